@@ -1,0 +1,1 @@
+"""Records, sources, chat templates, packing and the built-in world."""

@@ -1,0 +1,81 @@
+"""The one tree of errors that a user can cause, each told in one sentence.
+
+    RlhfError
+    |- RecipeError          a recipe file, key, value or --set is wrong
+    |  |- HandOverError     two stages do not fit each other
+    |- SourceError          a data source can't be found or read
+    |  |- BadRowsError      too many of its rows are malformed
+    |- ModelError           a checkpoint can't be loaded or lacks what is asked of it
+    |- ArtifactError        what a stage left is missing, damaged or of an older version
+    |- RunLockedError       another run works in the same folder
+    |- TrainingError        training can't go on (NaN, an invariant that fails)
+    |- StorageError         the disk is full or refuses to be written
+    |- StageFailedError     a stage ended with an error; names its log
+    |- UsageError           a command line that makes no sense
+
+The command line prints the sentence and exits with 2. Anything else that is raised is a bug of
+ours and keeps its traceback. `Interrupted` is no error: a signal asked the run to save and stop.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlhfError(ValueError):
+    """A user's mistake or a condition of their machine, told in one sentence."""
+
+
+class RecipeError(RlhfError):
+    """A recipe file, one of its keys or values, or a `--set` is wrong."""
+
+
+class HandOverError(RecipeError):
+    """What one stage leaves does not fit what another needs."""
+
+
+class SourceError(RlhfError):
+    """A data source can't be found or read."""
+
+
+class BadRowsError(SourceError):
+    """More rows of a source are malformed than the recipe allows."""
+
+
+class ModelError(RlhfError):
+    """A checkpoint can't be loaded, or lacks what is asked of it."""
+
+
+class ArtifactError(RlhfError):
+    """What a stage left behind is missing, damaged, or from another version."""
+
+
+class RunLockedError(RlhfError):
+    """Another process works in the same run folder."""
+
+
+class TrainingError(RlhfError):
+    """Training can't go on: a loss is not finite, or an invariant does not hold."""
+
+
+class StorageError(RlhfError):
+    """The disk is full, or the folder can't be written."""
+
+
+class StageFailedError(RlhfError):
+    """A stage ended with an error; the sentence names its log."""
+
+
+class UsageError(RlhfError):
+    """A command line that makes no sense."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM asked for a stop; the state has been saved."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known name, or "" when none is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""

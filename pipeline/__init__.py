@@ -1,0 +1,1 @@
+"""Chains the stages, and holds the ones that train or judge a policy."""

@@ -1,0 +1,217 @@
+"""What a stage leaves behind: a folder and its manifest, whole or not there at all.
+
+`manifest.json` is written last, through a temporary file, fsync and rename, so a folder with a
+manifest is whole and one without is not. It lists every file with size and sha256; they are
+verified before the artifact is used. Lineage is by content: a stage depends on the digest of each
+parent's files, not on the time they were made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data.errors import ArtifactError, StorageError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+# Records of how a stage ran. They hold times, so they are listed but don't enter the digest.
+RECORDS = ("metrics.jsonl", "stage.log")
+# Never part of an artifact.
+SCRATCH = ("resume", "work")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a finished stage left in its folder."""
+
+    folder: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return str(self.manifest["stage"])
+
+    @property
+    def kind(self) -> str:
+        """Kind of the stage."""
+        return str(self.manifest["kind"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content, the same whenever the same files were made."""
+        return str(self.manifest["digest"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Final metrics of the stage."""
+        metrics: Mapping[str, Any] = self.manifest["metrics"]
+        return metrics
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(int(f["size"]) for f in self.manifest["files"].values())
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a refused write into one clear sentence.
+
+    Raises:
+        StorageError: the disk is full, or the path can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"no space left on the disk of {path}; free some and run again, "
+                "the last whole checkpoint is kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                f"{path} can't be written ({error.strerror}); choose another folder with --out"
+            ) from error
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that after a crash it is there whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path), temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return every file of a stage's folder but scratch: relative path -> size and sha256."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name.split("/")[0] in SCRATCH or name == MANIFEST or name == f".{MANIFEST}.tmp":
+            continue
+        if path.is_file():
+            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    return files
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the digest of an artifact's content, records left out."""
+    lines = [f"{name} {files[name]['sha256']}" for name in sorted(files) if name not in RECORDS]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that shape a result."""
+    names = ("rlhf-pipeline", "torch", "transformers", "trl", "accelerate", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in (*names, "datasets"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def publish(folder: Path, **entries: Any) -> Artifact:
+    """Write a stage's manifest and so make its folder an artifact.
+
+    Args:
+        folder: the stage's folder, all files in place.
+        **entries: what the manifest holds beside files, digest, versions and time:
+            stage, kind, version, key, parents, settings, seed, device, seconds, metrics ...
+    """
+    files = list_files(folder)
+    for name in files:
+        _sync_file(folder / name)
+    manifest = {
+        "format": FORMAT,
+        **entries,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": library_versions(),
+        "digest": content_digest(files),
+        "files": files,
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return Artifact(folder, manifest)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def find(folder: Path) -> Artifact | None:
+    """Return the artifact in a folder, or None when the stage has not finished there.
+
+    Raises:
+        ArtifactError: the manifest can't be read, or is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path} can't be read as JSON ({error}); delete {folder} to run the stage again"
+        ) from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {found!r}, this version reads {FORMAT}; "
+            "start a new run folder with --out, or use the version that made it"
+        )
+    return Artifact(folder, manifest)
+
+
+def verify(artifact: Artifact) -> Artifact:
+    """Check every file of an artifact against its manifest.
+
+    Raises:
+        ArtifactError: a file is missing, was changed, or was added.
+    """
+    way_out = f"restore it, or delete {artifact.folder} to run the stage again"
+    expected = artifact.manifest["files"]
+    for name, entry in expected.items():
+        path = artifact.folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing though the manifest lists it; {way_out}")
+        if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+            raise ArtifactError(
+                f"{path} is damaged or was edited: its sha256 differs from the manifest's; "
+                f"{way_out}"
+            )
+    if content_digest(expected) != artifact.digest:
+        raise ArtifactError(
+            f"{artifact.folder / MANIFEST} was edited: its digest does not fit its files; {way_out}"
+        )
+    return artifact

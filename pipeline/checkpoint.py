@@ -1,0 +1,196 @@
+"""Resume state: everything a training stage needs to go on as if it had never stopped.
+
+Kept apart from the published model, in `<stage>/resume/step-<n>/`. A state is written into a
+temporary folder, flushed, given its completion manifest, and only then renamed; older ones go
+after that. So at any moment, inside a save too, the last whole state is on the disk. A state
+without its completion manifest, or whose files don't fit it, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import sha256, storage_errors, sync_folder, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+COMPLETE = "complete.json"
+
+
+@dataclass
+class ResumeStore:
+    """The resume states of one stage.
+
+    Attributes:
+        folder: `<stage>/resume`.
+        key: digest of the stage's settings, seed and parents; a state of another key is ignored.
+        tracked: append-only logs of the stage (`metrics.jsonl`, `samples.jsonl`). Their lengths
+            are part of the state, and a resumed run cuts them back to it.
+        keep: number of whole states kept.
+        rank: rank of this process; rank 0 writes the manifest.
+        barrier: waits for all ranks; a no-op on one process.
+    """
+
+    folder: Path
+    key: str
+    tracked: list[Path] = field(default_factory=list)
+    keep: int = 2
+    rank: int = 0
+    barrier: Callable[[], None] = lambda: None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Save a state; when this returns, it is whole and on the disk.
+
+        Args:
+            step: number of finished steps, the name of the state.
+            write: writes the state's files into the folder it is given. Called on every rank, so
+                ranks must choose different names (`rng_file`).
+
+        Raises:
+            StorageError: no space left, or no permission. Earlier states stay usable.
+        """
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".tmp-step-{step:08d}"
+        with storage_errors(self.folder):
+            if self.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.barrier()
+            try:
+                write(temporary)
+                self.barrier()
+                if self.rank == 0:
+                    self._complete(step, temporary, final)
+            except BaseException:
+                if self.rank == 0:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        self.barrier()
+        return final
+
+    def _complete(self, step: int, temporary: Path, final: Path) -> None:
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            name = path.relative_to(temporary).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        for log in self.tracked:
+            if log.exists():
+                with log.open("rb") as file:
+                    os.fsync(file.fileno())
+        logs = {log.name: log.stat().st_size for log in self.tracked if log.exists()}
+        state = {"step": step, "key": self.key, "files": files, "logs": logs}
+        write_atomically(temporary / COMPLETE, json.dumps(state))
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        sync_folder(self.folder)
+        for old in self._states()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Return step and folder of the newest whole state, logs cut back to it.
+
+        None when there is none; the logs are then emptied, since the stage starts anew.
+        """
+        for folder in self._states():
+            state = self._read(folder)
+            if state is not None:
+                if self.rank == 0:
+                    self._rewind(state["logs"])
+                self.barrier()
+                return int(state["step"]), folder
+        if self.rank == 0:
+            self._rewind({})
+        self.barrier()
+        return None
+
+    def clear(self) -> None:
+        """Remove all states."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _read(self, folder: Path) -> dict[str, Any] | None:
+        try:
+            state = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(state, dict) or state.get("key") != self.key:
+            return None
+        for name, entry in state["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                return None
+            if sha256(path) != entry["sha256"]:
+                return None
+        return state
+
+    def _rewind(self, lengths: dict[str, int]) -> None:
+        for log in self.tracked:
+            if log.exists():
+                os.truncate(log, min(log.stat().st_size, lengths.get(log.name, 0)))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a nested dictionary of tensors, numbers, strings, lists and tuples."""
+    import torch
+
+    torch.save(state, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, on the CPU; never unpickles code."""
+    import torch
+
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's random number generators."""
+    import numpy as np
+    import torch
+
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": (version, list(internal), gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss),
+        "numpy_cached": float(cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set all random number generators to a state that `rng_state` returned."""
+    import numpy as np
+    import torch
+
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss = state["numpy"]
+    np.random.set_state(
+        (name, keys.numpy().astype(np.uint32), position, has_gauss, state["numpy_cached"])
+    )
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def generator_state(generator: torch.Generator) -> torch.Tensor:
+    """Return a generator's state as a tensor that `save_state` takes."""
+    return generator.get_state()

@@ -1,0 +1,237 @@
+"""Settings: the base of all of them, references between stages, and the registry of stage kinds.
+
+Each stage file declares its own settings beside its code; no default lives anywhere else. A stage
+file is imported only when a recipe names its kind, and imports nothing heavy at its top, so that
+`rlhf validate` and `rlhf show` answer without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from data.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.context import StageContext
+    from pipeline.handover import HandOver
+
+STAGE_MODULES: Mapping[str, str] = {
+    "tokenizer": "pipeline.stages.tokenizer",
+    "pretrain": "pipeline.stages.pretrain",
+    "sft": "pipeline.stages.sft",
+    "rankings": "pipeline.stages.rankings",
+    "reward": "pipeline.stages.reward",
+    "select": "pipeline.stages.select",
+    "ppo": "pipeline.stages.ppo",
+    "evaluate": "pipeline.stages.evaluate",
+}
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a settings field as a reference to another stage, a path, or a hub id.
+
+    Attributes:
+        provides: what the referred stage must provide: "tokenizer", "policy", "reward",
+            "rankings" or "shards".
+    """
+
+    provides: str
+
+
+def is_external(reference: str) -> bool:
+    """Tell whether a reference is a path or a hub id instead of a stage's name."""
+    return reference.startswith((".", "/", "~", "hub:")) or "/" in reference
+
+
+def external_location(reference: str) -> str:
+    """Return the path or hub id that an external reference names."""
+    return reference.removeprefix("hub:") if reference.startswith("hub:") else reference
+
+
+def _number(value: object) -> object:
+    # PyYAML reads `1e-5` as a string: YAML 1.1 wants a dot and a sign in the exponent.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+"""A float that also takes YAML's `1e-5`."""
+PositiveNumber = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class SourceSettings(Settings):
+    """One source of rows: a local path, a hub data set, or a part of the embedded world."""
+
+    path: str | tuple[str, ...] | None = None
+    """File, folder or glob, relative to the working folder; .gz and .zst too."""
+    hub: str | None = None
+    """Id of a data set on the Hugging Face hub, or a local folder in its layout."""
+    hub_name: str | None = None
+    """Configuration of the hub data set."""
+    hub_split: str = "train"
+    """Split of the hub data set."""
+    hub_revision: str | None = None
+    """Commit, tag or branch of the hub data set."""
+    hub_files: str | tuple[str, ...] | None = None
+    """Files of the hub data set to read, such as "harmless-base/train.jsonl.gz"."""
+    world: str | None = None
+    """Part of the embedded world: corpus, instructions, rm_prompts, ppo_prompts, eval_prompts."""
+    world_seed: int = 0
+    """Seed of the embedded world."""
+    format: str = "auto"
+    """Format of the rows; "auto" tells from the columns."""
+    columns: dict[str, str] | None = None
+    """Our name of a column -> its name in the source."""
+    limit: PositiveInt | None = None
+    """At most so many rows."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Rows to pass over at the start."""
+    max_bad_share: Share = 0.01
+    """Share of malformed rows above which the stage stops."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSettings:
+        named = [k for k in ("path", "hub", "world") if getattr(self, k) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"a source names exactly one of path, hub, world; this one names {named or 'none'}"
+            )
+        return self
+
+    def read_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `data.sources.read` for this source."""
+        return self.model_dump()
+
+
+class StageSettings(Settings):
+    """What every stage has."""
+
+    kind: str
+    """Kind of stage."""
+    seed: int | None = None
+    """Seed of this stage; the recipe's when not given."""
+
+
+class LaunchSettings(Settings):
+    """How many processes run a stage, through `accelerate launch`."""
+
+    processes: PositiveInt = 1
+    """Number of processes; 1 runs the stage in the process of `rlhf run`."""
+    config: str | None = None
+    """Path of an accelerate configuration file."""
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """A kind of stage: its settings and what it does.
+
+    Attributes:
+        name: value of `kind` in a recipe.
+        settings: its settings model.
+        run: does the work in `context.folder` and returns the final metrics.
+        check: refuses stages that do not fit each other; called before anything is loaded.
+        provides: what later stages may refer to it for.
+        main_metric: key of the final metric that `rlhf ls` shows.
+        version: raised when the code changes what the same settings give.
+        trains: whether it keeps resume states and may be launched on many processes.
+    """
+
+    name: str
+    settings: type[StageSettings]
+    run: Callable[[StageContext[Any]], dict[str, Any]]
+    check: Callable[[Any, HandOver], None]
+    provides: frozenset[str]
+    main_metric: str
+    version: int = 1
+    trains: bool = True
+
+
+def stage_kind(name: str) -> StageKind:
+    """Return the kind of stage with this name.
+
+    Raises:
+        RecipeError: no such kind.
+    """
+    if name not in STAGE_MODULES:
+        known = ", ".join(STAGE_MODULES)
+        raise RecipeError(f"unknown kind '{name}'; known: {known}.{nearest(name, STAGE_MODULES)}")
+    kind = importlib.import_module(STAGE_MODULES[name]).KIND
+    assert isinstance(kind, StageKind)
+    return kind
+
+
+def references(settings: StageSettings) -> dict[str, tuple[str, Ref]]:
+    """Return the references a stage's settings hold: field path -> (target, mark).
+
+    A list of references gives one entry an element, `field.0`, `field.1`; a mapping gives
+    `field.key`. Nested settings are searched too.
+    """
+    found: dict[str, tuple[str, Ref]] = {}
+    _collect(settings, "", found)
+    return found
+
+
+def _collect(settings: Settings, prefix: str, found: dict[str, tuple[str, Ref]]) -> None:
+    for field, info in type(settings).model_fields.items():
+        value = getattr(settings, field)
+        mark = next((m for m in info.metadata if isinstance(m, Ref)), None)
+        _collect_value(value, mark, prefix + field, found)
+
+
+def _collect_value(
+    value: Any, mark: Ref | None, path: str, found: dict[str, tuple[str, Ref]]
+) -> None:
+    if isinstance(value, Settings):
+        _collect(value, f"{path}.", found)
+    elif isinstance(value, str) and mark is not None:
+        found[path] = (value, mark)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _collect_value(item, mark, f"{path}.{index}", found)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _collect_value(item, mark, f"{path}.{key}", found)
+
+
+def expand(path: str) -> Path:
+    """Return a path with `~` expanded."""
+    return Path(path).expanduser()
+
+
+__all__ = [
+    "LaunchSettings",
+    "Literal",
+    "Number",
+    "PositiveInt",
+    "PositiveNumber",
+    "Ref",
+    "Settings",
+    "Share",
+    "SourceSettings",
+    "StageKind",
+    "StageSettings",
+    "expand",
+    "external_location",
+    "is_external",
+    "references",
+    "stage_kind",
+]

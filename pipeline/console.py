@@ -1,0 +1,125 @@
+"""What a run says: rich progress bars on a terminal, plain lines elsewhere, little when quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+PLAIN_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """A running count with rate and time left."""
+
+    def advance(self, count: int = 1, **info: object) -> None:
+        """Count `count` more; `info` is shown beside the bar, such as `loss=1.23`."""
+
+
+class _Silent:
+    def advance(self, count: int = 1, **info: object) -> None:
+        """Count nothing."""
+
+
+class _Lines:
+    """Progress as a plain line every ten seconds."""
+
+    def __init__(self, label: str, total: int | None, done: int, unit: str) -> None:
+        self.label, self.total, self.done, self.unit = label, total, done, unit
+        self.first, self.started = done, time.monotonic()
+        self.last = self.started
+
+    def advance(self, count: int = 1, **info: object) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < PLAIN_SECONDS:
+            return
+        self.last = now
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        left = ""
+        if self.total is not None and rate > 0:
+            left = f", {_clock((self.total - self.done) / rate)} left"
+        of = f"/{self.total}" if self.total is not None else ""
+        extra = f" {_info(info)}" if info else ""
+        print(f"  {self.label}: {self.done}{of} {self.unit}, {rate:.1f}/s{left}{extra}", flush=True)
+
+
+class _Bar:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self.bar, self.task = bar, task
+
+    def advance(self, count: int = 1, **info: object) -> None:
+        fields = {"info": _info(info)} if info else {}
+        self.bar.update(self.task, advance=count, **fields)
+
+
+def _info(info: dict[str, object]) -> str:
+    return " ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in info.items()
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Console:
+    """Where a run tells what it does.
+
+    Attributes:
+        quiet: say nothing but errors and what a command was asked to print.
+        rank: rank of this process; only rank 0 speaks.
+    """
+
+    def __init__(self, *, quiet: bool = False, rank: int = 0) -> None:
+        self.quiet = quiet or rank != 0
+        self.terminal = sys.stdout.isatty()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    @contextlib.contextmanager
+    def progress(
+        self, total: int | None, label: str, *, done: int = 0, unit: str = "steps"
+    ) -> Iterator[Progress]:
+        """Show progress while the block runs.
+
+        Args:
+            total: count at the end; None when unknown.
+            label: what is counted.
+            done: count at the start, for a resumed stage.
+            unit: what one count is.
+        """
+        if self.quiet:
+            yield _Silent()
+        elif not self.terminal:
+            yield _Lines(label, total, done, unit)
+        else:
+            with _rich_bar(unit) as bar:
+                yield _Bar(bar, bar.add_task(label, total=total, completed=done, info=""))
+
+
+def _rich_bar(unit: str) -> Any:
+    from rich import progress as rp
+    from rich.text import Text
+
+    class Rate(rp.ProgressColumn):
+        def render(self, task: rp.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
+
+    return rp.Progress(
+        rp.TextColumn("  {task.description}"),
+        rp.BarColumn(bar_width=28),
+        rp.MofNCompleteColumn(),
+        Rate(),
+        rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[info]}"),
+    )

@@ -1,0 +1,1 @@
+"""How checkpoints are judged, and the report."""

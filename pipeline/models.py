@@ -1,0 +1,283 @@
+"""Loads and saves policies, value models and tokenizers in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pick_device() -> torch.device:
+    """Return the accelerator of this process, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def bf16_supported(device: torch.device | str = "cpu") -> bool:
+    """Tell whether bf16 matrix products run in hardware.
+
+    A CPU without AVX512-BF16 or AMX computes them many times slower than fp32, and correctly
+    only in that it ends.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return bool(
+            torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
+            or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+        )
+    return False
+
+
+def resolve_bf16(setting: bool | str, device: torch.device | str = "cpu") -> bool:
+    """Return whether to use bf16 for a setting of True, False or "auto".
+
+    Raises:
+        ModelError: bf16 was asked for and the hardware has none.
+    """
+    if setting == "auto":
+        return bf16_supported(device)
+    if setting and not bf16_supported(device):
+        raise ModelError(f"bf16: true, but this {device} has no bf16 products; set it to auto")
+    return bool(setting)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _require(source: str | Path, what: str) -> str:
+    """Return the source as a string, refusing a path that is not there."""
+    text = str(source)
+    path = Path(text).expanduser()
+    if isinstance(source, Path) or text.startswith((".", "/", "~")):
+        if not path.is_dir():
+            raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
+        return str(path)
+    return text
+
+
+def load_tokenizer(
+    source: str | Path, *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoTokenizer
+
+    location = _require(source, "tokenizer")
+    extra: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no tokenizer can be loaded from {source}: {_line(error)}") from error
+
+
+def load_policy(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, with dropout off.
+
+    Args:
+        source: folder or hub id.
+        dtype: type of the weights; training wants fp32 master weights.
+        gguf_file: name of a GGUF file in the folder, converted on load.
+        trust_remote_code: runs code that the checkpoint carries; only when the user typed it.
+
+    Raises:
+        ModelError: nothing loadable is there, or a weight is missing from the files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(
+        AutoModelForCausalLM, source, dtype=dtype, gguf_file=gguf_file, trust=trust_remote_code
+    )
+
+
+def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a value model: a token classifier with one label, with dropout off.
+
+    A reward model's scalar head becomes the value head (InstructGPT, appendix C.4), if the
+    source is one; a value model trained here is loaded as it is; on any other checkpoint the head
+    starts at zero.
+
+    Raises:
+        ModelError: nothing loadable is there.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForTokenClassification as TokenClassifier
+
+    location = _require(source, "value model")
+    config = AutoConfig.from_pretrained(location)
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForTokenClassification"):
+        return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
+    with _quiet_loading():
+        value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, strict=False)
+    head = value_head(value)
+    with torch.no_grad():
+        head.weight.zero_()
+        if head.bias is not None:
+            head.bias.zero_()
+        if architecture.endswith("ForSequenceClassification"):
+            scored = _load(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1)
+            source_head = value_head(scored)
+            head.weight.copy_(source_head.weight)
+            if head.bias is not None:
+                bias = source_head.bias if source_head.bias is not None else None
+                head.bias.fill_(float(getattr(config, "reward_bias", 0.0)))
+                if bias is not None:
+                    head.bias.add_(bias)
+    return value
+
+
+def value_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """Return the scalar head of a sequence or token classifier.
+
+    Raises:
+        ModelError: the model has none of the known names.
+    """
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, torch.nn.Linear):
+            return head
+    raise ModelError(
+        f"{type(model).__name__} has no linear head named score or classifier; "
+        "use an architecture whose classifier is one linear layer"
+    )
+
+
+def _load(
+    loader: Any,
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    gguf_file: str | None = None,
+    trust: bool = False,
+    strict: bool = True,
+    **extra: Any,
+) -> PreTrainedModel:
+    location = _require(source, "model")
+    if gguf_file:
+        from transformers import GgufConfig
+
+        extra |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        model, info = loader.from_pretrained(
+            location,
+            dtype=dtype,
+            trust_remote_code=trust,
+            use_safetensors=None if gguf_file else True,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no model can be loaded from {source}: {_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if strict and missing:
+        raise ModelError(
+            f"{source} lacks the weights of {type(model).__name__}: {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''}; it is a checkpoint of another architecture"
+        )
+    disable_dropout(model)
+    return model
+
+
+def _quiet_loading() -> Any:
+    """Silence transformers' report of a head that we are about to set ourselves."""
+    import contextlib
+
+    from transformers.utils import logging
+
+    @contextlib.contextmanager
+    def quiet() -> Any:
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+
+    return quiet()
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to 0, in the modules and in the configuration.
+
+    With dropout the probability ratio of PPO is not 1 at the first update.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for name in list(vars(config)) if config is not None else ():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(
+            getattr(config, name), float
+        ):
+            setattr(config, name, 0.0)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> None:
+    """Save a model and its tokenizer so that `from_pretrained` loads them; safetensors only."""
+    from pipeline.artifacts import storage_errors
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
+    """Return the ids that end a response: the tokenizer's, and the model's generation config's."""
+    found = {tokenizer.eos_token_id}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if isinstance(configured, int):
+        found.add(configured)
+    elif configured:
+        found.update(configured)
+    return sorted(i for i in found if i is not None)
+
+
+def require_distinct_pad(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> int:
+    """Return the id of the padding token.
+
+    Raises:
+        ModelError: there is none, or it is the end-of-sequence token, so that a model trained
+            with it would never learn to end.
+    """
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{source}: the pad token is {tokenizer.pad_token!r} and the end-of-sequence token "
+            f"{tokenizer.eos_token!r}; they must be two tokens, set `pad_token` in a tokenizer "
+            "stage that adopts this tokenizer"
+        )
+    return int(pad)
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
