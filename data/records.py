@@ -1,0 +1,219 @@
+"""The rows that the stages work on, and the small conversions between them.
+
+A source yields records of one of five types: `Document` (text to pretrain on), `Completion` (a
+plain prompt and its continuation), `Conversation` (chat turns, the last one the assistant's),
+`PromptRow` (something to answer) and `Ranking` (a prompt, its completions and their ranks; a
+preference pair is a ranking of two). Ranks are dense, 1 is best, equal is a tie. `to_json` and
+`from_json` give the form on disk, with the keys of the dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    """One turn of a chat; `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+
+Prompt = str | list[Message]
+"""Plain text to be continued, or a chat whose last turn is the user's."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to pretrain on."""
+
+    text: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A plain prompt and the text that goes on from it."""
+
+    prompt: str
+    completion: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat whose last turn is the assistant's."""
+
+    messages: list[Message]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """Something to answer; `meta` is whatever a judge needs beside it."""
+
+    prompt: Prompt
+    id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One annotator's ranks for the completions of one prompt; `policies` says who wrote each."""
+
+    prompt: Prompt
+    completions: list[str]
+    ranks: list[int]
+    id: str = ""
+    annotator: str = ""
+    policies: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse ranks that do not fit the completions."""
+        if len(self.completions) != len(self.ranks):
+            raise ValueError(f"{len(self.completions)} completions but {len(self.ranks)} ranks")
+        if list(self.ranks) != dense_ranks(self.ranks):
+            raise ValueError(f"ranks {self.ranks} are not dense from 1; use dense_ranks()")
+
+
+Record = Document | Completion | Conversation | PromptRow | Ranking
+
+_BY_KEYS: tuple[tuple[str, type[Any]], ...] = (
+    ("completions", Ranking),
+    ("completion", Completion),
+    ("messages", Conversation),
+    ("prompt", PromptRow),
+    ("text", Document),
+)
+
+
+def dense_ranks(ranks: Sequence[float]) -> list[int]:
+    """Renumber ranks of any origin and spacing to 1, 2, ...; the smallest is the best.
+
+    >>> dense_ranks([0, 3, 3, 1])
+    [1, 3, 3, 2]
+    """
+    order = {rank: place for place, rank in enumerate(sorted(set(ranks)), start=1)}
+    return [order[rank] for rank in ranks]
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Return a record as a JSON object; fields that are empty are left out."""
+    return {
+        entry.name: getattr(record, entry.name)
+        for entry in dataclasses.fields(record)
+        if (entry.default == dataclasses.MISSING and entry.default_factory == dataclasses.MISSING)
+        or getattr(record, entry.name)
+    }
+
+
+def from_json(row: Mapping[str, Any]) -> Record:
+    """Return the record that `to_json` wrote.
+
+    Raises:
+        ValueError: no record type has these keys.
+    """
+    for key, kind in _BY_KEYS:
+        if key in row:
+            names = {entry.name for entry in dataclasses.fields(kind)}
+            unknown = sorted(set(row) - names)
+            if unknown:
+                raise ValueError(f"a {kind.__name__} has no key {unknown[0]!r}")
+            record: Record = kind(**row)
+            return record
+    raise ValueError(f"keys {sorted(row)} are those of no record")
+
+
+def prompt_hash(prompt: Prompt) -> str:
+    """Return a sha256 (hex) of a prompt: the same for the same turns, whatever they are for."""
+    text = prompt if isinstance(prompt, str) else _canonical(prompt)
+    kind = "plain" if isinstance(prompt, str) else "chat"
+    return hashlib.sha256(f"{kind}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _canonical(messages: Iterable[Message]) -> str:
+    """Return messages as one line of JSON that depends on nothing but their content."""
+    return json.dumps([[turn["role"], turn["content"]] for turn in messages], ensure_ascii=False)
+
+
+def prompt_of(record: Record) -> Prompt:
+    """Return what a record answers: its prompt, or the turns before the assistant's last.
+
+    A `Document` has no prompt; its whole text stands for it (as a key for splitting).
+    """
+    if isinstance(record, Document):
+        return record.text
+    if isinstance(record, Conversation):
+        return record.messages[:-1]
+    return record.prompt
+
+
+def to_prompt(record: Record) -> PromptRow:
+    """Return the prompt of any record that has one.
+
+    Raises:
+        TypeError: a document has none.
+    """
+    if isinstance(record, PromptRow):
+        return record
+    if isinstance(record, Document):
+        raise TypeError("a document holds no prompt")
+    meta = record.meta if isinstance(record, Ranking) else {}
+    return PromptRow(prompt=prompt_of(record), id=record.id, meta=meta)
+
+
+def to_best(ranking: Ranking) -> Conversation | Completion:
+    """Return a ranking's best completion as a demonstration; the first of those that tie."""
+    best = ranking.completions[ranking.ranks.index(1)]
+    if isinstance(ranking.prompt, str):
+        return Completion(prompt=ranking.prompt, completion=best, id=ranking.id)
+    turns: list[Message] = [*ranking.prompt, {"role": "assistant", "content": best}]
+    return Conversation(messages=turns, id=ranking.id)
+
+
+def to_demonstration(record: Record) -> Conversation | Completion:
+    """Return a record as something to imitate: a conversation, a completion, a ranking's best.
+
+    Raises:
+        TypeError: prompts and documents hold no answer.
+    """
+    if isinstance(record, Ranking):
+        return to_best(record)
+    if isinstance(record, (Conversation, Completion)):
+        return record
+    raise TypeError(f"a {type(record).__name__} holds no answer to imitate")
+
+
+def to_text(record: Record) -> str:
+    """Return a record's text without any template: what a tokenizer may be trained on."""
+    if isinstance(record, Document):
+        return record.text
+    if isinstance(record, Completion):
+        return record.prompt + record.completion
+    if isinstance(record, Conversation):
+        return "\n".join(turn["content"] for turn in record.messages)
+    prompt = record.prompt
+    opening = prompt if isinstance(prompt, str) else "\n".join(t["content"] for t in prompt)
+    if isinstance(record, PromptRow):
+        return opening
+    return "\n".join([opening, *record.completions])
+
+
+def chat(*turns: str, system: str | None = None) -> list[Message]:
+    """Return turns that alternate from the user's on as messages.
+
+    >>> chat("Hello?", "Yes.")[1]
+    {'role': 'assistant', 'content': 'Yes.'}
+    """
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    for index, content in enumerate(turns):
+        messages.append({"role": "user" if index % 2 == 0 else "assistant", "content": content})
+    return messages
