@@ -1,0 +1,209 @@
+"""What tests of stages share: a stage's context, a tiny tokenizer and tiny models.
+
+All fixtures are builders, so that a test names what it needs:
+
+    def test_x(make_context, tiny_tokenizer, save_policy):
+        model = save_policy(tiny_tokenizer())
+        context = make_context(SftSettings(model=str(model), ...), {"model": model})
+        metrics = run(context)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import Artifact, publish
+from pipeline.checkpoint import ResumeStore
+from pipeline.config import StageSettings
+from pipeline.console import Console
+from pipeline.context import MetricsLog, StageContext, StopFlag
+from pipeline.handover import HandOver
+
+SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|endoftext|>")
+CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+# Marks the assistant's tokens, as the default template does.
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}<|end|>"
+    "{% endgeneration %}{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEXTS = (
+    "The baker of Millbrook is Ada Finch. Ada Finch bakes bread at six in the morning.",
+    "What is 3 + 4? 3 + 4 is 7. What is 10 / 5? 10 / 5 is 2.",
+    "The miller lives by the river, and the river runs past the mill and the old bridge.",
+    "Who is the teacher? I don't know. Who is the baker? Ada Finch is the baker.",
+)
+
+
+class StopAfter(StopFlag):
+    """A stop flag that is set once it has been looked at `looks` times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    @property
+    def signum(self) -> int | None:  # type: ignore[override]
+        """15 from the last look on."""
+        self.looks -= 1
+        return 15 if self.looks < 0 else None
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Callable[..., StageContext[Any]]:
+    """Return a builder of stage contexts.
+
+    make_context(settings, inputs, folder=None, seed=0, key="key", stages=None, stop_after=None)
+
+    `inputs` holds a path, hub id or artifact for each reference field. Two contexts of the same
+    folder and key resume one another; `stop_after=n` interrupts the n+1st `should_stop()`.
+    """
+
+    def build(
+        settings: StageSettings,
+        inputs: Mapping[str, Artifact | Path | str] | None = None,
+        folder: Path | None = None,
+        *,
+        seed: int = 0,
+        key: str = "key",
+        name: str | None = None,
+        stages: Mapping[str, StageSettings] | None = None,
+        stop_after: int | None = None,
+    ) -> StageContext[Any]:
+        name = name or settings.kind
+        folder = folder or tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        logs = [folder / "metrics.jsonl", folder / "samples.jsonl"]
+        return StageContext(
+            name=name,
+            settings=settings,
+            seed=seed,
+            folder=folder,
+            inputs={
+                field: str(target) if isinstance(target, Path) else target
+                for field, target in (inputs or {}).items()
+            },
+            hand=HandOver(name, {name: settings, **(stages or {})}, lambda _: None),
+            resume=ResumeStore(folder / "resume", key, tracked=logs),
+            metrics=MetricsLog(logs[0]),
+            console=Console(quiet=True),
+            stop=StopFlag() if stop_after is None else StopAfter(stop_after),
+        )
+
+    return build
+
+
+@pytest.fixture
+def make_artifact() -> Callable[..., Artifact]:
+    """Return a builder that publishes a folder as the artifact of a stage.
+
+    make_artifact(folder, stage="base", kind="pretrain", metrics=None)
+    """
+
+    def build(
+        folder: Path,
+        *,
+        stage: str = "base",
+        kind: str = "pretrain",
+        metrics: Mapping[str, float] | None = None,
+    ) -> Artifact:
+        return publish(
+            folder,
+            stage=stage,
+            kind=kind,
+            version=1,
+            key="key",
+            parents={},
+            settings={},
+            seed=0,
+            device="cpu",
+            seconds=0.0,
+            metrics=dict(metrics or {}),
+        )
+
+    return build
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Callable[..., Any]:
+    """Return a builder of byte-level BPE tokenizers with the project's special tokens.
+
+    tiny_tokenizer(vocab_size=320, texts=TEXTS, chat=True); pad 0, bos 1, endoftext 2, end 6 = eos.
+    """
+
+    def build(vocab_size: int = 320, texts: tuple[str, ...] = TEXTS, *, chat: bool = True) -> Any:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[*SPECIAL_TOKENS, *CHAT_TOKENS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe,
+            pad_token="<|pad|>",
+            bos_token="<|bos|>",
+            eos_token="<|end|>" if chat else "<|endoftext|>",
+            clean_up_tokenization_spaces=False,
+        )
+        if chat:
+            tokenizer.chat_template = TEMPLATE
+        return tokenizer
+
+    return build
+
+
+@pytest.fixture
+def tiny_policy() -> Callable[..., Any]:
+    """Return a builder of untrained Llama models: tiny_policy(tokenizer, seed=0, hidden=16)."""
+
+    def build(
+        tokenizer: Any, *, seed: int = 0, hidden: int = 16, layers: int = 1, context: int = 128
+    ) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=hidden,
+                intermediate_size=2 * hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                max_position_embeddings=context,
+                tie_word_embeddings=True,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+
+    return build
+
+
+@pytest.fixture
+def save_policy(tmp_path: Path, tiny_policy: Callable[..., Any]) -> Callable[..., Path]:
+    """Return a builder that saves a tiny model with its tokenizer and returns the folder.
+
+    save_policy(tokenizer, folder=None, **tiny_policy's arguments)
+    """
+
+    def build(tokenizer: Any, folder: Path | None = None, **shape: Any) -> Path:
+        folder = folder or tmp_path / "policy"
+        tiny_policy(tokenizer, **shape).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return build
