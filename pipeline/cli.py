@@ -1,0 +1,191 @@
+"""The `rlhf` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+app = typer.Typer(
+    help="From a text corpus to an assistant: pretraining, SFT, ranking reward model, PPO.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file.", metavar="RECIPE")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change a setting; stage.key=value works too."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; runs/<recipe> when not given.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
+
+
+def _recipe(path: Path, overrides: list[str] | None, seed: int | None = None) -> Recipe:
+    from pipeline.recipe import load_recipe
+
+    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+    return load_recipe(path, changes)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="First stage; earlier ones are used as they are.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Last stage.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="This stage alone.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run the selected stages even if up to date.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would run, and why; change nothing.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes of a training stage.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a recipe; done stages are skipped, cut off ones go on."""
+    from pipeline.config import LaunchSettings
+    from pipeline.console import Console
+    from pipeline.planning import Selection
+    from pipeline.runner import execute, plan
+
+    checked = _recipe(recipe, overrides, seed)
+    folder = out or Path("runs") / checked.name
+    selection = Selection(start=start, until=until, only=only, force=force)
+    if dry_run:
+        for step in plan(checked, folder, selection):
+            typer.echo(f"{step.stage}: {step.action}{f' ({step.reason})' if step.reason else ''}")
+        return
+    launch = checked.top.launch
+    if processes is not None:
+        launch = LaunchSettings(processes=processes, config=launch.config)
+    console = Console(quiet=quiet)
+    execute(checked, folder, selection=selection, launch=launch, console=console)
+    if not quiet:
+        _show_answers(checked, folder)
+
+
+def _show_answers(recipe: Recipe, folder: Path) -> None:
+    """Print the same prompts answered by each checkpoint, and where the report is."""
+    from pipeline.artifacts import find
+    from pipeline.evaluation.table import answers_table
+
+    for stage, settings in recipe.stages.items():
+        artifact = find(folder / stage) if settings.kind == "evaluate" else None
+        if artifact is not None:
+            typer.echo(answers_table(artifact.folder))
+    report = folder / "report" / "index.html"
+    if report.is_file():
+        typer.echo(f"The report: {report}")
+
+
+@app.command()
+def validate(recipe: RecipeArgument, overrides: SetOption = None, out: OutOption = None) -> None:
+    """Check a recipe and all its hand-overs without loading any weights."""
+    from pipeline.planning import Planner, Selection, check_stages
+
+    checked = _recipe(recipe, overrides)
+    planner = Planner(checked, out or Path("runs") / checked.name, Selection())
+    planner.plan()
+    check_stages(checked, planner)
+    typer.echo(f"{recipe}: valid; {len(checked.stages)} stages: {', '.join(checked.stages)}")
+
+
+@app.command()
+def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Print the resolved recipe with every default."""
+    typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
+
+
+@app.command(name="ls")
+def list_stages(
+    run_folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+) -> None:
+    """List the stages of a run: state, age, size, parents, main metric."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    from pipeline.listing import COLUMNS, list_run
+
+    rows = list_run(run_folder)
+    if not sys.stdout.isatty():
+        for row in (COLUMNS, *rows):
+            typer.echo("\t".join(row))
+        return
+    table = Table(*COLUMNS, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    RichConsole().print(table)
+
+
+@app.command(name="run-stage", hidden=True)
+def run_stage_on_rank(
+    run_folder: Path,
+    stage: str,
+    key: Annotated[str, typer.Option()],
+    quiet: QuietOption = False,
+) -> None:
+    """Run one stage on this rank; started by `accelerate launch`."""
+    from pipeline.execution import run_as_rank
+    from pipeline.recipe import load_recipe
+    from pipeline.runner import RESOLVED
+
+    run_as_rank(load_recipe(run_folder / RESOLVED), stage, run_folder, key, quiet=quiet)
+
+
+def _require_own_packages() -> None:
+    """Stop when another package named `data`, `reward` or `pipeline` shadows ours."""
+    import data
+    import pipeline
+    import reward
+    from data.errors import UsageError
+
+    root = Path(__file__).resolve().parent.parent
+    for package in (data, pipeline, reward):
+        found = Path(str(package.__file__)).resolve()
+        if found.parent.parent != root:
+            raise UsageError(
+                f"the package '{package.__name__}' is taken from {found}, not from {root}; "
+                "install this project in a virtual environment of its own"
+            )
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    from data.errors import Interrupted, RlhfError, StageFailedError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _require_own_packages()
+        app()
+    except StageFailedError as error:
+        print(f"rlhf: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RlhfError as error:
+        print(f"rlhf: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stopped:
+        print(f"rlhf: {stopped}; the next `rlhf run` goes on there", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt:
+        print("rlhf: stopped at once; the last checkpoint is kept", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,359 @@
+"""Runs one stage, in this process or under `accelerate launch`, and publishes what it left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data.errors import Interrupted, RlhfError, StageFailedError, UsageError
+from pipeline.artifacts import (
+    MANIFEST,
+    Artifact,
+    find,
+    publish,
+    storage_errors,
+    verify,
+    write_atomically,
+)
+from pipeline.checkpoint import ResumeStore
+from pipeline.config import LaunchSettings, is_external, references
+from pipeline.console import Console
+from pipeline.context import MetricsLog, StageContext, StopFlag
+from pipeline.handover import HandOver
+from pipeline.recipe import Recipe
+
+RESULT = "result.json"
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: str,
+    run: Path,
+    *,
+    key: Mapping[str, Any],
+    digest: str,
+    launch: LaunchSettings,
+    console: Console,
+    stop: StopFlag,
+) -> Artifact:
+    """Run one stage to its end and publish its artifact.
+
+    Args:
+        recipe: the recipe.
+        stage: the stage's name.
+        run: the run folder; the parents' artifacts are there.
+        key: all that the result follows from.
+        digest: digest of the key.
+        launch: number of processes.
+        console: where it speaks.
+        stop: the stop flag.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+        StageFailedError: the stage raised; its log is named.
+    """
+    folder = run / stage
+    prepare_folder(folder, digest)
+    started = time.time()
+    kind = recipe.kind(stage)
+    processes = launch.processes if kind.trains else 1
+    if processes == 1:
+        outcome = _run_here(recipe, stage, run, digest, console, stop)
+    else:
+        outcome = _run_launched(recipe, stage, run, digest, launch, console, stop)
+    with storage_errors(folder):
+        for scratch in ("resume", "work"):
+            shutil.rmtree(folder / scratch, ignore_errors=True)
+        return publish(
+            folder,
+            stage=stage,
+            kind=kind.name,
+            main_metric=kind.main_metric,
+            key=digest,
+            inputs=dict(key),
+            parents=key["parents"],
+            seed=recipe.seed(stage),
+            processes=processes,
+            seconds=round(time.time() - started, 2),
+            **outcome,
+        )
+
+
+def prepare_folder(folder: Path, digest: str) -> None:
+    """Empty a stage's folder, but for a resume state of the same key.
+
+    The manifest goes first: from then on the folder is no artifact.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        key_file = folder / "work" / "key"
+        if key_file.is_file() and key_file.read_text(encoding="utf-8") == digest:
+            if not (folder / "resume").is_dir():
+                for log in LOGS:
+                    (folder / log).unlink(missing_ok=True)
+            return
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        key_file.parent.mkdir()
+        write_atomically(key_file, digest)
+
+
+def make_context(
+    recipe: Recipe,
+    stage: str,
+    run: Path,
+    *,
+    digest: str,
+    console: Console,
+    stop: StopFlag,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StageContext[Any]:
+    """Build what a stage's `run` is given, its inputs verified.
+
+    Raises:
+        ArtifactError: an input is damaged.
+    """
+    folder = run / stage
+    settings = recipe.stages[stage]
+    inputs: dict[str, Artifact | str] = {}
+    for field, (target, _) in references(settings).items():
+        if is_external(target):
+            inputs[field] = target
+            continue
+        artifact = find(run / target)
+        assert artifact is not None, f"{target} was checked to be finished"
+        inputs[field] = verify(artifact) if rank == 0 else artifact
+    metrics = folder / "metrics.jsonl"
+    resume = ResumeStore(
+        folder / "resume",
+        digest,
+        tracked=[folder / log for log in LOGS],
+        rank=rank,
+        barrier=_barrier if world_size > 1 else lambda: None,
+    )
+    return StageContext(
+        name=stage,
+        settings=settings,
+        seed=recipe.seed(stage),
+        folder=folder,
+        inputs=inputs,
+        hand=HandOver(stage, recipe.stages, lambda name: find(run / name)),
+        resume=resume,
+        metrics=MetricsLog(metrics, enabled=rank == 0),
+        console=console,
+        stop=stop,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]:
+    """Run a stage in this process; return its metrics, peak memory and device."""
+    from pipeline.models import pick_device, seed_everything
+
+    kind = recipe.kind(context.name)
+    kind.check(context.settings, context.hand)
+    reset_peak_memory()
+    seed_everything(context.seed)
+    metrics = kind.run(context)
+    return {
+        "metrics": metrics,
+        "peak_rss_mb": peak_memory_mb(),
+        "device": _device_name(pick_device()),
+    }
+
+
+def _run_here(
+    recipe: Recipe, stage: str, run: Path, digest: str, console: Console, stop: StopFlag
+) -> dict[str, Any]:
+    log = run / stage / "stage.log"
+    with _logged(log), _failures(stage, log):
+        context = make_context(recipe, stage, run, digest=digest, console=console, stop=stop)
+        return run_in_process(recipe, context)
+
+
+@contextmanager
+def _failures(stage: str, log: Path) -> Iterator[None]:
+    """Write a stage's failure into its log, and name stage and log in the error."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except RlhfError as error:
+        _append(log, f"{type(error).__name__}: {error}\n")
+        raise
+    except Exception as error:
+        _append(log, traceback.format_exc())
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise StageFailedError(
+            f"stage {stage} failed with {type(error).__name__}: {first}; its log is {log}, and "
+            "the next `rlhf run` goes on there"
+        ) from error
+
+
+def _append(log: Path, text: str) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """Send what libraries log to the stage's log."""
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _run_launched(
+    recipe: Recipe,
+    stage: str,
+    run: Path,
+    digest: str,
+    launch: LaunchSettings,
+    console: Console,
+    stop: StopFlag,
+) -> dict[str, Any]:
+    """Run a stage as `accelerate launch --no_python rlhf run-stage ...` and wait for it."""
+    folder, log = run / stage, run / stage / "stage.log"
+    result = folder / "work" / RESULT
+    result.unlink(missing_ok=True)
+    command = [
+        *_launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
+        *(["--quiet"] if console.quiet else []),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("a", encoding="utf-8") as file, storage_errors(log):
+        process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
+        asked = False
+        while process.poll() is None:
+            time.sleep(0.2)
+            if stop.signum is not None and not asked:
+                asked = True
+                os.killpg(process.pid, signal.SIGTERM)
+    outcome: dict[str, Any] = {}
+    if result.is_file():
+        outcome = json.loads(result.read_text(encoding="utf-8"))
+    if outcome.get("interrupted") or asked:
+        raise Interrupted(f"stage {stage} stopped and saved its state")
+    if outcome.get("error"):
+        raise StageFailedError(f"{outcome['error']}")
+    if process.returncode != 0 or "metrics" not in outcome:
+        raise StageFailedError(
+            f"stage {stage} on {launch.processes} processes ended with exit code "
+            f"{process.returncode}; its log is {log}, its last checkpoint is kept and the next "
+            "`rlhf run` goes on there"
+        )
+    return outcome
+
+
+def _launch_command(launch: LaunchSettings) -> list[str]:
+    import torch
+
+    if launch.config is not None and not Path(launch.config).is_file():
+        raise UsageError(
+            f"launch.config: {launch.config}: no such file; give an accelerate configuration"
+        )
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--no_python",
+        "--num_processes", str(launch.processes),
+    ]  # fmt: skip
+    if launch.config is not None:
+        command += ["--config_file", launch.config]
+    else:
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", "0"]
+        command += ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    return [*command, str(Path(sys.executable).with_name("rlhf"))]
+
+
+def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
+    """Body of the hidden command that `accelerate launch` starts on every rank."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not _has_cuda())
+    rank, size = state.process_index, state.num_processes
+    folder = run / stage
+    result = folder / "work" / RESULT
+    stop = StopFlag()
+    try:
+        with stop.installed():
+            context = make_context(
+                recipe, stage, run, digest=digest, console=Console(quiet=quiet, rank=rank),
+                stop=stop, rank=rank, world_size=size,
+            )  # fmt: skip
+            outcome = run_in_process(recipe, context)
+    except Interrupted:
+        outcome = {"interrupted": True}
+    except RlhfError as error:
+        write_atomically(result, json.dumps({"error": str(error)}))
+        raise
+    if rank == 0:
+        write_atomically(result, json.dumps(outcome))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def reset_peak_memory() -> None:
+    """Set this process's peak memory back to what it uses now, where Linux lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logging.getLogger(__name__).debug("peak memory counts from the start of the process")
+
+
+def peak_memory_mb() -> int:
+    """Return the peak resident memory of this process, in MB of 10^6 bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) * 1024 / 1e6)
+    except OSError:
+        logging.getLogger(__name__).debug("no /proc; peak memory is the whole process's")
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,89 @@
+"""`rlhf ls RUN`: the stages of a run with state, age, size, parents and main metric."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from data.errors import ArtifactError, RlhfError
+from pipeline.artifacts import Artifact, find, verify
+from pipeline.planning import Planner, Selection
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import RESOLVED
+
+COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
+
+
+def list_run(run: Path) -> list[tuple[str, ...]]:
+    """Return a row of text for every stage of a run, under `COLUMNS`.
+
+    Raises:
+        ArtifactError: the folder is no run.
+    """
+    path = run / RESOLVED
+    if not path.is_file():
+        raise ArtifactError(f"{run} is no run folder: it has no {RESOLVED}; name runs/<recipe>")
+    recipe = load_recipe(path)
+    planner = Planner(recipe, run, Selection())
+    return [_row(recipe, planner, stage, run) for stage in recipe.stages]
+
+
+def _row(recipe: Recipe, planner: Planner, stage: str, run: Path) -> tuple[str, ...]:
+    parents = ", ".join(recipe.parents(stage)) or "-"
+    kind = recipe.stages[stage].kind
+    try:
+        artifact = find(run / stage)
+        if artifact is not None:
+            verify(artifact)
+    except ArtifactError as error:
+        planner.stale.add(stage)
+        return (stage, kind, f"damaged: {error}", "-", "-", parents, "-")
+    if artifact is None:
+        planner.stale.add(stage)
+        return (stage, kind, _unfinished(run / stage), "-", "-", parents, "-")
+    state = _state(planner, stage)
+    if state != "done":
+        planner.stale.add(stage)
+    return (stage, kind, state, _age(artifact), _size(artifact.size), parents, _metric(artifact))
+
+
+def _state(planner: Planner, stage: str) -> str:
+    """Tell whether a finished stage still fits the recipe, its sources and its parents."""
+    try:
+        step = planner.step(stage)
+    except RlhfError as error:
+        return f"outdated: {error}"
+    return "done" if step.action == "up to date" else f"outdated: {step.reason}"
+
+
+def _unfinished(folder: Path) -> str:
+    states = sorted((folder / "resume").glob("step-*/complete.json"))
+    if states:
+        return f"cut off, resumes at step {int(states[-1].parent.name.removeprefix('step-'))}"
+    return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
+
+
+def _metric(artifact: Artifact) -> str:
+    name = artifact.manifest["main_metric"]
+    value = artifact.metrics.get(name)
+    if value is None:
+        return "-"
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def _age(artifact: Artifact) -> str:
+    created = datetime.fromisoformat(artifact.manifest["created"])
+    seconds = (datetime.now(UTC) - created).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,294 @@
+"""What a run would do: which stages are up to date, which run, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import ArtifactError, UsageError, nearest
+from pipeline.artifacts import Artifact, find
+from pipeline.config import (
+    Settings,
+    SourceSettings,
+    StageSettings,
+    external_location,
+    is_external,
+    references,
+)
+from pipeline.handover import HandOver
+from pipeline.recipe import Recipe
+
+Action = Literal["up to date", "run", "resume", "not selected"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one stage, and why."""
+
+    stage: str
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages a command asks for.
+
+    Attributes:
+        start: first stage, in the recipe's order; earlier ones are used as they are.
+        until: last stage.
+        only: this one alone.
+        force: run the selected stages even when they are up to date.
+    """
+
+    start: str | None = None
+    until: str | None = None
+    only: str | None = None
+    force: bool = False
+
+    def stages(self, recipe: Recipe) -> list[str]:
+        """Return the selected stages in order.
+
+        Raises:
+            UsageError: a name is no stage of the recipe, or the options contradict.
+        """
+        order = list(recipe.stages)
+        for option, name in (
+            ("--from", self.start),
+            ("--until", self.until),
+            ("--only", self.only),
+        ):
+            if name is not None and name not in order:
+                raise UsageError(
+                    f"{option} {name}: {recipe.path} has no such stage; it has "
+                    f"{', '.join(order)}.{nearest(name, order)}"
+                )
+        if self.only is not None:
+            if self.start or self.until:
+                raise UsageError("--only goes with neither --from nor --until; give one of them")
+            return [self.only]
+        first = order.index(self.start) if self.start else 0
+        last = order.index(self.until) if self.until else len(order) - 1
+        if first > last:
+            raise UsageError(
+                f"--from {self.start} comes after --until {self.until}: the order is "
+                f"{', '.join(order)}"
+            )
+        return order[first : last + 1]
+
+
+def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[str, Any]:
+    """Return all that a stage's result follows from; equal keys mean equal results.
+
+    Args:
+        recipe: the recipe.
+        stage: a stage of it.
+        parents: digest of each parent's artifact.
+    """
+    settings = recipe.stages[stage]
+    return {
+        "kind": settings.kind,
+        "version": recipe.kind(stage).version,
+        "settings": settings.model_dump(mode="json", exclude={"seed"}),
+        "seed": recipe.seed(stage),
+        "parents": dict(parents),
+        "sources": source_fingerprints(settings),
+        "external": {
+            target: _external_fingerprint(target)
+            for target, _ in references(settings).values()
+            if is_external(target)
+        },
+    }
+
+
+def key_digest(key: Mapping[str, Any]) -> str:
+    """Return the digest of a stage's key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def source_fingerprints(settings: Settings) -> dict[str, str]:
+    """Return the fingerprint of every source that a stage reads, by its place.
+
+    Raises:
+        SourceError: a local source is not there.
+    """
+    from data.sources import fingerprint
+
+    return {
+        place: fingerprint(**source.read_arguments())
+        for place, source in find_sources(settings).items()
+    }
+
+
+def find_sources(settings: Settings, prefix: str = "") -> dict[str, SourceSettings]:
+    """Return the sources that settings hold, by their dotted place."""
+    found: dict[str, SourceSettings] = {}
+    for field in type(settings).model_fields:
+        value = getattr(settings, field)
+        items = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, (list, tuple))
+            else [("", value)]
+        )
+        for key, item in items:
+            place = f"{prefix}{field}.{key}".rstrip(".")
+            if isinstance(item, SourceSettings):
+                found[place] = item
+            elif isinstance(item, Settings):
+                found |= find_sources(item, f"{place}.")
+    return found
+
+
+def _external_fingerprint(target: str) -> str:
+    """Return a digest of names, sizes and times of a local checkpoint; the id of a hub one."""
+    folder = Path(external_location(target)).expanduser()
+    if not folder.is_dir():
+        return target
+    entries = [
+        f"{p.relative_to(folder).as_posix()} {p.stat().st_size} {p.stat().st_mtime_ns}"
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    ]
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+class Planner:
+    """Decides stage by stage, knowing what was decided for the ones before."""
+
+    def __init__(self, recipe: Recipe, run: Path, selection: Selection) -> None:
+        self.recipe, self.run = recipe, run
+        self.selected = selection.stages(recipe)
+        self.force = selection.force
+        self.stale: set[str] = set()
+
+    def plan(self) -> list[Step]:
+        """Return a step for every stage of the recipe, in order."""
+        steps = []
+        for stage in self.recipe.stages:
+            step = self.step(stage)
+            if step.action in ("run", "resume"):
+                self.stale.add(stage)
+            steps.append(step)
+        return steps
+
+    def step(self, stage: str) -> Step:
+        """Decide one stage from the artifacts on disk and the stale stages before it.
+
+        Raises:
+            ArtifactError: a parent that is not selected has never finished.
+        """
+        artifact = find(self.run / stage)
+        if stage not in self.selected:
+            return self._unselected(stage, artifact)
+        if self.force:
+            return Step(stage, "run", "--force")
+        changed = [p for p in self.recipe.parents(stage) if p in self.stale]
+        if changed:
+            return Step(stage, "run", f"{', '.join(changed)} runs before it")
+        key = self.key(stage)
+        if artifact is None:
+            if self._has_state(stage, key_digest(key)):
+                return Step(stage, "resume", "was cut off, goes on from its last checkpoint")
+            return Step(stage, "run", "has not run yet")
+        if artifact.manifest["key"] == key_digest(key):
+            return Step(stage, "up to date", "nothing it depends on changed")
+        return Step(stage, "run", why_changed(artifact.manifest["inputs"], key))
+
+    def key(self, stage: str) -> dict[str, Any]:
+        """Return the key of a stage whose parents have all finished."""
+        return stage_key(self.recipe, stage, self.parent_digests(stage))
+
+    def parent_digests(self, stage: str) -> dict[str, str]:
+        """Return the digest of each parent's artifact.
+
+        Raises:
+            ArtifactError: a parent has not finished.
+        """
+        digests = {}
+        for parent in self.recipe.parents(stage):
+            artifact = find(self.run / parent)
+            if artifact is None:
+                raise ArtifactError(
+                    f"stage {stage} needs {parent}, which has not finished in {self.run}; "
+                    f"run it first, without --from or --only"
+                )
+            digests[parent] = artifact.digest
+        return digests
+
+    def hand_over(self, stage: str) -> HandOver:
+        """Return the view that the stage's check has: only artifacts that will not be replaced."""
+
+        def finished(name: str) -> Artifact | None:
+            return None if name in self.stale else find(self.run / name)
+
+        return HandOver(stage, self.recipe.stages, finished)
+
+    def _unselected(self, stage: str, artifact: Artifact | None) -> Step:
+        needed = any(stage in self.recipe.parents(other) for other in self.selected)
+        if artifact is None and needed:
+            raise ArtifactError(
+                f"stage {stage} has not finished in {self.run}, and a selected stage needs it; "
+                "leave out --from and --only, or run it first"
+            )
+        return Step(stage, "not selected", "used as it is" if needed else "")
+
+    def _has_state(self, stage: str, digest: str) -> bool:
+        for path in (self.run / stage / "resume").glob("step-*/complete.json"):
+            try:
+                state = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(state, dict) and state.get("key") == digest:
+                return True
+        return False
+
+
+def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Tell in words how two keys of a stage differ."""
+    reasons = []
+    for part, label in (("seed", "seed"), ("version", "code of the stage"), ("kind", "kind")):
+        if before.get(part) != now.get(part):
+            reasons.append(f"{label}: {before.get(part)} -> {now.get(part)}")
+    old, new = _flat(before.get("settings", {})), _flat(now.get("settings", {}))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            reasons.append(f"{key}: {old.get(key)!r:.40} -> {new.get(key)!r:.40}")
+    for part, label in (("parents", "stage"), ("sources", "source"), ("external", "checkpoint")):
+        older, newer = before.get(part, {}), now.get(part, {})
+        for key in sorted(older.keys() | newer.keys()):
+            if older.get(key) != newer.get(key):
+                reasons.append(f"{label} {key} changed")
+    shown = "; ".join(reasons[:3])
+    return f"{shown}; and {len(reasons) - 3} more" if len(reasons) > 3 else shown
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}{key}.")
+    return flat
+
+
+def check_stages(recipe: Recipe, planner: Planner) -> None:
+    """Check all hand-overs before any work starts.
+
+    Raises:
+        HandOverError: two stages do not fit each other.
+        SourceError: a local source is not there.
+    """
+    for stage in planner.selected:
+        settings: StageSettings = recipe.stages[stage]
+        source_fingerprints(settings)
+        recipe.kind(stage).check(settings, planner.hand_over(stage))

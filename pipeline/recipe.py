@@ -1,0 +1,369 @@
+"""Recipes: YAML files that chain stages. `extends`, `--set`, and errors that name the place.
+
+A recipe is a mapping of stage names to settings; `kind` picks the stage, and a stage refers to
+another by its name. Nothing in YAML names Python code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data.errors import RecipeError, nearest
+from pipeline.config import (
+    LaunchSettings,
+    Settings,
+    StageKind,
+    StageSettings,
+    is_external,
+    references,
+    stage_kind,
+)
+
+Keys = tuple[str | int, ...]
+Places = dict[Keys, str]
+TOP = ("name", "description", "seed", "launch", "extends", "stages")
+
+
+class RecipeSettings(Settings):
+    """The top of a recipe, stages apart."""
+
+    name: str
+    """Name of the run folder; the file's stem when not given."""
+    description: str = ""
+    """One line for `rlhf show`."""
+    seed: int = 0
+    """Seed of data order, initialisation and sampling of every stage."""
+    launch: LaunchSettings = LaunchSettings()
+    """How many processes a training stage runs on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        path: file it was read from.
+        top: everything but the stages.
+        stages: settings by stage name, in the order in which they run.
+        resolved: plain mapping of the whole, `extends` and `--set` applied, defaults left out.
+    """
+
+    path: Path
+    top: RecipeSettings
+    stages: Mapping[str, StageSettings]
+    resolved: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe and of its run folder."""
+        return self.top.name
+
+    def kind(self, stage: str) -> StageKind:
+        """Return the kind of a stage."""
+        return stage_kind(self.stages[stage].kind)
+
+    def seed(self, stage: str) -> int:
+        """Return the seed of a stage."""
+        own = self.stages[stage].seed
+        return self.top.seed if own is None else own
+
+    def parents(self, stage: str) -> list[str]:
+        """Return the stages that a stage refers to, each once."""
+        targets = [t for t, _ in references(self.stages[stage]).values() if not is_external(t)]
+        return list(dict.fromkeys(targets))
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe with every default written out."""
+        whole = {
+            **self.top.model_dump(mode="json"),
+            "stages": {n: s.model_dump(mode="json") for n, s in self.stages.items()},
+        }
+        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b=value` of `--set`, applied last; `stage.key` is short for
+            `stages.stage.key`. The value is read as YAML.
+
+    Raises:
+        RecipeError: anything is wrong; names file, path and value.
+    """
+    content, places = _read_merged(path, ())
+    for override in overrides:
+        _apply_override(content, places, override)
+    content.setdefault("name", path.stem)
+    return _check(path, content, places)
+
+
+def _read_merged(path: Path, stack: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    resolved = path.resolve()
+    if resolved in stack:
+        chain = " -> ".join(str(p) for p in (*stack, resolved))
+        raise RecipeError(f"{path}: extends itself ({chain}); take one of them out")
+    content, places = _read(path)
+    bases = content.pop("extends", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        place = places.get(("extends",), str(path))
+        raise RecipeError(f"{place}: extends: {bases!r} is not a path or a list of paths")
+    merged: dict[str, Any] = {}
+    merged_places: Places = {}
+    for base in bases:
+        base_content, base_places = _read_merged(path.parent / base, (*stack, resolved))
+        base_content.pop("name", None)
+        base_content.pop("description", None)
+        _merge(merged, base_content)
+        merged_places |= base_places
+    _merge(merged, content)
+    return merged, merged_places | places
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
+    """Merge mappings deeply; lists are replaced, and `null` over a mapping removes it."""
+    for key, value in top.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        elif value is None and isinstance(old, dict):
+            del base[key]
+        else:
+            base[key] = value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Places]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = nearest(path.name, [p.name for p in folder.glob("*.yaml")])
+        raise RecipeError(f"{path}: no such recipe.{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        places: Places = {}
+        if node is not None:
+            _walk(node, (), path, places)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with `stages:`, this is {content!r:.60}")
+    return content, places
+
+
+def _walk(node: yaml.Node, keys: Keys, path: Path, places: Places) -> None:
+    """Note the file and line of every key, and refuse a key that stands twice."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen and key.value != "<<":
+                raise RecipeError(
+                    f"{path}:{key.start_mark.line + 1}: key '{key.value}' stands twice in one "
+                    "mapping; take one out"
+                )
+            seen.add(key.value)
+            places[(*keys, key.value)] = f"{path}:{key.start_mark.line + 1}"
+            _walk(value, (*keys, key.value), path, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            places[(*keys, index)] = f"{path}:{value.start_mark.line + 1}"
+            _walk(value, (*keys, index), path, places)
+
+
+def _apply_override(content: dict[str, Any], places: Places, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not dotted:
+        raise RecipeError(f"{where}: write it as a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: the value is no valid YAML") from error
+    keys = dotted.split(".")
+    stages = content.get("stages")
+    if keys[0] not in TOP and isinstance(stages, dict):
+        if keys[0] not in stages:
+            raise RecipeError(
+                f"{where}: '{keys[0]}' is neither a stage nor a setting of the recipe."
+                f"{nearest(keys[0], [*stages, *TOP])}"
+            )
+        keys = ["stages", *keys]
+    target: Any = content
+    for depth, key in enumerate(keys[:-1]):
+        target = _step(target, key, where, ".".join(keys[: depth + 1]))
+    last: str | int = keys[-1]
+    if isinstance(target, list):
+        _step(target, keys[-1], where, ".".join(keys))
+        last = int(keys[-1])
+    elif not isinstance(target, dict):
+        raise RecipeError(f"{where}: {'.'.join(keys[:-1])} is {target!r}, it has no keys")
+    target[last] = value
+    path: Keys = tuple(int(k) if k.isdigit() else k for k in keys)
+    places[path] = where
+
+
+def _step(target: Any, key: str, where: str, dotted: str) -> Any:
+    if isinstance(target, dict):
+        if target.get(key) is None:
+            target[key] = {}
+        return target[key]
+    if isinstance(target, list):
+        if not key.isdigit() or int(key) >= len(target):
+            raise RecipeError(f"{where}: {dotted}: the list has items 0 to {len(target) - 1}")
+        return target[int(key)]
+    raise RecipeError(f"{where}: {dotted}: {target!r} has no keys")
+
+
+def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
+    stages = content.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise RecipeError(f"{path}: stages: a recipe needs at least one stage, this has {stages!r}")
+    problems: list[str] = []
+    top = _validate(
+        RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
+    )
+    checked: dict[str, StageSettings] = {}
+    for name, settings in stages.items():
+        result = _check_stage(path, name, settings, places, problems)
+        if result is not None:
+            checked[name] = result
+    if problems:
+        raise RecipeError("\n".join(problems))
+    assert isinstance(top, RecipeSettings)
+    _check_references(path, checked, places)
+    order = _order(path, checked)
+    return Recipe(path, top, {name: checked[name] for name in order}, content)
+
+
+def _check_stage(
+    path: Path, name: Any, settings: Any, places: Places, problems: list[str]
+) -> StageSettings | None:
+    place = places.get(("stages", name), str(path))
+    if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+        problems.append(
+            f"{place}: stages.{name}: a stage's name is letters, digits, '-' and '_'; it names "
+            "its folder"
+        )
+        return None
+    if name in ("report", "logs"):
+        problems.append(f"{place}: stages.{name}: '{name}' is a folder of the run; rename it")
+        return None
+    if not isinstance(settings, dict) or "kind" not in settings:
+        problems.append(f"{place}: stages.{name}: a stage is a mapping with `kind:`")
+        return None
+    try:
+        kind = stage_kind(str(settings["kind"]))
+    except RecipeError as error:
+        place = places.get(("stages", name, "kind"), place)
+        problems.append(f"{place}: stages.{name}.kind: {error}")
+        return None
+    result = _validate(kind.settings, settings, ("stages", name), places, problems)
+    return result if isinstance(result, StageSettings) else None
+
+
+def _validate(
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+    prefix: Keys,
+    places: Places,
+    problems: list[str],
+) -> BaseModel | None:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            problems.append(_problem(model, item, prefix, places))
+        return None
+
+
+def _problem(model: type[BaseModel], item: Any, prefix: Keys, places: Places) -> str:
+    location: Keys = tuple(item["loc"])
+    keys = (*prefix, *location)
+    place = ""
+    for length in range(len(keys), -1, -1):
+        if keys[:length] in places:
+            place = places[keys[:length]] + ": "
+            break
+    dotted = ".".join(str(k) for k in keys)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        near = nearest(str(location[-1]), known)
+        return f"{place}{dotted}: unknown key (value {item['input']!r:.60}).{near}"
+    if item["type"] == "missing":
+        return f"{place}{dotted}: this key is needed and not given"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place}{dotted}: {item['input']!r:.80}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(model: type[BaseModel], location: Keys) -> list[str]:
+    """Return the keys of the settings model at a location, through lists and unions."""
+    current: list[Any] = [model]
+    for key in location:
+        following: list[Any] = []
+        for candidate in current:
+            if isinstance(key, str) and key in candidate.model_fields:
+                following += _models_in(candidate.model_fields[key].annotation)
+        current = following or current
+    return sorted({name for candidate in current for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
+
+
+def _check_references(path: Path, stages: Mapping[str, StageSettings], places: Places) -> None:
+    for name, settings in stages.items():
+        for where, (target, mark) in references(settings).items():
+            keys: Keys = tuple(int(k) if k.isdigit() else k for k in where.split("."))
+            place = places.get(("stages", name, *keys), str(path))
+            dotted = f"{place}: stages.{name}.{where}"
+            if is_external(target):
+                continue
+            if target not in stages:
+                raise RecipeError(
+                    f"{dotted}: no stage is named '{target}'; a path has a '/', and a hub id "
+                    f"without one is written hub:{target}.{nearest(target, stages)}"
+                )
+            provides = stage_kind(stages[target].kind).provides
+            if mark.provides not in provides:
+                raise RecipeError(
+                    f"{dotted}: '{target}' is a {stages[target].kind} stage, it gives "
+                    f"{' and '.join(sorted(provides)) or 'nothing'}; needed: {mark.provides}"
+                )
+
+
+def _order(path: Path, stages: Mapping[str, StageSettings]) -> list[str]:
+    """Order stages so that each comes after what it refers to, else as they stand."""
+    done: list[str] = []
+
+    def visit(name: str, stack: tuple[str, ...]) -> None:
+        if name in stack:
+            circle = " -> ".join((*stack[stack.index(name) :], name))
+            raise RecipeError(f"{path}: stages refer to each other in a circle: {circle}")
+        if name in done:
+            return
+        for target, _ in references(stages[name]).values():
+            if not is_external(target):
+                visit(target, (*stack, name))
+        done.append(name)
+
+    for name in stages:
+        visit(name, ())
+    return done

@@ -1,0 +1,172 @@
+"""Orders the stages, skips what is done, resumes what was cut off, runs the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import ArtifactError, Interrupted, RunLockedError
+from pipeline.artifacts import Artifact, find, storage_errors, verify, write_atomically
+from pipeline.config import LaunchSettings
+from pipeline.console import Console
+from pipeline.context import StopFlag
+from pipeline.execution import run_stage
+from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
+from pipeline.recipe import Recipe, load_recipe
+
+RESOLVED = "recipe.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process alone.
+
+    Raises:
+        RunLockedError: another process holds it.
+        StorageError: the folder can't be made.
+    """
+    with storage_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunLockedError(
+                f"{run} is in use by {holder}; wait for it, stop it, or choose another folder "
+                "with --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
+    """Return what `execute` would do, having checked all hand-overs.
+
+    Raises:
+        RlhfError: a hand-over, a source or an artifact is wrong.
+    """
+    require_same_recipe(recipe, run)
+    planner = Planner(recipe, run, selection)
+    steps = planner.plan()
+    check_stages(recipe, planner)
+    for step in steps:
+        if step.action in ("up to date", "not selected"):
+            artifact = find(run / step.stage)
+            if artifact is not None and step.reason:
+                verify(artifact)
+    return steps
+
+
+def require_same_recipe(recipe: Recipe, run: Path) -> None:
+    """Refuse a run folder that belongs to a recipe of another name.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    path = run / RESOLVED
+    if not path.is_file():
+        return
+    owner = load_recipe(path).name
+    if owner != recipe.name:
+        raise ArtifactError(
+            f"{run} holds a run of the recipe '{owner}', not of '{recipe.name}'; choose another "
+            "folder with --out"
+        )
+
+
+def execute(
+    recipe: Recipe,
+    run: Path,
+    *,
+    selection: Selection | None = None,
+    launch: LaunchSettings | None = None,
+    console: Console | None = None,
+) -> dict[str, Artifact]:
+    """Run a recipe in a run folder.
+
+    Args:
+        recipe: the recipe.
+        run: the run folder.
+        selection: which stages; all when not given.
+        launch: number of processes; the recipe's when not given.
+        console: where it speaks.
+
+    Returns:
+        The artifact of every stage that has one.
+
+    Raises:
+        Interrupted: a signal asked to stop; what was done is saved.
+        RlhfError: a stage failed or something does not fit.
+    """
+    selection = selection or Selection()
+    console = console or Console()
+    stop = StopFlag()
+    with locked(run), stop.installed():
+        steps = plan(recipe, run, selection)
+        write_atomically(run / RESOLVED, recipe.to_yaml())
+        ran = False
+        for step in steps:
+            if stop.signum is not None:
+                raise Interrupted("stopped between two stages")
+            ran |= _do(recipe, run, step, selection, launch or recipe.top.launch, console, stop)
+        found = {name: find(run / name) for name in recipe.stages}
+        done = {name: artifact for name, artifact in found.items() if artifact is not None}
+        if len(done) == len(recipe.stages) and (ran or not (run / "report").is_dir()):
+            _report(recipe, run, done, console)
+        return done
+
+
+def _do(
+    recipe: Recipe,
+    run: Path,
+    step: Step,
+    selection: Selection,
+    launch: LaunchSettings,
+    console: Console,
+    stop: StopFlag,
+) -> bool:
+    """Carry out one step; return whether a stage ran."""
+    if step.action == "not selected":
+        return False
+    # A parent that ran may have given the same content as before; then this stage is up to date.
+    planner = Planner(recipe, run, selection)
+    if step.action != "up to date":
+        step = planner.step(step.stage)
+    if step.action == "up to date":
+        console.say(f"{step.stage}: up to date")
+        return False
+    key = planner.key(step.stage)
+    console.say(f"{step.stage} ({recipe.stages[step.stage].kind}): {step.reason}")
+    started = time.monotonic()
+    artifact = run_stage(
+        recipe,
+        step.stage,
+        run,
+        key=key,
+        digest=key_digest(key),
+        launch=launch,
+        console=console,
+        stop=stop,
+    )
+    metric = artifact.manifest["main_metric"]
+    value = artifact.metrics.get(metric)
+    shown = f", {metric} {value:.4g}" if isinstance(value, (int, float)) else ""
+    console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
+    return True
+
+
+def _report(recipe: Recipe, run: Path, artifacts: dict[str, Artifact], console: Console) -> None:
+    from pipeline.evaluation.report import write_report
+
+    path = write_report(run, recipe.name, artifacts)
+    console.say(f"report: {path}")
