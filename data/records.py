@@ -217,3 +217,13 @@ def chat(*turns: str, system: str | None = None) -> list[Message]:
     for index, content in enumerate(turns):
         messages.append({"role": "user" if index % 2 == 0 else "assistant", "content": content})
     return messages
+
+
+def to_chat(record: Record) -> Record:
+    """Return a record with its plain prompt as a user's turn; chats and documents as they are."""
+    if isinstance(record, Completion):
+        turns = chat(record.prompt.strip(), record.completion.strip())
+        return Conversation(messages=turns, id=record.id)
+    if isinstance(record, (PromptRow, Ranking)) and isinstance(record.prompt, str):
+        return dataclasses.replace(record, prompt=chat(record.prompt.strip()))
+    return record

@@ -1,0 +1,361 @@
+"""Reads rows from local files, hub data sets and the built-in world, as records.
+
+Everything streams: nothing is shuffled or kept. Each malformed row is counted with where it
+stands, each one that is of no use with its reason, and more than a set share of malformed ones
+stops the reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadRowsError, SourceError, nearest
+from data.files import RawRow, find_files, raw_rows
+from data.formats import check_format, convert, detect, map_columns
+from data.records import Record
+from data.values import RowDropped, RowError
+
+SHOWN = 5
+"""How many malformed rows are named."""
+HASHED_BYTES = 64 << 20
+"""Files up to this size are digested whole, larger ones by size and time of change."""
+_HOPELESS = 200
+"""After so many malformed rows, if they are most of what was read, reading stops at once."""
+
+
+@dataclass
+class ReadReport:
+    """What reading one or more sources met; the caller shows it."""
+
+    rows: int = 0
+    """Rows read, malformed and dropped ones among them."""
+    records: int = 0
+    """Records handed out."""
+    bad: int = 0
+    """Malformed rows."""
+    first_bad: list[str] = field(default_factory=list)
+    """The first of them: file:line and what is wrong."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that are well formed but of no use, by reason."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """Format of each source, and whether it was given or told from the columns."""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for the console and the log."""
+        told = [f"read {place} as {name}" for place, name in self.formats.items()]
+        told.append(f"{self.records:,} records from {self.rows:,} rows")
+        told += [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
+        if self.bad:
+            told.append(f"{self.bad:,} malformed rows, the first: " + "; ".join(self.first_bad))
+        return told
+
+
+def read(
+    *,
+    path: str | Sequence[str] | None = None,
+    hub: str | None = None,
+    hub_name: str | None = None,
+    hub_split: str = "train",
+    hub_revision: str | None = None,
+    hub_files: str | Sequence[str] | None = None,
+    world: str | None = None,
+    world_seed: int = 0,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    max_bad_share: float = 0.01,
+    report: ReadReport | None = None,
+) -> Iterator[Record]:
+    """Yield the records of one source.
+
+    Args:
+        path: file, folder or glob, or several.
+        hub: id of a hub data set, or a local folder in its layout.
+        hub_name: its configuration.
+        hub_split: its split.
+        hub_revision: its commit, tag or branch.
+        hub_files: which of its files to read.
+        world: part of the built-in world.
+        world_seed: the world's seed.
+        format: one of `data.formats.FORMATS`, or "auto" to tell it from the columns.
+        columns: our name of a column -> its name, dotted path or template in the source.
+        limit: at most so many records.
+        skip: pass over so many records at the start.
+        max_bad_share: share of malformed rows above which reading ends in an error.
+        report: where the counts go.
+
+    Raises:
+        SourceError: nothing there, unreadable, or of no known format.
+        BadRowsError: too many rows are malformed; names the first.
+    """
+    _one_origin(path, hub, world)
+    check_format(format)
+    report = ReadReport() if report is None else report
+    check: Callable[[], object] = bool
+    if world is not None:
+        records = _world_records(world, world_seed, report)
+    else:
+        rows = (
+            _hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
+            if hub is not None
+            else _file_rows(_paths(path), format)
+        )
+        reading = _Reading(
+            format=format, columns=columns, max_bad_share=max_bad_share, report=report
+        )
+        records = reading.records(rows)
+        check = reading.check
+    yield from _window(records, skip, limit, report, check)
+
+
+def _one_origin(*origins: object) -> None:
+    if sum(origin is not None for origin in origins) != 1:
+        raise SourceError("a source names exactly one of path, hub and world")
+
+
+def _paths(path: str | Sequence[str] | None) -> list[str]:
+    return [path] if isinstance(path, str) else list(path or [])
+
+
+def _window(
+    records: Iterator[Record],
+    skip: int,
+    limit: int | None,
+    report: ReadReport,
+    check: Callable[[], object],
+) -> Iterator[Record]:
+    """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
+    seen = given = 0
+    for record in records:
+        seen += 1
+        if seen <= skip:
+            continue
+        given += 1
+        report.records += 1
+        yield record
+        if limit is not None and given >= limit:
+            break
+    check()
+    if given == 0:
+        why = f"skip is {skip} and it holds {seen} records" if seen else "it holds no usable rows"
+        told = "; ".join(f"{count} dropped: {what}" for what, count in report.dropped.items())
+        raise SourceError(f"nothing to read in the source: {why}{'; ' + told if told else ''}")
+
+
+@dataclass
+class _Reading:
+    """The reading of one source: its format once it is known, and the count of what was bad."""
+
+    format: str
+    columns: Mapping[str, str] | None
+    max_bad_share: float
+    report: ReadReport
+    rows: int = 0
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    mapped: bool = False
+    by_origin: dict[str, str] = field(default_factory=dict)
+
+    def records(self, rows: Iterator[tuple[str, RawRow]]) -> Iterator[Record]:
+        """Yield the records of rows; the first good row of a file tells its format."""
+        for origin, row in rows:
+            record = self.take(origin, row)
+            if record is not None:
+                yield record
+
+    def take(self, origin: str, row: RawRow) -> Record | None:
+        """Return the row's record, or None after counting why there is none."""
+        self.rows += 1
+        self.report.rows += 1
+        try:
+            if row.value is None:
+                raise RowError(row.problem)
+            columns = self._columns(row)
+            name = self.by_origin.get(origin) or self._format_of(origin, columns)
+            return convert(columns, name, default_id=_short(row.where))
+        except RowDropped as reason:
+            self.report.dropped[str(reason)] += 1
+        except RowError as problem:
+            self._count_bad(row.where, str(problem))
+        return None
+
+    def _columns(self, row: RawRow) -> dict[str, Any]:
+        assert row.value is not None
+        try:
+            columns = map_columns(row.value, self.columns)
+        except RowError as problem:
+            if self.mapped:
+                raise
+            raise SourceError(f"{row.where}: {problem}") from problem
+        self.mapped = True
+        return columns
+
+    def _format_of(self, origin: str, row: Mapping[str, Any]) -> str:
+        """Return the format of a file: as given, or told from its first row."""
+        if self.format != "auto":
+            name, how = self.format, "given"
+        else:
+            try:
+                name, how = detect(row, self.columns), "told from its columns"
+            except SourceError as error:
+                raise SourceError(f"{origin}: {error}") from None
+            other = next((place for place, was in self.by_origin.items() if was != name), None)
+            if other is not None:
+                raise SourceError(
+                    f"one source holds two formats: {other} is {self.by_origin[other]}, {origin} "
+                    f"is {name}; name one with `format` or read them as two sources"
+                )
+        self.by_origin[origin] = name
+        self.report.formats[origin] = f"{name} ({how})"
+        return name
+
+    def _count_bad(self, where: str, problem: str) -> None:
+        self.bad += 1
+        self.report.bad += 1
+        if self.bad <= SHOWN:
+            self.first_bad.append(f"{where}: {problem}")
+        if len(self.report.first_bad) < SHOWN:
+            self.report.first_bad.append(f"{where}: {problem}")
+        if self.bad >= _HOPELESS and 2 * self.bad > self.rows:
+            self.check()
+
+    def check(self) -> None:
+        """Raise when more rows were malformed than allowed."""
+        if self.bad > self.max_bad_share * self.rows:
+            more = self.bad - len(self.first_bad)
+            raise BadRowsError(
+                f"{self.bad} of {self.rows} rows are malformed, max_bad_share allows "
+                f"{self.max_bad_share:.2%}: {'; '.join(self.first_bad)}"
+                + (f"; and {more} more" if more else "")
+            )
+
+
+def _short(where: str) -> str:
+    return where.rpartition("/")[2]
+
+
+def _file_rows(paths: list[str], format: str) -> Iterator[tuple[str, RawRow]]:
+    # All paths are looked up before the first row is read, so that a wrong one stops at once.
+    files = [file for path in paths for file in find_files(path)]
+    for file in files:
+        for row in raw_rows(file, format):
+            yield str(file), row
+
+
+def _hub_rows(
+    hub: str,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    files: str | Sequence[str] | None,
+) -> Iterator[tuple[str, RawRow]]:
+    import datasets
+
+    listed = files if files is None or isinstance(files, str) else list(files)
+    place = f"{hub}[{split}]"
+    try:
+        stream = datasets.load_dataset(
+            hub, name=name, split=split, revision=revision, data_files=listed, streaming=True
+        )
+        for number, row in enumerate(stream, start=1):
+            yield place, RawRow(f"{place}:row {number}", dict(row))
+    except (SourceError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise SourceError(_hub_problem(hub, split, error)) from error
+
+
+def _hub_problem(hub: str, split: str, error: Exception) -> str:
+    first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if isinstance(error, ConnectionError) or "offline" in first_line.lower():
+        return (
+            f"can't reach the hub for data set '{hub}': {first_line}; without a network point "
+            "`path` at local files instead"
+        )
+    return f"can't read data set '{hub}', split '{split}': {first_line}"
+
+
+def _world_records(part: str, seed: int, report: ReadReport) -> Iterator[Record]:
+    module = importlib.import_module("data.world")
+    if part not in module.PARTS:
+        known = ", ".join(module.PARTS)
+        hint = nearest(part, module.PARTS)
+        raise SourceError(f"the world has no part '{part}'; known: {known}.{hint}")
+    report.formats[f"world:{part}"] = "records (built in)"
+    for record in module.World(seed).records(part):
+        report.rows += 1
+        yield record
+
+
+def fingerprint(
+    *,
+    path: str | Sequence[str] | None = None,
+    hub: str | None = None,
+    hub_name: str | None = None,
+    hub_split: str = "train",
+    hub_revision: str | None = None,
+    hub_files: str | Sequence[str] | None = None,
+    world: str | None = None,
+    world_seed: int = 0,
+    **_settings: object,
+) -> str:
+    """Return a digest (hex) that changes when the content of a source does.
+
+    Local files count with their bytes, those over 64 MB with size and time of change; a hub data
+    set with its id and revision; the world with its part, seed and version.
+
+    Args:
+        path: as for `read`, like all others.
+        hub: see `read`.
+        hub_name: see `read`.
+        hub_split: see `read`.
+        hub_revision: see `read`.
+        hub_files: see `read`.
+        world: see `read`.
+        world_seed: see `read`.
+        _settings: the other settings of `read`, which leave the content as it is.
+
+    Raises:
+        SourceError: a file is missing or unreadable.
+    """
+    _one_origin(path, hub, world)
+    parts: list[Any]
+    if world is not None:
+        version = importlib.import_module("data.world").VERSION
+        parts = ["world", world, world_seed, version]
+    elif hub is not None:
+        listed = [hub_files] if isinstance(hub_files, str) else list(hub_files or [])
+        parts = ["hub", hub, hub_name, hub_split, hub_revision, listed]
+        if Path(hub).is_dir():
+            inside = sorted(file for file in Path(hub).rglob("*") if file.is_file())
+            parts += [file_digest(file) for file in inside]
+    else:
+        files = [file for place in _paths(path) for file in find_files(place)]
+        parts = ["path", *(file_digest(file) for file in files)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """Return the sha256 of a file's bytes, or of size and time of change for a large one."""
+    try:
+        facts = file.stat()
+        if facts.st_size > HASHED_BYTES:
+            return f"{facts.st_size}:{facts.st_mtime_ns}"
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"can't read {file}: {error.strerror or error}") from error
+
+
+def as_report_row(report: ReadReport) -> dict[str, Any]:
+    """Return a report as a JSON object, for a manifest or metrics."""
+    return {**dataclasses.asdict(report), "dropped": dict(report.dropped)}
