@@ -80,7 +80,7 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk of {path}; free some and run again, "
                 "the last whole checkpoint is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 f"{path} can't be written ({error.strerror}); choose another folder with --out"
             ) from error

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -193,8 +193,17 @@ def references(settings: StageSettings) -> dict[str, tuple[str, Ref]]:
 def _collect(settings: Settings, prefix: str, found: dict[str, tuple[str, Ref]]) -> None:
     for field, info in type(settings).model_fields.items():
         value = getattr(settings, field)
-        mark = next((m for m in info.metadata if isinstance(m, Ref)), None)
+        mark = next((m for m in info.metadata if isinstance(m, Ref)), _mark(info.annotation))
         _collect_value(value, mark, prefix + field, found)
+
+
+def _mark(annotation: Any) -> Ref | None:
+    """Return the mark inside an annotation such as `Annotated[str, Ref("policy")] | None`."""
+    for item in getattr(annotation, "__metadata__", ()):
+        if isinstance(item, Ref):
+            return item
+    found = (_mark(part) for part in get_args(annotation))
+    return next((mark for mark in found if mark is not None), None)
 
 
 def _collect_value(
