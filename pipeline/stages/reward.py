@@ -1,0 +1,395 @@
+"""Stage `reward`: trains a reward model on rankings, judges it, and sets its bias.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5 and appendix C.2: 6B parameters, one epoch,
+64 prompts a batch with all their pairs, learning rate 9e-6 with a cosine down to 10 %. Smaller
+models want more: Huang et al. 2024 (N+) took 3e-6 for 1B on 92k pairs, a model of some million
+parameters takes 1e-4 to 1e-3.
+
+Departures: prompts whose completions all tie are left out of the batches; clipping of the
+gradient norm at 1 is ours; the head starts as in N+.
+
+Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
+held-out pair with its scores, so that the figures can be counted again).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data.errors import HandOverError, SourceError
+from pipeline.artifacts import storage_errors, write_atomically
+from pipeline.config import (
+    Number,
+    PositiveInt,
+    PositiveNumber,
+    Ref,
+    Share,
+    SourceSettings,
+    StageKind,
+    StageSettings,
+)
+
+if TYPE_CHECKING:
+    from data.records import Ranking
+    from pipeline.context import StageContext
+    from pipeline.handover import HandOver
+    from reward.judging import ScoredRanking
+    from reward.model import RewardModel
+    from reward.training import Hyperparameters, RankingTrainer
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class RewardSettings(StageSettings):
+    """Settings of a reward stage."""
+
+    kind: Literal["reward"] = "reward"
+    """Kind of stage."""
+    model: Annotated[str, Ref("policy")]
+    """What it starts from: an SFT checkpoint, any causal or encoder model, or a reward model."""
+    rankings: Annotated[str | None, Ref("rankings")] = None
+    """Stage whose rankings it learns, or a file of rankings or pairs."""
+    train: tuple[SourceSettings, ...] = ()
+    """Further sources of rankings or pairs to learn."""
+    heldout_share: Share = 0.1
+    """Share of the prompts kept from training to judge the model; unused where `heldout` is set."""
+    heldout: tuple[SourceSettings, ...] = ()
+    """Sources of rankings to judge the model by instead of a share."""
+    eval_rankings: Annotated[str | None, Ref("rankings")] = None
+    """Rankings, noise-free if possible, that the reported quality is taken from."""
+    demonstrations: tuple[SourceSettings, ...] = ()
+    """Held-out demonstrations that shall score 0 on average; none, no bias."""
+    max_demonstrations: PositiveInt = 500
+    """At most so many demonstrations are scored for the bias."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with response, tokens; the model's own limit when not given."""
+    max_truncated_share: Share = 0.05
+    """Share of texts longer than that above which the stage stops."""
+    ties: Literal["drop", "half"] = "drop"
+    """Leave tied pairs out, or pull the probability that one is better to one half."""
+    margin: Annotated[Number, Field(ge=0)] = 0.0
+    """Difference of scores asked of every ranked pair."""
+    epochs: PositiveNumber = 1.0
+    """Passes over the prompts; InstructGPT saw overfitting after one."""
+    prompts_per_step: PositiveInt = 64
+    """Prompts of one optimiser step, over all processes; InstructGPT: 64."""
+    tokens_per_micro_batch: PositiveInt = 16384
+    """Padded tokens of one forward pass; bounds the memory."""
+    learning_rate: PositiveNumber = 9e-6
+    """Peak learning rate; InstructGPT's for 6B."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; InstructGPT: cosine."""
+    final_share: Share = 0.1
+    """Share of the peak that the schedule ends at; InstructGPT: 0.1."""
+    warmup_share: Share = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's, on matrices alone."""
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    """AdamW's; InstructGPT: 0.9, 0.95."""
+    epsilon: PositiveNumber = 1e-8
+    """AdamW's."""
+    max_gradient_norm: PositiveNumber = 1.0
+    """Longer gradients are scaled down to it."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to save memory."""
+    evaluate_every: NonNegativeInt = 50
+    """Steps between two looks at the held-out rankings; 0 for none."""
+    save_every: NonNegativeInt = 50
+    """Steps between two resume states; 0 saves only when told to stop."""
+    trust_remote_code: bool = False
+    """Run code that the checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _something_to_learn_and_to_judge(self) -> RewardSettings:
+        if self.rankings is None and not self.train:
+            raise ValueError("a reward stage needs `rankings` (a stage or file) or `train` sources")
+        if not self.heldout and self.eval_rankings is None and self.heldout_share == 0:
+            raise ValueError(
+                "nothing is held out: set heldout_share above 0, or give heldout or eval_rankings"
+            )
+        return self
+
+
+def check(settings: RewardSettings, hand: HandOver) -> None:
+    """Refuse a checkpoint that can't become a reward model.
+
+    Raises:
+        HandOverError: tokenizer and model do not fit, or the input is longer than the context.
+    """
+    hand.require_usable_tokenizer(settings.model)
+    if settings.max_length is not None:
+        hand.require_fits_context(settings.model, settings.max_length, "max_length")
+    facts = hand.facts(settings.model)
+    if facts is not None and facts.architecture and "ConditionalGeneration" in facts.architecture:
+        raise HandOverError(
+            f"stage {hand.name}: {settings.model} is a {facts.architecture}; a reward model starts "
+            "from a causal or an encoder model"
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rankings of a stage: to learn, held out, and those the quality is taken from."""
+
+    training: list[Ranking]
+    heldout: list[Ranking]
+    evaluation: list[Ranking]
+
+    @property
+    def judged(self) -> list[Ranking]:
+        return self.evaluation or self.heldout
+
+
+def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
+    """Train, judge, set the bias and save; return the final metrics."""
+    from reward.batching import encode_rankings
+    from reward.model import RewardModel
+    from reward.training import RankingTrainer
+
+    settings = context.settings
+    rows = _read(context)
+    model = RewardModel.start(
+        context.input("model"),
+        seed=context.seed,
+        max_length=settings.max_length,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    if settings.gradient_checkpointing:
+        model.module.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+    examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
+    watched, _ = encode_rankings(rows.judged, encoder=model.encoder)
+    _report_rows(context, rows, dropped, model)
+    trainer = RankingTrainer(
+        module=model.module,
+        examples=examples,
+        pad_id=model.pad_id,
+        hyper=_hyperparameters(settings),
+        seed=context.seed,
+        heldout=watched,
+    )
+    _train(context, trainer)
+    summary = _judge(context, rows, model, trainer)
+    _save(context, model, trainer)
+    return {
+        **summary,
+        "steps": trainer.total_steps,
+        "n_rankings": len(examples),
+        "n_dropped_ties": dropped,
+        "n_truncated": model.encoder.truncated,
+    }
+
+
+def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
+    from pipeline.models import pick_device, resolve_bf16
+    from reward.training import Hyperparameters
+
+    return Hyperparameters(
+        epochs=settings.epochs,
+        prompts_per_step=settings.prompts_per_step,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        final_share=settings.final_share,
+        warmup_share=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        epsilon=settings.epsilon,
+        max_gradient_norm=settings.max_gradient_norm,
+        margin=settings.margin,
+        ties=settings.ties,
+        bf16=resolve_bf16(settings.bf16, pick_device()),
+    )
+
+
+def _read(context: StageContext[RewardSettings]) -> _Rows:
+    from data.records import prompt_hash
+    from reward.batching import split_by_prompt
+
+    settings = context.settings
+    training = _rankings(context, settings.train, "train")
+    if settings.rankings is not None:
+        training += _referred_rankings(context, "rankings")
+    heldout = _rankings(context, settings.heldout, "heldout")
+    evaluation = (
+        _referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
+    )
+    if not training:
+        raise SourceError(f"stage {context.name}: its sources hold no ranking; nothing to learn")
+    if settings.eval_rankings is not None and not evaluation:
+        raise SourceError(f"stage {context.name}: eval_rankings hold no ranking; nothing to judge")
+    judged = {prompt_hash(r.prompt) for r in (*heldout, *evaluation)}
+    kept = [r for r in training if prompt_hash(r.prompt) not in judged]
+    if len(kept) < len(training):
+        context.say(
+            f"{len(training) - len(kept)} rankings left out of training: their prompts are held out"
+        )
+    if not settings.heldout:
+        kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
+    return _Rows(training=kept, heldout=heldout, evaluation=evaluation)
+
+
+def _referred_rankings(context: StageContext[RewardSettings], field: str) -> list[Ranking]:
+    """Read the rankings of another stage, or of an external file, folder or hub id."""
+    from pathlib import Path
+
+    artifact = context.input_artifact(field)
+    if artifact is not None:
+        source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)
+    else:
+        location = str(context.input(field))
+        local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
+        source = SourceSettings(**{"path" if local else "hub": location})
+    return _rankings(context, (source,), field)
+
+
+def _rankings(
+    context: StageContext[RewardSettings], sources: tuple[SourceSettings, ...], field: str
+) -> list[Ranking]:
+    from data.records import Ranking
+    from data.sources import ReadReport, read
+
+    found: list[Ranking] = []
+    for place, source in enumerate(sources):
+        report = ReadReport()
+        for record in read(**source.read_arguments(), report=report):
+            if not isinstance(record, Ranking):
+                raise SourceError(
+                    f"stage {context.name}: {field}.{place} holds {type(record).__name__} rows; "
+                    "a reward model learns rankings or chosen/rejected pairs: set `format` or "
+                    "`columns`"
+                )
+            found.append(record)
+        for line in report.lines():
+            context.say(f"{field}.{place}: {line}")
+    return found
+
+
+def _report_rows(
+    context: StageContext[RewardSettings], rows: _Rows, dropped: int, model: RewardModel
+) -> None:
+    """Say what is learnt and what was lost on the way; stop where too much was.
+
+    Raises:
+        SourceError: more texts were truncated than the recipe allows.
+    """
+    context.say(
+        f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
+        + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
+    )
+    if dropped:
+        context.say(f"{dropped} rankings dropped: all their completions tie")
+    encoder = model.encoder
+    if encoder.truncated:
+        share = encoder.truncated / encoder.seen
+        lost = (
+            f"{encoder.truncated} of {encoder.seen} texts ({share:.1%}) are longer than "
+            f"{encoder.max_length} tokens"
+        )
+        if share > context.settings.max_truncated_share:
+            raise SourceError(
+                f"stage {context.name}: {lost}, more than max_truncated_share allows; raise "
+                "max_length, or that share to cut them on the left"
+            )
+        context.say(f"{lost} and were cut on the left")
+
+
+def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> None:
+    settings = context.settings
+    done = trainer.resume(context.resume)
+    if done:
+        context.say(f"going on after step {done} of {trainer.total_steps}")
+    with context.progress(trainer.total_steps, "reward model", done=done) as bar:
+        trainer.train(
+            log=context.metrics.log,
+            states=context.resume,
+            save_every=settings.save_every,
+            evaluate_every=settings.evaluate_every,
+            should_stop=context.should_stop,
+            advance=lambda count, metrics: bar.advance(
+                count, loss=metrics["train/loss"], accuracy=metrics["train/accuracy"]
+            ),
+        )
+
+
+def _judge(
+    context: StageContext[RewardSettings],
+    rows: _Rows,
+    model: RewardModel,
+    trainer: RankingTrainer,
+) -> dict[str, float]:
+    """Set the bias, write `quality.json` and `heldout.jsonl`, return the final metrics."""
+    from reward.calibration import demonstration_bias
+    from reward.judging import judge, pair_rows, summary
+
+    calibration = demonstration_bias(trainer.score(_demonstrations(context, model)))
+    model.set_bias(calibration.bias)
+    sets = {
+        name: _scored(rankings, model, trainer)
+        for name, rankings in (("eval_rankings", rows.evaluation), ("heldout", rows.heldout))
+        if rankings
+    }
+    content = judge(sets, calibration)
+    if content["n_pairs"] == 0:
+        raise SourceError(
+            f"stage {context.name}: all held-out completions tie, so that nothing tells how good "
+            "the reward model is; hold out more prompts"
+        )
+    if context.main_process:
+        write_atomically(context.folder / "quality.json", json.dumps(content, indent=2) + "\n")
+        path = context.folder / "heldout.jsonl"
+        with storage_errors(path), path.open("w", encoding="utf-8") as file:
+            for row in pair_rows(sets):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return summary(content)
+
+
+def _scored(
+    rankings: list[Ranking], model: RewardModel, trainer: RankingTrainer
+) -> list[ScoredRanking]:
+    from reward.judging import ScoredRanking
+
+    sequences = [model.encoder.encode(r.prompt, c) for r in rankings for c in r.completions]
+    scores = iter(trainer.score(sequences))
+    return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
+
+
+def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -> list[list[int]]:
+    from data.records import to_demonstration
+    from data.sources import read
+    from reward.calibration import demonstration_parts
+
+    encoded: list[list[int]] = []
+    for source in context.settings.demonstrations:
+        for record in read(**source.read_arguments()):
+            if len(encoded) == context.settings.max_demonstrations:
+                return encoded
+            encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))
+    return encoded
+
+
+def _save(
+    context: StageContext[RewardSettings], model: RewardModel, trainer: RankingTrainer
+) -> None:
+    weights = trainer.weights()
+    if context.main_process:
+        folder = context.folder / "model"
+        with storage_errors(folder):
+            model.save(folder, trained=True, state=weights)
+
+
+KIND = StageKind(
+    name="reward",
+    settings=RewardSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"reward", "tokenizer"}),
+    main_metric="eval/accuracy",
+    version=1,
+)

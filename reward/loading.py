@@ -1,0 +1,135 @@
+"""Loads the classifier and tokenizer of a reward model, and refuses what is none."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.errors import ModelError
+
+
+def load_classifier(
+    source: str | Path, *, dtype: torch.dtype, trust: bool, num_labels: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Load a sequence classifier and transformers' report of its weights.
+
+    Args:
+        source: folder or hub id.
+        dtype: type of the weights.
+        trust: runs code that the checkpoint carries.
+        num_labels: 1 for a model to be trained; None asks for a trained scalar classifier.
+
+    Raises:
+        ModelError: nothing loadable is there, or it is of a kind that can't score.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    location = _existing(source)
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust)
+        _require_scalar(source, config, training=num_labels is not None)
+        if num_labels is not None:
+            config.num_labels = num_labels
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"no reward model can be loaded from {source}: {line}") from error
+    return model, info
+
+
+def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{source} is an encoder-decoder ({config.model_type}); a reward model is a causal or "
+            "an encoder model"
+        )
+    if training:
+        return
+    architecture = (config.architectures or ["nothing known"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{source} is a {architecture} without a reward head; train one with a reward stage"
+        )
+    if config.num_labels != 1:
+        raise ModelError(
+            f"{source} is a classifier with {config.num_labels} labels; a reward model has one"
+        )
+
+
+def load_tokenizer(source: str | Path, *, trust: bool) -> Any:
+    """Load a tokenizer.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(_existing(source), trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{source} has no tokenizer that can be loaded: {line}") from error
+
+
+def _existing(source: str | Path) -> str:
+    text = str(source)
+    if isinstance(source, Path) or text.startswith((".", "/", "~")):
+        path = Path(text).expanduser()
+        if not path.is_dir():
+            raise ModelError(
+                f"reward model {text}: no such folder; give a checkpoint's folder or hub id"
+            )
+        return str(path)
+    return text
+
+
+def draw_head(classifier: Any) -> None:
+    """Draw a new head's weights; its bias, if it has one, starts at 0."""
+    head = getattr(classifier, "score", None) or getattr(classifier, "classifier", None)
+    layers = [m for m in head.modules() if isinstance(m, nn.Linear)] if head is not None else []
+    if not layers:
+        raise ModelError(f"{type(classifier).__name__} has no linear head to train")
+    last = layers[-1]
+    with torch.no_grad():
+        last.weight.normal_(std=1 / math.sqrt(last.in_features + 1))
+        if last.bias is not None:
+            last.bias.zero_()
+
+
+def disable_dropout(classifier: Any) -> None:
+    """Set every dropout to 0, in the modules and in the configuration."""
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name, value in vars(classifier.config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
+            setattr(classifier.config, name, 0.0)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' report of a missing head, which we are about to set."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

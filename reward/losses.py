@@ -1,0 +1,124 @@
+"""The loss of a reward model over rankings; torch only.
+
+Shapes: N prompts, K completions a prompt (padded to the largest), S sequences (all completions of a
+batch, one after the other). Masks: True counts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+Ties = Literal["drop", "half"]
+
+
+class RankingLoss(NamedTuple):
+    """What `ranking_loss` returns.
+
+    Attributes:
+        loss: scalar; the sum over the given prompts divided by the global number of prompts.
+        correct: scalar; sum over prompts of the share of strictly ranked pairs in the right order,
+            equal scores counting half (no gradient).
+        n_ranked: number of prompts with a strictly ranked pair, what `correct` is out of.
+        n_used: number of prompts that the loss counts.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    n_ranked: int
+    n_used: int
+
+
+class PaddedRankings(NamedTuple):
+    """Scores and ranks laid out one prompt a row."""
+
+    scores_NK: Tensor
+    ranks_NK: Tensor
+    mask_NK: Tensor
+
+
+def has_comparable_pair(ranks: list[int], *, ties: Ties = "drop") -> bool:
+    """Tell whether a ranking teaches anything: two completions that differ in rank.
+
+    Where ties are pulled to one half, a tie teaches too, and any two completions will do.
+    """
+    return len(ranks) > 1 and (ties == "half" or len(set(ranks)) > 1)
+
+
+def pad_rankings(*, scores_S: Tensor, ranks: list[list[int]]) -> PaddedRankings:
+    """Lay out the scores of consecutive prompts, which may differ in K, as rows.
+
+    Args:
+        scores_S: scores of all completions, prompt after prompt.
+        ranks: one list of ranks a prompt; their lengths add up to S.
+    """
+    width = max(len(row) for row in ranks)
+    sizes = torch.tensor([len(row) for row in ranks])
+    assert int(sizes.sum()) == scores_S.shape[0], "one rank a score"
+    mask_NK = (torch.arange(width)[None] < sizes[:, None]).to(scores_S.device)
+    ranks_NK = torch.tensor([row + [0] * (width - len(row)) for row in ranks])
+    scores_NK = scores_S.new_zeros(mask_NK.shape).masked_scatter(mask_NK, scores_S)
+    return PaddedRankings(scores_NK, ranks_NK.to(scores_S.device), mask_NK)
+
+
+def ranking_loss(
+    *,
+    scores_NK: Tensor,
+    ranks_NK: Tensor,
+    mask_NK: Tensor,
+    n_prompts: int,
+    margin: float = 0.0,
+    ties: Ties = "drop",
+) -> RankingLoss:
+    """Mean over prompts of the mean over comparable pairs of -log sigmoid(better - worse).
+
+    A prompt counts once whatever its K. Where nothing ties, the inner mean is InstructGPT's
+    1 / C(K, 2) (Ouyang et al. 2022, equation 1). A prompt without a comparable pair adds nothing.
+
+    Args:
+        scores_NK: reward of each completion.
+        ranks_NK: rank of each completion, 1 is best, equal is a tie.
+        mask_NK: True where there is a completion.
+        n_prompts: global number of prompts of the optimiser's step, over all ranks and
+            micro-batches; the losses of the parts then add up to the loss of the whole.
+        margin: asked of the difference of a strictly ranked pair.
+        ties: "drop" leaves tied pairs out; "half" pulls the probability that one of them is
+            better to one half, and counts them among the prompt's pairs.
+
+    Raises:
+        ValueError: `n_prompts` is not positive.
+    """
+    if n_prompts < 1:
+        raise ValueError(f"n_prompts must be positive, not {n_prompts}")
+    scores_NK = scores_NK.float()
+    both_NKK = mask_NK[:, :, None] & mask_NK[:, None, :]
+    ahead_NKK = both_NKK & (ranks_NK[:, :, None] < ranks_NK[:, None, :])
+    difference_NKK = scores_NK[:, :, None] - scores_NK[:, None, :]
+    n_ahead_N = ahead_NKK.sum((1, 2))
+
+    total_N = _masked_sum(-logsigmoid(difference_NKK - margin), ahead_NKK)
+    n_pairs_N = n_ahead_N
+    if ties == "half":
+        tied_NKK = both_NKK & (ranks_NK[:, :, None] == ranks_NK[:, None, :])
+        tied_NKK = tied_NKK.triu(diagonal=1)
+        either_NKK = -0.5 * (logsigmoid(difference_NKK) + logsigmoid(-difference_NKK))
+        total_N = total_N + _masked_sum(either_NKK, tied_NKK)
+        n_pairs_N = n_pairs_N + tied_NKK.sum((1, 2))
+
+    with torch.no_grad():
+        won_NKK = (difference_NKK > 0).float() + 0.5 * (difference_NKK == 0).float()
+        correct = (_masked_sum(won_NKK, ahead_NKK) / n_ahead_N.clamp(min=1)).sum()
+    return RankingLoss(
+        loss=(total_N / n_pairs_N.clamp(min=1)).sum() / n_prompts,
+        correct=correct,
+        n_ranked=int((n_ahead_N > 0).sum()),
+        n_used=int((n_pairs_N > 0).sum()),
+    )
+
+
+def _masked_sum(values_NKK: Tensor, mask_NKK: Tensor) -> Tensor:
+    # where, not a product: what is masked may be infinite.
+    return torch.where(mask_NKK, values_NKK, 0.0).sum((1, 2))

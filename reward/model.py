@@ -1,0 +1,314 @@
+"""The reward model: a sequence classifier with one label, read at the last real token.
+
+Departs from what `transformers` does by itself in three things. The token that is read is found by
+the attention mask, not by comparing ids with a pad token, and rows are shifted to the left first,
+so that padding changes nothing on either side. `reward_bias` of `config.json` is added here, since
+a decoder's `score` head has no bias and drops one on load; plain transformers gives the score
+without it. And a head that was never trained is refused, where transformers only warns.
+
+Shapes: S sequences, L tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import ModelError
+from reward.encoding import Encoder, longest_input
+from reward.loading import (
+    disable_dropout,
+    draw_head,
+    load_classifier,
+    load_tokenizer,
+    quiet_loading,
+)
+from reward.scorers import require_same_length
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+
+TRAINED = "reward_head_trained"
+BIAS = "reward_bias"
+_HEAD_PARTS = ("score.", "classifier.", "pooler.")
+
+
+class ScoringModule(nn.Module):
+    """A sequence classifier whose forward pass gives one score a row, without the bias."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.reads_last_token = isinstance(getattr(classifier, "score", None), nn.Module)
+        # What accelerate's FSDP looks for to decide which layers to wrap.
+        self._no_split_modules = getattr(classifier, "_no_split_modules", None)
+
+    def forward(self, input_ids_SL: Tensor, mask_SL: Tensor) -> Tensor:
+        """Return the float32 scores of the rows, wherever their padding is.
+
+        Args:
+            input_ids_SL: token ids; what the mask hides may be anything.
+            mask_SL: True on real tokens, which stand together; at least one a row.
+        """
+        input_ids_SL, mask_SL = shift_left(input_ids_SL, mask_SL)
+        attention_mask_SL = mask_SL.long()
+        if not self.reads_last_token:
+            inputs = {"input_ids": input_ids_SL, "attention_mask": attention_mask_SL}
+            logits: Tensor = self.classifier(**inputs).logits
+            return logits[:, 0].float()
+        hidden_SLH = self.classifier.base_model(
+            input_ids=input_ids_SL, attention_mask=attention_mask_SL, use_cache=False
+        ).last_hidden_state
+        rows = torch.arange(hidden_SLH.shape[0], device=hidden_SLH.device)
+        last_SH = hidden_SLH[rows, mask_SL.sum(1) - 1]
+        head = self.classifier.score
+        with torch.autocast(last_SH.device.type, enabled=False):
+            weight_type = next(head.parameters()).dtype
+            scores: Tensor = head(last_SH.to(weight_type))
+        return scores[:, 0].float()
+
+
+def shift_left(input_ids_SL: Tensor, mask_SL: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the real tokens of each row to its start and drop columns that no row uses."""
+    mask_SL = mask_SL.bool()
+    order_SL = (~mask_SL).long().argsort(dim=1, stable=True)
+    longest = int(mask_SL.sum(1).max())
+    shifted_SL = input_ids_SL.gather(1, order_SL)[:, :longest]
+    return shifted_SL, mask_SL.gather(1, order_SL)[:, :longest]
+
+
+def pad_sequences(
+    sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return ids padded on the right, and the mask that is True on real tokens."""
+    longest = max(len(ids) for ids in sequences)
+    ids_SL = torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in sequences])
+    sizes_S = torch.tensor([len(ids) for ids in sequences])
+    mask_SL = torch.arange(longest)[None] < sizes_S[:, None]
+    return ids_SL.to(device), mask_SL.to(device)
+
+
+@dataclass
+class RewardModel:
+    """A reward model with its tokenizer, template and bias; a `Scorer`.
+
+    Attributes:
+        module: gives the scores without bias.
+        tokenizer: its own, which need not be the policy's.
+        encoder: texts to ids.
+        bias: added to every score, so that held-out demonstrations score 0 on average.
+        device: where it computes.
+        batch_size: sequences a forward pass when scoring.
+        name: what reports call it.
+    """
+
+    module: ScoringModule
+    tokenizer: Any
+    encoder: Encoder
+    bias: float = 0.0
+    device: torch.device | str = "cpu"
+    batch_size: int = 64
+    name: str = "reward_model"
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str | None = None,
+        batch_size: int = 64,
+        *,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> RewardModel:
+        """Load a trained reward model for scoring.
+
+        Raises:
+            ModelError: nothing loadable is there, it is no scalar sequence classifier, or its
+                head is missing or was never trained.
+        """
+        with quiet_loading():
+            classifier, info = load_classifier(path, dtype=dtype, trust=trust_remote_code)
+        missing = sorted(info["missing_keys"]) + [str(k[0]) for k in info["mismatched_keys"]]
+        if missing:
+            raise ModelError(
+                f"{path} has no trained reward head: its files lack {', '.join(missing[:3])}; "
+                "train one with a reward stage"
+            )
+        if getattr(classifier.config, TRAINED, None) is False:
+            raise ModelError(
+                f"{path} was saved with a reward head that was never trained "
+                f"({TRAINED} is false in its config.json); train it with a reward stage"
+            )
+        return cls._assemble(
+            path, classifier, device=device, batch_size=batch_size, trust=trust_remote_code
+        )
+
+    @classmethod
+    def start(
+        cls,
+        source: str | Path,
+        *,
+        seed: int,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> RewardModel:
+        """Load a causal or encoder model to train into a reward model, with dropout off.
+
+        A head that is there is kept (training goes on from an older reward model); a new one is
+        drawn from a normal distribution of deviation 1 / sqrt(H + 1) (N+ implementation details,
+        Huang et al. 2024).
+
+        Args:
+            source: folder or hub id, an SFT checkpoint as a rule.
+            seed: of the new head.
+            max_length: longest input in tokens; the model's own when None.
+            trust_remote_code: runs code that the checkpoint carries.
+
+        Raises:
+            ModelError: nothing loadable is there, weights other than the head's are missing, or
+                padding can't be told from the end of a sequence.
+        """
+        with torch.random.fork_rng(), quiet_loading():
+            torch.manual_seed(seed)
+            classifier, info = load_classifier(
+                source, dtype=torch.float32, trust=trust_remote_code, num_labels=1
+            )
+            new = set(info["missing_keys"]) | {str(k[0]) for k in info["mismatched_keys"]}
+            strange = sorted(k for k in new if not any(part in k for part in _HEAD_PARTS))
+            if strange:
+                raise ModelError(
+                    f"{source} lacks weights of {type(classifier).__name__}: "
+                    f"{', '.join(strange[:3])}; it is a checkpoint of another architecture"
+                )
+            if any("score." in key or "classifier." in key for key in new):
+                draw_head(classifier)
+        disable_dropout(classifier)
+        model = cls._assemble(source, classifier, trust=trust_remote_code)
+        pad = model.tokenizer.pad_token_id
+        if pad is None or pad == model.tokenizer.eos_token_id:
+            raise ModelError(
+                f"{source}: the pad token is {model.tokenizer.pad_token!r} and the end-of-sequence "
+                f"token {model.tokenizer.eos_token!r}; they must be two tokens, set `pad_token` "
+                "in the tokenizer"
+            )
+        classifier.config.pad_token_id = pad
+        if max_length is not None:
+            model.encoder.max_length = min(max_length, model.encoder.max_length)
+        model.set_bias(0.0)
+        setattr(classifier.config, TRAINED, False)
+        return model
+
+    @classmethod
+    def _assemble(
+        cls,
+        source: str | Path,
+        classifier: Any,
+        *,
+        device: torch.device | str | None = None,
+        batch_size: int = 64,
+        trust: bool = False,
+    ) -> RewardModel:
+        tokenizer = load_tokenizer(source, trust=trust)
+        rows = classifier.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise ModelError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding "
+                f"of {rows}; use the model's own tokenizer"
+            )
+        module = ScoringModule(classifier)
+        if not module.reads_last_token:
+            # One segment id for both texts, for plain transformers too.
+            names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
+            tokenizer.model_input_names = names
+        limit = longest_input(classifier.config, tokenizer)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(
+            module=module.to(device).eval(),
+            tokenizer=tokenizer,
+            encoder=Encoder(tokenizer, limit, pairs=not module.reads_last_token),
+            bias=float(getattr(classifier.config, BIAS, 0.0) or 0.0),
+            device=device,
+            batch_size=batch_size,
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills up rows; its value can't change a score."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def set_bias(self, bias: float) -> None:
+        """Set what is added to every score, here and in the configuration that is saved."""
+        self.bias = bias
+        setattr(self.module.classifier.config, BIAS, bias)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        *,
+        ended: Sequence[bool] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[float]:
+        """Return the score of each response, in order; other texts of the batch don't change it.
+
+        Args:
+            prompts: plain texts or chats.
+            responses: one response a prompt, without special tokens.
+            ended: False where a response was cut off and shall be scored without an end marker;
+                by default all count as finished, as in training.
+            advance: called with the number of texts scored since the last call.
+
+        Raises:
+            ModelError: a score is not finite.
+        """
+        require_same_length(prompts, responses)
+        flags = [True] * len(prompts) if ended is None else list(ended)
+        require_same_length(prompts, flags)
+        rows = zip(prompts, responses, flags, strict=True)
+        sequences = [self.encoder.encode(p, r, ended=e) for p, r, e in rows]
+        return [raw + self.bias for raw in self.raw_scores(sequences, advance=advance)]
+
+    @torch.no_grad()
+    def raw_scores(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[float]:
+        """Return the scores of encoded sequences without the bias, computed longest first."""
+        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
+        scores = [0.0] * len(sequences)
+        self.module.eval()
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            rows = [sequences[i] for i in chunk]
+            batch = self.module(*pad_sequences(rows, pad_id=self.pad_id, device=self.device))
+            for index, value in zip(chunk, batch.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise ModelError(f"the reward model gave a score of {value}; train it again")
+                scores[index] = value
+            if advance is not None:
+                advance(len(chunk))
+        return scores
+
+    def save(
+        self, folder: str | Path, *, trained: bool = True, state: dict[str, Tensor] | None = None
+    ) -> None:
+        """Save model and tokenizer in the layout that `from_pretrained` loads; safetensors only.
+
+        Args:
+            folder: made if it isn't there.
+            trained: whether the head is worth loading; False makes `load` refuse it.
+            state: weights of the classifier gathered from many processes.
+        """
+        setattr(self.module.classifier.config, TRAINED, trained)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        more = {} if state is None else {"state_dict": state}
+        self.module.classifier.save_pretrained(folder, **more)
+        self.tokenizer.save_pretrained(folder)
