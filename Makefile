@@ -1,0 +1,45 @@
+# The two commands of this project are `make demo` and `make test`; both do all the set-up.
+#
+#   TORCH        the torch to install first, so that nothing else picks one
+#   TORCH_INDEX  package index to take torch from, for a CPU-only or CUDA build of your choice
+#   PYTHON       Python 3.11 or newer
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(READY)
+	$(BIN)/rlhf run recipes/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/rlhf validate recipes/quickstart.yaml
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+
+$(READY): pyproject.toml .ci/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install --quiet -r .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(READY)
