@@ -99,7 +99,7 @@ class World:
         self.pool = Pool(self.town)
         taken = set(NAMES)
         rng = random.Random(f"unknown/{seed}")
-        self._strangers = {
+        self.strangers = {
             part: unknown_names(count, rng, taken) for part, count in _UNKNOWN_NAMES.items()
         }
 
@@ -113,21 +113,23 @@ class World:
             SourceError: There is no such part.
         """
         if part in ("corpus", "corpus_heldout"):
-            return self._corpus(part)
+            return self.documents(part)
         if part in ("instructions", "instructions_heldout"):
-            return self._instructions(part)
+            return self.instructions(part)
         if part in PARTS:
-            return self._prompts(part)
+            return self.prompts(part)
         raise SourceError(
             f"The world has no part {part!r}; it has {', '.join(PARTS)}.{nearest(part, PARTS)}"
         )
 
-    def _corpus(self, part: str) -> list[Document]:
+    def documents(self, part: str) -> list[Document]:
+        """Return the documents of `corpus` or `corpus_heldout`."""
         count = CORPUS_DOCUMENTS if part == "corpus" else HELDOUT_DOCUMENTS
         texts = write_corpus(self.town, self.pool, count, part)
         return [Document(text, f"{part}/{i}") for i, text in enumerate(texts)]
 
-    def _instructions(self, part: str) -> list[Conversation]:
+    def instructions(self, part: str) -> list[Conversation]:
+        """Return the conversations of `instructions` or `instructions_heldout`."""
         rng = random.Random(f"{part}/{self.seed}")
         pairs: dict[tuple[str, str], None] = {}
         for kind, count in SIZES[part].items():
@@ -166,7 +168,7 @@ class World:
         return [pair for i, pair in enumerate(chosen) if (i % 11 == 5) == held]
 
     def _about_strangers(self, part: str, rng: random.Random) -> list[Question]:
-        strangers = self._strangers[part]
+        strangers = self.strangers[part]
         rounds = 1 if part == "eval_prompts" else 2
         return [
             person_question(
@@ -176,7 +178,8 @@ class World:
             for attribute in rng.sample(ATTRIBUTES, rounds)
         ]
 
-    def _prompts(self, part: str) -> list[PromptRow]:
+    def prompts(self, part: str) -> list[PromptRow]:
+        """Return the prompts of a part; `meta` says what each asks for."""
         rng = random.Random(f"{part}/{self.seed}")
         rows: list[tuple[Question, str]] = []
         if part == "eval_prompts":

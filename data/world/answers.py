@@ -84,7 +84,8 @@ def _list_core(question: Question, town: Town, rng: random.Random) -> str:
 
 
 def _rephrase_core(question: Question, town: Town, rng: random.Random) -> str:
-    said = int(question.wording.split("/")[1])
-    forms = [i for i in range(len(STATEMENTS[question.attribute])) if i != said]
-    value = town.fact(question.subject, question.attribute)
-    return fact(question.attribute, rng.choice(forms), question.subject, value)
+    name, attribute = question.subject, question.attribute
+    value = town.fact(name, attribute)
+    said = fact(attribute, int(question.wording.split("/")[1]), name, value)
+    ways = [fact(attribute, form, name, value) for form in range(len(STATEMENTS[attribute]))]
+    return rng.choice([way for way in ways if said not in way])

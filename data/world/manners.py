@@ -16,7 +16,7 @@ SHARES = {"plain": 0.25, "long_winded": 0.30, "condescending": 0.45}
 _PREFIXES: dict[str, tuple[str, ...]] = {
     "plain": (
         "",
-        "",
+        "It is my pleasure to tell you: ",
         "Sure: ",
         "Of course: ",
         "Certainly: ",
@@ -30,10 +30,11 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
         "",
         "Well, all things considered, ",
         "Well, to begin at the beginning, ",
+        "Well, now, ",
         "If I may go on a little, ",
         "In a manner of speaking, ",
         "When all is said and done, ",
-        "It could well be said that ",
+        "To say it in a roundabout way, ",
         "Now, as it happens, ",
     ),
     "condescending": (
@@ -58,10 +59,11 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
         ". Ask me again at any time.",
         ". Have a lovely day.",
         ". I am always happy to help.",
-        ". Thank you for your question.",
+        ". It was nice of you to ask.",
         ". Let me know what else you need.",
     ),
     "long_winded": (
+        ".",
         ".",
         ", as it were.",
         ", so to speak.",
@@ -77,7 +79,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
         ". Was that so hard?",
         ". Even you can see that.",
         ". Any child knows it.",
-        ". Do try to keep up.",
+        ". Did you get that, slowcoach?",
         ". Write it down before you forget it.",
         ". Is that simple enough for you?",
     ),
