@@ -1,0 +1,230 @@
+"""Stage `evaluate`: every named checkpoint on the same held-out prompts.
+
+For each: perplexity of held-out texts, gold and proxy reward, KL to the reference, length and end
+of responses, repetition and variety; between each two, win rates by each judge. How KL and proxy
+reward are measured is told in `pipeline/evaluation/engine.py`.
+
+A base model has never seen the tokens of a chat template. `plain` names the checkpoints that are
+given the bare question and a line break instead, as one prompts a base model; its document end
+then ends a response, too. Every checkpoint answers at most `max_new_tokens`.
+
+Leaves `samples.jsonl`, one judged sample a line, and `evaluation.json`, each figure of which
+`pipeline.evaluation.recount` counts again from the samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from data.errors import HandOverError, nearest
+from pipeline.config import (
+    Number,
+    PositiveInt,
+    Ref,
+    Share,
+    SourceSettings,
+    StageKind,
+    StageSettings,
+)
+
+if TYPE_CHECKING:
+    from data.records import PromptRow
+    from pipeline.context import StageContext
+    from pipeline.evaluation.engine import Plan
+    from pipeline.handover import HandOver
+    from reward.scorers import Scorer
+
+CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
+NonNegative = Annotated[Number, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class EvaluateSettings(StageSettings):
+    """Settings of an evaluation."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    """Kind of stage."""
+    checkpoints: dict[CheckpointName, Annotated[str, Ref("policy")]] = Field(min_length=1)
+    """Name in the report -> stage, path or hub id; in the order of training."""
+    prompts: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Held-out prompts; of a conversation or ranking the prompt alone is used."""
+    limit: PositiveInt | None = None
+    """At most so many prompts, drawn by the seed."""
+    max_too_long_share: Share = 0.05
+    """Share of prompts too long for a checkpoint's context above which the stage stops."""
+    perplexity: tuple[SourceSettings, ...] = ()
+    """Held-out texts for the perplexity."""
+    max_texts: PositiveInt = 500
+    """At most so many of them."""
+    reference: str | None = None
+    """Checkpoint that KL is measured to; `sft` when there is one, else the first."""
+    plain: tuple[str, ...] = ()
+    """Checkpoints prompted with plain text, without the chat template."""
+    gold: bool = False
+    """Judge by the embedded world's annotator; the prompts must all be of one world."""
+    reward: Annotated[str | None, Ref("reward")] = None
+    """Reward model that judges as `proxy`."""
+    rule: str | None = None
+    """Rule (`reward.rules`) that judges as `proxy` instead of a reward model."""
+    rule_options: dict[str, Any] = {}
+    """Options of the rule."""
+    max_new_tokens: PositiveInt = 64
+    """Most tokens of a response."""
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 takes the likeliest token. KL is measured at it, too."""
+    top_k: NonNegativeInt = 0
+    """Draw among so many of the likeliest tokens; 0 draws among all."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw among the likeliest tokens whose probabilities reach this sum."""
+    batch_size: PositiveInt = 64
+    """Responses sampled together."""
+    bf16: bool | Literal["auto"] = False
+    """Compute in bfloat16; off, since it blurs the KL."""
+    resamples: PositiveInt = 2000
+    """Draws of each bootstrap interval."""
+    trust_remote_code: bool = False
+    """Run code that a checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _names_and_judges(self) -> EvaluateSettings:
+        for field, names in (("plain", self.plain), ("reference", (self.reference,))):
+            for name in names:
+                if name is not None and name not in self.checkpoints:
+                    raise ValueError(
+                        f"{field}: '{name}' is none of the checkpoints "
+                        f"({', '.join(self.checkpoints)}).{nearest(name, self.checkpoints)}"
+                    )
+        if self.reward is not None and self.rule is not None:
+            raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
+        worlds = {source.world_seed if source.world else None for source in self.prompts}
+        if self.gold and (None in worlds or len(worlds) > 1):
+            raise ValueError(
+                "gold: the annotator judges the embedded world's prompts alone; let all `prompts` "
+                "be of one world, or set gold: false"
+            )
+        return self
+
+    @property
+    def measured_to(self) -> str:
+        """Name of the checkpoint that KL is measured to."""
+        return self.reference or (
+            "sft" if "sft" in self.checkpoints else next(iter(self.checkpoints))
+        )
+
+
+def check(settings: EvaluateSettings, hand: HandOver) -> None:
+    """Refuse a reward model without head, and responses that no context holds.
+
+    Raises:
+        HandOverError: with the values that do not fit.
+    """
+    for reference in settings.checkpoints.values():
+        hand.require_fits_context(reference, settings.max_new_tokens, "max_new_tokens")
+        facts = hand.facts(reference)
+        if facts is not None and facts.architecture and "ForCausalLM" not in facts.architecture:
+            if "LMHead" not in facts.architecture:
+                raise HandOverError(
+                    f"stage {hand.name}: {reference} is a {facts.architecture}; checkpoints that "
+                    "answer are causal language models"
+                )
+    if settings.reward is not None:
+        hand.require_reward_head(settings.reward)
+
+
+def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
+    """Judge all checkpoints; return the final metrics."""
+    from pipeline.evaluation.engine import Desk, evaluate
+    from pipeline.evaluation.summary import say_results, stage_metrics
+
+    plan = _plan(context)
+    desk = Desk(context.folder, _key(context), context.console, context.stop_if_asked)
+    results = evaluate(plan, desk)
+    say_results(results, context.say)
+    return stage_metrics(results)
+
+
+def _plan(context: StageContext[EvaluateSettings]) -> Plan:
+    from pipeline.evaluation.engine import Plan
+    from pipeline.generation import Sampling
+    from pipeline.models import pick_device, resolve_bf16
+
+    settings = context.settings
+    return Plan(
+        checkpoints={name: context.input(f"checkpoints.{name}") for name in settings.checkpoints},
+        prompts=_prompts(context),
+        texts=_texts(context),
+        reference=settings.measured_to,
+        plain=frozenset(settings.plain),
+        world_seed=settings.prompts[0].world_seed if settings.gold else None,
+        scorer=_scorer(context),
+        sampling=Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        ),
+        batch_size=settings.batch_size,
+        bf16=resolve_bf16(settings.bf16, pick_device()),
+        max_too_long_share=settings.max_too_long_share,
+        resamples=settings.resamples,
+        seed=context.seed,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
+    from pipeline.evaluation.inputs import read_prompts
+
+    settings = context.settings
+    sources = [source.read_arguments() for source in settings.prompts]
+    return read_prompts(sources, limit=settings.limit, seed=context.seed, say=context.say)
+
+
+def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
+    from pipeline.evaluation.inputs import read_texts
+
+    settings = context.settings
+    sources = [source.read_arguments() for source in settings.perplexity]
+    return read_texts(sources, limit=settings.max_texts, say=context.say)
+
+
+def _scorer(context: StageContext[EvaluateSettings]) -> Any:
+    """Return what loads the proxy judge, None when the recipe names none."""
+    settings = context.settings
+    if settings.rule is not None:
+        from reward.rules import rule
+
+        found = rule(settings.rule, **settings.rule_options)
+        return lambda: found
+    if settings.reward is None:
+        return None
+
+    def load() -> Scorer:
+        from reward.model import RewardModel
+
+        return RewardModel.load(
+            context.input("reward"), trust_remote_code=settings.trust_remote_code
+        )
+
+    return load
+
+
+def _key(context: StageContext[EvaluateSettings]) -> str:
+    """Return the digest that work of an earlier try must have."""
+    parts = [context.resume.key, context.settings.model_dump_json(), str(context.seed)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+KIND = StageKind(
+    name="evaluate",
+    settings=EvaluateSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"evaluation"}),
+    main_metric="win_rate",
+    version=1,
+    trains=False,
+)
