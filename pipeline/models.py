@@ -29,12 +29,9 @@ def bf16_supported(device: torch.device | str = "cpu") -> bool:
     """
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
-        return bool(
-            torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
-            or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
-        )
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
 
 
@@ -60,32 +57,39 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _require(source: str | Path, what: str) -> str:
-    """Return the source as a string, refusing a path that is not there."""
+def _locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
+    """Return what `from_pretrained` takes for a source: a folder or hub id, and a GGUF file's name.
+
+    Raises:
+        ModelError: the source is a path and nothing is there.
+    """
     text = str(source)
     path = Path(text).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{what} {text}: no such file; give a checkpoint's folder or hub id")
+        return str(path.parent), {"gguf_file": path.name}
     if isinstance(source, Path) or text.startswith((".", "/", "~")):
         if not path.is_dir():
             raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
-        return str(path)
-    return text
+        return str(path), {}
+    return text, {}
 
 
 def load_tokenizer(
-    source: str | Path, *, gguf_file: str | None = None, trust_remote_code: bool = False
+    source: str | Path, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub.
+    """Load a tokenizer from a folder, a GGUF file or the hub.
 
     Raises:
         ModelError: none is there.
     """
     from transformers import AutoTokenizer
 
-    location = _require(source, "tokenizer")
-    extra: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    location, extra = _locate(source, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"no tokenizer can be loaded from {source}: {_line(error)}") from error
 
 
@@ -93,15 +97,13 @@ def load_policy(
     source: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    gguf_file: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, with dropout off.
 
     Args:
-        source: folder or hub id.
+        source: folder, `.gguf` file (dequantised on load; needs the extra `gguf`) or hub id.
         dtype: type of the weights; training wants fp32 master weights.
-        gguf_file: name of a GGUF file in the folder, converted on load.
         trust_remote_code: runs code that the checkpoint carries; only when the user typed it.
 
     Raises:
@@ -109,9 +111,7 @@ def load_policy(
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(
-        AutoModelForCausalLM, source, dtype=dtype, gguf_file=gguf_file, trust=trust_remote_code
-    )
+    return _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
 
 
 def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -127,7 +127,7 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers import AutoModelForTokenClassification as TokenClassifier
 
-    location = _require(source, "value model")
+    location, _ = _locate(source, "value model")
     config = AutoConfig.from_pretrained(location)
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForTokenClassification"):
@@ -172,26 +172,27 @@ def _load(
     source: str | Path,
     *,
     dtype: torch.dtype,
-    gguf_file: str | None = None,
     trust: bool = False,
     strict: bool = True,
     **extra: Any,
 ) -> PreTrainedModel:
-    location = _require(source, "model")
-    if gguf_file:
-        from transformers import GgufConfig
+    from transformers import GgufConfig
+    from transformers.utils import logging
 
-        extra |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    logging.disable_progress_bar()
+    location, gguf = _locate(source, "model")
+    if gguf:
+        extra |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
         model, info = loader.from_pretrained(
             location,
             dtype=dtype,
             trust_remote_code=trust,
-            use_safetensors=None if gguf_file else True,
+            use_safetensors=None if gguf else True,
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"no model can be loaded from {source}: {_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if strict and missing:
