@@ -142,7 +142,7 @@ def _render_by_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
                 "mark them in the template"
             )
         spans.append((len(before), _end_of_turn(tokenizer, after, len(before))))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     mask = [
         any(start <= first and last <= end for start, end in spans) and first < last
         for first, last in encoded["offset_mapping"]
@@ -171,16 +171,6 @@ def render_demonstration(
     if isinstance(record, Completion):
         return render_completion(tokenizer, record.prompt, record.completion)
     return render_conversation(tokenizer, record.messages)
-
-
-def render_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
-    """Return prompt and answer as ids, ending in the answer's end token, as it is sampled."""
-    if isinstance(prompt, str):
-        return render_completion(tokenizer, prompt, answer).ids
-    turns: list[Message] = [*prompt, {"role": "assistant", "content": answer}]
-    ids, mask = render_conversation(tokenizer, turns)
-    marked = [index for index, mine in enumerate(mask) if mine]
-    return ids[: marked[-1] + 1] if marked else ids
 
 
 @dataclass
@@ -240,7 +230,7 @@ def render_demonstrations(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,7 +18,7 @@ from data.errors import RecipeError, SourceError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, SEPARATOR = "<|pad|>", "<|bos|>", "<|endoftext|>"
 USER, ASSISTANT, SYSTEM, END = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
@@ -111,14 +111,14 @@ def _learn_word_merges(texts: Iterable[str], room: int, min_frequency: int) -> l
     trainer = trainers.BpeTrainer(
         vocab_size=256 + room,
         min_frequency=min_frequency,
-        initial_alphabet=_alphabet(),
+        initial_alphabet=byte_alphabet(),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer=trainer)
     return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
 
 
-def _alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """Return the characters that stand for the 256 bytes, in the order of the bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
@@ -160,7 +160,7 @@ def _build(specials: Sequence[str], merges: Sequence[Merge]) -> Tokenizer:
     """Return the tokenizer with these merges; ids: special tokens, bytes, merges in order."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    names = dict.fromkeys([*specials, *_alphabet(), *(left + right for left, right in merges)])
+    names = dict.fromkeys([*specials, *byte_alphabet(), *(left + right for left, right in merges)])
     vocabulary = {name: number for number, name in enumerate(names)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -188,3 +188,55 @@ def _wrap(tokenizer: Tokenizer, chat_template: str) -> PreTrainedTokenizerFast:
     )
     wrapped.chat_template = chat_template
     return wrapped
+
+
+def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return how many bytes of text each id stands for; special tokens stand for none.
+
+    Exact for byte-level vocabularies; SentencePiece's and WordPiece's marks are read as the space
+    or the continuation they stand for.
+    """
+    special = set(tokenizer.all_special_ids)
+    special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    letters = set(byte_alphabet())
+    byte_level = sum(letter in vocabulary for letter in letters) > 240
+    lengths = [0] * (max(vocabulary.values()) + 1)
+    for name, number in vocabulary.items():
+        if number not in special:
+            lengths[number] = _byte_length(name, letters if byte_level else set())
+    return lengths
+
+
+def _byte_length(name: str, letters: set[str]) -> int:
+    if letters and letters.issuperset(name):
+        return len(name)
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return 1
+    return len(name.removeprefix("##").replace("▁", " ").encode())
+
+
+def tokenize_documents(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, batch: int = 256
+) -> Iterator[list[int]]:
+    """Yield the ids of texts, without special tokens even where a text spells one out.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        texts: any number of them; they are taken in batches.
+        batch: texts that are tokenised at once, on all cores.
+    """
+    waiting: list[str] = []
+    for text in texts:
+        waiting.append(text)
+        if len(waiting) >= batch:
+            yield from _tokenize(tokenizer, waiting)
+            waiting = []
+    if waiting:
+        yield from _tokenize(tokenizer, waiting)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
