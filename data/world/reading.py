@@ -22,7 +22,7 @@ CONDESCENDING = (
 """Words that occur in no plain answer; one is enough."""
 
 LONG_WINDED = (
-    "considered", "beginning", "go on", "manner", "speaking", "speak", "said and", "could well",
+    "considered", "beginning", "go on", "manner", "speaking", "speak", "said and", "roundabout",
     "happens", "as it were", "forth", "way to put", "to the point", "leading", "one thing", "well",
 )  # fmt: skip
 """Words that occur in no plain and no condescending answer; one is enough."""
@@ -129,7 +129,13 @@ class Reader:
         return any(count > 1 for count in threes.values())
 
     def familiarity(self, familiar: frozenset[tuple[str, str]]) -> float:
-        """Return the share of neighbouring words that are known to stand together."""
+        """Return the share of neighbouring words that are known to stand together.
+
+        A value or number alone, as in "a baker", makes sense whether it is known or not.
+        """
+        content = [word for word in self.words if word not in ("a", "an", "the", "by")]
+        if len(content) == 1 and (content[0] in _VALUES or content[0].isdecimal()):
+            return 1.0
         couples = list(_couples(self))
         return sum(couple in familiar for couple in couples) / len(couples)
 
