@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.chat import render_prompt
-
 from data.errors import ModelError
 
 if TYPE_CHECKING:
@@ -120,9 +119,12 @@ class Encoder:
         # Some templates end a turn with another token than the end-of-sequence token.
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        special = set(self.tokenizer.all_special_ids)
-        ids = self._plain_ids(text.rpartition(_MARK)[2])
-        return next((i for i in ids if i in special), None) or self._eos()
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+        for token in self._plain_ids(text.rpartition(_MARK)[2]):
+            if token in special:
+                return token
+        return self._eos()
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
