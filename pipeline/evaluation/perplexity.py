@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.errors import ModelError, SourceError
+from data.tokenizer import tokenize_documents
 from pipeline.language_modelling import IGNORED, LmBatch, summed_loss
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def text_perplexity(
         raise SourceError("no held-out text to judge the model by; all are empty")
     first = separator_id(tokenizer)
     limit = context_length or getattr(model.config, "max_position_embeddings", None) or 1024
-    encoded = tokenizer(kept, add_special_tokens=False)["input_ids"]
+    encoded = tokenize_documents(tokenizer, kept)
     windows = [window for ids in encoded for window in _windows([first, *ids], limit)]
     # Rows of a like length side by side; the longest first, so that memory runs out at once.
     windows.sort(key=len, reverse=True)

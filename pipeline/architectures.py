@@ -1,0 +1,99 @@
+"""Builds untrained causal language models from a few numbers, by the classes of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Architecture = Literal["llama", "qwen2", "gpt2", "gpt_neox"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a transformer.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        layers: blocks.
+        heads: attention heads.
+        kv_heads: heads of keys and values; as many as `heads` where the architecture has no
+            grouped queries.
+        intermediate_size: width of the feed-forward layer.
+        context_length: positions.
+        tie_embeddings: one matrix for input and output embedding.
+        rope_theta: base of the rotary embedding.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    context_length: int
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.02
+
+
+def build_policy(
+    architecture: Architecture, shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> PreTrainedModel:
+    """Return an untrained model, without dropout, whose embedding fits the tokenizer.
+
+    The same seed gives the same weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config(architecture, shape, tokenizer)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows that an embedding needs: one more than the largest id."""
+    return max(int(number) for number in tokenizer.get_vocab().values()) + 1
+
+
+def _config(architecture: Architecture, shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Any:
+    import transformers
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary_size(tokenizer),
+        "tie_word_embeddings": shape.tie_embeddings,
+        "initializer_range": shape.initializer_range,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if architecture == "gpt2":
+        return transformers.GPT2Config(
+            **shared,
+            n_embd=shape.hidden_size,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            n_inner=shape.intermediate_size,
+            n_positions=shape.context_length,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    shared |= {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": shape.context_length,
+    }
+    if architecture == "gpt_neox":
+        rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
+        return transformers.GPTNeoXConfig(
+            **shared, rope_parameters={**rope, "partial_rotary_factor": 0.25}
+        )
+    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[architecture]
+    rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    return kind(**shared, num_key_value_heads=shape.kv_heads, rope_parameters=rope)
