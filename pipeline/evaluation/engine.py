@@ -99,7 +99,9 @@ class Desk:
     console: Console
     stop_if_asked: Callable[[], None] = lambda: None
 
-    def progress(self, total: int, label: str, unit: str) -> AbstractContextManager[Progress]:
+    def progress(
+        self, total: int | None, label: str, unit: str
+    ) -> AbstractContextManager[Progress]:
         """Show a progress bar while the block runs."""
         return self.console.progress(total, label, unit=unit)
 
@@ -191,7 +193,7 @@ def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
     gc.collect()  # the model before this one is gone, but for cycles
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
     model = load_policy(source, dtype=dtype, trust_remote_code=plan.trust_remote_code)
-    return model.to(pick_device()).eval()  # type: ignore[no-any-return]
+    return model.to(pick_device()).eval()
 
 
 def _is_plain(plan: Plan, name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -228,15 +230,11 @@ def _answer(plan: Plan, desk: Desk, name: str) -> dict[str, Any]:
     }
     if plan.texts:
         desk.stop_if_asked()
-        with desk.progress(len(plan.texts), f"{name}: held-out texts", "texts") as bar:
-            answers["perplexity"] = dict(_perplexity(plan, model, tokenizer, bar))
+        with desk.progress(None, f"{name}: held-out texts", "windows") as bar:
+            answers["perplexity"] = text_perplexity(
+                model, tokenizer, plan.texts, batch_size=plan.batch_size, advance=bar.advance
+            )
     return answers
-
-
-def _perplexity(
-    plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: Progress
-) -> Mapping[str, float]:
-    return text_perplexity(model, tokenizer, plan.texts, batch_size=plan.batch_size)
 
 
 def _sampling_seed(seed: int, name: str) -> int:

@@ -23,6 +23,7 @@ from pipeline.evaluation.winrates import compare
 
 Row = Mapping[str, Any]
 JUDGES = ("gold", "proxy")
+MEANS = {"gold_reward": "gold", "proxy_reward": "proxy", "kl_to_reference": "kl"}
 RESAMPLES = 2000
 SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignorance")
 """What the embedded world's judge says of an answer besides its score."""
@@ -35,7 +36,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         ArtifactError: the file is missing, or a line is no JSON.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold other line separators than "\n".
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise ArtifactError(
             f"{path} can't be read ({error.strerror}); run evaluate again"
@@ -97,11 +99,7 @@ def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dic
     """Return one checkpoint's figures; a figure that no sample has is None."""
     texts = [row["response"] for row in rows]
     found: dict[str, Any] = {"n": len(rows)}
-    for key, column in (
-        ("gold_reward", "gold"),
-        ("proxy_reward", "proxy"),
-        ("kl_to_reference", "kl"),
-    ):
+    for key, column in MEANS.items():
         values = [float(row[column]) for row in rows if row[column] is not None]
         found |= _named(key, bootstrap_mean(values, resamples=resamples, seed=seed))
     lengths = [float(row["n_tokens"]) for row in rows]

@@ -34,8 +34,14 @@ def plain_prompt(prompt: Prompt) -> str:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: bool) -> list[int]:
-    """Return the tokens a checkpoint is given for a prompt."""
-    return render_prompt(tokenizer, plain_prompt(prompt) if plain else prompt)
+    """Return the tokens a checkpoint is given for a prompt.
+
+    A chat put plainly starts as documents do in pretraining: after a document end.
+    """
+    if not plain or isinstance(prompt, str):
+        return render_prompt(tokenizer, prompt)
+    ids = render_prompt(tokenizer, plain_prompt(prompt))
+    return ids if ids[0] in tokenizer.all_special_ids else document_end_ids(tokenizer) + ids
 
 
 def document_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -39,9 +39,9 @@ def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     names = list(results["checkpoints"])
     for judge in ("gold", "proxy"):
         for rate in results["win_rates"]:
-            if len(names) > 1 and (rate["a"], rate["b"]) == (names[-1], names[-2]):
-                if rate["judge"] == judge and rate["rate"] is not None:
-                    return dict(rate)
+            found = [rate["b"], rate["a"], rate["judge"]]
+            if found == [*names[-2:], judge] and rate["rate"] is not None:
+                return dict(rate)
     return None
 
 

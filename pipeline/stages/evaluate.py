@@ -69,7 +69,7 @@ class EvaluateSettings(StageSettings):
     """Reward model that judges as `proxy`."""
     rule: str | None = None
     """Rule (`reward.rules`) that judges as `proxy` instead of a reward model."""
-    rule_options: dict[str, Any] = {}
+    rule_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the rule."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a response."""
@@ -124,12 +124,12 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     for reference in settings.checkpoints.values():
         hand.require_fits_context(reference, settings.max_new_tokens, "max_new_tokens")
         facts = hand.facts(reference)
-        if facts is not None and facts.architecture and "ForCausalLM" not in facts.architecture:
-            if "LMHead" not in facts.architecture:
-                raise HandOverError(
-                    f"stage {hand.name}: {reference} is a {facts.architecture}; checkpoints that "
-                    "answer are causal language models"
-                )
+        architecture = facts.architecture if facts is not None else None
+        if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            raise HandOverError(
+                f"stage {hand.name}: {reference} is a {architecture}; checkpoints that answer are "
+                "causal language models"
+            )
     if settings.reward is not None:
         hand.require_reward_head(settings.reward)
 

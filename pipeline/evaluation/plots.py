@@ -1,0 +1,217 @@
+"""Plots of the report as SVG text that takes its colours and fonts from the page.
+
+matplotlib is imported here alone, and on the first plot. It draws in stand-in colours, which are
+then replaced by CSS variables, so that one picture serves light and dark pages. Nothing in the SVG
+refers to anything outside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+INK, FAINT = "#010101", "#020202"
+SERIES = tuple(f"#0303{place:02d}" for place in range(10, 18))
+"""Stand-ins: text and axes, grid, and the series `--s0` to `--s7` of the page."""
+POINTS = 240
+"""Curves of more points are averaged to so many."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot; NaN-free, x ascending.
+
+    Attributes:
+        label: what the legend calls it.
+        x: steps.
+        y: values.
+        colour: number of the page's series colour.
+        dots: marks each value, for few of them.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled value with its interval."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: int
+
+
+def line_plot(curves: Sequence[Curve], *, x_label: str, percent: bool = False) -> str:
+    """Return curves over steps as SVG."""
+    figure, axes = _figure()
+    for curve in curves:
+        x, y = thin(curve.x, curve.y)
+        colour = SERIES[curve.colour % len(SERIES)]
+        marker = "o" if curve.dots or len(x) == 1 else ""
+        if marker or len(curve.x) < 40:
+            axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
+        else:
+            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
+            axes.plot(x, smooth(y), color=colour, linewidth=1.8)
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel(x_label)
+    return _svg(figure)
+
+
+def path_plot(x: Sequence[float], y: Sequence[float], *, x_label: str, y_label: str) -> str:
+    """Return one quantity against another over time as SVG, from an open to a filled end."""
+    figure, axes = _figure(width=3.9, height=2.6)
+    _, across = thin(range(len(x)), x)
+    _, up = thin(range(len(y)), y)
+    axes.plot(across, up, color=SERIES[2], linewidth=0.7, alpha=0.35, marker=".", markersize=4)
+    path = smooth(across), smooth(up)
+    axes.plot(*path, color=SERIES[2], linewidth=2.0)
+    axes.plot(path[0][:1], path[1][:1], "o", color=SERIES[0], markersize=6)
+    axes.plot(path[0][-1:], path[1][-1:], "o", color=SERIES[1], markersize=6)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _svg(figure)
+
+
+def point_plot(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
+    """Return labelled values with their intervals as SVG."""
+    figure, axes = _figure(width=3.9, height=2.6)
+    ordered = sorted(points, key=lambda point: point.x)
+    axes.plot([p.x for p in ordered], [p.y for p in ordered], color=FAINT, linewidth=1, zorder=1)
+    for point in ordered:
+        colour = SERIES[point.colour % len(SERIES)]
+        axes.plot([point.x] * 2, [point.low, point.high], color=colour, linewidth=1.4)
+        axes.plot([point.x], [point.y], "o", color=colour, markersize=6)
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(7, 5),
+            textcoords="offset points",
+            color=INK,
+            parse_math=False,
+        )
+    axes.margins(x=0.16, y=0.14)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _svg(figure)
+
+
+def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return a curve of at most `POINTS` points, each the mean of its neighbours."""
+    count = len(x)
+    if count <= POINTS:
+        return [float(v) for v in x], [float(v) for v in y]
+    edges = [round(i * count / POINTS) for i in range(POINTS + 1)]
+    spans = list(pairwise(edges))
+    return [_mean(x[a:b]) for a, b in spans], [_mean(y[a:b]) for a, b in spans]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return a running mean over a window of a twelfth of the values, narrower at the ends."""
+    half = max(1, len(values) // 24)
+    found = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        found.append(_mean(values[i - reach : i + reach + 1]))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values))
+
+
+_STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 1.0,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.formatter.limits": (-4, 5),
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+}
+
+
+def _figure(*, width: float = 3.7, height: float = 2.2) -> tuple[Any, Any]:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(dict(_STYLE)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.margins(x=0.02, y=0.08)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """Return a figure as an `<svg>` element that can stand in a page beside others."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(dict(_STYLE)):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _page_colours(_standing_alone(buffer.getvalue()))
+
+
+def _page_colours(svg: str) -> str:
+    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--grid)")
+    for place, colour in enumerate(SERIES):
+        svg = svg.replace(colour, f"var(--s{place})")
+    return svg
+
+
+def _standing_alone(svg: str) -> str:
+    """Drop the XML prologue, metadata, sizes and namespaces, and make ids the page's own."""
+    svg = svg[svg.index("<svg") :].rstrip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    view = re.search(r'viewBox="[^"]+"', head)
+    assert view is not None, "matplotlib writes a viewBox"
+    head = f'<svg {view[0]} role="img" aria-hidden="true"'
+    rest = re.sub(r"<style[^>]*>.*?</style>", "", rest, flags=re.DOTALL)
+    rest = rest.replace("xlink:href", "href")
+    # Each plot repeats ids such as "axes_1"; a digest of the plot keeps them apart in the page.
+    own = hashlib.sha256(rest.encode()).hexdigest()[:8]
+    rest = re.sub(r'\bid="([^"]+)"', rf'id="p{own}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#p{own}-\1)", rest)
+    rest = re.sub(r'href="#([^"]+)"', rf'href="#p{own}-\1"', rest)
+    # The page's font, not the one that matplotlib measured with.
+    rest = re.sub(r"font-family: [^;\"]+;? ?", "", rest)
+    return f"{head}>{rest}"

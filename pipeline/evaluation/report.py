@@ -1,0 +1,112 @@
+"""Writes a run's report: `report/report.json` for programs, `report/index.html` for people.
+
+The page is one file. It holds its style and pictures, asks for nothing from anywhere (its own
+content policy forbids it), and shows what models wrote as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifact, storage_errors, write_atomically
+from pipeline.evaluation import view
+from pipeline.evaluation.collect import collect, read_metrics
+from pipeline.evaluation.recount import read_samples
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run_folder: Path, recipe_name: str, artifacts: Mapping[str, Artifact]) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        run_folder: `runs/<recipe>`; the report goes into its `report/`.
+        recipe_name: name of the recipe.
+        artifacts: what each stage left, in the order they ran.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    report = collect(run_folder, recipe_name, artifacts)
+    folder = run_folder / "report"
+    page = render(report, artifacts)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "report.json", text + "\n")
+    write_atomically(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: what `collect` returned.
+        artifacts: where metrics and samples are read from.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markup"] = Markup  # for our own pictures and style alone
+    environment.globals["answer_tags"] = view.answer_tags
+    page = environment.get_template("report.html.j2").render(
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        report=report,
+        names=list(report["checkpoints"]),
+        shades=view.colours(report["checkpoints"]),
+        headline=view.headline(report),
+        cards=view.cards(report),
+        win_rates=view.win_rate_groups(report),
+        figures=view.figure_rows(report),
+        manners=view.manner_rows(report),
+        quality=view.quality_rows(report["reward_model"]),
+        stages=view.stage_rows(report),
+        total_time=view.clock(report["seconds"]),
+        samples=_samples(report, artifacts),
+        **_charts(report, artifacts),
+    )
+    return page + "\n"
+
+
+def _samples(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Return the samples shown, evaluation by evaluation, named as in the report."""
+    groups = []
+    for stage, evaluation in report["evaluations"].items():
+        rows = [
+            {**row, "checkpoint": evaluation["checkpoints"][row["checkpoint"]]}
+            for row in read_samples(artifacts[stage].folder / "samples.jsonl")
+        ]
+        groups += view.sample_groups(rows, seed=report["seed"] or 0)
+    return groups
+
+
+def _charts(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the curves of each stage, and the pictures of reward against KL."""
+    from pipeline.evaluation.charts import checkpoints_against_kl, over_optimisation, stage_charts
+
+    training, trade_offs = [], []
+    for name, artifact in artifacts.items():
+        rows = read_metrics(artifact)
+        charts = stage_charts(artifact.kind, rows)
+        if charts:
+            training.append({"stage": name, "kind": artifact.kind, "charts": charts})
+        if artifact.kind == "ppo":
+            trade_offs.append(over_optimisation(rows))
+    shades = view.colours(report["checkpoints"])
+    for judge in ("gold", "proxy"):
+        trade_offs.append(checkpoints_against_kl(report["checkpoints"], judge, shades))
+    return {"training": training, "trade_offs": [chart for chart in trade_offs if chart]}
