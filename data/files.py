@@ -237,22 +237,27 @@ def _json_array(file: Path, text: str) -> Iterator[RawRow]:
 
 
 def _csv(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     csv.field_size_limit(1 << 27)
-    reader = csv.DictReader(text, delimiter="\t" if kind_of(file) == ".tsv" else ",", strict=True)
-    while True:
-        where = f"{file}:{reader.line_num + 1}"
+    comma = "\t" if kind_of(file) == ".tsv" else ","
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, delimiter=comma, strict=True)
         try:
-            row = next(reader)
-        except StopIteration:
-            return
+            _ = reader.fieldnames  # reads the header, so that lines are counted from it
         except csv.Error as error:
-            yield RawRow(where, None, f"not CSV ({error})")
-            continue
-        if None in row or None in row.values():
-            yield RawRow(where, None, f"not as many fields as the header ({len(row)})")
-        else:
-            yield RawRow(where, dict(row))
+            raise SourceError(f"{file}:1: the header is not CSV ({error})") from error
+        while True:
+            where = f"{file}:{reader.line_num + 1}"
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield RawRow(where, None, f"not CSV ({error})")
+                continue
+            if None in row or None in row.values():
+                yield RawRow(where, None, f"not as many fields as the header ({len(row)})")
+            else:
+                yield RawRow(where, dict(row))
 
 
 def _parquet(file: Path) -> Iterator[RawRow]:
@@ -287,17 +292,18 @@ def _text(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
 
 def _parts(stream: BinaryIO, layout: str) -> Iterator[tuple[int, str, bool]]:
     """Yield a text's line numbers and lines, and whether a document ends there."""
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), start=1):
-        if layout not in ("auto", "text", "text_blank_lines"):
-            yield number, line, True
-        elif layout == "text_blank_lines":
-            yield number, line, not line.strip()
-        else:
-            *closed, rest = line.split(SEPARATOR)
-            for part in closed:
-                yield number, part, True
-            if rest:
-                yield number, rest, False
+    with io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            if layout not in ("auto", "text", "text_blank_lines"):
+                yield number, line, True
+            elif layout == "text_blank_lines":
+                yield number, line, not line.strip()
+            else:
+                *closed, rest = line.split(SEPARATOR)
+                for part in closed:
+                    yield number, part, True
+                if rest:
+                    yield number, rest, False
 
 
 _READERS: dict[str, Callable[[Path, BinaryIO, str], Iterator[RawRow]]] = {

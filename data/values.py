@@ -148,7 +148,7 @@ def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
         if left != right:
             break
         end += 1
-    end = min(end, len(chosen) - 1, len(rejected) - 1)
+    end = max(0, min(end, len(chosen) - 1, len(rejected) - 1))
     while end > 0 and not (chosen[end].isspace() and rejected[end].isspace()):
         end -= 1
     while end > 0 and chosen[end - 1].isspace():
