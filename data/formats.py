@@ -56,6 +56,19 @@ FORMATS: dict[str, str] = {
     "rankings": "prompt or messages + completions + ranks (lower is better) or scores (higher is)",
 }
 
+_ALWAYS = ("id", "meta", "annotator")
+_ASKING = ("prompt", *MESSAGE_COLUMNS, *QUESTION_COLUMNS)
+_USED: dict[str, frozenset[str]] = {
+    "text": frozenset((*_ALWAYS, "text")),
+    "prompt_completion": frozenset((*_ALWAYS, "prompt", *ANSWER_COLUMNS)),
+    "instruction": frozenset((*_ALWAYS, "prompt", "input", *QUESTION_COLUMNS, *ANSWER_COLUMNS)),
+    "messages": frozenset((*_ALWAYS, *MESSAGE_COLUMNS)),
+    "prompt": frozenset((*_ALWAYS, *_ASKING)),
+    "preference": frozenset((*_ALWAYS, *_ASKING, "chosen", "rejected")),
+    "hh": frozenset((*_ALWAYS, "chosen", "rejected")),
+    "rankings": frozenset((*_ALWAYS, *_ASKING, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS)),
+}
+
 
 def check_format(name: str) -> None:
     """Refuse a format that does not exist.
@@ -69,13 +82,17 @@ def check_format(name: str) -> None:
 
 
 def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
-    """Return the format that a row's columns tell; those mapped by the recipe decide first.
+    """Return the format that a row's columns tell.
+
+    When it has no use for a column that the recipe maps, the mapped columns alone decide.
 
     Raises:
         SourceError: no format has such columns; lists them and the known formats.
     """
     mapped = {name: row[name] for name in columns or {} if name in row}
-    found = (_detect(mapped) if mapped else None) or _detect(row)
+    found = _detect(row)
+    if found is None or not _USED[found].issuperset(mapped):
+        found = _detect(mapped) or found
     if found is None:
         formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
         raise SourceError(

@@ -35,9 +35,14 @@ def test_the_columns_tell_the_format(row, name):
     assert detect(row) == name
 
 
-def test_columns_mapped_by_the_recipe_decide_before_the_others():
+def test_a_mapped_column_that_the_others_have_no_use_for_decides():
     row = map_columns({"document": "a", "question": "b", "answer": "c"}, {"text": "document"})
     assert detect(row, {"text": "document"}) == "text"
+    columns = {"prompt": "{context} {prompt}"}
+    row = {"context": "x", "prompt": "a", "completions": ["b", "c"], "ranks": [0, 0]}
+    row = map_columns(row, columns)
+    assert detect(row, columns) == "rankings"
+    assert convert(row, "rankings").prompt == "x a"
 
 
 def test_columns_that_tell_nothing_are_listed_with_the_known_formats():
