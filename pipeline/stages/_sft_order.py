@@ -1,0 +1,109 @@
+"""The order of rows, the learning rate and the dropout of fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Sampler
+
+from data.errors import ModelError
+
+WINDOW = 50
+"""Batches whose rows are sorted by length together."""
+_BLOCKS = ("self_attn", "attn", "attention", "mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+
+class BucketSampler(Sampler[int]):
+    """Row numbers in an order that follows from seed and epoch alone.
+
+    Grouped, rows of similar length share a batch: the rows are shuffled, sorted by length inside
+    windows of batches, and the batches shuffled. What fills no batch comes last, as random rows.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], *, batch_size: int, seed: int, grouped: bool
+    ) -> None:
+        self.lengths, self.batch_size = list(lengths), batch_size
+        self.seed, self.grouped, self.epoch = seed, grouped, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if not self.grouped:
+            return iter(order)
+        size = self.batch_size
+        whole = len(order) - len(order) % size
+        batches: list[list[int]] = []
+        for start in range(0, whole, size * WINDOW):
+            window = order[start : min(start + size * WINDOW, whole)]
+            window.sort(key=lambda row: self.lengths[row])
+            batches += [window[i : i + size] for i in range(0, len(window), size)]
+        places = torch.randperm(len(batches), generator=generator).tolist()
+        return iter([row for place in places for row in batches[place]] + order[whole:])
+
+
+def learning_rate_factor(
+    step: int, *, total: int, schedule: str, warmup_share: float, final_share: float
+) -> float:
+    """Return the share of the peak learning rate at a step (0 is the first).
+
+    It rises linearly over the warm-up steps and then goes down to `final_share`, which it reaches
+    at the end of the last step.
+    """
+    warmup = math.ceil(total * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - (1.0 - final_share) * done
+    return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def add_residual_dropout(model: nn.Module, share: float) -> None:
+    """Drop a share of what each attention and feed-forward block adds to the residual stream.
+
+    Done by hooks while the model is in training mode, so that it works for architectures that
+    have no such dropout themselves, and nothing of it is saved.
+
+    Raises:
+        ModelError: no such block is found.
+    """
+
+    def drop(module: nn.Module, _: Any, output: Any) -> Any:
+        if not module.training:
+            return output
+        if isinstance(output, tuple):
+            return (functional.dropout(output[0], share), *output[1:])
+        return functional.dropout(output, share)
+
+    found = [
+        child
+        for layer in model.modules()
+        for name, child in layer.named_children()
+        if name in _BLOCKS and any(other in _BLOCKS for other in _names_beside(layer, name))
+    ]
+    if not found:
+        raise ModelError(
+            f"dropout: {type(model).__name__} has no attention and feed-forward blocks that we "
+            "know; set dropout: 0"
+        )
+    for block in found:
+        block.register_forward_hook(drop)
+
+
+def _names_beside(layer: nn.Module, name: str) -> list[str]:
+    return [other for other, _ in layer.named_children() if other != name]

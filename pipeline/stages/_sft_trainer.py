@@ -1,0 +1,461 @@
+"""TRL's SFTTrainer, made exact and resumable.
+
+What differs from it, and why:
+- Rows come tokenised with labels, so that the mask is the one our tests look at.
+- `transformers` draws the order of length-grouped batches from the global generator, which is not
+  restored before a resumed epoch begins; here the order follows from seed and epoch alone. It also
+  goes from long to short rows inside a window; here the batches of a window are shuffled.
+- Checkpoints go through our resume store: whole or not there.
+- On a CPU the loss is taken from the model's logits, without TRL's entropy and accuracy of every
+  token; elsewhere TRL's fused head computes it.
+- The held-out loss is the mean over tokens; `transformers` averages the means of batches.
+- A loss or gradient that is not finite stops before anything is saved; `transformers` hides it in
+  the log and goes on.
+- Nothing is reported to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from data.errors import RecipeError, TrainingError
+from pipeline.artifacts import storage_errors, write_atomically
+from pipeline.models import pick_device, resolve_bf16
+from pipeline.stages._sft_order import BucketSampler, add_residual_dropout, learning_rate_factor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.chat import Rendered
+    from pipeline.console import Progress
+    from pipeline.context import StageContext
+    from pipeline.stages._sft_rows import Rows
+    from pipeline.stages.sft import SftSettings
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint to choose from; `folder` is "model" when it is the only one."""
+
+    step: int
+    loss: float | None
+    folder: str
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the progress bars and notes of the libraries while the block runs."""
+    bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
+    trl_logger = logging.getLogger("trl")
+    level = trl_logger.level
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    trl_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        trl_logger.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
+    """Return rows of one forward pass of one process, and passes of one optimiser step.
+
+    Raises:
+        RecipeError: the batch can't be divided so.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
+        )
+    micro = batch // processes if micro is None else micro
+    if batch % (micro * processes):
+        raise RecipeError(
+            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
+            "processes"
+        )
+    return micro, batch // (micro * processes)
+
+
+def build_trainer(
+    context: StageContext[SftSettings],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    shape: tuple[int, int],
+) -> StageTrainer:
+    """Return a trainer that is ready to train or to resume."""
+    settings = context.settings
+    if settings.dropout:
+        add_residual_dropout(model, settings.dropout)
+    return StageTrainer(
+        context=context,
+        heldout=rows.heldout,
+        model=model,
+        args=_arguments(context, shape, max_length=rows.max_length),
+        train_dataset=_dataset(rows.train),
+        processing_class=tokenizer,
+    )
+
+
+def _arguments(
+    context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
+) -> SFTConfig:
+    settings, device = context.settings, pick_device()
+    bf16 = resolve_bf16(settings.bf16, device)
+    arguments = SFTConfig(
+        output_dir=str(context.folder / "work" / "trainer"),
+        use_cpu=device.type == "cpu",
+        seed=context.seed % 2**32,
+        # What TRL would turn on unasked.
+        bf16=bf16,
+        fp16=False,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_offloading=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        logging_nan_inf_filter=False,
+        logging_steps=settings.log_every,
+        logging_first_step=False,
+        save_strategy="no",
+        eval_strategy="no",
+        restore_callback_states_from_checkpoint=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=True,
+        # The model keeps its cache for whoever samples from it; training asks for none.
+        use_cache=True,
+        packing=settings.packing,
+        eval_packing=False,
+        max_length=max_length if settings.packing else None,
+        dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
+        per_device_train_batch_size=shape[0],
+        gradient_accumulation_steps=shape[1],
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_epsilon=settings.epsilon,
+        max_grad_norm=settings.max_gradient_norm,
+    )
+    # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def labels_of(row: Rendered) -> list[int]:
+    """Return the labels of a row: its ids where the assistant speaks, else `IGNORED`."""
+    return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
+
+
+def _dataset(rows: list[Rendered]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
+    )
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Looks after each step whether to evaluate, save or stop, and moves the progress bar."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up what the logs had summed when the state was saved."""
+        self.trainer.restore_sums()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the sampler the epoch, on a loader that skips batches too."""
+        self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set what `transformers` is to do after this step."""
+        trainer, step = self.trainer, int(state.global_step)
+        settings = trainer.context.settings
+        trainer.bar.advance(1, **trainer.shown)
+        last = step == trainer.total_steps
+        control.should_log |= last
+        if step in trainer.candidate_steps:
+            control.should_evaluate = control.should_save = True
+        elif settings.evaluate_every and step % settings.evaluate_every == 0:
+            control.should_evaluate = True
+        if settings.save_every and step % settings.save_every == 0 and not last:
+            control.should_save = True
+        if trainer.context.should_stop() and not last:
+            control.should_save = control.should_training_stop = True
+
+
+class StageTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with our order of rows, loss, logs and resume states."""
+
+    def __init__(
+        self, *, context: StageContext[SftSettings], heldout: list[Rendered], **kwargs: Any
+    ) -> None:
+        self.context = context
+        self.heldout = sorted(heldout, key=lambda row: len(row.ids))
+        self.candidates: list[Candidate] = []
+        self.shown: dict[str, float] = {}
+        self.last_train_loss: float | None = None
+        self.heldout_loss: tuple[int, float] | None = None
+        self.not_finite: Tensor | None = None
+        self.bar: Progress
+        self.control: Any
+        self._sums: dict[str, float] = {}
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Watch(self))
+        self.order = BucketSampler(
+            [len(ids) for ids in self.train_dataset["input_ids"]],
+            batch_size=self.args.per_device_train_batch_size * self.args.world_size,
+            seed=context.seed,
+            grouped=context.settings.group_by_length and not context.settings.packing,
+        )
+        self.total_steps = self._count_steps()
+        self.args.max_steps = self.total_steps
+        count = min(context.settings.candidates, self.total_steps)
+        self.candidate_steps = {
+            math.ceil(self.total_steps * (place + 1) / count) for place in range(count)
+        }
+
+    def _count_steps(self) -> int:
+        settings = self.context.settings
+        if settings.max_steps is not None:
+            return int(settings.max_steps)
+        batches = math.ceil(len(self.order) / self.order.batch_size)
+        per_epoch = math.ceil(batches / int(self.args.gradient_accumulation_steps))
+        return max(1, math.ceil(settings.epochs * per_epoch))
+
+    # What TRL and transformers do otherwise.
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count nothing: the count walks over all parameters at every step."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
+        return self.order
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        """Make the schedule of the settings."""
+        settings = self.context.settings
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            lambda step: learning_rate_factor(
+                step,
+                total=num_training_steps,
+                schedule=settings.schedule,
+                warmup_share=settings.warmup_share,
+                final_share=settings.final_share,
+            ),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the sum of the losses of the assistant's tokens over the tokens of the step."""
+        if inputs["input_ids"].device.type != "cpu" or return_outputs or self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        total, count = _loss_sum(model, inputs)
+        if num_items_in_batch is None:
+            return total / count.clamp(min=1)
+        # Ranks average their gradients, and `num_items_in_batch` counts the tokens of all.
+        factor = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return factor * total / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        bad = ~torch.isfinite(torch.as_tensor(norm))
+        self.not_finite = bad if self.not_finite is None else self.not_finite | bad
+        return norm
+
+    def require_finite(self) -> None:
+        """Stop when a gradient or loss since the last look was not finite.
+
+        Raises:
+            TrainingError: it was; what has been saved is from before.
+        """
+        bad = bool(self.not_finite) if self.not_finite is not None else False
+        if bad or not bool(torch.isfinite(self._tr_loss)):
+            raise TrainingError(
+                f"stage {self.context.name}: a loss or gradient was NaN or infinite at or before "
+                f"step {self.state.global_step}; lower learning_rate or look at the rows, the "
+                "last good checkpoint is kept"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write a line of metrics; `transformers` calls this every `logging_steps`."""
+        extra = self._metrics["train"]
+        accuracy = extra.get("mean_token_accuracy")
+        if "loss" in logs:
+            self.require_finite()
+            line = {"train/loss": logs["loss"], "train/learning_rate": logs["learning_rate"]}
+            if "grad_norm" in logs:
+                line["train/gradient_norm"] = float(logs["grad_norm"])
+            if accuracy:
+                line["train/token_accuracy"] = sum(accuracy) / len(accuracy)
+            line["train/epoch"] = round(float(self.state.epoch or 0), 4)
+            self.last_train_loss = logs["loss"]
+            self.shown = {"loss": logs["loss"]}
+            self.context.metrics.log(int(self.state.global_step), line)
+        extra.clear()
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    # The held-out loss.
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the held-out loss, the mean over the assistant's tokens."""
+        metrics: dict[str, float] = {}
+        if self.heldout:
+            step, loss = int(self.state.global_step), self._heldout_mean()
+            self.heldout_loss = (step, loss)
+            self.context.metrics.log(step, {"eval/loss": loss})
+            metrics = {"eval_loss": loss}
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    @torch.no_grad()
+    def _heldout_mean(self) -> float:
+        size = self.args.per_device_train_batch_size
+        batches = [self.heldout[i : i + size] for i in range(0, len(self.heldout), size)]
+        ranks, rank = self.args.world_size, self.args.process_index
+        collate = DataCollatorForLanguageModeling(pad_token_id=self.processing_class.pad_token_id)
+        sums = torch.zeros(2, dtype=torch.float64)
+        self.model.eval()
+        for place in range(rank, ranks * math.ceil(len(batches) / ranks), ranks):
+            # Ranks without a batch left go along, since sharded models need all; it counts 0.
+            rows = batches[min(place, len(batches) - 1)]
+            inputs = self._prepare_inputs(
+                collate([{"input_ids": row.ids, "labels": labels_of(row)} for row in rows])
+            )
+            with self.compute_loss_context_manager():
+                total, count = _loss_sum(self.model_wrapped, inputs)
+            if place < len(batches):
+                sums += torch.stack([total.double().cpu(), count.double().cpu()])
+        self.model.train()
+        summed = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        return float(summed[0] / summed[1].clamp(min=1))
+
+    # Candidates and resume states.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.require_finite()
+        step = int(self.state.global_step)
+        if step in self.candidate_steps:
+            self._keep_candidate(step)
+        if step < self.total_steps:
+            self.context.resume.save(step, self._write_state)
+
+    def _keep_candidate(self, step: int) -> None:
+        loss = self.heldout_loss[1] if self.heldout_loss and self.heldout_loss[0] == step else None
+        several = len(self.candidate_steps) > 1
+        name = f"candidates/{step}" if several else "model"
+        self._write_model(self.context.folder / name)
+        self.candidates = [c for c in self.candidates if c.step != step]
+        self.candidates.append(Candidate(step, loss, name))
+
+    def _write_model(self, folder: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        with storage_errors(folder):
+            self.save_model(str(folder), _internal_call=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+
+    def _write_state(self, folder: Path) -> None:
+        target = str(folder)
+        self.save_model(target, _internal_call=True)
+        self._save_optimizer_and_scheduler(target)
+        self._save_scaler(target)
+        self._save_rng_state(target)
+        loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            progress = {
+                "loss_sum": float(loss),
+                "last_logged": self._globalstep_last_logged,
+                "candidates": [asdict(candidate) for candidate in self.candidates],
+            }
+            (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train to the last step, from a resume state if one is given."""
+        if resume_from_checkpoint is not None:
+            progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text("utf-8"))
+            self.candidates = [Candidate(**entry) for entry in progress["candidates"]]
+            self._sums = {key: progress[key] for key in ("loss_sum", "last_logged")}
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def restore_sums(self) -> None:
+        """Set the running sums of the log to those of the resume state."""
+        if self._sums:
+            self._tr_loss.fill_(self._sums["loss_sum"])
+            self._globalstep_last_logged = int(self._sums["last_logged"])
+
+    def publish(self, folder: Path) -> Candidate:
+        """Make the best candidate the stage's model and return it; the last one on a tie."""
+        best = min(self.candidates, key=lambda c: (math.inf if c.loss is None else c.loss, -c.step))
+        if self.context.main_process:
+            with storage_errors(folder):
+                if best.folder != "model":
+                    shutil.rmtree(folder / "model", ignore_errors=True)
+                    shutil.copytree(folder / best.folder, folder / "model")
+                listed = [asdict(c) for c in sorted(self.candidates, key=lambda c: c.step)]
+                content = {"best": best.step, "candidates": listed}
+                write_atomically(folder / "candidates.json", json.dumps(content, indent=2) + "\n")
+        return best
+
+
+def _loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the labelled tokens, and how many they are.
+
+    Token t is predicted from those before it; the first of a row never is.
+    """
+    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    labels_BT = inputs["labels"][:, 1:]
+    learned_BT = labels_BT != IGNORED
+    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
+    total = functional.cross_entropy(
+        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
+    )
+    return total, learned_BT.sum()

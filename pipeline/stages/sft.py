@@ -1,0 +1,244 @@
+"""Stage `sft`: teaches a base model to answer, from demonstrations.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5 and appendix C.1: 16 epochs, learning rate
+9.65e-6 with a cosine down to 10 %, batches of 32, residual dropout of 0.2, and of all epochs the
+checkpoint that a reward model scores best.
+
+TRL's SFTTrainer trains. Departures from it, each told in `_sft_trainer.py`: rows come tokenised,
+with the loss on the assistant's tokens alone; batches are of rows of similar length, in an order
+that depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
+tokens. Departures from the paper: the best candidate is the one of lowest held-out loss, until a
+`select` stage names another.
+
+Leaves `model/` (the best candidate), `candidates/<step>/` when there is more than one, and
+`candidates.json`: step, held-out loss and folder of each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from data.errors import HandOverError, Interrupted, RecipeError, SourceError
+from pipeline.config import (
+    Number,
+    PositiveInt,
+    PositiveNumber,
+    Ref,
+    Share,
+    SourceSettings,
+    StageKind,
+    StageSettings,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.context import StageContext
+    from pipeline.handover import HandOver
+    from pipeline.stages._sft_rows import Rows
+    from pipeline.stages._sft_trainer import StageTrainer
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class SftSettings(StageSettings):
+    """Settings of supervised fine-tuning."""
+
+    kind: Literal["sft"] = "sft"
+    """Kind of stage."""
+    model: Annotated[str, Ref("policy")]
+    """What it starts from: a stage, a path or a hub id; its tokenizer and template are kept."""
+    train: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Sources of conversations, prompt/completion pairs or rankings (the best is imitated)."""
+    heldout: tuple[SourceSettings, ...] = ()
+    """Sources of demonstrations that measure the held-out loss."""
+    heldout_share: Share = 0.02
+    """Share of the prompts held out where `heldout` is not set; 0 for none."""
+    max_heldout: PositiveInt = 2000
+    """At most so many held-out demonstrations are measured."""
+    max_length: PositiveInt | None = None
+    """Longest demonstration, tokens; the model's context when not given."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Cut longer demonstrations at the end, or leave them out; both are counted."""
+    max_too_long_share: Share = 0.05
+    """Share of demonstrations longer than that above which the stage stops."""
+    packing: bool = False
+    """Put several demonstrations into one row; for accelerators, no one sees another's tokens."""
+    epochs: PositiveNumber = 1.0
+    """Passes over the demonstrations; InstructGPT: 16."""
+    max_steps: PositiveInt | None = None
+    """Optimiser steps instead of epochs."""
+    batch_size: PositiveInt = 32
+    """Demonstrations (packed rows) of one optimiser step, over all processes; InstructGPT: 32."""
+    micro_batch_size: PositiveInt | None = None
+    """Those of one forward pass of one process; all at once when not given."""
+    learning_rate: PositiveNumber = 9.65e-6
+    """Peak learning rate; InstructGPT's for 175B, smaller models want more."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; InstructGPT: cosine."""
+    final_share: Share = 0.1
+    """Share of the peak that the schedule ends at; InstructGPT: 0.1."""
+    warmup_share: Share = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's, on matrices alone."""
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    """AdamW's; InstructGPT: 0.9, 0.95."""
+    epsilon: PositiveNumber = 1e-8
+    """AdamW's."""
+    max_gradient_norm: PositiveNumber = 1.0
+    """Longer gradients are scaled down to it."""
+    dropout: DropoutShare = 0.0
+    """Dropout of what each attention and feed-forward block adds; InstructGPT: 0.2."""
+    group_by_length: bool = True
+    """Batches of rows of similar length, which saves padding."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to save memory."""
+    candidates: PositiveInt = 1
+    """Checkpoints at equal distances, the last step among them, to choose from."""
+    evaluate_every: NonNegativeInt = 0
+    """Steps between two looks at the held-out loss; 0 for candidates alone."""
+    log_every: PositiveInt = 10
+    """Steps between two lines of metrics."""
+    save_every: NonNegativeInt = 200
+    """Steps between two resume states; 0 saves at candidates and when told to stop."""
+    trust_remote_code: bool = False
+    """Run code that the checkpoint carries."""
+
+
+def check(settings: SftSettings, hand: HandOver) -> None:
+    """Refuse a model that can't be fine-tuned on these settings.
+
+    Raises:
+        HandOverError: with the values that do not fit.
+    """
+    hand.require_usable_tokenizer(settings.model)
+    if settings.max_length is not None:
+        hand.require_fits_context(settings.model, settings.max_length, "max_length")
+    facts = hand.facts(settings.model)
+    architecture = facts.architecture if facts is not None else None
+    if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise HandOverError(
+            f"stage {hand.name}: {settings.model} is a {architecture}; fine-tuning starts from a "
+            "causal language model"
+        )
+
+
+def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
+    """Train, keep the candidates and publish the best; return the final metrics."""
+    from pipeline.stages._sft_trainer import build_trainer, micro_batches, quiet_libraries
+
+    with quiet_libraries():
+        model, tokenizer = _load(context)
+        rows = _rows(context, model, tokenizer)
+        shape = micro_batches(
+            context.settings.batch_size, context.settings.micro_batch_size, context.world_size
+        )
+        trainer = build_trainer(context, model, tokenizer, rows, shape)
+        _train(context, trainer)
+        return _publish(context, trainer, rows)
+
+
+def _load(
+    context: StageContext[SftSettings],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from pipeline.models import load_policy, load_tokenizer, require_distinct_pad
+
+    settings, source = context.settings, context.input("model")
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    require_distinct_pad(tokenizer, source)
+    model = load_policy(source, trust_remote_code=settings.trust_remote_code)
+    return model, tokenizer
+
+
+def _rows(
+    context: StageContext[SftSettings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Rows:
+    """Read, split and tokenise the demonstrations, and say what was lost on the way."""
+    from pipeline.generation import context_length
+    from pipeline.stages._sft_rows import prepare_rows, read_demonstrations
+
+    settings = context.settings
+    limit = context_length(model)
+    max_length = settings.max_length or limit
+    if max_length is None:
+        raise RecipeError(f"stage {context.name}: the model's context is unknown; set max_length")
+    if limit is not None and max_length > limit:
+        raise HandOverError(
+            f"stage {context.name}: max_length is {max_length} tokens, the context of "
+            f"{settings.model} holds {limit}; lower it or use a model with a longer context"
+        )
+    rows = prepare_rows(
+        read_demonstrations(settings.train, say=context.say, name=f"{context.name}: train"),
+        read_demonstrations(settings.heldout, say=context.say, name=f"{context.name}: heldout"),
+        tokenizer,
+        max_length=max_length,
+        too_long=settings.too_long,
+        max_too_long_share=settings.max_too_long_share,
+        heldout_share=settings.heldout_share,
+        max_heldout=settings.max_heldout,
+        seed=context.seed,
+        say=context.say,
+    )
+    if not rows.train:
+        raise SourceError(f"stage {context.name}: no demonstration is left to learn from")
+    if settings.candidates > 1 and not rows.heldout:
+        raise RecipeError(
+            f"stage {context.name}: {settings.candidates} candidates but nothing held out to "
+            "choose by; set heldout or heldout_share"
+        )
+    return rows
+
+
+def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
+    """Train from the last resume state, or from the start.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    total = trainer.total_steps
+    found = context.resume.latest()
+    done = 0 if found is None else found[0]
+    if found is not None:
+        context.say(f"going on after step {done} of {total}")
+    with context.progress(total, "sft", done=done) as bar:
+        trainer.bar = bar
+        trainer.train(resume_from_checkpoint=None if found is None else str(found[1]))
+    if trainer.state.global_step < total:
+        raise Interrupted(f"stage {context.name} stopped after step {trainer.state.global_step}")
+
+
+def _publish(
+    context: StageContext[SftSettings], trainer: StageTrainer, rows: Rows
+) -> dict[str, float | int | str]:
+    best = trainer.publish(context.folder)
+    metrics: dict[str, Any] = {
+        "train/loss": trainer.last_train_loss,
+        "best_step": best.step,
+        "steps": trainer.total_steps,
+        "candidates": len(trainer.candidates),
+        "n_train": len(rows.train),
+        "n_heldout": len(rows.heldout),
+        "n_tokens": sum(len(row.ids) for row in rows.train),
+        "n_cut": rows.cut,
+        "n_dropped": rows.dropped,
+    }
+    if best.loss is not None:
+        metrics["eval/loss"] = best.loss
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+KIND = StageKind(
+    name="sft",
+    settings=SftSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"policy", "tokenizer"}),
+    main_metric="eval/loss",
+    version=1,
+)
