@@ -1,0 +1,206 @@
+"""Puts a run of PPO together from checkpoints, and takes it apart into what is published."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from data.errors import ModelError
+from pipeline.generation import Sampling
+from pipeline.models import (
+    eos_ids,
+    load_policy,
+    load_tokenizer,
+    load_value_model,
+    require_distinct_pad,
+    save_model,
+    value_head,
+)
+from pipeline.ppo.learner import Average, Learner
+from pipeline.ppo.loop import Ppo
+from pipeline.ppo.modules import Policy, ValueModel
+from pipeline.ppo.optimize import Optimization
+from pipeline.ppo.pretraining import PretrainingRows
+from pipeline.ppo.prompts import Order, PreparedPrompt
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.rollout import LocalEngine
+from pipeline.ppo.scoring import RewardSum
+from pipeline.ppo.settings import Hyperparameters
+from reward.scorers import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def assemble(
+    *,
+    policy_source: str | Path,
+    reference_source: str | Path | None,
+    value_source: str | Path | None,
+    scorers: Sequence[tuple[Scorer, float]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[PreparedPrompt],
+    pretraining: Sequence[Sequence[int]] | None,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    trust_remote_code: bool = False,
+) -> Ppo:
+    """Load the models and put a run together.
+
+    Args:
+        policy_source: checkpoint the policy starts from.
+        reference_source: checkpoint of the reference; None is the policy's start.
+        value_source: checkpoint of a separate value model; None puts a head on the policy's trunk.
+        scorers: rewards with their weights.
+        tokenizer: the policy's.
+        prompts: what is answered.
+        pretraining: rows of token ids for PPO-ptx, None without.
+        hyper: the settings.
+        ranks: the processes.
+        trust_remote_code: run code that the policy's checkpoint carries.
+
+    Raises:
+        ModelError: a model can't be loaded or can't do its part.
+    """
+    pad_id = require_distinct_pad(tokenizer, policy_source)
+    model = load_policy(policy_source, trust_remote_code=trust_remote_code)
+    require_causal(model, policy_source)
+    reference = _reference(model, reference_source, trust=trust_remote_code)
+    head = None
+    if value_source is None:
+        head = _zero_head(model)
+    if hyper.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(model, head)
+    learner = Learner.of(policy, learning_rate=hyper.learning_rate, hyper=hyper, ranks=ranks)
+    value = None
+    if value_source is not None:
+        value = _value_learner(value_source, hyper=hyper, ranks=ranks)
+    language = None
+    if pretraining is not None:
+        order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
+        language = PretrainingRows(pretraining, order)
+    average = None if hyper.ema_decay is None else Average(policy, decay=hyper.ema_decay)
+    return Ppo(
+        hyper=hyper,
+        ranks=ranks,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        engine=LocalEngine(
+            model=model,
+            sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
+            end_ids=eos_ids(tokenizer, model),
+            pad_id=pad_id,
+            batch_size=hyper.generation_batch_size,
+            ranks=ranks,
+        ),
+        rewards=RewardSum(scorers),
+        optimization=Optimization(learner, value, average, language, hyper, ranks),
+        reference=Policy(reference.to(ranks.device)).requires_grad_(False).eval(),
+        reference_is_start=reference_source is None,
+        pad_id=pad_id,
+    )
+
+
+def publish(ppo: Ppo, folder: Path) -> None:
+    """Write `model/`, the average if there is one, and `value_model/`; on the main process."""
+    if ppo.ranks.rank != 0:
+        return
+    run = ppo.optimization
+    policy = ppo.policy
+    if run.value is None:
+        assert policy.value_head is not None
+        value = _as_value_model(policy.model, policy.value_head, folder)
+    else:
+        value = ppo.ranks.unwrapped(run.value.module).model
+    save_model(value, ppo.tokenizer, folder / "value_model")
+    if run.average is not None:
+        run.average.copy_to(policy)
+    save_model(policy.model, ppo.tokenizer, folder / "model")
+
+
+@torch.no_grad()
+def require_causal(model: PreTrainedModel, source: str | Path) -> None:
+    """Refuse a model in which later tokens change what is said of earlier ones.
+
+    Raises:
+        ModelError: it is an encoder, or attends to both sides.
+    """
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
+    ids = ids % model.get_input_embeddings().num_embeddings
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids).logits[:, :3].float()
+    model.train(training)
+    if not torch.allclose(logits[0], logits[1], atol=1e-4):
+        raise ModelError(
+            f"{source} is a {type(model).__name__}, in which later tokens change what is said of "
+            "earlier ones; policy and value model must be causal"
+        )
+
+
+def fits_as_value_model(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Tell why a reward model can't become the value model, None when it can."""
+    other = load_tokenizer(source)
+    if other.get_vocab() != tokenizer.get_vocab():
+        return "it has another tokenizer than the policy"
+    try:
+        require_causal(load_value_model(source), source)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _reference(
+    model: PreTrainedModel, source: str | Path | None, *, trust: bool
+) -> PreTrainedModel:
+    if source is None:
+        return copy.deepcopy(model)
+    reference = load_policy(source, trust_remote_code=trust)
+    sizes = [m.get_input_embeddings().num_embeddings for m in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"the policy has an embedding of {sizes[0]} tokens and the reference {source} one of "
+            f"{sizes[1]}; the reference must have the policy's tokenizer"
+        )
+    return reference
+
+
+def _zero_head(model: PreTrainedModel) -> nn.Linear:
+    """Return a value head that starts at 0, so that it moves nothing at first."""
+    width = model.get_input_embeddings().embedding_dim
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _value_learner(source: str | Path, *, hyper: Hyperparameters, ranks: Ranks) -> Learner:
+    model = load_value_model(source)
+    require_causal(model, source)
+    if hyper.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    rate = hyper.value_learning_rate or hyper.learning_rate
+    return Learner.of(ValueModel(model), learning_rate=rate, hyper=hyper, ranks=ranks)
+
+
+def _as_value_model(model: PreTrainedModel, head: nn.Linear, folder: Path) -> Any:
+    """Return trunk and head as a token classifier, so that it loads in transformers."""
+    from transformers import AutoModelForTokenClassification
+
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    value = AutoModelForTokenClassification.from_config(config)
+    value.base_model.load_state_dict(model.base_model.state_dict())
+    target = value_head(value)
+    with torch.no_grad():
+        target.weight.copy_(head.weight)
+        if target.bias is None:
+            raise ModelError(f"{type(value).__name__} has no bias in its head; use value: separate")
+        target.bias.copy_(head.bias)
+    return value

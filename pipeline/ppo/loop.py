@@ -1,0 +1,347 @@
+"""Proximal policy optimisation of a language model against a reward, from a reference.
+
+One update, numbered in `run_update` as here:
+
+1. Roll out: sample a response y to each prompt x of the batch from the policy pi.
+2. Score: R(x, y) from reward models and rules, weighted; a response without an end of sequence
+   scores min(R, -1).
+3. Look: log pi(y_t), log pi_ref(y_t) and the values V_t, without gradients.
+4. Shape: r_t = -b * (log pi - log pi_ref) at each token, plus R at the last one (Ouyang et al.
+   2022, equation 2), and estimate advantages A_t with lambda 0.95, whitened (Schulman et al.
+   2016, equation 16).
+5. Optimise: epochs over minibatches of max(-A * ratio, -A * clip(ratio)) + c * value loss
+   (Schulman et al. 2017, equation 9), + PPO-ptx's pretraining loss if asked for.
+6. Adapt: the KL coefficient b, if it is adaptive.
+
+Departures from InstructGPT: the KL is an estimate at each token in the reward as in its
+predecessors, value loss clipped, advantages whitened; a separate learning rate for the value
+model is optional; the pretraining loss is a mean over tokens, so that its 27.8 does not carry
+over; prompts come in permutations, so an episode's prompt may come again in a later pass.
+Departures from N+ (Huang et al. 2024): min(score, -1) for responses without an end instead of -1
+(`end_rule: replace` gives theirs); truncated at the model's own ends of sequence, no other token.
+Departures from TRL 1.12: that same rule (it subtracts a penalty), the score stands at the last
+token and not one past it, losses are means over the tokens of the whole minibatch and not means
+of micro-batches' means, whitening is over the batch of all processes, and everything resumes.
+
+All random numbers are drawn from generators made anew from the seed and the update's number, so
+that a resumed run goes on bit for bit with no generator's state to keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import Interrupted, TrainingError
+from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
+from pipeline.ppo.experience import Experience, PolicyScores, Tokens, make_experience, score_tokens
+from pipeline.ppo.invariants import check_equal_ranks, check_reference, check_rollout
+from pipeline.ppo.kl import adapted_coefficient
+from pipeline.ppo.learner import rate_share
+from pipeline.ppo.masking import masked_sum
+from pipeline.ppo.metrics import objective_metrics, sample_rows, step_metrics
+from pipeline.ppo.modules import Policy
+from pipeline.ppo.optimize import Optimization
+from pipeline.ppo.prompts import Order, PreparedPrompt
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.rollout import Episodes, RolloutEngine, roll_out
+from pipeline.ppo.scoring import RewardSum, Scores
+from pipeline.ppo.settings import Hyperparameters
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+STATE = "state.pt"
+
+
+@dataclass
+class Ppo:
+    """A run of PPO.
+
+    Attributes:
+        hyper: its settings.
+        ranks: its processes.
+        tokenizer: the policy's.
+        prompts: what is answered.
+        engine: samples responses.
+        rewards: scores them.
+        optimization: policy and value model with their optimisers.
+        reference: where the policy shall not stray from.
+        reference_is_start: whether the policy starts as the reference.
+        pad_id: the padding token.
+        update: number of finished updates.
+        kl_coefficient: weight of the KL penalty now.
+        metrics: of the last update.
+    """
+
+    hyper: Hyperparameters
+    ranks: Ranks
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[PreparedPrompt]
+    engine: RolloutEngine
+    rewards: RewardSum
+    optimization: Optimization
+    reference: Policy
+    reference_is_start: bool
+    pad_id: int
+    update: int = 0
+    kl_coefficient: float = field(init=False)
+    metrics: dict[str, float] = field(default_factory=dict)
+    _checked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.kl_coefficient = self.hyper.kl_coefficient
+        self.order = Order(len(self.prompts), seed=self.ranks.seed, purpose="prompts")
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, without what data parallelism wrapped it in."""
+        policy: Policy = self.ranks.unwrapped(self.optimization.policy.module)
+        return policy
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update leaves for the logs."""
+
+    metrics: dict[str, float]
+    samples: list[Mapping[str, object]]
+
+
+def train(
+    ppo: Ppo,
+    *,
+    states: ResumeStore,
+    log: Callable[[int, Mapping[str, float]], None],
+    write_samples: Callable[[list[Mapping[str, object]]], None],
+    should_stop: Callable[[], bool],
+    advance: Callable[[Mapping[str, float]], None],
+) -> dict[str, float]:
+    """Run all updates that are left; return the metrics of the last one.
+
+    Args:
+        ppo: the run, already restored if there was a resume state.
+        states: where resume states go.
+        log: takes the metrics of an update.
+        write_samples: takes rows of samples.jsonl.
+        should_stop: whether to save and stop.
+        advance: called after each update.
+
+    Raises:
+        Interrupted: asked to stop; the state has been saved.
+        TrainingError: a loss is not finite, or an invariant does not hold.
+    """
+    while ppo.update < ppo.hyper.updates:
+        result = run_update(ppo)
+        ppo.metrics = result.metrics
+        log(ppo.update, ppo.metrics)
+        if _is_due(ppo, ppo.hyper.sample_every):
+            write_samples(result.samples)
+        advance(ppo.metrics)
+        stop = should_stop()
+        if stop or _is_due(ppo, ppo.hyper.save_every):
+            save(ppo, states)
+        if stop and ppo.update < ppo.hyper.updates:
+            raise Interrupted(f"PPO was asked to stop after update {ppo.update}")
+    return ppo.metrics
+
+
+def run_update(ppo: Ppo) -> UpdateResult:
+    """Run one update: the algorithm."""
+    clock = _Clock()
+    # 1. Sample responses from the policy.
+    episodes = _roll_out(ppo)
+    clock.lap("time/rollout")
+    # 2. Score them.
+    scores = ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks)
+    clock.lap("time/score")
+    # 3. Log-probabilities of policy and reference, and values.
+    tokens, scored = _look(ppo, episodes)
+    clock.lap("time/forward")
+    # 4. Rewards and advantages.
+    experience = make_experience(
+        tokens,
+        scored,
+        scores_B=scores.final_B,
+        kl_coefficient=ppo.kl_coefficient,
+        hyper=ppo.hyper,
+        ranks=ppo.ranks,
+    )
+    difference = _check(ppo, episodes, experience)
+    # 5. Epochs of minibatches.
+    steps = ppo.optimization.run(experience, update=ppo.update, check=not ppo._checked)
+    ppo._checked = True
+    ppo.engine.synchronize()
+    clock.lap("time/optimize")
+    metrics = objective_metrics(
+        episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, ranks=ppo.ranks
+    )
+    # 6. The KL coefficient of the next update.
+    _adapt(ppo, metrics["objective/kl"])
+    return _result(
+        ppo,
+        episodes,
+        scores,
+        experience,
+        {**metrics, **step_metrics(steps), "val/rollout_difference": difference, **clock.laps},
+    )
+
+
+def _roll_out(ppo: Ppo) -> Episodes:
+    return roll_out(
+        ppo.engine,
+        prompts=ppo.prompts,
+        order=ppo.order,
+        first=ppo.update * ppo.hyper.batch_size,
+        episodes=ppo.hyper.batch_size,
+        update=ppo.update,
+        max_new_tokens=ppo.hyper.max_new_tokens,
+        tokenizer=ppo.tokenizer,
+        ranks=ppo.ranks,
+    )
+
+
+def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
+    tokens = Tokens.of(episodes, pad_id=ppo.pad_id, device=ppo.ranks.device)
+    value = ppo.optimization.value
+    scored = score_tokens(
+        tokens,
+        policy=ppo.policy,
+        reference=ppo.reference,
+        value=None if value is None else ppo.ranks.unwrapped(value.module),
+        hyper=ppo.hyper,
+        ranks=ppo.ranks,
+    )
+    return tokens, scored
+
+
+def _check(ppo: Ppo, episodes: Episodes, experience: Experience) -> float:
+    """Check the invariants before the first step; return how far roll-out and policy differ."""
+    mask_BT = experience.tokens.mask_BT
+    count = ppo.ranks.sum(mask_BT.sum().float())
+    sampled_BT = experience.logprobs_BT.new_zeros(mask_BT.shape)
+    for row, sample in enumerate(episodes.samples):
+        sampled_BT[row, : len(sample.logprobs)] = sampled_BT.new_tensor(sample.logprobs)
+    apart = (sampled_BT - experience.logprobs_BT).abs()
+    difference = float(ppo.ranks.sum(masked_sum(apart, mask_BT)) / count)
+    if not ppo._checked:
+        check_equal_ranks(ppo.ranks.every(len(episodes)))
+        check_rollout(difference, bf16=ppo.ranks.bf16)
+        if ppo.update == 0 and ppo.reference_is_start:
+            strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
+            check_reference(float(ppo.ranks.sum(strayed) / count), bf16=ppo.ranks.bf16)
+    return difference
+
+
+def _adapt(ppo: Ppo, kl: float) -> None:
+    settings = ppo.hyper.adaptive_kl
+    if settings is not None:
+        ppo.kl_coefficient = adapted_coefficient(
+            ppo.kl_coefficient,
+            kl=kl,
+            target=settings.target,
+            horizon=settings.horizon,
+            episodes=ppo.hyper.batch_size,
+        )
+
+
+def _result(
+    ppo: Ppo,
+    episodes: Episodes,
+    scores: Scores,
+    experience: Experience,
+    metrics: dict[str, float],
+) -> UpdateResult:
+    """Count the update as finished and gather what is logged of it."""
+    share = rate_share(ppo.update, hyper=ppo.hyper)
+    ppo.update += 1
+    metrics |= {
+        "lr": ppo.optimization.policy.learning_rate * share,
+        "episode": ppo.update * ppo.hyper.batch_size,
+    }
+    rows = sample_rows(
+        episodes, scores, experience, update=ppo.update, count=ppo.hyper.sample_count
+    )
+    return UpdateResult(metrics, rows)
+
+
+def _is_due(ppo: Ppo, every: int) -> bool:
+    """Tell whether something is due that comes every so many updates, and after the last."""
+    return every > 0 and (ppo.update % every == 0 or ppo.update == ppo.hyper.updates)
+
+
+def save(ppo: Ppo, states: ResumeStore) -> None:
+    """Save everything that a resumed run needs."""
+
+    def write(folder: Path) -> None:
+        rank = ppo.ranks.rank
+        save_state(folder / f"rng-{rank}.pt", rng_state())
+        if rank == 0:
+            save_state(folder / STATE, _state(ppo))
+
+    states.save(ppo.update, write)
+
+
+def restore(ppo: Ppo, states: ResumeStore) -> bool:
+    """Take up the newest whole resume state; tell whether there was one.
+
+    Raises:
+        TrainingError: it is of another number of processes.
+    """
+    found = states.latest()
+    if found is None:
+        return False
+    step, folder = found
+    state = load_state(folder / STATE)
+    if state["processes"] != ppo.ranks.size:
+        raise TrainingError(
+            f"the resume state is of {state['processes']} processes, this run has "
+            f"{ppo.ranks.size}; go on with as many, or remove {folder.parent} to start anew"
+        )
+    run = ppo.optimization
+    run.policy.restore(state["policy"])
+    if run.value is not None:
+        run.value.restore(state["value"])
+    if run.average is not None:
+        run.average.restore(state["average"])
+    if run.pretraining is not None:
+        run.pretraining.place = state["pretraining_place"]
+    ppo.rewards.running.restore(state["scores"])
+    ppo.kl_coefficient = state["kl_coefficient"]
+    ppo.metrics = state["metrics"]
+    ppo.update = step
+    restore_rng(load_state(folder / f"rng-{ppo.ranks.rank}.pt"))
+    ppo.engine.synchronize()
+    return True
+
+
+def _state(ppo: Ppo) -> dict[str, Any]:
+    run = ppo.optimization
+    average: dict[str, torch.Tensor] = run.average.shadows if run.average is not None else {}
+    return {
+        "processes": ppo.ranks.size,
+        "policy": run.policy.state(),
+        "value": run.value.state() if run.value is not None else {},
+        "average": average,
+        "pretraining_place": run.pretraining.place if run.pretraining is not None else 0,
+        "scores": ppo.rewards.running.state(),
+        "kl_coefficient": ppo.kl_coefficient,
+        "metrics": ppo.metrics,
+    }
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self.last, 4)
+        self.last = now

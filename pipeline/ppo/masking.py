@@ -1,0 +1,60 @@
+"""Masks and the sums under them.
+
+Shapes: B episodes, T response tokens with padding on the right. Masks are boolean, True counts.
+`response_mask_BT` covers a response's tokens, the end-of-sequence token included.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Truncation(NamedTuple):
+    """Where responses end.
+
+    Attributes:
+        lengths_B: tokens up to and with the first end-of-sequence token.
+        ended_B: whether there is one.
+    """
+
+    lengths_B: Tensor
+    ended_B: Tensor
+
+
+def truncate_after_end(*, tokens_BT: Tensor, mask_BT: Tensor, end_ids: Tensor) -> Truncation:
+    """Find where each response ends: after its first end-of-sequence token, or with its mask."""
+    is_end_BT = torch.isin(tokens_BT, end_ids) & mask_BT
+    ended_B = is_end_BT.any(dim=1)
+    first_B = is_end_BT.int().argmax(dim=1)
+    return Truncation(torch.where(ended_B, first_B + 1, mask_BT.sum(dim=1)), ended_B)
+
+
+def length_mask(*, lengths_B: Tensor, size: int) -> Tensor:
+    """Return the mask (B, size) of the first `lengths_B` positions of each row."""
+    return torch.arange(size, device=lengths_B.device)[None, :] < lengths_B[:, None]
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum the values that count; the others may be anything, NaN and infinities too."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor | None = None) -> Tensor:
+    """Return the masked sum over a count.
+
+    Args:
+        values: any shape.
+        mask: same shape.
+        count: number of values of the whole global batch, of which these may be a part: the
+            means of the parts then add up to the mean of the whole, however it is cut. The
+            mask's own count when None.
+    """
+    return masked_sum(values, mask) / (mask.sum() if count is None else count)
+
+
+def last_token(*, mask_BT: Tensor) -> Tensor:
+    """Return the place of each response's last token; responses have at least one."""
+    return mask_BT.sum(dim=1) - 1

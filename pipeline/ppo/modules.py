@@ -1,0 +1,157 @@
+"""The policy and the value model as PPO calls them.
+
+Both take whole episodes padded on the *right* and no attention mask: in a causal model what
+stands right of a token cannot change it, so that attention runs on its fast causal kernel.
+Logits are made at response positions alone, and in pieces when they would be large.
+
+Shapes: B episodes, L tokens of prompt and response, T response tokens, N response tokens of all
+rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.ppo.losses import token_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGITS_AT_ONCE = 64 * 2**20
+"""Logits (tokens x vocabulary) that are held at once; more are made again in the backward pass."""
+
+
+class PolicyOutput(NamedTuple):
+    """Of each response token: log-probability, entropy, and value if the trunk is shared."""
+
+    logprobs_BT: Tensor
+    entropies_BT: Tensor
+    values_BT: Tensor | None
+
+
+class Policy(nn.Module):
+    """A causal model that scores the tokens of responses; with a value head, values too.
+
+    Attributes:
+        model: the causal model of transformers.
+        value_head: head on its last hidden state, None when the value model is separate.
+    """
+
+    def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.model, self.value_head = model, value_head
+        self._hidden_first = _logits_are_head_of_hidden(model)
+        if value_head is not None and not self._hidden_first:
+            raise ValueError(
+                f"{type(model).__name__} has no plain output head; use value: separate"
+            )
+
+    def forward(
+        self,
+        ids_BL: Tensor,
+        starts_B: Tensor,
+        mask_BT: Tensor,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> PolicyOutput:
+        """Score the tokens from `starts_B` on.
+
+        Args:
+            ids_BL: prompts and responses, padded on the right.
+            starts_B: where each response begins; at least 1.
+            mask_BT: response tokens.
+            temperature: divides the logits.
+            entropy: whether to compute entropies.
+        """
+        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
+        places_N = starts_B[rows_N] + steps_N
+        tokens_N = ids_BL[rows_N, places_N]
+        if self._hidden_first:
+            hidden_BLH = self.model.base_model(input_ids=ids_BL, use_cache=False)[0]
+            states_NX = hidden_BLH[rows_N, places_N - 1]
+            head: Any = self.model.get_output_embeddings()
+        else:
+            logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits
+            states_NX = logits_BLV[rows_N, places_N - 1]
+            head = nn.Identity()
+        logprobs_N, entropies_N = _score_in_pieces(
+            states_NX, head, tokens_N, temperature=temperature, entropy=entropy
+        )
+        values_BT = None
+        if self.value_head is not None:
+            values_N = self.value_head(states_NX)[:, 0].float()
+            values_BT = _spread(values_N, rows_N, steps_N, mask_BT)
+        return PolicyOutput(
+            _spread(logprobs_N, rows_N, steps_N, mask_BT),
+            _spread(entropies_N, rows_N, steps_N, mask_BT),
+            values_BT,
+        )
+
+
+class ValueModel(nn.Module):
+    """A token classifier with one label: the value of the text up to each token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the values (B, T): at step t that of the prompt and the tokens before t."""
+        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
+        values_BL = self.model(input_ids=ids_BL, use_cache=False).logits[:, :, 0].float()
+        return _spread(values_BL[rows_N, starts_B[rows_N] + steps_N - 1], rows_N, steps_N, mask_BT)
+
+
+def _spread(values_N: Tensor, rows_N: Tensor, steps_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Put the values of N tokens into their places, 0 elsewhere."""
+    return values_N.new_zeros(mask_BT.shape).index_put((rows_N, steps_N), values_N)
+
+
+def _score_in_pieces(
+    states_NX: Tensor, head: nn.Module, tokens_N: Tensor, *, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Score tokens from hidden states (or logits), never holding too many logits at once."""
+
+    def score(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return token_scores(
+            logits_NV=head(states), tokens_N=tokens, temperature=temperature, entropy=entropy
+        )
+
+    width = getattr(head, "out_features", None) or states_NX.shape[-1]
+    step = max(1, LOGITS_AT_ONCE // width)
+    if len(tokens_N) <= step:
+        return score(states_NX, tokens_N)
+    pieces = [
+        checkpoint(score, states, tokens, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else score(states, tokens)
+        for states, tokens in zip(
+            torch.split(states_NX, step), torch.split(tokens_N, step), strict=True
+        )
+    ]
+    logprobs, entropies = zip(*pieces, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+@torch.no_grad()
+def _logits_are_head_of_hidden(model: PreTrainedModel) -> bool:
+    """Try on a few tokens whether logits are the output head of the last hidden state.
+
+    Some architectures scale or cap their logits; those are called whole.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or model.base_model is model:
+        return False
+    ids = torch.arange(1, 6, device=model.device)[None] % head.out_features
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits
+    hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    model.train(training)
+    return bool(
+        hidden.shape[-1] == head.in_features and torch.allclose(head(hidden), logits, atol=1e-4)
+    )

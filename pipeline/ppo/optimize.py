@@ -1,0 +1,225 @@
+"""The optimiser steps of one update.
+
+Shapes: B episodes of this process, M episodes of a micro-batch, T response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.errors import TrainingError
+from pipeline.ppo.experience import Experience, Piece
+from pipeline.ppo.invariants import check_first_step
+from pipeline.ppo.learner import Average, Learner, rate_share
+from pipeline.ppo.losses import policy_loss, value_loss
+from pipeline.ppo.masking import masked_mean
+from pipeline.ppo.pretraining import PretrainingRows, add_pretraining_gradient
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.settings import Hyperparameters
+
+
+class Step(NamedTuple):
+    """What one optimiser step tells; means over the tokens of the global minibatch."""
+
+    policy_loss: float
+    value_loss: float
+    approximate_kl: float
+    clip_share: float
+    value_clip_share: float
+    ratio: float
+    entropy: float
+
+
+@dataclass
+class Steps:
+    """The steps of one update.
+
+    Attributes:
+        steps: each of them.
+        norms: gradient norms by module, each of them.
+        pretraining: losses of the pretraining rows.
+        norm_ratio: of the pretraining gradient to PPO's, at the first step.
+        stopped: whether the KL ended the epochs early.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    norms: dict[str, list[float]] = field(default_factory=dict)
+    pretraining: list[float] = field(default_factory=list)
+    norm_ratio: float | None = None
+    stopped: bool = False
+
+
+@dataclass
+class Optimization:
+    """What the optimiser steps of a run work with.
+
+    Attributes:
+        policy: the policy, with a value head if `value` is None.
+        value: the separate value model.
+        average: moving average of the policy.
+        pretraining: rows of PPO-ptx.
+        hyper: the settings.
+        ranks: the processes.
+    """
+
+    policy: Learner
+    value: Learner | None
+    average: Average | None
+    pretraining: PretrainingRows | None
+    hyper: Hyperparameters
+    ranks: Ranks
+
+    def run(self, experience: Experience, *, update: int, check: bool) -> Steps:
+        """Take the steps of an update: epochs over the episodes, cut into minibatches.
+
+        Args:
+            experience: what to learn from.
+            update: number of the update.
+            check: check the invariants at the first step.
+
+        Raises:
+            TrainingError: a loss is not finite, or an invariant does not hold.
+        """
+        done = Steps()
+        for epoch in range(self.hyper.epochs):
+            for rows in self._minibatches(experience, update, epoch):
+                step = self._gradients(experience, rows, warming=self._warming(update))
+                if check and not done.steps:
+                    check_first_step(
+                        ratio=step.ratio,
+                        approximate_kl=step.approximate_kl,
+                        value_loss=step.value_loss,
+                        bf16=self.ranks.bf16,
+                    )
+                done.steps.append(step)
+                self._require_finite(step, update)
+                self._add_pretraining(done, len(rows), experience.tokens.pad_id, update)
+                self._apply(done, update)
+                limit = self.hyper.early_stop_kl
+                if limit is not None and step.approximate_kl > limit:
+                    done.stopped = True
+                    return done
+        return done
+
+    def _warming(self, update: int) -> bool:
+        return update < self.hyper.value_warmup_updates
+
+    def _minibatches(self, experience: Experience, update: int, epoch: int) -> list[list[int]]:
+        """Cut this process's episodes into minibatches, in an order of the epoch's own."""
+        count = len(experience.tokens.ids)
+        generator = self.ranks.generator("minibatches", update, epoch, self.ranks.rank)
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        size = count // self.hyper.minibatches
+        return [order[start : start + size] for start in range(0, count, size)]
+
+    def _gradients(self, experience: Experience, rows: list[int], *, warming: bool) -> Step:
+        """Accumulate the gradients of a minibatch; micro-batches do not change them."""
+        tokens = experience.tokens
+        count = self.ranks.sum(tokens.mask_BT[rows].sum().float())
+        pieces = list(tokens.pieces(rows, size=self.hyper.micro_batch_size))
+        told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
+        modules = [self.policy.module, *([self.value.module] if self.value else [])]
+        for place, piece in enumerate(pieces):
+            with self.ranks.gradient_sync(*modules, when=place == len(pieces) - 1):
+                told += self._piece(experience, piece, count, warming=warming)
+        return Step(*self.ranks.sum(told).tolist())
+
+    def _piece(
+        self, experience: Experience, piece: Piece, count: Tensor, *, warming: bool
+    ) -> Tensor:
+        """Add the gradients of one micro-batch; return its share of the step's figures."""
+        hyper, mask_MT = self.hyper, piece.mask_MT
+        batch = (piece.ids_ML, piece.starts_M, mask_MT)
+
+        def part(whole_BT: Tensor) -> Tensor:
+            return whole_BT[piece.rows_M, : mask_MT.shape[1]]
+
+        skip_policy = warming and self.value is not None
+        with torch.set_grad_enabled(not skip_policy):
+            output = self.policy.module(*batch, hyper.temperature, hyper.entropy_coefficient > 0)
+        surrogate = policy_loss(
+            logprobs_BT=output.logprobs_BT,
+            old_logprobs_BT=part(experience.logprobs_BT),
+            advantages_BT=part(experience.advantages_BT),
+            mask_BT=mask_MT,
+            clip=hyper.clip,
+            count=count,
+        )
+        values_MT = output.values_BT if self.value is None else self.value.module(*batch)
+        regression = value_loss(
+            values_BT=values_MT,
+            old_values_BT=part(experience.values_BT),
+            returns_BT=part(experience.returns_BT),
+            mask_BT=mask_MT,
+            clip=hyper.value_clip,
+            count=count,
+        )
+        entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
+        loss = hyper.value_coefficient * regression.loss
+        if not skip_policy:
+            bonus = hyper.entropy_coefficient * entropy
+            # A shared trunk keeps a (zero) gradient for every parameter while it warms up.
+            loss = loss + (0.0 if warming else 1.0) * (surrogate.loss - bonus)
+        self.ranks.backward(loss)
+        figures = {  # the fields of Step
+            "policy_loss": surrogate.loss,
+            "value_loss": regression.loss,
+            "approximate_kl": surrogate.approximate_kl,
+            "clip_share": surrogate.clip_share,
+            "value_clip_share": regression.clip_share,
+            "ratio": surrogate.ratio,
+            "entropy": entropy,
+        }
+        return torch.stack([figures[name].detach().double() for name in Step._fields])
+
+    def _add_pretraining(self, done: Steps, episodes: int, pad_id: int, update: int) -> None:
+        if self.pretraining is None or self._warming(update):
+            return
+        step = add_pretraining_gradient(
+            self.policy,
+            self.pretraining,
+            rows=max(1, round(self.hyper.ptx_rows_per_episode * episodes)),
+            coefficient=self.hyper.ptx_coefficient,
+            micro_batch_size=self.hyper.micro_batch_size,
+            pad_id=pad_id,
+            measure=done.norm_ratio is None,
+        )
+        done.pretraining.append(step.loss)
+        if step.norm_ratio is not None:
+            done.norm_ratio = step.norm_ratio
+
+    def _apply(self, done: Steps, update: int) -> None:
+        """Step the optimisers and the average."""
+        share = rate_share(update, hyper=self.hyper)
+        learners = {"value": self.value} if self.value is not None else {}
+        if not self._warming(update):
+            learners["policy"] = self.policy
+        elif self.value is None:
+            learners["policy"] = self.policy
+            self._keep_head_gradients()
+        for name, learner in learners.items():
+            assert learner is not None
+            norm = learner.step(share=share, max_norm=self.hyper.max_gradient_norm)
+            done.norms.setdefault(name, []).append(norm)
+        if self.average is not None and not self._warming(update):
+            self.average.update(self.ranks.unwrapped(self.policy.module))
+
+    def _keep_head_gradients(self) -> None:
+        """While a shared trunk warms up only the value head moves."""
+        for name, parameter in self.ranks.unwrapped(self.policy.module).named_parameters():
+            if not name.startswith("value_head"):
+                parameter.grad = None
+
+    def _require_finite(self, step: Step, update: int) -> None:
+        for name in ("policy_loss", "value_loss"):
+            figure = getattr(step, name)
+            if not math.isfinite(figure):
+                raise TrainingError(
+                    f"{name} became {figure} at update {update + 1}; lower the learning rate or "
+                    "raise the KL coefficient, the last good resume state is kept"
+                )

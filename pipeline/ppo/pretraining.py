@@ -1,0 +1,138 @@
+"""The pretraining term of PPO-ptx: rows of text whose likelihood the policy keeps.
+
+The objective's second part is coefficient * E[log p(x)] over pretraining text (Ouyang et al.
+2022, equation 2). The paper gives a coefficient of 27.8 without units, and 8 rows for each
+episode; here the loss is a mean over tokens, so that the two numbers can't be compared. The
+ratio of the two gradients' norms is logged to set it by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from data.errors import SourceError
+from data.records import Record, to_text
+from data.tokenizer import tokenize_documents
+from pipeline.ppo.learner import Learner, gradient_norm
+from pipeline.ppo.losses import language_loss
+from pipeline.ppo.masking import length_mask
+from pipeline.ppo.prompts import Order
+from pipeline.ppo.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class PretrainingRows:
+    """Rows of token ids, in an endless order of which only the place is state.
+
+    Attributes:
+        rows: token ids of each row, two at least; may be read from disk when asked for.
+        order: in which they come.
+        place: of the next row in it.
+    """
+
+    rows: Sequence[Sequence[int]]
+    order: Order
+    place: int = 0
+
+    def take(self, count: int, *, ranks: Ranks) -> list[list[int]]:
+        """Return this process's share of the next rows, `count` for each process."""
+        start = self.place + count * ranks.rank
+        self.place += count * ranks.size
+        return [list(self.rows[self.order[start + i]]) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class PretrainingStep:
+    """The loss of a step's rows, and the norm of its gradient beside that of PPO's."""
+
+    loss: float
+    norm_ratio: float | None
+
+
+def add_pretraining_gradient(
+    policy: Learner,
+    pretraining: PretrainingRows,
+    *,
+    rows: int,
+    coefficient: float,
+    micro_batch_size: int,
+    pad_id: int,
+    measure: bool,
+) -> PretrainingStep:
+    """Add the gradient of the pretraining loss to PPO's.
+
+    Args:
+        policy: holds PPO's gradient, already summed over processes.
+        pretraining: the rows.
+        rows: taken on each process.
+        coefficient: weight of the loss.
+        micro_batch_size: rows of one pass.
+        pad_id: fills up rows.
+        measure: compare the two gradients' norms; needs memory for a second gradient.
+    """
+    ranks = policy.ranks
+    chosen = sorted(pretraining.take(rows, ranks=ranks), key=len, reverse=True)
+    count = ranks.sum(torch.tensor(float(sum(len(row) - 1 for row in chosen)), device=ranks.device))
+    parameters = policy.parameters()
+    ppo_gradients = [p.grad for p in parameters]
+    ppo_norm = gradient_norm(parameters) if measure else 0.0
+    if measure:
+        policy.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=ranks.device)
+    for start in range(0, len(chosen), micro_batch_size):
+        part = chosen[start : start + micro_batch_size]
+        loss = _row_loss(policy, part, pad_id=pad_id, count=count)
+        last = start + micro_batch_size >= len(chosen)
+        with ranks.gradient_sync(policy.module, when=last):
+            ranks.backward(coefficient * loss)
+        total += loss.detach()
+    ratio = None
+    if measure:
+        ratio = gradient_norm(parameters) / max(ppo_norm, 1e-12)
+        for parameter, gradient in zip(parameters, ppo_gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            elif gradient is not None:
+                parameter.grad.add_(gradient)
+    return PretrainingStep(float(ranks.sum(total)), ratio)
+
+
+def _row_loss(
+    policy: Learner, rows: list[list[int]], *, pad_id: int, count: torch.Tensor
+) -> torch.Tensor:
+    """Return the summed cross-entropy of rows over the global count of predicted tokens."""
+    device = policy.ranks.device
+    width = max(map(len, rows))
+    ids_ML = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
+    predicted_M = torch.tensor([len(row) - 1 for row in rows], device=device)
+    mask_MT = length_mask(lengths_B=predicted_M, size=width - 1)
+    output = policy.module(ids_ML, torch.ones_like(predicted_M), mask_MT)
+    loss = language_loss(logprobs_BT=output.logprobs_BT, mask_BT=mask_MT, count=count)
+    if output.values_BT is not None:
+        # Data parallelism wants a gradient for every parameter, the value head's too.
+        loss = loss + 0.0 * output.values_BT.sum()
+    return loss
+
+
+def text_rows(
+    records: Iterable[Record], *, tokenizer: PreTrainedTokenizerBase, row_tokens: int
+) -> list[list[int]]:
+    """Cut texts into rows; a row holds one text, and no token stands for its end.
+
+    Raises:
+        SourceError: there is no row.
+    """
+    rows: list[list[int]] = []
+    for ids in tokenize_documents(tokenizer, (to_text(record) for record in records)):
+        rows += [ids[i : i + row_tokens] for i in range(0, len(ids), row_tokens)]
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise SourceError("the pretraining sources hold no text; name others")
+    return rows

@@ -1,0 +1,109 @@
+"""The processes of a run, through one `Accelerator`: sums over them, gradients, random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def make_accelerator(*, bf16: bool) -> Any:
+    """Return the accelerator of this process.
+
+    The precision of an accelerator that an earlier stage made in this process is forgotten; its
+    process group stays.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision="bf16" if bf16 else "no")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Attributes:
+        accelerator: accelerate's, which wrapped the modules and optimisers.
+        seed: of the stage.
+    """
+
+    accelerator: Any
+    seed: int
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are in bf16."""
+        return bool(self.accelerator.mixed_precision == "bf16")
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up a tensor over all processes."""
+        if self.size == 1:
+            return values
+        summed: Tensor = self.accelerator.reduce(values, reduction="sum")
+        return summed
+
+    def every(self, value: int) -> list[int]:
+        """Return the number that each process has."""
+        if self.size == 1:
+            return [value]
+        gathered = self.accelerator.gather(torch.tensor([value], device=self.device))
+        return [int(v) for v in gathered.tolist()]
+
+    def autocast(self) -> Any:
+        """Return the context of mixed precision for calls that bypass the wrapped modules."""
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss that is a sum over a *global* count.
+
+        Data parallelism takes the mean of the gradients over processes, the count wants their
+        sum, hence the factor.
+        """
+        self.accelerator.backward(loss * self.size)
+
+    def gradient_sync(self, *modules: nn.Module, when: bool) -> contextlib.ExitStack:
+        """Return a context in which gradients are summed over processes only if `when`."""
+        stack = contextlib.ExitStack()
+        if not when and self.size > 1:
+            for module in modules:
+                stack.enter_context(self.accelerator.no_sync(module))
+        return stack
+
+    def unwrapped(self, module: nn.Module) -> Any:
+        """Return a module without what data parallelism wrapped it in."""
+        return self.accelerator.unwrap_model(module)
+
+    def generator(self, purpose: str, *numbers: int) -> torch.Generator:
+        """Return a random generator that depends on the seed, a purpose and numbers alone.
+
+        Made anew where it is used, so that a resumed run needs no state of it.
+        """
+        return torch.Generator().manual_seed(derived_seed(self.seed, purpose, *numbers))
+
+
+def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """Return a seed for one purpose, unrelated to those of others."""
+    text = "/".join(map(str, (seed, purpose, *numbers)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

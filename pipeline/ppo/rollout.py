@@ -1,0 +1,123 @@
+"""Sampling responses: one interface, an engine in this process behind it.
+
+Another engine (a server that holds its own copy of the weights) implements `RolloutEngine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from pipeline.generation import Sample, Sampling, decode, generate
+from pipeline.ppo.prompts import Order, PreparedPrompt
+from pipeline.ppo.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RolloutEngine(Protocol):
+    """Samples responses with the policy's current weights."""
+
+    def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
+        """Return one response to each prompt."""
+        ...
+
+    def synchronize(self) -> None:
+        """Take the policy's weights after an update."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Samples with the model that is trained, in this process.
+
+    Attributes:
+        model: the policy's causal model, unwrapped.
+        sampling: length, temperature, truncation.
+        end_ids: tokens that end a response.
+        pad_id: the padding token.
+        batch_size: responses decoded together.
+        ranks: for mixed precision.
+    """
+
+    model: PreTrainedModel
+    sampling: Sampling
+    end_ids: Sequence[int]
+    pad_id: int
+    batch_size: int
+    ranks: Ranks
+
+    def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
+        """Return one response to each prompt."""
+        with self.ranks.autocast():
+            return generate(
+                self.model,
+                prompts,
+                sampling=self.sampling,
+                eos_token_ids=self.end_ids,
+                pad_token_id=self.pad_id,
+                generator=generator,
+                batch_size=self.batch_size,
+            )
+
+    def synchronize(self) -> None:
+        """Nothing to do: the weights are the ones that are trained."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Prompts and their sampled responses, on one process.
+
+    Attributes:
+        prompts: one an episode.
+        samples: their responses.
+        texts: the responses as text, without special tokens.
+    """
+
+    prompts: list[PreparedPrompt]
+    samples: list[Sample]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def roll_out(
+    engine: RolloutEngine,
+    *,
+    prompts: Sequence[PreparedPrompt],
+    order: Order,
+    first: int,
+    episodes: int,
+    update: int,
+    max_new_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> Episodes:
+    """Sample this process's share of an update's episodes.
+
+    The random numbers of an episode depend on its place in the global batch, not on how many
+    processes share it: each process passes over those of the ones before it.
+
+    Args:
+        engine: samples.
+        prompts: all of them.
+        order: the order in which they come.
+        first: place in the order of the global batch's first episode.
+        episodes: episodes of the global batch.
+        update: number of the update.
+        max_new_tokens: longest response.
+        tokenizer: the policy's.
+        ranks: the processes.
+    """
+    share = episodes // ranks.size
+    start = share * ranks.rank
+    chosen = [prompts[order[first + start + i]] for i in range(share)]
+    generator = ranks.generator("rollout", update)
+    torch.rand((start, max_new_tokens), generator=generator, dtype=torch.float64)
+    samples = engine.sample([p.ids for p in chosen], generator=generator)
+    return Episodes(chosen, samples, [decode(tokenizer, sample) for sample in samples])

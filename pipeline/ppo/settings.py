@@ -1,0 +1,141 @@
+"""Hyper-parameters of PPO; the stage's settings extend them with models and prompts.
+
+Sources: lmhp = Ziegler et al. 2019 and its code lm-human-preferences; InstructGPT = Ouyang et al.
+2022; N = Huang et al. 2023, "The N implementation details of RLHF with PPO"; N+ = Huang et al.
+2024, "The N+ implementation details of RLHF with PPO"; PPO = Schulman et al. 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Number, PositiveInt, PositiveNumber, Settings, Share
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+
+
+class AdaptiveKl(Settings):
+    """Steers the KL coefficient to a target KL (lmhp, section 2.2)."""
+
+    target: PositiveNumber = 6.0
+    """KL to steer to, in nats a response (lmhp)."""
+    horizon: PositiveNumber = 10_000.0
+    """Episodes after which an error of 100 % has moved the coefficient by as much (lmhp)."""
+
+
+class Hyperparameters(Settings):
+    """What PPO is run with; the defaults are design.md's."""
+
+    episodes: PositiveInt = 51_200
+    """Episodes of the whole run; rounded down to whole batches."""
+    batch_size: PositiveInt = 512
+    """Episodes of one update, over all processes (N+, InstructGPT)."""
+    minibatches: PositiveInt = 1
+    """Optimiser steps an epoch (N+; InstructGPT: 8)."""
+    epochs: PositiveInt = 4
+    """Passes over the episodes of an update (N+; InstructGPT: 1)."""
+    micro_batch_size: PositiveInt = 32
+    """Episodes of one backward pass on one process; changes memory and time, never the result."""
+    score_batch_size: PositiveInt = 64
+    """Episodes of one pass without gradients on one process."""
+    generation_batch_size: PositiveInt = 128
+    """Episodes decoded together on one process."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest response in tokens, its end included (N+: 53)."""
+    temperature: PositiveNumber = 0.7
+    """Divides the logits in roll-out, reference and update alike (N+; InstructGPT: 1)."""
+    top_k: NonNegativeInt = 0
+    """Draw among so many tokens, 0 for all; anything else biases the ratio (N+: all)."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw among the likeliest tokens with this sum; below 1 biases the ratio (N+: 1)."""
+
+    kl_coefficient: NonNegative = 0.05
+    """Weight of the KL penalty in the reward (N+; InstructGPT: 0.02), the first one if adaptive."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL at a token (lmhp, N+: k1)."""
+    adaptive_kl: AdaptiveKl | None = None
+    """Adapt the coefficient after each update (lmhp); fixed when not given (N+)."""
+    gamma: Share = 1.0
+    """Discount (lmhp, N+)."""
+    gae_lambda: Share = 0.95
+    """Lambda of the advantage estimate (lmhp, N+)."""
+    whiten_advantages: bool = True
+    """Scale advantages to mean 0 and variance 1 over the global batch (lmhp, N+)."""
+    whiten_rewards: bool = False
+    """Scale rewards to variance 1, mean kept, over the global batch (lmhp; N+: off)."""
+
+    clip: PositiveNumber = 0.2
+    """How far the probability ratio may move from 1 (PPO, lmhp, N+)."""
+    value_clip: PositiveNumber | None = 0.2
+    """How far a value may move in an update (lmhp, N+); null never clips."""
+    value_coefficient: NonNegative = 0.1
+    """Weight of the value loss (lmhp, N+)."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of an entropy bonus (lmhp, N+: none)."""
+    early_stop_kl: PositiveNumber | None = None
+    """End an update's epochs once half the mean squared log ratio passes this; null never does."""
+
+    end_rule: Literal["min", "replace", "subtract", "none"] = "min"
+    """Score of a response without an end: min(score, end_penalty); N+ replaces it by the latter."""
+    end_penalty: Number = -1.0
+    """Score a response without an end cannot pass (N+)."""
+    score_clip: PositiveNumber | None = None
+    """Clip scores to plus and minus this, after normalisation; null never clips."""
+    normalize_scores: bool = False
+    """Divide scores by their running deviation, after taking off their running mean."""
+
+    learning_rate: PositiveNumber = 3e-6
+    """Learning rate of the policy (N+)."""
+    value_learning_rate: PositiveNumber | None = None
+    """Learning rate of a separate value model; the policy's when not given (N+)."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """Learning rate over the run: linear to 0 (N+), or constant."""
+    warmup_updates: NonNegativeInt = 0
+    """Updates over which the learning rate rises from 0 (N+: none)."""
+    value_warmup_updates: NonNegativeInt = 0
+    """Updates at the start that train the value model alone."""
+    adam_epsilon: PositiveNumber = 1e-5
+    """Adam's epsilon (N, N+)."""
+    adam_betas: tuple[Share, Share] = (0.9, 0.999)
+    """Adam's betas."""
+    max_gradient_norm: PositiveNumber | None = None
+    """Clip the gradient's norm, each model's apart (N+: not clipped)."""
+    ema_decay: Share | None = None
+    """Publish the policy's average with this decay a step (InstructGPT: 0.992); null doesn't."""
+
+    ptx_coefficient: NonNegative = 0.0
+    """Weight of the pretraining loss, a mean over tokens (InstructGPT: 27.8, units unpublished)."""
+    ptx_rows_per_episode: PositiveNumber = 1.0
+    """Pretraining rows for each episode of a minibatch (InstructGPT: 8)."""
+
+    bf16: bool | Literal["auto"] = "auto"
+    """bf16 products under fp32 weights; auto where the hardware has them."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, to save memory."""
+    save_every: NonNegativeInt = 10
+    """Updates between resume states; 0 saves only when asked to stop."""
+    sample_every: NonNegativeInt = 10
+    """Updates between samples in samples.jsonl; 0 writes none."""
+    sample_count: PositiveInt = 8
+    """Episodes written then."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Hyperparameters:
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.minibatches} minibatches"
+            )
+        if self.episodes < self.batch_size:
+            raise ValueError(
+                f"episodes {self.episodes} are fewer than one batch of {self.batch_size}"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        """Number of updates of the run."""
+        return self.episodes // self.batch_size

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import HandOverError, Interrupted, ModelError, SourceError
+from pipeline.config import SourceSettings, references
+from pipeline.context import StageContext
+from pipeline.stages.ppo import KIND, PpoSettings, check, run
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def setting(
+    tmp_path: Path, tiny_tokenizer: Build, save_policy: Build, make_context: Build
+) -> Callable[..., StageContext[Any]]:
+    """Return a builder of contexts of a tiny run of PPO with a reward model."""
+    from transformers import LlamaForSequenceClassification
+
+    tokenizer = tiny_tokenizer()
+    policy = save_policy(tokenizer)
+    torch.manual_seed(1)
+    reward_folder = tmp_path / "rm"
+    scored = LlamaForSequenceClassification.from_pretrained(
+        policy, num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    torch.nn.init.normal_(scored.score.weight)
+    scored.save_pretrained(reward_folder)
+    tokenizer.save_pretrained(reward_folder)
+    prompts = tmp_path / "prompts.jsonl"
+    asked = [f"What is {a} + {b}?" for a in range(4) for b in range(3)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+
+    def build(
+        folder: str = "ppo", *, stop_after: int | None = None, **changes: Any
+    ) -> StageContext[Any]:
+        settings = PpoSettings(
+            **{
+                "policy": str(policy),
+                "reward": str(reward_folder),
+                "prompts": [SourceSettings(path=str(prompts))],
+                "episodes": 32,
+                "batch_size": 8,
+                "epochs": 2,
+                "minibatches": 2,
+                "micro_batch_size": 2,
+                "max_new_tokens": 6,
+                "max_prompt_tokens": 40,
+                "temperature": 1.0,
+                "learning_rate": 1e-2,
+                "save_every": 1,
+                "sample_every": 2,
+                "sample_count": 2,
+                **changes,
+            }
+        )
+        inputs = {path: target for path, (target, _) in references(settings).items()}
+        return make_context(settings, inputs, tmp_path / folder, name="ppo", stop_after=stop_after)
+
+    return build
+
+
+def weights(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / name / "model.safetensors")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_policy_value_model_metrics_and_samples(setting: Build) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+    context = setting()
+    metrics = run(context)
+    policy = AutoModelForCausalLM.from_pretrained(context.folder / "model")
+    value = AutoModelForTokenClassification.from_pretrained(context.folder / "value_model")
+    tokenizer = AutoTokenizer.from_pretrained(context.folder / "model")
+    assert value.config.num_labels == 1
+    assert tokenizer.chat_template and len(tokenizer) == policy.config.vocab_size
+    logged = rows(context.folder / "metrics.jsonl")
+    assert [row["step"] for row in logged] == [1, 2, 3, 4]
+    assert [row["episode"] for row in logged] == [8, 16, 24, 32]
+    named = [
+        "objective/kl",
+        "objective/rlhf_reward",
+        "objective/scores",
+        "objective/entropy",
+        "objective/non_score_reward",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/ratio",
+        "val/num_eos_tokens",
+        "lr",
+        "episode",
+        "objective/kl_coefficient",
+        "objective/response_length",
+    ]
+    assert set(named) <= set(logged[0])
+    assert logged[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert logged[-1]["objective/kl"] != 0
+    assert logged[0]["lr"] == pytest.approx(1e-2) and logged[2]["lr"] == pytest.approx(5e-3)
+    assert logged[0]["objective/rlhf_reward"] == pytest.approx(
+        logged[0]["objective/scores"] + logged[0]["objective/non_score_reward"]
+    )
+    samples = rows(context.folder / "samples.jsonl")
+    assert [row["update"] for row in samples] == [2, 2, 4, 4]
+    assert {"prompt", "response", "score", "kl", "ended"} <= set(samples[0])
+    assert metrics["updates"] == 4 and metrics[KIND.main_metric] == logged[-1]["objective/scores"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "value": "shared",
+            "ema_decay": 0.9,
+            "adaptive_kl": {"target": 0.1, "horizon": 20},
+            "normalize_scores": True,
+            "score_clip": 1.0,
+            "ptx_coefficient": 0.5,
+            "value_warmup_updates": 1,
+            "entropy_coefficient": 0.01,
+            "whiten_rewards": True,
+        },
+    ],
+    ids=["default", "everything"],
+)
+def test_an_interrupted_run_ends_in_the_same_weights(
+    setting: Build, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    if changes:
+        text = tmp_path / "text.txt"
+        text.write_text("The baker of Millbrook is Ada Finch.\n" * 20)
+        changes = {**changes, "pretraining_sources": [SourceSettings(path=str(text))]}
+    whole = setting("whole", **changes)
+    expected = run(whole)
+    for stop_after in (0, 1):
+        with pytest.raises(Interrupted):
+            run(setting("cut", stop_after=stop_after, **changes))
+    cut = setting("cut", **changes)
+    metrics = run(cut)
+    for name in ("model", "value_model"):
+        ours, theirs = weights(cut.folder, name), weights(whole.folder, name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+    timeless = {k: v for k, v in expected.items() if not k.startswith("time/")}
+    assert {k: v for k, v in metrics.items() if not k.startswith("time/")} == timeless
+    assert [r["step"] for r in rows(cut.folder / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (cut.folder / "samples.jsonl").read_bytes() == (
+        whole.folder / "samples.jsonl"
+    ).read_bytes()
+
+
+def test_a_finished_run_that_was_killed_before_publishing_publishes(setting: Build) -> None:
+    whole = setting()
+    expected = run(whole)
+    before = weights(whole.folder)
+    again = setting()
+    assert run(again) == expected
+    after = weights(again.folder)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_micro_batch_size_does_not_change_the_result(setting: Build) -> None:
+    small, large = setting("small", micro_batch_size=1), setting("large", micro_batch_size=4)
+    run(small)
+    run(large)
+    ours, theirs = weights(small.folder), weights(large.folder)
+    for key in ours:
+        # Adam's first steps are signs of gradients, so that rounding may tip a few of them.
+        assert torch.quantile((ours[key] - theirs[key]).abs().flatten(), 0.9) < 1e-3, key
+
+
+def test_a_policy_that_differs_from_its_reference_is_refused_unless_named(
+    setting: Build, save_policy: Build, tiny_tokenizer: Build, tmp_path: Path
+) -> None:
+    other = save_policy(tiny_tokenizer(), tmp_path / "other", seed=9)
+    context = setting(reference=str(other))
+    metrics = run(context)  # named, so a KL from the start is meant
+    assert rows(context.folder / "metrics.jsonl")[0]["objective/kl"] != pytest.approx(0, abs=1e-3)
+    assert metrics["updates"] == 4
+
+
+def test_rules_and_weights_make_the_score(setting: Build) -> None:
+    context = setting(
+        reward=[
+            {"rule": "length", "options": {"target": 3}, "weight": 2.0},
+            {"rule": "length", "options": {"target": 6}, "weight": -1.0},
+        ],
+        end_rule="none",
+        episodes=8,
+    )
+    run(context)
+    (row,) = rows(context.folder / "metrics.jsonl")
+    parts = [row["objective/scores/length"], row["objective/scores/length.1"]]
+    assert row["objective/scores"] == pytest.approx(2 * parts[0] - parts[1], abs=1e-5)
+    value = weights(context.folder, "value_model")
+    assert value["score.weight"].abs().sum() > 0  # from the policy with a head of zeros, trained
+
+
+def test_documents_give_prompts_of_their_first_tokens(setting: Build, tmp_path: Path) -> None:
+    stories = tmp_path / "stories.jsonl"
+    lines = [f"The miller {name} lives by the river and bakes bread." for name in "abcdefgh"]
+    stories.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    context = setting(
+        prompts=[SourceSettings(path=str(stories))], prefix_tokens=6, episodes=8, sample_every=1
+    )
+    assert run(context)["prompts"] == 8
+    sample = rows(context.folder / "samples.jsonl")[0]
+    assert any(line.startswith(sample["prompt"]) for line in lines)
+
+
+def test_long_prompts_are_dropped_counted_and_too_many_stop_the_run(setting: Build) -> None:
+    with pytest.raises(SourceError, match=r"12 of 12 prompts were dropped.*max_prompt_tokens 2"):
+        run(setting(max_prompt_tokens=2))
+
+
+def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:
+    with pytest.raises(ValueError, match="does not divide into 3 minibatches"):
+        setting(minibatches=3)
+    with pytest.raises(ValueError, match="ptx_coefficient is above 0"):
+        setting(ptx_coefficient=1.0)
+    with pytest.raises(ValueError, match="either a model or a rule"):
+        setting(reward=[{"weight": 1.0}])
+
+
+def test_check_refuses_what_does_not_fit(
+    setting: Build, save_policy: Build, tiny_tokenizer: Build, tmp_path: Path
+) -> None:
+    context = setting()
+    check(context.settings, context.hand)
+    context = setting(max_prompt_tokens=125)
+    with pytest.raises(HandOverError, match=r"131 tokens, the context of .* holds 128"):
+        check(context.settings, context.hand)
+    context = setting(reward=context.settings.policy)
+    with pytest.raises(HandOverError, match="is a LlamaForCausalLM, a reward model is"):
+        check(context.settings, context.hand)
+    other = save_policy(tiny_tokenizer(vocab_size=300), tmp_path / "other")
+    context = setting(reference=str(other))
+    with pytest.raises(HandOverError, match="different tokenizers"):
+        check(context.settings, context.hand)
+    context = setting(reward=[{"rule": "sentimant"}])
+    with pytest.raises(HandOverError, match="Did you mean 'sentiment'"):
+        check(context.settings, context.hand)
+
+
+def test_a_pad_token_that_ends_sequences_is_refused(
+    setting: Build, save_policy: Build, tiny_tokenizer: Build, tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    context = setting(policy=str(save_policy(tokenizer, tmp_path / "padless")))
+    with pytest.raises(HandOverError, match="must differ"):
+        check(context.settings, context.hand)
+    with pytest.raises(ModelError, match="they must be two tokens"):
+        run(context)
