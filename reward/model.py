@@ -202,6 +202,8 @@ class RewardModel:
         classifier.config.pad_token_id = pad
         if max_length is not None:
             model.encoder.max_length = min(max_length, model.encoder.max_length)
+            # Saved with the tokenizer, so that scoring cuts where training did.
+            model.tokenizer.model_max_length = model.encoder.max_length
         model.set_bias(0.0)
         setattr(classifier.config, TRAINED, False)
         return model

@@ -127,6 +127,16 @@ def test_saving_and_loading_keeps_scores(checkpoint: Build, tmp_path: Path) -> N
     assert RewardModel.load(tmp_path / "saved", device="cpu").score(PROMPTS, RESPONSES) == before
 
 
+def test_scoring_cuts_where_training_did(checkpoint: Build, tmp_path: Path) -> None:
+    model = RewardModel.start(checkpoint("llama"), seed=3, max_length=12)
+    before = model.score(["a prompt of many letters"], [" yes"])
+    assert model.encoder.truncated == 1
+    model.save(tmp_path / "saved")
+    loaded = RewardModel.load(tmp_path / "saved", device="cpu")
+    assert loaded.score(["a prompt of many letters"], [" yes"]) == before
+    assert loaded.encoder.truncated == 1
+
+
 def test_a_policy_is_no_reward_model(checkpoint: Build) -> None:
     with pytest.raises(ModelError, match="LlamaForCausalLM without a reward head"):
         RewardModel.load(checkpoint("llama"))

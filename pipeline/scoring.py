@@ -1,0 +1,175 @@
+"""Scores a file of responses with a reward model: the body of `rlhf score`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from data.errors import SourceError, UsageError
+from pipeline.artifacts import storage_errors
+from pipeline.handover import model_folder
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+    from reward.model import RewardModel
+
+CHUNK = 2048
+"""Rows read, scored and written at a time; sorting by length works within them."""
+
+
+@dataclass
+class ScoreReport:
+    """What scoring a file came to.
+
+    Attributes:
+        rows: lines of the file.
+        texts: responses scored.
+        truncated: texts that were longer than the reward model takes.
+        mean: mean score.
+    """
+
+    rows: int = 0
+    texts: int = 0
+    truncated: int = 0
+    total: float = field(default=0.0, repr=False)
+
+    @property
+    def mean(self) -> float:
+        """Mean score over all responses."""
+        return self.total / self.texts if self.texts else 0.0
+
+
+def score_file(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 64,
+    limit: int | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> ScoreReport:
+    """Score every row of a JSONL file and write the rows with their scores.
+
+    A row has `prompt` (a text, or a list of messages) and either `response` (or `completion`),
+    which gets `score`, or `completions`, which get `scores`. All other keys are kept. The output
+    appears under its name only when it is whole.
+
+    Args:
+        model: reward model: a folder, a stage's folder, or a hub id.
+        source: JSONL file.
+        output: JSONL file to write; may not be the source.
+        batch_size: texts a forward pass.
+        limit: at most so many rows.
+        device: where to compute; an accelerator when there is one.
+        trust_remote_code: run code that the checkpoint carries.
+        advance: called with the number of texts scored since the last call.
+
+    Raises:
+        SourceError: the file is not there, or a row can't be scored; names file and line.
+        UsageError: output and source are the same file.
+        ModelError: the model is no trained reward model.
+    """
+    from reward.model import RewardModel
+
+    path, target = Path(source).expanduser(), Path(output).expanduser()
+    if not path.is_file():
+        raise SourceError(f"{source}: no such file; give a JSONL file of prompts and responses")
+    if target.exists() and target.samefile(path):
+        raise UsageError(f"{output} is the file to score; write the scores to another one")
+    local = Path(model).expanduser()
+    scorer = RewardModel.load(
+        model_folder(local) if local.is_dir() else model,
+        device=device,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+    report = ScoreReport()
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with storage_errors(target), ExitStack() as stack:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(temporary.open("w", encoding="utf-8"))
+            rows = islice(_rows(path), limit)
+            while chunk := list(islice(rows, CHUNK)):
+                _score_chunk(scorer, chunk, file, report, advance)
+        if report.rows == 0:
+            raise SourceError(f"{source} holds no rows; nothing to score")
+        with storage_errors(target):
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    report.truncated = scorer.encoder.truncated
+    return report
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line: the object, its prompt and its responses."""
+
+    content: dict[str, Any]
+    prompt: Prompt
+    responses: list[str]
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parse(line, f"{path}:{number}")
+
+
+def _parse(line: str, place: str) -> _Row:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise SourceError(f"{place} is no JSON ({error}); one object a line is needed") from error
+    if not isinstance(content, dict) or not _is_prompt(content.get("prompt")):
+        raise SourceError(f"{place} has no `prompt` that is a text or a list of messages")
+    if "completions" in content:
+        responses = content["completions"]
+    else:
+        responses = [content.get("response", content.get("completion"))]
+    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+        raise SourceError(
+            f"{place} has neither a `response` (a text) nor `completions` (a list of texts)"
+        )
+    return _Row(content, content["prompt"], responses)
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in value
+        )
+    return isinstance(value, str)
+
+
+def _score_chunk(
+    scorer: RewardModel,
+    chunk: Sequence[_Row],
+    file: TextIO,
+    report: ScoreReport,
+    advance: Callable[[int], None] | None,
+) -> None:
+    prompts = [row.prompt for row in chunk for _ in row.responses]
+    responses = [text for row in chunk for text in row.responses]
+    scores = scorer.score(prompts, responses, advance=advance)
+    left = iter(scores)
+    for row in chunk:
+        mine = [next(left) for _ in row.responses]
+        key, value = ("scores", mine) if "completions" in row.content else ("score", mine[0])
+        file.write(json.dumps({**row.content, key: value}, ensure_ascii=False) + "\n")
+    report.rows += len(chunk)
+    report.texts += len(scores)
+    report.total += sum(scores)

@@ -1,0 +1,255 @@
+"""Stage `select`: the SFT candidate whose responses the reward model likes best.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5: they trained SFT for 16 epochs and chose
+the checkpoint by reward-model score on the validation prompts, since validation loss rises after
+one epoch while the score still does.
+
+Every candidate answers the same prompts with the same random numbers. Leaves the winner as
+`model/`, `selection.json` (each candidate's mean score with its 95 % interval, and the paired
+difference to the winner) and `samples.jsonl` (every response with its score).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from data.errors import HandOverError, SourceError
+from pipeline.artifacts import storage_errors, write_atomically
+from pipeline.config import (
+    Number,
+    PositiveInt,
+    Ref,
+    Share,
+    SourceSettings,
+    StageKind,
+    StageSettings,
+    is_external,
+)
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+    from pipeline.context import StageContext
+    from pipeline.handover import HandOver
+
+
+class SelectSettings(StageSettings):
+    """Settings of a select stage."""
+
+    kind: Literal["select"] = "select"
+    """Kind of stage."""
+    model: Annotated[str, Ref("policy")]
+    """SFT stage (or its folder) with several `candidates/`."""
+    reward: Annotated[str, Ref("reward")]
+    """Reward model that scores the responses."""
+    prompts: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    """Sources of held-out prompts; of rows with a response the prompt is taken."""
+    n_prompts: PositiveInt = 256
+    """At most so many prompts."""
+    max_new_tokens: PositiveInt = 64
+    """Most tokens of a response."""
+    temperature: Annotated[Number, Field(ge=0)] = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw among so many of the likeliest tokens; 0 among all."""
+    top_p: Share = 1.0
+    """Draw among the likeliest tokens whose probabilities reach this sum."""
+    batch_size: PositiveInt = 64
+    """Prompts sampled, and texts scored, together."""
+
+
+def check(settings: SelectSettings, hand: HandOver) -> None:
+    """Refuse a policy without candidates and a reward model without a head.
+
+    Raises:
+        HandOverError: one of the two does not fit.
+    """
+    hand.require_reward_head(settings.reward)
+    hand.require_usable_tokenizer(settings.model)
+    folder = hand.folder(settings.model)
+    if folder is not None:
+        _candidates(_artifact_folder(folder), settings.model, hand.name)
+    elif not is_external(settings.model):
+        stage = hand.settings(settings.model)
+        if stage is not None and stage.kind != "sft":
+            raise HandOverError(
+                f"stage {hand.name}: model names {settings.model}, a {stage.kind} stage; "
+                "candidates come from an sft stage"
+            )
+        if getattr(stage, "candidates", 2) < 2:
+            raise HandOverError(
+                f"stage {hand.name}: {settings.model} has candidates: 1; set it to 2 or more, or "
+                "leave this stage out"
+            )
+
+
+def _artifact_folder(folder: Path) -> Path:
+    return folder.parent if folder.name == "model" else folder
+
+
+def _candidates(folder: Path, source: str, stage: str) -> dict[str, Path]:
+    """Return the candidates of an SFT stage by name, in order of their names.
+
+    Raises:
+        HandOverError: there are none.
+    """
+    found = {p.name: p for p in sorted((folder / "candidates").glob("*")) if p.is_dir()}
+    if not found:
+        raise HandOverError(
+            f"stage {stage}: {source} holds no candidates/ to choose from; have the sft stage "
+            "publish several checkpoints"
+        )
+    return found
+
+
+def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
+    """Sample, score, choose and publish; return the final metrics."""
+    from reward.model import RewardModel
+
+    settings = context.settings
+    source = Path(context.input("model")).expanduser()
+    candidates = _candidates(_artifact_folder(source), settings.model, context.name)
+    prompts = _prompts(context)
+    scorer = RewardModel.load(context.input("reward"), batch_size=settings.batch_size)
+    scores: dict[str, list[float]] = {}
+    total = len(candidates) * len(prompts)
+    with context.progress(total, "candidates", unit="responses") as bar:
+        for name, folder in candidates.items():
+            context.stop_if_asked()
+            responses = _answer(context, folder, prompts, bar.advance)
+            scores[name] = scorer.score(prompts, [text for text, _ in responses])
+            _write_samples(context, name, prompts, responses, scores[name])
+    selection = selection_of(scores)
+    selection["n_truncated"] = scorer.encoder.truncated
+    winner = selection["winner"]
+    _publish(context, candidates[winner], selection)
+    mean = selection["candidates"][winner]["mean"]
+    for name, row in selection["candidates"].items():
+        mark = " <- chosen" if name == winner else ""
+        context.say(f"{name}: mean score {row['mean']:.3f} ± {row['half_width']:.3f}{mark}")
+    return {"selected": winner, "eval/mean_score": mean, "n_prompts": len(prompts)}
+
+
+def _prompts(context: StageContext[SelectSettings]) -> list[Prompt]:
+    from data.records import prompt_hash, to_prompt
+    from data.sources import read
+
+    found: dict[str, Prompt] = {}
+    for source in context.settings.prompts:
+        for record in read(**source.read_arguments()):
+            prompt = to_prompt(record).prompt
+            found.setdefault(prompt_hash(prompt), prompt)
+            if len(found) == context.settings.n_prompts:
+                return list(found.values())
+    if not found:
+        raise SourceError(f"stage {context.name}: its sources hold no prompt; nothing to answer")
+    return list(found.values())
+
+
+def _answer(
+    context: StageContext[SelectSettings],
+    folder: Path,
+    prompts: Sequence[Prompt],
+    advance: Any,
+) -> list[tuple[str, bool]]:
+    """Return each prompt's response by one candidate, and whether it ended by itself."""
+    import torch
+
+    from data.chat import render_prompt
+    from pipeline.generation import Sampling, decode, generate
+    from pipeline.models import eos_ids, load_policy, load_tokenizer, pick_device
+
+    settings = context.settings
+    tokenizer = load_tokenizer(folder)
+    device = pick_device()
+    model = load_policy(folder).to(device)
+    samples = generate(
+        model,
+        [render_prompt(tokenizer, prompt) for prompt in prompts],
+        sampling=Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        ),
+        eos_token_ids=eos_ids(tokenizer, model),
+        pad_token_id=tokenizer.pad_token_id,
+        generator=torch.Generator().manual_seed(context.seed),
+        batch_size=settings.batch_size,
+        advance=advance,
+    )
+    return [(decode(tokenizer, sample), sample.ended) for sample in samples]
+
+
+def selection_of(scores: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the content of `selection.json`: the winner and every candidate's figures.
+
+    Args:
+        scores: the scores of each candidate's responses to the same prompts, in one order.
+    """
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    winner = max(means, key=lambda name: means[name])
+    rows = {}
+    for name, values in scores.items():
+        half = _half_width(values)
+        differences = [a - b for a, b in zip(values, scores[winner], strict=True)]
+        gap, gap_half = means[name] - means[winner], _half_width(differences)
+        rows[name] = {
+            "mean": means[name],
+            "half_width": half,
+            "ci95": [means[name] - half, means[name] + half],
+            "difference": gap,
+            "difference_ci95": [gap - gap_half, gap + gap_half],
+            "n": len(values),
+        }
+    return {"winner": winner, "candidates": rows}
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Return half the 95 % interval of a mean, by the normal approximation."""
+    n = len(values)
+    if n < 2:
+        return 0.0
+    mean = sum(values) / n
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1)
+    return float(1.959963984540054 * (variance / n) ** 0.5)
+
+
+def _write_samples(
+    context: StageContext[SelectSettings],
+    name: str,
+    prompts: Sequence[Prompt],
+    responses: Sequence[tuple[str, bool]],
+    scores: Sequence[float],
+) -> None:
+    path = context.folder / "samples.jsonl"
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        for prompt, (text, ended), score in zip(prompts, responses, scores, strict=True):
+            row: dict[str, Any] = {"checkpoint": name, "prompt": prompt, "response": text}
+            row |= {"ended": ended, "score": score}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _publish(context: StageContext[SelectSettings], winner: Path, selection: Any) -> None:
+    folder = context.folder / "model"
+    with storage_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(winner, folder)
+    write_atomically(context.folder / "selection.json", json.dumps(selection, indent=2) + "\n")
+
+
+KIND = StageKind(
+    name="select",
+    settings=SelectSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"policy", "tokenizer"}),
+    main_metric="eval/mean_score",
+    version=1,
+    trains=False,
+)

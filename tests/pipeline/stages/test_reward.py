@@ -1,0 +1,224 @@
+"""The reward stage, as a recipe runs it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from data.errors import HandOverError, Interrupted, SourceError, TrainingError
+from pipeline.handover import HandOver
+from pipeline.stages.reward import KIND, RewardSettings, check, run
+
+FAST = {
+    "prompts_per_step": 8,
+    "learning_rate": 1e-2,
+    "heldout_share": 0.25,
+    "evaluate_every": 3,
+    "save_every": 2,
+    "bf16": False,
+}
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def write_rankings(path: Path, n: int, *, seed: int = 0, start: int = 0) -> Path:
+    """Two to four completions, ranked by how many are z; every fifth ranking ties throughout."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(start, start + n):
+            counts = rng.sample(range(6), rng.choice((2, 3, 4)))
+            texts = ["".join(rng.sample("z" * c + "abcdef"[: 6 - c], 6)) for c in counts]
+            ranks = [sorted(counts, reverse=True).index(c) + 1 for c in counts]
+            if number % 5 == 4:
+                ranks = [1] * len(ranks)
+            row = {"prompt": chat(f"say {number}"), "completions": texts, "ranks": ranks}
+            file.write(json.dumps({**row, "id": str(number)}) + "\n")
+    return path
+
+
+@pytest.fixture
+def policy(save_policy: Callable[..., Path], tiny_tokenizer: Callable[..., Any]) -> Path:
+    return save_policy(tiny_tokenizer(vocab_size=263))
+
+
+def settings_of(policy: Path, rankings: Path, **more: Any) -> RewardSettings:
+    return RewardSettings(
+        model=str(policy), **{"train": ({"path": str(rankings)},), **FAST, **more}
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_it_learns_and_leaves_model_quality_and_pairs(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    from reward.model import RewardModel
+
+    rankings = write_rankings(tmp_path / "r.jsonl", 160)
+    demonstrations = tmp_path / "demonstrations.jsonl"
+    lines = [{"messages": [*chat("hi"), {"role": "assistant", "content": w}]} for w in "abcd"]
+    demonstrations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = settings_of(
+        policy, rankings, epochs=5, demonstrations=({"path": str(demonstrations)},)
+    )
+    context = make_context(settings, {"model": policy})
+    metrics = run(context)
+
+    assert metrics["eval/accuracy"] > 0.85
+    assert metrics["eval/accuracy_low"] < metrics["eval/accuracy"] <= metrics["eval/accuracy_high"]
+    # All completions have six letters: length tells nothing, and every pair is matched.
+    assert metrics["eval/longer_wins"] == metrics["eval/shorter_wins"] == 0.5
+    assert metrics["eval/accuracy_length_matched"] == metrics["eval/accuracy"]
+    assert metrics["n_dropped_ties"] > 0
+
+    quality = json.loads((context.folder / "quality.json").read_text())
+    assert quality["judged_by"] == "heldout"
+    assert quality["n_pairs"] == metrics["eval/n_pairs"]
+    pairs = read_lines(context.folder / "heldout.jsonl")
+    right = [
+        0.5 if p["better_score"] == p["worse_score"] else p["better_score"] > p["worse_score"]
+        for p in pairs
+    ]
+    assert sum(right) / len(right) == pytest.approx(quality["accuracy"])
+
+    model = RewardModel.load(context.folder / "model", device="cpu")
+    some = pairs[:5]
+    scores = model.score([p["prompt"] for p in some], [p["better"] for p in some])
+    assert scores == pytest.approx([p["better_score"] for p in some], abs=1e-5)
+    assert model.bias == metrics["reward_bias"] != 0
+    demonstrated = model.score([chat("hi")] * 4, list("abcd"))
+    assert sum(demonstrated) == pytest.approx(0, abs=1e-4)
+    logged = read_lines(context.folder / "metrics.jsonl")
+    assert [row["step"] for row in logged] == list(range(1, metrics["steps"] + 1))
+    assert {"train/loss", "train/accuracy", "train/learning_rate"} <= set(logged[0])
+    assert "eval/accuracy" in logged[-1]
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_files(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(policy, write_rankings(tmp_path / "r.jsonl", 60), epochs=2)
+    whole = make_context(settings, {"model": policy}, tmp_path / "whole")
+    metrics = run(whole)
+    for looks in (3, 4):
+        stopped = make_context(settings, {"model": policy}, tmp_path / "cut", stop_after=looks)
+        with pytest.raises(Interrupted):
+            run(stopped)
+    resumed = make_context(settings, {"model": policy}, tmp_path / "cut")
+    assert run(resumed) == metrics
+    for name in ("model/model.safetensors", "model/config.json", "quality.json", "heldout.jsonl"):
+        assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes(), name
+
+    def without_times(folder: Path) -> list[dict[str, Any]]:
+        rows = read_lines(folder / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert without_times(whole.folder) == without_times(resumed.folder)
+
+
+def test_the_quality_is_taken_from_eval_rankings_and_they_are_not_learnt(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    learnt = write_rankings(tmp_path / "r.jsonl", 40)
+    judged = write_rankings(tmp_path / "judged.jsonl", 20, start=30, seed=1)
+    settings = settings_of(policy, learnt, eval_rankings=str(judged))
+    context = make_context(settings, {"model": policy, "eval_rankings": judged})
+    metrics = run(context)
+    quality = json.loads((context.folder / "quality.json").read_text())
+    assert quality["judged_by"] == "eval_rankings"
+    assert quality["n_prompts"] == 16  # four of twenty tie throughout
+    assert quality["heldout"]["n_pairs"] > 0
+    # 30 prompts are left, 8 of them held out; every fifth of all ties.
+    assert metrics["n_rankings"] + metrics["n_dropped_ties"] == 22
+
+
+def test_rankings_of_another_stage_are_read(
+    make_context: Callable[..., Any],
+    make_artifact: Callable[..., Any],
+    policy: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "rankings"
+    folder.mkdir()
+    write_rankings(folder / "rankings.jsonl", 40)
+    artifact = make_artifact(folder, stage="rankings", kind="rankings")
+    settings = RewardSettings(model=str(policy), rankings="rankings", **FAST)
+    context = make_context(settings, {"model": policy, "rankings": artifact})
+    metrics = run(context)
+    assert metrics["n_rankings"] + metrics["n_dropped_ties"] == 30
+
+
+def test_nan_stops_and_publishes_nothing(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(
+        policy,
+        write_rankings(tmp_path / "r.jsonl", 60),
+        learning_rate=1e30,
+        max_gradient_norm=1e30,
+        schedule="constant",
+        epochs=3,
+    )
+    context = make_context(settings, {"model": policy})
+    with pytest.raises(TrainingError, match="last good checkpoint is kept"):
+        run(context)
+    assert not (context.folder / "model").exists()
+
+
+def test_too_many_truncated_texts_stop_the_stage(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(policy, write_rankings(tmp_path / "r.jsonl", 20), max_length=8)
+    with pytest.raises(SourceError, match="longer than 8 tokens, more than max_truncated_share"):
+        run(make_context(settings, {"model": policy}))
+    allowed = settings.model_copy(update={"max_truncated_share": 1.0})
+    assert run(make_context(allowed, {"model": policy}))["n_truncated"] > 0
+
+
+def test_rows_that_are_no_rankings_are_refused(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(SourceError, match=r"train\.0 holds Document rows"):
+        run(make_context(settings_of(policy, path), {"model": policy}))
+
+
+def test_settings_need_something_to_learn_and_something_to_judge() -> None:
+    with pytest.raises(ValidationError, match="needs `rankings`"):
+        RewardSettings(model="sft")
+    with pytest.raises(ValidationError, match="nothing is held out"):
+        RewardSettings(model="sft", rankings="rankings", heldout_share=0)
+    with pytest.raises(ValidationError, match="lerning_rate"):
+        RewardSettings(model="sft", rankings="rankings", lerning_rate=1e-5)
+    assert RewardSettings(model="sft", rankings="r", learning_rate="9e-6").learning_rate == 9e-6
+
+
+def test_check_refuses_what_does_not_fit(policy: Path, tmp_path: Path) -> None:
+    hand = HandOver("reward", {}, lambda _: None)
+    rankings = tmp_path / "r.jsonl"
+    check(settings_of(policy, rankings), hand)
+    with pytest.raises(HandOverError, match="max_length is 999 tokens"):
+        check(settings_of(policy, rankings, max_length=999), hand)
+    config = json.loads((policy / "config.json").read_text())
+    config["architectures"] = ["T5ForConditionalGeneration"]
+    (policy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HandOverError, match="T5ForConditionalGeneration"):
+        check(settings_of(policy, rankings), hand)
+
+
+def test_the_kind_says_what_it_provides() -> None:
+    assert KIND.provides >= {"reward"}
+    assert KIND.trains
+    assert SimpleNamespace(**RewardSettings.model_fields).model.metadata[0].provides == "policy"

@@ -1,0 +1,80 @@
+"""`rlhf score`: the same scores as everywhere else, in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import SourceError, UsageError
+from pipeline.scoring import score_file
+from reward.model import RewardModel
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def scorer(
+    save_policy: Callable[..., Path], tiny_tokenizer: Callable[..., Any], tmp_path: Path
+) -> Path:
+    model = RewardModel.start(save_policy(tiny_tokenizer()), seed=1)
+    model.set_bias(0.5)
+    model.save(tmp_path / "stage" / "model")
+    return tmp_path / "stage"
+
+
+def test_rows_get_the_scores_the_model_gives(scorer: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": CHAT, "response": "hello", "id": 7},
+        {"prompt": "the mill", "completions": [" is old", " é 🙂"], "ranks": [1, 2]},
+        {"prompt": CHAT, "completion": "hello"},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    seen: list[int] = []
+    report = score_file(scorer, source, output, advance=seen.append)
+    model = RewardModel.load(scorer / "model")
+    texts = ["hello", " is old", " é 🙂", "hello"]
+    expected = model.score([CHAT, "the mill", "the mill", CHAT], texts)
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert found[0] == {**rows[0], "score": pytest.approx(expected[0], abs=1e-5)}
+    assert found[1] == {**rows[1], "scores": pytest.approx(expected[1:3], abs=1e-5)}
+    assert found[2]["score"] == found[0]["score"]
+    assert (report.rows, report.texts, sum(seen)) == (3, 4, 4)
+    assert report.mean == pytest.approx(sum(expected) / 4, abs=1e-5)
+    assert score_file(scorer, source, output, limit=1).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{no json", r"in\.jsonl:2 is no JSON"),
+        ('{"response": "a"}', r"in\.jsonl:2 has no `prompt`"),
+        ('{"prompt": "a"}', r"in\.jsonl:2 has neither"),
+        ('{"prompt": "a", "completions": "b"}', r"in\.jsonl:2 has neither"),
+        ('{"prompt": [], "response": "b"}', r"in\.jsonl:2 has no `prompt`"),
+    ],
+)
+def test_a_bad_row_is_named_and_no_output_appears(
+    scorer: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
+    with pytest.raises(SourceError, match=message):
+        score_file(scorer, source, output)
+    assert not output.exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_bad_files_are_named(scorer: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(SourceError, match="holds no rows"):
+        score_file(scorer, empty, tmp_path / "out.jsonl")
+    with pytest.raises(SourceError, match="no such file"):
+        score_file(scorer, tmp_path / "nothing.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(UsageError, match="is the file to score"):
+        score_file(scorer, empty, empty)
