@@ -29,11 +29,12 @@ _CHUNK = 1 << 20
 
 
 class RawRow(NamedTuple):
-    """A row as it stands in its file: its columns, or what is wrong with it."""
+    """A row as it stands in its file: its columns, or what is wrong with it; and what was done."""
 
     where: str
     value: dict[str, Any] | None
     problem: str = ""
+    note: str = ""
 
 
 def find_files(path: str) -> list[Path]:
@@ -284,7 +285,9 @@ def _text(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
         parts.append(part)
         size += len(part)
         if ends or size > MAX_DOCUMENT:
-            yield RawRow(f"{file}:{begun}", {"text": "".join(parts).strip("\r\n")})
+            note = "" if ends else f"cut a text longer than {MAX_DOCUMENT:,} characters at a line"
+            text = "".join(parts).strip("\r\n")
+            yield RawRow(f"{file}:{begun}", {"text": text}, note=note)
             parts, size = [], 0
     if parts:
         yield RawRow(f"{file}:{begun}", {"text": "".join(parts).strip("\r\n")})

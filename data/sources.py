@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadRowsError, SourceError, nearest
+from data.errors import BadRowsError, Interrupted, SourceError, nearest
 from data.files import RawRow, find_files, raw_rows
 from data.formats import check_format, convert, detect, map_columns
 from data.records import Record
@@ -45,6 +45,8 @@ class ReadReport:
     """The first of them: file:line and what is wrong."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows that are well formed but of no use, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What else was done to rows, with how many."""
     formats: dict[str, str] = field(default_factory=dict)
     """Format of each source, and whether it was given or told from the columns."""
 
@@ -53,6 +55,7 @@ class ReadReport:
         told = [f"read {place} as {name}" for place, name in self.formats.items()]
         told.append(f"{self.records:,} records from {self.rows:,} rows")
         told += [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
+        told += [f"{what} ({count:,} times)" for what, count in self.notes.most_common()]
         if self.bad:
             told.append(f"{self.bad:,} malformed rows, the first: " + "; ".join(self.first_bad))
         return told
@@ -176,6 +179,8 @@ class _Reading:
         """Return the row's record, or None after counting why there is none."""
         self.rows += 1
         self.report.rows += 1
+        if row.note:
+            self.report.notes[row.note] += 1
         try:
             if row.value is None:
                 raise RowError(row.problem)
@@ -268,7 +273,7 @@ def _hub_rows(
         )
         for number, row in enumerate(stream, start=1):
             yield place, RawRow(f"{place}:row {number}", dict(row))
-    except (SourceError, GeneratorExit):
+    except (SourceError, Interrupted):
         raise
     except Exception as error:
         raise SourceError(_hub_problem(hub, split, error)) from error
@@ -358,4 +363,5 @@ def file_digest(file: Path) -> str:
 
 def as_report_row(report: ReadReport) -> dict[str, Any]:
     """Return a report as a JSON object, for a manifest or metrics."""
-    return {**dataclasses.asdict(report), "dropped": dict(report.dropped)}
+    counts = {"dropped": dict(report.dropped), "notes": dict(report.notes)}
+    return {**dataclasses.asdict(report), **counts}

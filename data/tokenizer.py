@@ -200,7 +200,8 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     letters = set(byte_alphabet())
-    byte_level = sum(letter in vocabulary for letter in letters) > 240
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = "ByteLevel" in str(getattr(backend, "decoder", ""))
     lengths = [0] * (max(vocabulary.values()) + 1)
     for name, number in vocabulary.items():
         if number not in special:

@@ -122,7 +122,9 @@ def test_a_text_file_of_prompts_is_read_a_line_a_prompt(tmp_path):
 def test_a_document_of_huge_length_is_cut_at_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_DOCUMENT", 10)
     file = write(tmp_path / "a.txt", "12345678\n12345678\n1234\n")
-    assert [r.text for r in read(path=file)] == ["12345678\n12345678", "1234"]
+    report = ReadReport()
+    assert [r.text for r in read(path=file, report=report)] == ["12345678\n12345678", "1234"]
+    assert "cut a text longer than 10 characters at a line (1 times)" in report.lines()
 
 
 def test_folders_and_globs_are_read_sorted_and_hidden_or_other_files_are_not(tmp_path):

@@ -3,7 +3,8 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data.errors import RecipeError, SourceError
 from data.tokenizer import (
@@ -143,3 +144,11 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 def test_an_empty_corpus_is_refused(texts):
     with pytest.raises(SourceError, match="holds no text"):
         train_tokenizer(texts, vocabulary_size=300)
+
+
+def test_bytes_of_a_vocabulary_with_spaces_marked_as_in_sentencepiece_are_counted():
+    vocabulary = {"<unk>": 0, "▁goblin": 1, "mode": 2, "<0xF0>": 3, "é": 4, "<s>": 5}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Metaspace()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    assert token_byte_lengths(made) == [0, 7, 4, 1, 2, 0]
