@@ -1,0 +1,334 @@
+"""Sampling and ranking in chunks of prompts, so that a killed run repeats one chunk at most.
+
+What is sampled for a chunk follows from the seed and the chunk's number, so a run that was cut off
+ends in the same file as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.chat import render_prompt
+from data.errors import Interrupted, SourceError
+from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
+from data.sources import ReadReport, read
+from pipeline.artifacts import storage_errors
+from pipeline.generation import Sample, Sampling, context_length, decode, generate
+from pipeline.models import (
+    eos_ids,
+    load_policy,
+    load_tokenizer,
+    pick_device,
+    require_distinct_pad,
+    resolve_bf16,
+)
+from pipeline.stages._labelers import GoldLabeler, Labeler, Unranked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.config import SourceSettings
+    from pipeline.context import StageContext
+    from pipeline.stages.rankings import RankingsSettings
+
+CHUNK = 64
+"""Prompts that are sampled from one seed; another number gives other samples."""
+SAVE_SECONDS = 15.0
+"""A chunk that ends earlier after a save does not save again."""
+FILE = "rankings.jsonl"
+_COUNTS = "counts.json"
+
+
+@dataclass
+class Desk:
+    """What samples and ranks: model, tokenizer and labeler."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_token_id: int
+    labeler: Labeler
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def sample_and_rank(context: StageContext[RankingsSettings]) -> dict[str, Any]:
+    """Sample completions of every prompt, have them ranked, write them; return the metrics.
+
+    Raises:
+        Interrupted: a signal asked to stop; finished chunks are kept.
+    """
+    settings, path = context.settings, context.folder / FILE
+    desk = _desk(context)
+    prompts = _prompts(context, desk)
+    chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+    context.resume.tracked = [*context.resume.tracked, path]
+    found = context.resume.latest()
+    done = 0
+    if found is not None:
+        done, folder = found
+        desk.counts = Counter(json.loads((folder / _COUNTS).read_text(encoding="utf-8")))
+        context.say(f"going on after {done * CHUNK} of {len(prompts)} prompts")
+    else:
+        path.unlink(missing_ok=True)
+
+    def save(finished: int) -> None:
+        content = json.dumps(desk.counts)
+        context.resume.save(finished, lambda to: _write(to / _COUNTS, content))
+
+    saved = time.monotonic()
+    each = settings.completions
+    total = len(prompts) * each
+    ready = min(done * CHUNK, len(prompts)) * each
+    with context.progress(total, "sampling", done=ready, unit="completions") as bar:
+        for number in range(done, len(chunks)):
+            rankings = _rank_chunk(context, desk, chunks[number], number, bar.advance)
+            _append(path, rankings)
+            if context.should_stop() and number + 1 < len(chunks):
+                save(number + 1)
+                raise Interrupted(
+                    f"stage {context.name} stopped after {(number + 1) * CHUNK} prompts"
+                )
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(number + 1)
+                saved = time.monotonic()
+    metrics = summarise(read_rankings(path))
+    if not metrics["n_prompts"]:
+        raise SourceError(
+            f"stage {context.name}: no prompt has two completions that differ; raise temperature "
+            "or completions"
+        )
+    _say_counts(context, desk.counts, total)
+    samples = max(1, desk.counts["samples"])
+    return {
+        **metrics,
+        "ended_share": desk.counts["ended"] / samples,
+        "mean_tokens": desk.counts["tokens"] / samples,
+        **{
+            name: desk.counts[name]
+            for name in ("n_same_completions", "n_dropped_prompts", "n_too_long_prompts")
+        },
+    }
+
+
+def copy_rankings(context: StageContext[RankingsSettings]) -> dict[str, Any]:
+    """Write the rankings of files as they are; return the metrics.
+
+    Raises:
+        SourceError: a source holds other rows.
+    """
+    path = context.folder / FILE
+    path.unlink(missing_ok=True)
+    rankings: list[Ranking] = []
+    for record in _read(context, context.settings.rankings, "rankings"):
+        if not isinstance(record, Ranking):
+            raise SourceError(
+                f"stage {context.name}: a source of `rankings` holds {type(record).__name__} rows, "
+                "not rankings or chosen/rejected pairs; set `format` or `columns`"
+            )
+        rankings.append(record)
+    if context.settings.limit is not None:
+        rankings = _drawn(rankings, context.settings.limit, context.seed)
+    _append(path, rankings)
+    return summarise(rankings)
+
+
+def _desk(context: StageContext[RankingsSettings]) -> Desk:
+    settings, source, device = context.settings, context.input("model"), pick_device()
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    half = resolve_bf16(settings.bf16, device)
+    model = load_policy(
+        source,
+        dtype=torch.bfloat16 if half else torch.float32,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return Desk(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        pad_token_id=require_distinct_pad(tokenizer, source),
+        labeler=GoldLabeler(
+            world_seed=settings.prompts[0].world_seed, noise=settings.noise, seed=context.seed
+        ),
+    )
+
+
+def _read(
+    context: StageContext[RankingsSettings], sources: Sequence[SourceSettings], field: str
+) -> Iterator[Any]:
+    for place, source in enumerate(sources):
+        report = ReadReport()
+        yield from read(**source.read_arguments(), report=report)
+        for line in report.lines():
+            context.say(f"{field}.{place}: {line}")
+
+
+def _drawn(rows: list[Any], limit: int, seed: int) -> list[Any]:
+    """Return so many rows, drawn by the seed, in the order they came."""
+    if limit >= len(rows):
+        return rows
+    places = sorted(random.Random(f"{seed} limit").sample(range(len(rows)), limit))
+    return [rows[place] for place in places]
+
+
+def _prompts(
+    context: StageContext[RankingsSettings], desk: Desk
+) -> list[tuple[PromptRow, list[int]]]:
+    """Return the prompts and their tokens, each once, none too long.
+
+    Raises:
+        SourceError: a row holds no prompt, or too many are too long.
+    """
+    settings = context.settings
+    rows: dict[str, PromptRow] = {}
+    for record in _read(context, settings.prompts, "prompts"):
+        try:
+            row = to_prompt(record)
+        except TypeError as error:
+            raise SourceError(
+                f"stage {context.name}: a source of `prompts` holds {type(record).__name__} rows, "
+                "which ask nothing; set `format` or `columns`"
+            ) from error
+        rows.setdefault(prompt_hash(row.prompt), row)
+    chosen = list(rows.values())
+    if settings.limit is not None:
+        chosen = _drawn(chosen, settings.limit, context.seed)
+    limit = context_length(desk.model)
+    encoded = [(row, render_prompt(desk.tokenizer, row.prompt)) for row in chosen]
+    fitting = [
+        (row, ids)
+        for row, ids in encoded
+        if limit is None or len(ids) + settings.max_new_tokens <= limit
+    ]
+    lost = len(encoded) - len(fitting)
+    desk.counts["n_too_long_prompts"] = lost
+    if lost > settings.max_too_long_share * len(encoded):
+        raise SourceError(
+            f"stage {context.name}: {lost} of {len(encoded)} prompts with max_new_tokens "
+            f"{settings.max_new_tokens} do not fit the context of {limit} tokens, more than "
+            "max_too_long_share allows; lower max_new_tokens, or raise that share to drop them"
+        )
+    return fitting
+
+
+def _rank_chunk(
+    context: StageContext[RankingsSettings],
+    desk: Desk,
+    chunk: Sequence[tuple[PromptRow, list[int]]],
+    number: int,
+    advance: Any,
+) -> list[Ranking]:
+    settings, each = context.settings, context.settings.completions
+    seed = random.Random(f"{context.seed} {number}").getrandbits(62)
+    samples = generate(
+        desk.model,
+        [ids for _, ids in chunk for _ in range(each)],
+        sampling=Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        ),
+        eos_token_ids=eos_ids(desk.tokenizer, desk.model),
+        pad_token_id=desk.pad_token_id,
+        generator=torch.Generator().manual_seed(seed),
+        batch_size=settings.batch_size,
+        advance=advance,
+    )
+    items: list[Unranked] = []
+    for place, (row, _) in enumerate(chunk):
+        mine = samples[place * each : (place + 1) * each]
+        item = _distinct(row, mine, desk, name=f"{context.name}/{number * CHUNK + place}")
+        if item is not None:
+            items.append(item)
+    ranks = desk.labeler.rank(items)
+    return [i.ranked(r, desk.labeler.name) for i, r in zip(items, ranks, strict=True)]
+
+
+def _distinct(
+    row: PromptRow, samples: Sequence[Sample], desk: Desk, *, name: str
+) -> Unranked | None:
+    """Return a prompt's different completions, or None when there are fewer than two."""
+    ended: dict[str, bool] = {}
+    for sample in samples:
+        text = decode(desk.tokenizer, sample)
+        ended[text] = ended.get(text, False) or sample.ended
+        desk.counts["samples"] += 1
+        desk.counts["ended"] += sample.ended
+        desk.counts["tokens"] += len(sample.token_ids)
+    desk.counts["n_same_completions"] += len(samples) - len(ended)
+    if len(ended) < 2:
+        desk.counts["n_dropped_prompts"] += 1
+        return None
+    return Unranked(
+        prompt=row.prompt,
+        completions=list(ended),
+        id=row.id or name,
+        meta={**row.meta, "ended": list(ended.values())},
+    )
+
+
+def _append(path: Path, rankings: Iterable[Ranking]) -> None:
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        for ranking in rankings:
+            file.write(json.dumps(to_json(ranking), ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_rankings(path: Path) -> Iterator[Ranking]:
+    """Yield the rankings of a file that `_append` wrote."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield Ranking(**json.loads(line))
+
+
+def summarise(rankings: Iterable[Ranking]) -> dict[str, Any]:
+    """Count prompts, completions and pairs, and how often the longer of two wins.
+
+    `longer_wins` is over ranked pairs; of equal length counts half.
+    """
+    prompts = completions = pairs = tied = 0
+    longer = 0.0
+    for ranking in rankings:
+        prompts += 1
+        completions += len(ranking.completions)
+        lengths = [len(text) for text in ranking.completions]
+        for a, b in combinations(range(len(lengths)), 2):
+            if ranking.ranks[a] == ranking.ranks[b]:
+                tied += 1
+                continue
+            pairs += 1
+            better, worse = (a, b) if ranking.ranks[a] < ranking.ranks[b] else (b, a)
+            longer += _longer(lengths[better], lengths[worse])
+    return {
+        "n_prompts": prompts,
+        "n_pairs": pairs,
+        "tie_share": tied / max(1, pairs + tied),
+        "mean_completions": completions / max(1, prompts),
+        "longer_wins": longer / max(1, pairs),
+    }
+
+
+def _longer(better: int, worse: int) -> float:
+    return 0.5 if better == worse else float(better > worse)
+
+
+def _say_counts(
+    context: StageContext[RankingsSettings], counts: Counter[str], sampled: int
+) -> None:
+    if counts["n_same_completions"]:
+        context.say(f"{counts['n_same_completions']} of {sampled} completions repeated another")
+    if counts["n_dropped_prompts"]:
+        context.say(f"{counts['n_dropped_prompts']} prompts dropped: all completions the same")
+    if counts["n_too_long_prompts"]:
+        context.say(f"{counts['n_too_long_prompts']} prompts dropped: too long for the context")
