@@ -36,9 +36,9 @@ PARTS = (
 SIZES: dict[str, dict[str, int]] = {
     "instructions": {
         "fact": 5200,
-        "arithmetic": 2800,
-        "listing": 1100,
-        "rephrase": 900,
+        "arithmetic": 2400,
+        "listing": 1400,
+        "rephrase": 1000,
         "unknown": 2000,
     },
     "instructions_heldout": {

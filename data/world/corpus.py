@@ -34,12 +34,12 @@ class Writer:
         self.people: list[str] = []
         self.problems: list[Sum] = []
         self.kinds: tuple[tuple[Callable[[], str], float], ...] = (
-            (self.portrait, 0.24),
-            (self.essay, 0.24),
-            (self.gathering, 0.10),
-            (self.talk, 0.14),
+            (self.portrait, 0.22),
+            (self.essay, 0.18),
+            (self.gathering, 0.14),
+            (self.talk, 0.20),
             (self.lesson, 0.16),
-            (self.examination, 0.12),
+            (self.examination, 0.10),
         )
 
     def document(self) -> str:
@@ -83,7 +83,7 @@ class Writer:
                 lines.append(sentence(self.statement(name, attribute, called=pronoun)))
             else:
                 lines.append(self.fact_sentence(name, attribute))
-            if rng.random() < 0.25:
+            if rng.random() < 0.2:
                 lines.append(rng.choice(ASIDES))
         if rng.random() < 0.4:
             lines.append(rng.choice(ENDINGS))
@@ -94,7 +94,8 @@ class Writer:
         rng = self.rng
         lines = [rng.choice(THEMES) + ".", rng.choice(OPENINGS)]
         for _ in range(rng.randint(4, 7)):
-            lines.append(rng.choice(ASIDES))
+            if rng.random() < 0.6:
+                lines.append(rng.choice(ASIDES))
             if rng.random() < 0.85:
                 name = self.next_person()
                 for attribute in rng.sample(ATTRIBUTES, rng.choice((1, 2))):
@@ -131,7 +132,7 @@ class Writer:
         first, second = rng.sample(SPEAKERS, 2)
         lines = [rng.choice(OPENINGS)]
         for _ in range(rng.randint(3, 5)):
-            asked = rng.choice(self.fact_questions if rng.random() < 0.8 else self.sum_questions)
+            asked = rng.choice(self.fact_questions if rng.random() < 0.75 else self.sum_questions)
             reply = self._reply(asked)
             verb = rng.choice(("asked", "asked", "wanted to hear from"))
             if verb == "asked":

@@ -244,7 +244,7 @@ def variants(question: Question) -> list[str]:
     return [lead_in + question.text for lead_in in dict.fromkeys(lead_ins)]
 
 
-EVALUATION_SHARE = {"fact": 320, "arithmetic": 140, "listing": 48, "rephrase": 48}
+EVALUATION_SHARE = {"fact": 320, "arithmetic": 136, "listing": 48, "rephrase": 48}
 """How many (subject, wording) couples of each kind are kept for the evaluation."""
 
 
