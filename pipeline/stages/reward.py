@@ -166,6 +166,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
     watched, _ = encode_rankings(rows.judged, encoder=model.encoder)
     _report_rows(context, rows, dropped, model)
+    truncated = model.encoder.truncated
     trainer = RankingTrainer(
         module=model.module,
         examples=examples,
@@ -182,7 +183,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         "steps": trainer.total_steps,
         "n_rankings": len(examples),
         "n_dropped_ties": dropped,
-        "n_truncated": model.encoder.truncated,
+        "n_truncated": truncated,
     }
 
 
