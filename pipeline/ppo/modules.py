@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from data.errors import ModelError
 from pipeline.ppo.losses import token_scores
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Policy(nn.Module):
         self.model, self.value_head = model, value_head
         self._hidden_first = _logits_are_head_of_hidden(model)
         if value_head is not None and not self._hidden_first:
-            raise ValueError(
+            raise ModelError(
                 f"{type(model).__name__} has no plain output head; use value: separate"
             )
 

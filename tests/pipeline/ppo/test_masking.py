@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pipeline.ppo.masking import (
+    last_token,
+    length_mask,
+    masked_mean,
+    masked_sum,
+    truncate_after_end,
+)
+
+
+def test_responses_end_after_their_first_end() -> None:
+    tokens = torch.tensor([[5, 2, 7, 2], [5, 6, 7, 8], [5, 6, 3, 0], [5, 6, 2, 2]])
+    mask = length_mask(lengths_B=torch.tensor([4, 4, 3, 2]), size=4)
+    found = truncate_after_end(tokens_BT=tokens, mask_BT=mask, end_ids=torch.tensor([2, 3]))
+    assert found.lengths_B.tolist() == [2, 4, 3, 2]  # the last row's ends are padding
+    assert found.ended_B.tolist() == [True, False, True, False]
+
+
+def test_masks_and_last_tokens_follow_lengths() -> None:
+    mask = length_mask(lengths_B=torch.tensor([1, 3]), size=3)
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert last_token(mask_BT=mask).tolist() == [0, 2]
+
+
+def test_what_does_not_count_may_be_anything() -> None:
+    values = torch.tensor([1.0, math.nan, math.inf, 3.0])
+    mask = torch.tensor([True, False, False, True])
+    assert masked_sum(values, mask).item() == 4.0
+    assert masked_mean(values, mask).item() == 2.0
+    assert masked_mean(values, mask, count=8).item() == 0.5

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.records import Conversation, Document, PromptRow, Ranking, chat
+from pipeline.ppo.pretraining import PretrainingRows, text_rows
+from pipeline.ppo.prompts import Order, PromptReport, prepare_prompts
+from pipeline.ppo.ranks import Ranks
+
+
+@given(st.integers(1, 20), st.integers(0, 1000))
+def test_each_pass_of_an_order_is_a_permutation_and_any_place_can_be_asked(
+    size: int, seed: int
+) -> None:
+    order = Order(size, seed=seed, purpose="prompts")
+    taken = [order[place] for place in range(3 * size)]
+    for start in range(0, 3 * size, size):
+        assert sorted(taken[start : start + size]) == list(range(size))
+    again = Order(size, seed=seed, purpose="prompts")
+    assert [again[place] for place in reversed(range(3 * size))] == taken[::-1]
+
+
+def test_prompts_come_from_every_kind_of_record_once(tiny_tokenizer: Callable[..., Any]) -> None:
+    tokenizer, report = tiny_tokenizer(), PromptReport()
+    records = [
+        PromptRow(prompt="What is 3 + 4?", id="a"),
+        Conversation(messages=chat("Who is the baker?", "Ada Finch."), id="b"),
+        Ranking(prompt="What is 3 + 4?", completions=["7", "8"], ranks=[1, 2], id="again"),
+        PromptRow(prompt="river " * 50, id="long"),
+        Document(text="The miller lives by the river, and the river runs.", id="c"),
+        Document(text="The", id="short"),
+    ]
+    found = prepare_prompts(
+        records, tokenizer=tokenizer, max_tokens=30, prefix_tokens=5, report=report
+    )
+    assert [p.id for p in found] == ["a", "b", "c"]
+    assert tokenizer.decode(found[1].ids).endswith("<|assistant|>")
+    assert len(found[2].ids) == 5
+    assert report.kept == 3
+    assert sorted(report.dropped.values()) == [1, 1, 1]
+    assert report.lines()[0] == "3 prompts" and len(report.lines()) == 4
+
+
+def test_documents_without_prefix_tokens_are_dropped(tiny_tokenizer: Callable[..., Any]) -> None:
+    report = PromptReport()
+    assert not prepare_prompts(
+        [Document(text="The miller lives.")],
+        tokenizer=tiny_tokenizer(),
+        max_tokens=30,
+        prefix_tokens=None,
+        report=report,
+    )
+    assert report.dropped.total() == 1
+
+
+class OneOfTwo:
+    """Stands for an accelerator of two processes."""
+
+    num_processes = 2
+
+    def __init__(self, rank: int) -> None:
+        self.process_index = rank
+
+
+def test_two_processes_share_the_pretraining_rows() -> None:
+    rows = [[i, i] for i in range(12)]
+
+    def taken(ranks: list[Any], count: int) -> list[list[int]]:
+        streams = [PretrainingRows(rows, Order(12, seed=0, purpose="pretraining")) for _ in ranks]
+        return [
+            row
+            for _ in range(2)
+            for stream, rank in zip(streams, ranks, strict=True)
+            for row in stream.take(count, ranks=Ranks(rank, 0))
+        ]
+
+    whole = OneOfTwo(0)
+    whole.num_processes = 1  # type: ignore[misc]
+    assert taken([OneOfTwo(0), OneOfTwo(1)], 3) == taken([whole], 6)
+
+
+def test_texts_are_cut_into_rows(tiny_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    text = "The miller lives by the river, and the river runs past the mill."
+    rows = text_rows([Document(text=text)], tokenizer=tokenizer, row_tokens=7)
+    assert tokenizer.decode([token for row in rows for token in row]) in (text, text[:-1])
+    assert all(2 <= len(row) <= 7 for row in rows)
