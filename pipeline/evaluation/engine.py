@@ -18,6 +18,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -104,6 +105,10 @@ class Desk:
     ) -> AbstractContextManager[Progress]:
         """Show a progress bar while the block runs."""
         return self.console.progress(total, label, unit=unit)
+
+    def clear(self) -> None:
+        """Remove what was kept of a finished evaluation."""
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what an earlier try left under this name, else make it and keep it."""

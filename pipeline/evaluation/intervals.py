@@ -49,7 +49,9 @@ def wilson(successes: float, n: int, *, level: float = LEVEL) -> Estimate:
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+    # Rounding must not leave the share outside: at 0 and 1 it is an end of the interval.
+    low, high = min(share, middle - half), max(share, middle + half)
+    return Estimate(share, max(0.0, low), min(1.0, high), n)
 
 
 def bootstrap_mean(

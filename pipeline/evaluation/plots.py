@@ -7,7 +7,6 @@ refers to anything outside it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 INK, FAINT = "#010101", "#020202"
 SERIES = tuple(f"#0303{place:02d}" for place in range(10, 18))
 """Stand-ins: text and axes, grid, and the series `--s0` to `--s7` of the page."""
+OWN = "own-plot-id-"
+"""Prefix of the ids in a plot; `numbered` replaces it, so that plots of a page differ."""
 POINTS = 240
 """Curves of more points are averaged to so many."""
 
@@ -107,6 +108,11 @@ def point_plot(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return _svg(figure)
+
+
+def numbered(svg: str, number: int) -> str:
+    """Return a plot whose ids are those of the page's plot of this number."""
+    return svg.replace(OWN, f"plot{number}-")
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -207,11 +213,10 @@ def _standing_alone(svg: str) -> str:
     head = f'<svg {view[0]} role="img" aria-hidden="true"'
     rest = re.sub(r"<style[^>]*>.*?</style>", "", rest, flags=re.DOTALL)
     rest = rest.replace("xlink:href", "href")
-    # Each plot repeats ids such as "axes_1"; a digest of the plot keeps them apart in the page.
-    own = hashlib.sha256(rest.encode()).hexdigest()[:8]
-    rest = re.sub(r'\bid="([^"]+)"', rf'id="p{own}-\1"', rest)
-    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#p{own}-\1)", rest)
-    rest = re.sub(r'href="#([^"]+)"', rf'href="#p{own}-\1"', rest)
+    # Each plot repeats ids such as "axes_1". Those that something refers to stay, as `OWN` ids.
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', rest))
+    rest = re.sub(r' id="([^"]+)"', lambda m: f' id="{OWN}{m[1]}"' if m[1] in used else "", rest)
+    rest = re.sub(r'(url\(|href=")#', rf"\1#{OWN}", rest)
     # The page's font, not the one that matplotlib measured with.
     rest = re.sub(r"font-family: [^;\"]+;? ?", "", rest)
     return f"{head}>{rest}"

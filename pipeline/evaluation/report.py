@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
     import jinja2
     from markupsafe import Markup
 
+    from pipeline.evaluation.plots import numbered
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -61,10 +64,12 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markup"] = Markup  # for our own pictures and style alone
+    # Our own style and pictures are the only markup that is not escaped.
+    plots = count(1)
+    environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
     environment.globals["answer_tags"] = view.answer_tags
     page = environment.get_template("report.html.j2").render(
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         report=report,
         names=list(report["checkpoints"]),
         shades=view.colours(report["checkpoints"]),

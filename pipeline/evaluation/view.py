@@ -43,9 +43,8 @@ def number(value: float | None, kind: str = "number") -> str:
         return f"{value:.1f}"
     if kind == "points":
         return f"{100 * value:+.1f}".replace("-", "−")
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    digits = 0 if abs(value) >= 1000 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def interval(ends: Sequence[float] | None, kind: str = "number") -> str:
@@ -96,7 +95,7 @@ def _main_rate(report: Figures) -> Figures | None:
 
 def _manners(report: Figures) -> str:
     names = list(report["checkpoints"])
-    parts = []
+    parts: list[str] = []
     if len(names) > 1:
         before, after = (report["checkpoints"][name] for name in names[-2:])
         for label, key in (("right answers", "correct"), ("condescending ones", "condescending")):
@@ -179,12 +178,12 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
     return rows
 
 
-def _size(size: int) -> str:
+def _size(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"
-        size = round(size / 1000)
-    return f"{size / 1:.0f} GB"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def win_rate_groups(report: Figures) -> list[dict[str, Any]]:
@@ -272,7 +271,7 @@ def quality_rows(quality: Figures | None) -> list[dict[str, Any]]:
         _quality_row("The longer answer wins", quality.get("longer_wins"), None, quality, "rule"),
         _quality_row("The shorter answer wins", quality.get("shorter_wins"), None, quality, "rule"),
         _quality_row(
-            "Reward model, lengths within 10 %",
+            "Lengths within 10\u00a0%",
             quality.get("accuracy_length_matched"),
             quality.get("ci95_length_matched"),
             {"n_pairs": matched},

@@ -1,0 +1,92 @@
+"""Intervals against values worked by hand, and properties that hold for any numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evaluation.intervals import bootstrap_mean, paired_difference, wilson
+
+NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
+
+
+def test_wilson_of_eight_in_ten() -> None:
+    # z = 1.959964: centre (0.8 + z^2/20) / (1 + z^2/10) = 0.716743, half width 0.226577.
+    found = wilson(8, 10)
+    assert found.value == 0.8
+    assert found.low == pytest.approx(0.490162, abs=1e-5)
+    assert found.high == pytest.approx(0.943318, abs=1e-5)
+    assert found.n == 10
+
+
+def test_wilson_has_a_width_where_all_or_none_fulfil() -> None:
+    # At 0 of n the upper end is z^2 / (n + z^2).
+    assert wilson(0, 10).high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+    assert wilson(10, 10).low == pytest.approx(10 / 13.841459, abs=1e-6)
+    assert wilson(0, 10).low == 0.0
+    assert wilson(10, 10).high == 1.0
+
+
+def test_wilson_of_nothing_is_no_number() -> None:
+    assert wilson(0, 0) == (None, None, None, 0)
+    assert wilson(0, 0).ci95 is None
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_holds_its_share_within_zero_and_one(n: int, share: float) -> None:
+    successes = round(share * n)
+    found = wilson(successes, n)
+    assert 0 <= found.low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= found.high <= 1
+
+
+def test_bootstrap_of_a_fair_coin_is_near_the_normal_interval() -> None:
+    # 500 zeros and 500 ones: the mean's deviation is 0.5 / sqrt(1000) = 0.01581.
+    found = bootstrap_mean([0.0, 1.0] * 500, resamples=4000, seed=0)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.01581, abs=0.003)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.01581, abs=0.003)
+
+
+def test_bootstrap_of_one_value_is_that_value() -> None:
+    assert bootstrap_mean([2.5, 2.5, 2.5], resamples=50, seed=0) == (2.5, 2.5, 2.5, 3)
+
+
+def test_bootstrap_of_nothing_is_no_number() -> None:
+    assert bootstrap_mean([], resamples=10, seed=0) == (None, None, None, 0)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
+    values = list(np.random.default_rng(0).normal(size=60))
+    one = bootstrap_mean(values, resamples=200, seed=1)
+    assert one == bootstrap_mean(values, resamples=200, seed=1)
+    assert one.ci95 != bootstrap_mean(values, resamples=200, seed=2).ci95
+
+
+def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [1.0, 2.0, 4.0, 8.0]
+    whole = bootstrap_mean(values, resamples=100, seed=3)
+    monkeypatch.setattr("pipeline.evaluation.intervals._CELLS", 28)
+    assert bootstrap_mean(values, resamples=100, seed=3) == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=NUMBERS, shift=st.floats(-50, 50))
+def test_a_shift_moves_the_interval_with_the_mean(values: list[float], shift: float) -> None:
+    before = bootstrap_mean(values, resamples=64, seed=0)
+    after = bootstrap_mean([v + shift for v in values], resamples=64, seed=0)
+    for old, new in zip(before[:3], after[:3], strict=True):
+        assert new == pytest.approx(old + shift, abs=1e-9)
+
+
+def test_pairs_remove_what_both_share() -> None:
+    # Each b is 1 below its a, whatever the prompt: no spread is left.
+    a = [1.0, 50.0, -7.0]
+    assert paired_difference(a, [v - 1 for v in a], resamples=50, seed=0) == (1.0, 1.0, 1.0, 3)
+
+
+def test_pairs_of_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 and 1"):
+        paired_difference([1.0, 2.0], [1.0], resamples=5, seed=0)
