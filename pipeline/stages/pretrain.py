@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NonNegativeInt = Annotated[int, Field(ge=0)]
 SHAPE = (
     "hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "tie_embeddings",
-    "rope_theta", "initializer_range",
+    "rope_theta", "initializer_range", "positions",
 )  # fmt: skip
 
 
@@ -77,7 +77,9 @@ class PretrainSettings(StageSettings):
     initializer_range: PositiveNumber = 0.02
     """Standard deviation of the initial weights."""
     context_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens of a chunk; a model from scratch has as many positions."""
+    """Tokens of a chunk; a model from scratch has as many positions, or `positions`."""
+    positions: PositiveInt | None = None
+    """Longest input of a model from scratch, where its later stages need more than a chunk."""
     attend_across_documents: bool = True
     """Whether a token sees the documents before its own in the chunk; false is slower."""
     steps: PositiveInt | None = None
@@ -139,6 +141,10 @@ class PretrainSettings(StageSettings):
     def _check_shape(self) -> None:
         if self.tokenizer is None:
             raise ValueError("a model from scratch needs a `tokenizer`")
+        if self.longest_input < self.context_length:
+            raise ValueError(
+                f"positions {self.positions} is below context_length {self.context_length}"
+            )
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
@@ -148,6 +154,11 @@ class PretrainSettings(StageSettings):
                 f"hidden_size / heads is {self.hidden_size // self.heads}; a rotary embedding "
                 "needs an even number"
             )
+
+    @property
+    def longest_input(self) -> int:
+        """Positions of a model from scratch."""
+        return self.positions or self.context_length
 
     @property
     def feed_forward_size(self) -> int:
@@ -254,7 +265,7 @@ def _model(
             heads=settings.heads,
             kv_heads=settings.kv_heads or settings.heads,
             intermediate_size=settings.feed_forward_size,
-            context_length=settings.context_length,
+            context_length=settings.longest_input,
             tie_embeddings=settings.tie_embeddings,
             rope_theta=settings.rope_theta,
             initializer_range=settings.initializer_range,
@@ -269,7 +280,7 @@ def _model(
                 f"{settings.model} an embedding of {rows}; use the model's own tokenizer"
             )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
