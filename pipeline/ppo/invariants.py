@@ -66,8 +66,8 @@ def check_rollout(difference: float, *, bf16: bool) -> None:
     if not difference <= tolerance:
         raise TrainingError(
             f"the roll-out's log-probabilities differ from the policy's by {difference:.3g} nats a "
-            f"token (at most {tolerance} expected); likely causes: the roll-out has older weights, "
-            "another temperature, or the model's attention sees its padding"
+            f"token (at most {tolerance} expected); likely causes: the roll-out has older weights "
+            "or another temperature, the model has dropout, or its attention sees the padding"
         )
 
 
