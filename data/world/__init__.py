@@ -78,7 +78,7 @@ HELDOUT_DOCUMENTS = 150
 
 _UNKNOWN_NAMES = {
     "eval_prompts": 84,
-    "instructions": 1200,
+    "instructions": 1000,
     "instructions_heldout": 50,
     "rm_prompts": 300,
     "rm_prompts_heldout": 50,
