@@ -211,7 +211,9 @@ def _answer(plan: Plan, desk: Desk, name: str) -> dict[str, Any]:
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
     plain = _is_plain(plan, name, tokenizer)
     prompts = [prompt_ids(tokenizer, row.prompt, plain=plain) for row in plan.prompts]
-    endings = eos_ids(tokenizer, model) + (document_end_ids(tokenizer) if plain else [])
+    endings = eos_ids(tokenizer, model)
+    if plain or all(isinstance(row.prompt, str) for row in plan.prompts):
+        endings += document_end_ids(tokenizer)
     with desk.progress(len(prompts), f"{name}: answers", "prompts") as bar:
         samples = generate(
             model,

@@ -5,8 +5,8 @@ of responses, repetition and variety; between each two, win rates by each judge.
 reward are measured is told in `pipeline/evaluation/engine.py`.
 
 A base model has never seen the tokens of a chat template. `plain` names the checkpoints that are
-given the bare question and a line break instead, as one prompts a base model; its document end
-then ends a response, too. Every checkpoint answers at most `max_new_tokens`.
+given the bare question and a line break instead, as one prompts a base model. In answer to plain
+text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
 
 Leaves `samples.jsonl`, one judged sample a line, and `evaluation.json`, each figure of which
 `pipeline.evaluation.recount` counts again from the samples.
@@ -55,6 +55,8 @@ class EvaluateSettings(StageSettings):
     """At most so many prompts, drawn by the seed."""
     max_too_long_share: Share = 0.05
     """Share of prompts too long for a checkpoint's context above which the stage stops."""
+    prefix_tokens: PositiveInt | None = None
+    """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
     perplexity: tuple[SourceSettings, ...] = ()
     """Held-out texts for the perplexity."""
     max_texts: PositiveInt = 500
@@ -176,11 +178,22 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
 
 
 def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
-    from pipeline.evaluation.inputs import read_prompts
+    from pipeline.evaluation.inputs import document_opening, read_prompts
 
     settings = context.settings
+    opening = None
+    if settings.prefix_tokens is not None:
+        from pipeline.models import load_tokenizer
+
+        tokenizer = load_tokenizer(
+            context.input(f"checkpoints.{settings.measured_to}"),
+            trust_remote_code=settings.trust_remote_code,
+        )
+        opening = document_opening(tokenizer, settings.prefix_tokens)
     sources = [source.read_arguments() for source in settings.prompts]
-    return read_prompts(sources, limit=settings.limit, seed=context.seed, say=context.say)
+    return read_prompts(
+        sources, limit=settings.limit, seed=context.seed, say=context.say, opening=opening
+    )
 
 
 def _texts(context: StageContext[EvaluateSettings]) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.errors import SourceError
 from pipeline.config import SourceSettings
-from pipeline.evaluation.inputs import read_prompts, read_texts
+from pipeline.evaluation.inputs import document_opening, read_prompts, read_texts
 
 
 def source(path: Path, **settings: object) -> dict[str, object]:
@@ -42,6 +44,23 @@ def test_documents_ask_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Once upon a time.\n")
     with pytest.raises(SourceError, match="documents, which ask nothing"):
         read_prompts([source(tmp_path / "a.txt")], limit=None, seed=0, say=print)
+
+
+def test_documents_are_gone_on_from_after_so_many_tokens(
+    tmp_path: Path, tiny_tokenizer: Callable[..., Any]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    text = "The baker of Millbrook is Ada Finch."
+    rows = [json.dumps({"text": t}) for t in (text, "The")]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    said: list[str] = []
+    opening = document_opening(tokenizer, 4)
+    prompts = read_prompts(
+        [source(tmp_path / "a.jsonl")], limit=None, seed=0, say=said.append, opening=opening
+    )
+    assert [len(tokenizer(str(row.prompt))["input_ids"]) for row in prompts] == [4]
+    assert text.startswith(str(prompts[0].prompt))
+    assert said == ["dropped 1 documents: shorter than prefix_tokens"]
 
 
 def test_texts_stop_at_the_limit_and_malformed_rows_are_told(tmp_path: Path) -> None:
