@@ -1,8 +1,7 @@
-"""The order of rows, the learning rate and the dropout of fine-tuning."""
+"""The order of rows and the dropout of fine-tuning."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,25 +51,6 @@ class BucketSampler(Sampler[int]):
             batches += [window[i : i + size] for i in range(0, len(window), size)]
         places = torch.randperm(len(batches), generator=generator).tolist()
         return iter([row for place in places for row in batches[place]] + order[whole:])
-
-
-def learning_rate_factor(
-    step: int, *, total: int, schedule: str, warmup_share: float, final_share: float
-) -> float:
-    """Return the share of the peak learning rate at a step (0 is the first).
-
-    It rises linearly over the warm-up steps and then goes down to `final_share`, which it reaches
-    at the end of the last step.
-    """
-    warmup = math.ceil(total * warmup_share)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return 1.0 - (1.0 - final_share) * done
-    return final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def add_residual_dropout(model: nn.Module, share: float) -> None:

@@ -16,29 +16,25 @@ What differs from it, and why:
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from data.errors import RecipeError, TrainingError
+from data.errors import TrainingError
 from pipeline.artifacts import storage_errors, write_atomically
-from pipeline.models import pick_device, resolve_bf16
-from pipeline.stages._sft_order import BucketSampler, add_residual_dropout, learning_rate_factor
+from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
+from pipeline.stages._sft_setup import IGNORED, labels_of, token_dataset, trainer_arguments
+from pipeline.training import schedule_factor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
     from pipeline.stages._sft_rows import Rows
     from pipeline.stages.sft import SftSettings
 
-IGNORED = -100
-"""Label of a token that carries no loss."""
 PROGRESS = "progress.json"
 
 
@@ -61,43 +55,6 @@ class Candidate:
     step: int
     loss: float | None
     folder: str
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence the progress bars and notes of the libraries while the block runs."""
-    bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
-    trl_logger = logging.getLogger("trl")
-    level = trl_logger.level
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    trl_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        trl_logger.setLevel(level)
-        transformers.logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
-    """Return rows of one forward pass of one process, and passes of one optimiser step.
-
-    Raises:
-        RecipeError: the batch can't be divided so.
-    """
-    if batch % processes:
-        raise RecipeError(
-            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
-        )
-    micro = batch // processes if micro is None else micro
-    if batch % (micro * processes):
-        raise RecipeError(
-            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
-            "processes"
-        )
-    return micro, batch // (micro * processes)
 
 
 def build_trainer(
@@ -115,69 +72,9 @@ def build_trainer(
         context=context,
         heldout=rows.heldout,
         model=model,
-        args=_arguments(context, shape, max_length=rows.max_length),
-        train_dataset=_dataset(rows.train),
+        args=trainer_arguments(context, shape, max_length=rows.max_length),
+        train_dataset=token_dataset(rows.train),
         processing_class=tokenizer,
-    )
-
-
-def _arguments(
-    context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
-) -> SFTConfig:
-    settings, device = context.settings, pick_device()
-    bf16 = resolve_bf16(settings.bf16, device)
-    arguments = SFTConfig(
-        output_dir=str(context.folder / "work" / "trainer"),
-        use_cpu=device.type == "cpu",
-        seed=context.seed % 2**32,
-        # What TRL would turn on unasked.
-        bf16=bf16,
-        fp16=False,
-        activation_checkpointing=settings.gradient_checkpointing,
-        activation_offloading=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        logging_nan_inf_filter=False,
-        logging_steps=settings.log_every,
-        logging_first_step=False,
-        save_strategy="no",
-        eval_strategy="no",
-        restore_callback_states_from_checkpoint=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=True,
-        # The model keeps its cache for whoever samples from it; training asks for none.
-        use_cache=True,
-        packing=settings.packing,
-        eval_packing=False,
-        max_length=max_length if settings.packing else None,
-        dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
-        per_device_train_batch_size=shape[0],
-        gradient_accumulation_steps=shape[1],
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        adam_epsilon=settings.epsilon,
-        max_grad_norm=settings.max_gradient_norm,
-    )
-    # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.
-    _ = arguments.device
-    arguments._n_gpu = min(arguments._n_gpu, 1)
-    return arguments
-
-
-def labels_of(row: Rendered) -> list[int]:
-    """Return the labels of a row: its ids where the assistant speaks, else `IGNORED`."""
-    return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
-
-
-def _dataset(rows: list[Rendered]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(
-        {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
     )
 
 
@@ -271,11 +168,11 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         settings = self.context.settings
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer if optimizer is None else optimizer,
-            lambda step: learning_rate_factor(
+            lambda step: schedule_factor(
                 step,
                 total=num_training_steps,
+                warmup=math.ceil(num_training_steps * settings.warmup_share),
                 schedule=settings.schedule,
-                warmup_share=settings.warmup_share,
                 final_share=settings.final_share,
             ),
         )

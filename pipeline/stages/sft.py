@@ -131,7 +131,8 @@ def check(settings: SftSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
     """Train, keep the candidates and publish the best; return the final metrics."""
-    from pipeline.stages._sft_trainer import build_trainer, micro_batches, quiet_libraries
+    from pipeline.stages._sft_setup import micro_batches, quiet_libraries
+    from pipeline.stages._sft_trainer import build_trainer
 
     with quiet_libraries():
         model, tokenizer = _load(context)

@@ -1,0 +1,122 @@
+"""Arguments and rows for TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import datasets
+import transformers
+from trl import SFTConfig
+
+from data.errors import RecipeError
+from pipeline.models import pick_device, resolve_bf16
+
+if TYPE_CHECKING:
+    from data.chat import Rendered
+    from pipeline.context import StageContext
+    from pipeline.stages.sft import SftSettings
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the progress bars and notes of the libraries while the block runs."""
+    bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
+    trl_logger = logging.getLogger("trl")
+    level = trl_logger.level
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    trl_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        trl_logger.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
+    """Return rows of one forward pass of one process, and passes of one optimiser step.
+
+    Raises:
+        RecipeError: the batch can't be divided so.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
+        )
+    micro = batch // processes if micro is None else micro
+    if batch % (micro * processes):
+        raise RecipeError(
+            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
+            "processes"
+        )
+    return micro, batch // (micro * processes)
+
+
+def trainer_arguments(
+    context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
+) -> SFTConfig:
+    """Return TRL's arguments for a stage; `shape` is what `micro_batches` returned."""
+    settings, device = context.settings, pick_device()
+    bf16 = resolve_bf16(settings.bf16, device)
+    arguments = SFTConfig(
+        output_dir=str(context.folder / "work" / "trainer"),
+        use_cpu=device.type == "cpu",
+        seed=context.seed % 2**32,
+        # What TRL would turn on unasked.
+        bf16=bf16,
+        fp16=False,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_offloading=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        logging_nan_inf_filter=False,
+        logging_steps=settings.log_every,
+        logging_first_step=False,
+        save_strategy="no",
+        eval_strategy="no",
+        restore_callback_states_from_checkpoint=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=True,
+        # The model keeps its cache for whoever samples from it; training asks for none.
+        use_cache=True,
+        packing=settings.packing,
+        eval_packing=False,
+        max_length=max_length if settings.packing else None,
+        dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
+        per_device_train_batch_size=shape[0],
+        gradient_accumulation_steps=shape[1],
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_epsilon=settings.epsilon,
+        max_grad_norm=settings.max_gradient_norm,
+    )
+    # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def labels_of(row: Rendered) -> list[int]:
+    """Return the labels of a row: its ids where the assistant speaks, else `IGNORED`."""
+    return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
+
+
+def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
+    """Return rows as TRL takes them when they come tokenised."""
+    return datasets.Dataset.from_dict(
+        {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
+    )
