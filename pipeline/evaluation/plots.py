@@ -126,11 +126,15 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return a running mean over a window of a twelfth of the values, narrower at the ends."""
+    """Return a running mean over a window of a twelfth of the values.
+
+    At the start it narrows to the value itself, where training moves fast; at the end it keeps its
+    reach to the left, so that the last value alone does not bend the curve.
+    """
     half = max(1, len(values) // 24)
     found = []
     for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
+        reach = min(half, i)
         found.append(_mean(values[i - reach : i + reach + 1]))
     return found
 

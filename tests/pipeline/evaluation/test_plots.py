@@ -41,12 +41,17 @@ def test_long_curves_are_thinned_to_means() -> None:
 
 
 @given(VALUES)
-def test_smoothing_keeps_length_range_and_ends(values: list[float]) -> None:
+def test_smoothing_keeps_length_range_and_start(values: list[float]) -> None:
     found = smooth(values)
     assert len(found) == len(values)
     assert min(values) - 1e-9 <= min(found)
     assert max(found) <= max(values) + 1e-9
     assert found[0] == pytest.approx(values[0])
+
+
+def test_the_last_value_alone_does_not_bend_a_smooth_curve() -> None:
+    found = smooth([0.0] * 47 + [1.0])
+    assert found[-1] == pytest.approx(1 / 3)
 
 
 def test_a_stage_gets_the_panels_it_logged() -> None:
