@@ -174,7 +174,12 @@ def shards(tmp_path: Path) -> PackedShards:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(7, 300, (70, 5), generator=generator).tolist()
     return write_shards(
-        tmp_path / "shards", rows, context_length=16, vocabulary_size=320, separator_id=2
+        tmp_path / "shards",
+        rows,
+        context_length=16,
+        vocabulary_size=320,
+        separator_id=2,
+        token_bytes=[3] * 320,
     )
 
 
