@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.config import SourceSettings
     from pipeline.recipe import Recipe
 
 app = typer.Typer(
@@ -135,6 +136,134 @@ def list_stages(
     for row in rows:
         table.add_row(*row)
     RichConsole().print(table)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
+    ],
+    prompts: Annotated[
+        str, typer.Option(help="File of prompts, or world:eval_prompts for the embedded world.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and evaluation.json.")],
+    texts: Annotated[
+        str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward model that judges as proxy.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
+    ] = None,
+    plain: Annotated[
+        list[str] | None, typer.Option(help="Checkpoint that is given plain text.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option()] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
+    from pipeline.console import Console
+    from pipeline.context import StopFlag
+    from pipeline.evaluation.standalone import evaluate_checkpoints
+    from pipeline.evaluation.table import answers_table
+    from pipeline.generation import Sampling
+
+    with StopFlag().installed() as stop:
+        evaluate_checkpoints(
+            _named(checkpoints),
+            prompts=_source(prompts),
+            out=out,
+            texts=_source(texts) if texts else None,
+            reward=reward,
+            reference=reference,
+            plain=plain or [],
+            limit=limit,
+            sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
+            seed=seed,
+            console=Console(quiet=quiet),
+            stop_if_asked=stop.raise_if_asked,
+        )
+    if not quiet:
+        typer.echo(answers_table(out))
+
+
+def _source(text: str) -> SourceSettings:
+    from pipeline.config import SourceSettings
+
+    if text.startswith("world:"):
+        return SourceSettings(world=text.removeprefix("world:"))
+    return SourceSettings(path=text)
+
+
+def _named(checkpoints: list[str]) -> dict[str, str]:
+    """Return name -> place; a place without a name is called by its last folder."""
+    from data.errors import UsageError
+
+    found: dict[str, str] = {}
+    for text in checkpoints:
+        name, equals, place = text.partition("=")
+        if not equals:
+            name, place = Path(text).name, text
+        if name in found:
+            raise UsageError(f"two checkpoints are called '{name}'; write NAME={text}")
+        found[name] = place
+    return found
+
+
+@app.command()
+def chat(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Stage folders, model folders or hub ids.", metavar="CKPT")
+    ],
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int | None, typer.Option()] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code a checkpoint carries.")
+    ] = False,
+) -> None:
+    """Talk with a checkpoint, or with several side by side."""
+    from pipeline.chat import chat as talk
+
+    talk(
+        checkpoints,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        system=system,
+        plain=plain,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="Reward model: a stage or model folder, or hub id.")],
+    source: Annotated[Path, typer.Argument(help="JSONL of prompt with response or completions.")],
+    out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Score responses with a reward model."""
+    from pipeline.console import Console
+    from pipeline.scoring import score_file
+
+    console = Console(quiet=quiet)
+    with console.progress(None, "scoring", unit="texts") as progress:
+        report = score_file(
+            model, source, out, batch_size=batch_size, limit=limit, advance=progress.advance
+        )
+    console.say(f"{out}: {report.rows} rows, {report.texts} texts, mean score {report.mean:.4g}")
 
 
 @app.command(name="run-stage", hidden=True)

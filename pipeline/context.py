@@ -43,6 +43,11 @@ class StopFlag:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def raise_if_asked(self) -> None:
+        """Raise `Interrupted` when a signal asked to stop."""
+        if self.signum is not None:
+            raise Interrupted("asked to stop")
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             raise KeyboardInterrupt

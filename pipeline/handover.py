@@ -149,7 +149,9 @@ class HandOver:
         while not is_external(reference) and reference not in seen:
             seen.add(reference)
             settings = self.stages[reference]
-            length = getattr(settings, "context_length", None)
+            length = getattr(settings, "positions", None) or getattr(
+                settings, "context_length", None
+            )
             if isinstance(length, int):
                 return length
             following = getattr(settings, "model", None) or getattr(settings, "policy", None)

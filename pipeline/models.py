@@ -242,8 +242,11 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
     """Save a model and its tokenizer so that `from_pretrained` loads them; safetensors only."""
+    from transformers.utils import logging
+
     from pipeline.artifacts import storage_errors
 
+    logging.disable_progress_bar()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
