@@ -48,6 +48,7 @@ def assemble(
     pretraining: Sequence[Sequence[int]] | None,
     hyper: Hyperparameters,
     ranks: Ranks,
+    end_ids: Sequence[int] = (),
     trust_remote_code: bool = False,
 ) -> Ppo:
     """Load the models and put a run together.
@@ -62,6 +63,7 @@ def assemble(
         pretraining: rows of token ids for PPO-ptx, None without.
         hyper: the settings.
         ranks: the processes.
+        end_ids: tokens that end a response beside the model's own.
         trust_remote_code: run code that the policy's checkpoint carries.
 
     Raises:
@@ -75,7 +77,7 @@ def assemble(
     if value_source is None:
         head = _zero_head(model)
     if hyper.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(model)
     policy = Policy(model, head)
     learner = Learner.of(policy, learning_rate=hyper.learning_rate, hyper=hyper, ranks=ranks)
     value = None
@@ -94,7 +96,7 @@ def assemble(
         engine=LocalEngine(
             model=model,
             sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
-            end_ids=eos_ids(tokenizer, model),
+            end_ids=sorted({*eos_ids(tokenizer, model), *end_ids}),
             pad_id=pad_id,
             batch_size=hyper.generation_batch_size,
             ranks=ranks,
@@ -184,9 +186,18 @@ def _value_learner(source: str | Path, *, hyper: Hyperparameters, ranks: Ranks) 
     model = load_value_model(source)
     require_causal(model, source)
     if hyper.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(model)
     rate = hyper.value_learning_rate or hyper.learning_rate
     return Learner.of(ValueModel(model), learning_rate=rate, hyper=hyper, ranks=ranks)
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass; transformers does so in train mode alone.
+
+    Dropout is 0 in every model that was loaded here, so the mode changes nothing else.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
 
 
 def _as_value_model(model: PreTrainedModel, head: nn.Linear, folder: Path) -> Any:

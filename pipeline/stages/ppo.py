@@ -79,6 +79,8 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Longest prompt in tokens; longer ones are dropped and counted."""
     max_dropped_share: Share = 0.5
     """Share of dropped prompts above which the stage stops."""
+    end_tokens: tuple[str, ...] = ()
+    """Tokens that end a response beside the model's own, such as `<|endoftext|>`."""
     prefix_tokens: PositiveInt | None = None
     """Tokens of a plain text that are its prompt (lm-human-preferences)."""
     pretraining: Annotated[str | None, Ref("policy")] = None
@@ -172,6 +174,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         tokenizer=tokenizer,
         prompts=prompts,
         pretraining=_pretraining(context, tokenizer),
+        end_ids=_end_ids(settings, tokenizer),
         hyper=settings,
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
@@ -226,6 +229,16 @@ def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[Prepare
             "max_prompt_tokens, set prefix_tokens, or name other sources"
         )
     return prompts
+
+
+def _end_ids(settings: PpoSettings, tokenizer: Any) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    for token in settings.end_tokens:
+        if token not in vocabulary:
+            raise HandOverError(
+                f"end_tokens names {token!r}, which is no token of {settings.policy}; leave it out"
+            )
+    return [vocabulary[token] for token in settings.end_tokens]
 
 
 def _records(

@@ -12,6 +12,7 @@ from pipeline.ppo.experience import Experience, make_experience
 from pipeline.ppo.learner import Average, rate_share
 from pipeline.ppo.loop import _look, _roll_out, run_update
 from pipeline.ppo.optimize import Steps
+from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.scoring import RunningMoments
 from pipeline.ppo.settings import Hyperparameters
 
@@ -244,3 +245,32 @@ def test_running_moments_by_hand() -> None:
     again = RunningMoments()
     again.restore(running.state())
     assert again == running
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build) -> None:
+    found = []
+    for setting in (False, True):
+        ppo = make_ppo(gradient_checkpointing=setting)
+        assert ppo.policy.model.is_activation_checkpointing == setting
+        assert ppo.policy.model.training == setting
+        run = ppo.optimization
+        run._gradients(experience(ppo), list(range(8)), warming=False)
+        found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
+    assert torch.allclose(*found, atol=1e-7)
+
+
+def test_a_process_samples_its_share_of_the_same_episodes(make_ppo: Build) -> None:
+    ppo = make_ppo()
+
+    class Half:
+        num_processes = 2
+
+        def __init__(self, rank: int) -> None:
+            self.process_index = rank
+
+    whole = _roll_out(ppo)
+    shares = []
+    for rank in range(2):
+        ppo.ranks = Ranks(Half(rank), ppo.ranks.seed)
+        shares += _roll_out(ppo).samples
+    assert [s.token_ids for s in shares] == [s.token_ids for s in whole.samples]

@@ -173,6 +173,38 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     ).read_bytes()
 
 
+def test_a_run_that_died_between_resume_states_ends_in_the_same_weights(setting: Build) -> None:
+    whole = setting("whole")
+    run(whole)
+    dead = setting("dead", save_every=2)
+    log = dead.metrics.log
+
+    def dies(step: int, metrics: Any) -> None:
+        log(step, metrics)
+        if step == 3:
+            raise RuntimeError("power cut")
+
+    dead.metrics.log = dies
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(dead)
+    again = setting("dead", save_every=2)
+    run(again)
+    ours, theirs = weights(again.folder), weights(whole.folder)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert [r["step"] for r in rows(again.folder / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_further_tokens_end_a_response(setting: Build) -> None:
+    end = "e"
+    context = setting(end_tokens=[end], sample_every=1, sample_count=8, max_new_tokens=12)
+    run(context)
+    samples = rows(context.folder / "samples.jsonl")
+    ended = [s for s in samples if s["ended"]]
+    assert any(s["response"].endswith(end) for s in ended)
+    with pytest.raises(HandOverError, match="'<nothing>', which is no token"):
+        run(setting("other", end_tokens=["<nothing>"]))
+
+
 def test_a_finished_run_that_was_killed_before_publishing_publishes(setting: Build) -> None:
     whole = setting()
     expected = run(whole)
