@@ -96,12 +96,7 @@ def generate(
     """
     limits = _limits(model, prompts, sampling.max_new_tokens)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
-    uniforms_NT = torch.rand(
-        (len(prompts), sampling.max_new_tokens),
-        generator=generator,
-        device=generator.device,
-        dtype=torch.float64,
-    )
+    uniforms_NT = _uniforms(len(prompts), sampling, generator)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     samples: list[Sample | None] = [None] * len(prompts)
     training = model.training
@@ -150,12 +145,7 @@ def stream(
         sampling=sampling,
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
-        uniforms=torch.rand(
-            (1, sampling.max_new_tokens),
-            generator=generator,
-            device=generator.device,
-            dtype=torch.float64,
-        ),
+        uniforms=_uniforms(1, sampling, generator),
     )
     while not decoding.done:
         token = int(decoding.step()[0])
@@ -173,6 +163,16 @@ def context_length(model: PreTrainedModel) -> int | None:
     """Return the most tokens a model takes, None when its configuration does not say."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Draw a number for each token that each of the prompts may get."""
+    return torch.rand(
+        (count, sampling.max_new_tokens),
+        generator=generator,
+        device=generator.device,
+        dtype=torch.float64,
+    )
 
 
 def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:

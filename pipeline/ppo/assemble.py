@@ -73,16 +73,12 @@ def assemble(
     model = load_policy(policy_source, trust_remote_code=trust_remote_code)
     require_causal(model, policy_source)
     reference = _reference(model, reference_source, trust=trust_remote_code)
-    head = None
-    if value_source is None:
-        head = _zero_head(model)
+    head = _zero_head(model) if value_source is None else None
     if hyper.gradient_checkpointing:
         _checkpoint_activations(model)
     policy = Policy(model, head)
     learner = Learner.of(policy, learning_rate=hyper.learning_rate, hyper=hyper, ranks=ranks)
-    value = None
-    if value_source is not None:
-        value = _value_learner(value_source, hyper=hyper, ranks=ranks)
+    value = None if value_source is None else _value_learner(value_source, hyper, ranks)
     language = None
     if pretraining is not None:
         order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
@@ -93,19 +89,29 @@ def assemble(
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=LocalEngine(
-            model=model,
-            sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
-            end_ids=sorted({*eos_ids(tokenizer, model), *end_ids}),
-            pad_id=pad_id,
-            batch_size=hyper.generation_batch_size,
-            ranks=ranks,
-        ),
+        engine=_engine(model, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
         rewards=RewardSum(scorers),
         optimization=Optimization(learner, value, average, language, hyper, ranks),
         reference=Policy(reference.to(ranks.device)).requires_grad_(False).eval(),
         reference_is_start=reference_source is None,
         pad_id=pad_id,
+    )
+
+
+def _engine(
+    model: PreTrainedModel,
+    end_ids: Sequence[int],
+    pad_id: int,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+) -> LocalEngine:
+    return LocalEngine(
+        model=model,
+        sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
+        end_ids=sorted(set(end_ids)),
+        pad_id=pad_id,
+        batch_size=hyper.generation_batch_size,
+        ranks=ranks,
     )
 
 
@@ -182,7 +188,7 @@ def _zero_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _value_learner(source: str | Path, *, hyper: Hyperparameters, ranks: Ranks) -> Learner:
+def _value_learner(source: str | Path, hyper: Hyperparameters, ranks: Ranks) -> Learner:
     model = load_value_model(source)
     require_causal(model, source)
     if hyper.gradient_checkpointing:
@@ -196,7 +202,7 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
     Dropout is 0 in every model that was loaded here, so the mode changes nothing else.
     """
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
 
 
