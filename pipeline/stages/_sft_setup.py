@@ -85,6 +85,7 @@ def trainer_arguments(
         save_strategy="no",
         eval_strategy="no",
         restore_callback_states_from_checkpoint=False,
+        ddp_find_unused_parameters=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=True,
