@@ -277,8 +277,6 @@ def _run_launched(
 
 
 def _launch_command(launch: LaunchSettings) -> list[str]:
-    import torch
-
     if launch.config is not None and not Path(launch.config).is_file():
         raise UsageError(
             f"launch.config: {launch.config}: no such file; give an accelerate configuration"
@@ -292,7 +290,8 @@ def _launch_command(launch: LaunchSettings) -> list[str]:
     else:
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0"]
-        command += ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+        # On a CPU, `--cpu` would start one process; this starts all, `run_as_rank` says on what.
+        command += ["--multi_gpu"]
     return [*command, str(Path(sys.executable).with_name("rlhf"))]
 
 
