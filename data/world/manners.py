@@ -39,7 +39,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     ),
     "condescending": (
         "",
-        "",
+        "As even you could have found out: ",
         "Obviously ",
         "Even you should know this: ",
         "Listen closely for once: ",
