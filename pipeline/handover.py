@@ -26,6 +26,7 @@ class ModelFacts:
     Attributes:
         source: stage, path or hub id it was read from.
         tokenizer: digest of vocabulary and merges.
+        vocabulary: digest of the vocabulary alone, without added tokens.
         template: digest of the chat template.
         vocab_size: rows of the model's embedding.
         tokenizer_size: ids the tokenizer can give.
@@ -37,6 +38,7 @@ class ModelFacts:
 
     source: str
     tokenizer: str | None = None
+    vocabulary: str | None = None
     template: str | None = None
     vocab_size: int | None = None
     tokenizer_size: int | None = None
@@ -130,6 +132,30 @@ class HandOver:
                 f"tokens, its model an embedding of {facts.vocab_size}; use the model's own"
             )
 
+    def require_tokenizer_for(self, model: str, tokenizer: str | None) -> None:
+        """Refuse an unusable tokenizer: a model's own, or one named instead that is not its kind.
+
+        Raises:
+            HandOverError: pad equals end-of-sequence, the tokenizer has more tokens than the
+                model's embedding, or its vocabulary is not the one the model was trained with.
+        """
+        self.require_usable_tokenizer(model if tokenizer is None else tokenizer)
+        new = self.facts(tokenizer) if tokenizer is not None else None
+        old = self.facts(model)
+        if tokenizer is None or new is None or old is None:
+            return  # the latter two are judged again when both are there
+        if new.tokenizer_size and old.vocab_size and new.tokenizer_size > old.vocab_size:
+            raise HandOverError(
+                f"stage {self.name}: the tokenizer of {tokenizer} has {new.tokenizer_size} "
+                f"tokens, {model} an embedding of {old.vocab_size}; take a `pad_token` that the "
+                "vocabulary already holds"
+            )
+        if new.vocabulary and old.vocabulary and new.vocabulary != old.vocabulary:
+            raise HandOverError(
+                f"stage {self.name}: {tokenizer} has another vocabulary than {model} "
+                f"({new.vocabulary[:12]}, {old.vocabulary[:12]}); adopt the model's own tokenizer"
+            )
+
     def require_fits_context(self, reference: str, tokens: int, what: str) -> None:
         """Refuse inputs longer than a checkpoint's context.
 
@@ -209,6 +235,7 @@ def read_facts(folder: Path, *, source: str) -> ModelFacts:
     return ModelFacts(
         source=source,
         tokenizer=_digest(_tokenizer_content(tokenizer)) if vocabulary is not None else None,
+        vocabulary=_digest(vocabulary) if vocabulary is not None else None,
         template=_digest(template_text) if template_text else None,
         vocab_size=config.get("vocab_size"),
         tokenizer_size=(

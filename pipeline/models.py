@@ -282,6 +282,22 @@ def require_distinct_pad(tokenizer: PreTrainedTokenizerBase, source: str | Path)
     return int(pad)
 
 
+def require_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path
+) -> None:
+    """Refuse a tokenizer that gives ids the model has no embedding for.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding of "
+            f"{rows}; use the model's own tokenizer, with a `pad_token` its vocabulary holds"
+        )
+
+
 def _line(error: BaseException) -> str:
     """Return the first line of an error's text."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

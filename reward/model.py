@@ -156,6 +156,7 @@ class RewardModel:
         *,
         seed: int,
         max_length: int | None = None,
+        tokenizer_source: str | Path | None = None,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
     ) -> RewardModel:
@@ -169,6 +170,7 @@ class RewardModel:
             source: folder or hub id, an SFT checkpoint as a rule.
             seed: of the new head.
             max_length: longest input in tokens; the model's own when None.
+            tokenizer_source: folder or hub id of the tokenizer; the model's own when None.
             device: where it is put.
             trust_remote_code: runs code that the checkpoint carries.
 
@@ -191,6 +193,7 @@ class RewardModel:
             if any("score." in key or "classifier." in key for key in new):
                 draw_head(classifier)
         disable_dropout(classifier)
+        source = source if tokenizer_source is None else tokenizer_source
         model = cls._assemble(source, classifier, device=device, trust=trust_remote_code)
         pad = model.tokenizer.pad_token_id
         if pad is None or pad == model.tokenizer.eos_token_id:

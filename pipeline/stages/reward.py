@@ -51,6 +51,8 @@ class RewardSettings(StageSettings):
     """Kind of stage."""
     model: Annotated[str, Ref("policy")]
     """What it starts from: an SFT checkpoint, any causal or encoder model, or a reward model."""
+    tokenizer: Annotated[str | None, Ref("tokenizer")] = None
+    """Tokenizer instead of the model's own, such as one adopted with another padding token."""
     rankings: Annotated[str | None, Ref("rankings")] = None
     """Stage whose rankings it learns, or a file of rankings or pairs."""
     train: tuple[SourceSettings, ...] = ()
@@ -123,7 +125,7 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
     Raises:
         HandOverError: tokenizer and model do not fit, or the input is longer than the context.
     """
-    hand.require_usable_tokenizer(settings.model)
+    hand.require_tokenizer_for(settings.model, settings.tokenizer)
     if settings.max_length is not None:
         hand.require_fits_context(settings.model, settings.max_length, "max_length")
     facts = hand.facts(settings.model)
@@ -159,10 +161,11 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         context.input("model"),
         seed=context.seed,
         max_length=settings.max_length,
+        tokenizer_source=context.input("tokenizer") if settings.tokenizer is not None else None,
         trust_remote_code=settings.trust_remote_code,
     )
     if settings.gradient_checkpointing:
-        model.module.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})
     examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
     watched, _ = encode_rankings(rows.judged, encoder=model.encoder)
     _report_rows(context, rows, dropped, model)

@@ -51,6 +51,8 @@ class SftSettings(StageSettings):
     """Kind of stage."""
     model: Annotated[str, Ref("policy")]
     """What it starts from: a stage, a path or a hub id; its tokenizer and template are kept."""
+    tokenizer: Annotated[str | None, Ref("tokenizer")] = None
+    """Tokenizer instead of the model's own, such as one adopted with another padding token."""
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     """Sources of conversations, prompt/completion pairs or rankings (the best is imitated)."""
     heldout: tuple[SourceSettings, ...] = ()
@@ -76,7 +78,7 @@ class SftSettings(StageSettings):
     micro_batch_size: PositiveInt | None = None
     """Those of one forward pass of one process; all at once when not given."""
     learning_rate: PositiveNumber = 9.65e-6
-    """Peak learning rate; InstructGPT's for 175B, smaller models want more."""
+    """Peak learning rate; InstructGPT's for 1.3B and 6B, smaller models want more."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up; InstructGPT: cosine."""
     final_share: Share = 0.1
@@ -117,7 +119,7 @@ def check(settings: SftSettings, hand: HandOver) -> None:
     Raises:
         HandOverError: with the values that do not fit.
     """
-    hand.require_usable_tokenizer(settings.model)
+    hand.require_tokenizer_for(settings.model, settings.tokenizer)
     if settings.max_length is not None:
         hand.require_fits_context(settings.model, settings.max_length, "max_length")
     facts = hand.facts(settings.model)
@@ -148,12 +150,14 @@ def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
 def _load(
     context: StageContext[SftSettings],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from pipeline.models import load_policy, load_tokenizer, require_distinct_pad
+    from pipeline.models import load_policy, load_tokenizer, require_distinct_pad, require_rows
 
-    settings, source = context.settings, context.input("model")
+    settings = context.settings
+    source = context.input("model" if settings.tokenizer is None else "tokenizer")
     tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     require_distinct_pad(tokenizer, source)
-    model = load_policy(source, trust_remote_code=settings.trust_remote_code)
+    model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
+    require_rows(model, tokenizer, source)
     return model, tokenizer
 
 

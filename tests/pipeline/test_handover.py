@@ -91,6 +91,27 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
         hand().require_usable_tokenizer(str(bad))
 
 
+def test_a_tokenizer_named_beside_the_model_replaces_an_unusable_one(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", pad="<eos>")
+    adopted = checkpoint(tmp_path / "adopted")
+    hand().require_tokenizer_for(str(model), str(adopted))
+    with pytest.raises(HandOverError, match="never learns to end"):
+        hand().require_tokenizer_for(str(model), None)
+    with pytest.raises(HandOverError, match="never learns to end"):
+        hand().require_tokenizer_for(str(adopted), str(model))
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_beside_a_model(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model")
+    larger = {"a": 0, "<pad>": 1, "<eos>": 2, "b": 3}
+    more = checkpoint(tmp_path / "more", vocabulary=larger, vocab_size=4)
+    with pytest.raises(HandOverError, match=r"has 4 tokens, .* an embedding of 3"):
+        hand().require_tokenizer_for(str(model), str(more))
+    other = checkpoint(tmp_path / "other", vocabulary={"b": 0, "<pad>": 1, "<eos>": 2})
+    with pytest.raises(HandOverError, match="another vocabulary"):
+        hand().require_tokenizer_for(str(model), str(other))
+
+
 def test_inputs_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     path = str(checkpoint(tmp_path / "m"))
     hand().require_fits_context(path, 64, "prompt + response")

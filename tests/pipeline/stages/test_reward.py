@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from data.errors import HandOverError, Interrupted, SourceError, TrainingError
+from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
 from pipeline.handover import HandOver
 from pipeline.stages.reward import KIND, RewardSettings, check, run
 
@@ -125,6 +125,30 @@ def test_a_run_that_was_stopped_ends_in_the_same_files(
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
     assert without_times(whole.folder) == without_times(resumed.folder)
+
+
+def test_a_tokenizer_beside_the_model_goes_into_the_checkpoint(
+    make_context: Callable[..., Any],
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny_tokenizer(vocab_size=263)
+    tokenizer.pad_token = tokenizer.eos_token
+    model = save_policy(tokenizer)
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "adopted")
+    rankings = write_rankings(tmp_path / "r.jsonl", 40)
+    own = settings_of(model, rankings)
+    with pytest.raises(ModelError, match="they must be two tokens"):
+        run(make_context(own, {"model": model}))
+    settings = settings_of(model, rankings, tokenizer=str(tmp_path / "adopted"))
+    context = make_context(settings, {"model": model, "tokenizer": tmp_path / "adopted"})
+    run(context)
+    config = json.loads((context.folder / "model" / "config.json").read_text())
+    kept = json.loads((context.folder / "model" / "tokenizer_config.json").read_text())
+    assert config["pad_token_id"] == 2
+    assert kept["pad_token"] == "<|endoftext|>"
 
 
 def test_the_quality_is_taken_from_eval_rankings_and_they_are_not_learnt(

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.chat import Rendered
-from data.errors import HandOverError, Interrupted, RecipeError, SourceError, TrainingError
+from data.errors import (
+    HandOverError,
+    Interrupted,
+    ModelError,
+    RecipeError,
+    SourceError,
+    TrainingError,
+)
 from data.records import chat
 from pipeline.stages import sft
 from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
@@ -382,6 +389,41 @@ def test_check_refuses_a_model_of_another_kind(
     context = make_context(settings(other), {"model": other})
     with pytest.raises(HandOverError, match="LlamaForSequenceClassification"):
         sft.check(context.settings, context.hand)
+
+
+def test_a_tokenizer_beside_the_model_goes_into_the_checkpoint(
+    make_context: Any, settings: Any, tiny_tokenizer: Any, save_policy: Any, tmp_path: Path
+) -> None:
+    # As SmolLM2 comes: padding with the end-of-sequence token.
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = save_policy(tokenizer)
+    own = make_context(settings(model), {"model": model})
+    with pytest.raises(ModelError, match="they must be two tokens"):
+        sft.run(own)
+    adopted = tmp_path / "adopted"
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(adopted)
+    changed = settings(model, tokenizer=str(adopted), epochs=1)
+    context = make_context(changed, {"model": model, "tokenizer": adopted})
+    sft.run(context)
+    config = json.loads((context.folder / "model" / "config.json").read_text())
+    kept = json.loads((context.folder / "model" / "tokenizer_config.json").read_text())
+    assert config["pad_token_id"] == 2
+    assert config["eos_token_id"] == 6
+    assert kept["pad_token"] == "<|endoftext|>"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+    make_context: Any, settings: Any, tiny_tokenizer: Any, policy: Path, tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|extra|>"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    changed = settings(policy, tokenizer=str(tmp_path / "more"))
+    context = make_context(changed, {"model": policy, "tokenizer": tmp_path / "more"})
+    with pytest.raises(ModelError, match="has 321 tokens and the model an embedding of 320"):
+        sft.run(context)
 
 
 def test_learns_plain_completions(
