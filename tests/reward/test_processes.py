@@ -44,6 +44,7 @@ scores = trainer.score([ids for e in examples for ids in e.sequences])
 assert len(scores) == sum(len(e.sequences) for e in examples)
 state = trainer.weights()
 if trainer.accelerator.is_main_process:
+    print("processes:", trainer.accelerator.num_processes)
     model.save(target, state=state)
     own = model.raw_scores([ids for e in examples for ids in e.sequences])
     assert max(abs(a - b) for a, b in zip(own, scores)) < 1e-5
@@ -57,11 +58,16 @@ def test_two_processes_take_the_same_steps_as_one(
 ) -> None:
     script, source = tmp_path / "train.py", checkpoint("llama")
     script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    # With `--cpu` accelerate starts one process whatever number is asked for, and `--multi_gpu`,
+    # which starts them all on a CPU too, wants at least two.
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
     launch += ["--main_process_port", "0"]
     for processes in (1, 2):
-        command = [*launch, "--num_processes", str(processes), str(script), str(source)]
+        starter = (
+            [*launch, "--num_processes", str(processes)] if processes > 1 else [sys.executable]
+        )
+        command = [*starter, str(script), str(source)]
         done = subprocess.run(
             [*command, str(tmp_path / f"on-{processes}")],
             capture_output=True,
@@ -72,6 +78,7 @@ def test_two_processes_take_the_same_steps_as_one(
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert f"processes: {processes}" in done.stdout
     one, two = (load_file(tmp_path / f"on-{n}" / "model.safetensors") for n in (1, 2))
     start = load_file(source / "model.safetensors")
     moved = max((one[k] - start[k]).abs().max().item() for k in one if k in start)
