@@ -127,6 +127,30 @@ def test_a_run_that_was_stopped_ends_in_the_same_files(
     assert without_times(whole.folder) == without_times(resumed.folder)
 
 
+def test_gradient_checkpointing_saves_memory_and_changes_nothing_else(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    enabled: list[str] = []
+    enable = PreTrainedModel.activation_checkpointing_enable
+
+    def recorded(self: Any, *arguments: Any, **options: Any) -> None:
+        enabled.append(type(self).__name__)
+        enable(self, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "activation_checkpointing_enable", recorded)
+    rankings = write_rankings(tmp_path / "r.jsonl", 40)
+    weights = []
+    for setting in (False, True):
+        settings = settings_of(policy, rankings, gradient_checkpointing=setting)
+        context = make_context(settings, {"model": policy}, tmp_path / str(setting))
+        run(context)
+        weights.append((context.folder / "model/model.safetensors").read_bytes())
+    assert enabled == ["LlamaForSequenceClassification"]
+    assert weights[0] == weights[1]
+
+
 def test_a_tokenizer_beside_the_model_goes_into_the_checkpoint(
     make_context: Callable[..., Any],
     tiny_tokenizer: Callable[..., Any],
