@@ -1,0 +1,248 @@
+"""Every recipe in `recipes/`: valid, runnable on local files alone, and as its comments say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data.errors import HandOverError
+from pipeline.config import SourceSettings, is_external, references
+from pipeline.console import Console
+from pipeline.planning import Planner, Selection, check_stages
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import execute, plan
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+STORIES = [f"Lily saw a {colour} bird. She was happy to see it fly." for colour in ("red", "blue")]
+# As SmolLM2's: the end-of-sequence token pads, and a template without marks of the assistant.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny model and a file for each kind of source."""
+    folder = tmp_path_factory.mktemp("local")
+    (folder / "stories.txt").write_text("\n\n".join(STORIES * 20))
+    pairs = [
+        {
+            "chosen": f"\n\nHuman: Tell me {n}.\n\nAssistant: I can't say.",
+            "rejected": f"\n\nHuman: Tell me {n}.\n\nAssistant: Shut up.",
+        }
+        for n in range(40)
+    ]
+    rankings = [
+        {"prompt": f"What is {n}?", "completions": ["a number", "no", "eh"], "ranks": [1, 2, 2]}
+        for n in range(20)
+    ]
+    for name, rows in (("pairs", pairs), ("rankings", rankings)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    save_smol(folder / "smol")
+    return folder
+
+
+def save_smol(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(STORIES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def text(local: Path, **window: int) -> str:
+    return json.dumps(
+        [{"path": str(local / "stories.txt"), "format": "text_blank_lines", **window}]
+    )
+
+
+def rows(local: Path, name: str, **window: int) -> str:
+    return json.dumps([{"path": str(local / f"{name}.jsonl"), **window}])
+
+
+def quickstart(local: Path) -> list[str]:
+    return []
+
+
+def stories_sentiment(local: Path) -> list[str]:
+    train, held = text(local, skip=10), text(local, limit=10)
+    return [
+        f"tokenizer.train={train}",
+        f"base.train={train}",
+        f"base.heldout={held}",
+        f"ppo.prompts={train}",
+        f"evaluate.prompts={held}",
+        f"evaluate.perplexity={held}",
+        "tokenizer.vocab_size=290",
+        *(f"{stage}.prefix_tokens=4" for stage in ("ppo", "evaluate")),
+        *("base.hidden_size=16", "base.layers=1", "base.heads=2", "base.tokens=512"),
+        *("base.context_length=16", "base.batch_size=4", "base.positions=48"),
+        *("ppo.episodes=8", "ppo.batch_size=4", "ppo.max_new_tokens=6"),
+        "evaluate.max_new_tokens=6",
+    ]
+
+
+def oasst_rankings(local: Path) -> list[str]:
+    return [
+        f"tokenizer.adopt={local / 'smol'}",
+        f"reward.model={local / 'smol'}",
+        f"reward.train={rows(local, 'rankings')}",
+        "reward.max_length=64",
+    ]
+
+
+def smollm2_harmless(local: Path) -> list[str]:
+    train, held = rows(local, "pairs", skip=8), rows(local, "pairs", limit=8)
+    return [
+        f"tokenizer.adopt={local / 'smol'}",
+        f"sft.model={local / 'smol'}",
+        f"evaluate.checkpoints.base={local / 'smol'}",
+        *(f"{stage}.train={train}" for stage in ("sft", "reward")),
+        *(f"{stage}.heldout={held}" for stage in ("sft", "reward")),
+        f"reward.demonstrations={held}",
+        f"ppo.prompts={train}",
+        f"evaluate.prompts={held}",
+        *("sft.max_length=128", "reward.max_length=128", "sft.max_steps=2"),
+        *("ppo.max_prompt_tokens=96", "ppo.max_new_tokens=6", "evaluate.max_new_tokens=6"),
+        *("ppo.episodes=8", "ppo.batch_size=4"),
+    ]
+
+
+LOCAL: dict[str, Callable[[Path], list[str]]] = {
+    "quickstart": quickstart,
+    "stories_sentiment": stories_sentiment,
+    "oasst_rankings": oasst_rankings,
+    "smollm2_harmless": smollm2_harmless,
+}
+
+
+def loaded(name: str, local: Path, *more: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.yaml", [*LOCAL[name](local), *more])
+
+
+def sources(value: Any) -> Iterator[SourceSettings]:
+    if isinstance(value, SourceSettings):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from sources(item)
+
+
+def test_every_recipe_is_tried_here() -> None:
+    assert set(NAMES) == set(LOCAL)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_recipe_is_valid_and_needs_no_hub(name: str, local: Path, tmp_path: Path) -> None:
+    recipe = loaded(name, local)
+    planner = Planner(recipe, tmp_path, Selection())
+    assert [step.stage for step in planner.plan()] == list(recipe.stages)
+    check_stages(recipe, planner)
+    for stage, settings in recipe.stages.items():
+        fields = [source for _, value in settings for source in sources(value)]
+        assert [s.hub for s in fields if s.hub is not None] == [], stage
+        outside = [t for t, _ in references(settings).values() if is_external(t)]
+        assert all(Path(target).is_dir() for target in outside), stage
+
+
+def commented_overrides(path: Path) -> list[list[str]]:
+    """Return the settings of each command that the comments show."""
+    lines = [
+        line.partition("#")[2].strip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    shown = re.findall(r"(?:rlhf run|--set)(?:.*\\\n)*.*", "\n".join(lines))
+    found = []
+    for command in shown:
+        words = shlex.split(command.replace("\\\n", " ").replace("...", ""))
+        found.append([b for a, b in pairwise(words) if a == "--set"])
+    return [overrides for overrides in found if overrides]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "quickstart"])
+def test_the_commands_in_the_comments_name_settings_that_exist(name: str) -> None:
+    commands = commented_overrides(RECIPES / f"{name}.yaml")
+    assert commands
+    for overrides in commands:
+        load_recipe(RECIPES / f"{name}.yaml", [value.rstrip(",") for value in overrides])
+
+
+def test_without_the_adopted_tokenizer_the_end_of_sequence_pads(
+    local: Path, tmp_path: Path
+) -> None:
+    recipe = loaded("smollm2_harmless", local, "tokenizer.pad_token=null")
+    with pytest.raises(HandOverError, match="set `pad_token`"):
+        plan(recipe, tmp_path, Selection())
+
+
+def test_the_presets_are_instructgpts() -> None:
+    stages: dict[str, Any] = {}
+    for path in sorted((RECIPES / "base").glob("instructgpt_*.yaml")):
+        stages |= yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    assert set(stages) == {"sft", "reward"}
+    # Ouyang et al. 2022, appendices C.1 and C.2.
+    sft = {"epochs": 16, "batch_size": 32, "dropout": 0.2, "final_share": 0.1, "warmup_share": 0}
+    assert sft.items() <= stages["sft"].items()
+    assert float(stages["sft"]["learning_rate"]) == 9.65e-6
+    reward = {"epochs": 1, "prompts_per_step": 64, "final_share": 0.1, "schedule": "cosine"}
+    assert reward.items() <= stages["reward"].items()
+    assert float(stages["reward"]["learning_rate"]) == 9e-6
+
+
+@pytest.mark.parametrize("name", ["stories_sentiment", "oasst_rankings", "smollm2_harmless"])
+def test_a_recipe_runs_through_on_local_files(name: str, local: Path, tmp_path: Path) -> None:
+    recipe = loaded(name, local)
+    run = tmp_path / "run"
+    execute(recipe, run, selection=Selection(), console=Console(quiet=True))
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert list(report["stages"]) == list(recipe.stages)
+    if name == "stories_sentiment":
+        return
+    for stage in {"sft", "reward", "ppo"} & set(recipe.stages):
+        kept = json.loads((run / stage / "model" / "tokenizer_config.json").read_text())
+        config = json.loads((run / stage / "model" / "config.json").read_text())
+        assert (kept["pad_token"], config["pad_token_id"]) == ("<|endoftext|>", 0), stage
