@@ -13,7 +13,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -26,6 +26,7 @@ SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT = 4_000_000
 """Characters after which a document of a text file is cut at the end of a line."""
 _CHUNK = 1 << 20
+_CUT = "cut a text longer than {:,} characters at a line"
 
 
 class RawRow(NamedTuple):
@@ -78,7 +79,7 @@ def kind_of(file: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def raw_rows(file: Path, layout: str = "auto") -> Iterator[RawRow]:
+def raw_rows(file: Path, layout: str = "auto") -> Generator[RawRow]:
     """Yield a file's rows.
 
     Args:
@@ -280,20 +281,21 @@ def _parquet(file: Path) -> Iterator[RawRow]:
 def _text(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     parts: list[str] = []
     begun, size = 1, 0
-    for number, part, ends in _parts(stream, layout):
-        begun = begun if parts else number
-        parts.append(part)
-        size += len(part)
-        if ends or size > MAX_DOCUMENT:
-            note = "" if ends else f"cut a text longer than {MAX_DOCUMENT:,} characters at a line"
-            text = "".join(parts).strip("\r\n")
-            yield RawRow(f"{file}:{begun}", {"text": text}, note=note)
-            parts, size = [], 0
+    with contextlib.closing(_parts(stream, layout)) as found:
+        for number, part, ends in found:
+            begun = begun if parts else number
+            parts.append(part)
+            size += len(part)
+            if ends or size > MAX_DOCUMENT:
+                note = "" if ends else _CUT.format(MAX_DOCUMENT)
+                text = "".join(parts).strip("\r\n")
+                yield RawRow(f"{file}:{begun}", {"text": text}, note=note)
+                parts, size = [], 0
     if parts:
         yield RawRow(f"{file}:{begun}", {"text": "".join(parts).strip("\r\n")})
 
 
-def _parts(stream: BinaryIO, layout: str) -> Iterator[tuple[int, str, bool]]:
+def _parts(stream: BinaryIO, layout: str) -> Generator[tuple[int, str, bool]]:
     """Yield a text's line numbers and lines, and whether a document ends there."""
     with io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         for number, line in enumerate(text, start=1):

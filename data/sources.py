@@ -7,12 +7,13 @@ stops the reading.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def read(
     check_format(format)
     report = ReadReport() if report is None else report
     check: Callable[[], object] = bool
+    rows: Generator[tuple[str, RawRow]] | None = None
     if world is not None:
         records = _world_records(world, world_seed, report)
     else:
@@ -117,7 +119,9 @@ def read(
         )
         records = reading.records(rows)
         check = reading.check
-    yield from _window(records, skip, limit, report, check)
+    # Closed here, so that no file stays open where reading ends early or in an error.
+    with contextlib.closing(records), contextlib.closing(rows or records):
+        yield from _window(records, skip, limit, report, check)
 
 
 def _one_origin(*origins: object) -> None:
@@ -168,7 +172,7 @@ class _Reading:
     mapped: bool = False
     by_origin: dict[str, str] = field(default_factory=dict)
 
-    def records(self, rows: Iterator[tuple[str, RawRow]]) -> Iterator[Record]:
+    def records(self, rows: Iterator[tuple[str, RawRow]]) -> Generator[Record]:
         """Yield the records of rows; the first good row of a file tells its format."""
         for origin, row in rows:
             record = self.take(origin, row)
@@ -248,12 +252,13 @@ def _short(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _file_rows(paths: list[str], format: str) -> Iterator[tuple[str, RawRow]]:
+def _file_rows(paths: list[str], format: str) -> Generator[tuple[str, RawRow]]:
     # All paths are looked up before the first row is read, so that a wrong one stops at once.
     files = [file for path in paths for file in find_files(path)]
     for file in files:
-        for row in raw_rows(file, format):
-            yield str(file), row
+        with contextlib.closing(raw_rows(file, format)) as rows:
+            for row in rows:
+                yield str(file), row
 
 
 def _hub_rows(
@@ -262,7 +267,7 @@ def _hub_rows(
     split: str,
     revision: str | None,
     files: str | Sequence[str] | None,
-) -> Iterator[tuple[str, RawRow]]:
+) -> Generator[tuple[str, RawRow]]:
     import datasets
 
     listed = files if files is None or isinstance(files, str) else list(files)
@@ -289,7 +294,7 @@ def _hub_problem(hub: str, split: str, error: Exception) -> str:
     return f"can't read data set '{hub}', split '{split}': {first_line}"
 
 
-def _world_records(part: str, seed: int, report: ReadReport) -> Iterator[Record]:
+def _world_records(part: str, seed: int, report: ReadReport) -> Generator[Record]:
     module = importlib.import_module("data.world")
     if part not in module.PARTS:
         known = ", ".join(module.PARTS)

@@ -1,6 +1,8 @@
+import contextlib
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -356,3 +358,30 @@ def test_documents_come_with_where_they_begin(tmp_path):
     file = write(tmp_path / "a.txt", "x\n\ny\n")
     got = list(read(path=file, format="text_blank_lines"))
     assert got == [Document("x", "a.txt:1"), Document("y", "a.txt:3")]
+
+
+def open_files(folder: Path) -> list[str]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(descriptor))
+    return [name for name in found if name.startswith(str(folder))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to look at")
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.jsonl.gz", "a.txt.zst"])
+def test_no_file_stays_open_where_reading_stops(tmp_path, name):
+    text = "text\n" if ".csv" in name else ""
+    text += "\n".join([json.dumps({"text": "a"}), *["no JSON <|endoftext|>"] * 5000]) + "\n"
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    abandoned = read(path=str(tmp_path / name), max_bad_share=1.0)
+    next(abandoned)
+    assert len(open_files(tmp_path)) == 1
+    abandoned.close()
+    assert open_files(tmp_path) == []
+    if ".jsonl" in name:
+        with pytest.raises(BadRowsError) as caught:
+            list(read(path=str(tmp_path / name)))
+        # The error holds every frame it came through.
+        assert open_files(tmp_path) == [] and caught.value.__traceback__
