@@ -12,7 +12,7 @@ TOKENIZER = """
     stages:
       tokenizer:
         kind: tokenizer
-        text: [{world: corpus}]
+        train: [{world: corpus}]
         vocab_size: 1024
 """
 
@@ -42,12 +42,12 @@ def test_extends_merges_deeply_and_replaces_lists(tmp_path: Path) -> None:
         extends: base.yaml
         stages:
           tokenizer:
-            text: [{world: instructions}, {world: corpus}]
+            train: [{world: instructions}, {world: corpus}]
         """,
     )
     settings = load_recipe(top).stages["tokenizer"].model_dump()
     assert settings["vocab_size"] == 1024
-    assert [s["world"] for s in settings["text"]] == ["instructions", "corpus"]
+    assert [s["world"] for s in settings["train"]] == ["instructions", "corpus"]
 
 
 def test_null_removes_a_stage_of_the_base(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_null_removes_a_stage_of_the_base(tmp_path: Path) -> None:
         extends: base.yaml
         stages:
           tokenizer: null
-          other: {kind: tokenizer, text: [{world: corpus}], vocab_size: 512}
+          other: {kind: tokenizer, train: [{world: corpus}], vocab_size: 512}
         """,
     )
     assert list(load_recipe(top).stages) == ["other"]
@@ -76,8 +76,8 @@ def test_set_changes_a_value_and_reads_exponents(tmp_path: Path) -> None:
     recipe = load_recipe(path, ["tokenizer.vocab_size=300", "seed=7"])
     assert recipe.stages["tokenizer"].model_dump()["vocab_size"] == 300
     assert recipe.seed("tokenizer") == 7
-    recipe = load_recipe(path, ["stages.tokenizer.text.0.max_bad_share=1e-5"])
-    assert recipe.stages["tokenizer"].model_dump()["text"][0]["max_bad_share"] == 1e-5
+    recipe = load_recipe(path, ["stages.tokenizer.train.0.max_bad_share=1e-5"])
+    assert recipe.stages["tokenizer"].model_dump()["train"][0]["max_bad_share"] == 1e-5
 
 
 def test_an_unknown_key_names_line_path_and_nearest(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_unknown_key_names_line_path_and_nearest(tmp_path: Path) -> None:
 def test_an_unknown_key_inside_a_list_suggests_the_key_of_that_level(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", TOKENIZER.replace("world: corpus", "wurld: corpus"))
     message = error_of(path)
-    assert "stages.tokenizer.text.0.wurld" in message
+    assert "stages.tokenizer.train.0.wurld" in message
     assert "Did you mean 'world'?" in message
 
 
@@ -115,7 +115,7 @@ def test_a_reference_to_no_stage_suggests_one(tmp_path: Path) -> None:
       base:
         kind: pretrain
         tokenizer: tokeniser
-        text: [{world: corpus}]
+        train: [{world: corpus}]
         """.replace("\n        ", "\n        "),
     )
     message = error_of(path)
@@ -158,7 +158,7 @@ def test_stages_are_ordered_by_their_references(tmp_path: Path) -> None:
         ("stages: {a: {}}\nstages: {}", "stands twice"),
         ("stages: {a: 3}", "a stage is a mapping"),
         ("stages: {report: {kind: sft}}", "rename it"),
-        ("sed: 3\nstages: {a: {kind: tokenizer, text: [{world: corpus}]}}", "'seed'"),
+        ("sed: 3\nstages: {a: {kind: tokenizer, train: [{world: corpus}]}}", "'seed'"),
     ],
 )
 def test_a_broken_recipe_is_told(tmp_path: Path, text: str, expected: str) -> None:
@@ -170,7 +170,7 @@ def test_a_missing_recipe_suggests_a_file(tmp_path: Path) -> None:
     assert "Did you mean 'quickstart.yaml'?" in error_of(tmp_path / "quickstat.yaml")
 
 
-@pytest.mark.parametrize("override", ["novalue", "nowhere.x=1", "tokenizer.text.5.limit=2"])
+@pytest.mark.parametrize("override", ["novalue", "nowhere.x=1", "tokenizer.train.5.limit=2"])
 def test_a_set_that_fits_nothing_is_told(tmp_path: Path, override: str) -> None:
     assert f"--set {override}" in error_of(write(tmp_path / "r.yaml", TOKENIZER), override)
 
