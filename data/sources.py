@@ -121,7 +121,11 @@ def read(
         check = reading.check
     # Closed here, so that no file stays open where reading ends early or in an error.
     with contextlib.closing(records), contextlib.closing(rows or records):
-        yield from _window(records, skip, limit, report, check)
+        yield from _window(records, skip, limit, report, check, place=_place(path, hub, world))
+
+
+def _place(path: str | Sequence[str] | None, hub: str | None, world: str | None) -> str:
+    return f"world:{world}" if world is not None else hub or ", ".join(_paths(path))
 
 
 def _one_origin(*origins: object) -> None:
@@ -139,6 +143,8 @@ def _window(
     limit: int | None,
     report: ReadReport,
     check: Callable[[], object],
+    *,
+    place: str,
 ) -> Iterator[Record]:
     """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
     seen = given = 0
@@ -155,7 +161,7 @@ def _window(
     if given == 0:
         why = f"skip is {skip} and it holds {seen} records" if seen else "it holds no usable rows"
         told = "; ".join(f"{count} dropped: {what}" for what, count in report.dropped.items())
-        raise SourceError(f"nothing to read in the source: {why}{'; ' + told if told else ''}")
+        raise SourceError(f"nothing to read in {place}: {why}{'; ' + told if told else ''}")
 
 
 @dataclass
@@ -295,15 +301,21 @@ def _hub_problem(hub: str, split: str, error: Exception) -> str:
 
 
 def _world_records(part: str, seed: int, report: ReadReport) -> Generator[Record]:
+    module = _world(part)
+    report.formats[f"world:{part}"] = "records (built in)"
+    for record in module.World(seed).records(part):
+        report.rows += 1
+        yield record
+
+
+def _world(part: str) -> Any:
+    """Return the module of the world, which has this part."""
     module = importlib.import_module("data.world")
     if part not in module.PARTS:
         known = ", ".join(module.PARTS)
         hint = nearest(part, module.PARTS)
         raise SourceError(f"the world has no part '{part}'; known: {known}.{hint}")
-    report.formats[f"world:{part}"] = "records (built in)"
-    for record in module.World(seed).records(part):
-        report.rows += 1
-        yield record
+    return module
 
 
 def fingerprint(
@@ -316,6 +328,7 @@ def fingerprint(
     hub_files: str | Sequence[str] | None = None,
     world: str | None = None,
     world_seed: int = 0,
+    format: str = "auto",
     **_settings: object,
 ) -> str:
     """Return a digest (hex) that changes when the content of a source does.
@@ -332,16 +345,18 @@ def fingerprint(
         hub_files: see `read`.
         world: see `read`.
         world_seed: see `read`.
-        _settings: the other settings of `read`, which leave the content as it is.
+        format: see `read`; it is looked at, but leaves the content as it is.
+        _settings: the other settings of `read`, which leave it as it is too.
 
     Raises:
-        SourceError: a file is missing or unreadable.
+        SourceError: a file is missing or unreadable, all are empty, or there is no such part of
+            the world or format.
     """
     _one_origin(path, hub, world)
+    check_format(format)
     parts: list[Any]
     if world is not None:
-        version = importlib.import_module("data.world").VERSION
-        parts = ["world", world, world_seed, version]
+        parts = ["world", world, world_seed, _world(world).VERSION]
     elif hub is not None:
         listed = [hub_files] if isinstance(hub_files, str) else list(hub_files or [])
         parts = ["hub", hub, hub_name, hub_split, hub_revision, listed]
@@ -351,6 +366,8 @@ def fingerprint(
     else:
         files = [file for place in _paths(path) for file in find_files(place)]
         parts = ["path", *(file_digest(file) for file in files)]
+        if not any(file.stat().st_size for file in files):
+            raise SourceError(f"nothing to read in {_place(path, hub, world)}: it is empty")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

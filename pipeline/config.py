@@ -38,6 +38,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def changed_among(self, *names: str) -> list[str]:
+        """Return which of these fields differ from their defaults.
+
+        A run's own recipe has every default written out, so that being given tells nothing.
+        """
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
 
 @dataclass(frozen=True)
 class Ref:

@@ -126,11 +126,12 @@ class StageContext(Generic[S_co]):
 
         Returns:
             The artifact's `model/` or `tokenizer/` if it has one, else its folder; for an
-            external reference the path or hub id.
+            external reference the path (of a stage's folder, its `model/`) or hub id.
         """
         target = self.inputs[name]
         if isinstance(target, str):
-            return external_location(target)
+            path = Path(external_location(target)).expanduser()
+            return str(model_folder(path)) if path.is_dir() else external_location(target)
         return model_folder(target.folder)
 
     def input_artifact(self, name: str) -> Artifact | None:

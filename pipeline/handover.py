@@ -70,9 +70,42 @@ class HandOver:
         """Return the local folder of a finished stage's model or of a path, else None."""
         if is_external(reference):
             path = Path(external_location(reference)).expanduser()
-            return path if path.is_dir() else None
+            return model_folder(path) if path.is_dir() else None
         artifact = self.finished(reference)
         return None if artifact is None else model_folder(artifact.folder)
+
+    def require_present(self, reference: str, provides: str, setting: str) -> None:
+        """Refuse a path where nothing is, or a folder that is no checkpoint.
+
+        Args:
+            reference: as it stands in the settings; stages and hub ids pass.
+            provides: what it is needed for.
+            setting: where it stands, for the sentence.
+
+        Raises:
+            HandOverError: naming setting and path.
+        """
+        if not is_external(reference):
+            return
+        location = external_location(reference)
+        path, where = Path(location).expanduser(), f"stages.{self.name}.{setting}: {reference}"
+        if not path.exists():
+            # A hub id is `owner/name` and no more.
+            if location.startswith((".", "/", "~")) or location.count("/") > 1:
+                what = "file" if path.suffix else "folder"
+                raise HandOverError(f"{where}: no such {what}; name a stage, a path or a hub id")
+            return
+        if provides not in ("policy", "reward"):
+            return
+        if path.is_file() and path.suffix != ".gguf":
+            raise HandOverError(
+                f"{where} is a file; a checkpoint is a folder with a config.json, or a .gguf file"
+            )
+        if path.is_dir() and not (model_folder(path) / "config.json").is_file():
+            raise HandOverError(
+                f"{where} is no checkpoint: it has no config.json; name the folder that "
+                "`save_pretrained` wrote, or that of a finished stage"
+            )
 
     def facts(self, reference: str) -> ModelFacts | None:
         """Return what is known of a checkpoint, None when it is not on this machine yet."""

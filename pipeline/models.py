@@ -93,6 +93,21 @@ def load_tokenizer(
         raise ModelError(f"no tokenizer can be loaded from {source}: {_line(error)}") from error
 
 
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration from a folder, a GGUF file or the hub.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoConfig
+
+    location, extra = _locate(source, "model")
+    try:
+        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"no model can be loaded from {source}: {_line(error)}") from error
+
+
 def load_policy(
     source: str | Path,
     *,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import ArtifactError, UsageError, nearest
+from data.errors import ArtifactError, SourceError, UsageError, nearest
 from pipeline.artifacts import Artifact, find
 from pipeline.config import (
     Settings,
@@ -96,7 +96,7 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
         "settings": settings.model_dump(mode="json", exclude={"seed"}),
         "seed": recipe.seed(stage),
         "parents": dict(parents),
-        "sources": source_fingerprints(settings),
+        "sources": source_fingerprints(settings, stage),
         "external": {
             target: _external_fingerprint(target)
             for target, _ in references(settings).values()
@@ -110,18 +110,21 @@ def key_digest(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def source_fingerprints(settings: Settings) -> dict[str, str]:
+def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     """Return the fingerprint of every source that a stage reads, by its place.
 
     Raises:
-        SourceError: a local source is not there.
+        SourceError: a local source is not there; names the setting.
     """
     from data.sources import fingerprint
 
-    return {
-        place: fingerprint(**source.read_arguments())
-        for place, source in find_sources(settings).items()
-    }
+    found = {}
+    for place, source in find_sources(settings).items():
+        try:
+            found[place] = fingerprint(**source.read_arguments())
+        except SourceError as error:
+            raise SourceError(f"stages.{stage}.{place}: {error}") from error
+    return found
 
 
 def find_sources(settings: Settings, prefix: str = "") -> dict[str, SourceSettings]:
@@ -290,5 +293,8 @@ def check_stages(recipe: Recipe, planner: Planner) -> None:
     """
     for stage in planner.selected:
         settings: StageSettings = recipe.stages[stage]
-        source_fingerprints(settings)
-        recipe.kind(stage).check(settings, planner.hand_over(stage))
+        source_fingerprints(settings, stage)
+        hand = planner.hand_over(stage)
+        for place, (target, mark) in references(settings).items():
+            hand.require_present(target, mark.provides, place)
+        recipe.kind(stage).check(settings, hand)

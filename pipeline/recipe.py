@@ -286,8 +286,16 @@ def _validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            problems.append(_problem(model, item, prefix, places))
+        items = error.errors(include_url=False)
+        places_told = [tuple(item["loc"]) for item in items]
+        for item in items:
+            loc = tuple(item["loc"])
+            # A list whose items are wrong counts as empty, too; its items tell what is the matter.
+            follows = item["type"] == "too_short" and any(
+                other[: len(loc)] == loc and other != loc for other in places_told
+            )
+            if not follows:
+                problems.append(_problem(model, item, prefix, places))
         return None
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.errors import ModelError, SourceError
+from data.errors import SourceError
 from data.records import PromptRow
 from pipeline.artifacts import storage_errors, write_atomically
 from pipeline.console import Console, Progress
@@ -36,7 +36,7 @@ from pipeline.evaluation.perplexity import text_perplexity
 from pipeline.evaluation.recount import RESAMPLES, figures
 from pipeline.evaluation.sampling import document_end_ids, prompt_ids, response_logprobs
 from pipeline.generation import Sampling, decode, generate
-from pipeline.models import eos_ids, load_policy, load_tokenizer, pick_device
+from pipeline.models import eos_ids, load_config, load_policy, load_tokenizer, pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,13 +179,7 @@ def _fitting(plan: Plan, desk: Desk) -> tuple[Plan, int]:
 
 
 def _context_length(plan: Plan, source: str | Path) -> int | None:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=plan.trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"no model can be loaded from {source}: {first}") from error
+    config = load_config(source, trust_remote_code=plan.trust_remote_code)
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 

@@ -133,7 +133,7 @@ class PretrainSettings(StageSettings):
         if self.model is None:
             self._check_shape()
         else:
-            named = [k for k in ("architecture", *SHAPE) if k in self.model_fields_set]
+            named = self.changed_among("architecture", *SHAPE)
             if named:
                 raise ValueError(f"{named[0]} is for a model from scratch; `model` brings its own")
         return self

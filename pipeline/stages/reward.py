@@ -248,6 +248,8 @@ def _referred_rankings(context: StageContext[RewardSettings], field: str) -> lis
         source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)
     else:
         location = str(context.input(field))
+        stage_file = Path(location).expanduser() / "rankings.jsonl"
+        location = str(stage_file) if stage_file.is_file() else location
         local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
         source = SourceSettings(**{"path" if local else "hub": location})
     return _rankings(context, (source,), field)

@@ -66,9 +66,9 @@ class TokenizerSettings(StageSettings):
             raise ValueError("give `train` sources to learn from, or `adopt` a checkpoint's")
         if self.adopt is None and self.pad_token is not None:
             raise ValueError("`pad_token` goes with `adopt`; a tokenizer learned here has <|pad|>")
-        changed = {"vocab_size", "min_frequency"} & self.model_fields_set
+        changed = self.changed_among("vocab_size", "min_frequency")
         if self.adopt is not None and changed:
-            raise ValueError(f"`{sorted(changed)[0]}` is for learning; it does not go with `adopt`")
+            raise ValueError(f"`{changed[0]}` is for learning; it does not go with `adopt`")
         return self
 
 

@@ -188,6 +188,18 @@ def test_a_recipe_is_valid_and_needs_no_hub(name: str, local: Path, tmp_path: Pa
         assert all(Path(target).is_dir() for target in outside), stage
 
 
+@pytest.mark.parametrize("name", LOCAL)
+def test_the_recipe_that_a_run_writes_down_is_the_same_recipe(
+    name: str, local: Path, tmp_path: Path
+) -> None:
+    # What `rlhf ls`, a second `rlhf run` and the processes of a launch read.
+    recipe = loaded(name, local)
+    written = tmp_path / "recipe.yaml"
+    written.write_text(recipe.to_yaml())
+    again = load_recipe(written)
+    assert (again.top, dict(again.stages)) == (recipe.top, dict(recipe.stages))
+
+
 def commented_overrides(path: Path) -> list[list[str]]:
     """Return the settings of each command that the comments show."""
     lines = [

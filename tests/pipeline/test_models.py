@@ -1,0 +1,58 @@
+"""What a checkpoint's configuration and tokenizer are found by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import ModelError
+from pipeline.models import load_config, load_tokenizer, require_rows
+
+
+def write_gguf(path: Path, *, context: int) -> Path:
+    """Write the header of a Llama of one layer, without weights."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(context)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(100)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_configuration_of_a_gguf_file_is_read(tmp_path: Path) -> None:
+    config = load_config(write_gguf(tmp_path / "m.gguf", context=48))
+    assert (config.max_position_embeddings, config.hidden_size) == (48, 16)
+
+
+def test_the_configuration_of_a_folder_is_read(save_policy: Any, tiny_tokenizer: Any) -> None:
+    folder = save_policy(tiny_tokenizer(), context=32)
+    assert load_config(str(folder)).max_position_embeddings == 32
+
+
+@pytest.mark.parametrize("place", ["./nowhere", "./nothing.gguf"])
+def test_a_configuration_that_is_not_there_is_an_error_of_ours(place: str) -> None:
+    with pytest.raises(ModelError, match="no such"):
+        load_config(place)
+
+
+def test_a_tokenizer_may_be_smaller_but_not_larger_than_the_embedding(
+    tiny_tokenizer: Any, tiny_policy: Any, save_policy: Any
+) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_policy(tokenizer)
+    require_rows(model, load_tokenizer(save_policy(tokenizer)), "here")
+    tokenizer.add_tokens(["<|extra|>"])
+    with pytest.raises(ModelError, match="here: the tokenizer has 321 tokens"):
+        require_rows(model, tokenizer, "here")
