@@ -206,7 +206,12 @@ def _roll_out(ppo: Ppo) -> Episodes:
 
 
 def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
-    tokens = Tokens.of(episodes, pad_id=ppo.pad_id, device=ppo.ranks.device)
+    tokens = Tokens.of(
+        episodes,
+        pad_id=ppo.pad_id,
+        device=ppo.ranks.device,
+        score_position=ppo.hyper.score_position,
+    )
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,
