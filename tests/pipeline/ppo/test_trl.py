@@ -465,6 +465,7 @@ def test_the_losses_of_all_steps_and_the_weights_after_them_are_trls(
     found, _ = mine.experience()
     steps = mine.ppo.optimization.run(found, update=0, check=True).steps
     assert len(steps) == len(mine.figures["losses"]) == 4
+    # What clips clips, and TRL's max_grad_norm of 1, which it does not heed, would.
     assert steps[-1].clip_share > 0.05 and steps[-1].value_clip_share > 0.05
     for step, (policy, value) in zip(steps, mine.figures["losses"], strict=True):
         for name, loss, other in (
@@ -474,6 +475,7 @@ def test_the_losses_of_all_steps_and_the_weights_after_them_are_trls(
             differences.agree(f"update: {name}", torch.tensor(loss), torch.tensor(other))
     whole = update()
     metrics = run_update(whole.ppo).metrics
+    assert max(metrics["gradient_norm/policy"], metrics["gradient_norm/value"]) > 1.0
     for name in ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg"):
         if name == "objective/kl" and whole.ppo.hyper.kl_estimator != "k1":
             continue  # TRL logs the estimate that it trains on, we always k1
