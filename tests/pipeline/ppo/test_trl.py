@@ -30,69 +30,16 @@ from pipeline.ppo.masking import length_mask, masked_mean, truncate_after_end, v
 from pipeline.ppo.ranks import Ranks, make_accelerator
 from pipeline.ppo.settings import Hyperparameters
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[2] / "recipes" / "base" / "trl.yaml"
 TRL = "1.12.0"
 PAD, END = 0, 2
-EPISODES = 16
-CASES = 12
-
-NAMES = {
-    "kl_coef": "kl_coefficient",
-    "kl_estimator": "kl_estimator",
-    "gamma": "gamma",
-    "lam": "gae_lambda",
-    "whiten_rewards": "whiten_rewards",
-    "cliprange": "clip",
-    "cliprange_value": "value_clip",
-    "vf_coef": "value_coefficient",
-    "num_ppo_epochs": "epochs",
-    "num_mini_batches": "minibatches",
-    "response_length": "max_new_tokens",
-    "learning_rate": "learning_rate",
-    "adam_epsilon": "adam_epsilon",
-    "per_device_train_batch_size": "batch_size",
-    "lr_scheduler_type": "schedule",
-}
-"""TRL's names of settings that are the same here, and ours."""
-
-PLAIN = {
-    "kl_coef": 0.05,
-    "kl_estimator": "k1",
-    "gamma": 1.0,
-    "lam": 0.95,
-    "whiten_rewards": False,
-    "cliprange": 0.2,
-    "cliprange_value": 0.2,
-    "vf_coef": 0.1,
-    "missing_eos_penalty": 1.0,
-}
-OTHER = {
-    "kl_coef": 0.3,
-    "kl_estimator": "k3",
-    "gamma": 0.9,
-    "lam": 0.7,
-    "whiten_rewards": True,
-    "cliprange": 0.1,
-    "cliprange_value": 0.05,
-    "vf_coef": 0.5,
-    "missing_eos_penalty": None,
-}
-SHAPINGS = (PLAIN, OTHER)
-RUN = {
-    "total_episodes": EPISODES,
-    "per_device_train_batch_size": EPISODES,
-    "num_ppo_epochs": 4,
-    "response_length": 8,
-    "stop_token": "eos",
-    "learning_rate": 3e-3,
-}
-UPDATES = {
-    "plain": {**RUN, **PLAIN, "temperature": 0.7},
-    "other": {**RUN, **OTHER, "temperature": 1.3, "adam_epsilon": 1e-5},
-}
+PLAN = yaml.safe_load((HERE / "trl_plan.yaml").read_text(encoding="utf-8"))
+NAMES: dict[str, str] = PLAN["names"]
+SHAPINGS: dict[str, dict[str, Any]] = PLAN["shapings"]
+UPDATES = ("plain", "other")
 
 
 def ours(settings: dict[str, Any]) -> Hyperparameters:
@@ -150,22 +97,6 @@ def trl_folder(request: pytest.FixtureRequest) -> Path:
 def run(trl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with models and with what TRL computed on them."""
     folder = tmp_path_factory.mktemp("trl")
-    save_models(folder)
-    drawn = torch.Generator().manual_seed(0)
-    prompts = [
-        [1, *torch.randint(3, 40, (1 + place % 5,), generator=drawn).tolist(), 3 + place]
-        for place in range(2 * EPISODES)
-    ]
-    updates: dict[str, Any] = {
-        name: {"prompts": prompts[:EPISODES], "settings": settings}
-        for name, settings in UPDATES.items()
-    }
-    halves = {"per_device_train_batch_size": EPISODES // 2, "gradient_accumulation_steps": 2}
-    cut = {**UPDATES["plain"], **halves, "num_mini_batches": 2, "num_ppo_epochs": 3}
-    updates["first_of_two"] = {"prompts": prompts, "settings": cut}
-    updates["last"] = {"prompts": prompts[:EPISODES], "settings": cut}
-    plan = {"cases": CASES, "shapings": SHAPINGS, "updates": updates}
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     environment = {
         **os.environ,
         "PYTHONPATH": str(trl_folder),
@@ -173,71 +104,21 @@ def run(trl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ACCELERATE_USE_CPU": "true",
     }
     done = subprocess.run(
-        [sys.executable, str(HERE / "trl_driver.py"), str(folder)],
+        [sys.executable, *map(str, (HERE / "trl_driver.py", HERE / "trl_plan.yaml", folder))],
         capture_output=True,
         text=True,
         env=environment,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
-
-
-def save_models(folder: Path) -> None:
-    """Save tiny models that end some responses and pad none of their own accord."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlamaForSequenceClassification,
-        LlamaForTokenClassification,
-        PreTrainedTokenizerFast,
-    )
-
-    vocabulary = {"<pad>": PAD, "<bos>": 1, "<eos>": END} | {f"w{i}": i for i in range(3, 40)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.15,
-        "tie_word_embeddings": False,
-        "pad_token_id": PAD,
-        "bos_token_id": 1,
-        "eos_token_id": END,
-    }
-    heads: dict[str, tuple[Any, dict[str, int]]] = {
-        "policy": (LlamaForCausalLM, {}),
-        "reference": (LlamaForCausalLM, {}),
-        "value": (LlamaForTokenClassification, {"num_labels": 1}),
-        "reward": (LlamaForSequenceClassification, {"num_labels": 1}),
-    }
-    for seed, (name, (kind, more)) in enumerate(heads.items()):
-        torch.manual_seed(seed)
-        model = kind(LlamaConfig(**shape, **more))
-        with torch.no_grad():
-            # A first component that is always large makes a bias of the head's first column.
-            model.model.embed_tokens.weight[:, 0] = 1.0
-            if kind is LlamaForCausalLM:
-                model.lm_head.weight[PAD, 0] = -8.0
-                model.lm_head.weight[END, 0] = 0.4
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
 
 
 def part(found: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
 
 
-@pytest.mark.parametrize("case", range(CASES))
+@pytest.mark.parametrize("case", range(PLAN["cases"]))
 def test_helpers_are_trls(run: Path, differences: Differences, case: int) -> None:
     theirs = part(load_file(run / "functions.safetensors"), f"helpers.{case}.")
     values, mask, tokens = theirs["values"], theirs["mask"], theirs["tokens"]
@@ -266,10 +147,10 @@ def test_helpers_are_trls(run: Path, differences: Differences, case: int) -> Non
     differences.agree("selective_log_softmax", scored.logprobs_N, theirs["logprobs"].flatten())
 
 
-@pytest.mark.parametrize("place", range(len(SHAPINGS)))
-@pytest.mark.parametrize("case", range(CASES))
+@pytest.mark.parametrize("place", SHAPINGS)
+@pytest.mark.parametrize("case", range(PLAN["cases"]))
 def test_rewards_advantages_and_losses_are_trls_on_random_inputs(
-    run: Path, differences: Differences, place: int, case: int
+    run: Path, differences: Differences, place: str, case: int
 ) -> None:
     theirs = part(load_file(run / "functions.safetensors"), f"shaping.{place}.{case}.")
     hyper = ours(SHAPINGS[place])
@@ -356,7 +237,7 @@ class Update:
             tokenizer=load_tokenizer(run / "policy"),
             prompts=[PreparedPrompt(str(row), ids) for row, ids in enumerate(prompts)],
             pretraining=None,
-            hyper=ours(UPDATES[name]),
+            hyper=ours(SHAPINGS[name] | PLAN["updates"][name]["settings"]),
             ranks=Ranks(make_accelerator(bf16=False), 0),
         )
         self.ppo.engine = self  # type: ignore[assignment]
@@ -406,7 +287,7 @@ class Update:
         yield "value_model", self.ppo.ranks.unwrapped(self.ppo.optimization.value.module).model
 
 
-@pytest.fixture(params=list(UPDATES))
+@pytest.fixture(params=UPDATES)
 def update(request: pytest.FixtureRequest, run: Path) -> Callable[[], Update]:
     return lambda: Update(run, request.param)
 
@@ -446,7 +327,7 @@ def test_the_gradients_of_the_first_step_are_trls(
 ) -> None:
     mine = update()
     found, _ = mine.experience()
-    mine.ppo.optimization._gradients(found, list(range(EPISODES)), warming=False)
+    mine.ppo.optimization._gradients(found, list(range(len(found.tokens.ids))), warming=False)
     for prefix, module in mine.modules():
         gradients = part(mine.theirs, f"gradient.{prefix}.")
         largest = max(gradient.abs().max().item() for gradient in gradients.values())

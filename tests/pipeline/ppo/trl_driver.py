@@ -1,11 +1,11 @@
 """Runs TRL 1.12's PPO in a process of its own and writes down what it computes.
 
-    python trl_driver.py FOLDER
+    python trl_driver.py PLAN FOLDER
 
-FOLDER holds `plan.json`, what to run, and the models it names. Left behind are
-`functions.safetensors` (TRL's functions on random inputs, with the inputs) and, for each update of
-the plan, `<name>.safetensors` and `<name>.json`. TRL has its rewards, advantages and losses inside
-`PPOTrainer.train`; those lines are cut out of the installed file and run as they are.
+PLAN is `trl_plan.yaml`. Left behind in FOLDER are tiny models, `functions.safetensors` (TRL's
+functions on random inputs, with the inputs) and, for each update of the plan, `<name>.safetensors`
+and `<name>.json`. TRL has its rewards, advantages and losses inside `PPOTrainer.train`; those lines
+are cut out of the installed file and run as they are.
 
 No test by itself: `test_trl.py` runs it where TRL 1.12 can be imported.
 """
@@ -22,14 +22,21 @@ from typing import Any
 
 import torch
 import trl.experimental.ppo.ppo_trainer as theirs
+import yaml
 from datasets import Dataset
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -213,16 +220,67 @@ def update(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> 
     }
 
 
-def main(folder: Path) -> None:
+def save_models(folder: Path) -> None:
+    """Save tiny models that end some responses and pad none of their own accord."""
+    vocabulary = {"<pad>": PAD, "<bos>": 1, "<eos>": END} | {f"w{i}": i for i in range(3, 40)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.15,
+        "tie_word_embeddings": False,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": END,
+    }
+    heads: dict[str, tuple[Any, dict[str, int]]] = {
+        "policy": (LlamaForCausalLM, {}),
+        "reference": (LlamaForCausalLM, {}),
+        "value": (LlamaForTokenClassification, {"num_labels": 1}),
+        "reward": (LlamaForSequenceClassification, {"num_labels": 1}),
+    }
+    for seed, (name, (kind, more)) in enumerate(heads.items()):
+        torch.manual_seed(seed)
+        model = kind(LlamaConfig(**shape, **more))
+        with torch.no_grad():
+            # A first component that is always large makes a bias of the head's first column.
+            model.model.embed_tokens.weight[:, 0] = 1.0
+            if kind is LlamaForCausalLM:
+                model.lm_head.weight[PAD, 0] = -8.0
+                model.lm_head.weight[END, 0] = 0.4
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Return distinct prompts of different lengths."""
+    drawn = torch.Generator().manual_seed(0)
+    return [
+        [1, *torch.randint(3, 40, (1 + place % 5,), generator=drawn).tolist(), 3 + place]
+        for place in range(count)
+    ]
+
+
+def main(plan_file: Path, folder: Path) -> None:
     """Run the plan."""
     torch.set_num_threads(1)
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    plan = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
+    save_models(folder)
     found = {
         f"helpers.{case}.{name}": tensor
         for case in range(plan["cases"])
         for name, tensor in helpers(case).items()
     }
-    for place, arguments in enumerate(plan["shapings"]):
+    for place, arguments in plan["shapings"].items():
         for case in range(plan["cases"]):
             for name, tensor in shaping(case, arguments).items():
                 found[f"shaping.{place}.{case}.{name}"] = tensor
@@ -230,7 +288,8 @@ def main(folder: Path) -> None:
     defaults = PPOConfig(output_dir=str(folder / "trl"), use_cpu=True, bf16=False).to_dict()
     (folder / "defaults.json").write_text(json.dumps(defaults), encoding="utf-8")
     for name, run in plan["updates"].items():
-        result = update(folder, run["prompts"], run["settings"])
+        settings = {**plan["shapings"][run["shaping"]], **run["settings"]}
+        result = update(folder, prompts(run["prompts"]), settings)
         save(result.pop("tensors"), folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
 
@@ -243,4 +302,4 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
