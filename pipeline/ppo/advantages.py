@@ -5,9 +5,11 @@ has a token. Value `values_BT[:, t]` is that of the prompt and the tokens before
 which token t is chosen.
 
 TRL 1.12 differs: it subtracts a penalty from the scores of responses without an end of sequence
-(`end_rule` here takes the smaller of score and penalty, or the penalty), and it adds the score
-one position past the last token where the padded response has room for it (`shaped_rewards` adds
-it at the last token, as lm-human-preferences does).
+(`end_rule="subtract"`; by default a response scores the smaller of score and penalty), and it adds
+the score one position past the last token where the padded response has room for it
+(`score_position="past_last"`; the default is the last token, as in lm-human-preferences). There
+it has a value of the state after the last token, discounts by one more step, and whitens rewards
+over that position too; `masking.value_mask` covers it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.ppo.masking import last_token
+from pipeline.ppo.masking import ScorePosition, score_places
 
 EndRule = Literal["min", "replace", "subtract", "none"]
 
@@ -59,15 +61,27 @@ def end_rule(*, scores_B: Tensor, ended_B: Tensor, rule: EndRule, penalty: float
 
 
 def shaped_rewards(
-    *, scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coefficient: float
+    *,
+    scores_B: Tensor,
+    kl_BT: Tensor,
+    mask_BT: Tensor,
+    coefficient: float,
+    score_position: ScorePosition = "last",
 ) -> Tensor:
     """Return the rewards: minus the KL penalty at each token, plus the score at the last one.
 
     r_t = -coefficient * kl_t + [t = last] * score (Stiennon et al. 2020, section 3.4; Ouyang et
     al. 2022, equation 2).
+
+    Args:
+        scores_B: of the responses, after the end rule.
+        kl_BT: estimate of the KL at each token, in nats.
+        mask_BT: response tokens.
+        coefficient: weight of the KL.
+        score_position: the last token, or one past it where the padded response has room (TRL).
     """
     rewards_BT = torch.where(mask_BT, -coefficient * kl_BT, torch.zeros_like(kl_BT))
-    last_B1 = last_token(mask_BT=mask_BT)[:, None]
+    last_B1 = score_places(mask_BT=mask_BT, score_position=score_position)[:, None]
     return rewards_BT.scatter_add(1, last_B1, scores_B[:, None].to(rewards_BT.dtype))
 
 
@@ -77,7 +91,14 @@ def generalized_advantages(
     """Generalized advantage estimation (Schulman et al. 2016, equation 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t; A_t = delta_t + gamma * lam * A_{t+1}; the value after
-    the last token is 0, since the episode ends there. Returns are A_t + V_t.
+    the last state is 0, since the episode ends there. Returns are A_t + V_t.
+
+    Args:
+        rewards_BT: KL penalty and score.
+        values_BT: values of the states.
+        mask_BT: states that count: the response tokens, or `masking.value_mask`.
+        gamma: discount.
+        lam: lambda.
     """
     zeros_BT = torch.zeros_like(values_BT)
     rewards_BT = torch.where(mask_BT, rewards_BT, zeros_BT)

@@ -20,7 +20,7 @@ from pipeline.ppo.advantages import (
     whitened,
 )
 from pipeline.ppo.kl import kl_estimate
-from pipeline.ppo.masking import length_mask
+from pipeline.ppo.masking import ScorePosition, length_mask, value_mask
 from pipeline.ppo.modules import Policy, ValueModel
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
@@ -28,12 +28,13 @@ from pipeline.ppo.settings import Hyperparameters
 
 
 class Piece(NamedTuple):
-    """Some episodes, padded to the longest of them."""
+    """Some episodes, padded to the longest of them; the masks are those of `Tokens`."""
 
     rows_M: Tensor
     ids_ML: Tensor
     starts_M: Tensor
     mask_MT: Tensor
+    value_mask_MT: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Tokens:
         ids: prompt and response of each episode.
         starts_B: where the response begins.
         mask_BT: response tokens, the end of sequence included.
+        value_mask_BT: states whose values count; `mask_BT` but for `score_position: past_last`.
         pad_id: fills up rows on the right; its value changes nothing.
         device: where pieces go.
     """
@@ -51,18 +53,28 @@ class Tokens:
     ids: list[list[int]]
     starts_B: Tensor
     mask_BT: Tensor
+    value_mask_BT: Tensor
     pad_id: int
     device: torch.device
 
     @classmethod
-    def of(cls, episodes: Episodes, *, pad_id: int, device: torch.device) -> Tokens:
+    def of(
+        cls,
+        episodes: Episodes,
+        *,
+        pad_id: int,
+        device: torch.device,
+        score_position: ScorePosition = "last",
+    ) -> Tokens:
         """Lay out episodes."""
         lengths_B = torch.tensor([len(s.token_ids) for s in episodes.samples], device=device)
+        mask_BT = length_mask(lengths_B=lengths_B, size=int(lengths_B.max()))
         pairs = zip(episodes.prompts, episodes.samples, strict=True)
         return cls(
             ids=[p.ids + s.token_ids for p, s in pairs],
             starts_B=torch.tensor([len(p.ids) for p in episodes.prompts], device=device),
-            mask_BT=length_mask(lengths_B=lengths_B, size=int(lengths_B.max())),
+            mask_BT=mask_BT,
+            value_mask_BT=value_mask(mask_BT=mask_BT, score_position=score_position),
             pad_id=pad_id,
             device=device,
         )
@@ -77,18 +89,22 @@ class Tokens:
         width = max(len(self.ids[row]) for row in rows)
         padded = [self.ids[row] + [self.pad_id] * (width - len(self.ids[row])) for row in rows]
         rows_M = torch.tensor(rows, device=self.device)
-        mask_MT = self.mask_BT[rows_M]
+        value_mask_MT = self.value_mask_BT[rows_M]
+        steps = int(value_mask_MT.sum(dim=1).max())
         return Piece(
             rows_M=rows_M,
             ids_ML=torch.tensor(padded, device=self.device),
             starts_M=self.starts_B[rows_M],
-            mask_MT=mask_MT[:, : int(mask_MT.sum(dim=1).max())],
+            mask_MT=self.mask_BT[rows_M, :steps],
+            value_mask_MT=value_mask_MT[:, :steps],
         )
 
 
 @dataclass(frozen=True)
 class Experience:
     """Everything an update learns from; tensors are (B, T), 0 outside the mask.
+
+    Values, rewards and returns are 0 outside the value mask.
 
     Attributes:
         tokens: of the episodes.
@@ -97,7 +113,7 @@ class Experience:
         kl_BT: estimate of the KL to the reference that goes into the reward.
         log_ratio_BT: policy's minus reference's log-probabilities (the k1 estimate).
         values_BT: of the value model before the update.
-        rewards_BT: KL penalty, and the score at the last token; before whitening.
+        rewards_BT: KL penalty, and the score where `score_position` says; before whitening.
         advantages_BT: whitened as the settings say.
         returns_BT: targets of the values.
     """
@@ -133,13 +149,14 @@ def score_tokens(
     ranks: Ranks,
 ) -> PolicyScores:
     """Score all response tokens without gradients; values come from the policy if it has a head."""
+    assert value is not None or tokens.value_mask_BT is tokens.mask_BT, "the trunk's head has none"
     found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(4)]
     for piece in tokens.pieces(range(len(tokens.ids)), size=hyper.score_batch_size):
-        batch = (piece.ids_ML, piece.starts_M, piece.mask_MT)
+        places = (piece.ids_ML, piece.starts_M)
         with ranks.autocast():
-            own = policy(*batch, hyper.temperature, True)
-            other = reference(*batch, hyper.temperature)
-            values_MT = own.values_BT if value is None else value(*batch)
+            own = policy(*places, piece.mask_MT, hyper.temperature, True)
+            other = reference(*places, piece.mask_MT, hyper.temperature)
+            values_MT = own.values_BT if value is None else value(*places, piece.value_mask_MT)
         width = piece.mask_MT.shape[1]
         parts = (own.logprobs_BT, own.entropies_BT, other.logprobs_BT, values_MT)
         for whole, part in zip(found, parts, strict=True):
@@ -157,24 +174,29 @@ def make_experience(
     ranks: Ranks,
 ) -> Experience:
     """Shape the rewards and estimate the advantages; whitening is over the global batch."""
-    mask_BT = tokens.mask_BT
+    mask_BT, value_mask_BT = tokens.mask_BT, tokens.value_mask_BT
     both = {"logprobs_BT": scored.logprobs_BT, "reference_BT": scored.reference_BT}
     kl_BT = kl_estimate(**both, estimator=hyper.kl_estimator)
     rewards_BT = shaped_rewards(
-        scores_B=scores_B, kl_BT=kl_BT, mask_BT=mask_BT, coefficient=kl_coefficient
+        scores_B=scores_B,
+        kl_BT=kl_BT,
+        mask_BT=mask_BT,
+        coefficient=kl_coefficient,
+        score_position=hyper.score_position,
     )
     learned_BT = rewards_BT
     if hyper.whiten_rewards:
-        learned_BT = whitened(
-            rewards_BT, mask_BT, of=global_moments(rewards_BT, mask_BT, ranks), shift_mean=False
-        )
+        of = global_moments(rewards_BT, value_mask_BT, ranks)
+        learned_BT = whitened(rewards_BT, value_mask_BT, of=of, shift_mean=False)
     advantages_BT, returns_BT = generalized_advantages(
         rewards_BT=learned_BT,
         values_BT=scored.values_BT,
-        mask_BT=mask_BT,
+        mask_BT=value_mask_BT,
         gamma=hyper.gamma,
         lam=hyper.gae_lambda,
     )
+    # No token is chosen after the last one, so that the state there has no advantage to learn.
+    advantages_BT = torch.where(mask_BT, advantages_BT, torch.zeros_like(advantages_BT))
     if hyper.whiten_advantages:
         advantages_BT = whitened(
             advantages_BT, mask_BT, of=global_moments(advantages_BT, mask_BT, ranks)

@@ -97,9 +97,9 @@ def value_loss(
         values_BT: of the value model that is trained; the only one with a gradient.
         old_values_BT: when the episodes were sampled.
         returns_BT: what they shall become.
-        mask_BT: response tokens.
+        mask_BT: states whose values count: the response tokens, or `masking.value_mask`.
         clip: how far a value may move from its old one; None never clips.
-        count: response tokens of the global minibatch.
+        count: such states of the global minibatch.
     """
     plain_BT = (values_BT - returns_BT).square()
     if clip is None:

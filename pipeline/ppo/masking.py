@@ -1,15 +1,18 @@
 """Masks and the sums under them.
 
 Shapes: B episodes, T response tokens with padding on the right. Masks are boolean, True counts.
-`response_mask_BT` covers a response's tokens, the end-of-sequence token included.
+`response_mask_BT` covers a response's tokens, the end-of-sequence token included; a value mask
+covers the states whose values count, which are as many or one more (`value_mask`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+ScorePosition = Literal["last", "past_last"]
 
 
 class Truncation(NamedTuple):
@@ -58,3 +61,27 @@ def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor | None = 
 def last_token(*, mask_BT: Tensor) -> Tensor:
     """Return the place of each response's last token; responses have at least one."""
     return mask_BT.sum(dim=1) - 1
+
+
+def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
+    """Return the mask (B, T) of the states whose values count.
+
+    Args:
+        mask_BT: response tokens; responses have at least one.
+        score_position: with "last" the states in which a token is chosen, so the mask itself; with
+            "past_last" also the state after the last token, where the padded response has room
+            for it, so all but the longest (TRL).
+    """
+    if score_position == "last":
+        return mask_BT
+    return torch.cat([mask_BT[:, :1], mask_BT[:, :-1]], dim=1)
+
+
+def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
+    """Return the place (B) where each response's score is added to its rewards.
+
+    Args:
+        mask_BT: response tokens.
+        score_position: the last token, or one past it where the padded response has room (TRL).
+    """
+    return last_token(mask_BT=value_mask(mask_BT=mask_BT, score_position=score_position))

@@ -120,28 +120,35 @@ class Optimization:
     def _gradients(self, experience: Experience, rows: list[int], *, warming: bool) -> Step:
         """Accumulate the gradients of a minibatch; micro-batches do not change them."""
         tokens = experience.tokens
-        count = self.ranks.sum(tokens.mask_BT[rows].sum().float())
+        masks = (tokens.mask_BT[rows], tokens.value_mask_BT[rows])
+        counts = self.ranks.sum(torch.stack([mask.sum().float() for mask in masks]))
         pieces = list(tokens.pieces(rows, size=self.hyper.micro_batch_size))
         told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
         modules = [self.policy.module, *([self.value.module] if self.value else [])]
         for place, piece in enumerate(pieces):
             with self.ranks.gradient_sync(*modules, when=place == len(pieces) - 1):
-                told += self._piece(experience, piece, count, warming=warming)
+                told += self._piece(experience, piece, counts, warming=warming)
         return Step(*self.ranks.sum(told).tolist())
 
     def _piece(
-        self, experience: Experience, piece: Piece, count: Tensor, *, warming: bool
+        self, experience: Experience, piece: Piece, counts: Tensor, *, warming: bool
     ) -> Tensor:
-        """Add the gradients of one micro-batch; return its share of the step's figures."""
-        hyper, mask_MT = self.hyper, piece.mask_MT
-        batch = (piece.ids_ML, piece.starts_M, mask_MT)
+        """Add the gradients of one micro-batch; return its share of the step's figures.
+
+        `counts` are the tokens and the values of the global minibatch.
+        """
+        hyper, mask_MT, value_mask_MT = self.hyper, piece.mask_MT, piece.value_mask_MT
+        places = (piece.ids_ML, piece.starts_M)
+        count, value_count = counts
 
         def part(whole_BT: Tensor) -> Tensor:
             return whole_BT[piece.rows_M, : mask_MT.shape[1]]
 
         skip_policy = warming and self.value is not None
         with torch.set_grad_enabled(not skip_policy):
-            output = self.policy.module(*batch, hyper.temperature, hyper.entropy_coefficient > 0)
+            output = self.policy.module(
+                *places, mask_MT, hyper.temperature, hyper.entropy_coefficient > 0
+            )
         surrogate = policy_loss(
             logprobs_BT=output.logprobs_BT,
             old_logprobs_BT=part(experience.logprobs_BT),
@@ -150,14 +157,16 @@ class Optimization:
             clip=hyper.clip,
             count=count,
         )
-        values_MT = output.values_BT if self.value is None else self.value.module(*batch)
+        values_MT = output.values_BT
+        if self.value is not None:
+            values_MT = self.value.module(*places, value_mask_MT)
         regression = value_loss(
             values_BT=values_MT,
             old_values_BT=part(experience.values_BT),
             returns_BT=part(experience.returns_BT),
-            mask_BT=mask_MT,
+            mask_BT=value_mask_MT,
             clip=hyper.value_clip,
-            count=count,
+            count=value_count,
         )
         entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
         loss = hyper.value_coefficient * regression.loss

@@ -82,7 +82,9 @@ class Hyperparameters(Settings):
     end_rule: Literal["min", "replace", "subtract", "none"] = "min"
     """Score of a response without an end: min(score, end_penalty); N+ replaces it by the latter."""
     end_penalty: Number = -1.0
-    """Score a response without an end cannot pass (N+)."""
+    """Score a response without an end cannot pass (N+); `subtract` takes its size off (TRL)."""
+    score_position: Literal["last", "past_last"] = "last"
+    """Where the score is added: the last token (lmhp, N+), or one past it if it fits (TRL)."""
     score_clip: PositiveNumber | None = None
     """Clip scores to plus and minus this, after normalisation; null never clips."""
     normalize_scores: bool = False

@@ -105,6 +105,11 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError("reward names no reward")
         if self.value == "shared" and self.value_start is not None:
             raise ValueError("value_start is for value: separate; a shared head starts at 0")
+        if self.value == "shared" and self.score_position == "past_last":
+            raise ValueError(
+                "score_position: past_last needs a value of the state after the last token, which "
+                "a head on the policy's trunk has not; set value: separate or score_position: last"
+            )
         return self
 
     @property

@@ -53,7 +53,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_smol(folder: Path) -> None:
+def save_smol(folder: Path, *, pad_token: str = "<|im_end|>") -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ def save_smol(folder: Path) -> None:
         tokenizer_object=bpe,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        pad_token=pad_token,
         unk_token="<|endoftext|>",
     )
     tokenizer.chat_template = CHATML
@@ -243,6 +243,27 @@ def test_the_presets_are_instructgpts() -> None:
     reward = {"epochs": 1, "prompts_per_step": 64, "final_share": 0.1, "schedule": "cosine"}
     assert reward.items() <= stages["reward"].items()
     assert float(stages["reward"]["learning_rate"]) == 9e-6
+
+
+def test_a_recipe_that_extends_the_trl_preset_runs_as_trl_does(local: Path, tmp_path: Path) -> None:
+    recipe_file = tmp_path / "as_trl.yaml"
+    recipe_file.write_text(
+        f"extends: {RECIPES / 'base' / 'trl.yaml'}\n"
+        "stages:\n"
+        "  ppo:\n"
+        f"    policy: {local / 'padded'}\n"
+        "    reward: [{rule: length, options: {target: 4}}]\n"
+        f"    prompts: {rows(local, 'rankings')}\n"
+        "    episodes: 16\n"
+        "    max_prompt_tokens: 96\n"
+        "    max_new_tokens: 6\n"
+    )
+    save_smol(local / "padded", pad_token="<|endoftext|>")
+    recipe = load_recipe(recipe_file, [])
+    execute(recipe, tmp_path / "run", selection=Selection(), console=Console(quiet=True))
+    logged = (tmp_path / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()
+    # Two batches of 8, the learning rate of the second one halved.
+    assert [json.loads(line)["lr"] for line in logged] == pytest.approx([3e-6, 1.5e-6])
 
 
 @pytest.mark.parametrize("name", ["stories_sentiment", "oasst_rankings", "smollm2_harmless"])

@@ -16,7 +16,7 @@ from pipeline.ppo.advantages import (
     shaped_rewards,
     whitened,
 )
-from pipeline.ppo.masking import length_mask
+from pipeline.ppo.masking import length_mask, value_mask
 
 
 @st.composite
@@ -52,6 +52,56 @@ def test_the_score_stands_at_the_last_token() -> None:
     )
     assert rewards[0].tolist() == pytest.approx([-0.05, 0.9, 0.0])
     assert rewards[1].tolist() == pytest.approx([-0.1, 0.0, -1.8])
+
+
+def test_the_score_stands_one_past_the_last_token_where_there_is_room() -> None:
+    rewards = shaped_rewards(
+        scores_B=torch.tensor([1.0, -2.0]),
+        kl_BT=torch.tensor([[0.5, 1.0, math.nan], [1.0, 0.0, -2.0]]),
+        mask_BT=torch.tensor([[True, True, False], [True, True, True]]),
+        coefficient=0.1,
+        score_position="past_last",
+    )
+    assert rewards[0].tolist() == pytest.approx([-0.05, -0.1, 1.0])
+    assert rewards[1].tolist() == pytest.approx([-0.1, 0.0, -1.8])
+
+
+@given(episodes(), st.floats(-2, 2))
+@settings(max_examples=50)
+def test_undiscounted_returns_do_not_depend_on_the_place_of_the_score(
+    sample: Any, score: float
+) -> None:
+    _, values, mask = sample
+    found = []
+    for position in ("last", "past_last"):
+        rewards = shaped_rewards(
+            scores_B=torch.full((len(mask),), score),
+            kl_BT=values.roll(1, 0),
+            mask_BT=mask,
+            coefficient=0.3,
+            score_position=position,  # type: ignore[arg-type]
+        )
+        states = value_mask(mask_BT=mask, score_position=position)  # type: ignore[arg-type]
+        returns = generalized_advantages(
+            rewards_BT=rewards, values_BT=values, mask_BT=states, gamma=1.0, lam=1.0
+        ).returns_BT
+        found.append(torch.where(mask, returns, 0.0))
+    assert torch.allclose(*found)
+
+
+def test_a_value_past_the_last_token_stands_between_it_and_the_score_by_hand() -> None:
+    found = generalized_advantages(
+        rewards_BT=torch.tensor([[0.0, 1.0, 9.0]]),
+        values_BT=torch.tensor([[0.5, 0.8, 9.0]]),
+        mask_BT=value_mask(
+            mask_BT=torch.tensor([[True, False, False]]), score_position="past_last"
+        ),
+        gamma=0.9,
+        lam=0.5,
+    )
+    # delta = (0.9 * 0.8 - 0.5, 1 - 0.8) = (0.22, 0.2); A_1 = 0.22 + 0.45 * 0.2 = 0.31
+    assert found.advantages_BT[0].tolist() == pytest.approx([0.31, 0.2, 0.0])
+    assert found.returns_BT[0].tolist() == pytest.approx([0.81, 1.0, 0.0])
 
 
 def test_advantages_of_three_tokens_by_hand() -> None:

@@ -98,6 +98,30 @@ def test_micro_batches_change_no_gradient(make_ppo: Build, value: str, size: int
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
+def test_micro_batches_change_no_gradient_with_the_score_past_the_last_token(
+    make_ppo: Build,
+) -> None:
+    found, figures = [], []
+    for micro in (8, 3, 1):
+        ppo = make_ppo(micro_batch_size=micro, score_position="past_last", max_new_tokens=60)
+        _random_values(ppo)
+        run, learned = ppo.optimization, experience(ppo)
+        extra = learned.tokens.value_mask_BT & ~learned.tokens.mask_BT
+        assert extra.any() and learned.values_BT[extra].all()
+        assert not learned.advantages_BT[extra].any() and learned.returns_BT[extra].any()
+        figures.append(run._gradients(learned, list(range(8)), warming=False))
+        found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
+    for other, told in zip(found[1:], figures[1:], strict=True):
+        assert torch.allclose(found[0], other, atol=1e-6)
+        assert told == pytest.approx(figures[0], abs=1e-6)
+
+
+def _random_values(ppo: Any) -> None:
+    """Give the value model a head that says something."""
+    head = ppo.optimization.value.module.model.score
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+
+
 def test_roll_out_agrees_with_the_policy_and_the_reference_at_the_start(make_ppo: Build) -> None:
     ppo = make_ppo(temperature=0.7, epochs=2, minibatches=2)
     metrics = run_update(ppo).metrics

@@ -9,7 +9,9 @@ from pipeline.ppo.masking import (
     length_mask,
     masked_mean,
     masked_sum,
+    score_places,
     truncate_after_end,
+    value_mask,
 )
 
 
@@ -25,6 +27,15 @@ def test_masks_and_last_tokens_follow_lengths() -> None:
     mask = length_mask(lengths_B=torch.tensor([1, 3]), size=3)
     assert mask.tolist() == [[True, False, False], [True, True, True]]
     assert last_token(mask_BT=mask).tolist() == [0, 2]
+
+
+def test_one_past_the_last_token_has_a_value_and_the_score_where_there_is_room() -> None:
+    mask = length_mask(lengths_B=torch.tensor([1, 3, 4]), size=4)
+    assert value_mask(mask_BT=mask, score_position="last") is mask
+    assert score_places(mask_BT=mask, score_position="last").tolist() == [0, 2, 3]
+    # The longest response fills its row.
+    assert value_mask(mask_BT=mask, score_position="past_last").sum(dim=1).tolist() == [2, 4, 4]
+    assert score_places(mask_BT=mask, score_position="past_last").tolist() == [1, 3, 3]
 
 
 def test_what_does_not_count_may_be_anything() -> None:

@@ -276,6 +276,8 @@ def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:
         setting(ptx_coefficient=1.0)
     with pytest.raises(ValueError, match="either a model or a rule"):
         setting(reward=[{"weight": 1.0}])
+    with pytest.raises(ValueError, match=r"past_last needs a value .* set value: separate"):
+        setting(value="shared", score_position="past_last")
 
 
 def test_check_refuses_what_does_not_fit(
