@@ -268,21 +268,38 @@ def chat(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="Reward model: a stage or model folder, or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Reward model (stage or model folder, hub id), rule:NAME, function:NAME, http://..."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="JSONL of prompt with response or completions.")],
     out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    plugin: PluginOption = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="A=B", help="Option of a rule, function or server."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Score responses with a reward model."""
+    """Score responses with a reward model, rule, function or server."""
     from pipeline.console import Console
-    from pipeline.scoring import score_file
+    from pipeline.scoring import parse_options, score_file
 
+    _load_plugins(plugin)
     console = Console(quiet=quiet)
     with console.progress(None, "scoring", unit="texts") as progress:
         report = score_file(
-            model, source, out, batch_size=batch_size, limit=limit, advance=progress.advance
+            model,
+            source,
+            out,
+            batch_size=batch_size,
+            limit=limit,
+            options=parse_options(options or []),
+            advance=progress.advance,
         )
     console.say(f"{out}: {report.rows} rows, {report.texts} texts, mean score {report.mean:.4g}")
 

@@ -1,4 +1,6 @@
-"""Several reward models that judge together, against the errors that each has of its own.
+"""Several scorers as one: reward models that judge together, and weighted sums.
+
+An ensemble is against the errors that each reward model has of its own.
 
 A policy that is optimised against one reward model finds what that model wrongly likes. Models
 that were trained with other seeds go wrong elsewhere, so that their lowest score, or their mean
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from reward.scorers import Scorer, scores_of
+from reward.scorers import Facts, Scorer, scores_of
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -70,3 +72,35 @@ class Ensemble:
         )
         scores_B = combined(scores_MB=scores_MB, how=self.how, coefficient=self.coefficient)
         return [float(score) for score in scores_B]
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Any scorers, each clipped and weighted; a `Scorer`.
+
+    Attributes:
+        terms: scorer, weight, and the size its score is clipped to (None never clips).
+        name: what reports call it.
+    """
+
+    terms: Sequence[tuple[Scorer, float, float | None]]
+    name: str = "reward"
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Return the sum for each response, without facts."""
+        return self._sum(prompts, responses, None)
+
+    def score_informed(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts
+    ) -> list[float]:
+        """Return the sum for each response; terms that look at facts are given them."""
+        return self._sum(prompts, responses, facts)
+
+    def _sum(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts | None
+    ) -> list[float]:
+        total = [0.0] * len(responses)
+        for scorer, weight, clip in self.terms:
+            for place, score in enumerate(scores_of(scorer, prompts, responses, facts)):
+                total[place] += weight * (score if clip is None else max(-clip, min(clip, score)))
+        return total

@@ -156,6 +156,7 @@ def load_terms(
     prompt: Prompt,
     device: Any,
     batch_size: int,
+    trust_remote_code: bool = False,
 ) -> list[Term]:
     """Load what scores responses.
 
@@ -165,6 +166,7 @@ def load_terms(
         prompt: one that will be asked; a reward model must be able to read it.
         device: where reward models compute.
         batch_size: texts of their forward passes.
+        trust_remote_code: run code that their checkpoints carry.
 
     Raises:
         ModelError: a reward model can't be loaded, or has no template for a chat.
@@ -174,7 +176,12 @@ def load_terms(
     from reward.model import RewardModel
 
     def load(path: str, reference: str) -> RewardModel:
-        model = RewardModel.load(context.input(path), device=device, batch_size=batch_size)
+        model = RewardModel.load(
+            context.input(path),
+            device=device,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+        )
         model.name = Path(reference).name if is_external(reference) else reference
         model.encoder.encode(prompt, "")
         return model
