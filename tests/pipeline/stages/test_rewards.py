@@ -48,6 +48,12 @@ def vowels(prompts, responses, rows, tokens, scale=1.0):
     assert all(row["answer"] for row in rows)
     return [scale * sum(c in "aeiou" for c in text) / n for text, n in zip(responses, tokens)]
 """
+FAILS_ON_ONE = """
+    import os
+    vowels.calls = getattr(vowels, "calls", 0) + 1
+    if vowels.calls == 2 and os.environ["RANK"] == "1":
+        raise KeyError("k")
+"""
 
 
 class Server:
@@ -437,7 +443,9 @@ def test_a_plugin_reaches_all_processes(recipe: Path, plugin: Path, tmp_path: Pa
         for part in ("vowels", "ensemble", "endpoint"):
             key = f"objective/scores/{part}"
             assert theirs[key] == pytest.approx(ours[key], abs=1e-4), key
-    plugin.write_text(PLUGIN.replace("    assert all", "    raise KeyError('k')\n    assert all"))
-    code, told = finish(start(*command, "broken", cwd=tmp_path))
+    # One process fails; all stop, tell why, and keep what was trained.
+    plugin.write_text(PLUGIN.replace("    assert all", FAILS_ON_ONE + "    assert all"))
+    code, told = finish(start(*command, "broken", "--set", "ppo.save_every=0", cwd=tmp_path))
     assert code == 1, told
     assert "reward function 'vowels'" in told and "failed with KeyError" in told
+    assert (tmp_path / "broken/ppo/resume/step-00000001/complete.json").is_file()
