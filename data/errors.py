@@ -9,6 +9,7 @@
     |- ArtifactError        what a stage left is missing, damaged or of an older version
     |- RunLockedError       another run works in the same folder
     |- TrainingError        training can't go on (NaN, an invariant that fails)
+    |  |- RewardError       a reward can't be had: a user's function or an endpoint fails
     |- StorageError         the disk is full or refuses to be written
     |- StageFailedError     a stage ended with an error; names its log
     |- UsageError           a command line that makes no sense
@@ -57,6 +58,10 @@ class RunLockedError(RlhfError):
 
 class TrainingError(RlhfError):
     """Training can't go on: a loss is not finite, or an invariant does not hold."""
+
+
+class RewardError(TrainingError):
+    """A reward can't be had: a function of the user or an HTTP endpoint fails."""
 
 
 class StorageError(RlhfError):

@@ -30,6 +30,10 @@ SetOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Run folder; runs/<recipe> when not given.")
 ]
+PluginOption = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with reward functions; repeatable."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 
@@ -39,6 +43,15 @@ def _recipe(path: Path, overrides: list[str] | None, seed: int | None = None) ->
 
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
     return load_recipe(path, changes)
+
+
+def _load_plugins(paths: list[Path] | None, expected: list[str] | None = None) -> None:
+    """Run the user's files, each as it was for the process that started this one, if one did."""
+    if paths:
+        from reward.functions import load_plugin
+
+        for place, path in enumerate(paths):
+            load_plugin(path, sha256=expected[place] if expected else None)
 
 
 @app.command()
@@ -61,6 +74,7 @@ def run(
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Processes of a training stage.")
     ] = None,
+    plugin: PluginOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a recipe; done stages are skipped, cut off ones go on."""
@@ -69,6 +83,7 @@ def run(
     from pipeline.planning import Selection
     from pipeline.runner import execute, plan
 
+    _load_plugins(plugin)
     checked = _recipe(recipe, overrides, seed)
     folder = out or Path("runs") / checked.name
     selection = Selection(start=start, until=until, only=only, force=force)
@@ -100,10 +115,16 @@ def _show_answers(recipe: Recipe, folder: Path) -> None:
 
 
 @app.command()
-def validate(recipe: RecipeArgument, overrides: SetOption = None, out: OutOption = None) -> None:
+def validate(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    plugin: PluginOption = None,
+) -> None:
     """Check a recipe and all its hand-overs without loading any weights."""
     from pipeline.planning import Planner, Selection, check_stages
 
+    _load_plugins(plugin)
     checked = _recipe(recipe, overrides)
     planner = Planner(checked, out or Path("runs") / checked.name, Selection())
     planner.plan()
@@ -247,21 +268,38 @@ def chat(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="Reward model: a stage or model folder, or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Reward model (stage or model folder, hub id), rule:NAME, function:NAME, http://..."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="JSONL of prompt with response or completions.")],
     out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    plugin: PluginOption = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="A=B", help="Option of a rule, function or server."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Score responses with a reward model."""
+    """Score responses with a reward model, rule, function or server."""
     from pipeline.console import Console
-    from pipeline.scoring import score_file
+    from pipeline.scoring import parse_options, score_file
 
+    _load_plugins(plugin)
     console = Console(quiet=quiet)
     with console.progress(None, "scoring", unit="texts") as progress:
         report = score_file(
-            model, source, out, batch_size=batch_size, limit=limit, advance=progress.advance
+            model,
+            source,
+            out,
+            batch_size=batch_size,
+            limit=limit,
+            options=parse_options(options or []),
+            advance=progress.advance,
         )
     console.say(f"{out}: {report.rows} rows, {report.texts} texts, mean score {report.mean:.4g}")
 
@@ -271,6 +309,8 @@ def run_stage_on_rank(
     run_folder: Path,
     stage: str,
     key: Annotated[str, typer.Option()],
+    plugin: PluginOption = None,
+    plugin_sha256: Annotated[list[str] | None, typer.Option()] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run one stage on this rank; started by `accelerate launch`."""
@@ -278,6 +318,7 @@ def run_stage_on_rank(
     from pipeline.recipe import load_recipe
     from pipeline.runner import RESOLVED
 
+    _load_plugins(plugin, plugin_sha256)
     run_as_rank(load_recipe(run_folder / RESOLVED), stage, run_folder, key, quiet=quiet)
 
 

@@ -59,6 +59,11 @@ class Ref:
     provides: str
 
 
+@dataclass(frozen=True)
+class UserFunction:
+    """Marks a settings field as the name of a function in a file that `--plugin` gives."""
+
+
 def is_external(reference: str) -> bool:
     """Tell whether a reference is a path or a hub id instead of a stage's name."""
     return reference.startswith((".", "/", "~", "hub:")) or "/" in reference
@@ -246,6 +251,7 @@ __all__ = [
     "SourceSettings",
     "StageKind",
     "StageSettings",
+    "UserFunction",
     "expand",
     "external_location",
     "is_external",

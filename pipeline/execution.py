@@ -249,7 +249,7 @@ def _run_launched(
     result.unlink(missing_ok=True)
     command = [
         *_launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
-        *(["--quiet"] if console.quiet else []),
+        *_plugin_options(), *(["--quiet"] if console.quiet else []),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("a", encoding="utf-8") as file, storage_errors(log):
@@ -274,6 +274,17 @@ def _run_launched(
             "`rlhf run` goes on there"
         )
     return outcome
+
+
+def _plugin_options() -> list[str]:
+    """Return what makes another process load the same plugins, or refuse if they changed."""
+    from reward.functions import plugins
+
+    return [
+        argument
+        for plugin in plugins()
+        for argument in ("--plugin", str(plugin.path), "--plugin-sha256", plugin.sha256)
+    ]
 
 
 def _launch_command(launch: LaunchSettings) -> list[str]:

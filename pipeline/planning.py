@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import ArtifactError, SourceError, UsageError, nearest
+from data.errors import ArtifactError, RecipeError, SourceError, UsageError, nearest
 from pipeline.artifacts import Artifact, find
 from pipeline.config import (
     Settings,
     SourceSettings,
     StageSettings,
+    UserFunction,
     external_location,
     is_external,
     references,
@@ -90,6 +91,7 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
         parents: digest of each parent's artifact.
     """
     settings = recipe.stages[stage]
+    functions = function_fingerprints(settings, stage)
     return {
         "kind": settings.kind,
         "version": recipe.kind(stage).version,
@@ -102,6 +104,7 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
             for target, _ in references(settings).values()
             if is_external(target)
         },
+        **({"functions": functions} if functions else {}),
     }
 
 
@@ -127,10 +130,32 @@ def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     return found
 
 
-def find_sources(settings: Settings, prefix: str = "") -> dict[str, SourceSettings]:
+def find_sources(settings: Settings) -> dict[str, SourceSettings]:
     """Return the sources that settings hold, by their dotted place."""
-    found: dict[str, SourceSettings] = {}
-    for field in type(settings).model_fields:
+    return {place: item for place, item, _ in _walk(settings) if isinstance(item, SourceSettings)}
+
+
+def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
+    """Return the sha256 of the file of each function of the user that a stage names.
+
+    Raises:
+        RecipeError: no `--plugin` file has such a function; names the setting.
+    """
+    from reward.functions import require_function
+
+    found = {}
+    for place, name, marks in _walk(settings):
+        if name is not None and any(isinstance(mark, UserFunction) for mark in marks):
+            try:
+                found[name] = require_function(name)
+            except RecipeError as error:
+                raise RecipeError(f"stages.{stage}.{place}: {error}") from None
+    return found
+
+
+def _walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[Any]]]:
+    """Yield every value that settings hold with its dotted place and its field's marks."""
+    for field, info in type(settings).model_fields.items():
         value = getattr(settings, field)
         items = (
             value.items()
@@ -141,11 +166,9 @@ def find_sources(settings: Settings, prefix: str = "") -> dict[str, SourceSettin
         )
         for key, item in items:
             place = f"{prefix}{field}.{key}".rstrip(".")
-            if isinstance(item, SourceSettings):
-                found[place] = item
-            elif isinstance(item, Settings):
-                found |= find_sources(item, f"{place}.")
-    return found
+            yield place, item, info.metadata
+            if isinstance(item, Settings) and not isinstance(item, SourceSettings):
+                yield from _walk(item, f"{place}.")
 
 
 def _external_fingerprint(target: str) -> str:
@@ -262,7 +285,12 @@ def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             reasons.append(f"{key}: {old.get(key)!r:.40} -> {new.get(key)!r:.40}")
-    for part, label in (("parents", "stage"), ("sources", "source"), ("external", "checkpoint")):
+    for part, label in (
+        ("parents", "stage"),
+        ("sources", "source"),
+        ("external", "checkpoint"),
+        ("functions", "reward function"),
+    ):
         older, newer = before.get(part, {}), now.get(part, {})
         for key in sorted(older.keys() | newer.keys()):
             if older.get(key) != newer.get(key):
@@ -290,10 +318,12 @@ def check_stages(recipe: Recipe, planner: Planner) -> None:
     Raises:
         HandOverError: two stages do not fit each other.
         SourceError: a local source is not there.
+        RecipeError: a reward function is in no `--plugin` file.
     """
     for stage in planner.selected:
         settings: StageSettings = recipe.stages[stage]
         source_fingerprints(settings, stage)
+        function_fingerprints(settings, stage)
         hand = planner.hand_over(stage)
         for place, (target, mark) in references(settings).items():
             hand.require_present(target, mark.provides, place)

@@ -1,15 +1,17 @@
-"""Scores a file of responses with a reward model: the body of `rlhf score`."""
+"""Scores a file of responses with a reward model or any other reward: the body of `rlhf score`."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+import yaml
 
 from data.errors import SourceError, UsageError
 from pipeline.artifacts import storage_errors
@@ -17,7 +19,7 @@ from pipeline.handover import model_folder
 
 if TYPE_CHECKING:
     from data.records import Prompt
-    from reward.model import RewardModel
+    from reward.scorers import Scorer
 
 CHUNK = 2048
 """Rows read, scored and written at a time; sorting by length works within them."""
@@ -54,6 +56,7 @@ def score_file(
     limit: int | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    options: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> ScoreReport:
     """Score every row of a JSONL file and write the rows with their scores.
@@ -63,34 +66,40 @@ def score_file(
     appears under its name only when it is whole.
 
     Args:
-        model: reward model: a folder, a stage's folder, or a hub id.
+        model: reward model (a folder, a stage's folder, or a hub id), `rule:NAME`,
+            `function:NAME` of a loaded plugin, or the http(s) address of a server.
         source: JSONL file.
         output: JSONL file to write; may not be the source.
         batch_size: texts a forward pass.
         limit: at most so many rows.
         device: where to compute; an accelerator when there is one.
         trust_remote_code: run code that the checkpoint carries.
+        options: of a rule, function or server.
         advance: called with the number of texts scored since the last call.
 
     Raises:
         SourceError: the file is not there, or a row can't be scored; names file and line.
         UsageError: output and source are the same file.
         ModelError: the model is no trained reward model.
+        RecipeError: there is no such rule or function, or it does not take the options.
+        RewardError: a function or server fails.
     """
-    from reward.model import RewardModel
-
     path, target = Path(source).expanduser(), Path(output).expanduser()
     if not path.is_file():
         raise SourceError(f"{source}: no such file; give a JSONL file of prompts and responses")
     if target.exists() and target.samefile(path):
         raise UsageError(f"{output} is the file to score; write the scores to another one")
-    local = Path(model).expanduser()
-    scorer = RewardModel.load(
-        model_folder(local) if local.is_dir() else model,
-        device=device,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-    )
+    scorer = _computed(str(model), dict(options or {}), batch_size)
+    if scorer is None:
+        from reward.model import RewardModel
+
+        local = Path(model).expanduser()
+        scorer = RewardModel.load(
+            model_folder(local) if local.is_dir() else model,
+            device=device,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+        )
     report = ScoreReport()
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -106,8 +115,50 @@ def score_file(
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    report.truncated = scorer.encoder.truncated
+    encoder = getattr(scorer, "encoder", None)
+    report.truncated = 0 if encoder is None else encoder.truncated
     return report
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the options that `--option a=b` gives, their values read as YAML.
+
+    Raises:
+        UsageError: one is not written so.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--option {text}: write it as a=b")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = value  # a regular expression need not be YAML
+    return found
+
+
+def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | None:
+    """Return the rule, function or server that a text names; None for a reward model."""
+    origin, _, rest = name.partition(":")
+    if origin == "rule":
+        from reward.rules import rule
+
+        return rule(rest, **options)
+    if origin == "function":
+        from reward.functions import function
+
+        return function(rest, **options)
+    if origin in ("http", "https"):
+        from reward.endpoint import Endpoint
+
+        try:
+            return Endpoint(name, **{"batch_size": batch_size, **options})
+        except TypeError as error:
+            raise UsageError(f"{name} takes the options timeout and retries: {error}") from None
+    if options:
+        raise UsageError(f"{name} is a reward model, which takes no options")
+    return None
 
 
 @dataclass(frozen=True)
@@ -156,7 +207,7 @@ def _is_prompt(value: Any) -> bool:
 
 
 def _score_chunk(
-    scorer: RewardModel,
+    scorer: Scorer,
     chunk: Sequence[_Row],
     file: TextIO,
     report: ScoreReport,
@@ -164,7 +215,7 @@ def _score_chunk(
 ) -> None:
     prompts = [row.prompt for row in chunk for _ in row.responses]
     responses = [text for row in chunk for text in row.responses]
-    scores = scorer.score(prompts, responses, advance=advance)
+    scores = _scores(scorer, chunk, prompts, responses, advance)
     left = iter(scores)
     for row in chunk:
         mine = [next(left) for _ in row.responses]
@@ -173,3 +224,22 @@ def _score_chunk(
     report.rows += len(chunk)
     report.texts += len(scores)
     report.total += sum(scores)
+
+
+def _scores(
+    scorer: Scorer,
+    chunk: Sequence[_Row],
+    prompts: list[Prompt],
+    responses: list[str],
+    advance: Callable[[int], None] | None,
+) -> list[float]:
+    from reward.model import RewardModel
+    from reward.scorers import Facts, scores_of
+
+    if isinstance(scorer, RewardModel):
+        return scorer.score(prompts, responses, advance=advance)
+    facts = Facts(rows=[row.content for row in chunk for _ in row.responses])
+    scores = scores_of(scorer, prompts, responses, facts)
+    if advance is not None:
+        advance(len(scores))
+    return scores

@@ -37,6 +37,7 @@ from pipeline.evaluation.recount import RESAMPLES, figures
 from pipeline.evaluation.sampling import document_end_ids, prompt_ids, response_logprobs
 from pipeline.generation import Sampling, decode, generate
 from pipeline.models import eos_ids, load_config, load_policy, load_tokenizer, pick_device
+from reward.scorers import Facts, scores_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -300,8 +301,14 @@ def _proxies(
             scores: list[float] = []
             for at in range(0, len(prompts), step):
                 desk.stop_if_asked()
-                texts = mine["texts"][at : at + step]
-                scores += map(float, scorer.score(prompts[at : at + step], texts))
+                part = slice(at, at + step)
+                texts = mine["texts"][part]
+                facts = Facts(
+                    rows=[row.meta for row in plan.prompts[part]],
+                    tokens=[len(tokens) for tokens in mine["tokens"][part]],
+                    ended=mine["ended"][part],
+                )
+                scores += scores_of(scorer, prompts[part], texts, facts)
                 bar.advance(len(texts))
             found[name] = scores
     return found

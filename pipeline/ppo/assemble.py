@@ -29,7 +29,7 @@ from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import LocalEngine
-from pipeline.ppo.scoring import RewardSum
+from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from reward.scorers import Scorer
 
@@ -42,7 +42,7 @@ def assemble(
     policy_source: str | Path,
     reference_source: str | Path | None,
     value_source: str | Path | None,
-    scorers: Sequence[tuple[Scorer, float]],
+    scorers: Sequence[Term | tuple[Scorer, float]],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[PreparedPrompt],
     pretraining: Sequence[Sequence[int]] | None,

@@ -331,7 +331,7 @@ def restore(ppo: Ppo, states: ResumeStore) -> bool:
         run.average.restore(state["average"])
     if run.pretraining is not None:
         run.pretraining.place = state["pretraining_place"]
-    ppo.rewards.running.restore(state["scores"])
+    ppo.rewards.restore(state["scores"])
     ppo.kl_coefficient = state["kl_coefficient"]
     ppo.metrics = state["metrics"]
     ppo.update = step
@@ -349,7 +349,7 @@ def _state(ppo: Ppo) -> dict[str, Any]:
         "value": run.value.state() if run.value is not None else {},
         "average": average,
         "pretraining_place": run.pretraining.place if run.pretraining is not None else 0,
-        "scores": ppo.rewards.running.state(),
+        "scores": ppo.rewards.state(),
         "kl_coefficient": ppo.kl_coefficient,
         "metrics": ppo.metrics,
     }

@@ -6,10 +6,19 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.chat import render_prompt
-from data.records import Document, Prompt, PromptRow, Record, prompt_hash, to_prompt
+from data.records import (
+    Completion,
+    Conversation,
+    Document,
+    Prompt,
+    PromptRow,
+    Record,
+    prompt_hash,
+    to_prompt,
+)
 from pipeline.ppo.ranks import derived_seed
 
 if TYPE_CHECKING:
@@ -18,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt, as records and reward models take it and as the policy does."""
+    """A prompt, as records and reward models take it and as the policy does.
+
+    `meta` holds the other columns of its row, which rewards may look at.
+    """
 
     prompt: Prompt
     ids: list[int]
     id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,9 +86,17 @@ def prepare_prompts(
             report.dropped["the same prompt again"] += 1
         else:
             seen.add(digest)
-            prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id))
+            meta = {**_answer(record), **row.meta}
+            prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id, meta=meta))
     report.kept += len(prepared)
     return prepared
+
+
+def _answer(record: Record) -> dict[str, Any]:
+    """Return the answer that a demonstration holds, for rewards that compare with it."""
+    if isinstance(record, Conversation):
+        return {"answer": record.messages[-1]["content"]}
+    return {"answer": record.completion} if isinstance(record, Completion) else {}
 
 
 def _opening(

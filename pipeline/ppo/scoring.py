@@ -1,30 +1,33 @@
-"""The score of each response: scorers, weighted, normalised, clipped, and the end rule last."""
+"""The score of each response: terms, each shaped and weighted; their sum shaped; the end rule last.
+
+A term and the sum are shaped alike: normalised by running statistics, then clipped, if asked for.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from data.errors import TrainingError
+from data.errors import RewardError, RlhfError
 from pipeline.ppo.advantages import Moments, end_rule, moments
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.settings import Hyperparameters
-from reward.scorers import Scorer
+from reward.scorers import Facts, Scorer, scores_of
 
 
 class Scores(NamedTuple):
     """Scores of a process's episodes.
 
     Attributes:
-        raw_B: weighted sum of the scorers.
+        raw_B: weighted sum of the terms.
         final_B: what goes into the reward: normalised, clipped, after the end rule.
-        parts: scores of each scorer, by name.
+        parts: scores of each term before it is shaped, by its scorer's name.
     """
 
     raw_B: Tensor
@@ -61,47 +64,133 @@ class RunningMoments:
         self.size, self.total, self.squares = state["size"], state["total"], state["squares"]
 
 
-@dataclass
-class RewardSum:
-    """Any scorers, weighted.
+class Term(NamedTuple):
+    """One of the rewards that are added up.
 
     Attributes:
-        scorers: with their weights.
-        running: statistics for `normalize_scores`.
+        scorer: gives it.
+        weight: its shaped score is multiplied by this.
+        clip: clip it to plus and minus this, after normalisation; None never clips.
+        normalize: take off its running mean and divide by its running deviation.
     """
 
-    scorers: Sequence[tuple[Scorer, float]]
+    scorer: Scorer
+    weight: float = 1.0
+    clip: float | None = None
+    normalize: bool = False
+
+
+@dataclass
+class RewardSum:
+    """Rewards, weighted.
+
+    Attributes:
+        scorers: terms, or scorers with their weights.
+        running: statistics of the sum, for `normalize_scores`.
+        term_running: statistics of each term, for its `normalize`.
+    """
+
+    scorers: Sequence[Term | tuple[Scorer, float]]
     running: RunningMoments = field(default_factory=RunningMoments)
+    term_running: list[RunningMoments] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terms = [Term(*term) for term in self.scorers]
+        self.term_running = [RunningMoments() for _ in self.terms]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {**self.running.state(), "terms": [r.state() for r in self.term_running]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+        self.running.restore(state)
+        # States from before terms had statistics of their own have none.
+        for running, kept in zip(self.term_running, state.get("terms", ()), strict=False):
+            running.restore(kept)
 
     def score(self, episodes: Episodes, *, hyper: Hyperparameters, ranks: Ranks) -> Scores:
         """Score the episodes of this process.
 
+        Nothing is kept of scores before all of them are there, on every process: after a failure
+        the state is the one before.
+
         Raises:
-            TrainingError: a scorer gave a number that is not finite.
+            RewardError: a scorer fails, here or on another process, or gave a number that is not
+                finite.
         """
-        prompts = [p.prompt for p in episodes.prompts]
+        found = _everywhere(ranks, lambda: self._scores(episodes, ranks))
         parts: dict[str, Tensor] = {}
         raw_B = torch.zeros(len(episodes), device=ranks.device)
-        for place, (scorer, weight) in enumerate(self.scorers):
-            scores_B = torch.tensor(
-                scorer.score(prompts, episodes.texts), dtype=torch.float32, device=ranks.device
+        for place, (term, scores_B) in enumerate(zip(self.terms, found, strict=True)):
+            name = (
+                term.scorer.name if term.scorer.name not in parts else f"{term.scorer.name}.{place}"
             )
-            if not bool(scores_B.isfinite().all()):
-                raise TrainingError(
-                    f"reward {scorer.name} gave a score that is not finite; look at its model"
-                )
-            name = scorer.name if scorer.name not in parts else f"{scorer.name}.{place}"
             parts[name] = scores_B
-            raw_B = raw_B + weight * scores_B
-        final_B = raw_B
-        if hyper.normalize_scores:
-            batch = moments(raw_B, torch.ones_like(raw_B, dtype=torch.bool))
-            self.running.add(Moments(*ranks.sum(torch.stack(batch)).unbind()))
-            final_B = self.running.normalized(final_B)
-        if hyper.score_clip is not None:
-            final_B = final_B.clamp(-hyper.score_clip, hyper.score_clip)
+            running = self.term_running[place] if term.normalize else None
+            raw_B = raw_B + term.weight * shaped(scores_B, running, clip=term.clip, ranks=ranks)
+        running = self.running if hyper.normalize_scores else None
+        final_B = shaped(raw_B, running, clip=hyper.score_clip, ranks=ranks)
         ended_B = torch.tensor([s.ended for s in episodes.samples], device=ranks.device)
         final_B = end_rule(
             scores_B=final_B, ended_B=ended_B, rule=hyper.end_rule, penalty=hyper.end_penalty
         )
         return Scores(raw_B, final_B, parts)
+
+    def _scores(self, episodes: Episodes, ranks: Ranks) -> list[Tensor]:
+        """Return the scores (B) of each term."""
+        prompts = [p.prompt for p in episodes.prompts]
+        facts = Facts(
+            rows=[p.meta for p in episodes.prompts],
+            tokens=[len(s.token_ids) for s in episodes.samples],
+            ended=[s.ended for s in episodes.samples],
+        )
+        found = []
+        for term in self.terms:
+            scores = scores_of(term.scorer, prompts, episodes.texts, facts)
+            scores_B = torch.tensor(scores, dtype=torch.float32, device=ranks.device)
+            if not bool(scores_B.isfinite().all()):
+                raise RewardError(
+                    f"reward {term.scorer.name} gave a score that is not finite; look at its model"
+                )
+            found.append(scores_B)
+        return found
+
+
+def shaped(
+    scores_B: Tensor, running: RunningMoments | None, *, clip: float | None, ranks: Ranks
+) -> Tensor:
+    """Normalise scores by their statistics so far, these included, and clip them.
+
+    Args:
+        scores_B: of this process.
+        running: statistics, added to here; None does not normalise.
+        clip: largest size; None does not clip.
+        ranks: the processes.
+    """
+    if running is not None:
+        batch = moments(scores_B, torch.ones_like(scores_B, dtype=torch.bool))
+        running.add(Moments(*ranks.sum(torch.stack(batch)).unbind()))
+        scores_B = running.normalized(scores_B)
+    return scores_B if clip is None else scores_B.clamp(-clip, clip)
+
+
+def _everywhere(ranks: Ranks, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Compute on every process, and fail on all of them alike where one does.
+
+    Else the others would wait for it until they time out, and none could save its state.
+    """
+    if ranks.size == 1:
+        return compute()
+    failure: RlhfError | None = None
+    found: list[Tensor] = []
+    try:
+        found = compute()
+    except RlhfError as error:
+        failure = error
+    if any(ranks.every(int(failure is not None))):
+        from accelerate.utils import gather_object
+
+        told = [text for text in gather_object([str(failure or "")]) if text]
+        raise RewardError(told[0]) from failure
+    return found

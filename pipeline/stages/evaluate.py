@@ -29,9 +29,16 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._rewards import (
+    Reward,
+    RewardTerm,
+    check_rewards,
+    load_terms,
+    reward_terms,
+)
 
 if TYPE_CHECKING:
-    from data.records import PromptRow
+    from data.records import Prompt, PromptRow
     from pipeline.context import StageContext
     from pipeline.evaluation.engine import Plan
     from pipeline.handover import HandOver
@@ -67,8 +74,8 @@ class EvaluateSettings(StageSettings):
     """Checkpoints prompted with plain text, without the chat template."""
     gold: bool = False
     """Judge by the embedded world's annotator; the prompts must all be of one world."""
-    reward: Annotated[str | None, Ref("reward")] = None
-    """Reward model that judges as `proxy`."""
+    reward: Annotated[Reward | None, Ref("reward")] = None
+    """Reward model that judges as `proxy`, or a list of rewards as PPO takes, added up."""
     rule: str | None = None
     """Rule (`reward.rules`) that judges as `proxy` instead of a reward model."""
     rule_options: dict[str, Any] = Field(default_factory=dict)
@@ -101,6 +108,11 @@ class EvaluateSettings(StageSettings):
                     )
         if self.reward is not None and self.rule is not None:
             raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
+        if any(term.normalize for term in self.terms.values()):
+            raise ValueError(
+                "reward: `normalize` is for PPO; a judge's scores may not hang on what it scored "
+                "before, set a `weight`"
+            )
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(
@@ -108,6 +120,11 @@ class EvaluateSettings(StageSettings):
                 "be of one world, or set gold: false"
             )
         return self
+
+    @property
+    def terms(self) -> dict[str, RewardTerm]:
+        """The rewards that judge as `proxy` by the path of what they come from."""
+        return {} if self.reward is None else reward_terms(self.reward)
 
     @property
     def measured_to(self) -> str:
@@ -132,8 +149,7 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
                 f"stage {hand.name}: {reference} is a {architecture}; checkpoints that answer are "
                 "causal language models"
             )
-    if settings.reward is not None:
-        hand.require_reward_head(settings.reward)
+    check_rewards(settings.terms, hand)
 
 
 def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
@@ -153,15 +169,15 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
     from pipeline.generation import Sampling
     from pipeline.models import pick_device, resolve_bf16
 
-    settings = context.settings
+    settings, prompts = context.settings, _prompts(context)
     return Plan(
         checkpoints={name: context.input(f"checkpoints.{name}") for name in settings.checkpoints},
-        prompts=_prompts(context),
+        prompts=prompts,
         texts=_texts(context),
         reference=settings.measured_to,
         plain=frozenset(settings.plain),
         world_seed=settings.prompts[0].world_seed if settings.gold else None,
-        scorer=_scorer(context),
+        scorer=_scorer(context, prompts[0].prompt if prompts else ""),
         sampling=Sampling(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -204,7 +220,7 @@ def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
     return read_texts(sources, limit=settings.max_texts, say=context.say)
 
 
-def _scorer(context: StageContext[EvaluateSettings]) -> Any:
+def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
     """Return what loads the proxy judge, None when the recipe names none."""
     settings = context.settings
     if settings.rule is not None:
@@ -216,11 +232,20 @@ def _scorer(context: StageContext[EvaluateSettings]) -> Any:
         return None
 
     def load() -> Scorer:
-        from reward.model import RewardModel
+        from pipeline.models import pick_device
+        from reward.ensemble import WeightedSum
 
-        return RewardModel.load(
-            context.input("reward"), trust_remote_code=settings.trust_remote_code
+        terms = load_terms(
+            context,
+            settings.terms,
+            prompt=prompt,
+            device=pick_device(),
+            batch_size=settings.batch_size,
+            trust_remote_code=settings.trust_remote_code,
         )
+        if isinstance(settings.reward, str):
+            return terms[0].scorer
+        return WeightedSum([(term.scorer, term.weight, term.clip) for term in terms])
 
     return load
 

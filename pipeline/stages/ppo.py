@@ -14,48 +14,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.errors import HandOverError, SourceError
+from data.errors import HandOverError, RewardError, SourceError
 from pipeline.artifacts import storage_errors
 from pipeline.config import (
-    Number,
     PositiveInt,
     Ref,
-    Settings,
     Share,
     SourceSettings,
     StageKind,
     StageSettings,
-    is_external,
 )
 from pipeline.ppo.settings import Hyperparameters
+from pipeline.stages._rewards import (
+    Reward,
+    RewardTerm,
+    check_rewards,
+    load_terms,
+    model_references,
+    reward_terms,
+)
 
 if TYPE_CHECKING:
     from data.records import Record
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
     from pipeline.ppo.prompts import PreparedPrompt
-    from reward.scorers import Scorer
-
-
-class RewardTerm(Settings):
-    """One of several rewards: a reward model or a rule, with its weight."""
-
-    model: Annotated[str | None, Ref("reward")] = None
-    """Reward model: a reward stage, a path or a hub id."""
-    rule: str | None = None
-    """Rule, such as `sentiment`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the rule."""
-    weight: Number = 1.0
-    """Its score is multiplied by this before all are added up."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> RewardTerm:
-        if (self.model is None) == (self.rule is None):
-            raise ValueError("a reward names either a model or a rule")
-        if self.options and self.rule is None:
-            raise ValueError("options are for rules; a reward model has none")
-        return self
 
 
 class PpoSettings(StageSettings, Hyperparameters):
@@ -65,7 +48,7 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Kind of stage."""
     policy: Annotated[str, Ref("policy")]
     """Checkpoint the policy starts from, as a rule the sft stage's."""
-    reward: Annotated[str | tuple[RewardTerm, ...], Ref("reward")]
+    reward: Annotated[Reward, Ref("reward")]
     """Reward model, or a list of rewards."""
     reference: Annotated[str | None, Ref("policy")] = None
     """Checkpoint of the reference; the policy's start when not given (InstructGPT, N+)."""
@@ -114,10 +97,8 @@ class PpoSettings(StageSettings, Hyperparameters):
 
     @property
     def terms(self) -> dict[str, RewardTerm]:
-        """The rewards by the path of their reference."""
-        if isinstance(self.reward, str):
-            return {"reward": RewardTerm(model=self.reward)}
-        return {f"reward.{place}.model": term for place, term in enumerate(self.reward)}
+        """The rewards by the path of what they come from."""
+        return reward_terms(self.reward)
 
 
 def check(settings: PpoSettings, hand: HandOver) -> None:
@@ -139,29 +120,14 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     if settings.value_start is not None:
         hand.require_same_tokenizer(settings.policy, settings.value_start)
         hand.require_reward_head(settings.value_start)
-    for term in settings.terms.values():
-        if term.model is not None:
-            hand.require_reward_head(term.model)
-        elif term.rule is not None:
-            _check_rule(term.rule, hand)
-
-
-def _check_rule(name: str, hand: HandOver) -> None:
-    from data.errors import nearest
-    from reward.rules import RULES
-
-    if name not in RULES:
-        raise HandOverError(
-            f"stage {hand.name}: unknown rule '{name}'; known: {', '.join(RULES)}."
-            f"{nearest(name, RULES)}"
-        )
+    check_rewards(settings.terms, hand)
 
 
 def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     """Train, publish policy and value model, return the last update's metrics."""
     from pipeline.models import load_tokenizer, pick_device, resolve_bf16
     from pipeline.ppo.assemble import assemble, publish
-    from pipeline.ppo.loop import restore, train
+    from pipeline.ppo.loop import restore, save, train
     from pipeline.ppo.ranks import Ranks, make_accelerator
 
     settings = context.settings
@@ -175,7 +141,13 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         policy_source=source,
         reference_source=context.input("reference") if settings.reference else None,
         value_source=_value_source(context, tokenizer),
-        scorers=_scorers(context, ranks.device),
+        scorers=load_terms(
+            context,
+            settings.terms,
+            prompt=prompts[0].prompt,
+            device=ranks.device,
+            batch_size=settings.score_batch_size,
+        ),
         tokenizer=tokenizer,
         prompts=prompts,
         pretraining=_pretraining(context, tokenizer),
@@ -190,16 +162,21 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     if restore(ppo, context.resume):
         context.say(f"going on after update {ppo.update} of {settings.updates}")
     with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
-        metrics = train(
-            ppo,
-            states=context.resume,
-            log=context.metrics.log,
-            write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
-            should_stop=context.should_stop,
-            advance=lambda m: bar.advance(
-                1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
-            ),
-        )
+        try:
+            metrics = train(
+                ppo,
+                states=context.resume,
+                log=context.metrics.log,
+                write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
+                should_stop=context.should_stop,
+                advance=lambda m: bar.advance(
+                    1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
+                ),
+            )
+        except RewardError:
+            # An update scores before it changes anything, so the state is that of the last one.
+            save(ppo, context.resume)
+            raise
     publish(ppo, context.folder)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
 
@@ -258,24 +235,6 @@ def _records(
             context.say(f"{field}.{place}: {line}")
 
 
-def _scorers(context: StageContext[PpoSettings], device: Any) -> list[tuple[Scorer, float]]:
-    from reward.model import RewardModel
-    from reward.rules import rule
-
-    found: list[tuple[Scorer, float]] = []
-    for path, term in context.settings.terms.items():
-        if term.rule is not None:
-            found.append((rule(term.rule, **term.options), term.weight))
-            continue
-        model = RewardModel.load(
-            context.input(path), device=device, batch_size=context.settings.score_batch_size
-        )
-        assert term.model is not None
-        model.name = Path(term.model).name if is_external(term.model) else term.model
-        found.append((model, term.weight))
-    return found
-
-
 def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | Path | None:
     """Return the checkpoint a separate value model starts from; None when the trunk is shared.
 
@@ -288,7 +247,8 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
         return None
     if settings.value_start is not None:
         return context.input("value_start")
-    first = next((path for path, term in settings.terms.items() if term.model), None)
+    models = [path for item in settings.terms.items() for path in model_references(*item)]
+    first = next(iter(models), None)
     if first is None:
         return context.input("policy")
     problem = fits_as_value_model(context.input(first), tokenizer)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from data.errors import SourceError, UsageError
-from pipeline.scoring import score_file
+from data.errors import RecipeError, SourceError, UsageError
+from pipeline.scoring import parse_options, score_file
+from reward import functions
 from reward.model import RewardModel
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -46,6 +47,45 @@ def test_rows_get_the_scores_the_model_gives(scorer: Path, tmp_path: Path) -> No
     assert (report.rows, report.texts, sum(seen)) == (3, 4, 4)
     assert report.mean == pytest.approx(sum(expected) / 4, abs=1e-5)
     assert score_file(scorer, source, output, limit=1).rows == 1
+
+
+def test_rules_and_functions_score_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "_functions", {})
+
+    @functions.reward("near")
+    def near(prompts: Any, responses: Any, rows: Any, bonus: float = 0.0) -> list[float]:
+        return [
+            bonus - abs(len(text) - row["size"]) for text, row in zip(responses, rows, strict=True)
+        ]
+
+    rows = [
+        {"prompt": "a", "response": "It is 4", "answer": "4", "size": 7},
+        {"prompt": "b", "completions": ["5", "one two"], "answer": 5, "size": 2},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def scored(name: str, **options: Any) -> list[Any]:
+        score_file(name, source, output, options=options)
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        return [found[0]["score"], found[1]["scores"]]
+
+    assert scored("rule:answer", pattern=r"\d+") == [1.0, [1.0, 0.0]]
+    assert scored("function:near", bonus=0.5) == [0.5, [-0.5, -4.5]]
+    with pytest.raises(RecipeError, match="Did you mean 'near'"):
+        scored("function:neer")
+    with pytest.raises(UsageError, match="takes no options"):
+        scored("some/model", bonus=1)
+    with pytest.raises(UsageError, match="takes the options timeout and retries"):
+        scored("http://127.0.0.1:1/", bonus=1)
+
+
+def test_options_are_read_as_yaml() -> None:
+    assert parse_options(["n=3", "pattern=[a-z]+", "whole=true", "a=b=c"]) == {
+        "n": 3, "pattern": "[a-z]+", "whole": True, "a": "b=c",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="--option n: write it as a=b"):
+        parse_options(["n"])
 
 
 @pytest.mark.parametrize(

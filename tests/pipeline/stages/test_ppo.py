@@ -274,7 +274,7 @@ def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:
         setting(minibatches=3)
     with pytest.raises(ValueError, match="ptx_coefficient is above 0"):
         setting(ptx_coefficient=1.0)
-    with pytest.raises(ValueError, match="either a model or a rule"):
+    with pytest.raises(ValueError, match="exactly one of model, models, rule, function, url"):
         setting(reward=[{"weight": 1.0}])
     with pytest.raises(ValueError, match=r"past_last needs a value .* set value: separate"):
         setting(value="shared", score_position="past_last")
