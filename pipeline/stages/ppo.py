@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from data.errors import HandOverError, SourceError
 from pipeline.artifacts import storage_errors
 from pipeline.config import (
+    Lora,
     Number,
     PositiveInt,
     Ref,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
     from pipeline.ppo.prompts import PreparedPrompt
+    from pipeline.ppo.trunk import TrunkReward
     from reward.scorers import Scorer
 
 
@@ -71,6 +73,10 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Checkpoint of the reference; the policy's start when not given (InstructGPT, N+)."""
     value: Literal["separate", "shared"] = "separate"
     """A value model of its own (N+), or a head on the policy's trunk."""
+    trunk: Literal["separate", "shared"] = "separate"
+    """Models of their own, or one trunk with adapters for policy and reward; the value shares it"""
+    lora: Lora | None = None
+    """Adapter of the policy on a shared trunk; rank 16 on all linear layers when not given."""
     value_start: Annotated[str | None, Ref("reward")] = None
     """Reward model the value model starts from; the first one of `reward` (InstructGPT, N+)."""
     prompts: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
@@ -91,6 +97,31 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Tokens of a row for PPO-ptx, at most."""
     trust_remote_code: bool = False
     """Run code that the policy's checkpoint carries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_value_follows_the_trunk(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("trunk") == "shared":
+            return {"value": "shared", "lora": Lora(), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_trunk(self) -> PpoSettings:
+        if self.trunk == "separate":
+            if self.lora is not None:
+                raise ValueError("lora is for trunk: shared; set that, or leave lora out")
+            return self
+        if self.value == "separate":
+            raise ValueError(
+                "trunk: shared has one model for all, value: separate asks for a second; leave "
+                "`value` out, or set trunk: separate"
+            )
+        if self.reference is not None:
+            raise ValueError(
+                "trunk: shared takes the policy's start as reference, `reference` names another; "
+                "leave it out, or set trunk: separate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> PpoSettings:
@@ -137,8 +168,23 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     for term in settings.terms.values():
         if term.model is not None:
             hand.require_reward_head(term.model)
+            _check_trunk(settings, term.model, hand)
         elif term.rule is not None:
             _check_rule(term.rule, hand)
+
+
+def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
+    """Refuse a reward model whose adapter is trained on another trunk than the policy's."""
+    trained = hand.settings(reward)
+    if settings.trunk == "separate" or getattr(trained, "lora", None) is None:
+        return
+    base: str = getattr(trained, "model", settings.policy)
+    if base != settings.policy and not is_external(base) and not is_external(settings.policy):
+        raise HandOverError(
+            f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "
+            f"{settings.policy} and the adapter of {reward} from {base}; start both from one, or "
+            f"leave lora out of {reward} to keep it apart"
+        )
 
 
 def _check_rule(name: str, hand: HandOver) -> None:
@@ -178,6 +224,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         hyper=settings,
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
+        lora=settings.lora,
     )
     samples = context.folder / "samples.jsonl"
     if samples not in context.resume.tracked:
@@ -253,20 +300,32 @@ def _records(
             context.say(f"{field}.{place}: {line}")
 
 
-def _scorers(context: StageContext[PpoSettings], device: Any) -> list[tuple[Scorer, float]]:
+def _scorers(
+    context: StageContext[PpoSettings], device: Any
+) -> list[tuple[Scorer | TrunkReward, float]]:
+    from pipeline.ppo.trunk import TrunkReward
+    from reward.adapter_files import adapter_folder
     from reward.model import RewardModel
     from reward.rules import rule
 
-    found: list[tuple[Scorer, float]] = []
-    for path, term in context.settings.terms.items():
+    settings = context.settings
+    found: list[tuple[Scorer | TrunkReward, float]] = []
+    for path, term in settings.terms.items():
         if term.rule is not None:
             found.append((rule(term.rule, **term.options), term.weight))
             continue
-        model = RewardModel.load(
-            context.input(path), device=device, batch_size=context.settings.score_batch_size
-        )
         assert term.model is not None
-        model.name = Path(term.model).name if is_external(term.model) else term.model
+        name = Path(term.model).name if is_external(term.model) else term.model
+        if settings.trunk == "shared":
+            if adapter_folder(context.input(path)) is not None:
+                hung = TrunkReward(context.input(path), name, settings.score_batch_size)
+                found.append((hung, term.weight))
+                continue
+            context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
+        model = RewardModel.load(
+            context.input(path), device=device, batch_size=settings.score_batch_size
+        )
+        model.name = name
         found.append((model, term.weight))
     return found
 

@@ -9,7 +9,8 @@ Departures: prompts whose completions all tie are left out of the batches; clipp
 gradient norm at 1 is ours; the head starts as in N+.
 
 Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
-held-out pair with its scores, so that the figures can be counted again).
+held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
+is merged into `model/`, and stands in `adapter/` too, with its head and the digest of its trunk.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 from data.errors import HandOverError, SourceError
 from pipeline.artifacts import storage_errors, write_atomically
 from pipeline.config import (
+    Lora,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from data.records import Ranking
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
+    from reward.adapters import Trunk
     from reward.judging import ScoredRanking
     from reward.model import RewardModel
     from reward.training import Hyperparameters, RankingTrainer
@@ -99,6 +102,8 @@ class RewardSettings(StageSettings):
     """Longer gradients are scaled down to it."""
     bf16: bool | Literal["auto"] = "auto"
     """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    lora: Lora | None = None
+    """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     evaluate_every: NonNegativeInt = 50
@@ -164,6 +169,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         tokenizer_source=context.input("tokenizer") if settings.tokenizer is not None else None,
         trust_remote_code=settings.trust_remote_code,
     )
+    trunk = None if settings.lora is None else _adapt(context, settings.lora, model)
     if settings.gradient_checkpointing:
         model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})
     examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
@@ -180,7 +186,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     )
     _train(context, trainer)
     summary = _judge(context, rows, model, trainer)
-    _save(context, model, trainer)
+    _save(context, model, trainer, trunk)
     return {
         **summary,
         "steps": trainer.total_steps,
@@ -188,6 +194,17 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         "n_dropped_ties": dropped,
         "n_truncated": truncated,
     }
+
+
+def _adapt(context: StageContext[RewardSettings], lora: Lora, model: RewardModel) -> Trunk:
+    from reward.on_trunk import adapt
+
+    base = str(context.input("model"))
+    trunk = adapt(model, base=base, **lora.model_dump(), seed=context.seed)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.module.parameters())
+    context.say(f"an adapter of rank {lora.rank}: {trained:,} of {whole:,} parameters are trained")
+    return trunk
 
 
 def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
@@ -381,8 +398,18 @@ def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -
 
 
 def _save(
-    context: StageContext[RewardSettings], model: RewardModel, trainer: RankingTrainer
+    context: StageContext[RewardSettings],
+    model: RewardModel,
+    trainer: RankingTrainer,
+    trunk: Trunk | None,
 ) -> None:
+    if trunk is not None:
+        from reward.on_trunk import publish
+
+        if context.main_process:
+            with storage_errors(context.folder):
+                publish(model, trunk, context.folder)
+        return
     weights = trainer.weights()
     if context.main_process:
         folder = context.folder / "model"
