@@ -20,11 +20,16 @@ from pipeline.ppo.advantages import (
     whitened,
 )
 from pipeline.ppo.kl import kl_estimate
-from pipeline.ppo.masking import length_mask
+from pipeline.ppo.masking import length_mask, masked_sum
 from pipeline.ppo.modules import Policy, ValueModel
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.settings import Hyperparameters
+
+CHECKED_SHARE = 8
+"""One in so many episodes is computed again to see whether the roll-out's figures can be reused."""
+AGREEMENT, AGREEMENT_BF16 = 1e-4, 1e-2
+"""Mean absolute difference of log-probabilities up to which the roll-out's are reused."""
 
 
 class Piece(NamedTuple):
@@ -44,6 +49,7 @@ class Tokens:
         ids: prompt and response of each episode.
         starts_B: where the response begins.
         mask_BT: response tokens, the end of sequence included.
+        sampled_BT: their log-probabilities, as the roll-out gave them.
         pad_id: fills up rows on the right; its value changes nothing.
         device: where pieces go.
     """
@@ -51,6 +57,7 @@ class Tokens:
     ids: list[list[int]]
     starts_B: Tensor
     mask_BT: Tensor
+    sampled_BT: Tensor
     pad_id: int
     device: torch.device
 
@@ -58,11 +65,16 @@ class Tokens:
     def of(cls, episodes: Episodes, *, pad_id: int, device: torch.device) -> Tokens:
         """Lay out episodes."""
         lengths_B = torch.tensor([len(s.token_ids) for s in episodes.samples], device=device)
+        mask_BT = length_mask(lengths_B=lengths_B, size=int(lengths_B.max()))
+        sampled_BT = torch.zeros(mask_BT.shape, device=device)
+        for row, sample in enumerate(episodes.samples):
+            sampled_BT[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs, device=device)
         pairs = zip(episodes.prompts, episodes.samples, strict=True)
         return cls(
             ids=[p.ids + s.token_ids for p, s in pairs],
             starts_B=torch.tensor([len(p.ids) for p in episodes.prompts], device=device),
-            mask_BT=length_mask(lengths_B=lengths_B, size=int(lengths_B.max())),
+            mask_BT=mask_BT,
+            sampled_BT=sampled_BT,
             pad_id=pad_id,
             device=device,
         )
@@ -114,12 +126,22 @@ class Experience:
 
 
 class PolicyScores(NamedTuple):
-    """What policy, reference and value model say of the tokens before an update."""
+    """What policy, reference and value model say of the tokens before an update.
+
+    Attributes:
+        logprobs_BT: of the policy.
+        entropies_BT: of its distributions; minus the log-probabilities, which are an estimate of
+            them from one token each, where the roll-out's are reused.
+        reference_BT: log-probabilities of the reference.
+        values_BT: of the value model.
+        difference: mean absolute difference of roll-out and policy, over all processes.
+    """
 
     logprobs_BT: Tensor
     entropies_BT: Tensor
     reference_BT: Tensor
     values_BT: Tensor
+    difference: float
 
 
 @torch.no_grad()
@@ -132,19 +154,58 @@ def score_tokens(
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> PolicyScores:
-    """Score all response tokens without gradients; values come from the policy if it has a head."""
-    found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(4)]
-    for piece in tokens.pieces(range(len(tokens.ids)), size=hyper.score_batch_size):
-        batch = (piece.ids_ML, piece.starts_M, piece.mask_MT)
+    """Score all response tokens without gradients; values come from the policy if it has a head.
+
+    With `reuse_logprobs` the policy is run on some episodes alone; where it agrees with the
+    roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
+    episodes, so that a resumed run decides alike.
+    """
+    rows = range(len(tokens.ids))
+    reused = False
+    if hyper.reuse_logprobs:
+        some = range(max(1, len(rows) // CHECKED_SHARE))
+        difference = _difference(_own(tokens, some, policy, hyper, ranks)[0], tokens, some, ranks)
+        reused = difference <= (AGREEMENT_BF16 if ranks.bf16 else AGREEMENT)
+    if reused:
+        own_BT, entropies_BT, values_BT = tokens.sampled_BT, -tokens.sampled_BT, None
+    else:
+        own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
+        difference = _difference(own_BT, tokens, rows, ranks)
+    reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
+    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+        batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
         with ranks.autocast():
-            own = policy(*batch, hyper.temperature, True)
-            other = reference(*batch, hyper.temperature)
-            values_MT = own.values_BT if value is None else value(*batch)
-        width = piece.mask_MT.shape[1]
-        parts = (own.logprobs_BT, own.entropies_BT, other.logprobs_BT, values_MT)
-        for whole, part in zip(found, parts, strict=True):
-            whole[piece.rows_M, :width] = part
-    return PolicyScores(*found)
+            reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
+            if value is not None:
+                others_BT[piece.rows_M, :width] = value(*batch)
+            elif reused:
+                others_BT[piece.rows_M, :width] = policy.values(*batch)
+    if values_BT is None:
+        values_BT = others_BT
+    return PolicyScores(own_BT, entropies_BT, reference_BT, values_BT, difference)
+
+
+def _own(
+    tokens: Tokens, rows: Sequence[int], policy: Policy, hyper: Hyperparameters, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the policy's log-probabilities, entropies and values (if it has a head) of rows."""
+    found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(3)]
+    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+        with ranks.autocast():
+            own = policy(piece.ids_ML, piece.starts_M, piece.mask_MT, hyper.temperature, True)
+        for whole, part in zip(found, own, strict=True):
+            if part is not None:
+                whole[piece.rows_M, : piece.mask_MT.shape[1]] = part
+    return found[0], found[1], None if policy.value_head is None else found[2]
+
+
+def _difference(own_BT: Tensor, tokens: Tokens, rows: Sequence[int], ranks: Ranks) -> float:
+    """Return how far roll-out and policy differ on rows, the mean over all processes."""
+    chosen = list(rows)
+    mask_BT, apart_BT = tokens.mask_BT[chosen], (tokens.sampled_BT - own_BT)[chosen].abs()
+    sums = torch.stack([masked_sum(apart_BT, mask_BT), mask_BT.sum().float()])
+    total, count = ranks.sum(sums).tolist()
+    return float(total / count)
 
 
 def make_experience(

@@ -116,6 +116,8 @@ class Hyperparameters(Settings):
     """bf16 products under fp32 weights; auto where the hardware has them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
+    reuse_logprobs: bool = False
+    """Take the roll-out's log-probabilities where they agree with the policy's: one pass less."""
     save_every: NonNegativeInt = 10
     """Updates between resume states; 0 saves only when asked to stop."""
     sample_every: NonNegativeInt = 10
