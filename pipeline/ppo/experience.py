@@ -49,7 +49,6 @@ class Tokens:
         ids: prompt and response of each episode.
         starts_B: where the response begins.
         mask_BT: response tokens, the end of sequence included.
-        sampled_BT: their log-probabilities, as the roll-out gave them.
         pad_id: fills up rows on the right; its value changes nothing.
         device: where pieces go.
     """
@@ -57,7 +56,6 @@ class Tokens:
     ids: list[list[int]]
     starts_B: Tensor
     mask_BT: Tensor
-    sampled_BT: Tensor
     pad_id: int
     device: torch.device
 
@@ -65,16 +63,11 @@ class Tokens:
     def of(cls, episodes: Episodes, *, pad_id: int, device: torch.device) -> Tokens:
         """Lay out episodes."""
         lengths_B = torch.tensor([len(s.token_ids) for s in episodes.samples], device=device)
-        mask_BT = length_mask(lengths_B=lengths_B, size=int(lengths_B.max()))
-        sampled_BT = torch.zeros(mask_BT.shape, device=device)
-        for row, sample in enumerate(episodes.samples):
-            sampled_BT[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs, device=device)
         pairs = zip(episodes.prompts, episodes.samples, strict=True)
         return cls(
             ids=[p.ids + s.token_ids for p, s in pairs],
             starts_B=torch.tensor([len(p.ids) for p in episodes.prompts], device=device),
-            mask_BT=mask_BT,
-            sampled_BT=sampled_BT,
+            mask_BT=length_mask(lengths_B=lengths_B, size=int(lengths_B.max())),
             pad_id=pad_id,
             device=device,
         )
@@ -144,10 +137,19 @@ class PolicyScores(NamedTuple):
     difference: float
 
 
+def sampled_logprobs(episodes: Episodes, mask_BT: Tensor) -> Tensor:
+    """Return the log-probabilities that the roll-out gave its tokens, 0 outside the mask."""
+    sampled_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    for row, sample in enumerate(episodes.samples):
+        sampled_BT[row, : len(sample.logprobs)] = sampled_BT.new_tensor(sample.logprobs)
+    return sampled_BT
+
+
 @torch.no_grad()
 def score_tokens(
     tokens: Tokens,
     *,
+    sampled_BT: Tensor,
     policy: Policy,
     reference: Policy,
     value: ValueModel | None,
@@ -160,17 +162,19 @@ def score_tokens(
     roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
     episodes, so that a resumed run decides alike.
     """
-    rows = range(len(tokens.ids))
+    rows, mask_BT = range(len(tokens.ids)), tokens.mask_BT
     reused = False
     if hyper.reuse_logprobs:
         some = range(max(1, len(rows) // CHECKED_SHARE))
-        difference = _difference(_own(tokens, some, policy, hyper, ranks)[0], tokens, some, ranks)
+        checked_BT = _own(tokens, some, policy, hyper, ranks)[0]
+        part = slice(some.stop)
+        difference = _difference(checked_BT[part], sampled_BT[part], mask_BT[part], ranks)
         reused = difference <= (AGREEMENT_BF16 if ranks.bf16 else AGREEMENT)
     if reused:
-        own_BT, entropies_BT, values_BT = tokens.sampled_BT, -tokens.sampled_BT, None
+        own_BT, entropies_BT, values_BT = sampled_BT, -sampled_BT, None
     else:
         own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
-        difference = _difference(own_BT, tokens, rows, ranks)
+        difference = _difference(own_BT, sampled_BT, mask_BT, ranks)
     reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
     for piece in tokens.pieces(rows, size=hyper.score_batch_size):
         batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
@@ -199,12 +203,10 @@ def _own(
     return found[0], found[1], None if policy.value_head is None else found[2]
 
 
-def _difference(own_BT: Tensor, tokens: Tokens, rows: Sequence[int], ranks: Ranks) -> float:
-    """Return how far roll-out and policy differ on rows, the mean over all processes."""
-    chosen = list(rows)
-    mask_BT, apart_BT = tokens.mask_BT[chosen], (tokens.sampled_BT - own_BT)[chosen].abs()
-    sums = torch.stack([masked_sum(apart_BT, mask_BT), mask_BT.sum().float()])
-    total, count = ranks.sum(sums).tolist()
+def _difference(own_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, ranks: Ranks) -> float:
+    """Return the mean absolute difference of roll-out and policy, over all processes."""
+    apart = masked_sum((sampled_BT - own_BT).abs(), mask_BT)
+    total, count = ranks.sum(torch.stack([apart, mask_BT.sum().float()])).tolist()
     return float(total / count)
 
 

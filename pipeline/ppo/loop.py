@@ -37,7 +37,14 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import Interrupted, TrainingError
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
-from pipeline.ppo.experience import Experience, PolicyScores, Tokens, make_experience, score_tokens
+from pipeline.ppo.experience import (
+    Experience,
+    PolicyScores,
+    Tokens,
+    make_experience,
+    sampled_logprobs,
+    score_tokens,
+)
 from pipeline.ppo.invariants import check_equal_ranks, check_reference, check_rollout
 from pipeline.ppo.kl import adapted_coefficient
 from pipeline.ppo.learner import rate_share
@@ -215,6 +222,7 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,
+        sampled_BT=sampled_logprobs(episodes, tokens.mask_BT),
         policy=ppo.policy,
         reference=ppo.reference,
         value=None if value is None else ppo.ranks.unwrapped(value.module),

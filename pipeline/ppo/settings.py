@@ -91,7 +91,7 @@ class Hyperparameters(Settings):
     learning_rate: PositiveNumber = 3e-6
     """Learning rate of the policy (N+)."""
     value_learning_rate: PositiveNumber | None = None
-    """Learning rate of a separate value model; the policy's when not given (N+)."""
+    """Learning rate of a value model, or of the head on an adapter; the policy's if not given."""
     schedule: Literal["linear", "constant"] = "linear"
     """Learning rate over the run: linear to 0 (N+), or constant."""
     warmup_updates: NonNegativeInt = 0

@@ -1,8 +1,8 @@
 """The ppo stage: trains a policy against a reward, held near a reference.
 
 The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in `pipeline/ppo/loop.py`.
-What is left behind: `model/` (the policy, or its average), `value_model/` (a token classifier with
-one label), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`.
+What is left behind: `model/` (the policy, or its average), `adapter/` (of it, on a shared trunk, in
+peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PpoSettings(StageSettings, Hyperparameters):
     value: Literal["separate", "shared"] = "separate"
     """A value model of its own (N+), or a head on the policy's trunk."""
     trunk: Literal["separate", "shared"] = "separate"
-    """Models of their own, or one trunk with adapters for policy and reward; the value shares it"""
+    """Models of their own, or one, with adapters for policy and reward and a head for the value."""
     lora: Lora | None = None
     """Adapter of the policy on a shared trunk; rank 16 on all linear layers when not given."""
     value_start: Annotated[str | None, Ref("reward")] = None
@@ -113,13 +113,11 @@ class PpoSettings(StageSettings, Hyperparameters):
             return self
         if self.value == "separate":
             raise ValueError(
-                "trunk: shared has one model for all, value: separate asks for a second; leave "
-                "`value` out, or set trunk: separate"
+                "trunk: shared has one model, value: separate asks for a second; drop one of them"
             )
         if self.reference is not None:
             raise ValueError(
-                "trunk: shared takes the policy's start as reference, `reference` names another; "
-                "leave it out, or set trunk: separate"
+                "trunk: shared takes the policy's start as reference; drop it or `reference`"
             )
         return self
 
@@ -182,8 +180,7 @@ def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
     if base != settings.policy and not is_external(base) and not is_external(settings.policy):
         raise HandOverError(
             f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "
-            f"{settings.policy} and the adapter of {reward} from {base}; start both from one, or "
-            f"leave lora out of {reward} to keep it apart"
+            f"{settings.policy} and the adapter of {reward} from {base}; start both from one"
         )
 
 

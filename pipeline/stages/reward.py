@@ -34,6 +34,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._reward_rows import read_rankings, referred_rankings
 
 if TYPE_CHECKING:
     from data.records import Ranking
@@ -234,12 +235,12 @@ def _read(context: StageContext[RewardSettings]) -> _Rows:
     from reward.batching import split_by_prompt
 
     settings = context.settings
-    training = _rankings(context, settings.train, "train")
+    training = read_rankings(context, settings.train, "train")
     if settings.rankings is not None:
-        training += _referred_rankings(context, "rankings")
-    heldout = _rankings(context, settings.heldout, "heldout")
+        training += referred_rankings(context, "rankings")
+    heldout = read_rankings(context, settings.heldout, "heldout")
     evaluation = (
-        _referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
+        referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
     )
     if not training:
         raise SourceError(f"stage {context.name}: its sources hold no ranking; nothing to learn")
@@ -254,44 +255,6 @@ def _read(context: StageContext[RewardSettings]) -> _Rows:
     if not settings.heldout:
         kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
     return _Rows(training=kept, heldout=heldout, evaluation=evaluation)
-
-
-def _referred_rankings(context: StageContext[RewardSettings], field: str) -> list[Ranking]:
-    """Read the rankings of another stage, or of an external file, folder or hub id."""
-    from pathlib import Path
-
-    artifact = context.input_artifact(field)
-    if artifact is not None:
-        source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)
-    else:
-        location = str(context.input(field))
-        stage_file = Path(location).expanduser() / "rankings.jsonl"
-        location = str(stage_file) if stage_file.is_file() else location
-        local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
-        source = SourceSettings(**{"path" if local else "hub": location})
-    return _rankings(context, (source,), field)
-
-
-def _rankings(
-    context: StageContext[RewardSettings], sources: tuple[SourceSettings, ...], field: str
-) -> list[Ranking]:
-    from data.records import Ranking
-    from data.sources import ReadReport, read
-
-    found: list[Ranking] = []
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        for record in read(**source.read_arguments(), report=report):
-            if not isinstance(record, Ranking):
-                raise SourceError(
-                    f"stage {context.name}: {field}.{place} holds {type(record).__name__} rows; "
-                    "a reward model learns rankings or chosen/rejected pairs: set `format` or "
-                    "`columns`"
-                )
-            found.append(record)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
-    return found
 
 
 def _report_rows(

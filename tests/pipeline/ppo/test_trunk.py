@@ -12,6 +12,7 @@ import torch
 from pipeline.checkpoint import ResumeStore
 from pipeline.config import Lora
 from pipeline.ppo.assemble import publish
+from pipeline.ppo.experience import sampled_logprobs
 from pipeline.ppo.loop import _look, _roll_out, restore, run_update, save
 from pipeline.ppo.modules import Policy
 
@@ -158,8 +159,9 @@ def test_reused_logprobs_are_those_of_the_policy(make_ppo: Build, models: dict[s
     for ppo in (plain, reusing):
         run_update(ppo)
         rows.append(_look(ppo, _roll_out(ppo)))
-    (tokens, reused), (_, own) = rows[1], rows[0]
-    assert torch.equal(reused.logprobs_BT, tokens.sampled_BT)
+    reused, own = rows[1][1], rows[0][1]
+    sampled_BT = sampled_logprobs(_roll_out(reusing), rows[1][0].mask_BT)
+    assert torch.equal(reused.logprobs_BT, sampled_BT)
     assert torch.allclose(reused.logprobs_BT, own.logprobs_BT, atol=1e-4)
     assert torch.allclose(reused.values_BT, own.values_BT, atol=1e-4)
     assert torch.allclose(reused.reference_BT, own.reference_BT, atol=1e-4)
@@ -167,7 +169,7 @@ def test_reused_logprobs_are_those_of_the_policy(make_ppo: Build, models: dict[s
     episodes = _roll_out(reusing)
     for sample in episodes.samples:
         sample.logprobs[0] -= 0.01
-    tokens, scored = _look(reusing, episodes)
+    _, scored = _look(reusing, episodes)
     assert scored.difference > 1e-4
-    assert not torch.equal(scored.logprobs_BT, tokens.sampled_BT)
-    assert (scored.logprobs_BT - tokens.sampled_BT)[:, 0].min() > 5e-3
+    assert torch.allclose(scored.logprobs_BT, own.logprobs_BT, atol=1e-4)
+    assert (scored.logprobs_BT - sampled_BT).abs().max() < 1e-4

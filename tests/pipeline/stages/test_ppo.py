@@ -317,7 +317,7 @@ def test_settings_of_one_trunk_that_contradict_each_other_are_refused(setting: B
     assert PpoSettings(**one.model_dump()) == one  # a resolved recipe says the same again
     with pytest.raises(ValueError, match="value: separate asks for a second"):
         setting(trunk="shared", value="separate")
-    with pytest.raises(ValueError, match="`reference` names another"):
+    with pytest.raises(ValueError, match="drop it or `reference`"):
         setting(trunk="shared", reference="elsewhere/model")
     with pytest.raises(ValueError, match="lora is for trunk: shared"):
         setting(lora={"rank": 4})
