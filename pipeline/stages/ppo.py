@@ -2,7 +2,8 @@
 
 The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in `pipeline/ppo/loop.py`.
 What is left behind: `model/` (the policy, or its average), `adapter/` (of it, on a shared trunk, in
-peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`.
+peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl`
+(episodes with their scores, every so many updates), `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class PpoSettings(StageSettings, Hyperparameters):
             return self
         if self.value == "separate":
             raise ValueError(
-                "trunk: shared has one model, value: separate asks for a second; drop one of them"
+                "trunk: shared has one model, value: separate asks for a second; drop either"
             )
         if self.reference is not None:
             raise ValueError(
@@ -176,7 +177,7 @@ def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
     trained = hand.settings(reward)
     if settings.trunk == "separate" or getattr(trained, "lora", None) is None:
         return
-    base: str = getattr(trained, "model", settings.policy)
+    base: str = getattr(trained, "model", "")
     if base != settings.policy and not is_external(base) and not is_external(settings.policy):
         raise HandOverError(
             f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "

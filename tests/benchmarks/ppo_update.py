@@ -163,7 +163,7 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
 
 def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
     from pipeline.config import Lora
-    from pipeline.models import load_tokenizer
+    from pipeline.models import load_tokenizer, pick_device, resolve_bf16
     from pipeline.ppo.assemble import assemble
     from pipeline.ppo.prompts import PreparedPrompt
     from pipeline.ppo.ranks import Ranks, make_accelerator
@@ -204,9 +204,8 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
             max_new_tokens=given.response,
             temperature=1.0,
             reuse_logprobs=given.reuse,
-            bf16="auto",
         ),
-        ranks=Ranks(make_accelerator(bf16=False), 0),
+        ranks=Ranks(make_accelerator(bf16=resolve_bf16("auto", pick_device())), 0),
         lora=lora,
     )
 
