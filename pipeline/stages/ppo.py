@@ -113,9 +113,7 @@ class PpoSettings(StageSettings, Hyperparameters):
                 raise ValueError("lora is for trunk: shared; set that, or leave lora out")
             return self
         if self.value == "separate":
-            raise ValueError(
-                "trunk: shared has one model, value: separate asks for a second; drop either"
-            )
+            raise ValueError("trunk: shared has one model for all; drop it or value: separate")
         if self.reference is not None:
             raise ValueError(
                 "trunk: shared takes the policy's start as reference; drop it or `reference`"

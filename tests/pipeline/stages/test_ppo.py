@@ -315,7 +315,7 @@ def test_settings_of_one_trunk_that_contradict_each_other_are_refused(setting: B
     one = setting(trunk="shared").settings
     assert one.value == "shared" and one.lora is not None and one.lora.rank == 16
     assert PpoSettings(**one.model_dump()) == one  # a resolved recipe says the same again
-    with pytest.raises(ValueError, match="value: separate asks for a second"):
+    with pytest.raises(ValueError, match="drop it or value: separate"):
         setting(trunk="shared", value="separate")
     with pytest.raises(ValueError, match="drop it or `reference`"):
         setting(trunk="shared", reference="elsewhere/model")
@@ -328,12 +328,13 @@ def test_a_reward_adapter_of_another_stage_is_refused_before_anything_is_loaded(
 ) -> None:
     shared = setting(trunk="shared").settings.model_copy(update={"policy": "sft", "reward": "rm"})
     trained = RewardSettings(model="base", rankings="x", lora={"rank": 2})
-    hand = HandOver("ppo", {"sft": trained, "rm": trained, "ppo": shared}, lambda _: None)
+    stages = {"base": trained, "sft": trained, "rm": trained, "ppo": shared}
+    hand = HandOver("ppo", stages, lambda _: None)
     with pytest.raises(HandOverError, match="starts from sft and the adapter of rm from base"):
         check(shared, hand)
-    check(shared.model_copy(update={"policy": "base"}), HandOver(
-        "ppo", {"base": trained, "rm": trained, "ppo": shared}, lambda _: None
-    ))  # fmt: skip
+    check(shared.model_copy(update={"policy": "base"}), hand)
+    apart = shared.model_copy(update={"trunk": "separate"})
+    check(apart, hand)
 
 
 def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:
