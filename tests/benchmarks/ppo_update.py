@@ -65,9 +65,9 @@ def main() -> None:
         if given.peer:
             found["peer"].append(process("peer", given.peer))
     rows = {side: summary(runs, given.episodes) for side, runs in found.items() if runs}
-    print(f"{'':>5}" + "".join(f"{name:>14}" for name in next(iter(rows.values()))))
+    print(f"{'':>5}" + "".join(f"{name:>16}" for name in next(iter(rows.values()))))
     for side, row in rows.items():
-        print(f"{side:>5}" + "".join(f"{value:14.3f}" for value in row.values()))
+        print(f"{side:>5}" + "".join(f"{value:16.3f}" for value in row.values()))
     if given.peer:
         for name in ("episodes/s", "episodes/cpu s"):
             print(f"{name}: {rows['ours'][name] / rows['peer'][name]:.2f} x")
