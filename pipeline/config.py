@@ -135,6 +135,17 @@ class SourceSettings(Settings):
         return self.model_dump()
 
 
+class Lora(Settings):
+    """A low-rank adapter that is trained instead of the weights (Hu et al. 2021); no dropout."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapter's matrices."""
+    alpha: PositiveNumber = 32.0
+    """The adapter's product counts alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Last parts of the names of the adapted layers; all linear ones but the head (QLoRA)."""
+
+
 class StageSettings(Settings):
     """What every stage has."""
 
@@ -242,6 +253,7 @@ def expand(path: str) -> Path:
 __all__ = [
     "LaunchSettings",
     "Literal",
+    "Lora",
     "Number",
     "PositiveInt",
     "PositiveNumber",

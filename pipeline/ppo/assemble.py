@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from data.errors import ModelError
+from pipeline.config import Lora
 from pipeline.generation import Sampling
 from pipeline.models import (
     eos_ids,
@@ -23,7 +26,7 @@ from pipeline.models import (
 )
 from pipeline.ppo.learner import Average, Learner
 from pipeline.ppo.loop import Ppo
-from pipeline.ppo.modules import Policy, ValueModel
+from pipeline.ppo.modules import POLICY, Policy, ValueModel
 from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
@@ -31,10 +34,13 @@ from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import LocalEngine
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
+from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
 from reward.scorers import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reward.adapters import Trunk
 
 
 def assemble(
@@ -42,7 +48,7 @@ def assemble(
     policy_source: str | Path,
     reference_source: str | Path | None,
     value_source: str | Path | None,
-    scorers: Sequence[Term | tuple[Scorer, float]],
+    scorers: Sequence[Term[Scorer | TrunkReward] | tuple[Scorer | TrunkReward, float]],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[PreparedPrompt],
     pretraining: Sequence[Sequence[int]] | None,
@@ -50,6 +56,7 @@ def assemble(
     ranks: Ranks,
     end_ids: Sequence[int] = (),
     trust_remote_code: bool = False,
+    lora: Lora | None = None,
 ) -> Ppo:
     """Load the models and put a run together.
 
@@ -57,7 +64,7 @@ def assemble(
         policy_source: checkpoint the policy starts from.
         reference_source: checkpoint of the reference; None is the policy's start.
         value_source: checkpoint of a separate value model; None puts a head on the policy's trunk.
-        scorers: rewards with their weights.
+        scorers: rewards with their weights; adapters of reward models only on a shared trunk.
         tokenizer: the policy's.
         prompts: what is answered.
         pretraining: rows of token ids for PPO-ptx, None without.
@@ -65,6 +72,7 @@ def assemble(
         ranks: the processes.
         end_ids: tokens that end a response beside the model's own.
         trust_remote_code: run code that the policy's checkpoint carries.
+        lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
@@ -72,12 +80,25 @@ def assemble(
     pad_id = require_distinct_pad(tokenizer, policy_source)
     model = load_policy(policy_source, trust_remote_code=trust_remote_code)
     require_causal(model, policy_source)
-    reference = _reference(model, reference_source, trust=trust_remote_code)
     head = _zero_head(model) if value_source is None else None
+    if lora is None:
+        trunk, reference = None, _reference(model, reference_source, trust=trust_remote_code)
+        reference_policy = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
+    else:
+        assert value_source is None and reference_source is None
+        trunk = make_trunk(model, lora, base=policy_source, seed=ranks.seed)
+        reference_policy = Policy(model, None, trunk, None)
+    rewards = with_rewards(trunk, scorers, ranks=ranks)
     if hyper.gradient_checkpointing:
         _checkpoint_activations(model)
-    policy = Policy(model, head)
-    learner = Learner.of(policy, learning_rate=hyper.learning_rate, hyper=hyper, ranks=ranks)
+    policy = Policy(model, head, trunk, None if trunk is None else POLICY)
+    learner = Learner.of(
+        policy,
+        learning_rate=hyper.learning_rate,
+        hyper=hyper,
+        ranks=ranks,
+        head_rate=None if trunk is None else hyper.value_learning_rate,
+    )
     value = None if value_source is None else _value_learner(value_source, hyper, ranks)
     language = None
     if pretraining is not None:
@@ -89,47 +110,57 @@ def assemble(
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=_engine(model, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
-        rewards=RewardSum(scorers),
+        engine=_engine(policy, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
+        rewards=RewardSum(rewards),
         optimization=Optimization(learner, value, average, language, hyper, ranks),
-        reference=Policy(reference.to(ranks.device)).requires_grad_(False).eval(),
+        reference=reference_policy,
         reference_is_start=reference_source is None,
         pad_id=pad_id,
     )
 
 
 def _engine(
-    model: PreTrainedModel,
+    policy: Policy,
     end_ids: Sequence[int],
     pad_id: int,
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> LocalEngine:
+    more = {} if policy.trunk is None else {"weights": partial(policy.trunk.merged, POLICY)}
     return LocalEngine(
-        model=model,
+        model=policy.model,
         sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
         end_ids=sorted(set(end_ids)),
         pad_id=pad_id,
         batch_size=hyper.generation_batch_size,
         ranks=ranks,
+        **more,
     )
 
 
 def publish(ppo: Ppo, folder: Path) -> None:
-    """Write `model/`, the average if there is one, and `value_model/`; on the main process."""
+    """Write `model/`, the average if there is one, and `value_model/`; on the main process.
+
+    On a shared trunk the policy's adapter is merged into both, and stands in `adapter/` too.
+    """
     if ppo.ranks.rank != 0:
         return
     run = ppo.optimization
     policy = ppo.policy
-    if run.value is None:
-        assert policy.value_head is not None
-        value = _as_value_model(policy.model, policy.value_head, folder)
-    else:
-        value = ppo.ranks.unwrapped(run.value.module).model
-    save_model(value, ppo.tokenizer, folder / "value_model")
+    trunk: Trunk | None = policy.trunk
+    with nullcontext() if trunk is None else trunk.merged(POLICY):
+        if run.value is None:
+            assert policy.value_head is not None
+            value = _as_value_model(policy.model, policy.value_head, folder)
+        else:
+            value = ppo.ranks.unwrapped(run.value.module).model
+        save_model(value, ppo.tokenizer, folder / "value_model")
     if run.average is not None:
         run.average.copy_to(policy)
-    save_model(policy.model, ppo.tokenizer, folder / "model")
+    with nullcontext() if trunk is None else trunk.merged(POLICY):
+        save_model(policy.model, ppo.tokenizer, folder / "model")
+    if trunk is not None:
+        trunk.save(POLICY, folder / "adapter", task="CAUSAL_LM")
 
 
 @torch.no_grad()

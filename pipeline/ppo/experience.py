@@ -20,11 +20,16 @@ from pipeline.ppo.advantages import (
     whitened,
 )
 from pipeline.ppo.kl import kl_estimate
-from pipeline.ppo.masking import ScorePosition, length_mask, value_mask
+from pipeline.ppo.masking import ScorePosition, length_mask, masked_sum, value_mask
 from pipeline.ppo.modules import Policy, ValueModel
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.settings import Hyperparameters
+
+CHECKED_SHARE = 8
+"""One in so many episodes is computed again to see whether the roll-out's figures can be reused."""
+AGREEMENT, AGREEMENT_BF16 = 1e-4, 1e-2
+"""Mean absolute difference of log-probabilities up to which the roll-out's are reused."""
 
 
 class Piece(NamedTuple):
@@ -130,38 +135,97 @@ class Experience:
 
 
 class PolicyScores(NamedTuple):
-    """What policy, reference and value model say of the tokens before an update."""
+    """What policy, reference and value model say of the tokens before an update.
+
+    Attributes:
+        logprobs_BT: of the policy.
+        entropies_BT: of its distributions; minus the log-probabilities, which are an estimate of
+            them from one token each, where the roll-out's are reused.
+        reference_BT: log-probabilities of the reference.
+        values_BT: of the value model.
+        difference: mean absolute difference of roll-out and policy, over all processes.
+    """
 
     logprobs_BT: Tensor
     entropies_BT: Tensor
     reference_BT: Tensor
     values_BT: Tensor
+    difference: float
+
+
+def sampled_logprobs(episodes: Episodes, mask_BT: Tensor) -> Tensor:
+    """Return the log-probabilities that the roll-out gave its tokens, 0 outside the mask."""
+    sampled_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    for row, sample in enumerate(episodes.samples):
+        sampled_BT[row, : len(sample.logprobs)] = sampled_BT.new_tensor(sample.logprobs)
+    return sampled_BT
 
 
 @torch.no_grad()
 def score_tokens(
     tokens: Tokens,
     *,
+    sampled_BT: Tensor,
     policy: Policy,
     reference: Policy,
     value: ValueModel | None,
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> PolicyScores:
-    """Score all response tokens without gradients; values come from the policy if it has a head."""
+    """Score all response tokens without gradients; values come from the policy if it has a head.
+
+    With `reuse_logprobs` the policy is run on some episodes alone; where it agrees with the
+    roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
+    episodes, so that a resumed run decides alike.
+    """
     assert value is not None or tokens.value_mask_BT is tokens.mask_BT, "the trunk's head has none"
-    found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(4)]
-    for piece in tokens.pieces(range(len(tokens.ids)), size=hyper.score_batch_size):
-        places = (piece.ids_ML, piece.starts_M)
+    rows, mask_BT = range(len(tokens.ids)), tokens.mask_BT
+    reused = False
+    if hyper.reuse_logprobs:
+        some = range(max(1, len(rows) // CHECKED_SHARE))
+        checked_BT = _own(tokens, some, policy, hyper, ranks)[0]
+        part = slice(some.stop)
+        difference = _difference(checked_BT[part], sampled_BT[part], mask_BT[part], ranks)
+        reused = difference <= (AGREEMENT_BF16 if ranks.bf16 else AGREEMENT)
+    if reused:
+        own_BT, entropies_BT, values_BT = sampled_BT, -sampled_BT, None
+    else:
+        own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
+        difference = _difference(own_BT, sampled_BT, mask_BT, ranks)
+    reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
+    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+        batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
         with ranks.autocast():
-            own = policy(*places, piece.mask_MT, hyper.temperature, True)
-            other = reference(*places, piece.mask_MT, hyper.temperature)
-            values_MT = own.values_BT if value is None else value(*places, piece.value_mask_MT)
-        width = piece.mask_MT.shape[1]
-        parts = (own.logprobs_BT, own.entropies_BT, other.logprobs_BT, values_MT)
-        for whole, part in zip(found, parts, strict=True):
-            whole[piece.rows_M, :width] = part
-    return PolicyScores(*found)
+            reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
+            if value is not None:
+                values_MT = value(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
+                others_BT[piece.rows_M, :width] = values_MT
+            elif reused:
+                others_BT[piece.rows_M, :width] = policy.values(*batch)
+    if values_BT is None:
+        values_BT = others_BT
+    return PolicyScores(own_BT, entropies_BT, reference_BT, values_BT, difference)
+
+
+def _own(
+    tokens: Tokens, rows: Sequence[int], policy: Policy, hyper: Hyperparameters, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the policy's log-probabilities, entropies and values (if it has a head) of rows."""
+    found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(3)]
+    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+        with ranks.autocast():
+            own = policy(piece.ids_ML, piece.starts_M, piece.mask_MT, hyper.temperature, True)
+        for whole, part in zip(found, own, strict=True):
+            if part is not None:
+                whole[piece.rows_M, : piece.mask_MT.shape[1]] = part
+    return found[0], found[1], None if policy.value_head is None else found[2]
+
+
+def _difference(own_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, ranks: Ranks) -> float:
+    """Return the mean absolute difference of roll-out and policy, over all processes."""
+    apart = masked_sum((sampled_BT - own_BT).abs(), mask_BT)
+    total, count = ranks.sum(torch.stack([apart, mask_BT.sum().float()])).tolist()
+    return float(total / count)
 
 
 def make_experience(

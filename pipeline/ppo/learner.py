@@ -31,12 +31,26 @@ class Learner:
 
     @classmethod
     def of(
-        cls, module: nn.Module, *, learning_rate: float, hyper: Hyperparameters, ranks: Ranks
+        cls,
+        module: nn.Module,
+        *,
+        learning_rate: float,
+        hyper: Hyperparameters,
+        ranks: Ranks,
+        head_rate: float | None = None,
     ) -> Learner:
-        """Move a module to its device, give it an optimiser, and wrap both for many processes."""
+        """Move a module to its device, give it an optimiser, and wrap both for many processes.
+
+        Args:
+            module: what is trained, where it wants gradients.
+            learning_rate: the highest of the run.
+            hyper: the settings.
+            ranks: the processes.
+            head_rate: learning rate of the value head on an adapter; None is that of all.
+        """
         module.to(ranks.device)
         optimizer = torch.optim.Adam(
-            [p for p in module.parameters() if p.requires_grad],
+            _groups(module, head_rate),
             lr=learning_rate,
             betas=hyper.adam_betas,
             eps=hyper.adam_epsilon,
@@ -56,47 +70,72 @@ class Learner:
             scale = max_norm / (norm + 1e-6)
             torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * share
+            group["lr"] = group.get("rate", self.learning_rate) * share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def state(self) -> dict[str, Any]:
-        """Return weights and optimiser for a resume state."""
+        """Return the weights that are trained, and the optimiser, for a resume state."""
+        module = self.ranks.unwrapped(self.module)
+        frozen = _frozen(module)
         return {
-            "module": self.ranks.unwrapped(self.module).state_dict(),
+            "module": {k: v for k, v in module.state_dict().items() if k not in frozen},
             "optimizer": self.optimizer.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-        self.ranks.unwrapped(self.module).load_state_dict(state["module"])
+        module = self.ranks.unwrapped(self.module)
+        whole = module.state_dict()
+        # Frozen weights come from their checkpoint, so that a state holds what is trained alone.
+        kept = {name: whole[name] for name in _frozen(module)}
+        module.load_state_dict({**kept, **state["module"]})
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 class Average:
-    """An exponential moving average of a module's parameters."""
+    """An exponential moving average of a module's trained parameters."""
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self.shadows = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.shadows = {name: p.detach().clone() for name, p in _trained(module)}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move towards the parameters: average = decay * average + (1 - decay) * parameter."""
-        for name, parameter in module.named_parameters():
+        for name, parameter in _trained(module):
             self.shadows[name].lerp_(parameter.detach(), 1.0 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite a module's parameters by their averages."""
-        for name, parameter in module.named_parameters():
+        for name, parameter in _trained(module):
             parameter.copy_(self.shadows[name])
 
     def restore(self, shadows: Mapping[str, Tensor]) -> None:
         """Take up a state, which is `shadows`."""
         for name, shadow in shadows.items():
             self.shadows[name].copy_(shadow)
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    """Return the names of the parameters that are not trained, tied ones under each name."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, p in named if not p.requires_grad}
+
+
+def _groups(module: nn.Module, head_rate: float | None) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: the value head apart if it has a rate of its own."""
+    if head_rate is None:
+        return [{"params": [p for _, p in _trained(module)]}]
+    body = [p for name, p in _trained(module) if not name.startswith("value_head")]
+    head = [p for name, p in _trained(module) if name.startswith("value_head")]
+    return [{"params": body}, {"params": head, "rate": head_rate}]
 
 
 def rate_share(update: int, *, hyper: Hyperparameters) -> float:

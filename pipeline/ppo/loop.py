@@ -53,7 +53,14 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import Interrupted, TrainingError
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
-from pipeline.ppo.experience import Experience, PolicyScores, Tokens, make_experience, score_tokens
+from pipeline.ppo.experience import (
+    Experience,
+    PolicyScores,
+    Tokens,
+    make_experience,
+    sampled_logprobs,
+    score_tokens,
+)
 from pipeline.ppo.invariants import check_equal_ranks, check_reference, check_rollout
 from pipeline.ppo.kl import adapted_coefficient
 from pipeline.ppo.learner import rate_share
@@ -187,7 +194,7 @@ def run_update(ppo: Ppo) -> UpdateResult:
         hyper=ppo.hyper,
         ranks=ppo.ranks,
     )
-    difference = _check(ppo, episodes, experience)
+    _check(ppo, episodes, experience, scored.difference)
     # 5. Epochs of minibatches.
     steps = ppo.optimization.run(experience, update=ppo.update, check=not ppo._checked)
     ppo._checked = True
@@ -203,7 +210,12 @@ def run_update(ppo: Ppo) -> UpdateResult:
         episodes,
         scores,
         experience,
-        {**metrics, **step_metrics(steps), "val/rollout_difference": difference, **clock.laps},
+        {
+            **metrics,
+            **step_metrics(steps),
+            "val/rollout_difference": scored.difference,
+            **clock.laps,
+        },
     )
 
 
@@ -231,6 +243,7 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,
+        sampled_BT=sampled_logprobs(episodes, tokens.mask_BT),
         policy=ppo.policy,
         reference=ppo.reference,
         value=None if value is None else ppo.ranks.unwrapped(value.module),
@@ -240,22 +253,17 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
     return tokens, scored
 
 
-def _check(ppo: Ppo, episodes: Episodes, experience: Experience) -> float:
-    """Check the invariants before the first step; return how far roll-out and policy differ."""
+def _check(ppo: Ppo, episodes: Episodes, experience: Experience, difference: float) -> None:
+    """Check the invariants before the first step."""
+    if ppo._checked:
+        return
     mask_BT = experience.tokens.mask_BT
-    count = ppo.ranks.sum(mask_BT.sum().float())
-    sampled_BT = experience.logprobs_BT.new_zeros(mask_BT.shape)
-    for row, sample in enumerate(episodes.samples):
-        sampled_BT[row, : len(sample.logprobs)] = sampled_BT.new_tensor(sample.logprobs)
-    apart = (sampled_BT - experience.logprobs_BT).abs()
-    difference = float(ppo.ranks.sum(masked_sum(apart, mask_BT)) / count)
-    if not ppo._checked:
-        check_equal_ranks(ppo.ranks.every(len(episodes)))
-        check_rollout(difference, bf16=ppo.ranks.bf16)
-        if ppo.update == 0 and ppo.reference_is_start:
-            strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
-            check_reference(float(ppo.ranks.sum(strayed) / count), bf16=ppo.ranks.bf16)
-    return difference
+    check_equal_ranks(ppo.ranks.every(len(episodes)))
+    check_rollout(difference, bf16=ppo.ranks.bf16)
+    if ppo.update == 0 and ppo.reference_is_start:
+        count = ppo.ranks.sum(mask_BT.sum().float())
+        strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
+        check_reference(float(ppo.ranks.sum(strayed) / count), bf16=ppo.ranks.bf16)
 
 
 def _adapt(ppo: Ppo, kl: float) -> None:

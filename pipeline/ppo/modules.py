@@ -10,6 +10,7 @@ rows, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ from pipeline.ppo.losses import token_scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from reward.adapters import Trunk
+
+POLICY = "policy"
+"""Name of the policy's adapter on a shared trunk."""
 LOGITS_AT_ONCE = 64 * 2**20
 """Logits (tokens x vocabulary) that are held at once; more are made again in the backward pass."""
 
@@ -40,11 +45,20 @@ class Policy(nn.Module):
     Attributes:
         model: the causal model of transformers.
         value_head: head on its last hidden state, None when the value model is separate.
+        trunk: what the model's adapters hang on, None without any.
+        adapter: the one this policy is; None is the trunk itself.
     """
 
-    def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        value_head: nn.Linear | None = None,
+        trunk: Trunk | None = None,
+        adapter: str | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.value_head = model, value_head
+        self.trunk, self.adapter = trunk, adapter
         self._hidden_first = _logits_are_head_of_hidden(model)
         if value_head is not None and not self._hidden_first:
             raise ModelError(
@@ -71,14 +85,8 @@ class Policy(nn.Module):
         rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
         places_N = starts_B[rows_N] + steps_N
         tokens_N = ids_BL[rows_N, places_N]
-        if self._hidden_first:
-            hidden_BLH = self.model.base_model(input_ids=ids_BL, use_cache=False)[0]
-            states_NX = hidden_BLH[rows_N, places_N - 1]
-            head: Any = self.model.get_output_embeddings()
-        else:
-            logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits
-            states_NX = logits_BLV[rows_N, places_N - 1]
-            head = nn.Identity()
+        states_NX = self._states(ids_BL)[rows_N, places_N - 1]
+        head: Any = self.model.get_output_embeddings() if self._hidden_first else nn.Identity()
         logprobs_N, entropies_N = _score_in_pieces(
             states_NX, head, tokens_N, temperature=temperature, entropy=entropy
         )
@@ -91,6 +99,22 @@ class Policy(nn.Module):
             _spread(entropies_N, rows_N, steps_N, mask_BT),
             values_BT,
         )
+
+    def values(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the values (B, T) alone, without a look at the vocabulary."""
+        assert self.value_head is not None
+        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
+        states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1]
+        return _spread(self.value_head(states_NH)[:, 0].float(), rows_N, steps_N, mask_BT)
+
+    def _states(self, ids_BL: Tensor) -> Tensor:
+        """Return the last hidden state, or the logits where they are not its head's."""
+        with nullcontext() if self.trunk is None else self.trunk.using(self.adapter):
+            if self._hidden_first:
+                hidden: Tensor = self.model.base_model(input_ids=ids_BL, use_cache=False)[0]
+                return hidden
+            logits: Tensor = self.model(input_ids=ids_BL, use_cache=False).logits
+            return logits
 
 
 class ValueModel(nn.Module):

@@ -5,7 +5,8 @@ Another engine (a server that holds its own copy of the weights) implements `Rol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +43,7 @@ class LocalEngine:
         pad_id: the padding token.
         batch_size: responses decoded together.
         ranks: for mixed precision.
+        weights: context in which the model has the policy's weights, such as a merged adapter's.
     """
 
     model: PreTrainedModel
@@ -50,10 +52,11 @@ class LocalEngine:
     pad_id: int
     batch_size: int
     ranks: Ranks
+    weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
-        with self.ranks.autocast():
+        with self.weights(), self.ranks.autocast():
             return generate(
                 self.model,
                 prompts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.settings import Hyperparameters
 from reward.scorers import Facts, Scorer, scores_of
+
+S_co = TypeVar("S_co", covariant=True)
+"""What gives a score, or becomes what does once the models are there."""
 
 
 class Scores(NamedTuple):
@@ -64,7 +67,7 @@ class RunningMoments:
         self.size, self.total, self.squares = state["size"], state["total"], state["squares"]
 
 
-class Term(NamedTuple):
+class Term(NamedTuple, Generic[S_co]):
     """One of the rewards that are added up.
 
     Attributes:
@@ -74,7 +77,7 @@ class Term(NamedTuple):
         normalize: take off its running mean and divide by its running deviation.
     """
 
-    scorer: Scorer
+    scorer: S_co
     weight: float = 1.0
     clip: float | None = None
     normalize: bool = False
@@ -90,7 +93,7 @@ class RewardSum:
         term_running: statistics of each term, for its `normalize`.
     """
 
-    scorers: Sequence[Term | tuple[Scorer, float]]
+    scorers: Sequence[Term[Scorer] | tuple[Scorer, float]]
     running: RunningMoments = field(default_factory=RunningMoments)
     term_running: list[RunningMoments] = field(init=False)
 

@@ -93,7 +93,7 @@ class Hyperparameters(Settings):
     learning_rate: PositiveNumber = 3e-6
     """Learning rate of the policy (N+)."""
     value_learning_rate: PositiveNumber | None = None
-    """Learning rate of a separate value model; the policy's when not given (N+)."""
+    """Learning rate of a value model, or of the head on an adapter; the policy's if not given."""
     schedule: Literal["linear", "constant"] = "linear"
     """Learning rate over the run: linear to 0 (N+), or constant."""
     warmup_updates: NonNegativeInt = 0
@@ -118,6 +118,8 @@ class Hyperparameters(Settings):
     """bf16 products under fp32 weights; auto where the hardware has them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
+    reuse_logprobs: bool = False
+    """Take the roll-out's log-probabilities where they agree with the policy's: one pass less."""
     save_every: NonNegativeInt = 10
     """Updates between resume states; 0 saves only when asked to stop."""
     sample_every: NonNegativeInt = 10

@@ -157,7 +157,7 @@ def load_terms(
     device: Any,
     batch_size: int,
     trust_remote_code: bool = False,
-) -> list[Term]:
+) -> list[Term[Scorer]]:
     """Load what scores responses.
 
     Args:
@@ -182,7 +182,7 @@ def load_terms(
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
-        model.name = Path(reference).name if is_external(reference) else reference
+        model.name = reported_name(reference)
         model.encoder.encode(prompt, "")
         return model
 
@@ -194,3 +194,8 @@ def load_terms(
             scorer = members[0] if term.model else Ensemble(members, term.combine, term.coefficient)
         found.append(Term(scorer, term.weight, term.clip, term.normalize))
     return found
+
+
+def reported_name(reference: str) -> str:
+    """Return what reports call a reward model."""
+    return Path(reference).name if is_external(reference) else reference

@@ -1,8 +1,9 @@
 """The ppo stage: trains a policy against a reward, held near a reference.
 
 The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in `pipeline/ppo/loop.py`.
-What is left behind: `model/` (the policy, or its average), `value_model/` (a token classifier with
-one label), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`.
+What is left behind: `model/` (the policy, or its average), `adapter/` (of it, on a shared trunk, in
+peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl`
+(episodes with their scores, every so many updates), `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pydantic import Field, model_validator
 from data.errors import HandOverError, RewardError, SourceError
 from pipeline.artifacts import storage_errors
 from pipeline.config import (
+    Lora,
     PositiveInt,
     Ref,
     Share,
     SourceSettings,
     StageKind,
     StageSettings,
+    is_external,
 )
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.stages._rewards import (
@@ -31,6 +34,7 @@ from pipeline.stages._rewards import (
     check_rewards,
     load_terms,
     model_references,
+    reported_name,
     reward_terms,
 )
 
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
     from pipeline.ppo.prompts import PreparedPrompt
+    from pipeline.ppo.scoring import Term
+    from pipeline.ppo.trunk import TrunkReward
+    from reward.scorers import Scorer
 
 
 class PpoSettings(StageSettings, Hyperparameters):
@@ -54,6 +61,10 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Checkpoint of the reference; the policy's start when not given (InstructGPT, N+)."""
     value: Literal["separate", "shared"] = "separate"
     """A value model of its own (N+), or a head on the policy's trunk."""
+    trunk: Literal["separate", "shared"] = "separate"
+    """Models of their own, or one, with adapters for policy and reward and a head for the value."""
+    lora: Lora | None = None
+    """Adapter of the policy on a shared trunk; rank 16 on all linear layers when not given."""
     value_start: Annotated[str | None, Ref("reward")] = None
     """Reward model the value model starts from; the first one of `reward` (InstructGPT, N+)."""
     prompts: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
@@ -74,6 +85,27 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Tokens of a row for PPO-ptx, at most."""
     trust_remote_code: bool = False
     """Run code that the policy's checkpoint carries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_value_follows_the_trunk(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("trunk") == "shared":
+            return {"value": "shared", "lora": Lora(), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_trunk(self) -> PpoSettings:
+        if self.trunk == "separate":
+            if self.lora is not None:
+                raise ValueError("lora is for trunk: shared; set that, or leave lora out")
+            return self
+        if self.value == "separate":
+            raise ValueError("trunk: shared has one model for all; drop it or value: separate")
+        if self.reference is not None:
+            raise ValueError(
+                "trunk: shared takes the policy's start as reference; drop it or `reference`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> PpoSettings:
@@ -121,6 +153,22 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
         hand.require_same_tokenizer(settings.policy, settings.value_start)
         hand.require_reward_head(settings.value_start)
     check_rewards(settings.terms, hand)
+    for term in settings.terms.values():
+        if term.model is not None:
+            _check_trunk(settings, term.model, hand)
+
+
+def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
+    """Refuse a reward model whose adapter is trained on another trunk than the policy's."""
+    trained = hand.settings(reward)
+    if settings.trunk == "separate" or getattr(trained, "lora", None) is None:
+        return
+    base: str = getattr(trained, "model", "")
+    if base != settings.policy and not is_external(base) and not is_external(settings.policy):
+        raise HandOverError(
+            f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "
+            f"{settings.policy} and the adapter of {reward} from {base}; start both from one"
+        )
 
 
 def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
@@ -141,13 +189,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         policy_source=source,
         reference_source=context.input("reference") if settings.reference else None,
         value_source=_value_source(context, tokenizer),
-        scorers=load_terms(
-            context,
-            settings.terms,
-            prompt=prompts[0].prompt,
-            device=ranks.device,
-            batch_size=settings.score_batch_size,
-        ),
+        scorers=_rewards(context, prompts[0], ranks.device),
         tokenizer=tokenizer,
         prompts=prompts,
         pretraining=_pretraining(context, tokenizer),
@@ -155,6 +197,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         hyper=settings,
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
+        lora=settings.lora,
     )
     samples = context.folder / "samples.jsonl"
     if samples not in context.resume.tracked:
@@ -233,6 +276,34 @@ def _records(
         yield from read(**source.read_arguments(), report=report)
         for line in report.lines():
             context.say(f"{field}.{place}: {line}")
+
+
+def _rewards(
+    context: StageContext[PpoSettings], prompt: PreparedPrompt, device: Any
+) -> list[Term[Scorer | TrunkReward]]:
+    """Load what scores responses; adapters of reward models are left to be hung onto a trunk."""
+    from pipeline.ppo.scoring import Term
+    from pipeline.ppo.trunk import TrunkReward
+    from reward.adapter_files import adapter_folder
+
+    settings = context.settings
+    found: list[Term[Scorer | TrunkReward]] = []
+    for path, term in settings.terms.items():
+        if settings.trunk == "shared" and term.model is not None:
+            name, folder = reported_name(term.model), context.input(path)
+            if adapter_folder(folder) is not None:
+                hung = TrunkReward(folder, name, settings.score_batch_size)
+                found.append(Term(hung, term.weight, term.clip, term.normalize))
+                continue
+            context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
+        found += load_terms(
+            context,
+            {path: term},
+            prompt=prompt.prompt,
+            device=device,
+            batch_size=settings.score_batch_size,
+        )
+    return found
 
 
 def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | Path | None:

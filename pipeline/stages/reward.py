@@ -9,7 +9,8 @@ Departures: prompts whose completions all tie are left out of the batches; clipp
 gradient norm at 1 is ours; the head starts as in N+.
 
 Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
-held-out pair with its scores, so that the figures can be counted again).
+held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
+is merged into `model/`, and stands in `adapter/` too, with its head and the digest of its trunk.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 from data.errors import HandOverError, SourceError
 from pipeline.artifacts import storage_errors, write_atomically
 from pipeline.config import (
+    Lora,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -32,11 +34,13 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._reward_rows import read_rankings, referred_rankings
 
 if TYPE_CHECKING:
     from data.records import Ranking
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
+    from reward.adapters import Trunk
     from reward.judging import ScoredRanking
     from reward.model import RewardModel
     from reward.training import Hyperparameters, RankingTrainer
@@ -99,6 +103,8 @@ class RewardSettings(StageSettings):
     """Longer gradients are scaled down to it."""
     bf16: bool | Literal["auto"] = "auto"
     """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    lora: Lora | None = None
+    """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     evaluate_every: NonNegativeInt = 50
@@ -164,6 +170,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         tokenizer_source=context.input("tokenizer") if settings.tokenizer is not None else None,
         trust_remote_code=settings.trust_remote_code,
     )
+    trunk = None if settings.lora is None else _adapt(context, settings.lora, model)
     if settings.gradient_checkpointing:
         model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})
     examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
@@ -180,7 +187,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     )
     _train(context, trainer)
     summary = _judge(context, rows, model, trainer)
-    _save(context, model, trainer)
+    _save(context, model, trainer, trunk)
     return {
         **summary,
         "steps": trainer.total_steps,
@@ -188,6 +195,17 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         "n_dropped_ties": dropped,
         "n_truncated": truncated,
     }
+
+
+def _adapt(context: StageContext[RewardSettings], lora: Lora, model: RewardModel) -> Trunk:
+    from reward.on_trunk import adapt
+
+    base = str(context.input("model"))
+    trunk = adapt(model, base=base, **lora.model_dump(), seed=context.seed)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.module.parameters())
+    context.say(f"an adapter of rank {lora.rank}: {trained:,} of {whole:,} parameters are trained")
+    return trunk
 
 
 def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
@@ -217,12 +235,12 @@ def _read(context: StageContext[RewardSettings]) -> _Rows:
     from reward.batching import split_by_prompt
 
     settings = context.settings
-    training = _rankings(context, settings.train, "train")
+    training = read_rankings(context, settings.train, "train")
     if settings.rankings is not None:
-        training += _referred_rankings(context, "rankings")
-    heldout = _rankings(context, settings.heldout, "heldout")
+        training += referred_rankings(context, "rankings")
+    heldout = read_rankings(context, settings.heldout, "heldout")
     evaluation = (
-        _referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
+        referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
     )
     if not training:
         raise SourceError(f"stage {context.name}: its sources hold no ranking; nothing to learn")
@@ -237,44 +255,6 @@ def _read(context: StageContext[RewardSettings]) -> _Rows:
     if not settings.heldout:
         kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
     return _Rows(training=kept, heldout=heldout, evaluation=evaluation)
-
-
-def _referred_rankings(context: StageContext[RewardSettings], field: str) -> list[Ranking]:
-    """Read the rankings of another stage, or of an external file, folder or hub id."""
-    from pathlib import Path
-
-    artifact = context.input_artifact(field)
-    if artifact is not None:
-        source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)
-    else:
-        location = str(context.input(field))
-        stage_file = Path(location).expanduser() / "rankings.jsonl"
-        location = str(stage_file) if stage_file.is_file() else location
-        local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
-        source = SourceSettings(**{"path" if local else "hub": location})
-    return _rankings(context, (source,), field)
-
-
-def _rankings(
-    context: StageContext[RewardSettings], sources: tuple[SourceSettings, ...], field: str
-) -> list[Ranking]:
-    from data.records import Ranking
-    from data.sources import ReadReport, read
-
-    found: list[Ranking] = []
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        for record in read(**source.read_arguments(), report=report):
-            if not isinstance(record, Ranking):
-                raise SourceError(
-                    f"stage {context.name}: {field}.{place} holds {type(record).__name__} rows; "
-                    "a reward model learns rankings or chosen/rejected pairs: set `format` or "
-                    "`columns`"
-                )
-            found.append(record)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
-    return found
 
 
 def _report_rows(
@@ -381,8 +361,18 @@ def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -
 
 
 def _save(
-    context: StageContext[RewardSettings], model: RewardModel, trainer: RankingTrainer
+    context: StageContext[RewardSettings],
+    model: RewardModel,
+    trainer: RankingTrainer,
+    trunk: Trunk | None,
 ) -> None:
+    if trunk is not None:
+        from reward.on_trunk import publish
+
+        if context.main_process:
+            with storage_errors(context.folder):
+                publish(model, trunk, context.folder)
+        return
     weights = trainer.weights()
     if context.main_process:
         folder = context.folder / "model"

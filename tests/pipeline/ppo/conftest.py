@@ -35,7 +35,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[..., Any]:
-    """Return a builder of runs: make_ppo(value="separate", scorer=ShareOf("e"), **settings)."""
+    """Return a builder of runs: make_ppo(value="separate", scorer=ShareOf("e"), **settings).
+
+    `lora` puts policy and reference on one trunk, with the value head.
+    """
     from pipeline.ppo.assemble import assemble
     from pipeline.ppo.prompts import PreparedPrompt
     from pipeline.ppo.ranks import Ranks, make_accelerator
@@ -47,6 +50,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
     def build(
         *,
         value: str = "separate",
+        lora: Any = None,
         scorer: Any = None,
         pretraining: list[list[int]] | None = None,
         policy: Path = folder,
@@ -64,8 +68,9 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
         return assemble(
             policy_source=policy,
             reference_source=None,
-            value_source=policy if value == "separate" else None,
+            value_source=policy if value == "separate" and lora is None else None,
             scorers=[(scorer or ShareOf("e"), 1.0)],
+            lora=lora,
             tokenizer=tokenizer,
             prompts=[PreparedPrompt("?", [60 + i] * (1 + i % 4)) for i in range(10)],
             pretraining=pretraining,

@@ -11,7 +11,10 @@ import torch
 from data.errors import HandOverError, Interrupted, ModelError, SourceError
 from pipeline.config import SourceSettings, references
 from pipeline.context import StageContext
+from pipeline.handover import HandOver
 from pipeline.stages.ppo import KIND, PpoSettings, check, run
+from pipeline.stages.reward import RewardSettings
+from reward.adapter_files import trunk_digest
 
 Build = Callable[..., Any]
 NAMED = [
@@ -143,13 +146,14 @@ def test_a_run_leaves_policy_value_model_metrics_and_samples(setting: Build) -> 
             "entropy_coefficient": 0.01,
             "whiten_rewards": True,
         },
+        {"trunk": "shared", "lora": {"rank": 4}, "ptx_coefficient": 0.5, "reuse_logprobs": True},
     ],
-    ids=["default", "everything"],
+    ids=["default", "everything", "one trunk"],
 )
 def test_an_interrupted_run_ends_in_the_same_weights(
     setting: Build, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    if changes:
+    if "ptx_coefficient" in changes:
         text = tmp_path / "text.txt"
         text.write_text("The baker of Millbrook is Ada Finch.\n" * 20)
         changes = {**changes, "pretraining_sources": [SourceSettings(path=str(text))]}
@@ -267,6 +271,70 @@ def test_documents_give_prompts_of_their_first_tokens(setting: Build, tmp_path: 
 def test_long_prompts_are_dropped_counted_and_too_many_stop_the_run(setting: Build) -> None:
     with pytest.raises(SourceError, match=r"12 of 12 prompts were dropped.*max_prompt_tokens 2"):
         run(setting(max_prompt_tokens=2))
+
+
+def test_one_trunk_carries_the_reward_model_that_was_trained_on_it(
+    setting: Build, tmp_path: Path
+) -> None:
+    from reward.model import RewardModel
+    from reward.on_trunk import adapt, publish
+
+    policy = setting().settings.policy
+    for name, base in (("rm", policy), ("strange", str(tmp_path / "rm"))):
+        model = RewardModel.start(base, seed=3)
+        trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
+        torch.manual_seed(4)
+        for parameter in (*trunk.parameters("reward"), *trunk.model.parameters()):
+            if name == "strange" or any(parameter is p for p in trunk.parameters("reward")):
+                torch.nn.init.normal_(parameter, std=0.3)
+        trunk.digest = trunk_digest(trunk.model)
+        publish(model, trunk, tmp_path / name / "stage")
+    reward = tmp_path / "rm" / "stage" / "model"
+    more = {"trunk": "shared", "sample_every": 1, "sample_count": 8, "end_rule": "none"}
+    hung = setting("hung", reward=str(reward), **more)
+    metrics = run(hung)
+    model = RewardModel.load(reward, device="cpu")
+    for sample in rows(hung.folder / "samples.jsonl")[:8]:
+        (score,) = model.score([sample["prompt"]], [sample["response"]])
+        assert sample["score"] == pytest.approx(score, abs=1e-4)
+    assert (hung.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert metrics["objective/kl"] != 0
+    with pytest.raises(ModelError, match="was trained on a trunk with sha256"):
+        run(setting("other", reward=str(tmp_path / "strange" / "stage" / "model"), **more))
+
+
+def test_a_whole_reward_model_is_held_beside_the_trunk_and_said_to_be(setting: Build) -> None:
+    context = setting(trunk="shared", episodes=8)
+    said: list[str] = []
+    context.console.say = said.append
+    run(context)
+    assert any("rm is a whole model, held beside the trunk" in line for line in said)
+
+
+def test_settings_of_one_trunk_that_contradict_each_other_are_refused(setting: Build) -> None:
+    one = setting(trunk="shared").settings
+    assert one.value == "shared" and one.lora is not None and one.lora.rank == 16
+    assert PpoSettings(**one.model_dump()) == one  # a resolved recipe says the same again
+    with pytest.raises(ValueError, match="drop it or value: separate"):
+        setting(trunk="shared", value="separate")
+    with pytest.raises(ValueError, match="drop it or `reference`"):
+        setting(trunk="shared", reference="elsewhere/model")
+    with pytest.raises(ValueError, match="lora is for trunk: shared"):
+        setting(lora={"rank": 4})
+
+
+def test_a_reward_adapter_of_another_stage_is_refused_before_anything_is_loaded(
+    setting: Build,
+) -> None:
+    shared = setting(trunk="shared").settings.model_copy(update={"policy": "sft", "reward": "rm"})
+    trained = RewardSettings(model="base", rankings="x", lora={"rank": 2})
+    stages = {"base": trained, "sft": trained, "rm": trained, "ppo": shared}
+    hand = HandOver("ppo", stages, lambda _: None)
+    with pytest.raises(HandOverError, match="starts from sft and the adapter of rm from base"):
+        check(shared, hand)
+    check(shared.model_copy(update={"policy": "base"}), hand)
+    apart = shared.model_copy(update={"trunk": "separate"})
+    check(apart, hand)
 
 
 def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:

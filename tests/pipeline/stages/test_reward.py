@@ -151,6 +151,32 @@ def test_gradient_checkpointing_saves_memory_and_changes_nothing_else(
     assert weights[0] == weights[1]
 
 
+def test_an_adapter_is_published_merged_and_apart_and_resumes_exactly(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+) -> None:
+    from reward.adapter_files import read_origin
+    from reward.model import RewardModel
+
+    rankings = write_rankings(tmp_path / "r.jsonl", 60)
+    settings = settings_of(policy, rankings, epochs=2, lora={"rank": 4, "alpha": 8})
+    whole = make_context(settings, {"model": policy}, tmp_path / "whole")
+    metrics = run(whole)
+    with pytest.raises(Interrupted):
+        run(make_context(settings, {"model": policy}, tmp_path / "cut", stop_after=3))
+    resumed = make_context(settings, {"model": policy}, tmp_path / "cut")
+    assert run(resumed) == metrics
+    files = ("model.safetensors", "config.json"), ("adapter_model.safetensors", "trunk.json")
+    for folder, names in zip(("model", "adapter"), files, strict=True):
+        for name in names:
+            ours, theirs = (c.folder / folder / name for c in (resumed, whole))
+            assert ours.read_bytes() == theirs.read_bytes(), name
+    assert read_origin(whole.folder / "adapter").base == str(policy)
+    model = RewardModel.load(whole.folder / "model", device="cpu")
+    some = read_lines(whole.folder / "heldout.jsonl")[:5]
+    scores = model.score([p["prompt"] for p in some], [p["better"] for p in some])
+    assert scores == pytest.approx([p["better_score"] for p in some], abs=1e-5)
+
+
 def test_a_tokenizer_beside_the_model_goes_into_the_checkpoint(
     make_context: Callable[..., Any],
     tiny_tokenizer: Callable[..., Any],
