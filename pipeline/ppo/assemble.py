@@ -89,24 +89,24 @@ def assemble(
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=_engine(model, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
+        engine=_engine(learner, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
         rewards=RewardSum(scorers),
         optimization=Optimization(learner, value, average, language, hyper, ranks),
-        reference=Policy(reference.to(ranks.device)).requires_grad_(False).eval(),
+        reference=ranks.place(Policy(reference.to(ranks.device)).requires_grad_(False).eval()),
         reference_is_start=reference_source is None,
         pad_id=pad_id,
     )
 
 
 def _engine(
-    model: PreTrainedModel,
+    policy: Learner,
     end_ids: Sequence[int],
     pad_id: int,
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> LocalEngine:
     return LocalEngine(
-        model=model,
+        policy=policy,
         sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
         end_ids=sorted(set(end_ids)),
         pad_id=pad_id,
@@ -116,20 +116,24 @@ def _engine(
 
 
 def publish(ppo: Ppo, folder: Path) -> None:
-    """Write `model/`, the average if there is one, and `value_model/`; on the main process."""
-    if ppo.ranks.rank != 0:
-        return
-    run = ppo.optimization
-    policy = ppo.policy
-    if run.value is None:
-        assert policy.value_head is not None
-        value = _as_value_model(policy.model, policy.value_head, folder)
-    else:
-        value = ppo.ranks.unwrapped(run.value.module).model
-    save_model(value, ppo.tokenizer, folder / "value_model")
+    """Write `model/`, the average if there is one, and `value_model/`.
+
+    Called on every process, the weights being gathered; the main process writes.
+    """
+    run, main = ppo.optimization, ppo.ranks.rank == 0
+    with (run.value or run.policy).whole() as module:
+        if main:
+            if run.value is None:
+                assert module.value_head is not None
+                value = _as_value_model(module.model, module.value_head, folder)
+            else:
+                value = module.model
+            save_model(value, ppo.tokenizer, folder / "value_model")
     if run.average is not None:
-        run.average.copy_to(policy)
-    save_model(policy.model, ppo.tokenizer, folder / "model")
+        run.average.copy_to(ppo.policy)
+    with run.policy.whole() as policy:
+        if main:
+            save_model(policy.model, ppo.tokenizer, folder / "model")
 
 
 @torch.no_grad()

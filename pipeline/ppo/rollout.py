@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from pipeline.generation import Sample, Sampling, decode, generate
+from pipeline.ppo.learner import Learner
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 class RolloutEngine(Protocol):
@@ -36,7 +37,7 @@ class LocalEngine:
     """Samples with the model that is trained, in this process.
 
     Attributes:
-        model: the policy's causal model, unwrapped.
+        policy: holds the causal model that samples.
         sampling: length, temperature, truncation.
         end_ids: tokens that end a response.
         pad_id: the padding token.
@@ -44,7 +45,7 @@ class LocalEngine:
         ranks: for mixed precision.
     """
 
-    model: PreTrainedModel
+    policy: Learner
     sampling: Sampling
     end_ids: Sequence[int]
     pad_id: int
@@ -53,9 +54,9 @@ class LocalEngine:
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
-        with self.ranks.autocast():
+        with self.policy.whole() as policy, self.ranks.autocast():
             return generate(
-                self.model,
+                policy.model,
                 prompts,
                 sampling=self.sampling,
                 eos_token_ids=self.end_ids,

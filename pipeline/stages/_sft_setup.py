@@ -116,6 +116,18 @@ def labels_of(row: Rendered) -> list[int]:
     return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
 
 
+def with_unlabelled_row(rows: datasets.Dataset) -> datasets.Dataset:
+    """Return rows with one more at the end, the shortest without its labels.
+
+    It fills up the last batch of an epoch for processes that would have none.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    row = dict(rows[lengths.index(min(lengths))])
+    row["labels"] = [IGNORED] * len(row["labels"])
+    extra = datasets.Dataset.from_list([row], features=rows.features)
+    return datasets.concatenate_datasets([rows, extra])
+
+
 def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
     """Return rows as TRL takes them when they come tokenised."""
     return datasets.Dataset.from_dict(
