@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # No caller writes into what a module returned.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         self.prepare_model(module, evaluation_mode=True)  # device and mixed precision
         mesh = init_device_mesh(self.device.type, (self.num_processes,))
         kinds = {
@@ -241,9 +244,16 @@ def cut(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _cut_module_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if prefix + name in state:
-            state[prefix + name] = cut(state[prefix + name], tensor)
+    """Cut up whole weights before they are loaded; a tensor of two names may be there as one."""
+    names: dict[int, list[str]] = {}
+    tensors = module.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(prefix + name)
+    for tensor in tensors.values():
+        alike = names[id(tensor)]
+        given = [state[name] for name in alike if name in state]
+        if given:
+            state.update(dict.fromkeys(alike, cut(given[0], tensor)))
 
 
 def _cut_optimizer_state(

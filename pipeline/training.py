@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_model, save_file
+from safetensors.torch import load_file, load_model, save_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
@@ -160,7 +160,10 @@ def load_training_state(
 
     The state may be of another number of processes; one that is new keeps its random state.
     """
-    load_model(model, str(folder / "model.safetensors"))
+    if is_sharded(model):
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    else:
+        load_model(model, str(folder / "model.safetensors"))
     state = load_state(folder / "state.pt")
     optimizer.load_state_dict(state["optimizer"])
     if scheduler is not None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from data.packing import PackedShards
 
+
 @dataclass(frozen=True)
 class LmHyperparameters:
     """How to train; what the numbers are is the caller's choice.
@@ -133,11 +134,6 @@ class LmTrainer:
         Raises:
             TrainingError: loss or gradient is not finite; the weights are as before.
         """
-        batch = self._batch(number)
-        tokens = self._sum(batch.predicted())
-        nats = self._backward(batch, tokens)
-        loss = self._sum(float(nats)) / tokens
-        norm = self._clip(loss, number + 1)
         rate = self.hyper.learning_rate * schedule_factor(
             number,
             total=self.hyper.steps,
@@ -146,6 +142,11 @@ class LmTrainer:
             final_share=self.hyper.final_share,
         )
         set_learning_rate(self.optimizer, rate)
+        batch = self._batch(number)
+        tokens = self._sum(batch.predicted())
+        nats = self._backward(batch, tokens)
+        loss = self._sum(float(nats)) / tokens
+        norm = self._clip(loss, number + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {

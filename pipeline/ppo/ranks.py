@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from data.errors import UsageError
 from pipeline.sharding import make_accelerator
 
 __all__ = ["Ranks", "derived_seed", "make_accelerator"]
@@ -30,6 +31,18 @@ class Ranks:
 
     accelerator: Any
     seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse an engine that steps by itself and takes one model alone.
+
+        Raises:
+            UsageError: DeepSpeed is to run the processes.
+        """
+        if str(getattr(self.accelerator, "distributed_type", "")).endswith("DEEPSPEED"):
+            raise UsageError(
+                "launch.config asks for DeepSpeed, which takes one model a run, and PPO trains a "
+                "policy and a value model; use an FSDP2 configuration (recipes/launch/fsdp2.yaml)"
+            )
 
     @property
     def rank(self) -> int:

@@ -82,11 +82,17 @@ def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> N
         given["reward.0.model"] = str(inputs / "reward")
     import_module(f"pipeline.stages.{settings.kind}").run(
         StageContext(
-            name=stage, settings=settings, seed=0, folder=folder, inputs=given,
+            name=stage,
+            settings=settings,
+            seed=0,
+            folder=folder,
+            inputs=given,
             hand=HandOver(stage, {stage: settings}, lambda _: None),
             resume=ResumeStore(folder / "resume", "key", tracked=logs, rank=rank, barrier=barrier),
-            metrics=MetricsLog(logs[0], enabled=rank == 0), console=Console(quiet=True),
-            rank=rank, world_size=size,
+            metrics=MetricsLog(logs[0], enabled=rank == 0),
+            console=Console(quiet=True),
+            rank=rank,
+            world_size=size,
         )  # fmt: skip
     )
     barrier()
@@ -106,7 +112,9 @@ def watch_modules() -> list[dict[str, Any]]:
         for thing in prepared if isinstance(prepared, tuple) else (prepared,):
             if isinstance(thing, nn.Module):
                 kinds = sorted({type(p).__name__ for p in thing.parameters()})
-                own = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in thing.parameters())
+                own = sum(
+                    getattr(p, "to_local", lambda p=p: p)().numel() for p in thing.parameters()
+                )
                 everyones = sum(p.numel() for p in thing.parameters())
                 seen.append({"class": type(thing).__name__, "parameters": kinds,
                              "share": own / everyones})  # fmt: skip
@@ -119,9 +127,11 @@ def watch_modules() -> list[dict[str, Any]]:
 def go_on_elsewhere(source: Path, target: Path, rank: int) -> None:
     """Copy what another launch left half-way."""
     if rank == 0:
-        for name in ("resume", "work", "candidates"):
+        for name in ("work", "candidates"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        state = min((source / "resume").glob("step-*"))
+        shutil.copytree(state, target / "resume" / state.name)
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (source / name).is_file():
                 shutil.copy(source / name, target / name)
@@ -146,7 +156,9 @@ def main(folder: Path, modes: list[str]) -> None:
         own = folder / f"{mode}-{size}"
         seen.clear()
         for stage in STAGES:
+            began = time.time()
             run_stage(stage, folder, own / stage, rank, size)
+            print(mode, stage, time.time() - began, flush=True)
         if rank == 0:
             (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
         _wait_for(folder / (f"{'fsdp-2' if size == 1 else 'alone-1'}") / "facts.json")
