@@ -88,11 +88,7 @@ def run_launched(
 
 
 def first_failure(log: str) -> str | None:
-    """Tell from torch's summary in a log which process failed first, and how.
-
-    >>> first_failure("  rank      : 1 (local_rank: 1)\\n  exitcode  : -9 (pid: 7)")
-    'the process of rank 1 was killed by SIGKILL (as the system does when memory runs out)'
-    """
+    """Tell from torch's summary in a log which process failed first, and how."""
     found = _FAILURE.findall(log[log.rfind("Root Cause") :] if "Root Cause" in log else log)
     if not found:
         return None

@@ -145,7 +145,8 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
             if type(part).__name__ in kinds and part is not module:
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        module.register_load_state_dict_pre_hook(_cut_module_state)
+        untyped: Any = module
+        untyped.register_load_state_dict_pre_hook(_cut_module_state)
         return module
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:

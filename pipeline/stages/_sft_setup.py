@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import transformers
+from torch import Tensor
+from torch.nn import functional
 from trl import SFTConfig
 
 from data.errors import RecipeError
@@ -133,3 +135,18 @@ def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(
         {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
     )
+
+
+def loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the labelled tokens, and how many they are.
+
+    Token t is predicted from those before it; the first of a row never is.
+    """
+    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    labels_BT = inputs["labels"][:, 1:]
+    learned_BT = labels_BT != IGNORED
+    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
+    total = functional.cross_entropy(
+        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
+    )
+    return total, learned_BT.sum()

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -40,8 +39,8 @@ from pipeline.sharding import (
 )
 from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
 from pipeline.stages._sft_setup import (
-    IGNORED,
     labels_of,
+    loss_sum,
     token_dataset,
     trainer_arguments,
     with_unlabelled_row,
@@ -214,7 +213,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         """Return the sum of the losses of the assistant's tokens over the tokens of the step."""
         if inputs["input_ids"].device.type != "cpu" or return_outputs or self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        total, count = _loss_sum(model, inputs)
+        total, count = loss_sum(model, inputs)
         if num_items_in_batch is None:
             return total / count.clamp(min=1)
         # Ranks average their gradients, and `num_items_in_batch` counts the tokens of all.
@@ -291,7 +290,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
                 collate([{"input_ids": row.ids, "labels": labels_of(row)} for row in rows])
             )
             with self.compute_loss_context_manager():
-                total, count = _loss_sum(self.model_wrapped, inputs)
+                total, count = loss_sum(self.model_wrapped, inputs)
             if place < len(batches):
                 sums += torch.stack([total.double().cpu(), count.double().cpu()])
         self.model.train()
@@ -384,18 +383,3 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
                 content = {"best": best.step, "candidates": listed}
                 write_atomically(folder / "candidates.json", json.dumps(content, indent=2) + "\n")
         return best
-
-
-def _loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of the labelled tokens, and how many they are.
-
-    Token t is predicted from those before it; the first of a row never is.
-    """
-    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
-    labels_BT = inputs["labels"][:, 1:]
-    learned_BT = labels_BT != IGNORED
-    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
-    total = functional.cross_entropy(
-        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
-    )
-    return total, learned_BT.sum()

@@ -3,7 +3,8 @@
 As a command: `FOLDER MODE...`, once on each process, with torch's RANK, WORLD_SIZE and so on in the
 environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs in
 `FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
-Then every stage goes on from the resume state of the other launch, whose folder is `OTHER`.
+Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
+left half-way: one process from that of two sharded ones, all others from that of one.
 """
 
 from __future__ import annotations
@@ -80,22 +81,20 @@ def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> N
     given: dict[str, str] = {name: settings.model_dump()[name] for name in names}
     if stage in ("ppo", "shared"):
         given["reward.0.model"] = str(inputs / "reward")
-    import_module(f"pipeline.stages.{settings.kind}").run(
-        StageContext(
-            name=stage,
-            settings=settings,
-            seed=0,
-            folder=folder,
-            inputs=given,
-            hand=HandOver(stage, {stage: settings}, lambda _: None),
-            resume=ResumeStore(folder / "resume", "key", tracked=logs, rank=rank, barrier=barrier),
-            metrics=MetricsLog(logs[0], enabled=rank == 0),
-            console=Console(quiet=True),
-            rank=rank,
-            world_size=size,
-        )  # fmt: skip
-    )
+    context = StageContext(
+        name=stage, settings=settings, seed=0, folder=folder, inputs=given,
+        hand=HandOver(stage, {stage: settings}, lambda _: None),
+        resume=ResumeStore(folder / "resume", "key", tracked=logs, rank=rank, barrier=barrier),
+        metrics=MetricsLog(logs[0], enabled=rank == 0), console=Console(quiet=True),
+        rank=rank, world_size=size,
+    )  # fmt: skip
+    import_module(f"pipeline.stages.{settings.kind}").run(context)
     barrier()
+
+
+def local(parameter: Any) -> Any:
+    """Return what this process holds of a parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def watch_modules() -> list[dict[str, Any]]:
@@ -150,19 +149,18 @@ def main(folder: Path, modes: list[str]) -> None:
     rank, size = state.process_index, state.num_processes
     seen = watch_modules()
     for mode in modes:
+        # What `accelerate launch` makes of a configuration with FSDP2, or without.
         os.environ["ACCELERATE_USE_FSDP"] = str(mode == "fsdp").lower()
         os.environ["FSDP_VERSION"] = "2"
         os.environ.pop("RLHF_SHARD_WEIGHTS", None)
         own = folder / f"{mode}-{size}"
         seen.clear()
         for stage in STAGES:
-            began = time.time()
             run_stage(stage, folder, own / stage, rank, size)
-            print(mode, stage, time.time() - began, flush=True)
         if rank == 0:
             (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
-        _wait_for(folder / (f"{'fsdp-2' if size == 1 else 'alone-1'}") / "facts.json")
         other = folder / ("fsdp-2" if size == 1 else "alone-1")
+        wait_for(other / "facts.json")
         for stage in STAGES:
             target = own / f"{stage}-elsewhere"
             target.mkdir(exist_ok=True)
@@ -173,8 +171,8 @@ def main(folder: Path, modes: list[str]) -> None:
     state.destroy_process_group()
 
 
-def _wait_for(path: Path) -> None:
-    until = time.monotonic() + 200
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 600
     while not path.is_file():
         if time.monotonic() > until:
             raise TimeoutError(f"{path} never came")
