@@ -172,7 +172,7 @@ def main(folder: Path, modes: list[str]) -> None:
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 600
+    until = time.monotonic() + 1200
     while not path.is_file():
         if time.monotonic() > until:
             raise TimeoutError(f"{path} never came")

@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("spread_stages.py")
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
 RUNS = ("alone-1", "fsdp-2", "ddp-2")
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 def words(rng: random.Random, most: int) -> str:
@@ -80,10 +80,11 @@ def finish(folder: Path, size: int, started: list[subprocess.Popen[bytes]]) -> N
     try:
         for rank, process in enumerate(started):
             log = folder / f"log-{size}-{rank}"
-            assert process.wait(timeout=600) == 0, log.read_text()[-4000:]
+            assert process.wait(timeout=1200) == 0, log.read_text()[-4000:]
     finally:
         for process in started:
             process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
