@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -17,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import Interrupted, RlhfError, StageFailedError, UsageError
+from data.errors import Interrupted, RlhfError, StageFailedError
 from pipeline.artifacts import (
     MANIFEST,
     Artifact,
@@ -32,9 +28,9 @@ from pipeline.config import LaunchSettings, is_external, references
 from pipeline.console import Console
 from pipeline.context import MetricsLog, StageContext, StopFlag
 from pipeline.handover import HandOver
+from pipeline.launching import RESULT, run_launched
 from pipeline.recipe import Recipe
 
-RESULT = "result.json"
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
@@ -73,7 +69,7 @@ def run_stage(
     if processes == 1:
         outcome = _run_here(recipe, stage, run, digest, console, stop)
     else:
-        outcome = _run_launched(recipe, stage, run, digest, launch, console, stop)
+        outcome = run_launched(stage, run, digest, launch, console=console, stop=stop)
     with storage_errors(folder):
         for scratch in ("resume", "work"):
             shutil.rmtree(folder / scratch, ignore_errors=True)
@@ -234,82 +230,13 @@ def _logged(log: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run_launched(
-    recipe: Recipe,
-    stage: str,
-    run: Path,
-    digest: str,
-    launch: LaunchSettings,
-    console: Console,
-    stop: StopFlag,
-) -> dict[str, Any]:
-    """Run a stage as `accelerate launch --no_python rlhf run-stage ...` and wait for it."""
-    folder, log = run / stage, run / stage / "stage.log"
-    result = folder / "work" / RESULT
-    result.unlink(missing_ok=True)
-    command = [
-        *_launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
-        *_plugin_options(), *(["--quiet"] if console.quiet else []),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with log.open("a", encoding="utf-8") as file, storage_errors(log):
-        process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
-        asked = False
-        while process.poll() is None:
-            time.sleep(0.2)
-            if stop.signum is not None and not asked:
-                asked = True
-                os.killpg(process.pid, signal.SIGTERM)
-    outcome: dict[str, Any] = {}
-    if result.is_file():
-        outcome = json.loads(result.read_text(encoding="utf-8"))
-    if outcome.get("interrupted") or asked:
-        raise Interrupted(f"stage {stage} stopped and saved its state")
-    if outcome.get("error"):
-        raise StageFailedError(f"{outcome['error']}")
-    if process.returncode != 0 or "metrics" not in outcome:
-        raise StageFailedError(
-            f"stage {stage} on {launch.processes} processes ended with exit code "
-            f"{process.returncode}; its log is {log}, its last checkpoint is kept and the next "
-            "`rlhf run` goes on there"
-        )
-    return outcome
-
-
-def _plugin_options() -> list[str]:
-    """Return what makes another process load the same plugins, or refuse if they changed."""
-    from reward.functions import plugins
-
-    return [
-        argument
-        for plugin in plugins()
-        for argument in ("--plugin", str(plugin.path), "--plugin-sha256", plugin.sha256)
-    ]
-
-
-def _launch_command(launch: LaunchSettings) -> list[str]:
-    if launch.config is not None and not Path(launch.config).is_file():
-        raise UsageError(
-            f"launch.config: {launch.config}: no such file; give an accelerate configuration"
-        )
-    command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--no_python",
-        "--num_processes", str(launch.processes),
-    ]  # fmt: skip
-    if launch.config is not None:
-        command += ["--config_file", launch.config]
-    else:
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0"]
-        # On a CPU, `--cpu` would start one process; this starts all, `run_as_rank` says on what.
-        command += ["--multi_gpu"]
-    return [*command, str(Path(sys.executable).with_name("rlhf"))]
-
-
 def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
     """Body of the hidden command that `accelerate launch` starts on every rank."""
     from accelerate import PartialState
 
+    from pipeline.sharding import take_over_sharding
+
+    take_over_sharding()
     state = PartialState(cpu=not _has_cuda())
     rank, size = state.process_index, state.num_processes
     folder = run / stage

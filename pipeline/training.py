@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
 from data.errors import Interrupted, TrainingError
-from pipeline.checkpoint import load_state, restore_rng, rng_state, save_state
+from pipeline.checkpoint import load_state, rng_state, save_state
+from pipeline.sharding import (
+    is_sharded,
+    restore_own_rng,
+    whole,
+    whole_optimizer_state,
+    whole_state,
+)
 
 if TYPE_CHECKING:
     from pipeline.context import StageContext
@@ -88,7 +95,7 @@ def clip_gradients(
     Raises:
         TrainingError: loss or norm is NaN or infinite.
     """
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
     if not math.isfinite(loss) or not math.isfinite(norm):
         what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient norm became {norm}"
         raise TrainingError(
@@ -110,7 +117,8 @@ def save_training_state(
     """Write weights, optimiser, scheduler, random state and `extra` into a folder.
 
     Rank 0 writes what all ranks share, every rank its random state. To be called by
-    `ResumeStore.save`, which makes the folder whole or not there.
+    `ResumeStore.save`, which makes the folder whole or not there. Sharded weights are gathered, so
+    that the state is the same on any number of processes.
 
     Args:
         folder: an existing folder.
@@ -121,11 +129,19 @@ def save_training_state(
         rank: of this process.
     """
     save_state(folder / f"rng-{rank}.pt", rng_state())
+    sharded = is_sharded(model)
+    weights = whole_state(model) if sharded else {}
+    optimizer_state = whole_optimizer_state(optimizer)
     if rank != 0:
         return
-    save_weights(model, str(folder / "model.safetensors"))
+    if sharded:
+        # A tensor of two names goes once, as `save_weights` does it.
+        once = {id(tensor): name for name, tensor in reversed(weights.items())}
+        save_file({name: weights[name] for name in once.values()}, folder / "model.safetensors")
+    else:
+        save_weights(model, str(folder / "model.safetensors"))
     state = {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer_state,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "extra": dict(extra or {}),
     }
@@ -142,20 +158,17 @@ def load_training_state(
 ) -> dict[str, Any]:
     """Restore what `save_training_state` wrote; return `extra`.
 
-    Raises:
-        TrainingError: the state is of fewer processes than these.
+    The state may be of another number of processes; one that is new keeps its random state.
     """
-    random_state = folder / f"rng-{rank}.pt"
-    if not random_state.is_file():
-        raise TrainingError(
-            f"{folder} was saved by fewer processes than now run; go on with as many as before"
-        )
-    load_model(model, str(folder / "model.safetensors"))
+    if is_sharded(model):
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    else:
+        load_model(model, str(folder / "model.safetensors"))
     state = load_state(folder / "state.pt")
     optimizer.load_state_dict(state["optimizer"])
     if scheduler is not None:
         scheduler.load_state_dict(state["scheduler"])
-    restore_rng(load_state(random_state))
+    restore_own_rng(folder, rank)
     extra: dict[str, Any] = state["extra"]
     return extra
 

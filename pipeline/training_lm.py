@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from data.errors import RecipeError
 from pipeline.checkpoint import load_state, save_state
 from pipeline.evaluation.perplexity import batches_loss, perplexity_figures
 from pipeline.language_modelling import LmBatch, summed_loss
+from pipeline.sharding import TrainingAccelerator, make_accelerator
 from pipeline.training import (
     Schedule,
     build_optimizer,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from data.packing import PackedShards
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-"""Where no process holds the whole state, so that `accelerate` keeps it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class LmTrainer:
     seed: int
     heldout: PackedShards | None = None
     heldout_chunks: int = 256
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    accelerator: TrainingAccelerator = field(default_factory=lambda: make_accelerator(bf16=False))
 
     def __post_init__(self) -> None:
         """Spread the model over the processes.
@@ -126,17 +123,17 @@ class LmTrainer:
         self.parameters = [p for p in self.prepared.parameters() if p.requires_grad]
         self.order = ChunkOrder(len(self.train), seed=self.seed)
 
+    @property
+    def _engine(self) -> bool:
+        """Whether DeepSpeed clips, steps and saves."""
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
+
     def step(self, number: int) -> dict[str, float]:
         """Do one optimiser's step, counted from 0; return its metrics.
 
         Raises:
             TrainingError: loss or gradient is not finite; the weights are as before.
         """
-        batch = self._batch(number)
-        tokens = self._sum(batch.predicted())
-        nats = self._backward(batch, tokens)
-        loss = self._sum(float(nats)) / tokens
-        norm = self._clip(loss, number + 1)
         rate = self.hyper.learning_rate * schedule_factor(
             number,
             total=self.hyper.steps,
@@ -145,6 +142,11 @@ class LmTrainer:
             final_share=self.hyper.final_share,
         )
         set_learning_rate(self.optimizer, rate)
+        batch = self._batch(number)
+        tokens = self._sum(batch.predicted())
+        nats = self._backward(batch, tokens)
+        loss = self._sum(float(nats)) / tokens
+        norm = self._clip(loss, number + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
@@ -171,6 +173,7 @@ class LmTrainer:
         size, rows = self.hyper.micro_batch_size, len(batch.tokens_BT)
         for start in range(0, rows, size):
             last = start + size >= rows
+            self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps by this
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 with self._autocast():
                     part = summed_loss(self.forward, batch.rows(start, start + size))
@@ -191,7 +194,7 @@ class LmTrainer:
         return float(self.accelerator.reduce(number, reduction="sum"))
 
     def _clip(self, loss: float, step: int) -> float:
-        if self.accelerator.distributed_type not in SHARDED:
+        if not self._engine:
             return clip_gradients(
                 self.parameters, self.hyper.max_gradient_norm, loss=loss, step=step
             )
@@ -209,7 +212,7 @@ class LmTrainer:
         places = [number * total // count for number in range(count)]
         # Processes may get unequal parts, so the wrapper, which waits for the others, stays out of
         # it; where weights are sharded, every process judges all.
-        apart = self.accelerator.distributed_type not in SHARDED
+        apart = not (self._engine or self.accelerator.sharded)
         if apart:
             places = places[self.accelerator.process_index :: self.accelerator.num_processes]
         model = self.model if apart and self.accelerator.num_processes > 1 else self.forward
@@ -230,7 +233,7 @@ class LmTrainer:
 
     def save(self, folder: Path, own: dict[str, Any]) -> None:
         """Write the whole state; called on every process."""
-        if self.accelerator.distributed_type not in SHARDED:
+        if not self._engine:
             rank = self.accelerator.process_index
             save_training_state(folder, self.model, self.optimizer, extra=own, rank=rank)
             return
@@ -240,7 +243,7 @@ class LmTrainer:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore the state; return what the loop kept in it."""
-        if self.accelerator.distributed_type not in SHARDED:
+        if not self._engine:
             rank = self.accelerator.process_index
             return load_training_state(folder, self.model, self.optimizer, rank=rank)
         self.accelerator.load_state(str(folder))
@@ -248,7 +251,7 @@ class LmTrainer:
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Return the gathered weights where they are sharded; called on every process."""
-        if self.accelerator.distributed_type not in SHARDED:
+        if not (self._engine or self.accelerator.sharded):
             return None
         gathered: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.prepared)
         return gathered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +83,15 @@ def assemble(
     head = _zero_head(model) if value_source is None else None
     if lora is None:
         trunk, reference = None, _reference(model, reference_source, trust=trust_remote_code)
-        reference_policy = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
+        frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
+        reference_policy = ranks.place(frozen)
     else:
         assert value_source is None and reference_source is None
+        if ranks.sharded:
+            raise ModelError(
+                "trunk: shared holds one model a process and can't be sharded; launch with "
+                "ddp.yaml or set trunk: separate"
+            )
         trunk = make_trunk(model, lora, base=policy_source, seed=ranks.seed)
         reference_policy = Policy(model, None, trunk, None)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
@@ -110,7 +116,9 @@ def assemble(
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=_engine(policy, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks),
+        engine=_engine(
+            learner, trunk, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks
+        ),
         rewards=RewardSum(rewards),
         optimization=Optimization(learner, value, average, language, hyper, ranks),
         reference=reference_policy,
@@ -120,15 +128,16 @@ def assemble(
 
 
 def _engine(
-    policy: Policy,
+    policy: Learner,
+    trunk: Trunk | None,
     end_ids: Sequence[int],
     pad_id: int,
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> LocalEngine:
-    more = {} if policy.trunk is None else {"weights": partial(policy.trunk.merged, POLICY)}
+    more = {} if trunk is None else {"weights": partial(trunk.merged, POLICY)}
     return LocalEngine(
-        model=policy.model,
+        policy=policy,
         sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
         end_ids=sorted(set(end_ids)),
         pad_id=pad_id,
@@ -139,27 +148,31 @@ def _engine(
 
 
 def publish(ppo: Ppo, folder: Path) -> None:
-    """Write `model/`, the average if there is one, and `value_model/`; on the main process.
+    """Write `model/`, the average if there is one, and `value_model/`.
 
-    On a shared trunk the policy's adapter is merged into both, and stands in `adapter/` too.
+    Called on every process, the weights being gathered; the main process writes. On a shared trunk
+    the policy's adapter is merged into both, and stands in `adapter/` too.
     """
-    if ppo.ranks.rank != 0:
-        return
-    run = ppo.optimization
-    policy = ppo.policy
-    trunk: Trunk | None = policy.trunk
-    with nullcontext() if trunk is None else trunk.merged(POLICY):
-        if run.value is None:
-            assert policy.value_head is not None
-            value = _as_value_model(policy.model, policy.value_head, folder)
-        else:
-            value = ppo.ranks.unwrapped(run.value.module).model
-        save_model(value, ppo.tokenizer, folder / "value_model")
+    run, main = ppo.optimization, ppo.ranks.rank == 0
+    trunk: Trunk | None = ppo.policy.trunk
+
+    def merged() -> AbstractContextManager[None]:
+        return nullcontext() if trunk is None else trunk.merged(POLICY)
+
+    with (run.value or run.policy).whole() as module, merged():
+        if main:
+            if run.value is None:
+                assert module.value_head is not None
+                value = _as_value_model(module.model, module.value_head, folder)
+            else:
+                value = module.model
+            save_model(value, ppo.tokenizer, folder / "value_model")
     if run.average is not None:
-        run.average.copy_to(policy)
-    with nullcontext() if trunk is None else trunk.merged(POLICY):
-        save_model(policy.model, ppo.tokenizer, folder / "model")
-    if trunk is not None:
+        run.average.copy_to(ppo.policy)
+    with run.policy.whole() as policy, merged():
+        if main:
+            save_model(policy.model, ppo.tokenizer, folder / "model")
+    if trunk is not None and main:
         trunk.save(POLICY, folder / "adapter", task="CAUSAL_LM")
 
 

@@ -6,11 +6,12 @@ Shapes: B episodes of this process, T response tokens, M episodes of a micro-bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.ppo.advantages import (
     Moments,
@@ -276,6 +277,33 @@ def make_experience(
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
     )
+
+
+def everyones(experience: Experience, ranks: Ranks) -> Experience:
+    """Return the experience of all processes, in their order, on every process."""
+    if ranks.size == 1:
+        return experience
+    names = [f.name for f in fields(Experience) if f.name != "tokens"]
+    own, tokens = {name: getattr(experience, name).cpu() for name in names}, experience.tokens
+    masks = (tokens.mask_BT.cpu(), tokens.value_mask_BT.cpu())
+    parts = ranks.gather((tokens.ids, tokens.starts_B.cpu(), masks, own))
+    width = max(mask_BT.shape[1] for _, _, (mask_BT, _), _ in parts)
+
+    def joined(rows: list[Tensor]) -> Tensor:
+        wide = [functional.pad(whole_BT, (0, width - whole_BT.shape[1])) for whole_BT in rows]
+        return torch.cat(wide).to(tokens.device)
+
+    mask_BT = joined([mask_BT for _, _, (mask_BT, _), _ in parts])
+    apart = tokens.value_mask_BT is not tokens.mask_BT
+    whole = Tokens(
+        ids=[row for ids, *_ in parts for row in ids],
+        starts_B=torch.cat([starts_B for _, starts_B, _, _ in parts]).to(tokens.device),
+        mask_BT=mask_BT,
+        value_mask_BT=joined([value for _, _, (_, value), _ in parts]) if apart else mask_BT,
+        pad_id=tokens.pad_id,
+        device=tokens.device,
+    )
+    return Experience(whole, **{name: joined([p[3][name] for p in parts]) for name in names})
 
 
 def global_moments(values: Tensor, mask: Tensor, ranks: Ranks) -> Moments:

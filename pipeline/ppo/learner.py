@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.settings import Hyperparameters
+from pipeline.sharding import (
+    cut,
+    filled,
+    hollow_copy,
+    whole,
+    whole_optimizer_state,
+    whole_state,
+)
 
 
 @dataclass
@@ -22,12 +31,14 @@ class Learner:
         optimizer: Adam over all that it trains.
         learning_rate: the highest of the run.
         ranks: the processes.
+        hollow: where the weights are sharded, the module without them, see `whole`.
     """
 
     module: nn.Module
     optimizer: Any
     learning_rate: float
     ranks: Ranks
+    hollow: nn.Module | None = None
 
     @classmethod
     def of(
@@ -56,8 +67,21 @@ class Learner:
             eps=hyper.adam_epsilon,
             fused=True,
         )
+        hollow = hollow_copy(module) if ranks.sharded else None
         wrapped, prepared = ranks.accelerator.prepare(module, optimizer)
-        return cls(wrapped, prepared, learning_rate, ranks)
+        return cls(wrapped, prepared, learning_rate, ranks, hollow)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Any]:
+        """Give the bare module with all its weights, to call without the other processes.
+
+        Called on every process; where weights are sharded they are gathered and let go again.
+        """
+        if self.hollow is None:
+            yield self.ranks.unwrapped(self.module)
+            return
+        with filled(self.hollow, self.module) as module:
+            yield module
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained."""
@@ -76,12 +100,15 @@ class Learner:
         return norm
 
     def state(self) -> dict[str, Any]:
-        """Return the weights that are trained, and the optimiser, for a resume state."""
+        """Return the whole weights that are trained, and the optimiser, for a resume state.
+
+        Called on every process.
+        """
         module = self.ranks.unwrapped(self.module)
         frozen = _frozen(module)
         return {
-            "module": {k: v for k, v in module.state_dict().items() if k not in frozen},
-            "optimizer": self.optimizer.state_dict(),
+            "module": {k: v for k, v in whole_state(module).items() if k not in frozen},
+            "optimizer": whole_optimizer_state(self.optimizer),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -113,10 +140,14 @@ class Average:
         for name, parameter in _trained(module):
             parameter.copy_(self.shadows[name])
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the whole averages for a resume state; called on every process."""
+        return {name: whole(shadow) for name, shadow in self.shadows.items()}
+
     def restore(self, shadows: Mapping[str, Tensor]) -> None:
-        """Take up a state, which is `shadows`."""
+        """Take up a state."""
         for name, shadow in shadows.items():
-            self.shadows[name].copy_(shadow)
+            self.shadows[name].copy_(cut(shadow, self.shadows[name]))
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -156,4 +187,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    return float(torch.nn.utils.get_total_norm(gradients))
+    return float(whole(torch.nn.utils.get_total_norm(gradients)))

@@ -51,7 +51,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import Interrupted, TrainingError
+from data.errors import Interrupted
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
 from pipeline.ppo.experience import (
     Experience,
@@ -309,8 +309,9 @@ def save(ppo: Ppo, states: ResumeStore) -> None:
     def write(folder: Path) -> None:
         rank = ppo.ranks.rank
         save_state(folder / f"rng-{rank}.pt", rng_state())
+        state = _state(ppo)  # gathers sharded weights, so that all processes take part
         if rank == 0:
-            save_state(folder / STATE, _state(ppo))
+            save_state(folder / STATE, state)
 
     states.save(ppo.update, write)
 
@@ -318,19 +319,14 @@ def save(ppo: Ppo, states: ResumeStore) -> None:
 def restore(ppo: Ppo, states: ResumeStore) -> bool:
     """Take up the newest whole resume state; tell whether there was one.
 
-    Raises:
-        TrainingError: it is of another number of processes.
+    It may be of another number of processes: all random numbers of the algorithm follow from seed
+    and update, and what is saved is whole.
     """
     found = states.latest()
     if found is None:
         return False
     step, folder = found
     state = load_state(folder / STATE)
-    if state["processes"] != ppo.ranks.size:
-        raise TrainingError(
-            f"the resume state is of {state['processes']} processes, this run has "
-            f"{ppo.ranks.size}; go on with as many, or remove {folder.parent} to start anew"
-        )
     run = ppo.optimization
     run.policy.restore(state["policy"])
     if run.value is not None:
@@ -343,14 +339,15 @@ def restore(ppo: Ppo, states: ResumeStore) -> bool:
     ppo.kl_coefficient = state["kl_coefficient"]
     ppo.metrics = state["metrics"]
     ppo.update = step
-    restore_rng(load_state(folder / f"rng-{ppo.ranks.rank}.pt"))
+    if state["processes"] == ppo.ranks.size:
+        restore_rng(load_state(folder / f"rng-{ppo.ranks.rank}.pt"))
     ppo.engine.synchronize()
     return True
 
 
 def _state(ppo: Ppo) -> dict[str, Any]:
     run = ppo.optimization
-    average: dict[str, torch.Tensor] = run.average.shadows if run.average is not None else {}
+    average: dict[str, torch.Tensor] = run.average.state() if run.average is not None else {}
     return {
         "processes": ppo.ranks.size,
         "policy": run.policy.state(),

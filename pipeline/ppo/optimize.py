@@ -1,6 +1,9 @@
 """The optimiser steps of one update.
 
-Shapes: B episodes of this process, M episodes of a micro-batch, T response tokens.
+Every process holds the tokens and figures of all episodes (little beside a model), so that a
+minibatch is the same whatever the number of processes, which share it evenly.
+
+Shapes: B episodes of all processes, M episodes of a micro-batch, T response tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.errors import TrainingError
-from pipeline.ppo.experience import Experience, Piece
+from pipeline.ppo.experience import Experience, Piece, everyones
 from pipeline.ppo.invariants import check_first_step
 from pipeline.ppo.learner import Average, Learner, rate_share
 from pipeline.ppo.losses import policy_loss, value_loss
@@ -85,9 +88,10 @@ class Optimization:
         Raises:
             TrainingError: a loss is not finite, or an invariant does not hold.
         """
-        done = Steps()
+        done, experience = Steps(), everyones(experience, self.ranks)
         for epoch in range(self.hyper.epochs):
-            for rows in self._minibatches(experience, update, epoch):
+            for minibatch in self._minibatches(experience, update, epoch):
+                rows = self._share(experience, minibatch)
                 step = self._gradients(experience, rows, warming=self._warming(update))
                 if check and not done.steps:
                     check_first_step(
@@ -98,7 +102,7 @@ class Optimization:
                     )
                 done.steps.append(step)
                 self._require_finite(step, update)
-                self._add_pretraining(done, len(rows), experience.tokens.pad_id, update)
+                self._add_pretraining(done, len(minibatch), experience.tokens.pad_id, update)
                 self._apply(done, update)
                 limit = self.hyper.early_stop_kl
                 if limit is not None and step.approximate_kl > limit:
@@ -110,12 +114,17 @@ class Optimization:
         return update < self.hyper.value_warmup_updates
 
     def _minibatches(self, experience: Experience, update: int, epoch: int) -> list[list[int]]:
-        """Cut this process's episodes into minibatches, in an order of the epoch's own."""
+        """Cut the episodes of all processes into minibatches, in an order of the epoch's own."""
         count = len(experience.tokens.ids)
-        generator = self.ranks.generator("minibatches", update, epoch, self.ranks.rank)
+        generator = self.ranks.generator("minibatches", update, epoch, 0)
         order: list[int] = torch.randperm(count, generator=generator).tolist()
         size = count // self.hyper.minibatches
         return [order[start : start + size] for start in range(0, count, size)]
+
+    def _share(self, experience: Experience, minibatch: list[int]) -> list[int]:
+        """Return this process's episodes of a minibatch, of like lengths on all processes."""
+        ids = experience.tokens.ids
+        return self.ranks.share(sorted(minibatch, key=lambda row: (-len(ids[row]), row)))
 
     def _gradients(self, experience: Experience, rows: list[int], *, warming: bool) -> Step:
         """Accumulate the gradients of a minibatch; micro-batches do not change them."""

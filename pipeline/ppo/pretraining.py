@@ -42,10 +42,10 @@ class PretrainingRows:
     place: int = 0
 
     def take(self, count: int, *, ranks: Ranks) -> list[list[int]]:
-        """Return this process's share of the next rows, `count` for each process."""
-        start = self.place + count * ranks.rank
-        self.place += count * ranks.size
-        return [list(self.rows[self.order[start + i]]) for i in range(count)]
+        """Return this process's share of the next `count` rows, the longest first."""
+        chosen = [list(self.rows[self.order[self.place + i]]) for i in range(count)]
+        self.place += count
+        return ranks.share(sorted(chosen, key=len, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def add_pretraining_gradient(
     Args:
         policy: holds PPO's gradient, already summed over processes.
         pretraining: the rows.
-        rows: taken on each process.
+        rows: taken, over all processes.
         coefficient: weight of the loss.
         micro_batch_size: rows of one pass.
         pad_id: fills up rows.
         measure: compare the two gradients' norms; needs memory for a second gradient.
     """
     ranks = policy.ranks
-    chosen = sorted(pretraining.take(rows, ranks=ranks), key=len, reverse=True)
+    chosen = pretraining.take(rows, ranks=ranks)
     count = ranks.sum(torch.tensor(float(sum(len(row) - 1 for row in chosen)), device=ranks.device))
     parameters = policy.parameters()
     ppo_gradients = [p.grad for p in parameters]
@@ -86,10 +86,12 @@ def add_pretraining_gradient(
     if measure:
         policy.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=ranks.device)
-    for start in range(0, len(chosen), micro_batch_size):
+    most = -(-rows // ranks.size)  # on any process: all do as many passes, some of them weightless
+    for start in range(0, most, micro_batch_size):
         part = chosen[start : start + micro_batch_size]
-        loss = _row_loss(policy, part, pad_id=pad_id, count=count)
-        last = start + micro_batch_size >= len(chosen)
+        loss = _row_loss(policy, part or [[pad_id, pad_id]], pad_id=pad_id, count=count)
+        loss = loss if part else 0.0 * loss
+        last = start + micro_batch_size >= most
         with ranks.gradient_sync(policy.module, when=last):
             ranks.backward(coefficient * loss)
         total += loss.detach()

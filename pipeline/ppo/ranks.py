@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from data.errors import UsageError
+from pipeline.sharding import make_accelerator
 
-def make_accelerator(*, bf16: bool) -> Any:
-    """Return the accelerator of this process.
+__all__ = ["Ranks", "derived_seed", "make_accelerator"]
 
-    The precision of an accelerator that an earlier stage made in this process is forgotten; its
-    process group stays.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision="bf16" if bf16 else "no")
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,18 @@ class Ranks:
 
     accelerator: Any
     seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse an engine that steps by itself and takes one model alone.
+
+        Raises:
+            UsageError: DeepSpeed is to run the processes.
+        """
+        if str(getattr(self.accelerator, "distributed_type", "")).endswith("DEEPSPEED"):
+            raise UsageError(
+                "launch.config asks for DeepSpeed, which takes one model a run, and PPO trains a "
+                "policy and a value model; use an FSDP2 configuration (recipes/launch/fsdp2.yaml)"
+            )
 
     @property
     def rank(self) -> int:
@@ -70,6 +78,30 @@ class Ranks:
             return [value]
         gathered = self.accelerator.gather(torch.tensor([value], device=self.device))
         return [int(v) for v in gathered.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of each process, on every process."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        gathered: list[Any] = gather_object([value])
+        return gathered
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return this process's share of what all processes hold; sizes differ by one at most."""
+        return list(items[self.rank :: self.size])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights alone."""
+        return bool(getattr(self.accelerator, "sharded", False))
+
+    def place(self, module: M) -> M:
+        """Shard a module that is not trained, in place, if weights are sharded."""
+        if self.sharded:
+            self.accelerator.shard(module)
+        return module
 
     def autocast(self) -> Any:
         """Return the context of mixed precision for calls that bypass the wrapped modules."""

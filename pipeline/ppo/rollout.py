@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from pipeline.generation import Sample, Sampling, decode, generate
+from pipeline.ppo.learner import Learner
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 class RolloutEngine(Protocol):
@@ -37,7 +38,7 @@ class LocalEngine:
     """Samples with the model that is trained, in this process.
 
     Attributes:
-        model: the policy's causal model, unwrapped.
+        policy: holds the causal model that samples.
         sampling: length, temperature, truncation.
         end_ids: tokens that end a response.
         pad_id: the padding token.
@@ -46,7 +47,7 @@ class LocalEngine:
         weights: context in which the model has the policy's weights, such as a merged adapter's.
     """
 
-    model: PreTrainedModel
+    policy: Learner
     sampling: Sampling
     end_ids: Sequence[int]
     pad_id: int
@@ -56,9 +57,9 @@ class LocalEngine:
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
-        with self.weights(), self.ranks.autocast():
+        with self.policy.whole() as policy, self.weights(), self.ranks.autocast():
             return generate(
-                self.model,
+                policy.model,
                 prompts,
                 sampling=self.sampling,
                 eos_token_ids=self.end_ids,

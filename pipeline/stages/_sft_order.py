@@ -22,12 +22,22 @@ class BucketSampler(Sampler[int]):
 
     Grouped, rows of similar length share a batch: the rows are shuffled, sorted by length inside
     windows of batches, and the batches shuffled. What fills no batch comes last, as random rows.
+    `batch_size` must not depend on the number of processes, or else the order would.
+
+    For many processes `multiple` is the rows of a pass of all of them, and the order is filled up
+    to it with the number behind the last row: that of a row without labels.
     """
 
     def __init__(
-        self, lengths: Sequence[int], *, batch_size: int, seed: int, grouped: bool
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        grouped: bool,
+        multiple: int = 1,
     ) -> None:
-        self.lengths, self.batch_size = list(lengths), batch_size
+        self.lengths, self.batch_size, self.multiple = list(lengths), batch_size, multiple
         self.seed, self.grouped, self.epoch = seed, grouped, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -35,13 +45,21 @@ class BucketSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fill
+
+    @property
+    def fill(self) -> int:
+        """How often the row without labels comes, so that all processes pass equally often."""
+        return -len(self.lengths) % self.multiple
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self._order() + [len(self.lengths)] * self.fill)
+
+    def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if not self.grouped:
-            return iter(order)
+            return order
         size = self.batch_size
         whole = len(order) - len(order) % size
         batches: list[list[int]] = []
@@ -50,7 +68,7 @@ class BucketSampler(Sampler[int]):
             window.sort(key=lambda row: self.lengths[row])
             batches += [window[i : i + size] for i in range(0, len(window), size)]
         places = torch.randperm(len(batches), generator=generator).tolist()
-        return iter([row for place in places for row in batches[place]] + order[whole:])
+        return [row for place in places for row in batches[place]] + order[whole:]
 
 
 def add_residual_dropout(model: nn.Module, share: float) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import transformers
+from torch import Tensor
+from torch.nn import functional
 from trl import SFTConfig
 
 from data.errors import RecipeError
@@ -116,8 +118,35 @@ def labels_of(row: Rendered) -> list[int]:
     return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
 
 
+def with_unlabelled_row(rows: datasets.Dataset) -> datasets.Dataset:
+    """Return rows with one more at the end, the shortest without its labels.
+
+    It fills up the last batch of an epoch for processes that would have none.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    row = dict(rows[lengths.index(min(lengths))])
+    row["labels"] = [IGNORED] * len(row["labels"])
+    extra = datasets.Dataset.from_list([row], features=rows.features)
+    return datasets.concatenate_datasets([rows, extra])
+
+
 def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
     """Return rows as TRL takes them when they come tokenised."""
     return datasets.Dataset.from_dict(
         {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
     )
+
+
+def loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the labelled tokens, and how many they are.
+
+    Token t is predicted from those before it; the first of a row never is.
+    """
+    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    labels_BT = inputs["labels"][:, 1:]
+    learned_BT = labels_BT != IGNORED
+    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
+    total = functional.cross_entropy(
+        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
+    )
+    return total, learned_BT.sum()

@@ -25,15 +25,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data.errors import TrainingError
 from pipeline.artifacts import storage_errors, write_atomically
+from pipeline.sharding import (
+    TrainingAccelerator,
+    take_over_sharding,
+    whole_optimizer_state,
+    whole_state,
+)
 from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
-from pipeline.stages._sft_setup import IGNORED, labels_of, token_dataset, trainer_arguments
+from pipeline.stages._sft_setup import (
+    labels_of,
+    loss_sum,
+    token_dataset,
+    trainer_arguments,
+    with_unlabelled_row,
+)
 from pipeline.training import schedule_factor
 
 if TYPE_CHECKING:
@@ -124,16 +135,22 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         self.not_finite: Tensor | None = None
         self.bar: Progress
         self.control: Any
+        self.accelerator: Any
+        self.train_dataset: Any
         self._sums: dict[str, float] = {}
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self))
+        pass_rows = self.args.per_device_train_batch_size * self.args.world_size
         self.order = BucketSampler(
             [len(ids) for ids in self.train_dataset["input_ids"]],
-            batch_size=self.args.per_device_train_batch_size * self.args.world_size,
+            batch_size=context.settings.micro_batch_size or context.settings.batch_size,
             seed=context.seed,
             grouped=context.settings.group_by_length and not context.settings.packing,
+            multiple=pass_rows if self.args.world_size > 1 else 1,
         )
+        if self.order.fill:
+            self.train_dataset = with_unlabelled_row(self.train_dataset)
         self.total_steps = self._count_steps()
         self.args.max_steps = self.total_steps
         count = min(context.settings.candidates, self.total_steps)
@@ -145,11 +162,18 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         settings = self.context.settings
         if settings.max_steps is not None:
             return int(settings.max_steps)
-        batches = math.ceil(len(self.order) / self.order.batch_size)
+        rows = int(self.args.per_device_train_batch_size) * int(self.args.world_size)
+        batches = math.ceil(len(self.order) / rows)
         per_epoch = math.ceil(batches / int(self.args.gradient_accumulation_steps))
         return max(1, math.ceil(settings.epochs * per_epoch))
 
     # What TRL and transformers do otherwise.
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let our accelerator spread the model over the processes."""
+        take_over_sharding()
+        super().create_accelerator_and_postprocess()
+        self.accelerator = TrainingAccelerator.adopt(self.accelerator)
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -189,7 +213,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         """Return the sum of the losses of the assistant's tokens over the tokens of the step."""
         if inputs["input_ids"].device.type != "cpu" or return_outputs or self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        total, count = _loss_sum(model, inputs)
+        total, count = loss_sum(model, inputs)
         if num_items_in_batch is None:
             return total / count.clamp(min=1)
         # Ranks average their gradients, and `num_items_in_batch` counts the tokens of all.
@@ -266,7 +290,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
                 collate([{"input_ids": row.ids, "labels": labels_of(row)} for row in rows])
             )
             with self.compute_loss_context_manager():
-                total, count = _loss_sum(self.model_wrapped, inputs)
+                total, count = loss_sum(self.model_wrapped, inputs)
             if place < len(batches):
                 sums += torch.stack([total.double().cpu(), count.double().cpu()])
         self.model.train()
@@ -295,12 +319,30 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         with storage_errors(folder):
-            self.save_model(str(folder), _internal_call=True)
+            self._save_whole(str(folder))
             (folder / "training_args.bin").unlink(missing_ok=True)
+
+    def _save_whole(self, folder: str) -> None:
+        """Save the model, gathered if it is sharded; called on every process."""
+        if not self.accelerator.sharded:
+            self.save_model(folder, _internal_call=True)
+            return
+        weights = whole_state(self.model)
+        if self.args.should_save:
+            self._save(folder, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.accelerator.sharded:
+            content = whole_optimizer_state(self.optimizer)
+            if self.args.should_save:
+                torch.save(content, Path(output_dir) / "optimizer.pt")
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            return
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _write_state(self, folder: Path) -> None:
         target = str(folder)
-        self.save_model(target, _internal_call=True)
+        self._save_whole(target)
         self._save_optimizer_and_scheduler(target)
         self._save_scaler(target)
         self._save_rng_state(target)
@@ -341,18 +383,3 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
                 content = {"best": best.step, "candidates": listed}
                 write_atomically(folder / "candidates.json", json.dumps(content, indent=2) + "\n")
         return best
-
-
-def _loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of the labelled tokens, and how many they are.
-
-    Token t is predicted from those before it; the first of a row never is.
-    """
-    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
-    labels_BT = inputs["labels"][:, 1:]
-    learned_BT = labels_BT != IGNORED
-    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
-    total = functional.cross_entropy(
-        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
-    )
-    return total, learned_BT.sum()

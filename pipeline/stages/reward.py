@@ -157,6 +157,7 @@ class _Rows:
 
 def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     """Train, judge, set the bias and save; return the final metrics."""
+    from pipeline.sharding import make_accelerator
     from reward.batching import encode_rankings
     from reward.model import RewardModel
     from reward.training import RankingTrainer
@@ -183,6 +184,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         pad_id=model.pad_id,
         hyper=_hyperparameters(settings),
         seed=context.seed,
+        accelerator=make_accelerator(bf16=False),  # the trainer casts by itself
         heldout=watched,
     )
     _train(context, trainer)

@@ -128,7 +128,7 @@ def make_artifact() -> Callable[..., Artifact]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> Callable[..., Any]:
     """Return a builder of byte-level BPE tokenizers with the project's special tokens.
 
@@ -163,7 +163,7 @@ def tiny_tokenizer() -> Callable[..., Any]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_policy() -> Callable[..., Any]:
     """Return a builder of untrained Llama models: tiny_policy(tokenizer, seed=0, hidden=16)."""
 

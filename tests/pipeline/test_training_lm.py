@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,56 +207,3 @@ def test_a_batch_that_cannot_be_shared_is_refused(
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(RecipeError, match="batch_size 4 can't be shared by 3 processes"):
         make_trainer()
-
-
-RANK = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-from accelerate import PartialState
-from transformers import AutoModelForCausalLM
-from data.packing import PackedShards
-from pipeline.training_lm import LmHyperparameters, LmTrainer
-state = PartialState(cpu=True)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-shards = PackedShards(sys.argv[2])
-hyper = LmHyperparameters(
-    steps=6, batch_size=4, micro_batch_size=1, learning_rate=1e-2, attend_across_documents=False
-)
-trainer = LmTrainer(model, shards, hyper, seed=3, heldout=shards)
-rows = [trainer.step(number) for number in range(4)] + [trainer.evaluate()]
-if state.is_main_process:
-    json.dump(rows, open(sys.argv[3], "w"))
-state.wait_for_everyone()
-state.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(
-    shards: PackedShards,
-    tiny_tokenizer: Callable[..., Any],
-    save_policy: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    import subprocess
-    import sys
-
-    model = save_policy(tiny_tokenizer(), seed=1)
-    rows: list[Any] = []
-    for world in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        result = tmp_path / f"rows-{world}.json"
-        ranks = []
-        for rank in range(world):
-            shared = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = {**os.environ, **(shared | address if world > 1 else {})}
-            command = [sys.executable, "-c", RANK, str(model), str(shards.folder), str(result)]
-            ranks.append(subprocess.Popen(command, env=environment))
-        assert [rank.wait(timeout=200) for rank in ranks] == [0] * world
-        rows.append(json.loads(result.read_text()))
-    for one, two in zip(*rows, strict=True):
-        assert two == pytest.approx(one, rel=1e-4)

@@ -155,17 +155,17 @@ def test_tokens_of_the_user_give_no_gradient(
     seen: list[torch.Tensor] = []
     from pipeline.stages import _sft_trainer
 
-    original = _sft_trainer._loss_sum
+    original = _sft_trainer.loss_sum
 
     def spy(model: Any, inputs: dict[str, Any]) -> Any:
         seen.append(inputs["labels"])
         return original(model, inputs)
 
-    _sft_trainer._loss_sum = spy
+    _sft_trainer.loss_sum = spy
     try:
         sft.run(context)
     finally:
-        _sft_trainer._loss_sum = original
+        _sft_trainer.loss_sum = original
     learned = [i for i in seen[0][0].tolist() if i != -100]
     assert tokenizer.decode(learned) == "Ada.<|end|>"
 
@@ -315,14 +315,14 @@ def test_nan_stops_and_keeps_the_last_good_state(
 ) -> None:
     from pipeline.stages import _sft_trainer
 
-    original, calls = _sft_trainer._loss_sum, []
+    original, calls = _sft_trainer.loss_sum, []
 
     def poisoned(model: Any, inputs: dict[str, Any]) -> Any:
         total, count = original(model, inputs)
         calls.append(1)
         return (total * math.nan if len(calls) == 8 else total), count
 
-    monkeypatch.setattr(_sft_trainer, "_loss_sum", poisoned)
+    monkeypatch.setattr(_sft_trainer, "loss_sum", poisoned)
     context = make_context(settings(policy, log_every=50, heldout_share=0.0), {"model": policy})
     with pytest.raises(TrainingError, match="learning_rate"):
         sft.run(context)

@@ -1,0 +1,167 @@
+"""Starts a stage on many processes through `accelerate launch`, and tells what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import Interrupted, StageFailedError, UsageError
+from pipeline.artifacts import storage_errors
+from pipeline.config import LaunchSettings
+from pipeline.console import Console
+from pipeline.context import StopFlag
+
+RESULT = "result.json"
+"""What the processes leave in the stage's `work/`: outcome, or error."""
+_FAILURE = re.compile(r"rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)")
+"""torch's summary of a failed process; the first one is the cause."""
+
+
+def run_launched(
+    stage: str,
+    run: Path,
+    digest: str,
+    launch: LaunchSettings,
+    *,
+    console: Console,
+    stop: StopFlag,
+) -> dict[str, Any]:
+    """Run a stage as `accelerate launch --no_python rlhf run-stage ...` and wait for it.
+
+    Returns:
+        What `run_in_process` returned on rank 0.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+        StageFailedError: a process raised or was killed.
+        UsageError: the accelerate configuration can't be used.
+    """
+    folder, log = run / stage, run / stage / "stage.log"
+    result = folder / "work" / RESULT
+    result.unlink(missing_ok=True)
+    command = [
+        *launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
+        *_plugin_options(), *(["--quiet"] if console.quiet else []),
+    ]  # fmt: skip
+    elsewhere = _machines(launch) - 1
+    if elsewhere:
+        other = command if console.quiet else [*command, "--quiet"]
+        console.say(f"  start on the other {elsewhere} machine(s), --machine_rank 1 and so on:")
+        console.say(f"  {shlex.join(_with_machine_rank(other, 1))}")
+    start = log.stat().st_size if log.exists() else 0
+    with log.open("a", encoding="utf-8") as file, storage_errors(log):
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
+        asked = False
+        while process.poll() is None:
+            time.sleep(0.2)
+            if stop.signum is not None and not asked:
+                asked = True
+                os.killpg(process.pid, signal.SIGTERM)
+    outcome: dict[str, Any] = {}
+    if result.is_file():
+        outcome = json.loads(result.read_text(encoding="utf-8"))
+    if outcome.get("interrupted") or asked:
+        raise Interrupted(f"stage {stage} stopped and saved its state")
+    if outcome.get("error"):
+        raise StageFailedError(f"{outcome['error']}")
+    if process.returncode != 0 or "metrics" not in outcome:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(start)
+            what = first_failure(file.read())
+        raise StageFailedError(
+            f"stage {stage} on {launch.processes} processes ended: "
+            f"{what or f'exit code {process.returncode}'}; its log is {log}, its last checkpoint "
+            "is kept and the next `rlhf run` goes on there"
+        )
+    return outcome
+
+
+def _plugin_options() -> list[str]:
+    """Return what makes another process load the same plugins, or refuse if they changed."""
+    from reward.functions import plugins
+
+    return [
+        argument
+        for plugin in plugins()
+        for argument in ("--plugin", str(plugin.path), "--plugin-sha256", plugin.sha256)
+    ]
+
+
+def first_failure(log: str) -> str | None:
+    """Tell from torch's summary in a log which process failed first, and how."""
+    found = _FAILURE.findall(log[log.rfind("Root Cause") :] if "Root Cause" in log else log)
+    if not found:
+        return None
+    rank, code = found[0]
+    if int(code) >= 0:
+        return f"the process of rank {rank} failed with exit code {code}"
+    name = signal.Signals(-int(code)).name
+    hint = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
+    return f"the process of rank {rank} was killed by {name}{hint}"
+
+
+def launch_command(launch: LaunchSettings) -> list[str]:
+    """Return the command that starts `rlhf` on every process, without its arguments.
+
+    Raises:
+        UsageError: the accelerate configuration is missing or starts one process.
+    """
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--no_python",
+        "--num_processes", str(launch.processes),
+    ]  # fmt: skip
+    if launch.config is None:
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        # On a CPU, `--cpu` would start one process; this starts all, `run_as_rank` says on what.
+        command += ["--main_process_port", "0", "--multi_gpu"]
+    else:
+        command += ["--config_file", launch.config]
+        if _machines(launch) == 1:
+            command += ["--main_process_port", "0"]
+    return [*command, str(Path(sys.executable).with_name("rlhf"))]
+
+
+def _machines(launch: LaunchSettings) -> int:
+    """Return the number of machines that an accelerate configuration is for, having checked it."""
+    if launch.config is None:
+        return 1
+    path = Path(launch.config)
+    if not path.is_file():
+        raise UsageError(
+            f"launch.config: {launch.config}: no such file; give an accelerate configuration"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kind, machines = str(content["distributed_type"]), int(content.get("num_machines", 1))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"launch.config: {launch.config} is no accelerate configuration; `accelerate config` "
+            "makes one, and recipes/launch/ holds some"
+        ) from error
+    if kind in ("NO", "MULTI_CPU"):
+        raise UsageError(
+            f"launch.config: distributed_type {kind} in {launch.config} starts one process; "
+            "use MULTI_GPU, on CPUs too"
+        )
+    if launch.processes % machines:
+        raise UsageError(
+            f"launch.processes: {launch.processes} processes can't be shared by the {machines} "
+            f"machines of {launch.config}; make it a multiple"
+        )
+    return machines
+
+
+def _with_machine_rank(command: list[str], rank: int) -> list[str]:
+    place = command.index("--no_python")
+    return [*command[:place], "--machine_rank", str(rank), *command[place:]]

@@ -1,0 +1,183 @@
+"""Runs the four training stages on the processes of a launch; no test itself.
+
+As a command: `FOLDER MODE...`, once on each process, with torch's RANK, WORLD_SIZE and so on in the
+environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs in
+`FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
+Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
+left half-way: one process from that of two sharded ones, all others from that of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
+
+
+def settings_of(stage: str, inputs: Path) -> Any:
+    """Return a stage's settings: gradient accumulation, uneven rows, uneven last batches."""
+    from pipeline.stages.ppo import PpoSettings
+    from pipeline.stages.pretrain import PretrainSettings
+    from pipeline.stages.reward import RewardSettings
+    from pipeline.stages.sft import SftSettings
+
+    policy, reward = str(inputs / "policy"), str(inputs / "reward")
+    text, prompts = {"path": str(inputs / "text.jsonl")}, {"path": str(inputs / "prompts.jsonl")}
+    if stage == "pretrain":
+        return PretrainSettings(
+            model=policy, train=[text], heldout_share=0.2, steps=6, context_length=32,
+            batch_size=8, micro_batch_size=1, learning_rate=1e-2, log_every=1, evaluate_every=3,
+            save_every=4, attend_across_documents=False, max_gradient_norm=0.5, bf16=False,
+        )  # fmt: skip
+    if stage == "sft":
+        return SftSettings(
+            model=policy, train=[{"path": str(inputs / "talks.jsonl")}], heldout_share=0.2,
+            epochs=2, batch_size=8, micro_batch_size=1, learning_rate=1e-2, log_every=1,
+            evaluate_every=2, save_every=2, max_gradient_norm=0.5, bf16=False,
+        )  # fmt: skip
+    if stage == "reward":
+        return RewardSettings(
+            model=policy, train=[{"path": str(inputs / "rankings.jsonl")}], heldout_share=0.2,
+            epochs=2, prompts_per_step=8, tokens_per_micro_batch=100, learning_rate=1e-2,
+            evaluate_every=2, save_every=2, max_gradient_norm=0.5, bf16=False,
+        )  # fmt: skip
+    return PpoSettings(
+        policy=policy,
+        reward=({"model": reward}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
+        value="separate" if stage == "ppo" else "shared",
+        prompts=[prompts], episodes=48, batch_size=16, minibatches=2, epochs=2, micro_batch_size=3,
+        max_new_tokens=6, temperature=1.0, learning_rate=3e-3, max_gradient_norm=0.5,
+        whiten_rewards=True, normalize_scores=True, adaptive_kl={"horizon": 100}, ema_decay=0.9,
+        entropy_coefficient=0.01, value_warmup_updates=1, ptx_coefficient=0.3,
+        ptx_rows_per_episode=0.4, pretraining_sources=[text], pretraining_row_tokens=9,
+        save_every=2, sample_every=1, bf16=False,
+    )  # fmt: skip
+
+
+def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> None:
+    """Run a stage in a folder, on from whatever is there."""
+    from importlib import import_module
+
+    import torch.distributed as dist
+
+    from pipeline.checkpoint import ResumeStore
+    from pipeline.console import Console
+    from pipeline.context import MetricsLog, StageContext
+    from pipeline.handover import HandOver
+
+    settings = settings_of(stage, inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "work").mkdir(exist_ok=True)
+    barrier = dist.barrier if size > 1 else lambda: None
+    barrier()
+    logs = [folder / "metrics.jsonl", folder / "samples.jsonl"]
+    names = {"ppo": ["policy"], "shared": ["policy"]}.get(stage, ["model"])
+    given: dict[str, str] = {name: settings.model_dump()[name] for name in names}
+    if stage in ("ppo", "shared"):
+        given["reward.0.model"] = str(inputs / "reward")
+    context = StageContext(
+        name=stage, settings=settings, seed=0, folder=folder, inputs=given,
+        hand=HandOver(stage, {stage: settings}, lambda _: None),
+        resume=ResumeStore(folder / "resume", "key", tracked=logs, rank=rank, barrier=barrier),
+        metrics=MetricsLog(logs[0], enabled=rank == 0), console=Console(quiet=True),
+        rank=rank, world_size=size,
+    )  # fmt: skip
+    import_module(f"pipeline.stages.{settings.kind}").run(context)
+    barrier()
+
+
+def local(parameter: Any) -> Any:
+    """Return what this process holds of a parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def watch_modules() -> list[dict[str, Any]]:
+    """Note of every module that is prepared which type its parameters have."""
+    from torch import nn
+
+    from pipeline.sharding import TrainingAccelerator
+
+    seen: list[dict[str, Any]] = []
+    honest = TrainingAccelerator.prepare
+
+    def noting(self: Any, *objects: Any, **options: Any) -> Any:
+        prepared = honest(self, *objects, **options)
+        for thing in prepared if isinstance(prepared, tuple) else (prepared,):
+            if isinstance(thing, nn.Module):
+                kinds = sorted({type(p).__name__ for p in thing.parameters()})
+                own = sum(
+                    getattr(p, "to_local", lambda p=p: p)().numel() for p in thing.parameters()
+                )
+                everyones = sum(p.numel() for p in thing.parameters())
+                seen.append({"class": type(thing).__name__, "parameters": kinds,
+                             "share": own / everyones})  # fmt: skip
+        return prepared
+
+    TrainingAccelerator.prepare = noting  # type: ignore[method-assign]
+    return seen
+
+
+def go_on_elsewhere(source: Path, target: Path, rank: int) -> None:
+    """Copy what another launch left half-way."""
+    if rank == 0:
+        for name in ("work", "candidates"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        state = min((source / "resume").glob("step-*"))
+        shutil.copytree(state, target / "resume" / state.name)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (source / name).is_file():
+                shutil.copy(source / name, target / name)
+
+
+def main(folder: Path, modes: list[str]) -> None:
+    """Run all stages in all modes, then go on from the states of the other launch."""
+    import torch
+
+    torch.set_num_threads(1)
+    import datasets
+    from accelerate import PartialState
+
+    datasets.disable_progress_bars()
+    state = PartialState(cpu=True)
+    rank, size = state.process_index, state.num_processes
+    seen = watch_modules()
+    for mode in modes:
+        # What `accelerate launch` makes of a configuration with FSDP2, or without.
+        os.environ["ACCELERATE_USE_FSDP"] = str(mode == "fsdp").lower()
+        os.environ["FSDP_VERSION"] = "2"
+        os.environ.pop("RLHF_SHARD_WEIGHTS", None)
+        own = folder / f"{mode}-{size}"
+        seen.clear()
+        for stage in STAGES:
+            run_stage(stage, folder, own / stage, rank, size)
+        if rank == 0:
+            (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
+        other = folder / ("fsdp-2" if size == 1 else "alone-1")
+        wait_for(other / "facts.json")
+        for stage in STAGES:
+            target = own / f"{stage}-elsewhere"
+            target.mkdir(exist_ok=True)
+            go_on_elsewhere(other / stage, target, rank)
+            state.wait_for_everyone()
+            run_stage(stage, folder, target, rank, size)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 1200
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path} never came")
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

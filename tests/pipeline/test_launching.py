@@ -1,0 +1,187 @@
+"""Launching a stage on many processes: configurations, refusals, and what is said of a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from data.errors import UsageError
+from pipeline.config import LaunchSettings
+from pipeline.launching import first_failure, launch_command
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
+
+
+def test_the_configurations_are_there() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert names >= {"ddp", "fsdp2", "fsdp2_two_machines", "deepspeed_zero2", "deepspeed_zero3"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path: Path) -> None:
+    """As `accelerate launch` does: the file, then the arguments that it makes of it."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "dee": "DEEPSPEED", "fsd": "FSDP"}[path.stem[:3]]
+    assert config.distributed_type.value == kind
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(path), "--num_processes", "4", "--no_python", "rlhf"]
+    )
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.num_processes == 4
+    assert (arguments.use_fsdp, arguments.use_deepspeed, arguments.multi_gpu) == (
+        kind == "FSDP", kind == "DEEPSPEED", kind == "MULTI_GPU",
+    )  # fmt: skip
+    if kind == "FSDP":
+        assert arguments.fsdp_version == 2 and not arguments.fsdp_cpu_ram_efficient_loading
+    if kind == "DEEPSPEED":
+        assert arguments.zero_stage == int(path.stem[-1])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_handed_on(path: Path) -> None:
+    command = launch_command(LaunchSettings(processes=4, config=str(path)))
+    place = command.index("--config_file")
+    assert command[place + 1] == str(path)
+    assert command[command.index("--num_processes") + 1] == "4"
+    # On one machine any free port; several machines must agree on the one of the file.
+    assert ("--main_process_port" in command) == ("two_machines" not in path.stem)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("distributed_type: MULTI_CPU\n", "starts one process; use MULTI_GPU"),
+        ("distributed_type: 'NO'\n", "starts one process"),
+        ("[1, 2]\n", "is no accelerate configuration"),
+        ("num_machines: 2\n", "is no accelerate configuration"),
+        ("distributed_type: FSDP\nnum_machines: 3\n", "4 processes can't be shared by the 3"),
+    ],
+)
+def test_unusable_configurations_are_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "launch.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        launch_command(LaunchSettings(processes=4, config=str(path)))
+
+
+SUMMARY = """
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 11)
+Root Cause (first observed failure):
+[0]:
+  rank      : 3 (local_rank: 1)
+  exitcode  : {code} (pid: 12)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [(-9, "rank 3 was killed by SIGKILL"), (-11, "SIGSEGV"), (1, "rank 3 failed with exit code 1")],
+)
+def test_the_process_that_failed_first_is_named(code: int, what: str) -> None:
+    assert what in str(first_failure(SUMMARY.format(code=code)))
+    assert first_failure("nothing of the kind") is None
+
+
+STEPS = 60
+
+
+@pytest.fixture
+def recipe(
+    tmp_path: Path, tiny_tokenizer: Callable[..., Any], save_policy: Callable[..., Path]
+) -> Path:
+    policy = save_policy(tiny_tokenizer(), layers=2)
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"line {i} of many"}) + "\n" for i in range(80)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"""
+stages:
+  base:
+    kind: pretrain
+    model: {policy}
+    train: [{{path: {text}}}]
+    steps: {STEPS}
+    context_length: 32
+    batch_size: 4
+    learning_rate: 1.0e-3
+    log_every: 1
+    save_every: 5
+    bf16: false
+"""
+    )
+    return path
+
+
+def rlhf(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(Path(sys.executable).with_name("rlhf")), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def process_of(rank: int, run: Path) -> int:
+    """Return the id of the process of a rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(run).encode() in command and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise LookupError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_killed_process_ends_the_run_which_goes_on_on_one(tmp_path: Path, recipe: Path) -> None:
+    sharded = ["--set", "launch.processes=2", "--set", "launch.config=recipes/launch/fsdp2.yaml"]
+    run = tmp_path / "killed"
+    running = rlhf("run", str(recipe), "--out", str(run), *sharded)
+    while not list((run / "base" / "resume").glob("step-*")):
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.05)
+    os.kill(process_of(1, run), signal.SIGKILL)
+    said, _ = running.communicate(timeout=300)
+    assert running.returncode != 0
+    assert "the process of rank 1 was killed by SIGKILL" in said
+    assert "its last checkpoint is kept" in said
+    for target, name in ((run, "killed"), (tmp_path / "whole", "whole")):
+        done = rlhf("run", str(recipe), "--out", str(target))
+        said, _ = done.communicate(timeout=300)
+        assert done.returncode == 0, said
+        assert ("going on after step" in said) == (name == "killed")
+    one, other = (
+        load_file(tmp_path / name / "base" / "model" / "model.safetensors")
+        for name in ("whole", "killed")
+    )
+    for name, tensor in one.items():
+        assert (other[name] - tensor).abs().max() < 1e-5, name
+    rows = (run / "base" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, STEPS + 1))

@@ -1,0 +1,198 @@
+"""Many processes give what one gives, with whole and with sharded weights, in all four stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("spread_stages.py")
+STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
+RUNS = ("alone-1", "fsdp-2", "ddp-2")
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+def words(rng: random.Random, most: int) -> str:
+    return "".join(rng.choices("abcdefgh ", k=rng.randint(1, most)))
+
+
+def write_inputs(folder: Path, policy: Any, tokenizer: Any) -> None:
+    """Write a policy, a reward model, and rows of uneven length whose numbers are odd."""
+    from reward.model import RewardModel
+
+    rng = random.Random(0)
+    policy.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    RewardModel.start(folder / "policy", seed=0).save(folder / "reward")
+    rows: dict[str, list[dict[str, Any]]] = {
+        "text": [{"text": words(rng, 60)} for _ in range(60)],
+        "prompts": [{"prompt": words(rng, 12)} for _ in range(11)],
+        "talks": [{"prompt": words(rng, 9), "completion": words(rng, 30)} for _ in range(27)],
+        "rankings": [],
+    }
+    for number in range(27):
+        k = rng.choice((2, 3, 5))
+        texts = [words(rng, 9) for _ in range(k)]
+        rows["rankings"].append(
+            {"prompt": f"say {number}", "completions": texts, "ranks": list(range(1, k + 1))}
+        )
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def start(folder: Path, size: int, *modes: str) -> list[subprocess.Popen[bytes]]:
+    """Start the script on so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(size):
+        many = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        with (folder / f"log-{size}-{rank}").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(SCRIPT), str(folder), *modes],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **(many if size > 1 else {})},
+                )
+            )
+    return started
+
+
+def finish(folder: Path, size: int, started: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for processes, and show the log of one that failed."""
+    try:
+        for rank, process in enumerate(started):
+            log = folder / f"log-{size}-{rank}"
+            assert process.wait(timeout=1200) == 0, log.read_text()[-4000:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Callable[..., Any],
+    tiny_policy: Callable[..., Any],
+) -> Path:
+    """The stages on one process, and on two with sharded and with whole weights."""
+    folder = tmp_path_factory.mktemp("processes")
+    tokenizer = tiny_tokenizer()
+    write_inputs(folder, tiny_policy(tokenizer, layers=2), tokenizer)
+    alone, two = start(folder, 1, "alone"), start(folder, 2, "fsdp", "ddp")
+    finish(folder, 2, two)
+    finish(folder, 1, alone)
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def require_same(ours: Path, theirs: Path) -> None:
+    """Compare the metrics of every step and all published weights of two runs of a stage."""
+    one, many = rows_of(ours), rows_of(theirs)
+    assert len(one) == len(many) >= 3
+    for expected, found in zip(one, many, strict=True):
+        assert expected.keys() == found.keys()
+        for name, figure in expected.items():
+            if name.startswith(("time/", "seconds", "train/tokens_per_second", "train/epoch")):
+                continue
+            # A share of clipped tokens jumps where one token is at the bound.
+            close = 1e-2 if "clipfrac" in name else 1e-5
+            assert found[name] == pytest.approx(figure, abs=close, rel=close), name
+    published = sorted(path.relative_to(ours) for path in ours.glob("*model/model.safetensors"))
+    assert published
+    for path in published:
+        expected_weights, weights = load_file(ours / path), load_file(theirs / path)
+        assert expected_weights.keys() == weights.keys()
+        for name, tensor in expected_weights.items():
+            torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+def require_moved(folder: Path, runs: Path) -> None:
+    """A run that learns nothing would compare equal to anything."""
+    start_weights = load_file(runs / "policy" / "model.safetensors")
+    weights = load_file(folder / "model" / "model.safetensors")
+    moved = max(float((weights[n] - t).abs().max()) for n, t in start_weights.items())
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mode", ["fsdp", "ddp"])
+def test_two_processes_give_the_figures_and_weights_of_one(
+    runs: Path, mode: str, stage: str
+) -> None:
+    require_moved(runs / "alone-1" / stage, runs)
+    require_same(runs / "alone-1" / stage, runs / f"{mode}-2" / stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mode", ["alone-1", "fsdp-2", "ddp-2"])
+def test_a_state_goes_on_on_another_number_of_processes(runs: Path, mode: str, stage: str) -> None:
+    require_same(runs / "alone-1" / stage, runs / mode / f"{stage}-elsewhere")
+
+
+def test_weights_are_sharded_where_asked_for(runs: Path) -> None:
+    facts = {mode: json.loads((runs / mode / "facts.json").read_text()) for mode in RUNS}
+    assert [facts[mode]["processes"] for mode in RUNS] == [1, 2, 2]
+    modules = {mode: facts[mode]["modules"] for mode in RUNS}
+    # pretraining, SFT, reward model, PPO's policy and value model, policy with a head
+    assert [len(modules[mode]) for mode in RUNS] == [6, 6, 6]
+    for module in modules["fsdp-2"]:
+        assert module["parameters"] == ["DTensor"], module
+        assert module["share"] == pytest.approx(0.5, abs=0.01), module
+    for mode in ("alone-1", "ddp-2"):
+        assert all(module["parameters"] == ["Parameter"] for module in modules[mode])
+
+
+def test_what_sharded_processes_publish_loads(runs: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+    for stage in ("ppo", "shared"):
+        folder = runs / "fsdp-2" / stage
+        policy, policy_info = AutoModelForCausalLM.from_pretrained(
+            folder / "model", output_loading_info=True
+        )
+        value, value_info = AutoModelForTokenClassification.from_pretrained(
+            folder / "value_model", output_loading_info=True
+        )
+        assert not policy_info["missing_keys"] and not value_info["missing_keys"]
+        ids = torch.arange(8, 14)[None]
+        assert policy(ids).logits.isfinite().all() and value(ids).logits.shape == (1, 6, 1)
+
+
+def test_processes_judge_a_reward_model_alike(runs: Path) -> None:
+    one, two = (
+        json.loads((runs / mode / "reward" / "quality.json").read_text())
+        for mode in ("alone-1", "fsdp-2")
+    )
+    assert two["n_pairs"] == one["n_pairs"] > 0
+    assert two["accuracy"] == one["accuracy"]
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_figures_of_one(runs: Path) -> None:
+    finish(runs, 4, start(runs, 4, "fsdp", "ddp"))
+    for mode in ("fsdp-4", "ddp-4"):
+        for stage in STAGES:
+            require_same(runs / "alone-1" / stage, runs / mode / stage)
+            require_same(runs / "alone-1" / stage, runs / mode / f"{stage}-elsewhere")
