@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import ArtifactError, Interrupted, RunLockedError
-from pipeline.artifacts import Artifact, find, storage_errors, verify, write_atomically
+from pipeline.artifacts import (
+    Artifact,
+    find,
+    require_writable_place,
+    storage_errors,
+    verify,
+    write_atomically,
+)
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
@@ -55,6 +62,7 @@ def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
     Raises:
         RlhfError: a hand-over, a source or an artifact is wrong.
     """
+    require_writable_place(run)
     require_same_recipe(recipe, run)
     planner = Planner(recipe, run, selection)
     steps = planner.plan()
