@@ -29,6 +29,8 @@ FORMAT = 1
 RECORDS = ("metrics.jsonl", "stage.log")
 # Never part of an artifact.
 SCRATCH = ("resume", "work")
+# Without these a manifest tells nothing.
+_NEEDED = ("stage", "kind", "key", "digest", "metrics", "files")
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,12 @@ def find(folder: Path) -> Artifact | None:
         raise ArtifactError(
             f"{path} has format {found!r}, this version reads {FORMAT}; "
             "start a new run folder with --out, or use the version that made it"
+        )
+    lost = [name for name in _NEEDED if name not in manifest]
+    if lost:
+        raise ArtifactError(
+            f"{path} was edited: it has no {', '.join(lost)}; restore it, or delete {folder} to "
+            "run the stage again"
         )
     return Artifact(folder, manifest)
 

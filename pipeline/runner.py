@@ -23,7 +23,8 @@ from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.execution import run_stage
 from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import read_merged
 
 RESOLVED = "recipe.yaml"
 LOCK = ".lock"
@@ -84,7 +85,8 @@ def require_same_recipe(recipe: Recipe, run: Path) -> None:
     path = run / RESOLVED
     if not path.is_file():
         return
-    owner = load_recipe(path).name
+    # The name alone: an older version's recipe may hold settings that are no more.
+    owner = read_merged(path)[0].get("name")
     if owner != recipe.name:
         raise ArtifactError(
             f"{run} holds a run of the recipe '{owner}', not of '{recipe.name}'; choose another "
