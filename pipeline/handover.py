@@ -245,7 +245,7 @@ def local_checkpoint(given: str) -> Path | None:
         The folder with the `config.json`; None for a `.gguf` file and where no folder is.
 
     Raises:
-        ModelError: a folder or file is there and is no checkpoint.
+        ModelError: a folder or file is there and is no checkpoint, or a `.gguf` file is not.
         ArtifactError: the stage's files are damaged.
     """
     path = Path(given).expanduser()
@@ -255,6 +255,8 @@ def local_checkpoint(given: str) -> Path | None:
             "hub id"
         )
     if not path.is_dir():
+        if path.suffix == ".gguf" and not path.is_file():
+            raise ModelError(f"{given}: no such file; give a checkpoint's folder or hub id")
         return None
     artifact = find(path)
     if artifact is not None:
