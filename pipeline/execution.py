@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -234,7 +235,8 @@ def _naming(stage: str, error: RlhfError) -> str:
 
 
 def _append(log: Path, text: str) -> None:
-    with log.open("a", encoding="utf-8") as file:
+    # On a full disk the sentence itself matters more than its copy in the log.
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         file.write(text)
 
 

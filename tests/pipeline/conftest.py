@@ -234,6 +234,8 @@ def rlhf(
     from pipeline.cli import main
 
     monkeypatch.chdir(tmp_path)
+    # Drawing takes longer than these runs, and the report has tests of its own.
+    monkeypatch.setattr("pipeline.runner._report", lambda *arguments: None)
 
     def typed(*arguments: object) -> Typed:
         monkeypatch.setattr("sys.argv", ["rlhf", *map(str, arguments)])
@@ -294,7 +296,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_tiny_recipe(folder)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.runner._report", lambda *arguments: None)
         execute(load_recipe(recipe), Path("runs/tiny"), console=Console(quiet=True))
     return folder
 

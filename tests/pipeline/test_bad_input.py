@@ -82,7 +82,7 @@ def test_a_wrong_setting_is_told_with_its_value(
         (b"stages: \x00\n", ["no valid YAML", "#x0000"]),
         (b"", ["a mapping with `stages:`", "empty"]),
         (b"- a\n", ["a mapping with `stages:`", "['a']"]),
-        (b"stages: &s\n  a: *s\n", [":2: an alias in here stands for all of it"]),
+        (b"stages: &s\n  a: *s\n", [":1: an alias in here stands for all of it"]),
         (b"stages:\n  ? [1, 2]\n  : {}\n", [":2: a list or mapping is no key"]),
         (b"stages:\n  '\xf0\x9f\x90\x8d': {kind: tokenizer}\n", [":2: stages.🐍", "letters"]),
         (b"stages:\n  report: {kind: tokenizer}\n", [":2: stages.report", "rename it"]),
