@@ -301,7 +301,7 @@ def test_a_run_whose_recipe_holds_settings_of_an_older_version(rlhf: Rlhf, finis
     [
         ("base", "base.learning_rate=1e38"),
         ("sft", "sft.learning_rate=1e38"),
-        ("reward", "reward.learning_rate=1e38"),
+        ("reward", "reward.learning_rate=1e36"),
         ("ppo", "ppo.learning_rate=1e38"),
     ],
 )
@@ -310,12 +310,12 @@ def test_a_loss_that_is_no_number_stops_the_stage_and_keeps_the_rest(
 ) -> None:
     before = digests(finished, "tok", "pairs")
     result = rlhf("run", "tiny.yaml", "--only", stage, "--set", override)
-    refused(result, f"stage {stage}", "learning rate", "checkpoint")
-    assert re.search(r"\b(nan|inf|not finite)\b", result.err), result.err
+    refused(result, f"stage {stage}", "lower", "the last good", "is kept")
+    assert re.search(r"\b(nan|inf|NaN)\b.* (step|update) \d.*learning.rate", result.err), result
     assert not (finished / stage / "manifest.json").exists()
     for state in (finished / stage / "resume").glob("step-*"):
         assert (state / "complete.json").is_file()
-    assert "learning rate" in (finished / stage / "stage.log").read_text()
+    assert "the last good" in (finished / stage / "stage.log").read_text()
     assert digests(finished, "tok", "pairs") == before
     assert rlhf("run", "tiny.yaml", "--only", stage).code == 0
 
@@ -324,7 +324,7 @@ def kill_in(stage: str, run: Path) -> None:
     """Run the recipe in a process of its own and kill it once the stage has saved a state."""
     command = [str(Path(sys.executable).with_name("rlhf")), "run", "tiny.yaml", "--quiet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while not any((run / stage / "resume").glob("step-*/complete.json")):
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline, f"{stage} saved nothing"
@@ -335,6 +335,7 @@ def kill_in(stage: str, run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_killed_reward_and_ppo_stage_end_in_the_same_weights(rlhf: Rlhf, finished: Path) -> None:
     before = digests(finished, "reward", "ppo")
     for stage in ("reward", "ppo"):
