@@ -29,6 +29,8 @@ FORMAT = 1
 RECORDS = ("metrics.jsonl", "stage.log")
 # Never part of an artifact.
 SCRATCH = ("resume", "work")
+# Without these a manifest tells nothing.
+_NEEDED = ("stage", "kind", "key", "digest", "metrics", "files")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Artifact:
         return sum(int(f["size"]) for f in self.manifest["files"].values())
 
 
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a refused write into one clear sentence.
@@ -80,11 +88,25 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk of {path}; free some and run again, "
                 "the last whole checkpoint is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _REFUSED:
             raise StorageError(
                 f"{path} can't be written ({error.strerror}); choose another folder with --out"
             ) from error
         raise
+
+
+def require_writable_place(folder: Path) -> None:
+    """Refuse a folder that can't be: itself or one above it is a file.
+
+    Raises:
+        StorageError: names the file.
+    """
+    with storage_errors(folder):
+        for path in (folder, *folder.parents):
+            if path.is_dir():
+                return
+            if path.exists():
+                raise StorageError(f"{path} is a file, no folder; choose another with --out")
 
 
 def sha256(path: Path) -> str:
@@ -189,6 +211,12 @@ def find(folder: Path) -> Artifact | None:
         raise ArtifactError(
             f"{path} has format {found!r}, this version reads {FORMAT}; "
             "start a new run folder with --out, or use the version that made it"
+        )
+    lost = [name for name in _NEEDED if name not in manifest]
+    if lost:
+        raise ArtifactError(
+            f"{path} was edited: it has no {', '.join(lost)}; restore it, or delete {folder} to "
+            "run the stage again"
         )
     return Artifact(folder, manifest)
 

@@ -122,14 +122,18 @@ def validate(
     plugin: PluginOption = None,
 ) -> None:
     """Check a recipe and all its hand-overs without loading any weights."""
+    from pipeline.artifacts import require_writable_place
     from pipeline.planning import Planner, Selection, check_stages
 
     _load_plugins(plugin)
     checked = _recipe(recipe, overrides)
-    planner = Planner(checked, out or Path("runs") / checked.name, Selection())
+    folder = out or Path("runs") / checked.name
+    require_writable_place(folder)
+    planner = Planner(checked, folder, Selection())
     planner.plan()
     check_stages(checked, planner)
-    typer.echo(f"{recipe}: valid; {len(checked.stages)} stages: {', '.join(checked.stages)}")
+    noun = "stage" if len(checked.stages) == 1 else "stages"
+    typer.echo(f"{recipe}: valid; {len(checked.stages)} {noun}: {', '.join(checked.stages)}")
 
 
 @app.command()
@@ -182,7 +186,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
@@ -228,8 +232,10 @@ def _named(checkpoints: list[str]) -> dict[str, str]:
         name, equals, place = text.partition("=")
         if not equals:
             name, place = Path(text).name, text
+        if not name.strip() or not place.strip():
+            raise UsageError(f"'{text}' is no checkpoint; write PLACE or NAME=PLACE")
         if name in found:
-            raise UsageError(f"two checkpoints are called '{name}'; write NAME={text}")
+            raise UsageError(f"two checkpoints are called '{name}'; write NAME={place} for one")
         found[name] = place
     return found
 
@@ -243,7 +249,7 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
     trust_remote_code: Annotated[

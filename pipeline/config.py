@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from data.errors import RecipeError, nearest
 
@@ -37,6 +45,18 @@ class Settings(BaseModel):
     """Frozen settings that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _is_meant(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Refuse `true` for a number, and a whole number that no library could take."""
+        checked = check(value)
+        if type(checked) in (int, float):
+            if isinstance(value, bool):
+                raise ValueError("this is a number, neither true nor false")
+            if isinstance(checked, int) and abs(checked) >= 2**63:
+                raise ValueError("this number is too large; it must be below 2^63")
+        return checked
 
     def changed_among(self, *names: str) -> list[str]:
         """Return which of these fields differ from their defaults.
@@ -84,8 +104,10 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-"""A float that also takes YAML's `1e-5`."""
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A finite float that also takes YAML's `1e-5`."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed, as all random number generators take it."""
 PositiveNumber = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -151,7 +173,7 @@ class StageSettings(Settings):
 
     kind: str
     """Kind of stage."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; the recipe's when not given."""
 
 
@@ -258,6 +280,7 @@ __all__ = [
     "PositiveInt",
     "PositiveNumber",
     "Ref",
+    "Seed",
     "Settings",
     "Share",
     "SourceSettings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import Interrupted, RlhfError, StageFailedError
+from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError
 from pipeline.artifacts import (
     MANIFEST,
+    SCRATCH,
     Artifact,
     find,
     publish,
@@ -71,9 +73,7 @@ def run_stage(
     else:
         outcome = run_launched(stage, run, digest, launch, console=console, stop=stop)
     with storage_errors(folder):
-        for scratch in ("resume", "work"):
-            shutil.rmtree(folder / scratch, ignore_errors=True)
-        return publish(
+        artifact = publish(
             folder,
             stage=stage,
             kind=kind.name,
@@ -86,17 +86,31 @@ def run_stage(
             seconds=round(time.time() - started, 2),
             **outcome,
         )
+    # Only now: killed before it is published, the stage goes on from its last resume state.
+    for scratch in SCRATCH:
+        shutil.rmtree(folder / scratch, ignore_errors=True)
+    return artifact
 
 
 def prepare_folder(folder: Path, digest: str) -> None:
     """Empty a stage's folder, but for a resume state of the same key.
 
     The manifest goes first: from then on the folder is no artifact.
+
+    Raises:
+        ArtifactError: the folder holds files that no stage left there.
+        StorageError: it can't be written.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
         key_file = folder / "work" / "key"
+        ours = any((folder / name).exists() for name in (MANIFEST, "work", "stage.log"))
+        if not ours and any(folder.iterdir()):
+            raise ArtifactError(
+                f"{folder} holds files that no stage left there, and would be emptied; choose "
+                "another folder with --out, or move them away"
+            )
+        (folder / MANIFEST).unlink(missing_ok=True)
         if key_file.is_file() and key_file.read_text(encoding="utf-8") == digest:
             if not (folder / "resume").is_dir():
                 for log in LOGS:
@@ -199,7 +213,7 @@ def _failures(stage: str, log: Path) -> Iterator[None]:
         raise
     except RlhfError as error:
         _append(log, f"{type(error).__name__}: {error}\n")
-        raise
+        raise type(error)(_naming(stage, error)) from error
     except Exception as error:
         _append(log, traceback.format_exc())
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -209,8 +223,16 @@ def _failures(stage: str, log: Path) -> Iterator[None]:
         ) from error
 
 
+def _naming(stage: str, error: RlhfError) -> str:
+    """Return an error's sentence, the stage named where it is not yet."""
+    text = str(error)
+    named = (f"stage {stage}", f"stages.{stage}")
+    return text if any(name in text for name in named) else f"stage {stage}: {text}"
+
+
 def _append(log: Path, text: str) -> None:
-    with log.open("a", encoding="utf-8") as file:
+    # On a full disk the sentence itself matters more than its copy in the log.
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -252,7 +274,7 @@ def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bo
     except Interrupted:
         outcome = {"interrupted": True}
     except RlhfError as error:
-        write_atomically(result, json.dumps({"error": str(error)}))
+        write_atomically(result, json.dumps({"error": _naming(stage, error)}))
         raise
     if rank == 0:
         write_atomically(result, json.dumps(outcome))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,14 +138,17 @@ def stream(
         ModelError: the prompt is empty or fills the model's context.
     """
     model.eval()
+    limits = _limits(model, [prompt], sampling.max_new_tokens)
+    # No number is drawn for a token that the context has no room for.
+    drawn = replace(sampling, max_new_tokens=limits[0])
     decoding = _Decoding(
         model,
         [prompt],
-        limits=_limits(model, [prompt], sampling.max_new_tokens),
-        sampling=sampling,
+        limits=limits,
+        sampling=drawn,
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
-        uniforms=_uniforms(1, sampling, generator),
+        uniforms=_uniforms(1, drawn, generator),
     )
     while not decoding.done:
         token = int(decoding.step()[0])

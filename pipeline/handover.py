@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import HandOverError
-from pipeline.artifacts import Artifact
+from data.errors import HandOverError, ModelError
+from pipeline.artifacts import Artifact, find, verify
 from pipeline.config import StageSettings, external_location, is_external
 
 
@@ -233,6 +233,40 @@ class HandOver:
                 f"stage {self.name}: {reference} is a {facts.architecture}, a reward model is a "
                 "*ForSequenceClassification with one label; train one with a reward stage"
             )
+
+
+def local_checkpoint(given: str) -> Path | None:
+    """Return the folder of the model in a stage's or model's folder that a user named.
+
+    Args:
+        given: a stage's folder, whose files are verified, a model's folder, or anything else.
+
+    Returns:
+        The folder with the `config.json`; None for a `.gguf` file and where no folder is.
+
+    Raises:
+        ModelError: a folder or file is there and is no checkpoint, or a `.gguf` file is not.
+        ArtifactError: the stage's files are damaged.
+    """
+    path = Path(given).expanduser()
+    if path.is_file() and path.suffix != ".gguf":
+        raise ModelError(
+            f"{given} is a file; a checkpoint is a folder with a config.json, a .gguf file or a "
+            "hub id"
+        )
+    if not path.is_dir():
+        if path.suffix == ".gguf" and not path.is_file():
+            raise ModelError(f"{given}: no such file; give a checkpoint's folder or hub id")
+        return None
+    artifact = find(path)
+    if artifact is not None:
+        verify(artifact)
+    folder = model_folder(path)
+    if not (folder / "config.json").is_file():
+        stages = sorted(p.parent.parent.name for p in path.glob("*/model/config.json"))
+        hint = f" a stage of this run: {', '.join(stages)}" if stages else " one with a config.json"
+        raise ModelError(f"{path} holds no model; name{hint}")
+    return folder
 
 
 def model_folder(folder: Path) -> Path:

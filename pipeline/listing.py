@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data.errors import ArtifactError, RlhfError
+from data.errors import ArtifactError, RecipeError, RlhfError
 from pipeline.artifacts import Artifact, find, verify
 from pipeline.planning import Planner, Selection
 from pipeline.recipe import Recipe, load_recipe
@@ -23,8 +23,16 @@ def list_run(run: Path) -> list[tuple[str, ...]]:
     """
     path = run / RESOLVED
     if not path.is_file():
-        raise ArtifactError(f"{run} is no run folder: it has no {RESOLVED}; name runs/<recipe>")
-    recipe = load_recipe(path)
+        why = f"it has no {RESOLVED}" if run.is_dir() else "no such folder"
+        raise ArtifactError(f"{run} is no run folder: {why}; name runs/<recipe>")
+    try:
+        recipe = load_recipe(path)
+    except RecipeError as error:
+        raise ArtifactError(
+            f"{run} holds a run of another version of this program, or its {RESOLVED} was edited "
+            f"({str(error).splitlines()[0]}); run the recipe again with --out {run}, or list it "
+            "with the version that made it"
+        ) from error
     planner = Planner(recipe, run, Selection())
     return [_row(recipe, planner, stage, run) for stage in recipe.stages]
 

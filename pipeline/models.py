@@ -90,7 +90,7 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {source}: {_line(error)}") from error
+        raise _unloadable("tokenizer", source, error) from error
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -105,7 +105,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"no model can be loaded from {source}: {_line(error)}") from error
+        raise _unloadable("model", source, error) from error
 
 
 def load_policy(
@@ -122,11 +122,25 @@ def load_policy(
         trust_remote_code: runs code that the checkpoint carries; only when the user typed it.
 
     Raises:
-        ModelError: nothing loadable is there, or a weight is missing from the files.
+        ModelError: nothing loadable is there, it is a reward or value model, or a weight is
+            missing from the files.
     """
     from transformers import AutoModelForCausalLM
 
+    _require_writer(source, trust=trust_remote_code)
     return _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
+
+
+def _require_writer(source: str | Path, *, trust: bool) -> None:
+    """Refuse a reward or value model, whose trunk alone would load and write nonsense."""
+    if not (Path(source).expanduser() / "config.json").is_file():
+        return
+    architecture = (load_config(source, trust_remote_code=trust).architectures or [""])[0]
+    if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        raise ModelError(
+            f"{source} is a {architecture}, which scores text and writes none; name a causal "
+            "language model"
+        )
 
 
 def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -208,7 +222,7 @@ def _load(
             **extra,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"no model can be loaded from {source}: {_line(error)}") from error
+        raise _unloadable("model", source, error) from error
     missing = sorted(info["missing_keys"])
     if strict and missing:
         raise ModelError(
@@ -313,6 +327,9 @@ def require_rows(
         )
 
 
-def _line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _unloadable(what: str, source: str | Path, error: BaseException) -> ModelError:
+    """Return the error with the first line of a library's, and whether anything is there."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(source).expanduser().exists():
+        reason = f"no folder of that name is here, and of the hub: {reason}"
+    return ModelError(f"no {what} can be loaded from {source}: {reason}")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.config import (
     LaunchSettings,
+    Seed,
     Settings,
     StageKind,
     StageSettings,
@@ -24,9 +26,8 @@ from pipeline.config import (
     references,
     stage_kind,
 )
+from pipeline.recipe_files import Keys, Places, read_merged
 
-Keys = tuple[str | int, ...]
-Places = dict[Keys, str]
 TOP = ("name", "description", "seed", "launch", "extends", "stages")
 
 
@@ -37,10 +38,17 @@ class RecipeSettings(Settings):
     """Name of the run folder; the file's stem when not given."""
     description: str = ""
     """One line for `rlhf show`."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order, initialisation and sampling of every stage."""
     launch: LaunchSettings = LaunchSettings()
     """How many processes a training stage runs on."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name in ("", ".", "..") or "/" in name or not name.isprintable():
+            raise ValueError("it names the run's folder, so no '/' and no '..'; --out takes a path")
+        return name
 
 
 @dataclass(frozen=True)
@@ -98,98 +106,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: anything is wrong; names file, path and value.
     """
-    content, places = _read_merged(path, ())
+    content, places = read_merged(path)
     for override in overrides:
         _apply_override(content, places, override)
     content.setdefault("name", path.stem)
     return _check(path, content, places)
 
 
-def _read_merged(path: Path, stack: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
-    resolved = path.resolve()
-    if resolved in stack:
-        chain = " -> ".join(str(p) for p in (*stack, resolved))
-        raise RecipeError(f"{path}: extends itself ({chain}); take one of them out")
-    content, places = _read(path)
-    bases = content.pop("extends", [])
-    if isinstance(bases, str):
-        bases = [bases]
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        place = places.get(("extends",), str(path))
-        raise RecipeError(f"{place}: extends: {bases!r} is not a path or a list of paths")
-    merged: dict[str, Any] = {}
-    merged_places: Places = {}
-    for base in bases:
-        base_content, base_places = _read_merged(path.parent / base, (*stack, resolved))
-        base_content.pop("name", None)
-        base_content.pop("description", None)
-        _merge(merged, base_content)
-        merged_places |= base_places
-    _merge(merged, content)
-    return merged, merged_places | places
-
-
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
-    """Merge mappings deeply; lists are replaced, and `null` over a mapping removes it."""
-    for key, value in top.items():
-        old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            _merge(old, value)
-        elif value is None and isinstance(old, dict):
-            del base[key]
-        else:
-            base[key] = value
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path()
-        near = nearest(path.name, [p.name for p in folder.glob("*.yaml")])
-        raise RecipeError(f"{path}: no such recipe.{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} can't be read: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        places: Places = {}
-        if node is not None:
-            _walk(node, (), path, places)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with `stages:`, this is {content!r:.60}")
-    return content, places
-
-
-def _walk(node: yaml.Node, keys: Keys, path: Path, places: Places) -> None:
-    """Note the file and line of every key, and refuse a key that stands twice."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen and key.value != "<<":
-                raise RecipeError(
-                    f"{path}:{key.start_mark.line + 1}: key '{key.value}' stands twice in one "
-                    "mapping; take one out"
-                )
-            seen.add(key.value)
-            places[(*keys, key.value)] = f"{path}:{key.start_mark.line + 1}"
-            _walk(value, (*keys, key.value), path, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            places[(*keys, index)] = f"{path}:{value.start_mark.line + 1}"
-            _walk(value, (*keys, index), path, places)
-
-
 def _apply_override(content: dict[str, Any], places: Places, override: str) -> None:
     dotted, equals, text = override.partition("=")
     where = f"--set {override}"
-    if not equals or not dotted:
-        raise RecipeError(f"{where}: write it as a.b=value")
+    if not equals or not all(dotted.split(".")):
+        raise RecipeError(f"{where}: write it as a.b=value, such as sft.epochs=2 or seed=1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -246,7 +174,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
         raise RecipeError("\n".join(problems))
     assert isinstance(top, RecipeSettings)
     _check_references(path, checked, places)
-    order = _order(path, checked)
+    order = _order(path, checked, places)
     return Recipe(path, top, {name: checked[name] for name in order}, content)
 
 
@@ -299,6 +227,16 @@ def _validate(
         return None
 
 
+_WORDING = {
+    "model_type": "this is a mapping of settings",
+    "model_attributes_type": "this is a mapping of settings",
+    "dict_type": "this is a mapping",
+    "tuple_type": "this is a list",
+    "too_short": "this list needs an item",
+    "string_type": "this is a text; put a number in quotes",
+}
+
+
 def _problem(model: type[BaseModel], item: Any, prefix: Keys, places: Places) -> str:
     location: Keys = tuple(item["loc"])
     keys = (*prefix, *location)
@@ -314,8 +252,10 @@ def _problem(model: type[BaseModel], item: Any, prefix: Keys, places: Places) ->
         return f"{place}{dotted}: unknown key (value {item['input']!r:.60}).{near}"
     if item["type"] == "missing":
         return f"{place}{dotted}: this key is needed and not given"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{place}{dotted}: {item['input']!r:.80}: {message[:1].lower()}{message[1:]}"
+    message = _WORDING.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+    # What a check of several keys at once was given is the whole mapping; its words name them.
+    value = "" if isinstance(item["input"], Mapping) else f"{item['input']!r:.80}: "
+    return f"{place}{dotted}: {value}{message[:1].lower()}{message[1:]}"
 
 
 def _known_keys(model: type[BaseModel], location: Keys) -> list[str]:
@@ -357,14 +297,24 @@ def _check_references(path: Path, stages: Mapping[str, StageSettings], places: P
                 )
 
 
-def _order(path: Path, stages: Mapping[str, StageSettings]) -> list[str]:
+def _field(settings: StageSettings, target: str) -> str:
+    return next(where for where, (named, _) in references(settings).items() if named == target)
+
+
+def _order(path: Path, stages: Mapping[str, StageSettings], places: Places) -> list[str]:
     """Order stages so that each comes after what it refers to, else as they stand."""
     done: list[str] = []
 
     def visit(name: str, stack: tuple[str, ...]) -> None:
         if name in stack:
-            circle = " -> ".join((*stack[stack.index(name) :], name))
-            raise RecipeError(f"{path}: stages refer to each other in a circle: {circle}")
+            members = (*stack[stack.index(name) :], name)
+            told = [f"{a}.{_field(stages[a], b)}" for a, b in pairwise(members)]
+            keys = told[-1].split(".")
+            place = places.get(("stages", *(int(k) if k.isdigit() else k for k in keys)), str(path))
+            raise RecipeError(
+                f"{place}: stages refer to each other in a circle: {' -> '.join(members)}; "
+                f"let one of {', '.join(told)} name another"
+            )
         if name in done:
             return
         for target, _ in references(stages[name]).values():

@@ -10,13 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import ArtifactError, Interrupted, RunLockedError
-from pipeline.artifacts import Artifact, find, storage_errors, verify, write_atomically
+from pipeline.artifacts import (
+    Artifact,
+    find,
+    require_writable_place,
+    storage_errors,
+    verify,
+    write_atomically,
+)
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.execution import run_stage
 from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import read_merged
 
 RESOLVED = "recipe.yaml"
 LOCK = ".lock"
@@ -55,6 +63,7 @@ def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
     Raises:
         RlhfError: a hand-over, a source or an artifact is wrong.
     """
+    require_writable_place(run)
     require_same_recipe(recipe, run)
     planner = Planner(recipe, run, selection)
     steps = planner.plan()
@@ -76,7 +85,8 @@ def require_same_recipe(recipe: Recipe, run: Path) -> None:
     path = run / RESOLVED
     if not path.is_file():
         return
-    owner = load_recipe(path).name
+    # The name alone: an older version's recipe may hold settings that are no more.
+    owner = read_merged(path)[0].get("name")
     if owner != recipe.name:
         raise ArtifactError(
             f"{run} holds a run of the recipe '{owner}', not of '{recipe.name}'; choose another "

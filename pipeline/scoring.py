@@ -15,7 +15,7 @@ import yaml
 
 from data.errors import SourceError, UsageError
 from pipeline.artifacts import storage_errors
-from pipeline.handover import model_folder
+from pipeline.handover import local_checkpoint
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -89,22 +89,24 @@ def score_file(
         raise SourceError(f"{source}: no such file; give a JSONL file of prompts and responses")
     if target.exists() and target.samefile(path):
         raise UsageError(f"{output} is the file to score; write the scores to another one")
+    if target.is_dir():
+        raise UsageError(f"{output} is a folder; name the file to write the scores to")
     scorer = _computed(str(model), dict(options or {}), batch_size)
     if scorer is None:
         from reward.model import RewardModel
 
-        local = Path(model).expanduser()
         scorer = RewardModel.load(
-            model_folder(local) if local.is_dir() else model,
+            local_checkpoint(str(model)) or model,
             device=device,
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
     report = ScoreReport()
     temporary = target.with_name(f".{target.name}.tmp")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with storage_errors(target), ExitStack() as stack:
-            target.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(temporary.open("w", encoding="utf-8"))
             rows = islice(_rows(path), limit)
             while chunk := list(islice(rows, CHUNK)):
@@ -171,16 +173,18 @@ class _Row:
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _parse(line, f"{path}:{number}")
 
 
-def _parse(line: str, place: str) -> _Row:
+def _parse(line: bytes, place: str) -> _Row:
     try:
-        content = json.loads(line)
-    except ValueError as error:
+        content = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{place} is no UTF-8 text; save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{place} is no JSON ({error}); one object a line is needed") from error
     if not isinstance(content, dict) or not _is_prompt(content.get("prompt")):
         raise SourceError(f"{place} has no `prompt` that is a text or a list of messages")
@@ -188,10 +192,15 @@ def _parse(line: str, place: str) -> _Row:
         responses = content["completions"]
     else:
         responses = [content.get("response", content.get("completion"))]
-    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+    texts = isinstance(responses, list) and all(isinstance(r, str) for r in responses)
+    if not texts or not responses:
         raise SourceError(
             f"{place} has neither a `response` (a text) nor `completions` (a list of texts)"
         )
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{place} holds half a character (a lone surrogate)") from error
     return _Row(content, content["prompt"], responses)
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import ModelError
-
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,19 +92,11 @@ def _locate(checkpoint: str) -> tuple[str | Path, bool]:
         ModelError: the folder holds stages, not a model.
         ArtifactError: a file of the stage is damaged.
     """
-    from pipeline.artifacts import MANIFEST, find, verify
-    from pipeline.handover import model_folder
+    from pipeline.artifacts import find
+    from pipeline.handover import local_checkpoint
 
-    path = Path(checkpoint).expanduser()
-    if not path.is_dir():
+    folder = local_checkpoint(checkpoint)
+    if folder is None:
         return checkpoint, False
-    artifact = find(path)
-    if artifact is not None:
-        verify(artifact)
-    folder = model_folder(path)
-    if not (folder / "config.json").is_file():
-        stages = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
-        models = [name for name in stages if (path / name / "model").is_dir()]
-        hint = f"; name a stage of this run: {', '.join(models)}" if models else ""
-        raise ModelError(f"{path} holds no model{hint}")
+    artifact = find(Path(checkpoint).expanduser())
     return folder, artifact is not None and artifact.kind == "pretrain"

@@ -49,6 +49,8 @@ def load_classifier(
         raise
     except (OSError, ValueError, KeyError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not Path(source).expanduser().exists():
+            line = f"no folder of that name is here, and of the hub: {line}"
         raise ModelError(f"no reward model can be loaded from {source}: {line}") from error
     return model, info
 

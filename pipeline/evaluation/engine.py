@@ -133,7 +133,8 @@ def evaluate(plan: Plan, desk: Desk) -> dict[str, Any]:
         ModelError: a checkpoint can't be loaded.
         SourceError: there is no prompt, or too many don't fit a checkpoint's context.
     """
-    desk.folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(desk.folder):
+        desk.folder.mkdir(parents=True, exist_ok=True)
     plan, too_long = _fitting(plan, desk)
     answers = {
         name: desk.kept(f"answers-{place}", partial(_answer, plan, desk, name))

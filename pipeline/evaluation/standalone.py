@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
-from pipeline.artifacts import find, verify
+from pipeline.artifacts import MANIFEST, require_writable_place
 from pipeline.config import SourceSettings
 from pipeline.console import Console
 from pipeline.evaluation.engine import Desk, Plan, evaluate
 from pipeline.evaluation.inputs import read_prompts, read_texts
 from pipeline.evaluation.summary import say_results
 from pipeline.generation import Sampling
-from pipeline.handover import model_folder
+from pipeline.handover import local_checkpoint
 
 if TYPE_CHECKING:
     from reward.scorers import Scorer
@@ -69,6 +70,12 @@ def evaluate_checkpoints(
         RlhfError: a checkpoint or source can't be read.
     """
     console = console or Console()
+    if (out / MANIFEST).is_file():
+        raise UsageError(f"{out} is a finished stage; choose another folder with --out")
+    require_writable_place(out)
+    sampling = sampling or Sampling()
+    if not math.isfinite(sampling.temperature):
+        raise UsageError(f"temperature is {sampling.temperature}; it must be 0 or more, and finite")
     for name in [*plain, *([reference] if reference else [])]:
         if name not in checkpoints:
             raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(checkpoints)})")
@@ -84,7 +91,7 @@ def evaluate_checkpoints(
         plain=frozenset(plain),
         world_seed=prompts.world_seed if gold else None,
         scorer=None if reward is None else _scorer(checkpoint_location(reward)),
-        sampling=sampling or Sampling(),
+        sampling=sampling,
         batch_size=batch_size,
         resamples=resamples,
         seed=seed,
@@ -100,15 +107,11 @@ def checkpoint_location(given: str) -> str:
     """Return where a checkpoint's model is: in a stage's folder its verified `model/`.
 
     Raises:
+        ModelError: a folder or file is there and is no checkpoint.
         ArtifactError: the stage's files are damaged.
     """
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        return given
-    artifact = find(folder)
-    if artifact is not None:
-        verify(artifact)
-    return str(model_folder(folder).resolve())
+    folder = local_checkpoint(given)
+    return given if folder is None else str(folder.resolve())
 
 
 def _scorer(location: str) -> Callable[[], Scorer]:

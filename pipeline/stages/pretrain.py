@@ -319,6 +319,8 @@ def _save(
     trainer: LmTrainer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
+    from transformers.utils import logging
+
     from pipeline.artifacts import storage_errors
 
     gathered = trainer.weights()
@@ -326,6 +328,7 @@ def _save(
         return
     folder = context.folder / "model"
     extra: dict[str, Any] = {} if gathered is None else {"state_dict": gathered}
+    logging.disable_progress_bar()
     with storage_errors(folder):
         trainer.model.save_pretrained(folder, **extra)
         tokenizer.save_pretrained(folder)

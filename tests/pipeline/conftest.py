@@ -10,7 +10,11 @@ All fixtures are builders, so that a test names what it needs:
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +211,105 @@ def save_policy(tmp_path: Path, tiny_policy: Callable[..., Any]) -> Callable[...
         return folder
 
     return build
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def rlhf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Typed]:
+    """Return the command as a user types it in `tmp_path`: rlhf("run", "r.yaml").code, .out, .err.
+
+    It runs in this process, so that what it imports is imported once; anything that would be a
+    traceback is raised.
+    """
+    from pipeline.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    # Drawing takes longer than these runs, and the report has tests of its own.
+    monkeypatch.setattr("pipeline.runner._report", lambda *arguments: None)
+
+    def typed(*arguments: object) -> Typed:
+        monkeypatch.setattr("sys.argv", ["rlhf", *map(str, arguments)])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Typed(code, *capfd.readouterr())
+
+    return typed
+
+
+TINY_RECIPE = """\
+name: tiny
+stages:
+  tok: {kind: tokenizer, train: [{path: text.txt}, {path: chats.jsonl}], vocab_size: 300}
+  base:
+    {kind: pretrain, tokenizer: tok, train: [{path: text.txt, format: text_lines}],
+     heldout_share: 0.2, hidden_size: 16, layers: 1, heads: 2, context_length: 32, positions: 128,
+     steps: 4, batch_size: 2, evaluate_every: 0, save_every: 1, log_every: 1}
+  sft:
+    {kind: sft, model: base, train: [{path: chats.jsonl}], heldout_share: 0.2, max_steps: 3,
+     batch_size: 4, save_every: 1, log_every: 1}
+  pairs: {kind: rankings, labeler: file, rankings: [{path: pairs.jsonl}]}
+  reward:
+    {kind: reward, model: sft, rankings: pairs, heldout_share: 0.3, prompts_per_step: 2,
+     save_every: 1, learning_rate: 1e-3}
+  ppo:
+    {kind: ppo, policy: sft, reward: reward, prompts: [{path: prompts.jsonl}],
+     max_prompt_tokens: 64, max_new_tokens: 6, episodes: 64, batch_size: 8, minibatches: 2,
+     epochs: 1, temperature: 1.0, save_every: 1, learning_rate: 1e-3}
+"""
+
+
+def write_tiny_recipe(folder: Path) -> Path:
+    """Write the recipe of all training stages and the files it reads."""
+
+    def rows(name: str, content: list[dict[str, str]]) -> None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+
+    (folder / "text.txt").write_text("\n".join(TEXTS * 12) + "\n", encoding="utf-8")
+    asked = [(f"What is {a} + {b}?", f"It is {a + b}.") for a in range(6) for b in range(5)]
+    rows("chats.jsonl", [{"prompt": p, "completion": c} for p, c in asked])
+    rows("pairs.jsonl", [{"prompt": p, "chosen": c, "rejected": "Hm."} for p, c in asked])
+    rows("prompts.jsonl", [{"prompt": p} for p, _ in asked])
+    (folder / "tiny.yaml").write_text(TINY_RECIPE, encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `tiny.yaml`, what it reads, and its finished run in `runs/tiny`."""
+    from pipeline.recipe import load_recipe
+    from pipeline.runner import execute
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_tiny_recipe(folder)
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.runner._report", lambda *arguments: None)
+        execute(load_recipe(recipe), Path("runs/tiny"), console=Console(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_run: Path, tmp_path: Path) -> Path:
+    """Return `tmp_path` with a copy of the finished run and its recipe."""
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs/tiny"
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """Return the path of `tiny.yaml` in `tmp_path`, with what it reads; nothing has run."""
+    return write_tiny_recipe(tmp_path)
