@@ -81,8 +81,10 @@ def _block_bytes(shape: ModelShape, *, bf16: bool, masked: bool) -> float:
     if shape.parallel:  # both norms read the same input
         norms -= FP32 * shape.hidden
     width = BF16 if bf16 else FP32
-    return norms + width * _attention_elements(shape, masked=masked) + (
-        FP32 * shape.heads + _feed_forward_bytes(shape, bf16=bf16)
+    return (
+        norms
+        + width * _attention_elements(shape, masked=masked)
+        + (FP32 * shape.heads + _feed_forward_bytes(shape, bf16=bf16))
     )
 
 
