@@ -84,6 +84,9 @@ def _changes(start: _Try, cost: StageCost) -> list[_Try]:
         found.append(start.sharded())
     if "value_start" in known and getattr(settings, "value", None) == "separate":
         found.append(start.with_settings(value="shared", value_start=None))
+    if getattr(settings, "trunk", None) == "separate":
+        alone = {"value_start": None, "reference": None}
+        found.append(start.with_settings(trunk="shared", value="shared", **alone))
     return found
 
 

@@ -25,6 +25,8 @@ log-probabilities, their gradient, and the gradient of the logits."""
 LOGITS_IN_POLICY = 4
 """The same of PPO's log-probability: scaled logits, and in its backward pass the gradient of the
 chosen one, the difference to the log-sum, and their sum."""
+LOGITS_KEPT = 1
+"""The scaled logits that the policy's forward pass keeps."""
 LOGITS_LOOKED_AT = 4
 """The same without gradients, entropy included: logits, log-probabilities, probabilities and
 their product."""
@@ -142,6 +144,18 @@ def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, key: int, value: i
 def logit_bytes(shape: ModelShape, *, positions: float, copies: float) -> float:
     """Return the bytes of the fp32 tensors of the logits' size that live at once."""
     return FP32 * copies * positions * shape.vocabulary
+
+
+def adapter_parameters(shape: ModelShape, *, rank: int) -> int:
+    """Return the parameters of LoRA on all linear layers of the blocks.
+
+    Hu et al. 2021, section 4.1: two matrices of rank * inputs and rank * outputs a layer.
+    """
+    attention = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.key_width
+    if shape.fused_qkv:
+        attention -= 2 * shape.hidden
+    feed_forward = (3 if shape.gated else 2) * (shape.hidden + shape.intermediate)
+    return shape.layers * rank * (attention + feed_forward)
 
 
 def gradient_bytes(parameters: float, *, buckets: bool) -> float:

@@ -15,9 +15,10 @@ from pipeline.estimate.costs import Sharding, StageCost
 from pipeline.estimate.desk import Desk
 from pipeline.estimate.hardware import Cluster
 from pipeline.estimate.ppo import estimate_ppo
+from pipeline.estimate.reward_model import estimate_reward
 from pipeline.estimate.sampling import estimate_evaluate, estimate_rankings, estimate_select
 from pipeline.estimate.sources import SECONDS, Reader
-from pipeline.estimate.training import estimate_pretrain, estimate_reward, estimate_sft
+from pipeline.estimate.training import estimate_pretrain, estimate_sft
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -104,8 +105,10 @@ def check_sharding(text: str | None) -> Sharding | None:
     Raises:
         UsageError: it is none of ddp and fsdp2.
     """
-    if text is None or text == "ddp":
-        return text and "ddp"
+    if text is None:
+        return None
+    if text == "ddp":
+        return "ddp"
     if text == "fsdp2":
         return "fsdp2"
     raise UsageError(f"--sharding {text}: known are ddp and fsdp2.{nearest(text, _SHARDINGS)}")

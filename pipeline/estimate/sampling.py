@@ -66,7 +66,8 @@ def ranked_prompts(name: str, desk: Desk, reference: str, *, asked_by: str) -> L
         answer = desk.assumed.get(name, "response_tokens") or settings.max_new_tokens
         answer = desk.assumed.get(asked_by, "answer_tokens") or answer
         desk.assumed.tell(asked_by, f"answers of {name} have {answer:g} tokens")
-        read = Lengths(read.rows, read.prompts, [answer] * len(read.prompts), settings.completions)
+        answers = [float(answer)] * len(read.prompts)
+        read = Lengths(read.rows, read.prompts, answers, answers, settings.completions)
     if settings.limit is not None:
         read.rows = min(read.rows, settings.limit)
     return read

@@ -39,12 +39,14 @@ class Lengths:
         rows: how many there are.
         prompts: tokens of each measured prompt; 0 for a document.
         answers: tokens of each measured answer (mean of a ranking's completions), or document.
+        widest: tokens of each measured answer, the longest of a ranking's completions.
         completions: mean completions of a row.
     """
 
     rows: float = 0.0
     prompts: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
+    widest: list[float] = field(default_factory=list)
     completions: float = 1.0
 
     @property
@@ -61,6 +63,22 @@ class Lengths:
         """Return the tokens of each measured row, cut at a limit."""
         cut = limit if limit is not None else float("inf")
         return [min(p + a, cut) for p, a in zip(self.prompts, self.answers, strict=True)]
+
+    def padded(self, limit: float | None = None) -> list[float]:
+        """Return the tokens of each measured row with its longest answer, cut at a limit."""
+        cut = limit if limit is not None else float("inf")
+        return [min(p + a, cut) for p, a in zip(self.prompts, self.widest, strict=True)]
+
+    def __add__(self, other: Lengths) -> Lengths:
+        rows = self.rows + other.rows
+        total = self.rows * self.completions + other.rows * other.completions
+        return Lengths(
+            rows,
+            self.prompts + other.prompts,
+            self.answers + other.answers,
+            self.widest + other.widest,
+            total / rows if rows else 1.0,
+        )
 
 
 @dataclass
@@ -91,7 +109,6 @@ class Reader:
             SourceError: a local source can't be read.
         """
         whole = Lengths()
-        weighted = 0.0
         for source in sources:
             place = f"{key} {source.model_dump_json()}"
             if place not in self._seen:
@@ -99,11 +116,7 @@ class Reader:
             found, note = self._seen[place]
             if note:
                 self.assumed.tell(stage, note)
-            whole.rows += found.rows
-            whole.prompts += found.prompts
-            whole.answers += found.answers
-            weighted += found.rows * found.completions
-        whole.completions = weighted / whole.rows if whole.rows else 1.0
+            whole = whole + found
         return self._given(stage, whole)
 
     def _given(self, stage: str, lengths: Lengths) -> Lengths:
@@ -115,13 +128,13 @@ class Reader:
         if prompt is not None:
             lengths.prompts = [prompt] * max(1, len(lengths.prompts))
         if answer is not None:
-            lengths.answers = [answer] * max(1, len(lengths.answers))
+            lengths.answers = lengths.widest = [answer] * max(1, len(lengths.answers))
         return lengths
 
     def _measure(self, source: SourceSettings, count: Count) -> tuple[Lengths, str]:
         if source.hub is not None and not Path(source.hub).is_dir():
             rows = source.limit or ROWS
-            return Lengths(rows, [PROMPT_TOKENS], [ANSWER_TOKENS]), (
+            return Lengths(rows, [PROMPT_TOKENS], [ANSWER_TOKENS], [ANSWER_TOKENS]), (
                 f"{source.hub} is not read: {rows:,} rows{'' if source.limit else ' assumed'}, "
                 f"{PROMPT_TOKENS} tokens a prompt and {ANSWER_TOKENS} an answer assumed"
             )
@@ -134,6 +147,7 @@ class Reader:
                 lengths.prompts.append(float(_prompt_tokens(prompt, count)))
                 sizes = [count(answer) + SIDE_TOKENS for answer in answers]
                 lengths.answers.append(sum(sizes) / max(1, len(sizes)))
+                lengths.widest.append(float(max(sizes, default=0)))
             lengths.rows += 1
             if time.monotonic() - started > self.seconds:
                 note = (

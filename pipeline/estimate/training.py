@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from data.errors import RecipeError
 from pipeline.estimate.costs import Layout, Phase, StageCost
 from pipeline.estimate.desk import Desk, rows_of
 from pipeline.estimate.flops import Rows, forward_flops, training_flops
@@ -20,11 +19,9 @@ from pipeline.estimate.memory import (
     working_bytes,
 )
 from pipeline.estimate.shapes import ModelShape
-from pipeline.estimate.sources import Lengths
 
 if TYPE_CHECKING:
     from pipeline.stages.pretrain import PretrainSettings
-    from pipeline.stages.reward import RewardSettings
     from pipeline.stages.sft import SftSettings
 
 LOGITS_AT_ONCE = 64 * 2**20
@@ -45,6 +42,7 @@ def training_phases(
     masked: bool,
     head: bool = True,
     step_copies: int = 0,
+    frozen: float = 0,
 ) -> list[Phase]:
     """Return the memory where the backward pass begins, where it ends, and in the optimiser's step.
 
@@ -64,9 +62,10 @@ def training_phases(
         masked: an explicit attention mask.
         head: whether the output head is used.
         step_copies: fp32 copies of the parameters that the optimiser's step makes.
+        frozen: further parameters, which are not trained.
     """
     kept = {
-        "weights": FP32 * layout.share(parameters),
+        "weights": FP32 * (frozen + layout.share(parameters)),
         "Adam": ADAM * layout.share(parameters),
     }
     if layout.sharding == "fsdp2":
@@ -162,9 +161,7 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, desk: Desk) -> Sta
         desk.assumed.tell(
             stage, f"all {settings.heldout_chunks} chunks of heldout_chunks are held out"
         )
-        _add_evaluation(
-            cost, desk, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16
-        )
+        add_evaluation(cost, desk, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
     return cost
 
 
@@ -177,7 +174,7 @@ def estimate_sft(stage: str, settings: SftSettings, desk: Desk) -> StageCost:
     cost = StageCost(stage, settings.kind, desk.layout(stage))
     shape, bf16 = desk.shape(settings.model, stage), desk.bf16(settings.bf16)
     read = desk.lengths(stage, settings.train, settings.tokenizer or settings.model)
-    limit = settings.max_length or _context(desk, settings.model) or math.inf
+    limit = settings.max_length or context_of(desk, settings.model) or math.inf
     whole = read.whole(limit)
     longest = desk.longest(stage, max(whole), limit)
     count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
@@ -227,7 +224,7 @@ def estimate_sft(stage: str, settings: SftSettings, desk: Desk) -> StageCost:
     looks = settings.candidates
     looks += cost.steps // settings.evaluate_every if settings.evaluate_every else 0
     judged = rows_of(whole, looks * min(held, settings.max_heldout))
-    _add_evaluation(cost, desk, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
+    add_evaluation(cost, desk, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
     return cost
 
 
@@ -245,7 +242,7 @@ def _answer_logits(shape: ModelShape, desk: Desk, *, tokens: float, share: float
     return logit_bytes(shape, positions=positions, copies=LOGITS_IN_LOSS)
 
 
-def _context(desk: Desk, reference: str) -> int | None:
+def context_of(desk: Desk, reference: str) -> int | None:
     """Return the context of a model that the recipe makes, None where it is another's."""
     from pipeline.config import is_external
 
@@ -261,92 +258,7 @@ def _context(desk: Desk, reference: str) -> int | None:
     return None
 
 
-def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCost:
-    """Return the cost of a reward stage: each completion is forwarded once, no logits."""
-    cost = StageCost(stage, settings.kind, desk.layout(stage))
-    shape, bf16 = desk.shape(settings.model, stage), desk.bf16(settings.bf16)
-    read, completions = ranking_rows(stage, settings, desk)
-    limit = settings.max_length or _context(desk, settings.model) or math.inf
-    whole = read.whole(limit)
-    longest = desk.longest(stage, max(whole), limit)
-    apart = settings.heldout or settings.eval_rankings
-    share = 0.0 if settings.heldout else settings.heldout_share
-    prompts = read.rows * (1 - share)
-    per_epoch = max(1, math.ceil(prompts / settings.prompts_per_step))
-    cost.steps = max(1, round(settings.epochs * per_epoch))
-    epochs = cost.steps / per_epoch
-    per_process = math.ceil(settings.prompts_per_step / cost.layout.processes)
-    at_once = max(1, int(settings.tokens_per_micro_batch / (completions * longest)))
-    at_once = min(at_once, per_process)
-    sequences = max(1, round(at_once * completions))
-    cost.parameters = {stage: shape.trunk + shape.hidden}
-    cost.phases = training_phases(
-        shape,
-        cost.layout,
-        parameters=shape.trunk + shape.hidden,
-        rows=sequences,
-        length=longest,
-        logits=0.0,
-        accumulating=at_once < per_process,
-        bf16=bf16,
-        checkpointed=settings.gradient_checkpointing,
-        masked=True,
-        head=False,
-        # Adam by foreach, the default on an accelerator, takes roots of all second moments at once.
-        step_copies=0 if desk.on_cpu else 1,
-    )
-    rows = rows_of(whole, prompts * completions * epochs)
-    flops = training_flops(shape, rows, positions=0, recompute=settings.gradient_checkpointing)
-    mean = max(1.0, rows.tokens / max(1.0, rows.count))
-    per_pass = max(1.0, settings.tokens_per_micro_batch / (completions * mean))
-    passes = cost.steps * math.ceil(per_process / per_pass)
-    cost.parts.append(
-        desk.compute(
-            "training", shape, cost.layout, flops=flops, tokens=rows.tokens, passes=passes,
-            bf16=bf16, training=True,
-        )
-    )  # fmt: skip
-    held = read.rows * (share if not apart else settings.heldout_share)
-    looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
-    judged = rows_of(whole, looks * held * completions)
-    _add_evaluation(cost, desk, shape, judged, positions=0, at_once=sequences, bf16=bf16)
-    return cost
-
-
-def ranking_rows(stage: str, settings: RewardSettings, desk: Desk) -> tuple[Lengths, float]:
-    """Return the rows that a reward stage learns, and their mean completions."""
-    reference = settings.tokenizer or settings.model
-    read = desk.lengths(stage, settings.train, reference) if settings.train else Lengths()
-    total = read.rows * read.completions
-    if settings.rankings is not None:
-        more = _referred_rankings(stage, settings.rankings, desk, reference)
-        total += more.rows * more.completions
-        read = Lengths(
-            read.rows + more.rows, read.prompts + more.prompts, read.answers + more.answers
-        )
-    if not read.rows:
-        raise RecipeError(f"stage {stage}: its sources hold no rows; nothing to estimate")
-    return read, max(2.0, total / read.rows)
-
-
-def _referred_rankings(stage: str, target: str, desk: Desk, reference: str) -> Lengths:
-    """Return the rows of a rankings stage, or of the file or hub id that stands for one."""
-    from pathlib import Path
-
-    from pipeline.config import SourceSettings, external_location, is_external
-    from pipeline.estimate.sampling import ranked_prompts
-
-    if not is_external(target):
-        return ranked_prompts(target, desk, reference, asked_by=stage)
-    place = external_location(target)
-    file = Path(place).expanduser()
-    file = file / "rankings.jsonl" if (file / "rankings.jsonl").is_file() else file
-    key = "path" if file.exists() or place.startswith((".", "/", "~")) else "hub"
-    source = SourceSettings(**{key: str(file) if key == "path" else place})
-    return desk.lengths(stage, (source,), reference)
-
-
-def _add_evaluation(
+def add_evaluation(
     cost: StageCost, desk: Desk, shape: ModelShape, rows: Rows, *, positions: float,
     at_once: int, bf16: bool,
 ) -> None:  # fmt: skip
