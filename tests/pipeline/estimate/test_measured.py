@@ -85,20 +85,34 @@ def run_stage(recipe: Recipe, folder: Path, stage: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", ["llama"])
-def test_flops_of_every_training_stage(
+def assert_near(recipe: Recipe, measured: Any, folder: Path) -> None:
+    told = costs_of(recipe)
+    for stage in recipe.stages:
+        found = measured(lambda stage=stage: run_stage(recipe, folder, stage))
+        flops, memory = told[stage].flops / found.flops, told[stage].peak.total / found.peak
+        print(f"{stage}: FLOPs {flops:.3f}, memory {memory:.3f} ({told[stage].peak.name})")
+        assert abs(flops - 1) < WITHIN, f"{stage}: {flops:.3f} of the FLOPs"
+        assert abs(memory - 1) < WITHIN, f"{stage}: {memory:.3f} of the bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_flops_and_memory_of_every_training_stage(
     recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, architecture: str
 ) -> None:
-    built = recipe(architecture)
-    told = costs_of(built)
-    for stage in ("reward", "ppo"):
-        found = measured(lambda stage=stage: run_stage(built, tmp_path / "run", stage))
-        print(
-            architecture,
-            stage,
-            found.flops,
-            told[stage].flops / found.flops,
-            found.peak,
-            told[stage].peak.total / found.peak,
-            told[stage].peak,
-        )
+    assert_near(recipe(architecture), measured, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_flops_and_memory_with_micro_batches_and_checkpointing(
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path
+) -> None:
+    changes = (
+        "base.micro_batch_size=4", "base.gradient_checkpointing=true",
+        "sft.micro_batch_size=4", "sft.gradient_checkpointing=true",
+        "reward.tokens_per_micro_batch=1024", "reward.gradient_checkpointing=true",
+        "ppo.micro_batch_size=4", "ppo.gradient_checkpointing=true", "ppo.minibatches=2",
+        "ppo.value=shared",
+    )  # fmt: skip
+    shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
+    assert_near(recipe("llama", changes, **shape), measured, tmp_path / "run")
