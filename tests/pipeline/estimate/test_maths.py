@@ -155,7 +155,9 @@ def test_activations_beside_what_autograd_keeps(
 def test_parameters_without_weights_are_those_of_the_model(architecture: Any) -> None:
     model, shape = built(architecture, 4)
     assert shape.parameters == model.num_parameters()
-    matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "layers" in n or ".h." in n]
+    matrices = [
+        p for n, p in model.named_parameters() if (p.ndim > 1 and "layers" in n) or ".h." in n
+    ]
     assert shape.matrices == sum(p.numel() for p in matrices if p.ndim > 1)
     assert shape.tied
 
