@@ -109,8 +109,8 @@ def test_what_nothing_makes_fit_is_said(tmp_path: Path, rows: str) -> None:
 def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str) -> None:
     def cost(**more: Any) -> StageCost:
         stages = {
-            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r", "prompts": [{"path": rows}],
-                    **more}
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r",
+                    "prompts": [{"path": rows}], **more}
         }  # fmt: skip
         assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9})
         return only(planned(tmp_path, stages, "H100", assumed=assumed))
@@ -132,7 +132,8 @@ def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str
 
 
 def test_nodes_share_the_work_and_an_uneven_batch_is_a_problem(tmp_path: Path, rows: str) -> None:
-    assumed = Assumptions(sizes={"hub:m": 3e9}, given={"sft": {"rows": 1e6}})
+    given = {"sft": {"rows": 1e6}}
+    assumed = Assumptions(sizes={"hub:m": 3e9}, given=given, rates=Rates(overhead=0.0))
     one = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=assumed))
     two = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, nodes=2, assumed=assumed))
     assert two.layout.processes == 16
@@ -149,7 +150,7 @@ def test_hours_follow_from_flops_and_the_assumed_utilisation(tmp_path: Path, row
     fast = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, "H100", assumed=whole))
     assert slow.parts[0].seconds == pytest.approx(slow.parts[0].flops / (0.5 * 989.4e12))
     assert slow.hours == pytest.approx(2 * fast.hours)
-    with pytest.raises(UsageError, match="--utilisation 1.5"):
+    with pytest.raises(UsageError, match=r"--utilisation 1\.5"):
         Rates(utilisation=1.5)
 
 
