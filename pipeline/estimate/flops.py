@@ -44,6 +44,11 @@ class Rows:
         """Return so many times these rows."""
         return Rows(self.count * factor, self.tokens * factor, self.squares * factor)
 
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(
+            self.count + other.count, self.tokens + other.tokens, self.squares + other.squares
+        )
+
 
 def matrix_flops(shape: ModelShape, tokens: float) -> float:
     """Return 2 FLOP an element of the blocks' matrices and token (Kaplan et al. 2020, 2.1)."""

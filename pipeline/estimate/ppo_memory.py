@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.estimate.costs import Phase, StageCost
 from pipeline.estimate.flops import Rows
@@ -180,14 +180,11 @@ def _optimising(
     policy, value, layout = actors.policy, actors.value, cost.layout
     length = work.prompt + work.most
 
+    sizes: dict[str, Any] = {"rows": work.micro, "length": length, "bf16": bf16}
+    again = settings.gradient_checkpointing
+
     def kept_by(model: ModelShape) -> float:
-        return activation_bytes(
-            model,
-            rows=work.micro,
-            length=length,
-            bf16=bf16,
-            checkpointed=settings.gradient_checkpointing,
-        )
+        return activation_bytes(model, **sizes, checkpointed=again)
 
     positions = min(work.micro * work.most, LOGITS_AT_ONCE / policy.vocabulary)
     gradients = layout.gradients(actors.trained)
@@ -219,11 +216,8 @@ def _optimising(
         "bf16 copies": casts,
         "logits": logit_bytes(policy, positions=positions, copies=LOGITS_IN_POLICY),
     }
-    ends = {
-        **kept,
-        "gradients": gradients,
-        "activations": working_bytes(policy, tokens=work.micro * length, bf16=bf16),
-    }
+    working = working_bytes(policy, tokens=work.micro * length, bf16=bf16)
+    ends = {**kept, "gradients": gradients, "activations": working}
     if settings.ptx_coefficient > 0:
         ends["gradients"] += FP32 * layout.share(actors.on_policy)  # to compare the two norms
     return [*phases, Phase("backward of the policy", at_policy), Phase("backward ends", ends)]

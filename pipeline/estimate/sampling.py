@@ -162,44 +162,25 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> Sta
     asked = [min(p or a, settings.prefix_tokens or math.inf) for p, a in _pairs(read)]
     longest = desk.longest(stage, max(asked), math.inf)
     new = desk.response(stage, settings.max_new_tokens)
-    width = BF16 if bf16 else FP32
     rows = rows_of([p + new for p in asked], prompts)
     texts = Rows(0.0, 0.0, 0.0)
     if settings.perplexity:
         text = desk.lengths(stage, settings.perplexity, measured_to)
         texts = rows_of(text.whole(), min(text.rows, settings.max_texts))
+    mean = sum(asked) / len(asked)
     for name, reference in settings.checkpoints.items():
         shape = desk.shape(reference, stage)
         cost.parameters[name] = shape.parameters
-        memory = decoding_memory(
-            shape,
-            rows=settings.batch_size,
-            prompt=longest,
-            new=settings.max_new_tokens,
-            key=width,
-            value=width,
-            bf16=bf16,
-        )
-        weights = {"weights": float(width * shape.parameters)}
-        cost.phases.append(Phase(f"sampling from {name}", {**weights, **memory}))
-        looked_at = {
-            "logits": 4 * FP32 * min(EVALUATED_LOGITS, settings.batch_size * (longest + new)
-                                     * shape.vocabulary),
-            "activations": memory["activations"],
-        }  # fmt: skip
-        cost.phases.append(Phase(f"log-probabilities of {name}", {**weights, **looked_at}))
+        cost.phases += _answering(name, shape, settings, longest=longest, new=new, bf16=bf16)
         cost.parts.append(
             desk.decode(
                 f"sampling from {name}", shape, cost.layout, rows=rows.count,
-                batch=settings.batch_size, prompt=sum(asked) / len(asked), new=new,
+                batch=settings.batch_size, prompt=mean, new=new,
                 steps=settings.max_new_tokens, bf16=bf16,
             )
         )  # fmt: skip
-        seen = Rows(
-            2 * rows.count + texts.count,
-            2 * rows.tokens + texts.tokens,
-            2 * rows.squares + texts.squares,
-        )
+        # Under itself and under the reference.
+        seen = rows.times(2) + texts
         cost.parts.append(
             desk.compute(
                 f"log-probabilities of {name}", shape, cost.layout,
@@ -213,6 +194,35 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> Sta
         judged = rows.times(len(settings.checkpoints))
         cost.parts.append(_scoring(cost, desk, judge, judged, 64))
     return cost
+
+
+def _answering(
+    name: str,
+    shape: ModelShape,
+    settings: EvaluateSettings,
+    *,
+    longest: int,
+    new: float,
+    bf16: bool,
+) -> list[Phase]:
+    """Return the memory of a checkpoint that answers, and whose answers are looked at."""
+    width = BF16 if bf16 else FP32
+    weights = {"weights": float(width * shape.parameters)}
+    memory = decoding_memory(
+        shape,
+        rows=settings.batch_size,
+        prompt=longest,
+        new=settings.max_new_tokens,
+        key=width,
+        value=width,
+        bf16=bf16,
+    )
+    logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
+    looked_at = {"logits": 4 * FP32 * logits, "activations": memory["activations"]}
+    return [
+        Phase(f"sampling from {name}", {**weights, **memory}),
+        Phase(f"log-probabilities of {name}", {**weights, **looked_at}),
+    ]
 
 
 def _pairs(read: Lengths) -> list[tuple[float, float]]:

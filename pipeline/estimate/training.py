@@ -19,6 +19,7 @@ from pipeline.estimate.memory import (
     working_bytes,
 )
 from pipeline.estimate.shapes import ModelShape
+from pipeline.estimate.sources import Lengths
 
 if TYPE_CHECKING:
     from pipeline.stages.pretrain import PretrainSettings
@@ -61,43 +62,50 @@ def training_phases(
         checkpointed: gradient checkpointing.
         masked: an explicit attention mask.
         head: whether the output head is used.
-        step_copies: fp32 copies of the parameters that the optimiser's step makes.
-        frozen: further parameters, which are not trained.
+        step_copies: fp32 copies that the optimiser's step makes.
+        frozen: further parameters, not trained.
     """
+    kept = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
+    casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
+    gradients = layout.gradients(parameters)
+    # The head's gradient is the first; buckets of DDP are there from the start.
+    buckets = gradients - FP32 * layout.share(parameters)
+    begins = {
+        **kept,
+        "gradients": gradients if accumulating else buckets + first_gradient(shape, layout, head),
+        "activations": activation_bytes(
+            shape, rows=rows, length=length, bf16=bf16, masked=masked, checkpointed=checkpointed
+        ),
+        "bf16 copies": casts,
+        "logits": logits,
+    }
+    working = working_bytes(shape, tokens=rows * length, bf16=bf16)
+    steps = {**kept, "gradients": gradients}
+    if step_copies:
+        steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
+    return [
+        Phase("backward begins", begins),
+        Phase("backward ends", {**kept, "gradients": gradients, "activations": working}),
+        Phase("optimiser step", steps),
+    ]
+
+
+def first_gradient(shape: ModelShape, layout: Layout, head: bool) -> float:
+    """Return the bytes of the first gradient that there is, the output head's."""
+    return FP32 * layout.share(shape.head) if head else 0.0
+
+
+def _states(
+    shape: ModelShape, layout: Layout, *, parameters: float, frozen: float, bf16: bool
+) -> dict[str, float]:
+    """Return what is there all the time: weights, Adam's moments, what sharding gathers."""
     kept = {
         "weights": FP32 * (frozen + layout.share(parameters)),
         "Adam": ADAM * layout.share(parameters),
     }
     if layout.sharding == "fsdp2":
         kept["gathered weights"] = gathered_bytes(shape, bf16=bf16)
-    activations = activation_bytes(
-        shape, rows=rows, length=length, bf16=bf16, masked=masked, checkpointed=checkpointed
-    )
-    casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
-    gradients = layout.gradients(parameters)
-    # The head's gradient is the first; buckets of DDP are there from the start.
-    first = FP32 * layout.share(shape.head if head else 0)
-    early = gradients if accumulating else first + gradients - FP32 * layout.share(parameters)
-    begins = {
-        **kept,
-        "gradients": early,
-        "activations": activations,
-        "bf16 copies": casts,
-        "logits": logits,
-    }
-    ends = {
-        **kept,
-        "gradients": gradients,
-        "activations": working_bytes(shape, tokens=rows * length, bf16=bf16),
-    }
-    steps = {**kept, "gradients": gradients}
-    if step_copies:
-        steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
-    return [
-        Phase("backward begins", begins),
-        Phase("backward ends", ends),
-        Phase("optimiser step", steps),
-    ]
+    return kept
 
 
 def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int:
@@ -220,12 +228,26 @@ def estimate_sft(stage: str, settings: SftSettings, desk: Desk) -> StageCost:
             passes=passes, bf16=bf16, training=True,
         )
     )  # fmt: skip
+    _add_heldout(cost, settings, desk, read, whole, at_once=micro)
+    return cost
+
+
+def _add_heldout(
+    cost: StageCost,
+    settings: SftSettings,
+    desk: Desk,
+    read: Lengths,
+    whole: list[float],
+    *,
+    at_once: int,
+) -> None:
+    """Add the looks at held-out demonstrations: at each candidate, and every so many steps."""
     held = settings.max_heldout if settings.heldout else read.rows * settings.heldout_share
     looks = settings.candidates
-    looks += cost.steps // settings.evaluate_every if settings.evaluate_every else 0
+    looks += (cost.steps or 0) // settings.evaluate_every if settings.evaluate_every else 0
     judged = rows_of(whole, looks * min(held, settings.max_heldout))
-    add_evaluation(cost, desk, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
-    return cost
+    shape, bf16 = desk.shape(settings.model, cost.stage), desk.bf16(settings.bf16)
+    add_evaluation(cost, desk, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16)
 
 
 def _answer_logits(shape: ModelShape, desk: Desk, *, tokens: float, share: float) -> float:
