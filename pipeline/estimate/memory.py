@@ -53,17 +53,28 @@ def activation_bytes(
         bf16: products under bf16 autocast.
         masked: an explicit mask goes along, since the rows' lengths differ; grouped keys and
             values are then repeated and each block keeps the mask as numbers.
-        checkpointed: each block keeps its input alone, and one at a time is computed again.
+        checkpointed: each block keeps its input alone (Chen et al. 2016, section 4).
     """
     tokens = rows * length
-    block = tokens * _block_bytes(shape, bf16=bf16, masked=masked)
-    if masked:
-        block += rows * length**2 * (BF16 if bf16 else FP32)
     last = tokens * _norm_bytes(shape, bf16=bf16, readers=1)
-    if not checkpointed:
-        return shape.layers * block + last
-    # The computed block's own input is one of those that are kept.
-    return shape.layers * tokens * FP32 * shape.hidden + block + last
+    block = block_bytes(shape, rows=rows, length=length, bf16=bf16, masked=masked)
+    return shape.layers * (tokens * FP32 * shape.hidden if checkpointed else block) + last
+
+
+def block_bytes(
+    shape: ModelShape, *, rows: int, length: int, bf16: bool, masked: bool = False
+) -> float:
+    """Return the bytes that one block keeps, which checkpointing makes again one at a time.
+
+    Args:
+        shape: the model.
+        rows: of a micro-batch.
+        length: tokens of the longest row.
+        bf16: products under bf16 autocast.
+        masked: as in `activation_bytes`.
+    """
+    block = rows * length * _block_bytes(shape, bf16=bf16, masked=masked)
+    return block + rows * length**2 * (BF16 if bf16 else FP32) * masked
 
 
 def _norm_bytes(shape: ModelShape, *, bf16: bool, readers: int) -> float:

@@ -16,6 +16,7 @@ from pipeline.estimate.memory import (
     LOGITS_LOOKED_AT,
     activation_bytes,
     adapter_parameters,
+    block_bytes,
     cast_bytes,
     gathered_bytes,
     logit_bytes,
@@ -23,7 +24,7 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.sampling import decoding_memory
 from pipeline.estimate.shapes import ModelShape
-from pipeline.estimate.training import LOGITS_AT_ONCE
+from pipeline.estimate.training import LOGITS_AT_ONCE, one_block
 
 if TYPE_CHECKING:
     from pipeline.stages.ppo import PpoSettings
@@ -190,12 +191,10 @@ def _optimising(
     gradients = layout.gradients(actors.trained)
     buckets = gradients - FP32 * layout.share(actors.trained)
     first = FP32 * layout.share(policy.head if actors.rank is None else 0)
-    whole, casts = {}, 0.0
+    whole, casts = {}, cast_bytes(policy, bf16=bf16)
     if layout.sharding == "fsdp2":
-        models = [policy, *([value] if value is not None else [])]
+        models, casts = [policy, *([value] if value is not None else [])], 0.0
         whole["gathered weights"] = sum(gathered_bytes(model, bf16=bf16) for model in models)
-    else:
-        casts = cast_bytes(policy, bf16=bf16)
     phases = []
     if value is not None:
         both = {
@@ -220,4 +219,11 @@ def _optimising(
     ends = {**kept, "gradients": gradients, "activations": working}
     if settings.ptx_coefficient > 0:
         ends["gradients"] += FP32 * layout.share(actors.on_policy)  # to compare the two norms
-    return [*phases, Phase("backward of the policy", at_policy), Phase("backward ends", ends)]
+    phases += [Phase("backward of the policy", at_policy), Phase("backward ends", ends)]
+    if again:
+        phases.append(one_block(at_policy, kept_by(policy) + block_bytes(policy, **sizes)))
+    if again and value is not None:  # the policy's logits are still to be unfolded
+        more = phases[0].components["activations"] + block_bytes(value, **sizes)
+        first_block = {**phases[0].components, "activations": more}
+        phases.append(Phase("backward of a block of the value model", first_block))
+    return phases

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.estimate.costs import Layout, Phase, StageCost
 from pipeline.estimate.desk import Desk, rows_of
@@ -13,6 +13,7 @@ from pipeline.estimate.memory import (
     FP32,
     LOGITS_IN_LOSS,
     activation_bytes,
+    block_bytes,
     cast_bytes,
     gathered_bytes,
     logit_bytes,
@@ -65,6 +66,7 @@ def training_phases(
         step_copies: fp32 copies that the optimiser's step makes.
         frozen: further parameters, not trained.
     """
+    sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
     kept = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
     casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
     gradients = layout.gradients(parameters)
@@ -73,9 +75,7 @@ def training_phases(
     begins = {
         **kept,
         "gradients": gradients if accumulating else buckets + first_gradient(shape, layout, head),
-        "activations": activation_bytes(
-            shape, rows=rows, length=length, bf16=bf16, masked=masked, checkpointed=checkpointed
-        ),
+        "activations": activation_bytes(shape, **sizes, checkpointed=checkpointed),
         "bf16 copies": casts,
         "logits": logits,
     }
@@ -83,11 +83,18 @@ def training_phases(
     steps = {**kept, "gradients": gradients}
     if step_copies:
         steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
+    block = block_bytes(shape, **sizes) if checkpointed else 0.0
     return [
         Phase("backward begins", begins),
+        one_block(begins, begins["activations"] + block),
         Phase("backward ends", {**kept, "gradients": gradients, "activations": working}),
         Phase("optimiser step", steps),
     ]
+
+
+def one_block(begins: dict[str, float], activations: float) -> Phase:
+    """Return the moment when the logits are gone and a block's backward pass begins."""
+    return Phase("backward of a block", {**begins, "logits": 0.0, "activations": activations})
 
 
 def first_gradient(shape: ModelShape, layout: Layout, head: bool) -> float:

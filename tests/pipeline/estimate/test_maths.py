@@ -66,7 +66,11 @@ def test_bytes_of_a_block_by_hand() -> None:
     found = memory.activation_bytes(TWO_BLOCKS, rows=3, length=5, bf16=False)
     assert found == 15 * (2 * block + 4 * 3 * 8)
     kept = memory.activation_bytes(TWO_BLOCKS, rows=3, length=5, bf16=False, checkpointed=True)
-    assert kept == 15 * (2 * 4 * 8 + block + 4 * 3 * 8)
+    assert kept == 15 * (2 * 4 * 8 + 4 * 3 * 8)
+    assert memory.block_bytes(TWO_BLOCKS, rows=3, length=5, bf16=False) == 15 * block
+    masked = memory.block_bytes(TWO_BLOCKS, rows=3, length=5, bf16=False, masked=True)
+    # Keys and values are repeated for both query heads; the mask is 3 x 5 x 5 numbers.
+    assert masked == 15 * (block + 4 * 2 * 4) + 4 * 75
 
 
 def test_bytes_of_cache_logits_gradients_and_adapters_by_hand() -> None:
