@@ -180,7 +180,6 @@ def _optimising(
     """
     policy, value, layout = actors.policy, actors.value, cost.layout
     length = work.prompt + work.most
-
     sizes: dict[str, Any] = {"rows": work.micro, "length": length, "bf16": bf16}
     again = settings.gradient_checkpointing
 
@@ -191,15 +190,15 @@ def _optimising(
     gradients = layout.gradients(actors.trained)
     buckets = gradients - FP32 * layout.share(actors.trained)
     first = FP32 * layout.share(policy.head if actors.rank is None else 0)
-    whole, casts = {}, cast_bytes(policy, bf16=bf16)
+    casts = cast_bytes(policy, bf16=bf16)
     if layout.sharding == "fsdp2":
         models, casts = [policy, *([value] if value is not None else [])], 0.0
-        whole["gathered weights"] = sum(gathered_bytes(model, bf16=bf16) for model in models)
+        gathered = sum(gathered_bytes(model, bf16=bf16) for model in models)
+        kept = {**kept, "gathered weights": gathered}
     phases = []
     if value is not None:
         both = {
             **kept,
-            **whole,
             "gradients": gradients if work.accumulating else buckets,
             "activations": kept_by(policy) + kept_by(value),
             "bf16 copies": casts + (cast_bytes(value, bf16=bf16, head=False) if casts else 0.0),
@@ -209,21 +208,19 @@ def _optimising(
         first += FP32 * layout.share(actors.on_value)
     at_policy = {
         **kept,
-        **whole,
         "gradients": gradients if work.accumulating else buckets + first,
         "activations": kept_by(policy),
         "bf16 copies": casts,
         "logits": logit_bytes(policy, positions=positions, copies=LOGITS_IN_POLICY),
     }
-    working = working_bytes(policy, tokens=work.micro * length, bf16=bf16)
-    ends = {**kept, "gradients": gradients, "activations": working}
+    ends = {**kept, "gradients": gradients}
+    ends["activations"] = working_bytes(policy, tokens=work.micro * length, bf16=bf16)
     if settings.ptx_coefficient > 0:
         ends["gradients"] += FP32 * layout.share(actors.on_policy)  # to compare the two norms
     phases += [Phase("backward of the policy", at_policy), Phase("backward ends", ends)]
     if again:
         phases.append(one_block(at_policy, kept_by(policy) + block_bytes(policy, **sizes)))
     if again and value is not None:  # the policy's logits are still to be unfolded
-        more = phases[0].components["activations"] + block_bytes(value, **sizes)
-        first_block = {**phases[0].components, "activations": more}
-        phases.append(Phase("backward of a block of the value model", first_block))
+        more = {"activations": both["activations"] + block_bytes(value, **sizes)}
+        phases.append(Phase("backward of a block of the value model", {**both, **more}))
     return phases

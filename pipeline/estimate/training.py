@@ -81,8 +81,7 @@ def training_phases(
     }
     working = working_bytes(shape, tokens=rows * length, bf16=bf16)
     steps = {**kept, "gradients": gradients}
-    if step_copies:
-        steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
+    steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
     block = block_bytes(shape, **sizes) if checkpointed else 0.0
     return [
         Phase("backward begins", begins),
