@@ -175,8 +175,7 @@ def _optimising(
 ) -> list[Phase]:
     """Return the memory where the backward pass begins, reaches the policy, and ends.
 
-    The value model was the last to be called, so that its backward pass is the first; the policy's
-    logits are unfolded when its activations are gone.
+    The value model, called last, comes first; then the policy's logits are unfolded.
     """
     policy, value, layout = actors.policy, actors.value, cost.layout
     length = work.prompt + work.most
