@@ -49,7 +49,14 @@ def build_policy(
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _config(architecture, shape, tokenizer)
+    config = model_config(
+        architecture,
+        shape,
+        vocabulary=vocabulary_size(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -59,16 +66,24 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(int(number) for number in tokenizer.get_vocab().values()) + 1
 
 
-def _config(architecture: Architecture, shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Any:
+def model_config(
+    architecture: Architecture, shape: Shape, *, vocabulary: int, **special_ids: int | None
+) -> Any:
+    """Return the transformers configuration of a model.
+
+    Args:
+        architecture: of which class.
+        shape: its size.
+        vocabulary: rows of its embedding.
+        special_ids: `pad_token_id` and the like.
+    """
     import transformers
 
     shared: dict[str, Any] = {
-        "vocab_size": vocabulary_size(tokenizer),
+        "vocab_size": vocabulary,
         "tie_word_embeddings": shape.tie_embeddings,
         "initializer_range": shape.initializer_range,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **special_ids,
     }
     if architecture == "gpt2":
         return transformers.GPT2Config(

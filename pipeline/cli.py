@@ -137,6 +137,70 @@ def validate(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument,
+    gpus: Annotated[
+        str,
+        typer.Option(help="Of one node: 8xH100-80GB, 4x24GB@165TFLOPS (bf16), cpu."),
+    ] = "cpu",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of so many GPUs.")] = 1,
+    overrides: SetOption = None,
+    sharding: Annotated[
+        str | None,
+        typer.Option(help="ddp or fsdp2; what launch.config says when not given."),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="CHECKPOINT=7B", help="Parameters of a model not at hand."),
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assume",
+            metavar="STAGE.QUANTITY=N",
+            help="rows, prompt_tokens, answer_tokens, longest, response_tokens of a stage.",
+        ),
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak that products reach.")
+    ] = 0.35,
+    bandwidth: Annotated[
+        float, typer.Option(help="Share of the memory bandwidth that decoding reaches.")
+    ] = 0.6,
+    overhead: Annotated[
+        float, typer.Option(min=0, help="Least milliseconds of a block's forward pass.")
+    ] = 0.6,
+    reserve: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the memory that is left free.")
+    ] = 0.1,
+    read_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a source is not read on.")
+    ] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate memory, FLOPs and hours of every stage before anything is started."""
+    from pipeline.estimate.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
+    from pipeline.estimate.hardware import parse_gpus
+    from pipeline.estimate.planner import check_sharding, estimate_recipe
+    from pipeline.estimate.render import print_plan
+
+    checked = _recipe(recipe, overrides)
+    assumed = Assumptions(
+        given=parse_assumed(assume or [], stages=checked.stages),
+        sizes=parse_sizes(size or []),
+        rates=Rates(utilisation, bandwidth, overhead / 1000),
+    )
+    found = estimate_recipe(
+        checked,
+        parse_gpus(gpus, nodes=nodes, reserve=reserve),
+        sharding=check_sharding(sharding),
+        assumed=assumed,
+        seconds=read_seconds,
+    )
+    print_plan(found, as_json=as_json, terminal=sys.stdout.isatty())
+
+
+@app.command()
 def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Print the resolved recipe with every default."""
     typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)

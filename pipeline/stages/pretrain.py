@@ -32,6 +32,7 @@ from pipeline.config import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pipeline.architectures import Shape
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
     from pipeline.training_lm import LmHyperparameters, LmTrainer
@@ -169,6 +170,23 @@ class PretrainSettings(StageSettings):
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 48) * 16
 
+    @property
+    def shape(self) -> Shape:
+        """Size of a model from scratch."""
+        from pipeline.architectures import Shape
+
+        return Shape(
+            hidden_size=self.hidden_size,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
+            intermediate_size=self.feed_forward_size,
+            context_length=self.longest_input,
+            tie_embeddings=self.tie_embeddings,
+            rope_theta=self.rope_theta,
+            initializer_range=self.initializer_range,
+        )
+
 
 def check(settings: PretrainSettings, hand: HandOver) -> None:
     """Refuse a checkpoint that does not fit tokenizer or context.
@@ -254,23 +272,12 @@ def _model(
     context: StageContext[PretrainSettings], tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """Return the model to train: new, or the checkpoint's."""
-    from pipeline.architectures import Shape, build_policy, vocabulary_size
+    from pipeline.architectures import build_policy, vocabulary_size
     from pipeline.models import load_policy
 
     settings = context.settings
     if settings.model is None:
-        shape = Shape(
-            hidden_size=settings.hidden_size,
-            layers=settings.layers,
-            heads=settings.heads,
-            kv_heads=settings.kv_heads or settings.heads,
-            intermediate_size=settings.feed_forward_size,
-            context_length=settings.longest_input,
-            tie_embeddings=settings.tie_embeddings,
-            rope_theta=settings.rope_theta,
-            initializer_range=settings.initializer_range,
-        )
-        model = build_policy(settings.architecture, shape, tokenizer, seed=context.seed)
+        model = build_policy(settings.architecture, settings.shape, tokenizer, seed=context.seed)
     else:
         model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
         rows = model.get_input_embeddings().weight.shape[0]

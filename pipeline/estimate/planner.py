@@ -1,0 +1,141 @@
+"""Estimates a whole recipe, and what to change where a stage does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.errors import RecipeError, UsageError, nearest
+from pipeline.config import StageSettings, expand
+from pipeline.estimate.advice import Advice, advise
+from pipeline.estimate.assumptions import Assumptions
+from pipeline.estimate.checkpoints import Checkpoints
+from pipeline.estimate.costs import Sharding, StageCost
+from pipeline.estimate.desk import Desk
+from pipeline.estimate.hardware import Cluster
+from pipeline.estimate.ppo import estimate_ppo
+from pipeline.estimate.reward_model import estimate_reward
+from pipeline.estimate.sampling import estimate_evaluate, estimate_rankings, estimate_select
+from pipeline.estimate.sources import SECONDS, Reader
+from pipeline.estimate.training import estimate_pretrain, estimate_sft
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+ESTIMATES: dict[str, Callable[[str, Any, Desk], StageCost]] = {
+    "pretrain": estimate_pretrain,
+    "sft": estimate_sft,
+    "rankings": estimate_rankings,
+    "reward": estimate_reward,
+    "select": estimate_select,
+    "ppo": estimate_ppo,
+    "evaluate": estimate_evaluate,
+}
+"""Kind of stage -> its estimate; others do nothing on an accelerator."""
+_SHARDINGS = ("ddp", "fsdp2")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The estimate of a stage: its cost, whether it fits, and what makes it fit."""
+
+    cost: StageCost
+    fits: bool
+    advice: list[Advice]
+    assumed: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate of a recipe on a cluster; stages that use no accelerator are left out."""
+
+    recipe: str
+    cluster: Cluster
+    assumed: Assumptions
+    verdicts: list[Verdict]
+
+    @property
+    def hours(self) -> float:
+        """Hours of all stages, one after the other."""
+        return sum(verdict.cost.hours for verdict in self.verdicts)
+
+
+def estimate_recipe(
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    sharding: Sharding | None = None,
+    assumed: Assumptions | None = None,
+    seconds: float = SECONDS,
+) -> Plan:
+    """Return the estimate of every stage, without loading weights or starting anything.
+
+    Args:
+        recipe: the recipe.
+        cluster: what it would run on.
+        sharding: how trained models are spread; what the recipe's launch file says when None.
+        assumed: given numbers and rates.
+        seconds: after which a source is not read on.
+
+    Raises:
+        ModelError: the size of a model is unknown.
+        SourceError: a local source can't be read.
+    """
+    assumed = assumed or Assumptions()
+    desk = Desk(
+        recipe=recipe,
+        cluster=cluster,
+        sharding=sharding or launched_sharding(recipe),
+        assumed=assumed,
+        checkpoints=Checkpoints(recipe, assumed),
+        reader=Reader(assumed, seconds),
+    )
+    verdicts = [
+        _verdict(stage, settings, desk)
+        for stage, settings in recipe.stages.items()
+        if settings.kind in ESTIMATES
+    ]
+    return Plan(recipe.name, cluster, assumed, [v for v in verdicts if v.cost.parts])
+
+
+def check_sharding(text: str | None) -> Sharding | None:
+    """Return `--sharding` as it was given.
+
+    Raises:
+        UsageError: it is none of ddp and fsdp2.
+    """
+    if text is None:
+        return None
+    if text == "ddp":
+        return "ddp"
+    if text == "fsdp2":
+        return "fsdp2"
+    raise UsageError(f"--sharding {text}: known are ddp and fsdp2.{nearest(text, _SHARDINGS)}")
+
+
+def launched_sharding(recipe: Recipe) -> Sharding:
+    """Return how the accelerate file of the recipe's `launch.config` spreads models; DDP without.
+
+    Raises:
+        RecipeError: the file can't be read.
+    """
+    import yaml
+
+    place = recipe.top.launch.config
+    if place is None:
+        return "ddp"
+    try:
+        content = yaml.safe_load(expand(place).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"launch.config: {place} can't be read ({error})") from error
+    kind = str((content or {}).get("distributed_type", "")).upper()
+    return "fsdp2" if kind in ("FSDP", "DEEPSPEED") else "ddp"
+
+
+def _verdict(stage: str, settings: StageSettings, desk: Desk) -> Verdict:
+    cost = ESTIMATES[settings.kind](stage, settings, desk)
+    told = list(desk.assumed.told.get(stage, []))
+    fits = cost.fits(desk.cluster)
+    advice = [] if fits else advise(ESTIMATES[settings.kind], stage, settings, desk, cost)
+    return Verdict(cost, fits, advice, told)

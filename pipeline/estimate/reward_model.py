@@ -1,0 +1,129 @@
+"""The estimate of the reward stage."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from data.errors import RecipeError
+from pipeline.estimate.costs import Phase, StageCost
+from pipeline.estimate.desk import Desk, rows_of
+from pipeline.estimate.flops import training_flops
+from pipeline.estimate.memory import adapter_parameters
+from pipeline.estimate.sources import Lengths
+from pipeline.estimate.training import add_evaluation, context_of, training_phases
+
+if TYPE_CHECKING:
+    from pipeline.stages.reward import RewardSettings
+
+
+def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCost:
+    """Return the cost of a reward stage: each completion is forwarded once, no logits."""
+    cost = StageCost(stage, settings.kind, desk.layout(stage))
+    shape, bf16 = desk.shape(settings.model, stage), desk.bf16(settings.bf16)
+    read = ranking_rows(stage, settings, desk)
+    completions = max(2.0, read.completions)
+    limit = settings.max_length or context_of(desk, settings.model) or math.inf
+    whole = read.padded(limit)
+    longest = desk.longest(stage, max(whole), limit)
+    apart = settings.heldout or settings.eval_rankings
+    share = 0.0 if settings.heldout else settings.heldout_share
+    prompts = read.rows * (1 - share)
+    per_epoch = max(1, math.ceil(prompts / settings.prompts_per_step))
+    cost.steps = max(1, round(settings.epochs * per_epoch))
+    epochs = cost.steps / per_epoch
+    per_process = math.ceil(settings.prompts_per_step / cost.layout.processes)
+    at_once = max(1, int(settings.tokens_per_micro_batch / (completions * longest)))
+    at_once = min(at_once, per_process)
+    sequences = max(1, round(at_once * completions))
+    cost.parameters = {stage: shape.trunk + shape.hidden}
+    cost.phases = _phases(
+        cost, settings, desk, rows=sequences, length=longest, accumulating=at_once < per_process
+    )
+    rows = rows_of(whole, prompts * completions * epochs)
+    adapted = getattr(settings, "lora", None) is not None
+    flops = training_flops(
+        shape,
+        rows,
+        positions=0,
+        recompute=settings.gradient_checkpointing,
+        trained_share=0.0 if adapted else 1.0,
+    )
+    mean = max(1.0, rows.tokens / max(1.0, rows.count))
+    per_pass = max(1.0, settings.tokens_per_micro_batch / (completions * mean))
+    passes = cost.steps * math.ceil(per_process / per_pass)
+    cost.parts.append(
+        desk.compute(
+            "training", shape, cost.layout, flops=flops, tokens=rows.tokens, passes=passes,
+            bf16=bf16, training=True,
+        )
+    )  # fmt: skip
+    held = read.rows * (share if not apart else settings.heldout_share)
+    looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
+    judged = rows_of(whole, looks * held * completions)
+    add_evaluation(cost, desk, shape, judged, positions=0, at_once=sequences, bf16=bf16)
+    return cost
+
+
+def _phases(
+    cost: StageCost,
+    settings: RewardSettings,
+    desk: Desk,
+    *,
+    rows: int,
+    length: int,
+    accumulating: bool,
+) -> list[Phase]:
+    """Return the memory of a step; with `lora` the adapter and the head alone are trained."""
+    shape = desk.shape(settings.model, cost.stage)
+    parameters = shape.trunk + shape.hidden
+    lora, frozen = getattr(settings, "lora", None), 0
+    if lora is not None:
+        frozen, parameters = (
+            shape.trunk,
+            adapter_parameters(shape, rank=int(lora.rank)) + shape.hidden,
+        )
+    return training_phases(
+        shape,
+        cost.layout,
+        parameters=parameters,
+        rows=rows,
+        length=length,
+        logits=0.0,
+        accumulating=accumulating,
+        bf16=desk.bf16(settings.bf16),
+        checkpointed=settings.gradient_checkpointing,
+        masked=True,
+        head=False,
+        # Adam by foreach, the default on an accelerator, takes roots of all second moments at once.
+        step_copies=0 if desk.on_cpu else 1,
+        frozen=frozen,
+    )
+
+
+def ranking_rows(stage: str, settings: RewardSettings, desk: Desk) -> Lengths:
+    """Return the rows that a reward stage learns."""
+    reference = settings.tokenizer or settings.model
+    read = desk.lengths(stage, settings.train, reference) if settings.train else Lengths()
+    if settings.rankings is not None:
+        read = read + _referred_rankings(stage, settings.rankings, desk, reference)
+    if not read.rows:
+        raise RecipeError(f"stage {stage}: its sources hold no rows; nothing to estimate")
+    return read
+
+
+def _referred_rankings(stage: str, target: str, desk: Desk, reference: str) -> Lengths:
+    """Return the rows of a rankings stage, or of the file or hub id that stands for one."""
+    from pathlib import Path
+
+    from pipeline.config import SourceSettings, external_location, is_external
+    from pipeline.estimate.sampling import ranked_prompts
+
+    if not is_external(target):
+        return ranked_prompts(target, desk, reference, asked_by=stage)
+    place = external_location(target)
+    file = Path(place).expanduser()
+    file = file / "rankings.jsonl" if (file / "rankings.jsonl").is_file() else file
+    key = "path" if file.exists() or place.startswith((".", "/", "~")) else "hub"
+    source = SourceSettings(**{key: str(file) if key == "path" else place})
+    return desk.lengths(stage, (source,), reference)

@@ -1,0 +1,244 @@
+"""Estimates of the stages that sample and judge: rankings, select, evaluate."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipeline.estimate.costs import Phase, StageCost
+from pipeline.estimate.desk import Desk, rows_of
+from pipeline.estimate.flops import Rows, forward_flops
+from pipeline.estimate.memory import (
+    BF16,
+    FP32,
+    LOGITS_DRAWN,
+    cache_bytes,
+    logit_bytes,
+    working_bytes,
+)
+from pipeline.estimate.shapes import ModelShape
+from pipeline.estimate.sources import Lengths
+
+if TYPE_CHECKING:
+    from pipeline.stages.evaluate import EvaluateSettings
+    from pipeline.stages.rankings import RankingsSettings
+    from pipeline.stages.select import SelectSettings
+
+EVALUATED_LOGITS = 60e6
+"""Logits that an evaluation holds at once, in four fp32 tensors."""
+
+
+def decoding_memory(
+    shape: ModelShape, *, rows: int, prompt: int, new: int, key: int, value: int, bf16: bool
+) -> dict[str, float]:
+    """Return the bytes of sampling beside the weights.
+
+    Args:
+        shape: the model.
+        rows: responses decoded together.
+        prompt: tokens of the longest prompt.
+        new: most tokens of a response.
+        key: bytes of an element of a key.
+        value: bytes of an element of a value.
+        bf16: products in bf16.
+    """
+    return {
+        "KV cache": cache_bytes(shape, rows=rows, tokens=prompt + new, key=key, value=value),
+        "activations": working_bytes(shape, tokens=rows * prompt, bf16=bf16),
+        "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
+    }
+
+
+def ranked_prompts(name: str, desk: Desk, reference: str, *, asked_by: str) -> Lengths:
+    """Return the rows that a rankings stage leaves: its prompts with K answers each.
+
+    Args:
+        name: the stage.
+        desk: what the estimate is made with.
+        reference: whose tokens count.
+        asked_by: stage that reads the rankings, for the notes.
+    """
+    settings: Any = desk.recipe.stages[name]
+    if settings.labeler == "file":
+        read = desk.lengths(asked_by, settings.rankings, reference)
+    else:
+        read = desk.lengths(asked_by, settings.prompts, reference)
+        answer = desk.assumed.get(name, "response_tokens") or settings.max_new_tokens
+        answer = desk.assumed.get(asked_by, "answer_tokens") or answer
+        desk.assumed.tell(asked_by, f"answers of {name} have {answer:g} tokens")
+        answers = [float(answer)] * len(read.prompts)
+        read = Lengths(read.rows, read.prompts, answers, answers, settings.completions)
+    if settings.limit is not None:
+        read.rows = min(read.rows, settings.limit)
+    return read
+
+
+def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> StageCost:
+    """Return the cost of sampling K completions of each prompt; that of copying is nothing."""
+    cost = StageCost(stage, settings.kind, desk.layout(stage))
+    if settings.model is None:
+        return cost
+    shape, bf16 = desk.shape(settings.model, stage), desk.bf16(settings.bf16)
+    read = desk.lengths(stage, settings.prompts, settings.model)
+    prompts = min(read.rows, settings.limit or math.inf)
+    longest = desk.longest(stage, max(read.prompts), math.inf)
+    width = BF16 if bf16 else FP32
+    cost.parameters = {settings.model: shape.parameters}
+    memory = decoding_memory(
+        shape,
+        rows=settings.batch_size,
+        prompt=longest,
+        new=settings.max_new_tokens,
+        key=width,
+        value=width,
+        bf16=bf16,
+    )
+    cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
+    cost.parts.append(
+        desk.decode(
+            "sampling",
+            shape,
+            cost.layout,
+            rows=prompts * settings.completions,
+            batch=settings.batch_size,
+            prompt=read.prompt_mean,
+            new=desk.response(stage, settings.max_new_tokens),
+            steps=settings.max_new_tokens,
+            bf16=bf16,
+        )
+    )
+    return cost
+
+
+def estimate_select(stage: str, settings: SelectSettings, desk: Desk) -> StageCost:
+    """Return the cost of sampling from each candidate and scoring what it says, in fp32."""
+    cost = StageCost(stage, settings.kind, desk.layout(stage))
+    shape, judge = desk.shape(settings.model, stage), desk.shape(settings.reward, stage)
+    candidates = getattr(desk.recipe.stages.get(settings.model), "candidates", None)
+    if candidates is None:
+        candidates = 2
+        desk.assumed.tell(stage, f"{settings.model} is taken to hold 2 candidates")
+    read = desk.lengths(stage, settings.prompts, settings.model)
+    prompts = min(read.rows, settings.n_prompts)
+    longest = desk.longest(stage, max(read.prompts), math.inf)
+    new = desk.response(stage, settings.max_new_tokens)
+    cost.parameters = {
+        settings.model: shape.parameters,
+        settings.reward: judge.trunk + judge.hidden,
+    }
+    memory = decoding_memory(
+        shape,
+        rows=settings.batch_size,
+        prompt=longest,
+        new=settings.max_new_tokens,
+        key=FP32,
+        value=FP32,
+        bf16=False,
+    )
+    weights = {
+        "weights": float(FP32 * shape.parameters),
+        "reward model": float(FP32 * (judge.trunk + judge.hidden)),
+    }
+    cost.phases = [Phase("sampling", {**weights, **memory})]
+    rows = rows_of([p + new for p in read.prompts], candidates * prompts)
+    sampled = desk.decode(
+        "sampling", shape, cost.layout, rows=rows.count, batch=settings.batch_size,
+        prompt=read.prompt_mean, new=new, steps=settings.max_new_tokens, bf16=False,
+    )  # fmt: skip
+    cost.parts = [sampled, _scoring(cost, desk, judge, rows, settings.batch_size)]
+    return cost
+
+
+def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> StageCost:
+    """Return the cost of answering with each checkpoint, its KL, its judge and its perplexity.
+
+    One model is there at a time.
+    """
+    cost = StageCost(stage, settings.kind, desk.layout(stage))
+    bf16 = desk.bf16(settings.bf16)
+    measured_to = settings.checkpoints[settings.measured_to]
+    read = desk.lengths(stage, settings.prompts, measured_to)
+    prompts = min(read.rows, settings.limit or math.inf)
+    asked = [min(p or a, settings.prefix_tokens or math.inf) for p, a in _pairs(read)]
+    longest = desk.longest(stage, max(asked), math.inf)
+    new = desk.response(stage, settings.max_new_tokens)
+    rows = rows_of([p + new for p in asked], prompts)
+    texts = Rows(0.0, 0.0, 0.0)
+    if settings.perplexity:
+        text = desk.lengths(stage, settings.perplexity, measured_to)
+        texts = rows_of(text.whole(), min(text.rows, settings.max_texts))
+    mean = sum(asked) / len(asked)
+    for name, reference in settings.checkpoints.items():
+        shape = desk.shape(reference, stage)
+        cost.parameters[name] = shape.parameters
+        cost.phases += _answering(name, shape, settings, longest=longest, new=new, bf16=bf16)
+        cost.parts.append(
+            desk.decode(
+                f"sampling from {name}", shape, cost.layout, rows=rows.count,
+                batch=settings.batch_size, prompt=mean, new=new,
+                steps=settings.max_new_tokens, bf16=bf16,
+            )
+        )  # fmt: skip
+        # Under itself and under the reference.
+        seen = rows.times(2) + texts
+        cost.parts.append(
+            desk.compute(
+                f"log-probabilities of {name}", shape, cost.layout,
+                flops=forward_flops(shape, seen, positions=seen.tokens), tokens=seen.tokens,
+                passes=seen.count / settings.batch_size, bf16=bf16,
+            )
+        )  # fmt: skip
+    if settings.reward is not None:
+        judge = desk.shape(settings.reward, stage)
+        cost.parameters["proxy"] = judge.trunk + judge.hidden
+        judged = rows.times(len(settings.checkpoints))
+        cost.parts.append(_scoring(cost, desk, judge, judged, 64))
+    return cost
+
+
+def _answering(
+    name: str,
+    shape: ModelShape,
+    settings: EvaluateSettings,
+    *,
+    longest: int,
+    new: float,
+    bf16: bool,
+) -> list[Phase]:
+    """Return the memory of a checkpoint that answers, and whose answers are looked at."""
+    width = BF16 if bf16 else FP32
+    weights = {"weights": float(width * shape.parameters)}
+    memory = decoding_memory(
+        shape,
+        rows=settings.batch_size,
+        prompt=longest,
+        new=settings.max_new_tokens,
+        key=width,
+        value=width,
+        bf16=bf16,
+    )
+    logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
+    looked_at = {"logits": 4 * FP32 * logits, "activations": memory["activations"]}
+    return [
+        Phase(f"sampling from {name}", {**weights, **memory}),
+        Phase(f"log-probabilities of {name}", {**weights, **looked_at}),
+    ]
+
+
+def _pairs(read: Lengths) -> list[tuple[float, float]]:
+    """Return prompts with answers; a source of prompts alone has none of the latter."""
+    answers = read.answers if len(read.answers) == len(read.prompts) else [0.0] * len(read.prompts)
+    return list(zip(read.prompts, answers, strict=True))
+
+
+def _scoring(cost: StageCost, desk: Desk, judge: ModelShape, rows: Rows, batch: int) -> Any:
+    """Return the part in which a reward model scores rows, in fp32."""
+    return desk.compute(
+        "scoring",
+        judge,
+        cost.layout,
+        flops=forward_flops(judge, rows, positions=0),
+        tokens=rows.tokens,
+        passes=rows.count / batch,
+        bf16=False,
+    )

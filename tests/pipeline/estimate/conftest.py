@@ -1,0 +1,124 @@
+"""Counts what stages really do: FLOPs of their matrix products, and bytes of live tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+
+def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def attention_backward(out: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(out, query, key, value))
+
+
+# The processor's attention kernel is not among those that torch counts.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that operations have touched and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._take(tree_leaves((args, kwargs)))
+        out = func(*args, **(kwargs or {}))
+        self._take(tree_leaves(out))
+        return out
+
+    def _take(self, leaves: list[Any]) -> None:
+        for leaf in leaves:
+            if not isinstance(leaf, torch.Tensor) or leaf.device.type != "cpu":
+                continue
+            storage = leaf.untyped_storage()
+            key = storage._cdata
+            if key not in self.known:
+                size = storage.nbytes()
+                self.known.add(key)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+class Measured:
+    """FLOPs and the most bytes of what ran under it."""
+
+    def __init__(self) -> None:
+        self.flops = self.peak = 0
+
+
+@pytest.fixture
+def measured() -> Callable[..., Measured]:
+    """Return what runs a function and tells its FLOPs and its most live bytes.
+
+    measured(work, flops=True); without FLOPs the bytes are exact under checkpointing too.
+    """
+
+    def run(work: Callable[[], object], *, flops: bool = True) -> Measured:
+        found, live = Measured(), LiveBytes()
+        counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        # The counter keeps what gradient checkpointing computes again alive.
+        with counter if flops else contextlib.nullcontext(), live:
+            work()
+        found.flops, found.peak = counter.get_total_flops() if flops else 0, live.peak
+        return found
+
+    return run
+
+
+@pytest.fixture
+def local_policy(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., Path]:
+    """Return a builder of saved models with a tokenizer: local_policy(architecture, **shape)."""
+
+    def build(architecture: str = "llama", **changes: Any) -> Path:
+        from pipeline.architectures import Shape, build_policy
+
+        shape = {
+            "hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate_size": 64,
+            "context_length": 256, **changes,
+        }  # fmt: skip
+        tokenizer = tiny_tokenizer()
+        folder = tmp_path / architecture
+        model = build_policy(architecture, Shape(**shape), tokenizer, seed=0)  # type: ignore[arg-type]
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> Iterator[None]:
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -1,0 +1,130 @@
+"""The estimates beside what the stages really do here: FLOPs and live bytes within 15 %."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data.records import chat
+from pipeline.console import Console
+from pipeline.estimate.assumptions import Assumptions
+from pipeline.estimate.costs import StageCost
+from pipeline.estimate.hardware import GIB, Accelerator, Cluster
+from pipeline.estimate.planner import estimate_recipe
+from pipeline.planning import Selection
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import execute
+
+# As a processor without bf16; its speed doesn't matter here.
+PROCESSOR = Cluster(Accelerator("cpu", 16 * GIB, 0.0, 1e11, 1e10))
+WITHIN = 0.15
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, local_policy: Callable[..., Path]) -> Callable[..., Recipe]:
+    """Return a builder of recipes with all training stages: recipe("llama", hidden_size=64)."""
+
+    def build(architecture: str = "llama", overrides: tuple[str, ...] = (), **shape: Any) -> Recipe:
+        start = str(local_policy(architecture, **shape))
+        question = "Who lives by the river and runs the old mill at the bridge? "
+        answers = ["The miller lives by the river. " * n for n in (1, 2, 2, 3)]
+        texts = [{"text": f"{question} {answers[i % 4]}"} for i in range(60)]
+        asked = [{"messages": chat(question + str(i), answers[i % 4])} for i in range(48)]
+        ranked = [
+            {"prompt": question + str(i), "completions": answers[:1] + answers[2:],
+             "ranks": [1, 2, 3]}
+            for i in range(24)
+        ]  # fmt: skip
+        stages = {
+            "base": {
+                "kind": "pretrain", "model": start, "steps": 4, "batch_size": 8,
+                "train": [{"path": write_rows(tmp_path / "texts.jsonl", texts)}],
+                "context_length": 64, "evaluate_every": 0,
+            },
+            "sft": {
+                "kind": "sft", "model": start, "batch_size": 8, "max_length": 128,
+                "train": [{"path": write_rows(tmp_path / "asked.jsonl", asked)}],
+            },
+            "reward": {
+                "kind": "reward", "model": start, "prompts_per_step": 8, "max_length": 128,
+                "train": [{"path": write_rows(tmp_path / "ranked.jsonl", ranked)}],
+                "tokens_per_micro_batch": 4096, "evaluate_every": 0,
+            },
+            "ppo": {
+                "kind": "ppo", "policy": start, "reward": "reward", "epochs": 2,
+                "prompts": [{"path": str(tmp_path / "asked.jsonl")}], "max_prompt_tokens": 80,
+                "episodes": 32, "batch_size": 16, "max_new_tokens": 24, "temperature": 1.0,
+            },
+        }  # fmt: skip
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"stages": stages}))
+        return load_recipe(path, overrides)
+
+    return build
+
+
+def costs_of(recipe: Recipe, assumed: Assumptions | None = None) -> dict[str, StageCost]:
+    plan = estimate_recipe(recipe, PROCESSOR, assumed=assumed)
+    return {verdict.cost.stage: verdict.cost for verdict in plan.verdicts}
+
+
+def run_stage(recipe: Recipe, folder: Path, stage: str) -> None:
+    execute(
+        recipe, folder, selection=Selection(only=stage), launch=recipe.top.launch,
+        console=Console(quiet=True),
+    )  # fmt: skip
+
+
+def assert_near(
+    recipe: Recipe, measured: Any, folder: Path, *, flops: bool = True, memory: bool = True
+) -> None:
+    told = costs_of(recipe)
+    for stage in recipe.stages:
+        found = measured(lambda stage=stage: run_stage(recipe, folder, stage), flops=flops)
+        cost = told[stage]
+        if flops:
+            share = cost.flops / found.flops
+            print(f"{stage}: FLOPs {share:.3f}")
+            assert abs(share - 1) < WITHIN, f"{stage}: {share:.3f} of the FLOPs"
+        if memory:
+            share = cost.peak.total / found.peak
+            print(f"{stage}: memory {share:.3f} ({cost.peak.name})")
+            assert abs(share - 1) < WITHIN, f"{stage}: {share:.3f} of the bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_flops_and_memory_of_every_training_stage(
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, architecture: str
+) -> None:
+    assert_near(recipe(architecture), measured, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("what", ["flops", "memory"])
+def test_micro_batches_checkpointing_and_a_shared_head(
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, what: str
+) -> None:
+    changes = (
+        "base.micro_batch_size=4", "base.gradient_checkpointing=true",
+        "sft.micro_batch_size=4", "sft.gradient_checkpointing=true",
+        "reward.tokens_per_micro_batch=1024", "reward.gradient_checkpointing=true",
+        "ppo.micro_batch_size=4", "ppo.gradient_checkpointing=true", "ppo.minibatches=2",
+        "ppo.value=shared",
+    )  # fmt: skip
+    shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
+    built = recipe("llama", changes, **shape)
+    wanted = {"flops": what == "flops", "memory": what == "memory"}
+    assert_near(built, measured, tmp_path / "run", **wanted)

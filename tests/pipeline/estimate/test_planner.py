@@ -1,0 +1,230 @@
+"""Whole recipes: what is read, what is assumed, what fits and what to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data.errors import ModelError, RecipeError, UsageError
+from data.records import chat
+from pipeline.estimate.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
+from pipeline.estimate.costs import StageCost
+from pipeline.estimate.hardware import parse_gpus
+from pipeline.estimate.planner import Plan, check_sharding, estimate_recipe
+from pipeline.estimate.render import details, row_of, to_json
+from pipeline.recipe import load_recipe
+
+LLAMA_7B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+    "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    """A folder that holds the configuration of a 7B model and no weights."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA_7B))
+    return str(folder)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"messages": chat("a" * 396, "b" * 196)}) for _ in range(640)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def planned(
+    tmp_path: Path, stages: dict[str, Any], gpus: str = "8xH100", nodes: int = 1, **more: Any
+) -> Plan:
+    path = tmp_path / "recipe.yaml"
+    top = more.pop("top", {})
+    path.write_text(yaml.safe_dump({**top, "stages": stages}))
+    return estimate_recipe(load_recipe(path), parse_gpus(gpus, nodes=nodes), **more)
+
+
+def sft(model: str, rows: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "sft", "model": model, "train": [{"path": rows}], "heldout_share": 0, **more}
+
+
+def only(plan: Plan) -> StageCost:
+    (verdict,) = plan.verdicts
+    return verdict.cost
+
+
+def test_rows_and_lengths_are_read_and_no_weights_are_needed(
+    tmp_path: Path, large: str, rows: str
+) -> None:
+    cost = only(planned(tmp_path, {"sft": sft(large, rows, epochs=2)}))
+    assert cost.parameters == {"sft": 6_738_415_616}
+    assert cost.steps == 2 * 640 // 32
+    # 396 and 196 bytes at 4 a token, and 4 tokens around each turn.
+    assert cost.parts[0].tokens == 2 * 640 * (99 + 49 + 2 * 4)
+
+
+def test_a_7b_model_does_not_fit_by_ddp_and_fits_sharded(
+    tmp_path: Path, large: str, rows: str
+) -> None:
+    plan = planned(tmp_path, {"sft": sft(large, rows)})
+    (verdict,) = plan.verdicts
+    assert not verdict.fits
+    assert verdict.cost.peak.components["Adam"] == 8 * 6_738_415_616
+    assert verdict.cost.peak.components["gradients"] == 8 * 6_738_415_616  # and DDP's buckets
+    assert [advice.change for advice in verdict.advice if advice.fits] == ["--sharding fsdp2"]
+    sharded = planned(tmp_path, {"sft": sft(large, rows)}, sharding="fsdp2")
+    assert sharded.verdicts[0].fits
+    assert only(sharded).peak.total == pytest.approx(verdict.advice[0].memory)
+    assert only(sharded).peak.components["Adam"] == 6_738_415_616
+
+
+def test_smaller_micro_batches_are_advised_and_fit_when_taken(tmp_path: Path, rows: str) -> None:
+    stages = {"sft": sft("hub:m", rows, batch_size=512)}
+    assumed = Assumptions(sizes={"hub:m": 1e9}, given={"sft": {"longest": 2048}})
+    (verdict,) = planned(tmp_path, stages, "H100", assumed=assumed).verdicts
+    advice = next(a for a in verdict.advice if a.change.startswith("micro_batch_size"))
+    size = int(advice.change.split(": ")[1])
+    stages["sft"]["micro_batch_size"] = size
+    again = planned(tmp_path, stages, "H100", assumed=assumed)
+    assert again.verdicts[0].fits
+    assert only(again).peak.total == pytest.approx(advice.memory)
+
+
+def test_what_nothing_makes_fit_is_said(tmp_path: Path, rows: str) -> None:
+    assumed = Assumptions(sizes={"hub:m": 1e12})
+    plan = planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=assumed)
+    (verdict,) = plan.verdicts
+    assert not any(advice.fits for advice in verdict.advice)
+    assert any("too large still" in line for line in details(plan))
+
+
+def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str) -> None:
+    def cost(**more: Any) -> StageCost:
+        stages = {
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r",
+                    "prompts": [{"path": rows}], **more}
+        }  # fmt: skip
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9})
+        return only(planned(tmp_path, stages, "H100", assumed=assumed))
+
+    four, shared = cost(), cost(value="shared")
+    assert set(four.parameters) == {"policy", "reference", "value model", "reward model hub:r"}
+    assert four.steps == 51_200 // 512 * 4
+    assert "value model" not in shared.parameters
+    assert shared.peak.total < 0.75 * four.peak.total
+    parts = {part.name: part for part in four.parts}
+    assert parts["sampling"].tokens == 51_200 * 64
+    # Four epochs of forward and backward, about three forward passes each.
+    assert parts["training the policy"].flops == pytest.approx(
+        12 * parts["log-probabilities"].flops, rel=0.02
+    )
+    assert {"sampling", "scoring", "log-probabilities", "backward begins"} <= {
+        phase.name for phase in four.phases
+    }
+
+
+def test_nodes_share_the_work_and_an_uneven_batch_is_a_problem(tmp_path: Path, rows: str) -> None:
+    given = {"sft": {"rows": 1e6}}
+    assumed = Assumptions(sizes={"hub:m": 3e9}, given=given, rates=Rates(overhead=0.0))
+    one = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=assumed))
+    two = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, nodes=2, assumed=assumed))
+    assert two.layout.processes == 16
+    assert two.hours == pytest.approx(one.hours / 2)
+    odd = only(planned(tmp_path, {"sft": sft("hub:m", rows, batch_size=12)}, assumed=assumed))
+    assert "batch_size 12 can't be shared by 8 processes" in odd.problems[0]
+
+
+def test_hours_follow_from_flops_and_the_assumed_utilisation(tmp_path: Path, rows: str) -> None:
+    sizes = {"hub:m": 3e9}
+    half = Assumptions(sizes=sizes, rates=Rates(utilisation=0.5))
+    whole = Assumptions(sizes=sizes, rates=Rates(utilisation=1.0))
+    slow = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, "H100", assumed=half))
+    fast = only(planned(tmp_path, {"sft": sft("hub:m", rows)}, "H100", assumed=whole))
+    assert slow.parts[0].seconds == pytest.approx(slow.parts[0].flops / (0.5 * 989.4e12))
+    assert slow.hours == pytest.approx(2 * fast.hours)
+    with pytest.raises(UsageError, match=r"--utilisation 1\.5"):
+        Rates(utilisation=1.5)
+
+
+def test_a_hub_model_without_a_network_is_asked_for(
+    tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="--size nobody/nothing=135M"):
+        planned(tmp_path, {"sft": sft("nobody/nothing", rows)})
+
+
+def test_what_is_assumed_is_said_and_can_be_given(tmp_path: Path) -> None:
+    stages = {
+        "sft": {"kind": "sft", "model": "hub:m", "train": [{"hub": "nobody/rows"}],
+                "heldout_share": 0}
+    }  # fmt: skip
+    assumed = Assumptions(sizes={"hub:m": 1e9})
+    plan = planned(tmp_path, stages, assumed=assumed)
+    assert any("nobody/rows is not read: 10,000 rows assumed" in line for line in details(plan))
+    given = parse_assumed(
+        ["sft.rows=42k", "sft.prompt_tokens=200", "sft.answer_tokens=100"], stages=["sft"]
+    )
+    told = Assumptions(sizes={"hub:m": 1e9}, given=given)
+    assert only(planned(tmp_path, stages, assumed=told)).parts[0].tokens == 42_000 * 300
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sfft.rows=1", "Did you mean 'sft'?"),
+        ("sft.row=1", "Did you mean 'rows'?"),
+        ("sft.rows=many", "is no number above 0"),
+        ("sft.rows=0", "is no number above 0"),
+        ("rows=3", "write it as stage.quantity=number"),
+    ],
+)
+def test_mistakes_in_assume_are_told(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_assumed([text], stages=["sft"])
+    assert told in str(caught.value)
+
+
+def test_sizes_and_shardings_are_read() -> None:
+    assert parse_sizes(["a/b=135M", "./c=d=7B"]) == {"a/b": 135e6, "./c=d": 7e9}
+    with pytest.raises(UsageError, match="write it as checkpoint=135M"):
+        parse_sizes(["7B"])
+    assert check_sharding("fsdp2") == "fsdp2"
+    with pytest.raises(UsageError, match="Did you mean 'fsdp2'"):
+        check_sharding("fsdp")
+
+
+def test_the_launch_file_tells_the_sharding(tmp_path: Path, rows: str) -> None:
+    file = tmp_path / "launch.yaml"
+    file.write_text("distributed_type: FSDP\n")
+    assumed = Assumptions(sizes={"hub:m": 1e9})
+    top = {"launch": {"config": str(file)}}
+    assert (
+        only(
+            planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=assumed, top=top)
+        ).layout.sharding
+        == "fsdp2"
+    )
+    file.unlink()
+    with pytest.raises(RecipeError, match=r"launch.config: .*launch.yaml can't be read"):
+        planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=assumed, top=top)
+
+
+def test_the_json_adds_up_and_is_json(tmp_path: Path, rows: str) -> None:
+    plan = planned(tmp_path, {"sft": sft("hub:m", rows)}, assumed=Assumptions(sizes={"hub:m": 1e9}))
+    content = json.loads(json.dumps(to_json(plan)))
+    (stage,) = content["stages"]
+    for phase in stage["phases"]:
+        assert phase["bytes"] == pytest.approx(sum(phase["components"].values()))
+    assert stage["memory_bytes"] == max(phase["bytes"] for phase in stage["phases"])
+    assert stage["flops"] == sum(part["flops"] for part in stage["parts"])
+    assert content["hours"] == pytest.approx(stage["hours"])
+    assert row_of(plan.verdicts[0])[0] == "sft"
