@@ -35,7 +35,7 @@ from pipeline.handover import HandOver
 from pipeline.recipe import Recipe
 
 RESULT = "result.json"
-LOGS = ("metrics.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
 
 
 def run_stage(

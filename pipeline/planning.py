@@ -93,7 +93,7 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
     return {
         "kind": settings.kind,
         "version": recipe.kind(stage).version,
-        "settings": settings.model_dump(mode="json", exclude={"seed"}),
+        "settings": settings.key_settings(),
         "seed": recipe.seed(stage),
         "parents": dict(parents),
         "sources": source_fingerprints(settings, stage),

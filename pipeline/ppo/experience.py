@@ -175,7 +175,7 @@ def make_experience(
         gamma=hyper.gamma,
         lam=hyper.gae_lambda,
     )
-    if hyper.whiten_advantages:
+    if hyper.whiten_advantages is True:
         advantages_BT = whitened(
             advantages_BT, mask_BT, of=global_moments(advantages_BT, mask_BT, ranks)
         )
