@@ -122,7 +122,7 @@ def readings(
     """
     if len(history) <= settings.window:
         return {}
-    patient = len(history) > settings.value_grace + value_warmup
+    patient = len(history) > max(settings.value_grace, settings.window) + value_warmup
     found = {name: check(history, settings) for name, check in CHECKS.items()}
     if not ends_matter:
         found["lost_ends"] = None
@@ -149,6 +149,7 @@ def _now(history: History, key: str, settings: DoctorSettings) -> float:
 
 
 def _best(history: History, key: str, settings: DoctorSettings) -> float:
+    """Return the highest of the first row and the means of any `window` rows."""
     values = [row[key] for row in history]
     size = settings.window
     means = (fmean(values[i : i + size]) for i in range(len(values) - size + 1))
@@ -221,8 +222,9 @@ def _dead_value(history: History, settings: DoctorSettings) -> Reading | None:
     key, limit = "val/explained_variance", settings.explained_variance
     if history[-1][key] == 0.0:  # the returns do not vary
         return None
-    figure = _now(history, key, settings)
-    told = f"the values foretell {100 * figure:.3g} % of the returns' variance"
+    span = max(settings.value_grace, settings.window)
+    figure = _best(history[-span:], key, settings)
+    told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
     return Reading(figure, limit, figure < limit, told)
 
 

@@ -66,9 +66,9 @@ class DoctorSettings(Settings):
     approximate_kl: PositiveNumber = 0.2
     """large_steps: half the mean squared log ratio inside an update (PPO: about 0.01)."""
     explained_variance: Number = 0.02
-    """dead_value: share of the returns' variance that the values foretell."""
-    value_grace: NonNegativeInt = 20
-    """dead_value: updates in which the value model may still learn."""
+    """dead_value: share of the returns' variance that the values foretell, at best."""
+    value_grace: PositiveInt = 50
+    """dead_value: updates of which not one may be better."""
     entropy_share: Share = 0.1
     """entropy_collapse: entropy of a token's distribution over the first update's."""
     repeated_share: Share = 0.5
