@@ -21,6 +21,7 @@ from pipeline.config import (
 )
 from pipeline.handover import HandOver
 from pipeline.recipe import Recipe
+from pipeline.tracking import require_installed
 
 Action = Literal["up to date", "run", "resume", "not selected"]
 
@@ -290,7 +291,9 @@ def check_stages(recipe: Recipe, planner: Planner) -> None:
     Raises:
         HandOverError: two stages do not fit each other.
         SourceError: a local source is not there.
+        RecipeError: a tracker is not installed.
     """
+    require_installed(recipe.top.trackers)
     for stage in planner.selected:
         settings: StageSettings = recipe.stages[stage]
         source_fingerprints(settings, stage)

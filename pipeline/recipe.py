@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,7 +27,7 @@ from pipeline.config import (
 
 Keys = tuple[str | int, ...]
 Places = dict[Keys, str]
-TOP = ("name", "description", "seed", "launch", "extends", "stages")
+TOP = ("name", "description", "seed", "launch", "trackers", "extends", "stages")
 
 
 class RecipeSettings(Settings):
@@ -41,6 +41,8 @@ class RecipeSettings(Settings):
     """Seed of data order, initialisation and sampling of every stage."""
     launch: LaunchSettings = LaunchSettings()
     """How many processes a training stage runs on."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside metrics.jsonl; TensorBoard reads `runs/<recipe>/logs`."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Recipe:
         top: everything but the stages.
         stages: settings by stage name, in the order in which they run.
         resolved: plain mapping of the whole, `extends` and `--set` applied, defaults left out.
+        places: file and line, or `--set`, of each value that was given, by its keys.
     """
 
     path: Path
     top: RecipeSettings
     stages: Mapping[str, StageSettings]
     resolved: Mapping[str, Any] = field(repr=False)
+    places: Mapping[Keys, str] = field(repr=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -214,6 +218,8 @@ def _apply_override(content: dict[str, Any], places: Places, override: str) -> N
         raise RecipeError(f"{where}: {'.'.join(keys[:-1])} is {target!r}, it has no keys")
     target[last] = value
     path: Keys = tuple(int(k) if k.isdigit() else k for k in keys)
+    for inside in [known for known in places if known[: len(path)] == path]:
+        del places[inside]
     places[path] = where
 
 
@@ -247,7 +253,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     assert isinstance(top, RecipeSettings)
     _check_references(path, checked, places)
     order = _order(path, checked)
-    return Recipe(path, top, {name: checked[name] for name in order}, content)
+    return Recipe(path, top, {name: checked[name] for name in order}, content, places)
 
 
 def _check_stage(

@@ -101,8 +101,8 @@ def _end_on_alarm(ppo: Ppo, best: BestPolicy, lines: Sequence[str], outlets: Out
     found = best.find()
     if found is None:
         raise TrainingError(
-            f"PPO has no policy to go back to ({told}): no update of every "
-            f"{ppo.hyper.doctor.best_every} was sound; change the setting to start PPO anew"
+            f"PPO has no policy to go back to, {best.store.folder} holds no whole state ({told}); "
+            "change the setting to start PPO anew"
         )
     update, folder, metrics = found
     figures = {k: v for k, v in ppo.metrics.items() if k.startswith("doctor/")}
