@@ -67,7 +67,7 @@ class DoctorSettings(Settings):
     """large_steps: half the mean squared log ratio inside an update (PPO: about 0.01)."""
     explained_variance: Number = 0.02
     """dead_value: share of the returns' variance that the values foretell, at best."""
-    value_grace: PositiveInt = 50
+    value_grace: PositiveInt = 30
     """dead_value: updates of which not one may be better."""
     entropy_share: Share = 0.1
     """entropy_collapse: entropy of a token's distribution over the first update's."""

@@ -50,10 +50,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
     save_smol(folder / "smol")
+    save_smol(folder / "padded", pad="<|endoftext|>")
     return folder
 
 
-def save_smol(folder: Path) -> None:
+def save_smol(folder: Path, pad: str = "<|im_end|>") -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -71,7 +72,7 @@ def save_smol(folder: Path) -> None:
         tokenizer_object=bpe,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        pad_token=pad,
         unk_token="<|endoftext|>",
     )
     tokenizer.chat_template = CHATML
@@ -87,7 +88,7 @@ def save_smol(folder: Path) -> None:
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -273,7 +274,7 @@ def test_each_value_of_a_preset_has_its_source(name: str) -> None:
 def preset_recipe(name: str, local: Path, folder: Path, *more: str) -> Recipe:
     path = folder / f"{name}_tiny.yaml"
     stage = {
-        "policy": str(local / "smol"),
+        "policy": str(local / "padded"),
         "reward": [{"rule": "length", "options": {"target": 3}}],
     }
     content = {
