@@ -22,6 +22,8 @@ from pipeline.recipe import load_recipe
 from pipeline.runner import execute
 from pipeline.stages.ppo import PpoSettings, run
 
+# The command loads torch anew each time, which takes minutes where other work fills the machine.
+pytestmark = pytest.mark.timeout(900)
 RLHF = Path(sys.executable).with_name("rlhf")
 Build = Callable[..., Any]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -97,7 +99,7 @@ def rlhf(settings: dict[str, Any], tmp_path: Path) -> Run:
         options = [word for change in changes for word in ("--set", change)]
         return subprocess.run(
             [str(RLHF), "run", str(recipe), "--out", str(tmp_path / "run"), *options],
-            cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+            cwd=tmp_path, capture_output=True, text=True, timeout=420, check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
