@@ -121,10 +121,12 @@ def test_a_score_that_fell_from_its_best_is_a_collapse() -> None:
 
 
 def test_the_value_model_has_time_to_learn() -> None:
-    late = [{**HEALTHY, "val/explained_variance": -0.2}] * 45
-    assert not ringing(late)
-    assert list(ringing(late + late)) == ["dead_value"]
-    assert not ringing(late + late, value_warmup=50)
+    grace = DoctorSettings().value_grace
+    late = [{**HEALTHY, "val/explained_variance": -0.2}] * (grace + 1)
+    assert not ringing(late[:grace])
+    assert list(ringing(late)) == ["dead_value"]
+    assert not ringing(late, value_warmup=1)
+    assert list(ringing(late + late[:1], value_warmup=1)) == ["dead_value"]
     still = [{**HEALTHY, "val/explained_variance": 0.0}] * 60  # returns that do not vary
     assert not ringing(still)
 
