@@ -46,6 +46,10 @@ class ResumeStore:
     rank: int = 0
     barrier: Callable[[], None] = lambda: None
 
+    def track(self, *logs: Path) -> None:
+        """Cut these logs back on resume, too."""
+        self.tracked += [log for log in logs if log not in self.tracked]
+
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Save a state; when this returns, it is whole and on the disk.
 

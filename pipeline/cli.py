@@ -201,9 +201,22 @@ def plan(
 
 
 @app.command()
-def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+def show(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Tell what each setting means and where its value is from."),
+    ] = False,
+) -> None:
     """Print the resolved recipe with every default."""
-    typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
+    checked = _recipe(recipe, overrides)
+    if explain:
+        from pipeline.explain import explain as explained
+
+        typer.echo(explained(checked), nl=False)
+        return
+    typer.echo(checked.to_yaml(), nl=False)
 
 
 @app.command(name="ls")

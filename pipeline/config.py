@@ -176,6 +176,10 @@ class StageSettings(Settings):
     seed: Seed | None = None
     """Seed of this stage; the recipe's when not given."""
 
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that the stage's result follows from, as JSON; the seed apart."""
+        return self.model_dump(mode="json", exclude={"seed"})
+
 
 class LaunchSettings(Settings):
     """How many processes run a stage, through `accelerate launch`."""

@@ -20,6 +20,7 @@ from pipeline.checkpoint import ResumeStore
 from pipeline.config import StageSettings, external_location
 from pipeline.console import Console, Progress
 from pipeline.handover import HandOver, model_folder
+from pipeline.tracking import Trackers
 
 S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
 
@@ -56,10 +57,18 @@ class StopFlag:
 
 @dataclass
 class MetricsLog:
-    """Appends one JSON line a step to `metrics.jsonl`; the main process alone writes."""
+    """Appends one JSON line a step to `metrics.jsonl`; the main process alone writes.
+
+    Attributes:
+        path: the file.
+        enabled: whether this process writes.
+        trackers: where the same rows go, too.
+        started: when the stage began.
+    """
 
     path: Path
     enabled: bool = True
+    trackers: Trackers | None = None
     started: float = field(default_factory=time.monotonic)
 
     def log(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
@@ -79,6 +88,13 @@ class MetricsLog:
         row = {"step": step, "seconds": round(time.monotonic() - self.started, 3), **metrics}
         with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.trackers is not None:
+            self.trackers.log(step, metrics)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        if self.trackers is not None:
+            self.trackers.finish()
 
 
 @dataclass

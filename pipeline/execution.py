@@ -32,8 +32,9 @@ from pipeline.context import MetricsLog, StageContext, StopFlag
 from pipeline.handover import HandOver
 from pipeline.launching import RESULT, run_launched
 from pipeline.recipe import Recipe
+from pipeline.tracking import Trackers
 
-LOGS = ("metrics.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
 
 
 def run_stage(
@@ -164,11 +165,27 @@ def make_context(
         inputs=inputs,
         hand=HandOver(stage, recipe.stages, lambda name: find(run / name)),
         resume=resume,
-        metrics=MetricsLog(metrics, enabled=rank == 0),
+        metrics=MetricsLog(
+            metrics,
+            enabled=rank == 0,
+            trackers=_trackers(recipe, stage, run, metrics) if rank == 0 else None,
+        ),
         console=console,
         stop=stop,
         rank=rank,
         world_size=world_size,
+    )
+
+
+def _trackers(recipe: Recipe, stage: str, run: Path, log: Path) -> Trackers | None:
+    if not recipe.top.trackers:
+        return None
+    return Trackers.beside(
+        log,
+        recipe.top.trackers,
+        folder=run / "logs" / stage,
+        title=f"{recipe.name}/{stage}",
+        config=recipe.stages[stage].model_dump(mode="json"),
     )
 
 
@@ -187,7 +204,10 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
     kind.check(context.settings, context.hand)
     reset_peak_memory()
     seed_everything(context.seed)
-    metrics = kind.run(context)
+    try:
+        metrics = kind.run(context)
+    finally:
+        context.metrics.close()
     return {
         "metrics": metrics,
         "peak_rss_mb": peak_memory_mb(),

@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.handover import HandOver
 from pipeline.recipe import Recipe
+from pipeline.tracking import require_installed
 
 Action = Literal["up to date", "run", "resume", "not selected"]
 
@@ -95,7 +96,7 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
     return {
         "kind": settings.kind,
         "version": recipe.kind(stage).version,
-        "settings": settings.model_dump(mode="json", exclude={"seed"}),
+        "settings": settings.key_settings(),
         "seed": recipe.seed(stage),
         "parents": dict(parents),
         "sources": source_fingerprints(settings, stage),
@@ -318,8 +319,9 @@ def check_stages(recipe: Recipe, planner: Planner) -> None:
     Raises:
         HandOverError: two stages do not fit each other.
         SourceError: a local source is not there.
-        RecipeError: a reward function is in no `--plugin` file.
+        RecipeError: a reward function is in no `--plugin` file, or a tracker is not installed.
     """
+    require_installed(recipe.top.trackers)
     for stage in planner.selected:
         settings: StageSettings = recipe.stages[stage]
         source_fingerprints(settings, stage)

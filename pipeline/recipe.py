@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError, field_validator
@@ -28,7 +28,7 @@ from pipeline.config import (
 )
 from pipeline.recipe_files import Keys, Places, read_merged
 
-TOP = ("name", "description", "seed", "launch", "extends", "stages")
+TOP = ("name", "description", "seed", "launch", "trackers", "extends", "stages")
 
 
 class RecipeSettings(Settings):
@@ -42,6 +42,8 @@ class RecipeSettings(Settings):
     """Seed of data order, initialisation and sampling of every stage."""
     launch: LaunchSettings = LaunchSettings()
     """How many processes a training stage runs on."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside metrics.jsonl; TensorBoard reads `runs/<recipe>/logs`."""
 
     @field_validator("name")
     @classmethod
@@ -60,12 +62,14 @@ class Recipe:
         top: everything but the stages.
         stages: settings by stage name, in the order in which they run.
         resolved: plain mapping of the whole, `extends` and `--set` applied, defaults left out.
+        places: file and line, or `--set`, of each value that was given, by its keys.
     """
 
     path: Path
     top: RecipeSettings
     stages: Mapping[str, StageSettings]
     resolved: Mapping[str, Any] = field(repr=False)
+    places: Mapping[Keys, str] = field(repr=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -142,6 +146,8 @@ def _apply_override(content: dict[str, Any], places: Places, override: str) -> N
         raise RecipeError(f"{where}: {'.'.join(keys[:-1])} is {target!r}, it has no keys")
     target[last] = value
     path: Keys = tuple(int(k) if k.isdigit() else k for k in keys)
+    for inside in [known for known in places if known[: len(path)] == path]:
+        del places[inside]
     places[path] = where
 
 
@@ -175,7 +181,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     assert isinstance(top, RecipeSettings)
     _check_references(path, checked, places)
     order = _order(path, checked, places)
-    return Recipe(path, top, {name: checked[name] for name in order}, content)
+    return Recipe(path, top, {name: checked[name] for name in order}, content, places)
 
 
 def _check_stage(

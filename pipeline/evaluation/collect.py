@@ -15,6 +15,7 @@ from pipeline.artifacts import Artifact, library_versions
 
 EVALUATION = "evaluation.json"
 QUALITY = "quality.json"
+ALARMS = "doctor.jsonl"
 
 
 def collect(
@@ -61,6 +62,7 @@ def _stage(artifact: Artifact) -> dict[str, Any]:
         "created": manifest.get("created"),
         "digest": artifact.digest,
         "size": artifact.size,
+        "alarms": _rows(artifact.folder / ALARMS),
     }
 
 
@@ -108,7 +110,10 @@ def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
 
 def read_metrics(artifact: Artifact) -> list[dict[str, Any]]:
     """Return the steps that a stage logged."""
-    path = artifact.folder / "metrics.jsonl"
+    return _rows(artifact.folder / "metrics.jsonl")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

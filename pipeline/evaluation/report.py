@@ -80,6 +80,7 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
         manners=view.manner_rows(report),
         quality=view.quality_rows(report["reward_model"]),
         stages=view.stage_rows(report),
+        alarms=view.alarm_rows(report),
         total_time=view.clock(report["seconds"]),
         samples=_samples(report, artifacts),
         **_charts(report, artifacts),

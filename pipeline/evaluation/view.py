@@ -178,6 +178,21 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
     return rows
 
 
+def alarm_rows(report: Figures) -> list[dict[str, str]]:
+    """Return what the doctor said of each stage, in order."""
+    return [
+        {
+            "stage": name,
+            "update": str(alarm["update"]),
+            "alarm": str(alarm["alarm"]).replace("_", " "),
+            "told": f"{alarm['told']} (alarm at {alarm['threshold']:g})",
+            "advice": f"Likely cause: {alarm['cause']}. What to do: {alarm['remedy']}.",
+        }
+        for name, stage in report["stages"].items()
+        for alarm in stage["alarms"]
+    ]
+
+
 def _size(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:

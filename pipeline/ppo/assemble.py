@@ -111,19 +111,21 @@ def assemble(
         order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
         language = PretrainingRows(pretraining, order)
     average = None if hyper.ema_decay is None else Average(policy, decay=hyper.ema_decay)
+    at_once, later = ((), end_ids) if hyper.end_after else (end_ids, ())
     return Ppo(
         hyper=hyper,
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
         engine=_engine(
-            learner, trunk, [*eos_ids(tokenizer, model), *end_ids], pad_id, hyper, ranks
+            learner, trunk, [*eos_ids(tokenizer, model), *at_once], pad_id, hyper, ranks
         ),
         rewards=RewardSum(rewards),
         optimization=Optimization(learner, value, average, language, hyper, ranks),
         reference=reference_policy,
         reference_is_start=reference_source is None,
         pad_id=pad_id,
+        later_end_ids=later,
     )
 
 

@@ -262,7 +262,7 @@ def make_experience(
     )
     # No token is chosen after the last one, so that the state there has no advantage to learn.
     advantages_BT = torch.where(mask_BT, advantages_BT, torch.zeros_like(advantages_BT))
-    if hyper.whiten_advantages:
+    if hyper.whiten_advantages is True:
         advantages_BT = whitened(
             advantages_BT, mask_BT, of=global_moments(advantages_BT, mask_BT, ranks)
         )

@@ -18,7 +18,7 @@ predecessors, value loss clipped, advantages whitened; a separate learning rate 
 model is optional; the pretraining loss is a mean over tokens, so that its 27.8 does not carry
 over; prompts come in permutations, so an episode's prompt may come again in a later pass.
 Departures from N+ (Huang et al. 2024): min(score, -1) for responses without an end instead of -1
-(`end_rule: replace` gives theirs); truncated at the model's own ends of sequence, no other token.
+(`end_rule: replace` gives theirs).
 Departures from TRL 1.12. `recipes/base/trl.yaml` takes back these, so that losses, gradients and
 weights after an update agree on the same tokens (tests/pipeline/ppo/test_trl.py):
 - that same rule (it subtracts a penalty); Adam's epsilon (1e-8); 1e-7 added to the temperature;
@@ -51,7 +51,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import Interrupted
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
 from pipeline.ppo.experience import (
     Experience,
@@ -65,7 +64,12 @@ from pipeline.ppo.invariants import check_equal_ranks, check_reference, check_ro
 from pipeline.ppo.kl import adapted_coefficient
 from pipeline.ppo.learner import rate_share
 from pipeline.ppo.masking import masked_sum
-from pipeline.ppo.metrics import objective_metrics, sample_rows, step_metrics
+from pipeline.ppo.metrics import (
+    objective_metrics,
+    response_metrics,
+    sample_rows,
+    step_metrics,
+)
 from pipeline.ppo.modules import Policy
 from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.prompts import Order, PreparedPrompt
@@ -73,6 +77,7 @@ from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes, RolloutEngine, roll_out
 from pipeline.ppo.scoring import RewardSum, Scores
 from pipeline.ppo.settings import Hyperparameters
+from pipeline.ppo.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +101,11 @@ class Ppo:
         reference: where the policy shall not stray from.
         reference_is_start: whether the policy starts as the reference.
         pad_id: the padding token.
+        later_end_ids: tokens that end a response from `end_after` on; the engine stops at none.
         update: number of finished updates.
         kl_coefficient: weight of the KL penalty now.
         metrics: of the last update.
+        watch: the doctor's history.
     """
 
     hyper: Hyperparameters
@@ -111,6 +118,7 @@ class Ppo:
     reference: Policy
     reference_is_start: bool
     pad_id: int
+    later_end_ids: Sequence[int] = ()
     update: int = 0
     kl_coefficient: float = field(init=False)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -118,6 +126,7 @@ class Ppo:
 
     def __post_init__(self) -> None:
         self.kl_coefficient = self.hyper.kl_coefficient
+        self.watch = Watch(self.hyper)
         self.order = Order(len(self.prompts), seed=self.ranks.seed, purpose="prompts")
 
     @property
@@ -135,46 +144,15 @@ class UpdateResult:
     samples: list[Mapping[str, object]]
 
 
-def train(
-    ppo: Ppo,
-    *,
-    states: ResumeStore,
-    log: Callable[[int, Mapping[str, float]], None],
-    write_samples: Callable[[list[Mapping[str, object]]], None],
-    should_stop: Callable[[], bool],
-    advance: Callable[[Mapping[str, float]], None],
-) -> dict[str, float]:
-    """Run all updates that are left; return the metrics of the last one.
+def run_update(
+    ppo: Ppo, *, judge: Callable[[Mapping[str, float]], None] | None = None
+) -> UpdateResult:
+    """Run one update: the algorithm.
 
     Args:
-        ppo: the run, already restored if there was a resume state.
-        states: where resume states go.
-        log: takes the metrics of an update.
-        write_samples: takes rows of samples.jsonl.
-        should_stop: whether to save and stop.
-        advance: called after each update.
-
-    Raises:
-        Interrupted: asked to stop; the state has been saved.
-        TrainingError: a loss is not finite, or an invariant does not hold.
+        ppo: the run.
+        judge: called before the optimiser steps, with what the episodes tell of the policy.
     """
-    while ppo.update < ppo.hyper.updates:
-        result = run_update(ppo)
-        ppo.metrics = result.metrics
-        log(ppo.update, ppo.metrics)
-        if _is_due(ppo, ppo.hyper.sample_every):
-            write_samples(result.samples)
-        advance(ppo.metrics)
-        stop = should_stop()
-        if stop or _is_due(ppo, ppo.hyper.save_every):
-            save(ppo, states)
-        if stop and ppo.update < ppo.hyper.updates:
-            raise Interrupted(f"PPO was asked to stop after update {ppo.update}")
-    return ppo.metrics
-
-
-def run_update(ppo: Ppo) -> UpdateResult:
-    """Run one update: the algorithm."""
     clock = _Clock()
     # 1. Sample responses from the policy.
     episodes = _roll_out(ppo)
@@ -195,14 +173,17 @@ def run_update(ppo: Ppo) -> UpdateResult:
         ranks=ppo.ranks,
     )
     _check(ppo, episodes, experience, scored.difference)
+    metrics = objective_metrics(
+        episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, ranks=ppo.ranks
+    ) | response_metrics(episodes, scores, ranks=ppo.ranks)
+    if judge is not None:
+        judge(metrics)
+    clock.lap("time/judge")
     # 5. Epochs of minibatches.
     steps = ppo.optimization.run(experience, update=ppo.update, check=not ppo._checked)
     ppo._checked = True
     ppo.engine.synchronize()
     clock.lap("time/optimize")
-    metrics = objective_metrics(
-        episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, ranks=ppo.ranks
-    )
     # 6. The KL coefficient of the next update.
     _adapt(ppo, metrics["objective/kl"])
     return _result(
@@ -230,6 +211,8 @@ def _roll_out(ppo: Ppo) -> Episodes:
         max_new_tokens=ppo.hyper.max_new_tokens,
         tokenizer=ppo.tokenizer,
         ranks=ppo.ranks,
+        end_ids=ppo.later_end_ids,
+        end_after=ppo.hyper.end_after,
     )
 
 
@@ -287,10 +270,12 @@ def _result(
 ) -> UpdateResult:
     """Count the update as finished and gather what is logged of it."""
     share = rate_share(ppo.update, hyper=ppo.hyper)
+    seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
     ppo.update += 1
     metrics |= {
         "lr": ppo.optimization.policy.learning_rate * share,
         "episode": ppo.update * ppo.hyper.batch_size,
+        "time/episodes_per_second": ppo.hyper.batch_size / max(seconds, 1e-9),
     }
     rows = sample_rows(
         episodes, scores, experience, update=ppo.update, count=ppo.hyper.sample_count
@@ -298,34 +283,36 @@ def _result(
     return UpdateResult(metrics, rows)
 
 
-def _is_due(ppo: Ppo, every: int) -> bool:
-    """Tell whether something is due that comes every so many updates, and after the last."""
-    return every > 0 and (ppo.update % every == 0 or ppo.update == ppo.hyper.updates)
-
-
 def save(ppo: Ppo, states: ResumeStore) -> None:
     """Save everything that a resumed run needs."""
+    states.save(ppo.update, lambda folder: write_state(ppo, folder))
 
-    def write(folder: Path) -> None:
-        rank = ppo.ranks.rank
-        save_state(folder / f"rng-{rank}.pt", rng_state())
-        state = _state(ppo)  # gathers sharded weights, so that all processes take part
-        if rank == 0:
-            save_state(folder / STATE, state)
 
-    states.save(ppo.update, write)
+def write_state(ppo: Ppo, folder: Path) -> None:
+    """Write a state's files into a folder; called on every process."""
+    rank = ppo.ranks.rank
+    save_state(folder / f"rng-{rank}.pt", rng_state())
+    state = _state(ppo)  # gathers sharded weights, so that all processes take part
+    if rank == 0:
+        save_state(folder / STATE, state)
 
 
 def restore(ppo: Ppo, states: ResumeStore) -> bool:
-    """Take up the newest whole resume state; tell whether there was one.
-
-    It may be of another number of processes: all random numbers of the algorithm follow from seed
-    and update, and what is saved is whole.
-    """
+    """Take up the newest whole resume state; tell whether there was one."""
     found = states.latest()
     if found is None:
         return False
     step, folder = found
+    take_up(ppo, folder, step)
+    return True
+
+
+def take_up(ppo: Ppo, folder: Path, step: int) -> None:
+    """Take up the state in a folder, of so many finished updates.
+
+    It may be of another number of processes: all random numbers of the algorithm follow from seed
+    and update, and what is saved is whole.
+    """
     state = load_state(folder / STATE)
     run = ppo.optimization
     run.policy.restore(state["policy"])
@@ -338,11 +325,11 @@ def restore(ppo: Ppo, states: ResumeStore) -> bool:
     ppo.rewards.restore(state["scores"])
     ppo.kl_coefficient = state["kl_coefficient"]
     ppo.metrics = state["metrics"]
+    ppo.watch.restore(state["doctor"])
     ppo.update = step
     if state["processes"] == ppo.ranks.size:
         restore_rng(load_state(folder / f"rng-{ppo.ranks.rank}.pt"))
     ppo.engine.synchronize()
-    return True
 
 
 def _state(ppo: Ppo) -> dict[str, Any]:
@@ -357,6 +344,7 @@ def _state(ppo: Ppo) -> dict[str, Any]:
         "scores": ppo.rewards.state(),
         "kl_coefficient": ppo.kl_coefficient,
         "metrics": ppo.metrics,
+        "doctor": ppo.watch.state(),
     }
 
 

@@ -27,9 +27,20 @@ class Truncation(NamedTuple):
     ended_B: Tensor
 
 
-def truncate_after_end(*, tokens_BT: Tensor, mask_BT: Tensor, end_ids: Tensor) -> Truncation:
-    """Find where each response ends: after its first end-of-sequence token, or with its mask."""
+def truncate_after_end(
+    *, tokens_BT: Tensor, mask_BT: Tensor, end_ids: Tensor, start: int = 0
+) -> Truncation:
+    """Find where each response ends: after its first end-of-sequence token, or with its mask.
+
+    Args:
+        tokens_BT: the responses.
+        mask_BT: their tokens.
+        end_ids: tokens that end a response.
+        start: first position at which one counts (Ziegler et al. 2019 end a continuation at the
+            first full stop from position 16 on).
+    """
     is_end_BT = torch.isin(tokens_BT, end_ids) & mask_BT
+    is_end_BT[:, :start] = False
     ended_B = is_end_BT.any(dim=1)
     first_B = is_end_BT.int().argmax(dim=1)
     return Truncation(torch.where(ended_B, first_B + 1, mask_BT.sum(dim=1)), ended_B)

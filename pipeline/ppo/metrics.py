@@ -3,13 +3,16 @@
 Means are over all processes. `objective/*` are means over episodes of sums over tokens, in nats;
 `objective/kl` is the k1 estimate whatever estimator shapes the reward. `objective/entropy` is
 minus the sampled tokens' summed log-probabilities, as TRL has it; `policy/entropy_avg` the mean
-entropy of a token's distribution.
+entropy of a token's distribution, before the update, where TRL takes it during the update.
+`val/ratio_var` is the variance over optimiser steps of the mean ratio (TRL: over micro-batches).
+`val/num_eos_tokens` counts ended responses, TRL end tokens. `time/*` are seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from statistics import variance as sample_variance
 
 import torch
 from torch import Tensor
@@ -73,6 +76,58 @@ def objective_metrics(
     return found
 
 
+def response_metrics(episodes: Episodes, scores: Scores, *, ranks: Ranks) -> dict[str, float]:
+    """Return what tells how responses are made, for the doctor.
+
+    `objective/repeated_share` is the mean share of a response's four-token runs that stood in it
+    before; `objective/distinct_share` different responses over all; the correlation is Pearson's,
+    of a response's raw score and its tokens, 0 where either does not vary.
+    """
+    lengths_B = scores.raw_B.new_tensor([len(s.token_ids) for s in episodes.samples]).double()
+    raw_B = scores.raw_B.double()
+    repeated = sum(repeated_share(s.token_ids) for s in episodes.samples)
+    sums = [
+        raw_B.sum(),
+        raw_B.square().sum(),
+        lengths_B.sum(),
+        lengths_B.square().sum(),
+        (raw_B * lengths_B).sum(),
+        raw_B.new_tensor(repeated),
+        raw_B.new_tensor(float(len(episodes))),
+    ]
+    *totals, count = ranks.sum(torch.stack(sums)).tolist()
+    score, square, length, length_square, product, repeated = (total / count for total in totals)
+    spread = max(square - score**2, 0.0) ** 0.5
+    length_spread = max(length_square - length**2, 0.0) ** 0.5
+    varies = spread > 1e-6 and length_spread > 1e-6
+    return {
+        "objective/scores_raw_std": spread,
+        "objective/score_length_correlation": (product - score * length) / (spread * length_spread)
+        if varies
+        else 0.0,
+        "objective/repeated_share": repeated,
+        "objective/distinct_share": _different(episodes, ranks) / count,
+    }
+
+
+def repeated_share(ids: Sequence[int], *, size: int = 4) -> float:
+    """Return the share of runs of `size` tokens that stood in the response before (seq-rep-n).
+
+    Source: Welleck et al. 2020, "Neural text generation with unlikelihood training", section 6.
+    """
+    runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def _different(episodes: Episodes, ranks: Ranks) -> int:
+    """Count the different responses of all processes."""
+    # A tuple of numbers has the same hash in every process.
+    own = [hash(tuple(sample.token_ids)) for sample in episodes.samples]
+    if ranks.size == 1:
+        return len(set(own))
+    return len(set(ranks.accelerator.gather(torch.tensor(own, device=ranks.device)).tolist()))
+
+
 def step_metrics(steps: Steps) -> dict[str, float]:
     """Return what the optimiser steps of an update tell, as means over them."""
     taken = steps.steps
@@ -83,6 +138,7 @@ def step_metrics(steps: Steps) -> dict[str, float]:
         "policy/clipfrac_avg": fmean(s.clip_share for s in taken),
         "val/clipfrac_avg": fmean(s.value_clip_share for s in taken),
         "val/ratio": fmean(s.ratio for s in taken),
+        "val/ratio_var": sample_variance(s.ratio for s in taken) if len(taken) > 1 else 0.0,
         "val/steps": len(taken),
     }
     found |= {f"gradient_norm/{name}": fmean(norms) for name, norms in steps.norms.items()}

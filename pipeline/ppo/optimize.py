@@ -9,14 +9,15 @@ Shapes: B episodes of all processes, M episodes of a micro-batch, T response tok
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.errors import TrainingError
-from pipeline.ppo.experience import Experience, Piece, everyones
+from pipeline.ppo.advantages import whitened
+from pipeline.ppo.experience import Experience, Piece, everyones, global_moments
 from pipeline.ppo.invariants import check_first_step
 from pipeline.ppo.learner import Average, Learner, rate_share
 from pipeline.ppo.losses import policy_loss, value_loss
@@ -131,6 +132,8 @@ class Optimization:
         tokens = experience.tokens
         masks = (tokens.mask_BT[rows], tokens.value_mask_BT[rows])
         counts = self.ranks.sum(torch.stack([mask.sum().float() for mask in masks]))
+        if self.hyper.whiten_advantages == "minibatch":
+            experience = self._whitened(experience, rows)
         pieces = list(tokens.pieces(rows, size=self.hyper.micro_batch_size))
         told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
         modules = [self.policy.module, *([self.value.module] if self.value else [])]
@@ -138,6 +141,12 @@ class Optimization:
             with self.ranks.gradient_sync(*modules, when=place == len(pieces) - 1):
                 told += self._piece(experience, piece, counts, warming=warming)
         return Step(*self.ranks.sum(told).tolist())
+
+    def _whitened(self, experience: Experience, rows: list[int]) -> Experience:
+        """Whiten the advantages over a minibatch of all processes."""
+        advantages_BT, mask_BT = experience.advantages_BT, experience.tokens.mask_BT
+        of = global_moments(advantages_BT[rows], mask_BT[rows], self.ranks)
+        return replace(experience, advantages_BT=whitened(advantages_BT, mask_BT, of=of))
 
     def _piece(
         self, experience: Experience, piece: Piece, counts: Tensor, *, warming: bool

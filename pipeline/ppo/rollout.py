@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from pipeline.generation import Sample, Sampling, decode, generate
 from pipeline.ppo.learner import Learner
+from pipeline.ppo.masking import length_mask, truncate_after_end
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
 
@@ -101,6 +102,8 @@ def roll_out(
     max_new_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
+    end_ids: Sequence[int] = (),
+    end_after: int = 0,
 ) -> Episodes:
     """Sample this process's share of an update's episodes.
 
@@ -117,6 +120,8 @@ def roll_out(
         max_new_tokens: longest response.
         tokenizer: the policy's.
         ranks: the processes.
+        end_ids: tokens that end a response from `end_after` on, beside those the engine knows.
+        end_after: first position at which one of them counts.
     """
     share = episodes // ranks.size
     start = share * ranks.rank
@@ -124,4 +129,30 @@ def roll_out(
     generator = ranks.generator("rollout", update)
     torch.rand((start, max_new_tokens), generator=generator, dtype=torch.float64)
     samples = engine.sample([p.ids for p in chosen], generator=generator)
+    if end_ids:
+        samples = _cut(samples, end_ids=end_ids, start=end_after)
     return Episodes(chosen, samples, [decode(tokenizer, sample) for sample in samples])
+
+
+def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> list[Sample]:
+    """Cut responses off after their first token of these from a position on."""
+    lengths_B = torch.tensor([len(sample.token_ids) for sample in samples])
+    width = int(lengths_B.max())
+    rows = [s.token_ids + [0] * (width - len(s.token_ids)) for s in samples]
+    cut = truncate_after_end(
+        tokens_BT=torch.tensor(rows),
+        mask_BT=length_mask(lengths_B=lengths_B, size=width),
+        end_ids=torch.tensor(list(end_ids)),
+        start=start,
+    )
+    return [
+        replace(
+            sample,
+            token_ids=sample.token_ids[:length],
+            logprobs=sample.logprobs[:length],
+            ended=sample.ended or found,
+        )
+        for sample, length, found in zip(
+            samples, cut.lengths_B.tolist(), cut.ended_B.tolist(), strict=True
+        )
+    ]

@@ -26,6 +26,57 @@ class AdaptiveKl(Settings):
     """Episodes after which an error of 100 % has moved the coefficient by as much (lmhp)."""
 
 
+AlarmName = Literal[
+    "collapse",
+    "length_hacking",
+    "lost_ends",
+    "kl_blow_up",
+    "negative_kl",
+    "large_steps",
+    "dead_value",
+    "entropy_collapse",
+    "repetition",
+    "identical_responses",
+]
+
+
+class DoctorSettings(Settings):
+    """When an alarm rings, and what happens then; figures are means over `window` updates."""
+
+    on_alarm: Literal["warn", "stop", "best"] = "warn"
+    """Say so; or save and stop; or end the run with the best policy before it."""
+    ignore: tuple[AlarmName, ...] = ()
+    """Alarms that never ring."""
+    window: PositiveInt = 5
+    """Updates that a figure is the mean of; nothing rings before so many follow the first."""
+    best_every: PositiveInt = 5
+    """Updates between candidates for the best policy; each that is better is saved."""
+    score_drop: PositiveNumber = 1.0
+    """collapse: score below its best so far, in standard deviations of the first update's."""
+    length_factor: Annotated[Number, Field(gt=1)] = 2.0
+    """length_hacking: response length over the first update's, or the first over it."""
+    length_correlation: Share = 0.5
+    """length_hacking: correlation of score and length inside an update, beside the factor."""
+    ended_share: Share = 0.5
+    """lost_ends: share of ended responses over its best so far; not with `end_rule: none`."""
+    kl_per_token: PositiveNumber = 1.5
+    """kl_blow_up: KL to the reference, in nats a token (lmhp's target: 0.25)."""
+    negative_kl: PositiveNumber = 1.0
+    """negative_kl: KL to the reference below minus this, in nats a response."""
+    approximate_kl: PositiveNumber = 0.2
+    """large_steps: half the mean squared log ratio inside an update (PPO: about 0.01)."""
+    explained_variance: Number = 0.02
+    """dead_value: share of the returns' variance that the values foretell, at best."""
+    value_grace: PositiveInt = 30
+    """dead_value: updates of which not one may be better."""
+    entropy_share: Share = 0.1
+    """entropy_collapse: entropy of a token's distribution over the first update's."""
+    repeated_share: Share = 0.5
+    """repetition: share of four-token runs that stood in the response before."""
+    distinct_share: Share = 0.25
+    """identical_responses: share of different responses over the first update's."""
+
+
 class Hyperparameters(Settings):
     """What PPO is run with; the defaults are design.md's."""
 
@@ -63,8 +114,8 @@ class Hyperparameters(Settings):
     """Discount (lmhp, N+)."""
     gae_lambda: Share = 0.95
     """Lambda of the advantage estimate (lmhp, N+)."""
-    whiten_advantages: bool = True
-    """Scale advantages to mean 0 and variance 1 over the global batch (lmhp, N+)."""
+    whiten_advantages: bool | Literal["minibatch"] = True
+    """Scale advantages to mean 0, variance 1 over the global batch (lmhp, N+), or a minibatch."""
     whiten_rewards: bool = False
     """Scale rewards to variance 1, mean kept, over the global batch (lmhp; N+: off)."""
 
@@ -79,6 +130,8 @@ class Hyperparameters(Settings):
     early_stop_kl: PositiveNumber | None = None
     """End an update's epochs once half the mean squared log ratio passes this; null never does."""
 
+    end_after: NonNegativeInt = 0
+    """Tokens before which `end_tokens` end nothing (lmhp: 16); what follows an end is cut off."""
     end_rule: Literal["min", "replace", "subtract", "none"] = "min"
     """Score of a response without an end: min(score, end_penalty); N+ replaces it by the latter."""
     end_penalty: Number = -1.0
@@ -126,6 +179,8 @@ class Hyperparameters(Settings):
     """Updates between samples in samples.jsonl; 0 writes none."""
     sample_count: PositiveInt = 8
     """Episodes written then."""
+    doctor: DoctorSettings = DoctorSettings()
+    """When an alarm rings, and what happens then."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Hyperparameters:

@@ -3,7 +3,8 @@
 The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in `pipeline/ppo/loop.py`.
 What is left behind: `model/` (the policy, or its average), `adapter/` (of it, on a shared trunk, in
 peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl`
-(episodes with their scores, every so many updates), `metrics.jsonl`.
+(episodes with their scores, every so many updates), `metrics.jsonl`, and `doctor.jsonl` where an
+alarm rang.
 """
 
 from __future__ import annotations
@@ -125,7 +126,16 @@ class PpoSettings(StageSettings, Hyperparameters):
                 "score_position: past_last needs a value of the state after the last token, which "
                 "a head on the policy's trunk has not; set value: separate or score_position: last"
             )
+        if self.end_after and not self.end_tokens:
+            raise ValueError("end_after is for end_tokens, and none are named")
         return self
+
+    def key_settings(self) -> dict[str, Any]:
+        """Leave out the doctor unless it decides which policy is published."""
+        found = super().key_settings()
+        if self.doctor.on_alarm != "best":
+            del found["doctor"]
+        return found
 
     @property
     def terms(self) -> dict[str, RewardTerm]:
@@ -175,8 +185,9 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     """Train, publish policy and value model, return the last update's metrics."""
     from pipeline.models import load_tokenizer, pick_device, resolve_bf16
     from pipeline.ppo.assemble import assemble, publish
-    from pipeline.ppo.loop import restore, save, train
+    from pipeline.ppo.loop import restore, save
     from pipeline.ppo.ranks import Ranks, make_accelerator
+    from pipeline.ppo.train import Outlets, train
 
     settings = context.settings
     bf16 = resolve_bf16(settings.bf16, pick_device())
@@ -199,22 +210,23 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         trust_remote_code=settings.trust_remote_code,
         lora=settings.lora,
     )
-    samples = context.folder / "samples.jsonl"
-    if samples not in context.resume.tracked:
-        context.resume.tracked.append(samples)
+    samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
+    context.resume.track(samples, alarms)
     if restore(ppo, context.resume):
         context.say(f"going on after update {ppo.update} of {settings.updates}")
     with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
+        outlets = Outlets(
+            log=context.metrics.log,
+            write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
+            write_alarms=lambda rows: _append(alarms, rows) if context.main_process else None,
+            say=context.say,
+            advance=lambda m: bar.advance(
+                1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
+            ),
+        )
         try:
             metrics = train(
-                ppo,
-                states=context.resume,
-                log=context.metrics.log,
-                write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
-                should_stop=context.should_stop,
-                advance=lambda m: bar.advance(
-                    1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
-                ),
+                ppo, states=context.resume, outlets=outlets, should_stop=context.should_stop
             )
         except RewardError:
             # An update scores before it changes anything, so the state is that of the last one.
@@ -363,6 +375,8 @@ def _carried_sources(settings: PpoSettings, hand: HandOver) -> tuple[SourceSetti
 
 
 def _append(path: Path, rows: list[Mapping[str, object]]) -> None:
+    if not rows:
+        return
     with storage_errors(path), path.open("a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

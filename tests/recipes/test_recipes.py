@@ -50,6 +50,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
     save_smol(folder / "smol")
+    save_smol(folder / "padded", pad_token="<|endoftext|>")
     return folder
 
 
@@ -87,7 +88,7 @@ def save_smol(folder: Path, *, pad_token: str = "<|im_end|>") -> None:
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -258,12 +259,90 @@ def test_a_recipe_that_extends_the_trl_preset_runs_as_trl_does(local: Path, tmp_
         "    max_prompt_tokens: 96\n"
         "    max_new_tokens: 6\n"
     )
-    save_smol(local / "padded", pad_token="<|endoftext|>")
     recipe = load_recipe(recipe_file, [])
     execute(recipe, tmp_path / "run", selection=Selection(), console=Console(quiet=True))
     logged = (tmp_path / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()
     # Two batches of 8, the learning rate of the second one halved.
     assert [json.loads(line)["lr"] for line in logged] == pytest.approx([3e-6, 1.5e-6])
+
+
+PRESETS = ("instructgpt", "nplus", "lmhp")
+
+
+def preset_lines(name: str) -> list[tuple[str, str]]:
+    """Return each value of a preset with what stands beside or right above it."""
+    from pipeline.explain import comments
+
+    path = RECIPES / "base" / f"{name}.yaml"
+    notes = comments(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    given = [
+        (number, line)
+        for number, line in enumerate(lines, start=1)
+        if re.match(r"\s+\w+: *[^\s#]", line.partition(" #")[0]) and "kind:" not in line
+    ]
+    return [(line.strip(), notes.get(number, "")) for number, line in given]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_value_of_a_preset_has_its_source(name: str) -> None:
+    lines = preset_lines(name)
+    assert len(lines) > 15
+    assert [line for line, note in lines if not note] == []
+
+
+def preset_recipe(name: str, local: Path, folder: Path, *more: str) -> Recipe:
+    path = folder / f"{name}_tiny.yaml"
+    stage = {
+        "policy": str(local / "padded"),
+        "reward": [{"rule": "length", "options": {"target": 3}}],
+    }
+    content = {
+        "extends": str(RECIPES / "base" / f"{name}.yaml"),
+        "stages": {"ppo": {**stage, "prompts": json.loads(text(local))}},
+    }
+    path.write_text(yaml.safe_dump(content))
+    prefix = [] if name == "lmhp" else ["ppo.prefix_tokens=4"]
+    mix = [f"ppo.pretraining_sources={text(local)}"] if name == "instructgpt" else []
+    return load_recipe(path, [*prefix, *mix, *more])
+
+
+def test_the_presets_of_ppo_are_those_of_their_papers(local: Path, tmp_path: Path) -> None:
+    found = {
+        name: preset_recipe(name, local, tmp_path).stages["ppo"].model_dump() for name in PRESETS
+    }
+    # Ouyang et al. 2022, appendix C.4
+    paper = found["instructgpt"]
+    assert paper["batch_size"] // paper["minibatches"] == 64 and paper["epochs"] == 1
+    assert (paper["kl_coefficient"], paper["temperature"], paper["ema_decay"]) == (0.02, 1.0, 0.992)
+    assert (paper["ptx_coefficient"], paper["ptx_rows_per_episode"]) == (27.8, 8)
+    assert (paper["value_learning_rate"], paper["episodes"]) == (9e-6, 256_000)
+    # The defaults are N+'s, but for how long it runs and what befalls a response without an end.
+    from pipeline.ppo.settings import Hyperparameters
+
+    default = Hyperparameters().model_dump()
+    changed = {key for key, value in default.items() if found["nplus"][key] != value}
+    assert changed == {"episodes", "end_rule", "max_new_tokens"}
+    assert found["nplus"]["end_rule"] == "replace" and found["nplus"]["max_new_tokens"] == 53
+    # Ziegler et al. 2019
+    ziegler = found["lmhp"]
+    assert ziegler["adaptive_kl"] == {"target": 6.0, "horizon": 10_000.0}
+    assert (ziegler["kl_coefficient"], ziegler["learning_rate"]) == (0.15, 1e-5)
+    assert (ziegler["end_tokens"], ziegler["end_after"]) == ((".",), 16)
+    assert ziegler["whiten_rewards"] and ziegler["value"] == "shared"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_recipe_that_extends_a_preset_runs(name: str, local: Path, tmp_path: Path) -> None:
+    small = ["episodes=16", "batch_size=8", "max_prompt_tokens=16", "max_new_tokens=8"]
+    lmhp = ["prefix_tokens=4", "end_after=2"] if name == "lmhp" else []
+    recipe = preset_recipe(name, local, tmp_path, *(f"ppo.{s}" for s in [*small, *lmhp]))
+    done = execute(recipe, tmp_path / "run", console=Console(quiet=True))
+    metrics = done["ppo"].metrics
+    assert metrics["updates"] == 2 and metrics["episode"] == 16
+    assert ("loss/pretraining_avg" in metrics) == (name == "instructgpt")
+    if name == "lmhp":
+        assert metrics["objective/kl_coefficient"] < 0.15  # the KL is far below its target
 
 
 @pytest.mark.parametrize("name", ["stories_sentiment", "oasst_rankings", "smollm2_harmless"])

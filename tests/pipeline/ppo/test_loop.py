@@ -298,3 +298,52 @@ def test_a_process_samples_its_share_of_the_same_episodes(make_ppo: Build) -> No
         ppo.ranks = Ranks(Half(rank), ppo.ranks.seed)
         shares += _roll_out(ppo).samples
     assert [s.token_ids for s in shares] == [s.token_ids for s in whole.samples]
+
+
+def test_an_end_token_counts_from_its_position_on(make_ppo: Build) -> None:
+    # Every token ends a response, but none before the fourth.
+    ppo = make_ppo(max_new_tokens=6, end_after=3)
+    ppo.later_end_ids = range(7, 320)
+    episodes = _roll_out(ppo)
+    untouched = [s for s in episodes.samples if len(s.token_ids) < 4]
+    assert all(len(s.token_ids) <= 4 for s in episodes.samples)
+    assert all(s.ended for s in episodes.samples)
+    assert all(s.token_ids[-1] < 7 for s in untouched)
+    assert any(len(s.token_ids) == 4 for s in episodes.samples)
+    assert all(len(s.token_ids) == len(s.logprobs) for s in episodes.samples)
+    assert run_update(ppo).metrics["objective/ended_share"] == 1.0
+
+
+def test_advantages_are_whitened_over_each_minibatch(make_ppo: Build) -> None:
+    ppo = make_ppo(minibatches=2, whiten_advantages="minibatch")
+    found = experience(ppo)
+    rows = [5, 1, 6, 2]
+    whitened = ppo.optimization._whitened(found, rows)
+    mask_BT = found.tokens.mask_BT[rows]
+    part = whitened.advantages_BT[rows][mask_BT]
+    assert part.mean().item() == pytest.approx(0, abs=1e-5)
+    assert part.std().item() == pytest.approx(1, abs=1e-3)
+    raw = found.advantages_BT[rows][mask_BT]
+    assert torch.allclose(part, (raw - raw.mean()) / raw.std(), atol=1e-4)
+    assert run_update(ppo).metrics["val/ratio_var"] > 0
+
+
+def test_figures_of_responses_by_hand() -> None:
+    from types import SimpleNamespace
+
+    from pipeline.ppo.metrics import repeated_share, response_metrics
+
+    assert repeated_share([1, 2, 3]) == 0.0
+    assert repeated_share([1, 2, 1, 2, 1, 2]) == pytest.approx(1 / 3)  # 1212 2121 1212
+    ids = [[1, 2], [1, 2], [3], [1, 1, 1, 1, 1]]
+    episodes: Any = SimpleNamespace(samples=[SimpleNamespace(token_ids=i) for i in ids])
+    episodes = type("Four", (), {"samples": episodes.samples, "__len__": lambda _: 4})()
+    scores: Any = SimpleNamespace(raw_B=torch.tensor([2.0, 2.0, 1.0, 5.0]))
+    one: Any = SimpleNamespace(size=1, sum=lambda values: values)
+    found = response_metrics(episodes, scores, ranks=one)
+    assert found["objective/distinct_share"] == 0.75
+    assert found["objective/repeated_share"] == pytest.approx(0.5 / 4)  # 1111 twice, in the last
+    assert found["objective/score_length_correlation"] == pytest.approx(1.0)
+    assert found["objective/scores_raw_std"] == pytest.approx(1.5)
+    scores.raw_B = torch.ones(4)
+    assert response_metrics(episodes, scores, ranks=one)["objective/score_length_correlation"] == 0

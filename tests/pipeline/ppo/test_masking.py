@@ -44,3 +44,13 @@ def test_what_does_not_count_may_be_anything() -> None:
     assert masked_sum(values, mask).item() == 4.0
     assert masked_mean(values, mask).item() == 2.0
     assert masked_mean(values, mask, count=8).item() == 0.5
+
+
+def test_an_end_before_the_start_does_not_count() -> None:
+    tokens_BT = torch.tensor([[9, 1, 9, 2], [9, 1, 1, 1]])
+    mask_BT = torch.ones(2, 4, dtype=torch.bool)
+    found = truncate_after_end(
+        tokens_BT=tokens_BT, mask_BT=mask_BT, end_ids=torch.tensor([9]), start=1
+    )
+    assert found.lengths_B.tolist() == [3, 4]
+    assert found.ended_B.tolist() == [True, False]

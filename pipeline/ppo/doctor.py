@@ -1,0 +1,271 @@
+"""Names what goes wrong in a run of PPO, from the figures that it logs.
+
+Pure functions over the history of the metrics, oldest first. The first row tells of the policy the
+run started from, since an update's episodes are sampled before its optimiser steps. "Now" is the
+mean of the last `window` rows, "the best so far" the highest mean of any `window` rows, or the
+first row. A figure that the history does not give yet is left out.
+
+Where the thresholds come from: PPO's clip of 0.2 keeps half the squared log ratio near 0.01, so
+that 0.2 is twenty times as much; Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and
+Gao et al. 2023 see the gold reward fall at many times that; the others mark a change that no
+healthy run should show, such as losing half of the ends, and are settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from pipeline.ppo.settings import DoctorSettings
+
+History = Sequence[Mapping[str, float]]
+
+SCORE = "objective/scores_raw"
+KEPT = (
+    SCORE,
+    "objective/scores_raw_std",
+    "objective/score_length_correlation",
+    "objective/response_length",
+    "objective/ended_share",
+    "objective/kl",
+    "objective/repeated_share",
+    "objective/distinct_share",
+    "policy/entropy_avg",
+    "policy/approxkl_avg",
+    "val/explained_variance",
+)
+"""Metrics that the doctor looks at; a row of a history needs these alone."""
+
+
+class Reading(NamedTuple):
+    """A figure beside its threshold.
+
+    Attributes:
+        figure: what was found.
+        threshold: where the alarm rings.
+        rings: whether it does.
+        told: the figure in words.
+    """
+
+    figure: float
+    threshold: float
+    rings: bool
+    told: str
+
+
+class Advice(NamedTuple):
+    """What an alarm likely comes from, and what to change."""
+
+    cause: str
+    remedy: str
+
+
+ADVICE: Mapping[str, Advice] = {
+    "collapse": Advice(
+        "the steps are too long, or the policy left what the reward can judge",
+        "lower learning_rate, raise kl_coefficient, or set early_stop_kl",
+    ),
+    "length_hacking": Advice(
+        "the reward goes by length instead of content",
+        "look at the reward model's accuracy by length difference, add a reward with a weight "
+        "against length, or raise kl_coefficient",
+    ),
+    "lost_ends": Advice(
+        "responses that never end score as well as those that do",
+        "set end_rule to min or replace with an end_penalty below all scores, raise "
+        "max_new_tokens, or raise kl_coefficient",
+    ),
+    "kl_blow_up": Advice(
+        "the reward outweighs the KL penalty, or the steps are too long",
+        "raise kl_coefficient, set adaptive_kl, or lower learning_rate",
+    ),
+    "negative_kl": Advice(
+        "the tokens are not drawn from the distribution that their log-probabilities are taken "
+        "of, or the KL penalty is paid by unlikely tokens",
+        "set top_k: 0 and top_p: 1, or kl_estimator: k3, which is never negative",
+    ),
+    "large_steps": Advice(
+        "the policy moves much further in an update than the clip allows for",
+        "lower learning_rate, epochs or minibatches, or set early_stop_kl",
+    ),
+    "dead_value": Advice(
+        "the value model learns nothing, so that the advantages are noise",
+        "raise value_learning_rate or value_coefficient, set value_warmup_updates, or look at "
+        "value_start",
+    ),
+    "entropy_collapse": Advice(
+        "the policy gives the same tokens whatever the prompt",
+        "raise kl_coefficient, set entropy_coefficient, or lower learning_rate",
+    ),
+    "repetition": Advice(
+        "the reward pays for text that repeats itself",
+        "raise kl_coefficient, or add a reward against repetition",
+    ),
+    "identical_responses": Advice(
+        "one response scores well whatever the prompt",
+        "raise kl_coefficient, or look at whether the reward model reads the prompt",
+    ),
+}
+
+
+def readings(
+    history: History, *, settings: DoctorSettings, ends_matter: bool = True, value_warmup: int = 0
+) -> dict[str, Reading]:
+    """Return every figure that the history gives, by the name of its alarm.
+
+    Args:
+        history: metrics of the updates, oldest first; `KEPT` of them.
+        settings: thresholds.
+        ends_matter: whether a response should end.
+        value_warmup: updates that train the value model alone.
+    """
+    if len(history) <= settings.window:
+        return {}
+    patient = len(history) > max(settings.value_grace, settings.window) + value_warmup
+    found = {name: check(history, settings) for name, check in CHECKS.items()}
+    if not ends_matter:
+        found["lost_ends"] = None
+    if not patient:
+        found["dead_value"] = None
+    return {
+        name: reading
+        for name, reading in found.items()
+        if reading is not None and name not in settings.ignore
+    }
+
+
+def sentence(name: str, reading: Reading) -> str:
+    """Return an alarm as one sentence: figure, threshold, likely cause, what to change."""
+    advice = ADVICE[name]
+    return (
+        f"{name}: {reading.told} (alarm at {reading.threshold:g}); likely cause: {advice.cause}; "
+        f"{advice.remedy}"
+    )
+
+
+def _now(history: History, key: str, settings: DoctorSettings) -> float:
+    return fmean(row[key] for row in history[-settings.window :])
+
+
+def _best(history: History, key: str, settings: DoctorSettings) -> float:
+    """Return the highest of the first row and the means of any `window` rows."""
+    values = [row[key] for row in history]
+    size = settings.window
+    means = (fmean(values[i : i + size]) for i in range(len(values) - size + 1))
+    return max(values[0], *means)
+
+
+def _collapse(history: History, settings: DoctorSettings) -> Reading | None:
+    spread = history[0]["objective/scores_raw_std"]
+    if spread < 1e-6:
+        return None
+    best, now = _best(history, SCORE, settings), _now(history, SCORE, settings)
+    figure = (best - now) / spread
+    told = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
+    return Reading(figure, settings.score_drop, figure > settings.score_drop, told)
+
+
+def _length_hacking(history: History, settings: DoctorSettings) -> Reading | None:
+    first = history[0]["objective/response_length"]
+    now = _now(history, "objective/response_length", settings)
+    told = [row["objective/score_length_correlation"] for row in history]
+    known = [value for value in told if value != 0.0]
+    if not known or min(first, now) <= 0:
+        return None
+    correlation, factor = fmean(known), now / first
+    longer = factor >= 1
+    figure = factor if longer else 1 / factor
+    goes_by_length = correlation if longer else -correlation
+    rings = figure > settings.length_factor and goes_by_length > settings.length_correlation
+    text = (
+        f"responses went from {first:.3g} to {now:.3g} tokens, a factor of {figure:.2g}, and score "
+        f"and length correlate by {correlation:.2f}"
+    )
+    return Reading(figure, settings.length_factor, rings, text)
+
+
+def _lost_ends(history: History, settings: DoctorSettings) -> Reading | None:
+    best = _best(history, "objective/ended_share", settings)
+    if best < 0.2:  # they hardly ever ended, so that there is nothing to lose
+        return None
+    now = _now(history, "objective/ended_share", settings)
+    figure = now / best
+    told = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
+    return Reading(figure, settings.ended_share, figure < settings.ended_share, told)
+
+
+def _kl_blow_up(history: History, settings: DoctorSettings) -> Reading:
+    figure = _per_token(history, settings)
+    told = f"the KL to the reference is {figure:.3g} nats a token"
+    return Reading(figure, settings.kl_per_token, figure > settings.kl_per_token, told)
+
+
+def _per_token(history: History, settings: DoctorSettings) -> float:
+    length = _now(history, "objective/response_length", settings)
+    return _now(history, "objective/kl", settings) / max(length, 1.0)
+
+
+def _negative_kl(history: History, settings: DoctorSettings) -> Reading:
+    figure, limit = _now(history, "objective/kl", settings), -settings.negative_kl
+    told = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
+    return Reading(figure, limit, figure < limit, told)
+
+
+def _large_steps(history: History, settings: DoctorSettings) -> Reading:
+    figure = _now(history, "policy/approxkl_avg", settings)
+    told = f"half the mean squared log ratio inside an update is {figure:.3g}"
+    return Reading(figure, settings.approximate_kl, figure > settings.approximate_kl, told)
+
+
+def _dead_value(history: History, settings: DoctorSettings) -> Reading | None:
+    key, limit = "val/explained_variance", settings.explained_variance
+    if history[-1][key] == 0.0:  # the returns do not vary
+        return None
+    span = max(settings.value_grace, settings.window)
+    figure = _best(history[-span:], key, settings)
+    told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
+    return Reading(figure, limit, figure < limit, told)
+
+
+def _entropy_collapse(history: History, settings: DoctorSettings) -> Reading | None:
+    first = history[0]["policy/entropy_avg"]
+    if first < 1e-3:
+        return None
+    now = _now(history, "policy/entropy_avg", settings)
+    figure = now / first
+    told = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
+    return Reading(figure, settings.entropy_share, figure < settings.entropy_share, told)
+
+
+def _repetition(history: History, settings: DoctorSettings) -> Reading:
+    first = history[0]["objective/repeated_share"]
+    figure, limit = _now(history, "objective/repeated_share", settings), settings.repeated_share
+    told = (
+        f"{100 * figure:.0f} % of a response's four-token runs stood in it before, "
+        f"{100 * first:.0f} % at the start"
+    )
+    # A policy that repeats itself from the start did not learn it here.
+    return Reading(figure, limit, figure > limit and figure > first + 0.2, told)
+
+
+def _identical_responses(history: History, settings: DoctorSettings) -> Reading:
+    first = history[0]["objective/distinct_share"]
+    now = _now(history, "objective/distinct_share", settings)
+    figure = now / first
+    told = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
+    return Reading(figure, settings.distinct_share, figure < settings.distinct_share, told)
+
+
+CHECKS: Mapping[str, Callable[[History, DoctorSettings], Reading | None]] = {
+    "collapse": _collapse,
+    "length_hacking": _length_hacking,
+    "lost_ends": _lost_ends,
+    "kl_blow_up": _kl_blow_up,
+    "negative_kl": _negative_kl,
+    "large_steps": _large_steps,
+    "dead_value": _dead_value,
+    "entropy_collapse": _entropy_collapse,
+    "repetition": _repetition,
+    "identical_responses": _identical_responses,
+}

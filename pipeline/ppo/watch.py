@@ -1,0 +1,135 @@
+"""What a run does about the doctor's alarms: says them, stops, or goes back to the best policy.
+
+The best policy is the one of the highest mean score among the candidates, one every
+`doctor.best_every` updates, at which no alarm rang and the KL to the reference was below
+`doctor.kl_per_token`. Its whole state is saved beside the resume states, before the optimiser
+steps of its update: so the score is that of the saved weights, on new samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import ResumeStore, load_state, save_state
+from pipeline.ppo.doctor import ADVICE, KEPT, Reading, readings, sentence
+from pipeline.ppo.settings import Hyperparameters
+
+BEST = "best.pt"
+
+
+@dataclass
+class Watch:
+    """The doctor at the bedside of a run.
+
+    Attributes:
+        hyper: settings of the run.
+        history: what the doctor needs of each update's metrics.
+        ringing: alarms that ring now.
+    """
+
+    hyper: Hyperparameters
+    history: list[dict[str, float]] = field(default_factory=list)
+    ringing: list[str] = field(default_factory=list)
+
+    def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Reading]]:
+        """Take in an update; return metrics to log and the alarms that begin to ring."""
+        self.history.append({key: metrics[key] for key in KEPT})
+        found = readings(
+            self.history,
+            settings=self.hyper.doctor,
+            ends_matter=self.hyper.end_rule != "none",
+            value_warmup=self.hyper.value_warmup_updates,
+        )
+        rings = [name for name, reading in found.items() if reading.rings]
+        begins = {name: found[name] for name in rings if name not in self.ringing}
+        self.ringing = rings
+        figures = {f"doctor/{name}": reading.figure for name, reading in found.items()}
+        return {"doctor/alarms": len(rings), **figures}, begins
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"history": self.history, "ringing": self.ringing}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        self.history, self.ringing = list(state["history"]), list(state["ringing"])
+
+
+@dataclass
+class BestPolicy:
+    """The best state of a run so far.
+
+    Attributes:
+        store: where it is; one is kept.
+        hyper: settings of the run.
+        score: its score, minus infinity when there is none.
+    """
+
+    store: ResumeStore
+    hyper: Hyperparameters
+    score: float = -math.inf
+
+    @classmethod
+    def of(cls, states: ResumeStore, hyper: Hyperparameters) -> BestPolicy:
+        """Look for one beside the resume states, left by an earlier part of the same run."""
+        store = ResumeStore(
+            states.folder / "best", states.key, keep=1, rank=states.rank, barrier=states.barrier
+        )
+        found = store.latest() if hyper.doctor.on_alarm == "best" else None
+        score = -math.inf if found is None else float(load_state(found[1] / BEST)["score"])
+        return cls(store, hyper, score)
+
+    def is_better(self, metrics: Mapping[str, float], *, update: int, ringing: bool) -> bool:
+        """Tell whether the policy of these metrics becomes the best.
+
+        Args:
+            metrics: of its samples.
+            update: number of finished updates.
+            ringing: whether an alarm rings.
+        """
+        doctor = self.hyper.doctor
+        if doctor.on_alarm != "best" or ringing or update % doctor.best_every:
+            return False
+        near = metrics["objective/kl"] <= doctor.kl_per_token * metrics["objective/response_length"]
+        return near and metrics[self._score] > self.score
+
+    def note(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Write score and metrics into the state that is being saved."""
+        save_state(folder / BEST, {"score": metrics[self._score], "metrics": dict(metrics)})
+
+    def keep(self, metrics: Mapping[str, float]) -> None:
+        """Remember the score of the state that has been saved."""
+        self.score = metrics[self._score]
+
+    def find(self) -> tuple[int, Path, dict[str, float]] | None:
+        """Return update, folder and metrics of the best state."""
+        found = self.store.latest()
+        if found is None:
+            return None
+        return *found, load_state(found[1] / BEST)["metrics"]
+
+    @property
+    def _score(self) -> str:
+        # Normalised scores of two updates do not compare.
+        return "objective/scores_raw" if self.hyper.normalize_scores else "objective/scores"
+
+
+def alarm_row(name: str, reading: Reading, *, update: int) -> dict[str, object]:
+    """Return an alarm as a row of doctor.jsonl."""
+    return {
+        "update": update,
+        "alarm": name,
+        "figure": reading.figure,
+        "threshold": reading.threshold,
+        "told": reading.told,
+        **ADVICE[name]._asdict(),
+    }
+
+
+def alarm_lines(begins: Mapping[str, Reading], *, update: int) -> list[str]:
+    """Return the alarms that begin to ring as lines of a log."""
+    return [f"update {update}: {sentence(name, reading)}" for name, reading in begins.items()]
