@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.checkpoint_commands import chat, evaluate, score
+from pipeline.command_options import (
+    OutOption,
+    PluginOption,
+    QuietOption,
+    RecipeArgument,
+    SeedOption,
+    SetOption,
+    load_plugins,
+)
+
 if TYPE_CHECKING:
-    from pipeline.config import SourceSettings
     from pipeline.recipe import Recipe
 
 app = typer.Typer(
@@ -22,36 +32,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file.", metavar="RECIPE")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change a setting; stage.key=value works too."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run folder; runs/<recipe> when not given.")
-]
-PluginOption = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="Python file with reward functions; repeatable."),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
-
 
 def _recipe(path: Path, overrides: list[str] | None, seed: int | None = None) -> Recipe:
     from pipeline.recipe import load_recipe
 
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
     return load_recipe(path, changes)
-
-
-def _load_plugins(paths: list[Path] | None, expected: list[str] | None = None) -> None:
-    """Run the user's files, each as it was for the process that started this one, if one did."""
-    if paths:
-        from reward.functions import load_plugin
-
-        for place, path in enumerate(paths):
-            load_plugin(path, sha256=expected[place] if expected else None)
 
 
 @app.command()
@@ -83,7 +69,7 @@ def run(
     from pipeline.planning import Selection
     from pipeline.runner import execute, plan
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     checked = _recipe(recipe, overrides, seed)
     folder = out or Path("runs") / checked.name
     selection = Selection(start=start, until=until, only=only, force=force)
@@ -125,7 +111,7 @@ def validate(
     from pipeline.artifacts import require_writable_place
     from pipeline.planning import Planner, Selection, check_stages
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     checked = _recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     require_writable_place(folder)
@@ -240,151 +226,9 @@ def list_stages(
     RichConsole().print(table)
 
 
-@app.command(name="eval")
-def evaluate(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
-    ],
-    prompts: Annotated[
-        str, typer.Option(help="File of prompts, or world:eval_prompts for the embedded world.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and evaluation.json.")],
-    texts: Annotated[
-        str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
-    ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward model that judges as proxy.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
-    ] = None,
-    plain: Annotated[
-        list[str] | None, typer.Option(help="Checkpoint that is given plain text.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
-    from pipeline.console import Console
-    from pipeline.context import StopFlag
-    from pipeline.evaluation.standalone import evaluate_checkpoints
-    from pipeline.evaluation.table import answers_table
-    from pipeline.generation import Sampling
-
-    with StopFlag().installed() as stop:
-        evaluate_checkpoints(
-            _named(checkpoints),
-            prompts=_source(prompts),
-            out=out,
-            texts=_source(texts) if texts else None,
-            reward=reward,
-            reference=reference,
-            plain=plain or [],
-            limit=limit,
-            sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
-            seed=seed,
-            console=Console(quiet=quiet),
-            stop_if_asked=stop.raise_if_asked,
-        )
-    if not quiet:
-        typer.echo(answers_table(out))
-
-
-def _source(text: str) -> SourceSettings:
-    from pipeline.config import SourceSettings
-
-    if text.startswith("world:"):
-        return SourceSettings(world=text.removeprefix("world:"))
-    return SourceSettings(path=text)
-
-
-def _named(checkpoints: list[str]) -> dict[str, str]:
-    """Return name -> place; a place without a name is called by its last folder."""
-    from data.errors import UsageError
-
-    found: dict[str, str] = {}
-    for text in checkpoints:
-        name, equals, place = text.partition("=")
-        if not equals:
-            name, place = Path(text).name, text
-        if not name.strip() or not place.strip():
-            raise UsageError(f"'{text}' is no checkpoint; write PLACE or NAME=PLACE")
-        if name in found:
-            raise UsageError(f"two checkpoints are called '{name}'; write NAME={place} for one")
-        found[name] = place
-    return found
-
-
-@app.command()
-def chat(
-    checkpoints: Annotated[
-        list[str], typer.Argument(help="Stage folders, model folders or hub ids.", metavar="CKPT")
-    ],
-    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code a checkpoint carries.")
-    ] = False,
-) -> None:
-    """Talk with a checkpoint, or with several side by side."""
-    from pipeline.chat import chat as talk
-
-    talk(
-        checkpoints,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        system=system,
-        plain=plain,
-        trust_remote_code=trust_remote_code,
-    )
-
-
-@app.command()
-def score(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Reward model (stage or model folder, hub id), rule:NAME, function:NAME, http://..."
-        ),
-    ],
-    source: Annotated[Path, typer.Argument(help="JSONL of prompt with response or completions.")],
-    out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
-    plugin: PluginOption = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="A=B", help="Option of a rule, function or server."),
-    ] = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Score responses with a reward model, rule, function or server."""
-    from pipeline.console import Console
-    from pipeline.scoring import parse_options, score_file
-
-    _load_plugins(plugin)
-    console = Console(quiet=quiet)
-    with console.progress(None, "scoring", unit="texts") as progress:
-        report = score_file(
-            model,
-            source,
-            out,
-            batch_size=batch_size,
-            limit=limit,
-            options=parse_options(options or []),
-            advance=progress.advance,
-        )
-    console.say(f"{out}: {report.rows} rows, {report.texts} texts, mean score {report.mean:.4g}")
+app.command(name="eval")(evaluate)
+app.command()(chat)
+app.command()(score)
 
 
 @app.command(name="run-stage", hidden=True)
@@ -401,7 +245,7 @@ def run_stage_on_rank(
     from pipeline.recipe import load_recipe
     from pipeline.runner import RESOLVED
 
-    _load_plugins(plugin, plugin_sha256)
+    load_plugins(plugin, plugin_sha256)
     run_as_rank(load_recipe(run_folder / RESOLVED), stage, run_folder, key, quiet=quiet)
 
 

@@ -1,0 +1,32 @@
+"""Options that several commands of `rlhf` take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file.", metavar="RECIPE")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change a setting; stage.key=value works too."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; runs/<recipe> when not given.")
+]
+PluginOption = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with reward functions; repeatable."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
+
+
+def load_plugins(paths: list[Path] | None, expected: list[str] | None = None) -> None:
+    """Run the user's files, each as it was for the process that started this one, if one did."""
+    if paths:
+        from reward.functions import load_plugin
+
+        for place, path in enumerate(paths):
+            load_plugin(path, sha256=expected[place] if expected else None)
