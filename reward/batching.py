@@ -202,7 +202,7 @@ def scoring_batches(
     groups = group_by_prefix(sequences) if trees else [[i] for i in range(len(sequences))]
     parts = []
     for group in groups:
-        prefix = shared_prefix([sequences[i] for i in group]) if len(group) > 1 else 0
+        prefix = shared_prefix([sequences[i] for i in group])
         by_length = sorted(group, key=lambda i: (-len(sequences[i]), i))
         singles = [Part([i], 1, len(sequences[i]), len(sequences[i]) - prefix) for i in by_length]
         for piece in fill(singles, tokens=tokens - prefix, rows=rows, padded=False):

@@ -67,7 +67,12 @@ class Forest(NamedTuple):
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all sequences share; each keeps at least one of its own."""
+    """Return how many first tokens all sequences share; each keeps at least one of its own.
+
+    A single sequence shares nothing.
+    """
+    if len(sequences) < 2:
+        return 0
     first, last = min(map(list, sequences)), max(map(list, sequences))
     longest = min(len(ids) for ids in sequences) - 1
     return next((i for i in range(longest) if first[i] != last[i]), longest)
