@@ -44,7 +44,8 @@ class Forest(NamedTuple):
         branch_SC: the same of each branch.
         tree_S: which prefix a branch continues.
         mask_S1CK: True where a token of a branch attends, K = P + C: to its prefix, then to its
-            own branch. None where no tree has a prefix.
+            own branch; or the same as numbers to add, 0 and minus infinity. None where no tree
+            has a prefix.
         unpack_T: place of each packed token among the N * P + S * C of the blocks.
     """
 
@@ -159,6 +160,9 @@ def end_states(body: Any, forest: Forest) -> Tensor:
         body: a causal model without its head, switched on by `can_plant`.
         forest: on the same device.
     """
+    device = forest.ids_T.device.type
+    low = torch.is_autocast_enabled(device)
+    forest = _additive(forest, torch.get_autocast_dtype(device) if low else body.dtype)
     hidden_TH: Tensor = body(
         input_ids=forest.ids_T[None],
         position_ids=forest.positions_T[None],
@@ -168,6 +172,15 @@ def end_states(body: Any, forest: Forest) -> Tensor:
         **{_KEYWORD: forest},
     ).last_hidden_state[0]
     return hidden_TH[forest.ends_S]
+
+
+def _additive(forest: Forest, dtype: torch.dtype) -> Forest:
+    """Make numbers of the mask: once, where SDPA would make and keep them in every layer."""
+    mask = forest.mask_S1CK
+    if mask is None:
+        return forest
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return forest._replace(mask_S1CK=zeros.masked_fill_(~mask, -torch.inf))
 
 
 def attention(

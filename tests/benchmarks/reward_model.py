@@ -78,7 +78,7 @@ def made_up_rankings(count: int, tokenizer: Any, length: int) -> Rows:
     words = [w for w in tokenizer.get_vocab() if w.isalnum()][:200]
     rows = []
     for _ in range(count):
-        counts = rng.sample(range(length // 3), 4)
+        counts = rng.sample(range(max(4, length // 3)), 4)
         texts = []
         for n in counts:
             size = rng.randint(length // 2, 3 * length // 2)

@@ -208,6 +208,18 @@ def test_the_kernel_is_not_written_into_the_checkpoint(
     assert plain.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_close(dtype: torch.dtype) -> None:
+    # As weights, and as products under float32 weights.
+    module = build("llama").to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", enabled=dtype == torch.float32):
+        found = scores(module, TREES, as_trees=True)
+        expected = rows_alone(module, TREES)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.2, rtol=0.05)
+    assert (found - expected).abs().max() > 0
+
+
 def test_a_step_on_trees_is_the_step_on_rows(checkpoint: Callable[[str], Path]) -> None:
     examples = [
         EncodedRanking(tree, list(range(1, len(tree) + 1))) for tree in (TREES[0], TREES[4])
