@@ -131,7 +131,7 @@ class RankingTrainer:
     def __post_init__(self) -> None:
         if not self.examples:
             raise SourceError(
-                "no ranking to learn holds two completions of different rank, all tie; get more "
+                "no ranking holds two completions of different rank, all tie; get more "
                 "rankings, or ones that tell completions apart"
             )
         matrices = [p for p in self.module.parameters() if p.requires_grad and p.ndim > 1]

@@ -10,6 +10,7 @@ from pipeline.estimate.desk import Desk, rows_of
 from pipeline.estimate.flops import Rows, forward_flops, training_flops
 from pipeline.estimate.ppo_memory import Actors, Work, ppo_phases
 from pipeline.estimate.training import LOGITS_AT_ONCE
+from pipeline.stages._rewards import model_references
 
 if TYPE_CHECKING:
     from pipeline.stages.ppo import PpoSettings
@@ -31,7 +32,11 @@ def estimate_ppo(stage: str, settings: PpoSettings, desk: Desk) -> StageCost:
 
 def _actors(stage: str, settings: PpoSettings, desk: Desk) -> Actors:
     policy = desk.shape(settings.policy, stage)
-    names = [term.model for term in settings.terms.values() if term.model is not None]
+    names = [
+        name
+        for path, term in settings.terms.items()
+        for name in model_references(path, term).values()
+    ]
     judges = {name: desk.shape(name, stage) for name in names}
     reference = desk.shape(settings.reference, stage) if settings.reference else policy
     if getattr(settings, "trunk", "separate") == "shared":

@@ -18,6 +18,7 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.shapes import ModelShape
 from pipeline.estimate.sources import Lengths
+from pipeline.stages._rewards import model_references
 
 if TYPE_CHECKING:
     from pipeline.stages.evaluate import EvaluateSettings
@@ -188,11 +189,12 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> Sta
                 passes=seen.count / settings.batch_size, bf16=bf16,
             )
         )  # fmt: skip
-    if settings.reward is not None:
-        judge = desk.shape(settings.reward, stage)
-        cost.parameters["proxy"] = judge.trunk + judge.hidden
-        judged = rows.times(len(settings.checkpoints))
-        cost.parts.append(_scoring(cost, desk, judge, judged, 64))
+    judged = rows.times(len(settings.checkpoints))
+    for path, term in settings.terms.items():
+        for name in model_references(path, term).values():
+            judge = desk.shape(name, stage)
+            cost.parameters[f"proxy {name}"] = judge.trunk + judge.hidden
+            cost.parts.append(_scoring(cost, desk, judge, judged, 64))
     return cost
 
 

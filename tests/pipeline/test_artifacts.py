@@ -15,7 +15,7 @@ def make(folder: Path, text: str = "weights", log: str = "1\n") -> Artifact:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "w.bin").write_text(text)
     (folder / "metrics.jsonl").write_text(log)
-    return publish(folder, stage="base", kind="pretrain", metrics={"eval/loss": 1.0})
+    return publish(folder, stage="base", kind="pretrain", key="k", metrics={"eval/loss": 1.0})
 
 
 def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
@@ -60,6 +60,9 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
     assert found is not None
     with pytest.raises(ArtifactError, match="was edited"):
         verify(found)
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if k != "metrics"}))
+    with pytest.raises(ArtifactError, match="was edited: it has no metrics"):
+        find(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": 0}', "[]"])
