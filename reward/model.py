@@ -55,10 +55,14 @@ class ScoringModule(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.reads_last_token = isinstance(getattr(classifier, "score", None), nn.Module)
-        self.takes_trees = self.reads_last_token and can_plant(classifier.base_model)
+        self.try_trees()
         self.longest_in_tree = longest_sequence(classifier.config)
         # What accelerate's FSDP looks for to decide which layers to wrap.
         self._no_split_modules = getattr(classifier, "_no_split_modules", None)
+
+    def try_trees(self) -> None:
+        """Find out whether it takes trees; to be called again where its layers have changed."""
+        self.takes_trees = self.reads_last_token and can_plant(self.classifier.base_model)
 
     def takes_as_trees(self, sequences: Iterable[Sequence[int]]) -> bool:
         """Tell whether these sequences may be computed as trees."""

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from data.errors import ModelError
+
 IMPLEMENTATION = "sdpa_trees"
 _PLAIN = "sdpa"
 _KEYWORD = "forest"
@@ -159,7 +161,15 @@ def end_states(body: Any, forest: Forest) -> Tensor:
     Args:
         body: a causal model without its head, switched on by `can_plant`.
         forest: on the same device.
+
+    Raises:
+        ModelError: the model is not switched on, and would mix the trees up.
     """
+    if body.config._attn_implementation != IMPLEMENTATION:
+        raise ModelError(
+            f"the attention of {type(body).__name__} is {body.config._attn_implementation}, which "
+            "knows no trees; give it rows"
+        )
     device = forest.ids_T.device.type
     low = torch.is_autocast_enabled(device)
     forest = _additive(forest, torch.get_autocast_dtype(device) if low else body.dtype)
@@ -234,7 +244,8 @@ def _take(values: Tensor, places: Tensor) -> Tensor:
 def can_plant(body: Any) -> bool:
     """Switch a model to attention within trees if that gives the states of plain rows.
 
-    Tried on a few tokens; where it fails, or the states differ, the model stays as it was.
+    Tried on a few tokens; where it fails, or the states differ, the model stays as it was. A model
+    that is switched already is tried again: its layers may have changed, as by adapters.
 
     Args:
         body: a model without its head.
@@ -242,7 +253,8 @@ def can_plant(body: Any) -> bool:
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-    if getattr(body.config, "_attn_implementation", None) != _PLAIN:
+    before = getattr(body.config, "_attn_implementation", None)
+    if before not in (_PLAIN, IMPLEMENTATION):
         return False
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
@@ -250,7 +262,6 @@ def can_plant(body: Any) -> bool:
     body.eval()
     works = False
     try:
-        body.set_attn_implementation(IMPLEMENTATION)
         works = _same_states(body)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         # Whatever an architecture objects to, its plain rows are right.
@@ -258,7 +269,7 @@ def can_plant(body: Any) -> bool:
     finally:
         body.train(training)
         if not works:
-            body.set_attn_implementation(_PLAIN)
+            body.set_attn_implementation(before)
     return works
 
 
@@ -271,19 +282,29 @@ def longest_sequence(config: Any) -> int | None:
 
 @torch.no_grad()
 def _same_states(body: Any) -> bool:
+    """Tell whether trees, and padded rows too, end as single rows did before the switch."""
     rows = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 7, 2, 6, 4], [8, 9, 1], [8, 5], [3]]
     n_words = body.get_input_embeddings().weight.shape[0]
     # Spread over the vocabulary: its first tokens are often special ones, whose states are so large
     # that rounding shows.
     rows = [[i * n_words // 10 for i in row] for row in rows]
     device = body.get_input_embeddings().weight.device
-    found_SH = end_states(body, plant([rows[:3], rows[3:5], rows[5:]]).to(device)).float()
-    expected = []
-    for row in rows:
-        ids_1L = torch.tensor([row], device=device)
-        mask_1L = torch.ones_like(ids_1L)
-        expected.append(body(input_ids=ids_1L, attention_mask=mask_1L, use_cache=False)[0][0, -1])
-    expected_SH = torch.stack(expected).float()
+    body.set_attn_implementation(_PLAIN)
+    expected_SH = torch.cat([_padded_states(body, [row], device) for row in rows])
+    body.set_attn_implementation(IMPLEMENTATION)
+    forest = plant([rows[:3], rows[3:5], rows[5:]]).to(device)
     exact = next(body.parameters()).dtype == torch.float32
-    error = (found_SH - expected_SH).abs().max() / expected_SH.abs().max()
-    return error.item() < (1e-3 if exact else 5e-2)
+    limit = expected_SH.abs().max() * (1e-3 if exact else 5e-2)
+    found = (end_states(body, forest).float(), _padded_states(body, rows, device))
+    return all(bool((states_SH - expected_SH).abs().max() < limit) for states_SH in found)
+
+
+def _padded_states(body: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return the last states (S, H) of rows that are padded on the right."""
+    sizes_S = torch.tensor([len(row) for row in rows])
+    longest = int(sizes_S.max())
+    ids_SL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask_SL = (torch.arange(longest)[None] < sizes_S[:, None]).long()
+    given = {"input_ids": ids_SL.to(device), "attention_mask": mask_SL.to(device)}
+    hidden_SLH: Tensor = body(**given, use_cache=False)[0]
+    return hidden_SLH[torch.arange(len(rows)), sizes_S - 1].float()
