@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import ModelError
 from reward.batching import EncodedRanking, scoring_batches
 from reward.model import RewardModel, ScoringModule, collate
 from reward.training import Hyperparameters, RankingTrainer
@@ -174,6 +175,16 @@ def test_a_model_that_mixes_branches_up_is_found_out() -> None:
     body.forward = forward
     assert not can_plant(body)
     assert body.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_knows_no_trees_refuses_them() -> None:
+    module = build("llama")
+    module.classifier.base_model.set_attn_implementation("sdpa")
+    with pytest.raises(ModelError, match="LlamaModel is sdpa, which knows no trees"):
+        scores(module, TREES, as_trees=True)
+    module.try_trees()
+    assert module.takes_trees
+    assert scores(module, TREES, as_trees=True).shape == (sum(map(len, TREES)),)
 
 
 def test_an_encoder_takes_no_trees(checkpoint: Callable[[str], Path]) -> None:
