@@ -6,14 +6,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import NamedTuple
 
 from data.errors import SourceError
 from data.records import Ranking, prompt_hash
 from reward.encoding import Encoder
 from reward.losses import Ties, has_comparable_pair
-
-T = TypeVar("T")
+from reward.trees import group_by_prefix, shared_prefix, tree_tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class EncodedRanking:
         """Tokens of its rows when padded to its longest."""
         return len(self.sequences) * self.longest
 
-    @property
+    @cached_property
+    def tree_cost(self) -> int:
+        """Tokens when what its sequences begin with is there once."""
+        return tree_tokens(self.sequences)
+
+    @cached_property
     def longest(self) -> int:
         """Tokens of its longest sequence."""
         return max(len(ids) for ids in self.sequences)
@@ -105,7 +110,7 @@ def steps_per_epoch(*, n_prompts: int, prompts_per_step: int) -> int:
 
 
 def micro_batches(
-    rankings: Sequence[EncodedRanking], *, tokens: int, world_size: int = 1
+    rankings: Sequence[EncodedRanking], *, tokens: int, world_size: int = 1, trees: bool = False
 ) -> list[list[list[int]]]:
     """Deal the rankings of a step to processes and cut each one's share into micro-batches.
 
@@ -115,35 +120,95 @@ def micro_batches(
 
     Args:
         rankings: those of one step.
-        tokens: padded tokens that a micro-batch may hold.
+        tokens: that a micro-batch may hold, padding included.
         world_size: number of processes.
+        trees: whether a ranking is computed as a tree, or as rows padded to the longest.
 
     Returns:
         For each process its micro-batches, as indices into `rankings`.
     """
+    costs = [r.tree_cost if trees else r.cost for r in rankings]
     order = sorted(range(len(rankings)), key=lambda i: (-rankings[i].longest, i))
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
     for index in order:
         lightest = loads.index(min(loads))
         shares[lightest].append(index)
-        loads[lightest] += rankings[index].cost
-    plans = [_cut(rankings, share, tokens) for share in shares]
+        loads[lightest] += costs[index]
+    plans = []
+    for share in shares:
+        parts = [
+            Part([i], len(rankings[i].sequences), rankings[i].longest, costs[i]) for i in share
+        ]
+        batches = fill(parts, tokens=tokens, padded=not trees)
+        plans.append([[i for part in batch for i in part.members] for batch in batches])
     most = max(len(plan) for plan in plans)
     return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
 
 
-def _cut(rankings: Sequence[EncodedRanking], order: list[int], tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    rows = longest = 0
-    for index in order:
-        ranking = rankings[index]
-        new_rows = rows + len(ranking.sequences)
-        new_longest = max(longest, ranking.longest)
-        if batches and new_rows * new_longest <= tokens:
-            batches[-1].append(index)
-            rows, longest = new_rows, new_longest
+class Part(NamedTuple):
+    """What is not cut: its members, and how many rows, the longest one's and all its tokens."""
+
+    members: list[int]
+    rows: int
+    longest: int
+    tokens: int
+
+
+def fill(
+    parts: Sequence[Part], *, tokens: int, rows: int | None = None, padded: bool
+) -> list[list[Part]]:
+    """Put parts into batches in their order; one that is too large gets a batch of its own.
+
+    Args:
+        parts: longest first.
+        tokens: most tokens of a batch.
+        rows: most rows of a batch; None for any number.
+        padded: whether all rows of a batch are filled up to its longest.
+    """
+    batches: list[list[Part]] = []
+    for part in parts:
+        grown = [*batches[-1], part] if batches else [part]
+        n_rows = sum(p.rows for p in grown)
+        n_tokens = (
+            n_rows * max(p.longest for p in grown) if padded else sum(p.tokens for p in grown)
+        )
+        if batches and n_tokens <= tokens and (rows is None or n_rows <= rows):
+            batches[-1] = grown
         else:
-            batches.append([index])
-            rows, longest = len(ranking.sequences), ranking.longest
+            batches.append([part])
     return batches
+
+
+def scoring_batches(
+    sequences: Sequence[Sequence[int]],
+    *,
+    trees: bool,
+    tokens: int = 2**62,
+    rows: int | None = None,
+) -> list[list[list[int]]]:
+    """Cut sequences that are only scored into batches of trees, longest first.
+
+    Args:
+        sequences: token ids.
+        trees: whether sequences that begin alike share what they begin with; if not, each is a
+            tree of its own and a batch is padded to its longest.
+        tokens: most tokens of a batch, padding included.
+        rows: most sequences of a batch; None for any number.
+
+    Returns:
+        Batches of trees, each the indices of its sequences.
+    """
+    groups = group_by_prefix(sequences) if trees else [[i] for i in range(len(sequences))]
+    parts = []
+    for group in groups:
+        prefix = shared_prefix([sequences[i] for i in group])
+        by_length = sorted(group, key=lambda i: (-len(sequences[i]), i))
+        singles = [Part([i], 1, len(sequences[i]), len(sequences[i]) - prefix) for i in by_length]
+        for piece in fill(singles, tokens=tokens - prefix, rows=rows, padded=False):
+            members = [i for part in piece for i in part.members]
+            size = prefix + sum(part.tokens for part in piece)
+            parts.append(Part(members, len(members), piece[0].longest, size))
+    parts.sort(key=lambda part: (-part.longest, part.members[0]))
+    batches = fill(parts, tokens=tokens, rows=rows, padded=not trees)
+    return [[part.members for part in batch] for batch in batches]

@@ -12,7 +12,7 @@ Shapes: S sequences, L tokens, H hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import ModelError
+from reward.batching import scoring_batches
 from reward.encoding import Encoder, longest_input
 from reward.loading import (
     disable_dropout,
@@ -30,6 +31,7 @@ from reward.loading import (
     quiet_loading,
 )
 from reward.scorers import require_same_length
+from reward.trees import Forest, can_plant, end_states, longest_sequence, plant
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -40,23 +42,47 @@ _HEAD_PARTS = ("score.", "classifier.", "pooler.")
 
 
 class ScoringModule(nn.Module):
-    """A sequence classifier whose forward pass gives one score a row, without the bias."""
+    """A sequence classifier whose forward pass gives one score a sequence, without the bias.
+
+    Attributes:
+        classifier: of `transformers`.
+        reads_last_token: whether its head reads the last token (a decoder) or does more.
+        takes_trees: whether sequences that begin alike can share what they begin with; those
+            longer than `longest_in_tree`, if that is set, can't.
+    """
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
         self.reads_last_token = isinstance(getattr(classifier, "score", None), nn.Module)
+        self.try_trees()
+        self.longest_in_tree = longest_sequence(classifier.config)
         # What accelerate's FSDP looks for to decide which layers to wrap.
         self._no_split_modules = getattr(classifier, "_no_split_modules", None)
 
-    def forward(self, input_ids_SL: Tensor, mask_SL: Tensor) -> Tensor:
-        """Return the float32 scores of the rows, wherever their padding is.
+    def try_trees(self) -> None:
+        """Find out whether it takes trees; to be called again where its layers have changed."""
+        self.takes_trees = self.reads_last_token and can_plant(self.classifier.base_model)
+
+    def takes_as_trees(self, sequences: Iterable[Sequence[int]]) -> bool:
+        """Tell whether these sequences may be computed as trees."""
+        longest = self.longest_in_tree
+        return self.takes_trees and (
+            longest is None or all(len(ids) <= longest for ids in sequences)
+        )
+
+    def forward(self, batch: Tensor | Forest, mask_SL: Tensor | None = None) -> Tensor:
+        """Return the float32 scores of the sequences.
 
         Args:
-            input_ids_SL: token ids; what the mask hides may be anything.
-            mask_SL: True on real tokens, which stand together; at least one a row.
+            batch: a forest, or rows of token ids (S, L); what the mask hides may be anything.
+            mask_SL: for rows, True on real tokens, which stand together; at least one a row. It
+                does not matter on which side padding is.
         """
-        input_ids_SL, mask_SL = shift_left(input_ids_SL, mask_SL)
+        if isinstance(batch, Forest):
+            return self._head(end_states(self.classifier.base_model, batch))
+        assert mask_SL is not None, "rows come with a mask"
+        input_ids_SL, mask_SL = shift_left(batch, mask_SL)
         attention_mask_SL = mask_SL.long()
         if not self.reads_last_token:
             inputs = {"input_ids": input_ids_SL, "attention_mask": attention_mask_SL}
@@ -66,12 +92,34 @@ class ScoringModule(nn.Module):
             input_ids=input_ids_SL, attention_mask=attention_mask_SL, use_cache=False
         ).last_hidden_state
         rows = torch.arange(hidden_SLH.shape[0], device=hidden_SLH.device)
-        last_SH = hidden_SLH[rows, mask_SL.sum(1) - 1]
+        return self._head(hidden_SLH[rows, mask_SL.sum(1) - 1])
+
+    def _head(self, last_SH: Tensor) -> Tensor:
         head = self.classifier.score
         with torch.autocast(last_SH.device.type, enabled=False):
             weight_type = next(head.parameters()).dtype
             scores: Tensor = head(last_SH.to(weight_type))
         return scores[:, 0].float()
+
+
+def collate(
+    trees: Sequence[Sequence[Sequence[int]]],
+    *,
+    as_trees: bool,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, ...]:
+    """Return what `ScoringModule` takes: scores come in the order of trees and their sequences.
+
+    Args:
+        trees: token ids of the sequences of each tree.
+        as_trees: a forest if True; if not, one row a sequence.
+        pad_id: fills up rows.
+        device: where the module is.
+    """
+    if as_trees:
+        return (plant(trees).to(device),)
+    return pad_sequences([ids for tree in trees for ids in tree], pad_id=pad_id, device=device)
 
 
 def shift_left(input_ids_SL: Tensor, mask_SL: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,20 +336,23 @@ class RewardModel:
         *,
         advance: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """Return the scores of encoded sequences without the bias, computed longest first."""
-        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
+        """Return the scores of encoded sequences without the bias, computed longest first.
+
+        Those that begin alike share what they begin with, where the architecture allows.
+        """
+        as_trees = self.module.takes_as_trees(sequences)
         scores = [0.0] * len(sequences)
         self.module.eval()
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            rows = [sequences[i] for i in chunk]
-            batch = self.module(*pad_sequences(rows, pad_id=self.pad_id, device=self.device))
-            for index, value in zip(chunk, batch.tolist(), strict=True):
+        for batch in scoring_batches(sequences, trees=as_trees, rows=self.batch_size):
+            rows = [[sequences[i] for i in tree] for tree in batch]
+            inputs = collate(rows, as_trees=as_trees, pad_id=self.pad_id, device=self.device)
+            chosen = [i for tree in batch for i in tree]
+            for index, value in zip(chosen, self.module(*inputs).tolist(), strict=True):
                 if not math.isfinite(value):
                     raise ModelError(f"the reward model gave a score of {value}; train it again")
                 scores[index] = value
             if advance is not None:
-                advance(len(chunk))
+                advance(len(chosen))
         return scores
 
     def save(

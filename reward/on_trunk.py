@@ -19,6 +19,7 @@ from reward.adapters import Targets, Trunk
 from reward.encoding import Encoder, longest_input
 from reward.loading import load_tokenizer, quiet_loading
 from reward.model import BIAS, RewardModel, ScoringModule
+from reward.trees import Forest
 
 NAME = "reward"
 
@@ -27,13 +28,14 @@ class TrunkScoring(ScoringModule):
     """A classifier whose trunk is another model's, seen through an adapter."""
 
     def __init__(self, classifier: Any, trunk: Trunk, name: str) -> None:
-        super().__init__(classifier)
+        with trunk.using(name):
+            super().__init__(classifier)
         self.trunk, self.name = trunk, name
 
-    def forward(self, input_ids_SL: Tensor, mask_SL: Tensor) -> Tensor:
-        """Return the float32 scores of the rows, wherever their padding is."""
+    def forward(self, batch: Tensor | Forest, mask_SL: Tensor | None = None) -> Tensor:
+        """Return the float32 scores of the sequences, given as `ScoringModule` takes them."""
         with self.trunk.using(self.name):
-            return super().forward(input_ids_SL, mask_SL)
+            return super().forward(batch, mask_SL)
 
     def train(self, mode: bool = True) -> TrunkScoring:
         """Leave the mode of the trunk to the model that is trained."""
@@ -65,6 +67,7 @@ def adapt(
     trunk = Trunk(module.classifier, base=base)
     trunk.add(NAME, rank=rank, alpha=alpha, targets=targets, seed=seed)
     module.classifier.score.requires_grad_(True)
+    module.try_trees()
     return trunk
 
 

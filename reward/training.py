@@ -1,9 +1,10 @@
 """Trains a reward model on rankings.
 
-Each completion is forwarded once; all comparable pairs of a prompt share that pass (InstructGPT,
-section 3.5: pairs shuffled into batches as if they were independent overfit within an epoch). What
-an optimiser's step sees is a number of prompts, whatever their K; the loss is normalised by the
-prompts of the whole step, over all processes and micro-batches.
+Each completion is forwarded once, and its prompt once for all of them where the architecture allows
+(`reward.trees`); all comparable pairs of a prompt share that pass (InstructGPT, section 3.5: pairs
+shuffled into batches as if they were independent overfit within an epoch). What an optimiser's step
+sees is a number of prompts, whatever their K; the loss is normalised by the prompts of the whole
+step, over all processes and micro-batches.
 
 Works on one process or many through `accelerate`. Dropout is off and the order of prompts is a
 function of seed and step, so that weights, optimiser and step are the whole state: a run that was
@@ -25,12 +26,18 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.errors import Interrupted, SourceError, TrainingError
-from reward.batching import EncodedRanking, micro_batches, step_indices, steps_per_epoch
+from reward.batching import (
+    EncodedRanking,
+    micro_batches,
+    scoring_batches,
+    step_indices,
+    steps_per_epoch,
+)
 from reward.losses import Ties, pad_rankings, ranking_loss
-from reward.model import pad_sequences
+from reward.model import ScoringModule, collate
 
 Schedule = Literal["cosine", "linear", "constant"]
 Log = Callable[[int, Mapping[str, float]], None]
@@ -55,7 +62,7 @@ class Hyperparameters:
     Attributes:
         epochs: passes over the prompts.
         prompts_per_step: prompts of an optimiser's step, over all processes.
-        tokens_per_micro_batch: padded tokens of one forward pass.
+        tokens_per_micro_batch: tokens of one forward pass, padding included.
         learning_rate: at the peak.
         schedule: shape after warm-up.
         final_share: share of the peak that the schedule ends at.
@@ -104,7 +111,7 @@ class RankingTrainer:
     """A model in training, and what scores with it on all processes.
 
     Attributes:
-        module: gives one score a row.
+        module: gives one score a sequence.
         examples: encoded rankings, each with a comparable pair.
         pad_id: fills up rows.
         hyper: how to train.
@@ -113,7 +120,7 @@ class RankingTrainer:
         heldout: encoded rankings for the figures during training.
     """
 
-    module: nn.Module
+    module: ScoringModule
     examples: Sequence[EncodedRanking]
     pad_id: int
     hyper: Hyperparameters
@@ -137,6 +144,10 @@ class RankingTrainer:
             lr=self.hyper.learning_rate,
             betas=self.hyper.betas,
             eps=self.hyper.epsilon,
+            fused=True,
+        )
+        self.as_trees = self.module.takes_as_trees(
+            ids for ranking in self.examples for ids in ranking.sequences
         )
         self.prepared, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         per_epoch = steps_per_epoch(
@@ -211,6 +222,7 @@ class RankingTrainer:
             batch,
             tokens=self.hyper.tokens_per_micro_batch,
             world_size=self.accelerator.num_processes,
+            trees=self.as_trees,
         )[self.accelerator.process_index]
         rate = learning_rate(self.done, total=self.total_steps, hyper=self.hyper)
         for group in self.optimizer.param_groups:
@@ -235,7 +247,7 @@ class RankingTrainer:
     def _backward(self, rankings: list[EncodedRanking], *, n_prompts: int) -> Tensor:
         # An empty micro-batch still runs, weightless, so that all processes pass together.
         present = rankings or [min(self.examples, key=lambda e: e.cost)]
-        scores_S = self._forward([ids for r in present for ids in r.sequences])
+        scores_S = self._forward([r.sequences for r in present], as_trees=self.as_trees)
         padded = pad_rankings(scores_S=scores_S, ranks=[r.ranks for r in present])
         result = ranking_loss(
             **padded._asdict(), n_prompts=n_prompts, margin=self.hyper.margin, ties=self.hyper.ties
@@ -246,9 +258,9 @@ class RankingTrainer:
         values = [result.loss.item(), result.correct.item(), float(result.n_ranked)]
         return torch.tensor(values, dtype=torch.float64) * weight
 
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def _forward(self, trees: Sequence[Sequence[Sequence[int]]], *, as_trees: bool) -> Tensor:
         device = self.accelerator.device
-        batch = pad_sequences(sequences, pad_id=self.pad_id, device=device)
+        batch = collate(trees, as_trees=as_trees, pad_id=self.pad_id, device=device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.hyper.bf16):
             scores_S: Tensor = self.prepared(*batch)
         return scores_S
@@ -286,23 +298,20 @@ class RankingTrainer:
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the scores of encoded sequences without bias, in order, on every process."""
-        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
-        batches = [[i] for i in order[:0]]
-        for index in order:
-            longest = len(sequences[batches[-1][0]]) if batches else 0
-            if batches and (len(batches[-1]) + 1) * longest <= self.hyper.tokens_per_micro_batch:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
+        as_trees = self.module.takes_as_trees(sequences)
+        batches = scoring_batches(
+            sequences, trees=as_trees, tokens=self.hyper.tokens_per_micro_batch
+        )
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prepared.eval()
         found: list[tuple[int, float]] = []
         # All processes run the same number of passes; the surplus ones repeat and are dropped.
         for start in range(0, len(batches), world):
             chosen = batches[min(start + rank, len(batches) - 1)]
-            scores = self._forward([sequences[i] for i in chosen]).tolist()
+            trees = [[sequences[i] for i in tree] for tree in chosen]
+            scores = self._forward(trees, as_trees=as_trees).tolist()
             if start + rank < len(batches):
-                found += zip(chosen, scores, strict=True)
+                found += zip([i for tree in chosen for i in tree], scores, strict=True)
         everywhere = gather_object(found) if world > 1 else found
         return [score for _, score in sorted(everywhere)]
 

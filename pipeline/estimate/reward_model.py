@@ -95,8 +95,6 @@ def _phases(
         checkpointed=settings.gradient_checkpointing,
         masked=True,
         head=False,
-        # Adam by foreach, the default on an accelerator, takes roots of all second moments at once.
-        step_copies=0 if desk.on_cpu else 1,
         frozen=frozen,
     )
 

@@ -43,7 +43,6 @@ def training_phases(
     checkpointed: bool,
     masked: bool,
     head: bool = True,
-    step_copies: int = 0,
     frozen: float = 0,
 ) -> list[Phase]:
     """Return the memory where the backward pass begins, where it ends, and in the optimiser's step.
@@ -63,7 +62,6 @@ def training_phases(
         checkpointed: gradient checkpointing.
         masked: an explicit attention mask.
         head: whether the output head is used.
-        step_copies: fp32 copies that the optimiser's step makes.
         frozen: further parameters, not trained.
     """
     sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
@@ -81,7 +79,6 @@ def training_phases(
     }
     working = working_bytes(shape, tokens=rows * length, bf16=bf16)
     steps = {**kept, "gradients": gradients}
-    steps["optimiser's copies"] = step_copies * FP32 * layout.share(parameters)
     block = block_bytes(shape, **sizes) if checkpointed else 0.0
     return [
         Phase("backward begins", begins),

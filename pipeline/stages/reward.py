@@ -84,7 +84,7 @@ class RewardSettings(StageSettings):
     prompts_per_step: PositiveInt = 64
     """Prompts of one optimiser step, over all processes; InstructGPT: 64."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Padded tokens of one forward pass; bounds the memory."""
+    """Tokens of one forward pass, padding included; bounds the memory."""
     learning_rate: PositiveNumber = 9e-6
     """Peak learning rate; InstructGPT's for 6B."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data.errors import ModelError
-from reward.adapters import Trunk
-from reward.model import RewardModel
+from reward.adapters import AdaptedLinear, Trunk
+from reward.model import RewardModel, collate
 from reward.on_trunk import adapt, hang, publish
 
 TEXTS = (["zu", "bab", "ab"], ["ab", "zz", "b a b"])
@@ -107,3 +107,72 @@ def test_a_trunk_of_another_architecture_is_refused(
     other: Any = AutoModelForCausalLM.from_pretrained(checkpoint("gpt2"))
     with pytest.raises(ModelError, match="can't share a trunk"):
         hang(Trunk(other, base="x"), tmp_path / "model", name="r", device="cpu", batch_size=1)
+
+
+TREE = [[9, 8, 7, 6, 20], [9, 8, 7, 21, 22], [9, 8, 7, 6, 6, 23, 24]]
+
+
+def tree_scores(model: RewardModel, *, as_trees: bool) -> torch.Tensor:
+    found: torch.Tensor = model.module(*collate([TREE], as_trees=as_trees, pad_id=model.pad_id))
+    return found
+
+
+def test_an_adapter_takes_trees_with_the_gradients_of_rows(decoder: Path) -> None:
+    model, trunk = trained(decoder)
+    assert model.module.takes_trees
+    trained_parts = [*trunk.parameters("reward"), model.module.classifier.score.weight]
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    found = []
+    for as_trees in (True, False):
+        model.module.zero_grad()
+        scores = tree_scores(model, as_trees=as_trees)
+        (scores * weights).sum().backward()
+        found.append(
+            [scores.detach(), *(p.grad.clone() for p in trained_parts if p.grad is not None)]
+        )
+    assert len(found[0]) == len(trained_parts) + 1
+    for of_trees, of_rows in zip(*found, strict=True):
+        torch.testing.assert_close(of_trees, of_rows, atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), trunk.using(None):
+        assert not torch.allclose(tree_scores(model, as_trees=True), found[0][0])
+
+
+def test_models_on_one_trunk_all_take_trees(decoder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, own = trained(decoder)
+    publish(model, own, tmp_path)
+    with torch.no_grad():
+        expected = tree_scores(model, as_trees=False)
+    plain = AutoModelForCausalLM.from_pretrained(decoder).eval()
+    trunk = Trunk(plain, base="sft")
+    trunk.add("policy", rank=2, alpha=4, targets="all-linear", seed=1)
+    ids_1L = torch.tensor([[3, 4, 5, 6]])
+    said = plain(ids_1L).logits
+    written = plain.generate(ids_1L, max_new_tokens=5, do_sample=False)
+    for name in ("reward0", "reward1"):
+        hung = hang(trunk, tmp_path / "model", name=name, device="cpu", batch_size=2)
+        assert hung.module.takes_trees
+        with torch.no_grad():
+            torch.testing.assert_close(
+                tree_scores(hung, as_trees=True), expected, atol=1e-5, rtol=1e-5
+            )
+    # The policy computes what it did, bit for bit.
+    assert torch.equal(plain(ids_1L).logits, said)
+    assert torch.equal(plain.generate(ids_1L, max_new_tokens=5, do_sample=False), written)
+
+
+def test_an_adapter_that_mixes_branches_up_is_computed_in_rows(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = RewardModel.start(decoder, seed=0)
+    assert model.module.takes_trees
+
+    def forward(layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        return layer.base_layer(x.cumsum(1))  # each token sees what is packed before it
+
+    monkeypatch.setattr(AdaptedLinear, "forward", forward)
+    adapt(model, base="sft", rank=2, alpha=4, targets="all-linear", seed=0)
+    assert not model.module.takes_as_trees(TREE)
+    single = [model.raw_scores([ids])[0] for ids in TREE]
+    assert model.raw_scores(TREE) == pytest.approx(single, abs=1e-4)
