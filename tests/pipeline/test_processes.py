@@ -116,8 +116,8 @@ def require_same(ours: Path, theirs: Path) -> None:
         for name, figure in expected.items():
             if name.startswith(("time/", "seconds", "train/tokens_per_second", "train/epoch")):
                 continue
-            # A share of clipped tokens jumps where one token is at the bound.
-            close = 1e-2 if "clipfrac" in name else 1e-5
+            # A share of clipped tokens jumps where one of some hundred tokens is at the bound.
+            close = 2.5e-2 if "clipfrac" in name else 1e-5
             assert found[name] == pytest.approx(figure, abs=close, rel=close), name
     published = sorted(path.relative_to(ours) for path in ours.glob("*model/model.safetensors"))
     assert published
