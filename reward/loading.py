@@ -126,7 +126,7 @@ def disable_dropout(classifier: Any) -> None:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' progress bars and its report of a head that we are about to set."""
+    """Silence transformers' progress bars, and its report of a head that we are about to set."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

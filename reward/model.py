@@ -368,5 +368,6 @@ class RewardModel:
         setattr(self.module.classifier.config, TRAINED, trained)
         Path(folder).mkdir(parents=True, exist_ok=True)
         more = {} if state is None else {"state_dict": state}
-        self.module.classifier.save_pretrained(folder, **more)
+        with quiet_loading():
+            self.module.classifier.save_pretrained(folder, **more)
         self.tokenizer.save_pretrained(folder)
