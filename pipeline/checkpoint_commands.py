@@ -41,15 +41,14 @@ def evaluate(
     """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
     from pipeline.console import Console
     from pipeline.context import StopFlag
-    from pipeline.evaluation.standalone import evaluate_checkpoints
+    from pipeline.evaluation.standalone import Request, evaluate_checkpoints
     from pipeline.evaluation.table import answers_table
     from pipeline.generation import Sampling
 
     with StopFlag().installed() as stop:
-        evaluate_checkpoints(
-            _named(checkpoints),
+        request = Request(
+            checkpoints=_named(checkpoints),
             prompts=_source(prompts),
-            out=out,
             texts=_source(texts) if texts else None,
             reward=reward,
             reference=reference,
@@ -57,8 +56,9 @@ def evaluate(
             limit=limit,
             sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
             seed=seed,
-            console=Console(quiet=quiet),
-            stop_if_asked=stop.raise_if_asked,
+        )
+        evaluate_checkpoints(
+            request, out=out, console=Console(quiet=quiet), stop_if_asked=stop.raise_if_asked
         )
     if not quiet:
         typer.echo(answers_table(out))

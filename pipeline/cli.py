@@ -12,6 +12,7 @@ import typer
 
 from pipeline.checkpoint_commands import chat, evaluate, score
 from pipeline.command_options import (
+    AssumeOption,
     OutOption,
     PluginOption,
     QuietOption,
@@ -139,14 +140,7 @@ def plan(
         list[str] | None,
         typer.Option("--size", metavar="CHECKPOINT=7B", help="Parameters of a model not at hand."),
     ] = None,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assume",
-            metavar="STAGE.QUANTITY=N",
-            help="rows, prompt_tokens, answer_tokens, longest, response_tokens of a stage.",
-        ),
-    ] = None,
+    assume: AssumeOption = None,
     utilisation: Annotated[
         float, typer.Option(help="Share of the peak that products reach.")
     ] = 0.35,

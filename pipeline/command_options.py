@@ -20,6 +20,14 @@ PluginOption = Annotated[
     typer.Option("--plugin", metavar="FILE", help="Python file with reward functions; repeatable."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+AssumeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume",
+        metavar="STAGE.QUANTITY=N",
+        help="rows, prompt_tokens, answer_tokens, longest, response_tokens of a stage.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 
 

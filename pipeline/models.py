@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.errors import ModelError
+from reward.loading import locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,25 +58,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
-    """Return what `from_pretrained` takes for a source: a folder or hub id, and a GGUF file's name.
-
-    Raises:
-        ModelError: the source is a path and nothing is there.
-    """
-    text = str(source)
-    path = Path(text).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"{what} {text}: no such file; give a checkpoint's folder or hub id")
-        return str(path.parent), {"gguf_file": path.name}
-    if isinstance(source, Path) or text.startswith((".", "/", "~")):
-        if not path.is_dir():
-            raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
-        return str(path), {}
-    return text, {}
-
-
 def load_tokenizer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -86,7 +68,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    location, extra = _locate(source, "tokenizer")
+    location, extra = locate(source, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -101,7 +83,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    location, extra = _locate(source, "model")
+    location, extra = locate(source, "model")
     try:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -156,7 +138,7 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers import AutoModelForTokenClassification as TokenClassifier
 
-    location, _ = _locate(source, "value model")
+    location, _ = locate(source, "value model")
     config = AutoConfig.from_pretrained(location)
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForTokenClassification"):
@@ -209,7 +191,7 @@ def _load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    location, gguf = _locate(source, "model")
+    location, gguf = locate(source, "model")
     if gguf:
         extra |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:

@@ -101,6 +101,21 @@ def score_file(
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
+    report = _write_scores(scorer, source, target, limit=limit, advance=advance)
+    encoder = getattr(scorer, "encoder", None)
+    report.truncated = 0 if encoder is None else encoder.truncated
+    return report
+
+
+def _write_scores(
+    scorer: Scorer,
+    source: str | Path,
+    target: Path,
+    *,
+    limit: int | None,
+    advance: Callable[[int], None] | None,
+) -> ScoreReport:
+    """Write a file's rows with their scores; the target is there when it is whole."""
     report = ScoreReport()
     temporary = target.with_name(f".{target.name}.tmp")
     with storage_errors(target):
@@ -108,7 +123,7 @@ def score_file(
     try:
         with storage_errors(target), ExitStack() as stack:
             file = stack.enter_context(temporary.open("w", encoding="utf-8"))
-            rows = islice(_rows(path), limit)
+            rows = islice(_rows(Path(source).expanduser()), limit)
             while chunk := list(islice(rows, CHUNK)):
                 _score_chunk(scorer, chunk, file, report, advance)
         if report.rows == 0:
@@ -117,8 +132,6 @@ def score_file(
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    encoder = getattr(scorer, "encoder", None)
-    report.truncated = 0 if encoder is None else encoder.truncated
     return report
 
 

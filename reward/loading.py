@@ -20,7 +20,7 @@ def load_classifier(
     """Load a sequence classifier and transformers' report of its weights.
 
     Args:
-        source: folder or hub id.
+        source: folder, `.gguf` file (dequantised on load; needs the extra `gguf`) or hub id.
         dtype: type of the weights.
         trust: runs code that the checkpoint carries.
         num_labels: 1 for a model to be trained; None asks for a trained scalar classifier.
@@ -28,26 +28,28 @@ def load_classifier(
     Raises:
         ModelError: nothing loadable is there, or it is of a kind that can't score.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification, GgufConfig
 
-    location = _existing(source)
+    location, gguf = locate(source, "reward model")
     try:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust, **gguf)
         _require_scalar(source, config, training=num_labels is not None)
         if num_labels is not None:
             config.num_labels = num_labels
+        packed = {**gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         model, info = AutoModelForSequenceClassification.from_pretrained(
             location,
             config=config,
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=None if gguf else True,
             trust_remote_code=trust,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **packed,
         )
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not Path(source).expanduser().exists():
             line = f"no folder of that name is here, and of the hub: {line}"
@@ -63,7 +65,7 @@ def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
         )
     if training:
         return
-    architecture = (config.architectures or ["nothing known"])[0]
+    architecture = (config.architectures or [f"{config.model_type} model"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{source} is a {architecture} without a reward head; train one with a reward stage"
@@ -82,23 +84,35 @@ def load_tokenizer(source: str | Path, *, trust: bool) -> Any:
     """
     from transformers import AutoTokenizer
 
+    location, gguf = locate(source, "reward model")
     try:
-        return AutoTokenizer.from_pretrained(_existing(source), trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust, **gguf)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source} has no tokenizer that can be loaded: {line}") from error
 
 
-def _existing(source: str | Path) -> str:
+def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
+    """Return what `from_pretrained` takes for a source: a folder or hub id, and a GGUF file's name.
+
+    Args:
+        source: folder, `.gguf` file or hub id.
+        what: it is, for the error.
+
+    Raises:
+        ModelError: the source is a path and nothing is there.
+    """
     text = str(source)
+    path = Path(text).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{what} {text}: no such file; give a checkpoint's folder or hub id")
+        return str(path.parent), {"gguf_file": path.name}
     if isinstance(source, Path) or text.startswith((".", "/", "~")):
-        path = Path(text).expanduser()
         if not path.is_dir():
-            raise ModelError(
-                f"reward model {text}: no such folder; give a checkpoint's folder or hub id"
-            )
-        return str(path)
-    return text
+            raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
+        return str(path), {}
+    return text, {}
 
 
 def draw_head(classifier: Any) -> None:

@@ -215,10 +215,10 @@ class RewardModel:
         Huang et al. 2024).
 
         Args:
-            source: folder or hub id, an SFT checkpoint as a rule.
+            source: folder, `.gguf` file or hub id, an SFT checkpoint as a rule.
             seed: of the new head.
             max_length: longest input in tokens; the model's own when None.
-            tokenizer_source: folder or hub id of the tokenizer; the model's own when None.
+            tokenizer_source: where the tokenizer is; the model's own when None.
             device: where it is put.
             trust_remote_code: runs code that the checkpoint carries.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +41,39 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def as_gguf() -> Callable[[Path, Path], Path]:
+    """Return what packs a saved Llama into a .gguf file: as_gguf(folder, file), no tokenizer."""
+
+    def pack(folder: Path, file: Path) -> Path:
+        import gguf
+        from safetensors.numpy import load_file
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder)
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        writer = gguf.GGUFWriter(file, "llama")
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+        for name, weight in load_file(folder / "model.safetensors").items():
+            part = name.split(".")[-2]
+            if part in heads:  # GGUF's rotary halves of a head are interleaved
+                halves = weight.reshape(heads[part], 2, -1, weight.shape[1])
+                weight = halves.swapaxes(1, 2).reshape(weight.shape)
+            writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", weight)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return file
+
+    return pack

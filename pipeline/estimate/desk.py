@@ -88,11 +88,8 @@ class Desk:
             flops=flops,
             tokens=tokens,
             passes=passes,
-            layout=layout,
-            accelerator=self.cluster.accelerator,
-            rates=self.assumed.rates,
-            bf16=bf16,
             training=training,
+            **self._means(layout, bf16),
         )
 
     def decode(
@@ -108,11 +105,17 @@ class Desk:
             prompt=prompt,
             new=new,
             steps=steps,
-            layout=layout,
-            accelerator=self.cluster.accelerator,
-            rates=self.assumed.rates,
-            bf16=bf16,
+            **self._means(layout, bf16),
         )
+
+    def _means(self, layout: Layout, bf16: bool) -> dict[str, Any]:
+        """Return what any part is computed with."""
+        return {
+            "layout": layout,
+            "accelerator": self.cluster.accelerator,
+            "rates": self.assumed.rates,
+            "bf16": bf16,
+        }
 
 
 def rows_of(lengths: list[float], count: float) -> Rows:

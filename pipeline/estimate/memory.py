@@ -14,6 +14,7 @@ Shapes: rows of L tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from pipeline.estimate.shapes import ModelShape
+from pipeline.estimate.sources import Tree
 
 FP32 = 4
 BF16 = 2
@@ -77,6 +78,47 @@ def block_bytes(
     return block + rows * length**2 * (BF16 if bf16 else FP32) * masked
 
 
+def tree_bytes(shape: ModelShape, tree: Tree, *, trees: int, bf16: bool) -> float:
+    """Return the bytes that one block keeps of packed trees, the mask apart.
+
+    Norms and the feed-forward layer see packed tokens. Attention keeps what it takes them apart
+    into: prefixes, and branches padded to the widest, whose keys and values stand behind a copy of
+    their prefix's; and its result, packed again.
+
+    Args:
+        shape: the model.
+        tree: the largest of a micro-batch.
+        trees: of a micro-batch.
+        bf16: products under bf16 autocast.
+    """
+    width = BF16 if bf16 else FP32
+    tokens, prefixes = trees * tree.tokens, trees * tree.prefix
+    branches = trees * tree.branches
+    queries = prefixes + branches * tree.widest
+    keys = branches * (tree.prefix + tree.widest)
+    elements = shape.query_width * (2 * queries + 2 * keys + tokens)
+    elements += 2 * shape.key_width * prefixes
+    packed = _norms_bytes(shape, bf16=bf16) + _feed_forward_bytes(shape, bf16=bf16)
+    return tokens * packed + width * elements + FP32 * shape.heads * queries
+
+
+def tree_mask_bytes(tree: Tree, *, trees: int, bf16: bool) -> float:
+    """Return the bytes of the mask of packed trees, as truth values and as numbers, all layers'."""
+    pairs = trees * tree.branches * tree.widest * (tree.prefix + tree.widest)
+    return pairs * (1 + (BF16 if bf16 else FP32))
+
+
+def tree_activation_bytes(
+    shape: ModelShape, tree: Tree, *, trees: int, bf16: bool, checkpointed: bool
+) -> float:
+    """Return what the blocks and the last norm keep of packed trees for the backward pass."""
+    tokens = trees * tree.tokens
+    last = tokens * _norm_bytes(shape, bf16=bf16, readers=1)
+    block = tree_bytes(shape, tree, trees=trees, bf16=bf16)
+    kept = shape.layers * (tokens * FP32 * shape.hidden if checkpointed else block)
+    return kept + last + tree_mask_bytes(tree, trees=trees, bf16=bf16)
+
+
 def _norm_bytes(shape: ModelShape, *, bf16: bool, readers: int) -> float:
     """Return what a norm keeps for a token: its input, what it scales, and what is read of it.
 
@@ -87,15 +129,20 @@ def _norm_bytes(shape: ModelShape, *, bf16: bool, readers: int) -> float:
     return kept + shape.hidden * (BF16 * readers if bf16 else FP32)
 
 
-def _block_bytes(shape: ModelShape, *, bf16: bool, masked: bool) -> float:
-    """Return what a block keeps for a token."""
+def _norms_bytes(shape: ModelShape, *, bf16: bool) -> float:
+    """Return what both norms of a block keep for a token."""
     norms = _norm_bytes(shape, bf16=bf16, readers=1 if shape.fused_qkv else 3)
     norms += _norm_bytes(shape, bf16=bf16, readers=2 if shape.gated else 1)
     if shape.parallel:  # both norms read the same input
         norms -= FP32 * shape.hidden
+    return norms
+
+
+def _block_bytes(shape: ModelShape, *, bf16: bool, masked: bool) -> float:
+    """Return what a block keeps for a token."""
     width = BF16 if bf16 else FP32
     return (
-        norms
+        _norms_bytes(shape, bf16=bf16)
         + width * _attention_elements(shape, masked=masked)
         + (FP32 * shape.heads + _feed_forward_bytes(shape, bf16=bf16))
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data.errors import RecipeError
 from pipeline.estimate.costs import Phase, StageCost
-from pipeline.estimate.desk import Desk, rows_of
-from pipeline.estimate.flops import training_flops
+from pipeline.estimate.desk import Desk
+from pipeline.estimate.flops import Rows, training_flops
 from pipeline.estimate.memory import adapter_parameters
-from pipeline.estimate.sources import Lengths
+from pipeline.estimate.sources import Lengths, Tree
 from pipeline.estimate.training import add_evaluation, context_of, training_phases
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 
 
 def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCost:
-    """Return the cost of a reward stage: each completion is forwarded once, no logits."""
+    """Return the cost of a reward stage: each prompt and completion goes through once, no logits.
+
+    A decoder takes a prompt's completions as a tree; an encoder, whose rows are padded, costs more
+    than is told here.
+    """
     cost = StageCost(stage, settings.kind, desk.layout(stage))
     shape, bf16 = desk.shape(settings.model, stage), desk.bf16(settings.bf16)
     read = ranking_rows(stage, settings, desk)
-    completions = max(2.0, read.completions)
+    read.completions = max(2.0, read.completions)
     limit = settings.max_length or context_of(desk, settings.model) or math.inf
-    whole = read.padded(limit)
-    longest = desk.longest(stage, max(whole), limit)
+    trees = read.trees(limit)
+    largest = _largest(stage, trees, desk, limit)
     apart = settings.heldout or settings.eval_rankings
     share = 0.0 if settings.heldout else settings.heldout_share
     prompts = read.rows * (1 - share)
@@ -33,14 +38,13 @@ def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCo
     cost.steps = max(1, round(settings.epochs * per_epoch))
     epochs = cost.steps / per_epoch
     per_process = math.ceil(settings.prompts_per_step / cost.layout.processes)
-    at_once = max(1, int(settings.tokens_per_micro_batch / (completions * longest)))
-    at_once = min(at_once, per_process)
-    sequences = max(1, round(at_once * completions))
+    at_once = min(per_process, max(1, int(settings.tokens_per_micro_batch / largest.tokens)))
+    sequences = max(1, round(at_once * read.completions))
     cost.parameters = {stage: shape.trunk + shape.hidden}
     cost.phases = _phases(
-        cost, settings, desk, rows=sequences, length=longest, accumulating=at_once < per_process
+        cost, settings, desk, trees=at_once, largest=largest, accumulating=at_once < per_process
     )
-    rows = rows_of(whole, prompts * completions * epochs)
+    rows = _rows_of(trees, prompts * epochs)
     adapted = getattr(settings, "lora", None) is not None
     flops = training_flops(
         shape,
@@ -49,8 +53,8 @@ def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCo
         recompute=settings.gradient_checkpointing,
         trained_share=0.0 if adapted else 1.0,
     )
-    mean = max(1.0, rows.tokens / max(1.0, rows.count))
-    per_pass = max(1.0, settings.tokens_per_micro_batch / (completions * mean))
+    mean = max(1.0, sum(tree.tokens for tree in trees) / len(trees))
+    per_pass = max(1.0, settings.tokens_per_micro_batch / mean)
     passes = cost.steps * math.ceil(per_process / per_pass)
     cost.parts.append(
         desk.compute(
@@ -60,7 +64,7 @@ def estimate_reward(stage: str, settings: RewardSettings, desk: Desk) -> StageCo
     )  # fmt: skip
     held = read.rows * (share if not apart else settings.heldout_share)
     looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
-    judged = rows_of(whole, looks * held * completions)
+    judged = _rows_of(trees, looks * held)
     add_evaluation(cost, desk, shape, judged, positions=0, at_once=sequences, bf16=bf16)
     return cost
 
@@ -70,8 +74,8 @@ def _phases(
     settings: RewardSettings,
     desk: Desk,
     *,
-    rows: int,
-    length: int,
+    trees: int,
+    largest: Tree,
     accumulating: bool,
 ) -> list[Phase]:
     """Return the memory of a step; with `lora` the adapter and the head alone are trained."""
@@ -87,8 +91,8 @@ def _phases(
         shape,
         cost.layout,
         parameters=parameters,
-        rows=rows,
-        length=length,
+        rows=trees,
+        length=round(largest.prefix + largest.widest),
         logits=0.0,
         accumulating=accumulating,
         bf16=desk.bf16(settings.bf16),
@@ -96,6 +100,25 @@ def _phases(
         masked=True,
         head=False,
         frozen=frozen,
+        tree=largest,
+    )
+
+
+def _largest(stage: str, trees: list[Tree], desk: Desk, limit: float) -> Tree:
+    """Return the largest tree, its longest sequence as long as `--assume` says."""
+    largest = max(trees, key=lambda tree: tree.tokens)
+    longest = max(tree.prefix + tree.widest for tree in trees)
+    widest = max(1.0, desk.longest(stage, longest, limit) - largest.prefix)
+    return replace(largest, widest=widest, branch=min(largest.branch, widest))
+
+
+def _rows_of(trees: list[Tree], count: float) -> Rows:
+    """Return `count` trees as large as those that were measured; its count is of sequences."""
+    factor = count / len(trees)
+    return Rows(
+        factor * sum(tree.branches for tree in trees),
+        factor * sum(tree.tokens for tree in trees),
+        factor * sum(tree.squares for tree in trees),
     )
 
 

@@ -25,8 +25,26 @@ if TYPE_CHECKING:
     from pipeline.stages.rankings import RankingsSettings
     from pipeline.stages.select import SelectSettings
 
+    _Samples = RankingsSettings | SelectSettings | EvaluateSettings
+
 EVALUATED_LOGITS = 60e6
 """Logits that an evaluation holds at once, in four fp32 tensors."""
+
+
+def _sampling_memory(
+    shape: ModelShape, settings: _Samples, *, prompt: int, bf16: bool
+) -> dict[str, float]:
+    """Return the bytes of a stage's sampling beside the weights, the model being in its type."""
+    width = BF16 if bf16 else FP32
+    return decoding_memory(
+        shape,
+        rows=settings.batch_size,
+        prompt=prompt,
+        new=settings.max_new_tokens,
+        key=width,
+        value=width,
+        bf16=bf16,
+    )
 
 
 def decoding_memory(
@@ -85,15 +103,7 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
     longest = desk.longest(stage, max(read.prompts), math.inf)
     width = BF16 if bf16 else FP32
     cost.parameters = {settings.model: shape.parameters}
-    memory = decoding_memory(
-        shape,
-        rows=settings.batch_size,
-        prompt=longest,
-        new=settings.max_new_tokens,
-        key=width,
-        value=width,
-        bf16=bf16,
-    )
+    memory = _sampling_memory(shape, settings, prompt=longest, bf16=bf16)
     cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
     cost.parts.append(
         desk.decode(
@@ -127,15 +137,7 @@ def estimate_select(stage: str, settings: SelectSettings, desk: Desk) -> StageCo
         settings.model: shape.parameters,
         settings.reward: judge.trunk + judge.hidden,
     }
-    memory = decoding_memory(
-        shape,
-        rows=settings.batch_size,
-        prompt=longest,
-        new=settings.max_new_tokens,
-        key=FP32,
-        value=FP32,
-        bf16=False,
-    )
+    memory = _sampling_memory(shape, settings, prompt=longest, bf16=False)
     weights = {
         "weights": float(FP32 * shape.parameters),
         "reward model": float(FP32 * (judge.trunk + judge.hidden)),
@@ -210,15 +212,7 @@ def _answering(
     """Return the memory of a checkpoint that answers, and whose answers are looked at."""
     width = BF16 if bf16 else FP32
     weights = {"weights": float(width * shape.parameters)}
-    memory = decoding_memory(
-        shape,
-        rows=settings.batch_size,
-        prompt=longest,
-        new=settings.max_new_tokens,
-        key=width,
-        value=width,
-        bf16=bf16,
-    )
+    memory = _sampling_memory(shape, settings, prompt=longest, bf16=bf16)
     logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
     looked_at = {"logits": 4 * FP32 * logits, "activations": memory["activations"]}
     return [

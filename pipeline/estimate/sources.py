@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,34 @@ Count = Callable[[str], int]
 """Returns the tokens of a text."""
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A ranking as the reward model computes it: what its sequences begin with is there once.
+
+    Attributes:
+        prefix: tokens that are there once.
+        branch: tokens of a branch, on average.
+        widest: tokens of the longest branch, to which attention pads the others.
+        branches: how many there are.
+    """
+
+    prefix: float
+    branch: float
+    widest: float
+    branches: float
+
+    @property
+    def tokens(self) -> float:
+        """All tokens; none is padding."""
+        return self.prefix + self.branches * self.branch
+
+    @property
+    def squares(self) -> float:
+        """Pairs of tokens in attention: prefix on itself, branches on it and themselves."""
+        attended = self.prefix + self.widest
+        return self.prefix**2 + self.branches * self.widest * attended
+
+
 @dataclass
 class Lengths:
     """Rows, and the tokens of those that were measured.
@@ -41,6 +70,7 @@ class Lengths:
         answers: tokens of each measured answer (mean of a ranking's completions), or document.
         widest: tokens of each measured answer, the longest of a ranking's completions.
         completions: mean completions of a row.
+        shared: tokens that all completions of each measured ranking begin with; empty for none.
     """
 
     rows: float = 0.0
@@ -48,6 +78,7 @@ class Lengths:
     answers: list[float] = field(default_factory=list)
     widest: list[float] = field(default_factory=list)
     completions: float = 1.0
+    shared: list[float] = field(default_factory=list)
 
     @property
     def prompt_mean(self) -> float:
@@ -64,10 +95,19 @@ class Lengths:
         cut = limit if limit is not None else float("inf")
         return [min(p + a, cut) for p, a in zip(self.prompts, self.answers, strict=True)]
 
-    def padded(self, limit: float | None = None) -> list[float]:
-        """Return the tokens of each measured row with its longest answer, cut at a limit."""
-        cut = limit if limit is not None else float("inf")
-        return [min(p + a, cut) for p, a in zip(self.prompts, self.widest, strict=True)]
+    def trees(self, limit: float) -> list[Tree]:
+        """Return each measured ranking as a tree, its sequences cut at a limit."""
+        found = []
+        rows = zip(self.prompts, self.answers, self.widest, self._begun(), strict=True)
+        for prompt, answer, widest, begun in rows:
+            sequence, longest = min(prompt + answer, limit), min(prompt + widest, limit)
+            # A branch keeps a token of its own.
+            prefix = max(0.0, min(prompt + begun, sequence - 1)) if self.completions > 1 else 0.0
+            found.append(Tree(prefix, sequence - prefix, longest - prefix, self.completions))
+        return found
+
+    def _begun(self) -> list[float]:
+        return self.shared or [0.0] * len(self.prompts)
 
     def __add__(self, other: Lengths) -> Lengths:
         rows = self.rows + other.rows
@@ -78,6 +118,7 @@ class Lengths:
             self.answers + other.answers,
             self.widest + other.widest,
             total / rows if rows else 1.0,
+            self._begun() + other._begun(),
         )
 
 
@@ -129,6 +170,8 @@ class Reader:
             lengths.prompts = [prompt] * max(1, len(lengths.prompts))
         if answer is not None:
             lengths.answers = lengths.widest = [answer] * max(1, len(lengths.answers))
+        if prompt is not None or answer is not None:
+            lengths.shared = []
         return lengths
 
     def _measure(self, source: SourceSettings, count: Count) -> tuple[Lengths, str]:
@@ -148,6 +191,8 @@ class Reader:
                 sizes = [count(answer) + SIDE_TOKENS for answer in answers]
                 lengths.answers.append(sum(sizes) / max(1, len(sizes)))
                 lengths.widest.append(float(max(sizes, default=0)))
+                begun = commonprefix(answers) if len(answers) > 1 else ""  # noqa: RUF071
+                lengths.shared.append(float(count(begun)) if begun else 0.0)
             lengths.rows += 1
             if time.monotonic() - started > self.seconds:
                 note = (

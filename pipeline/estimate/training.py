@@ -17,10 +17,12 @@ from pipeline.estimate.memory import (
     cast_bytes,
     gathered_bytes,
     logit_bytes,
+    tree_activation_bytes,
+    tree_bytes,
     working_bytes,
 )
 from pipeline.estimate.shapes import ModelShape
-from pipeline.estimate.sources import Lengths
+from pipeline.estimate.sources import Lengths, Tree
 
 if TYPE_CHECKING:
     from pipeline.stages.pretrain import PretrainSettings
@@ -44,6 +46,7 @@ def training_phases(
     masked: bool,
     head: bool = True,
     frozen: float = 0,
+    tree: Tree | None = None,
 ) -> list[Phase]:
     """Return the memory where the backward pass begins, where it ends, and in the optimiser's step.
 
@@ -63,8 +66,10 @@ def training_phases(
         masked: an explicit attention mask.
         head: whether the output head is used.
         frozen: further parameters, not trained.
+        tree: `rows` are trees as large as this one, packed without padding.
     """
     sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
+    activations, block = _of_blocks(shape, checkpointed=checkpointed, tree=tree, **sizes)
     kept = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
     casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
     gradients = layout.gradients(parameters)
@@ -73,19 +78,31 @@ def training_phases(
     begins = {
         **kept,
         "gradients": gradients if accumulating else buckets + first_gradient(shape, layout, head),
-        "activations": activation_bytes(shape, **sizes, checkpointed=checkpointed),
+        "activations": activations,
         "bf16 copies": casts,
         "logits": logits,
     }
-    working = working_bytes(shape, tokens=rows * length, bf16=bf16)
+    tokens = rows * (length if tree is None else tree.tokens)
+    working = working_bytes(shape, tokens=tokens, bf16=bf16)
     steps = {**kept, "gradients": gradients}
-    block = block_bytes(shape, **sizes) if checkpointed else 0.0
     return [
         Phase("backward begins", begins),
-        one_block(begins, begins["activations"] + block),
+        one_block(begins, activations + (block if checkpointed else 0.0)),
         Phase("backward ends", {**kept, "gradients": gradients, "activations": working}),
         Phase("optimiser step", steps),
     ]
+
+
+def _of_blocks(
+    shape: ModelShape, *, checkpointed: bool, tree: Tree | None, **sizes: Any
+) -> tuple[float, float]:
+    """Return what all blocks keep for the backward pass, and what one of them does."""
+    if tree is None:
+        kept = activation_bytes(shape, **sizes, checkpointed=checkpointed)
+        return kept, block_bytes(shape, **sizes)
+    packed: dict[str, Any] = {"trees": sizes["rows"], "bf16": sizes["bf16"]}
+    kept = tree_activation_bytes(shape, tree, **packed, checkpointed=checkpointed)
+    return kept, tree_bytes(shape, tree, **packed)
 
 
 def one_block(begins: dict[str, float], activations: float) -> Phase:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +24,13 @@ if TYPE_CHECKING:
     from reward.scorers import Scorer
 
 
-def evaluate_checkpoints(
-    checkpoints: Mapping[str, str],
-    *,
-    prompts: SourceSettings,
-    out: Path,
-    texts: SourceSettings | None = None,
-    reward: str | None = None,
-    reference: str | None = None,
-    plain: Sequence[str] = (),
-    gold: bool | None = None,
-    limit: int | None = None,
-    max_texts: int = 500,
-    sampling: Sampling | None = None,
-    batch_size: int = 64,
-    resamples: int = 2000,
-    seed: int = 0,
-    console: Console | None = None,
-    stop_if_asked: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Evaluate checkpoints as the `evaluate` stage does, with the same code.
+@dataclass(frozen=True)
+class Request:
+    """What is judged, and how.
 
-    Args:
+    Attributes:
         checkpoints: name -> a stage's folder, a model's folder, or a hub id.
         prompts: source of the prompts.
-        out: gets `samples.jsonl` and `evaluation.json`; a cut off evaluation goes on there.
         texts: source of held-out texts for the perplexity.
         reward: reward model that judges as `proxy`: a stage's folder, a model's folder or hub id.
         reference: checkpoint that KL is measured to; the first when not given.
@@ -59,6 +42,35 @@ def evaluate_checkpoints(
         batch_size: responses sampled together.
         resamples: draws of each bootstrap.
         seed: of sampling and bootstrap.
+    """
+
+    checkpoints: Mapping[str, str]
+    prompts: SourceSettings
+    texts: SourceSettings | None = None
+    reward: str | None = None
+    reference: str | None = None
+    plain: Sequence[str] = ()
+    gold: bool | None = None
+    limit: int | None = None
+    max_texts: int = 500
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 64
+    resamples: int = 2000
+    seed: int = 0
+
+
+def evaluate_checkpoints(
+    request: Request,
+    *,
+    out: Path,
+    console: Console | None = None,
+    stop_if_asked: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Evaluate checkpoints as the `evaluate` stage does, with the same code.
+
+    Args:
+        request: what is judged, and how.
+        out: gets `samples.jsonl` and `evaluation.json`; a cut off evaluation goes on there.
         console: where it speaks.
         stop_if_asked: raises when a signal asked to stop.
 
@@ -73,34 +85,40 @@ def evaluate_checkpoints(
     if (out / MANIFEST).is_file():
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
-    sampling = sampling or Sampling()
-    if not math.isfinite(sampling.temperature):
-        raise UsageError(f"temperature is {sampling.temperature}; it must be 0 or more, and finite")
-    for name in [*plain, *([reference] if reference else [])]:
-        if name not in checkpoints:
-            raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(checkpoints)})")
-    gold = prompts.world is not None if gold is None else gold
-    if gold and prompts.world is None:
-        raise UsageError("the gold annotator judges the embedded world's prompts alone")
-    say = console.say
-    plan = Plan(
-        checkpoints={name: checkpoint_location(given) for name, given in checkpoints.items()},
-        prompts=read_prompts([prompts.read_arguments()], limit=limit, seed=seed, say=say),
-        texts=read_texts([texts.read_arguments()], limit=max_texts, say=say) if texts else [],
-        reference=reference or next(iter(checkpoints)),
-        plain=frozenset(plain),
-        world_seed=prompts.world_seed if gold else None,
-        scorer=None if reward is None else _scorer(checkpoint_location(reward)),
-        sampling=sampling,
-        batch_size=batch_size,
-        resamples=resamples,
-        seed=seed,
-    )
-    desk = Desk(out, _key(plan, reward), console, stop_if_asked)
+    plan = _plan(request, say=console.say)
+    desk = Desk(out, _key(plan, request.reward), console, stop_if_asked)
     results = evaluate(plan, desk)
     desk.clear()
-    say_results(results, say)
+    say_results(results, console.say)
     return results
+
+
+def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
+    """Check a request and read what it names."""
+    prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
+    if not math.isfinite(sampling.temperature):
+        raise UsageError(f"temperature is {sampling.temperature}; it must be 0 or more, and finite")
+    known, reference = request.checkpoints, request.reference
+    for name in [*request.plain, *([reference] if reference else [])]:
+        if name not in known:
+            raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(known)})")
+    gold = prompts.world is not None if request.gold is None else request.gold
+    if gold and prompts.world is None:
+        raise UsageError("the gold annotator judges the embedded world's prompts alone")
+    read = texts.read_arguments() if texts else None
+    return Plan(
+        checkpoints={name: checkpoint_location(given) for name, given in known.items()},
+        prompts=read_prompts([prompts.read_arguments()], limit=request.limit, seed=seed, say=say),
+        texts=read_texts([read], limit=request.max_texts, say=say) if read else [],
+        reference=reference or next(iter(known)),
+        plain=frozenset(request.plain),
+        world_seed=prompts.world_seed if gold else None,
+        scorer=None if request.reward is None else _scorer(checkpoint_location(request.reward)),
+        sampling=sampling,
+        batch_size=request.batch_size,
+        resamples=request.resamples,
+        seed=seed,
+    )
 
 
 def checkpoint_location(given: str) -> str:

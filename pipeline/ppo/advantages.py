@@ -5,11 +5,11 @@ has a token. Value `values_BT[:, t]` is that of the prompt and the tokens before
 which token t is chosen.
 
 TRL 1.12 differs: it subtracts a penalty from the scores of responses without an end of sequence
-(`end_rule="subtract"`; by default a response scores the smaller of score and penalty), and it adds
-the score one position past the last token where the padded response has room for it
-(`score_position="past_last"`; the default is the last token, as in lm-human-preferences). There
-it has a value of the state after the last token, discounts by one more step, and whitens rewards
-over that position too; `masking.value_mask` covers it.
+(`end_rule="subtract"`; by default a response scores the smaller of score and penalty), and, like
+N+ (Huang et al. 2024), it adds the score one position past the last token where the padded response
+has room for it (`score_position="past_last"`; the default is the last token, as in
+lm-human-preferences). There it has a value of the state after the last token, discounts by one more
+step, and whitens rewards over that position too; `masking.value_mask` covers it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def shaped_rewards(
         kl_BT: estimate of the KL at each token, in nats.
         mask_BT: response tokens.
         coefficient: weight of the KL.
-        score_position: the last token, or one past it where the padded response has room (TRL).
+        score_position: the last token, or one past it where the padded response has room (N+,
+            TRL).
     """
     rewards_BT = torch.where(mask_BT, -coefficient * kl_BT, torch.zeros_like(kl_BT))
     last_B1 = score_places(mask_BT=mask_BT, score_position=score_position)[:, None]

@@ -81,51 +81,27 @@ def assemble(
     model = load_policy(policy_source, trust_remote_code=trust_remote_code)
     require_causal(model, policy_source)
     head = _zero_head(model) if value_source is None else None
-    if lora is None:
-        trunk, reference = None, _reference(model, reference_source, trust=trust_remote_code)
-        frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
-        reference_policy = ranks.place(frozen)
-    else:
-        assert value_source is None and reference_source is None
-        if ranks.sharded:
-            raise ModelError(
-                "trunk: shared holds one model a process and can't be sharded; launch with "
-                "ddp.yaml or set trunk: separate"
-            )
-        trunk = make_trunk(model, lora, base=policy_source, seed=ranks.seed)
-        reference_policy = Policy(model, None, trunk, None)
+    assert lora is None or (value_source is None and reference_source is None)
+    trunk = None if lora is None else _trunk(model, lora, policy_source, ranks)
+    reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     if hyper.gradient_checkpointing:
         _checkpoint_activations(model)
     policy = Policy(model, head, trunk, None if trunk is None else POLICY)
-    learner = Learner.of(
-        policy,
-        learning_rate=hyper.learning_rate,
-        hyper=hyper,
-        ranks=ranks,
-        head_rate=None if trunk is None else hyper.value_learning_rate,
-    )
-    value = None if value_source is None else _value_learner(value_source, hyper, ranks)
-    language = None
-    if pretraining is not None:
-        order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
-        language = PretrainingRows(pretraining, order)
-    average = None if hyper.ema_decay is None else Average(policy, decay=hyper.ema_decay)
-    at_once, later = ((), end_ids) if hyper.end_after else (end_ids, ())
+    optimization = _optimization(policy, value_source, pretraining, hyper, ranks)
+    stops = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
     return Ppo(
         hyper=hyper,
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=_engine(
-            learner, trunk, [*eos_ids(tokenizer, model), *at_once], pad_id, hyper, ranks
-        ),
+        engine=_engine(optimization.policy, trunk, stops, pad_id, hyper, ranks),
         rewards=RewardSum(rewards),
-        optimization=Optimization(learner, value, average, language, hyper, ranks),
-        reference=reference_policy,
+        optimization=optimization,
+        reference=reference,
         reference_is_start=reference_source is None,
         pad_id=pad_id,
-        later_end_ids=later,
+        later_end_ids=end_ids if hyper.end_after else (),
     )
 
 
@@ -210,11 +186,56 @@ def fits_as_value_model(source: str | Path, tokenizer: PreTrainedTokenizerBase) 
     return None
 
 
+def _trunk(model: PreTrainedModel, lora: Lora, source: str | Path, ranks: Ranks) -> Trunk:
+    if ranks.sharded:
+        raise ModelError(
+            "trunk: shared holds one model a process and can't be sharded; launch with "
+            "ddp.yaml or set trunk: separate"
+        )
+    return make_trunk(model, lora, base=source, seed=ranks.seed)
+
+
+def _optimization(
+    policy: Policy,
+    value_source: str | Path | None,
+    pretraining: Sequence[Sequence[int]] | None,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+) -> Optimization:
+    learner = Learner.of(
+        policy,
+        learning_rate=hyper.learning_rate,
+        hyper=hyper,
+        ranks=ranks,
+        head_rate=None if policy.trunk is None else hyper.value_learning_rate,
+    )
+    value = None if value_source is None else _value_learner(value_source, hyper, ranks)
+    language = None
+    if pretraining is not None:
+        order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
+        language = PretrainingRows(pretraining, order)
+    average = None if hyper.ema_decay is None else Average(policy, decay=hyper.ema_decay)
+    return Optimization(learner, value, average, language, hyper, ranks)
+
+
 def _reference(
-    model: PreTrainedModel, source: str | Path | None, *, trust: bool
-) -> PreTrainedModel:
-    if source is None:
-        return copy.deepcopy(model)
+    model: PreTrainedModel,
+    source: str | Path | None,
+    trunk: Trunk | None,
+    ranks: Ranks,
+    *,
+    trust: bool,
+) -> Policy:
+    """Return the frozen reference: the bare trunk, another checkpoint, or the policy's copy."""
+    if trunk is not None:
+        return Policy(model, None, trunk, None)
+    reference = copy.deepcopy(model) if source is None else _fitting(model, source, trust=trust)
+    frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
+    return ranks.place(frozen)
+
+
+def _fitting(model: PreTrainedModel, source: str | Path, *, trust: bool) -> PreTrainedModel:
+    """Load a reference with as many embeddings as the policy has."""
     reference = load_policy(source, trust_remote_code=trust)
     sizes = [m.get_input_embeddings().num_embeddings for m in (model, reference)]
     if sizes[0] != sizes[1]:

@@ -22,6 +22,7 @@ from pipeline.ppo.settings import DoctorSettings
 History = Sequence[Mapping[str, float]]
 
 SCORE = "objective/scores_raw"
+"""What two updates are compared by: no running statistics are in it."""
 KEPT = (
     SCORE,
     "objective/scores_raw_std",

@@ -81,7 +81,7 @@ def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
         mask_BT: response tokens; responses have at least one.
         score_position: with "last" the states in which a token is chosen, so the mask itself; with
             "past_last" also the state after the last token, where the padded response has room
-            for it, so all but the longest (TRL).
+            for it, so all but the longest (N+, TRL).
     """
     if score_position == "last":
         return mask_BT
@@ -93,6 +93,7 @@ def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
 
     Args:
         mask_BT: response tokens.
-        score_position: the last token, or one past it where the padded response has room (TRL).
+        score_position: the last token, or one past it where the padded response has room (N+,
+            TRL).
     """
     return last_token(mask_BT=value_mask(mask_BT=mask_BT, score_position=score_position))

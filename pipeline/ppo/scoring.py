@@ -28,7 +28,8 @@ class Scores(NamedTuple):
     """Scores of a process's episodes.
 
     Attributes:
-        raw_B: weighted sum of the terms.
+        raw_B: weighted sum of the terms, normalised by no running statistics, so that those of two
+            updates compare; a term that is not normalised is clipped.
         final_B: what goes into the reward: normalised, clipped, after the end rule.
         parts: scores of each term before it is shaped, by its scorer's name.
     """
@@ -101,6 +102,10 @@ class RewardSum:
         self.terms = [Term(*term) for term in self.scorers]
         self.term_running = [RunningMoments() for _ in self.terms]
 
+    def drifts(self, hyper: Hyperparameters) -> bool:
+        """Tell whether running statistics shape the scores, so that two updates don't compare."""
+        return hyper.normalize_scores or any(term.normalize for term in self.terms)
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {**self.running.state(), "terms": [r.state() for r in self.term_running]}
@@ -125,15 +130,19 @@ class RewardSum:
         found = _everywhere(ranks, lambda: self._scores(episodes, ranks))
         parts: dict[str, Tensor] = {}
         raw_B = torch.zeros(len(episodes), device=ranks.device)
+        sum_B = torch.zeros_like(raw_B)
         for place, (term, scores_B) in enumerate(zip(self.terms, found, strict=True)):
             name = (
                 term.scorer.name if term.scorer.name not in parts else f"{term.scorer.name}.{place}"
             )
             parts[name] = scores_B
             running = self.term_running[place] if term.normalize else None
-            raw_B = raw_B + term.weight * shaped(scores_B, running, clip=term.clip, ranks=ranks)
+            shaped_B = shaped(scores_B, running, clip=term.clip, ranks=ranks)
+            sum_B = sum_B + term.weight * shaped_B
+            # The clip of a normalised term is in units of its deviation, which drifts.
+            raw_B = raw_B + term.weight * (shaped_B if running is None else scores_B)
         running = self.running if hyper.normalize_scores else None
-        final_B = shaped(raw_B, running, clip=hyper.score_clip, ranks=ranks)
+        final_B = shaped(sum_B, running, clip=hyper.score_clip, ranks=ranks)
         ended_B = torch.tensor([s.ended for s in episodes.samples], device=ranks.device)
         final_B = end_rule(
             scores_B=final_B, ended_B=ended_B, rule=hyper.end_rule, penalty=hyper.end_penalty

@@ -137,7 +137,7 @@ class Hyperparameters(Settings):
     end_penalty: Number = -1.0
     """Score a response without an end cannot pass (N+); `subtract` takes its size off (TRL)."""
     score_position: Literal["last", "past_last"] = "last"
-    """Where the score is added: the last token (lmhp, N+), or one past it if it fits (TRL)."""
+    """Where the score is added: the last token (lmhp), or one past it if it fits (N+, TRL)."""
     score_clip: PositiveNumber | None = None
     """Clip scores to plus and minus this, after normalisation; null never clips."""
     normalize_scores: bool = False

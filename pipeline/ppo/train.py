@@ -47,7 +47,7 @@ def train(
         TrainingError: a loss is not finite, an invariant does not hold, or an alarm rang and
             `doctor.on_alarm` is stop; the state has been saved then.
     """
-    best = BestPolicy.of(states, ppo.hyper)
+    best = BestPolicy.of(states, ppo.hyper, drifts=ppo.rewards.drifts(ppo.hyper))
     while ppo.update < ppo.hyper.updates:
         result = run_update(ppo, judge=lambda metrics: _keep_if_best(ppo, best, metrics))
         figures, begins = ppo.watch.look(result.metrics)

@@ -2,7 +2,8 @@
 
 The best policy is the one of the highest mean score among the candidates, one every
 `doctor.best_every` updates, at which no alarm rang and the KL to the reference was below
-`doctor.kl_per_token`. Its whole state is saved beside the resume states, before the optimiser
+`doctor.kl_per_token`. Where running statistics normalise scores, or a term of them, it goes by the
+unnormalised ones. Its whole state is saved beside the resume states, before the optimiser
 steps of its update: so the score is that of the saved weights, on new samples.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import ResumeStore, load_state, save_state
-from pipeline.ppo.doctor import ADVICE, KEPT, Reading, readings, sentence
+from pipeline.ppo.doctor import ADVICE, KEPT, SCORE, Reading, readings, sentence
 from pipeline.ppo.settings import Hyperparameters
 
 BEST = "best.pt"
@@ -66,22 +67,25 @@ class BestPolicy:
     Attributes:
         store: where it is; one is kept.
         hyper: settings of the run.
+        drifts: whether running statistics shape the scores, so that those of two updates do not
+            compare; the sum of unnormalised scores does.
         score: its score, minus infinity when there is none.
     """
 
     store: ResumeStore
     hyper: Hyperparameters
+    drifts: bool = False
     score: float = -math.inf
 
     @classmethod
-    def of(cls, states: ResumeStore, hyper: Hyperparameters) -> BestPolicy:
+    def of(cls, states: ResumeStore, hyper: Hyperparameters, *, drifts: bool) -> BestPolicy:
         """Look for one beside the resume states, left by an earlier part of the same run."""
         store = ResumeStore(
             states.folder / "best", states.key, keep=1, rank=states.rank, barrier=states.barrier
         )
         found = store.latest() if hyper.doctor.on_alarm == "best" else None
         score = -math.inf if found is None else float(load_state(found[1] / BEST)["score"])
-        return cls(store, hyper, score)
+        return cls(store, hyper, drifts, score)
 
     def is_better(self, metrics: Mapping[str, float], *, update: int, ringing: bool) -> bool:
         """Tell whether the policy of these metrics becomes the best.
@@ -114,8 +118,7 @@ class BestPolicy:
 
     @property
     def _score(self) -> str:
-        # Normalised scores of two updates do not compare.
-        return "objective/scores_raw" if self.hyper.normalize_scores else "objective/scores"
+        return SCORE if self.drifts else "objective/scores"
 
 
 def alarm_row(name: str, reading: Reading, *, update: int) -> dict[str, object]:

@@ -317,12 +317,14 @@ def test_the_presets_of_ppo_are_those_of_their_papers(local: Path, tmp_path: Pat
     assert (paper["kl_coefficient"], paper["temperature"], paper["ema_decay"]) == (0.02, 1.0, 0.992)
     assert (paper["ptx_coefficient"], paper["ptx_rows_per_episode"]) == (27.8, 8)
     assert (paper["value_learning_rate"], paper["episodes"]) == (9e-6, 256_000)
-    # The defaults are N+'s, but for how long it runs and what befalls a response without an end.
+    # The defaults are N+'s, but for how long it runs, what befalls a response without an end, and
+    # the score's place one past the last token.
     from pipeline.ppo.settings import Hyperparameters
 
     default = Hyperparameters().model_dump()
     changed = {key for key, value in default.items() if found["nplus"][key] != value}
-    assert changed == {"episodes", "end_rule", "max_new_tokens"}
+    assert changed == {"episodes", "end_rule", "max_new_tokens", "score_position"}
+    assert found["nplus"]["score_position"] == "past_last"
     assert found["nplus"]["end_rule"] == "replace" and found["nplus"]["max_new_tokens"] == 53
     # Ziegler et al. 2019
     ziegler = found["lmhp"]

@@ -197,6 +197,31 @@ def test_a_reward_model_goes_on_with_its_head(trained: Any) -> None:
     assert again.raw_scores([[7, 8]]) == loaded.raw_scores([[7, 8]])
 
 
+def test_it_starts_from_a_gguf_file(
+    checkpoint: Build, as_gguf: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    folder = checkpoint("llama")
+    file = as_gguf(folder, tmp_path / "model.gguf")
+    packed = RewardModel.start(file, seed=1, tokenizer_source=folder, device="cpu")
+    trunk = RewardModel.start(folder, seed=1, device="cpu").module.classifier.model.state_dict()
+    found = packed.module.classifier.model.state_dict()
+    assert found.keys() == trunk.keys()
+    assert all(torch.equal(found[name], trunk[name]) for name in trunk)
+    packed.save(tmp_path / "saved")
+    again = RewardModel.load(tmp_path / "saved", device="cpu")
+    assert again.score(PROMPTS, RESPONSES) == packed.score(PROMPTS, RESPONSES)
+
+
+def test_a_gguf_file_is_no_trained_reward_model(
+    checkpoint: Build, as_gguf: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    file = as_gguf(checkpoint("llama"), tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match="without a reward head"):
+        RewardModel.load(file)
+    with pytest.raises(ModelError, match=r"gone\.gguf: no such file"):
+        RewardModel.load("gone.gguf")
+
+
 def test_pad_equal_to_end_of_sequence_is_refused(checkpoint: Build) -> None:
     folder = checkpoint("llama")
     settings_file = folder / "tokenizer_config.json"

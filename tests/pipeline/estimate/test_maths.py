@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.estimate.flops import (
     training_flops,
 )
 from pipeline.estimate.shapes import ModelShape, shape_of_config, shape_of_size
+from pipeline.estimate.sources import Lengths
 
 TWO_BLOCKS = ModelShape(
     name="m", layers=2, hidden=8, heads=2, kv_heads=1, head_size=4, intermediate=16, vocabulary=10,
@@ -34,6 +36,17 @@ def test_flops_of_a_forward_pass_by_hand() -> None:
     assert attention_flops(TWO_BLOCKS, 9) == 2 * (2 * 8 * 9 + 2 * 8 * 9)
     assert logit_flops(TWO_BLOCKS, 2) == 2 * 8 * 10 * 2
     assert forward_flops(TWO_BLOCKS, Rows.alike(1, 3), positions=2) == 6912 + 576 + 320
+
+
+def test_a_ranking_counts_what_its_completions_begin_with_once() -> None:
+    # 10 tokens of prompt; answers of 6 and 8 tokens, 2 of which both begin with.
+    read = Lengths(1, [10.0], [7.0], [8.0], 2.0, [2.0])
+    (tree,) = read.trees(math.inf)
+    assert (tree.prefix, tree.branch, tree.widest, tree.tokens) == (12.0, 5.0, 6.0, 22.0)
+    # the prefix on itself, two branches padded to 6 on the prefix and themselves
+    assert tree.squares == 12 * 12 + 2 * 6 * (12 + 6)
+    (cut,) = read.trees(11.0)
+    assert (cut.prefix, cut.branch, cut.tokens) == (10.0, 1.0, 12.0)
 
 
 def test_training_is_three_passes_and_attention_three_and_a_half() -> None:

@@ -13,7 +13,7 @@ from data.errors import ArtifactError, UsageError
 from pipeline.config import SourceSettings
 from pipeline.console import Console
 from pipeline.evaluation.recount import read_samples
-from pipeline.evaluation.standalone import checkpoint_location, evaluate_checkpoints
+from pipeline.evaluation.standalone import Request, checkpoint_location, evaluate_checkpoints
 from pipeline.generation import Sampling
 
 WORLD = SourceSettings(world="eval_prompts")
@@ -33,14 +33,14 @@ def stage_folder(
 
 def evaluated(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
+        "checkpoints": {"mine": str(folder)},
         "prompts": WORLD,
-        "out": out,
         "limit": 4,
         "sampling": Sampling(max_new_tokens=4),
         "resamples": 20,
-        "console": Console(quiet=True),
     }
-    return evaluate_checkpoints({"mine": str(folder)}, **(given | changes))
+    request = Request(**(given | changes))
+    return evaluate_checkpoints(request, out=out, console=Console(quiet=True))
 
 
 def test_a_stage_folder_is_judged_by_gold_on_the_worlds_prompts(

@@ -79,3 +79,24 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
         )
 
     return build
+
+
+@pytest.fixture
+def learn(make_ppo: Callable[..., Any]) -> Callable[..., list[float]]:
+    """Return what trains a policy to say what is rewarded: the scores of learn(**settings)."""
+    from pipeline.ppo.loop import run_update
+
+    def run(**settings: Any) -> list[float]:
+        ppo = make_ppo(
+            episodes=40 * 32,
+            batch_size=32,
+            epochs=2,
+            max_new_tokens=8,
+            learning_rate=2e-2,
+            kl_coefficient=0.01,
+            end_rule="none",
+            **settings,
+        )
+        return [run_update(ppo).metrics["objective/scores"] for _ in range(40)]
+
+    return run

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint import ResumeStore
 from pipeline.ppo.doctor import ADVICE, CHECKS, KEPT, readings, sentence
 from pipeline.ppo.loop import run_update
 from pipeline.ppo.settings import AlarmName, DoctorSettings, Hyperparameters
-from pipeline.ppo.watch import Watch
+from pipeline.ppo.watch import BestPolicy, Watch
 
 Build = Callable[..., Any]
 HEALTHY = {
@@ -151,6 +153,18 @@ def test_a_steady_rise_with_noise_rings_nothing(rise: float, noise: list[float],
     ]
     for length in range(1, len(history) + 1):
         assert not ringing(history[:length])
+
+
+@pytest.mark.parametrize("drifts", [True, False])
+def test_the_best_policy_goes_by_scores_that_do_not_drift(drifts: bool, tmp_path: Path) -> None:
+    hyper = Hyperparameters(doctor={"on_alarm": "best", "best_every": 1})
+    best = BestPolicy(ResumeStore(tmp_path, "key"), hyper, drifts)
+    # Normalised, a score falls as the mean that it is measured by catches up.
+    early = {**HEALTHY, "objective/scores_raw": 1.0, "objective/scores": 0.8}
+    late = {**HEALTHY, "objective/scores_raw": 2.0, "objective/scores": 0.3}
+    assert best.is_better(early, update=1, ringing=False)
+    best.keep(early)
+    assert best.is_better(late, update=2, ringing=False) == drifts
 
 
 def test_the_watch_tells_an_alarm_once_and_again_after_it_passed() -> None:

@@ -37,33 +37,14 @@ def gradients(learner: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
 
 
-def test_it_learns_to_say_what_is_rewarded(make_ppo: Build) -> None:
-    ppo = make_ppo(
-        episodes=40 * 32,
-        batch_size=32,
-        epochs=2,
-        max_new_tokens=8,
-        learning_rate=2e-2,
-        kl_coefficient=0.01,
-        end_rule="none",
-    )
-    scores = [run_update(ppo).metrics["objective/scores"] for _ in range(40)]
+def test_it_learns_to_say_what_is_rewarded(learn: Build) -> None:
+    scores = learn()
     assert scores[0] < 0.1
     assert sum(scores[-5:]) / 5 > 0.5
 
 
-def test_it_learns_with_a_head_on_the_trunk(make_ppo: Build) -> None:
-    ppo = make_ppo(
-        value="shared",
-        episodes=40 * 32,
-        batch_size=32,
-        epochs=2,
-        max_new_tokens=8,
-        learning_rate=2e-2,
-        kl_coefficient=0.01,
-        end_rule="none",
-    )
-    scores = [run_update(ppo).metrics["objective/scores"] for _ in range(40)]
+def test_it_learns_with_a_head_on_the_trunk(learn: Build) -> None:
+    scores = learn(value="shared")
     assert sum(scores[-5:]) / 5 > 0.5
 
 

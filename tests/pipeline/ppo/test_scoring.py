@@ -62,17 +62,34 @@ def test_a_term_is_normalised_by_its_own_running_moments() -> None:
     )
     first = scored(rewards, "a", "b")
     # mean 2, deviation sqrt(2); the other term is as it was
-    assert first.raw_B.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5 + 10])
+    assert first.final_B.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5 + 10])
     second = scored(rewards, "a", "b")
     # of 1, 3, 2, 6: mean 3, variance 14 / 3
     deviation = (14 / 3) ** 0.5
-    assert second.raw_B.tolist() == pytest.approx([-1 / deviation, 3 / deviation + 10])
+    assert second.final_B.tolist() == pytest.approx([-1 / deviation, 3 / deviation + 10])
+
+
+def test_raw_scores_do_not_drift_with_the_statistics() -> None:
+    rewards = RewardSum(
+        [
+            Term(Says([1.0, 3.0], [50.0, 70.0], [1.0, 3.0]), 2.0, clip=0.5, normalize=True),
+            Term(Says(*[[0.0, 9.0]] * 3), 10.0, clip=1.0),
+        ]
+    )
+    first, _, last = (scored(rewards, "a", "b") for _ in range(3))
+    # 2 * 1 + 0 and 2 * 3 + 10: the normalised term as it came, the other clipped
+    assert first.raw_B.tolist() == last.raw_B.tolist() == [2.0, 16.0]
+    assert first.final_B.tolist() != last.final_B.tolist()
+    assert rewards.drifts(Hyperparameters())
+    plain = RewardSum([(Says(), 1.0)])
+    assert not plain.drifts(Hyperparameters())
+    assert plain.drifts(Hyperparameters(normalize_scores=True))
 
 
 def test_normalisation_comes_before_the_clip_in_terms_and_sum() -> None:
     rewards = RewardSum([Term(Says([100.0, 300.0]), normalize=True, clip=0.5)])
     found = scored(rewards, "a", "b", normalize_scores=True, score_clip=0.6)
-    assert found.raw_B.tolist() == [-0.5, 0.5]
+    assert found.raw_B.tolist() == [100.0, 300.0]
     # of -0.5 and 0.5: deviation sqrt(0.5), so that 0.5 becomes 0.71
     assert found.final_B.tolist() == pytest.approx([-0.6, 0.6])
 

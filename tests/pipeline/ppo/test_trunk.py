@@ -63,25 +63,14 @@ def test_one_set_of_weights_is_held_and_the_adapters_alone_are_trained(
 
 
 def test_it_learns_to_say_what_is_rewarded(
-    make_ppo: Build, tiny_policy: Build, tiny_tokenizer: Build, tmp_path: Path
+    learn: Build, tiny_policy: Build, tiny_tokenizer: Build, tmp_path: Path
 ) -> None:
     # The output head is frozen, and a new one is too small to tell any two tokens apart.
     policy = tiny_policy(tiny_tokenizer(), hidden=64)
     with torch.no_grad():
         policy.lm_head.weight.mul_(10)
     policy.save_pretrained(tmp_path / "loud")
-    ppo = make_ppo(
-        policy=tmp_path / "loud",
-        lora=Lora(rank=8, alpha=16),
-        episodes=40 * 32,
-        batch_size=32,
-        epochs=2,
-        max_new_tokens=8,
-        learning_rate=2e-2,
-        kl_coefficient=0.01,
-        end_rule="none",
-    )
-    scores = [run_update(ppo).metrics["objective/scores"] for _ in range(40)]
+    scores = learn(policy=tmp_path / "loud", lora=Lora(rank=8, alpha=16))
     assert scores[0] < 0.1
     assert sum(scores[-5:]) / 5 > 0.4
 

@@ -127,6 +127,21 @@ def test_a_run_that_was_stopped_ends_in_the_same_files(
     assert without_times(whole.folder) == without_times(resumed.folder)
 
 
+def test_it_starts_from_a_gguf_file_with_a_tokenizer_of_another_stage(
+    make_context: Callable[..., Any],
+    as_gguf: Callable[[Path, Path], Path],
+    policy: Path,
+    tmp_path: Path,
+) -> None:
+    from reward.model import RewardModel
+
+    file = as_gguf(policy, tmp_path / "policy.gguf")
+    settings = settings_of(file, write_rankings(tmp_path / "r.jsonl", 40), tokenizer=str(policy))
+    context = make_context(settings, {"model": str(file), "tokenizer": policy})
+    assert run(context)["steps"] > 0
+    assert len(RewardModel.load(context.folder / "model", device="cpu").score(["a"], ["z"])) == 1
+
+
 def test_gradient_checkpointing_saves_memory_and_changes_nothing_else(
     make_context: Callable[..., Any], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

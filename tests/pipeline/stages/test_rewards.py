@@ -8,10 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +34,6 @@ from reward.model import RewardModel
 Build = Callable[..., Any]
 RLHF = Path(sys.executable).with_name("rlhf")
 ROOT = Path(__file__).parents[3]
-OTHER_TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[answer] {% endif %}"
-)
 PLUGIN = """
 from reward.functions import reward
 
@@ -54,46 +48,6 @@ FAILS_ON_ONE = """
     if vowels.calls == 2 and os.environ["RANK"] == "1":
         raise KeyError("k")
 """
-
-
-class Server:
-    """Scores a response by its capital letters; fails at the requests it is told to."""
-
-    def __init__(self, *, fails_at: frozenset[int] = frozenset()) -> None:
-        self.requests = 0
-        self.fails_at: Any = fails_at
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests += 1
-                if outer.requests in outer.fails_at:
-                    self.send_error(503)
-                    return
-                scores = [sum(c.isupper() for c in text) for text in content["responses"]]
-                answer = json.dumps({"scores": scores}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Say nothing."""
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/"
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
-    yield started
-    started.http.shutdown()
-    started.http.server_close()
-    started.thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -119,34 +73,6 @@ def prompts(tmp_path: Path) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in asked))
     return path
-
-
-@pytest.fixture
-def policy(tiny_tokenizer: Build, save_policy: Build) -> Path:
-    return Path(save_policy(tiny_tokenizer()))
-
-
-@pytest.fixture
-def reward_model(tiny_tokenizer: Build, tiny_policy: Build, tmp_path: Path) -> Build:
-    """Return a builder of reward models with tokenizer, template and shape of their own."""
-
-    def build(name: str, seed: int = 1, *, template: str | None = OTHER_TEMPLATE) -> Path:
-        from transformers import LlamaForSequenceClassification
-
-        tokenizer = tiny_tokenizer(vocab_size=290, texts=("the river and the mill",), chat=False)
-        tokenizer.chat_template = template
-        base = tmp_path / f"{name}-base"
-        tiny_policy(tokenizer, seed=seed, hidden=24, layers=2).save_pretrained(base)
-        scored = LlamaForSequenceClassification.from_pretrained(
-            base, num_labels=1, pad_token_id=tokenizer.pad_token_id
-        )
-        torch.manual_seed(seed)
-        torch.nn.init.normal_(scored.score.weight)
-        scored.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return build
 
 
 @pytest.fixture
@@ -243,7 +169,7 @@ def test_an_ensemble_is_the_combination_of_its_members(setting: Build, reward_mo
 
 
 def test_rewards_of_every_kind_resume_exactly(
-    setting: Build, reward_model: Build, plugin: Path, server: Server
+    setting: Build, reward_model: Build, plugin: Path, server: Any
 ) -> None:
     load_plugin(plugin)
     reward = every_kind(reward_model, server.url)
@@ -267,9 +193,7 @@ def test_rewards_of_every_kind_resume_exactly(
     }
 
 
-def test_a_server_that_dies_stops_the_run_and_nothing_is_lost(
-    setting: Build, server: Server
-) -> None:
+def test_a_server_that_dies_stops_the_run_and_nothing_is_lost(setting: Build, server: Any) -> None:
     reward = [{"url": server.url, "retries": 0, "normalize": True}]
     whole = setting(reward, "whole")
     run(whole)
@@ -388,9 +312,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 @pytest.fixture
-def recipe(
-    tmp_path: Path, policy: Path, prompts: Path, reward_model: Build, server: Server
-) -> Path:
+def recipe(tmp_path: Path, policy: Path, prompts: Path, reward_model: Build, server: Any) -> Path:
     reward = every_kind(reward_model, server.url)
     stages = {"ppo": ppo_settings(policy, reward, prompts, normalize_scores=True)}
     path = tmp_path / "mine.yaml"
@@ -399,7 +321,7 @@ def recipe(
 
 
 def test_a_run_with_a_plugin_that_is_killed_ends_like_one_that_was_not(
-    recipe: Path, plugin: Path, server: Server, tmp_path: Path
+    recipe: Path, plugin: Path, server: Any, tmp_path: Path
 ) -> None:
     quiet, checked, cut = Console(quiet=True), load_recipe(recipe), tmp_path / "cut"
     log = cut / "ppo" / "metrics.jsonl"
