@@ -13,13 +13,12 @@ First both decode greedily: the tokens must be the same, but where the two likel
 turn about, `--iterations` times after one that is not counted. What counts are tokens of
 responses, ends included, a second of the clock and of the processor (which other work on the
 machine disturbs less), medians; quote the ratio. The share of time in matrix products is from a
-profile of one more iteration, and their speed beside that of a large plain product.
+profile of 24 tokens of one batch, and their speed stands beside that of a large plain product.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -63,7 +62,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--bf16", action="store_true", help="weights in bfloat16 on both sides")
     parser.add_argument("--no-profile", action="store_true")
-    parser.add_argument("--json", action="store_true", help="print the figures as a last line")
     return parser.parse_args()
 
 
@@ -176,7 +174,7 @@ def products(call: Callable[[], Answers]) -> dict[str, float]:
     ]
     busy = sum(event.self_cpu_time_total for event in of_linear)
     flops = sum(event.flops for event in of_linear)
-    return {"share": busy / spent, "gflops": flops / busy / 1e3 if busy else 0.0}
+    return {"products": busy / spent, "GFLOP/s": flops / busy / 1e3 if busy else 0.0}
 
 
 def plain_product(size: int = 1024) -> float:
@@ -210,19 +208,22 @@ def main() -> None:
             if iteration:
                 rows[side].append(row)
     found = {side: median(side_rows) for side, side_rows in rows.items()}
-    for side, run in sides.items():
-        found[side]["mean length"] = found[side].pop("tokens") / given.prompts
-        if not given.no_profile:
-            profile = products(lambda run=run: run(given, loaded, greedy=False, seed=0))
-            found[side] |= {"in products": profile["share"], "GFLOP/s in them": profile["gflops"]}
-    print(f"{'':>9}" + "".join(f"{name:>17}" for name in found["ours"]))
+    for row in found.values():
+        row["mean length"] = row.pop("tokens") / given.prompts
+    print(f"{'':>9}" + "".join(f"{name:>14}" for name in found["ours"]))
     for side, row in found.items():
-        print(f"{side:>9}" + "".join(f"{value:17.3f}" for value in row.values()))
+        print(f"{side:>9}" + "".join(f"{value:14.1f}" for value in row.values()))
     for name in ("tokens/s", "tokens/cpu s"):
-        print(f"{name}: {found['ours'][name] / found['generate'][name]:.2f} x")
+        print(f"{name}: {found['ours'][name] / found['generate'][name]:.2f} x", flush=True)
+    if not given.no_profile:
+        given.response = min(given.response, 24)
+        part = (loaded[0], loaded[1][: given.batch], *loaded[2:])
+        for side, run in sides.items():
+            profile = products(lambda run=run: run(given, part, greedy=False, seed=0))
+            found[side] |= profile
+            share, speed = profile["products"], profile["GFLOP/s"]
+            print(f"{side}: {share:.0%} of the time in matrix products, at {speed:.0f} GFLOP/s")
     print(f"a plain product of 1024 x 1024: {plain_product():.0f} GFLOP/s")
-    if given.json:
-        print(json.dumps(found))
 
 
 if __name__ == "__main__":
