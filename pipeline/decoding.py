@@ -116,6 +116,8 @@ class Decoder:
     @torch.no_grad()
     def step(self) -> None:
         """Let waiting prompts in where there is room, else sample the rows' next tokens."""
+        if isinstance(self.cache, _Columns):
+            self._move_back(self.cache)
         free = self.slots - len(self.rows)
         if not self.waiting or not free or (self.rows and not isinstance(self.cache, _Columns)):
             self._decode()
@@ -133,7 +135,6 @@ class Decoder:
 
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""
-        self._move_back(cache)
         wanted = [tuple(self.prompts[place]) for place in places]
         new = [ids for ids in dict.fromkeys(wanted) if ids not in self.known]
         if new:
@@ -165,8 +166,6 @@ class Decoder:
 
     def _decode(self) -> None:
         """Sample the next token of every row."""
-        if isinstance(self.cache, _Columns):
-            self._move_back(self.cache)
         starts = [row.start for row in self.rows]
         first = self.cache.open(len(starts), min(starts), self.end)
         start_B1 = torch.tensor(starts)[:, None]
@@ -214,6 +213,7 @@ class Decoder:
         """Move the window to the front of the cache where it has reached its end."""
         if self.end < cache.capacity:
             return
+        # A prompt that joins, of which the next is the longest, ends where the window does.
         behind = self.end - len(self.prompts[self.waiting[0]]) if self.waiting else self.end
         by = min([behind, *(row.start for row in self.rows)])
         cache.move_back(by, len(self.rows), self.end)
