@@ -3,6 +3,12 @@
 #   TORCH        the torch to install first, so that nothing else picks one
 #   TORCH_INDEX  package index to take torch from, for a CPU-only or CUDA build of your choice
 #   PYTHON       Python 3.11 or newer
+#
+# `make bench` times the work beside its peers, which get an environment of their own:
+#
+#   MODEL        folder of an instructed checkpoint to measure with, beside the tiny sizes
+#   NANOCHAT     folder that holds nanochat's package, to pretrain beside it
+#   BENCH        further options of tests/benchmarks/run_all.py, such as --threads 2
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,8 +16,13 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
+MODEL ?=
+NANOCHAT ?=
+BENCH ?=
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow bench check format clean
 
 demo: $(READY)
 	$(BIN)/rlhf run recipes/quickstart.yaml
@@ -21,6 +32,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+bench: $(READY) $(PEERS_READY)
+	$(BIN)/python tests/benchmarks/run_all.py --peer $(PEERS)/bin/python \
+		$(if $(MODEL),--model $(MODEL)) $(if $(NANOCHAT),--peer-source $(NANOCHAT)) $(BENCH)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -34,7 +49,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(READY): pyproject.toml .ci/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -43,3 +58,10 @@ $(READY): pyproject.toml .ci/requirements.txt
 	$(BIN)/python -m pip install --quiet -r .ci/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(READY)
+
+# TRL has PPO until 1.12; torch goes first here too.
+$(PEERS_READY):
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PEERS)/bin/python -m pip install --quiet trl==1.12.0 transformers accelerate datasets
+	touch $(PEERS_READY)

@@ -1,33 +1,30 @@
 """Sampling from a causal model: an own decode loop over transformers' models.
 
-Against `transformers`' `generate`: rows that have ended leave the decode batch, so that short
-answers do not pay for long ones; the keys and values are written into memory taken once, instead
-of a new tensor a token; the log-probability of every sampled token comes along; and the random
-numbers of a prompt depend on its place among the prompts alone, so that neither the batch size
-nor what else is in the batch changes what is sampled. In fp32 greedy tokens are the same.
+Against `transformers`' `generate`: rows that have ended leave the decode batch and waiting prompts
+take their place, so that short answers do not pay for long ones (`pipeline.decoding`); the keys
+and values are written into memory taken once, instead of a new tensor a token; the
+log-probability of every sampled token comes along; and the random numbers of a prompt depend on
+its place among the prompts alone, so that neither the batch size nor what else is in the batch
+changes what is sampled. In fp32 greedy tokens are the same.
 
-Shapes: B rows in the decode batch, N prompts, P prompt tokens with padding, T new tokens,
-V vocabulary.
+Shapes: B rows, N prompts, T new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from data.errors import ModelError
+from pipeline.decoding import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-COMPACT_SHARE = 0.9
-"""The batch is compacted when at most this share of its rows still runs."""
 
 
 @dataclass(frozen=True)
@@ -94,33 +91,39 @@ def generate(
     Raises:
         ModelError: a prompt is empty or fills the model's context.
     """
+    if not prompts:
+        return []
     limits = _limits(model, prompts, sampling.max_new_tokens)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    # Equal prompts stand together, so that they are computed once.
+    opens = {tuple(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
+    order = sorted(
+        range(len(prompts)), key=lambda i: (-len(prompts[i]), opens[tuple(prompts[i])], i)
+    )
     samples: list[Sample | None] = [None] * len(prompts)
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            decoding = _Decoding(
-                model,
-                [prompts[i] for i in chosen],
-                limits=[limits[i] for i in chosen],
-                sampling=sampling,
-                eos_token_ids=eos_token_ids,
-                pad_token_id=pad_token_id,
-                uniforms=uniforms_NT[chosen],
-            )
-            while not decoding.done:
-                decoding.step()
-            for place, sample in zip(chosen, decoding.samples(), strict=True):
-                samples[place] = sample
-            if advance is not None:
-                advance(len(chosen))
+        decoder = Decoder(
+            model,
+            [prompts[i] for i in order],
+            limits=[limits[i] for i in order],
+            draw=partial(_draw, sampling=sampling),
+            uniforms_NT=uniforms_NT[order],
+            eos_token_ids=eos_token_ids,
+            pad_token_id=pad_token_id,
+            slots=batch_size,
+        )
+        while not decoder.done:
+            finished = decoder.finished
+            decoder.step()
+            if advance is not None and decoder.finished > finished:
+                advance(decoder.finished - finished)
     finally:
         model.train(training)
+    for place, response in zip(order, decoder.responses, strict=True):
+        samples[place] = Sample(response.token_ids, response.ended, response.logprobs)
     return [sample for sample in samples if sample is not None]
 
 
@@ -141,20 +144,20 @@ def stream(
     limits = _limits(model, [prompt], sampling.max_new_tokens)
     # No number is drawn for a token that the context has no room for.
     drawn = replace(sampling, max_new_tokens=limits[0])
-    decoding = _Decoding(
+    decoder = Decoder(
         model,
         [prompt],
         limits=limits,
-        sampling=drawn,
+        draw=partial(_draw, sampling=drawn),
+        uniforms_NT=_uniforms(1, drawn, generator),
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
-        uniforms=_uniforms(1, drawn, generator),
+        slots=1,
     )
-    while not decoding.done:
-        token = int(decoding.step()[0])
-        if token in eos_token_ids:
-            return
-        yield token
+    while not decoder.done:
+        decoder.step()
+        if not decoder.responses[0].ended:
+            yield decoder.responses[0].token_ids[-1]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
@@ -195,100 +198,6 @@ def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens
     return limits
 
 
-class _Decoding:
-    """One batch of responses in the making; `step` samples one token for every running row."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: list[list[int]],
-        *,
-        limits: list[int],
-        sampling: Sampling,
-        eos_token_ids: Sequence[int],
-        pad_token_id: int,
-        uniforms: Tensor,
-    ) -> None:
-        self.model, self.sampling = model, sampling
-        device = model.device
-        width, count, most = max(map(len, prompts)), len(prompts), max(limits)
-        ids_BP = torch.full((count, width), pad_token_id)
-        seen_BP = torch.zeros((count, width + most), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
-            seen_BP[row, width - len(prompt) :] = True
-        self.padded = not bool(seen_BP.all())
-        self.width, self.steps = width, 0
-        self.inputs = ids_BP.to(device)
-        # True where a key may be attended to: prompt tokens and all new tokens, never padding.
-        self.seen = seen_BP.to(device)
-        self.positions = (seen_BP[:, :width].long().cumsum(1) - 1).clamp(min=0).to(device)
-        self.rows = torch.arange(count, device=device)
-        self.running = torch.ones(count, dtype=torch.bool, device=device)
-        self.limits = torch.tensor(limits, device=device)
-        self.eos = torch.tensor(sorted(eos_token_ids), device=device, dtype=torch.long)
-        self.uniforms = uniforms.to(device)
-        self.tokens = torch.full((count, most), pad_token_id, device=device)
-        self.logprobs = torch.zeros((count, most), device=device)
-        self.lengths = torch.zeros(count, dtype=torch.long, device=device)
-        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self.cache = _new_cache(model, capacity=width + most)
-        self.extra = _forward_extras(model)
-        self.done = False
-
-    @torch.no_grad()
-    def step(self) -> Tensor:
-        """Sample the next token of every row in the batch and return them."""
-        logits_BV = self._forward()
-        tokens_B, logprobs_B = _draw(logits_BV, self.uniforms[self.rows, self.steps], self.sampling)
-        live = self.rows[self.running]
-        self.tokens[live, self.steps] = tokens_B[self.running]
-        self.logprobs[live, self.steps] = logprobs_B[self.running]
-        self.steps += 1
-        self.lengths[live] = self.steps
-        ended_B = torch.isin(tokens_B, self.eos) & self.running
-        self.ended[self.rows[ended_B]] = True
-        self.running &= ~ended_B & (self.limits > self.steps)
-        left = int(self.running.sum())
-        self.done = left == 0
-        self.inputs = tokens_B[:, None]
-        self.positions = self.positions[:, -1:] + 1
-        if left and left <= COMPACT_SHARE * len(self.rows):
-            self._compact()
-        return tokens_B
-
-    def samples(self) -> list[Sample]:
-        """Return the responses in the order of the prompts."""
-        tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()
-        lengths, ended = self.lengths.tolist(), self.ended.tolist()
-        return [
-            Sample(token_ids=tokens[i][:n], ended=ended[i], logprobs=logprobs[i][:n])
-            for i, n in enumerate(lengths)
-        ]
-
-    def _forward(self) -> Tensor:
-        attended = self.width + self.steps
-        output = self.model(
-            input_ids=self.inputs,
-            attention_mask=self.seen[:, :attended] if self.padded else None,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **self.extra,
-        )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV.float()
-
-    def _compact(self) -> None:
-        """Drop the rows that have ended from the batch."""
-        kept = self.running.nonzero()[:, 0]
-        self.cache.batch_select_indices(kept)
-        self.inputs, self.positions = self.inputs[kept], self.positions[kept]
-        self.seen, self.rows, self.limits = self.seen[kept], self.rows[kept], self.limits[kept]
-        self.running = self.running[kept]
-        self.padded = not bool(self.seen.all())
-
-
 def _draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw a token from each row by its uniform number; return tokens and log-probabilities."""
     greedy = sampling.temperature == 0
@@ -318,54 +227,3 @@ def _truncated(logprobs_BV: Tensor, sampling: Sampling) -> Tensor:
         left_out_BV = torch.zeros_like(beyond_BV).scatter(1, places_BV, beyond_BV)
         logprobs_BV = logprobs_BV.masked_fill(left_out_BV, -torch.inf)
     return logprobs_BV
-
-
-def _forward_extras(model: PreTrainedModel) -> dict[str, Any]:
-    """Ask for the last position's logits alone, where the model can give them."""
-    known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-
-
-def _new_cache(model: PreTrainedModel, *, capacity: int) -> DynamicCache:
-    """Return an empty cache; sliding and other special layers keep transformers' own."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        _ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
-
-
-class _ReservedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, written into memory that is taken once."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.used = capacity, 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append the new positions and return all that are there."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.key_memory = self._reserve(key_states)
-            self.value_memory = self._reserve(value_states)
-        end = self.used + key_states.shape[-2]
-        self.key_memory[:, :, self.used : end] = key_states
-        self.value_memory[:, :, self.used : end] = value_states
-        self.used = end
-        self.keys, self.values = self.key_memory[:, :, :end], self.value_memory[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone."""
-        kept = len(indices)
-        for memory in (self.key_memory, self.value_memory):
-            memory[:kept, :, : self.used] = memory[indices, :, : self.used]
-        self.key_memory, self.value_memory = self.key_memory[:kept], self.value_memory[:kept]
-        self.keys = self.key_memory[:, :, : self.used]
-        self.values = self.value_memory[:, :, : self.used]
-
-    def _reserve(self, states: Tensor) -> Tensor:
-        rows, heads, _, width = states.shape
-        return states.new_empty((rows, heads, self.capacity, width))
