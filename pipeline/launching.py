@@ -20,6 +20,7 @@ from pipeline.artifacts import storage_errors
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
+from pipeline.orphans import STARTER, starter
 
 RESULT = "result.json"
 """What the processes leave in the stage's `work/`: outcome, or error."""
@@ -60,7 +61,7 @@ def run_launched(
         console.say(f"  {shlex.join(_with_machine_rank(other, 1))}")
     start = log.stat().st_size if log.exists() else 0
     with log.open("a", encoding="utf-8") as file, storage_errors(log):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: starter()}
         process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
         asked = False
         while process.poll() is None:

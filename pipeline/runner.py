@@ -22,6 +22,7 @@ from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.execution import run_stage
+from pipeline.orphans import await_orphans
 from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_merged
@@ -122,6 +123,7 @@ def execute(
     console = console or Console()
     stop = StopFlag()
     with locked(run), stop.installed():
+        await_orphans(run)
         steps = plan(recipe, run, selection)
         write_atomically(run / RESOLVED, recipe.to_yaml())
         ran = False
