@@ -58,7 +58,9 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
+def plan(
+    recipe: Recipe, run: Path, selection: Selection, launch: LaunchSettings | None = None
+) -> list[Step]:
     """Return what `execute` would do, having checked all hand-overs.
 
     Raises:
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
     require_same_recipe(recipe, run)
     planner = Planner(recipe, run, selection)
     steps = planner.plan()
-    check_stages(recipe, planner)
+    check_stages(recipe, planner, launch)
     for step in steps:
         if step.action in ("up to date", "not selected"):
             artifact = find(run / step.stage)
@@ -124,7 +126,7 @@ def execute(
     stop = StopFlag()
     with locked(run), stop.installed():
         await_orphans(run)
-        steps = plan(recipe, run, selection)
+        steps = plan(recipe, run, selection, launch)
         write_atomically(run / RESOLVED, recipe.to_yaml())
         ran = False
         for step in steps:

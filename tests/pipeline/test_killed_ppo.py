@@ -93,6 +93,11 @@ class Attempt:
     ids: Callable[[], list[int]]
     command: subprocess.Popen[bytes] | None = None
 
+    def alive(self) -> bool:
+        """Tell whether it has not ended by itself."""
+        # A program that has only begun has no words in /proc yet.
+        return bool(self.ids()) if self.command is None else self.command.poll() is None
+
     def kill(self, rng: random.Random, *, gap: float, group: bool = False) -> None:
         """Kill all processes, in any order and so many seconds apart at most.
 
@@ -190,17 +195,17 @@ def await_moment(kind: str, attempt: Attempt, run: Path, before: int, rng: rando
     if kind == "start":
         time.sleep(rng.uniform(0, 4))
         return
-    wait_for(lambda: saved(run) > before, attempt.ids)
+    wait_for(lambda: saved(run) > before, attempt.alive)
     if kind == "anywhere":
         log = (run / "ppo" / "metrics.jsonl").read_text().splitlines()
         row = json.loads(log[before])
         time.sleep(rng.uniform(0, 1.5) * sum(row[k] for k in row if k.startswith("time/")
                    and k != "time/episodes_per_second"))  # fmt: skip
     elif kind == "save":
-        wait_for(lambda: unfinished(run), attempt.ids)
+        wait_for(lambda: unfinished(run), attempt.alive)
         time.sleep(rng.uniform(0, 0.02))
     else:
-        wait_for((run / "ppo" / "value_model").is_dir, attempt.ids)
+        wait_for((run / "ppo" / "value_model").is_dir, attempt.alive)
         time.sleep(rng.uniform(0, 0.1))
 
 
@@ -269,7 +274,12 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
         by_command = number in typed or not (cut / "ppo" / "work" / "key").is_file()
         attempt = type_command(recipe, cut) if by_command else fork(cut, processes)
         before = saved(cut)
-        await_moment(kind, attempt, cut, before, rng)
+        try:
+            await_moment(kind, attempt, cut, before, rng)
+        except BaseException:
+            if attempt.alive():
+                attempt.kill(rng, gap=0)
+            raise
         # The first kill leaves the processes that the command has started to themselves.
         attempt.kill(rng, gap=0 if kind == "save" else 0.02, group=number == 1)
         inside += unfinished(cut)
