@@ -210,11 +210,11 @@ def test_the_best_policy_survives_interruptions(context: Build) -> None:
 
 
 def test_the_best_policy_on_a_shared_trunk_survives_an_interruption(context: Build) -> None:
-    more = {"doctor": BEST, "trunk": "shared", "lora": {"rank": 8}, "learning_rate": 3e-2}
+    more = {"doctor": BEST, "trunk": "shared", "lora": {"rank": 8}, "learning_rate": 1e-2}
     whole = context("whole", ema_decay=0.5, **more)
     expected = run(whole)
     update = expected["doctor/back_to_update"]
-    assert expected["updates"] == update < len(rows(whole.folder / "metrics.jsonl"))
+    assert 0 < update == expected["updates"] < len(rows(whole.folder / "metrics.jsonl"))
     with pytest.raises(Interrupted):
         run(context("cut", ema_decay=0.5, stop_after=1, **more))
     cut = context("cut", ema_decay=0.5, **more)

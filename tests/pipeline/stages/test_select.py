@@ -103,7 +103,8 @@ def test_a_list_of_rewards_is_added_up_and_given_the_prompts_columns(
     from reward.model import RewardModel
 
     prompts = tmp_path / "asked.jsonl"
-    asked = [{"prompt": f"what is {n} ?", "answer": str(n)} for n in range(6)]
+    questions = [[{"role": "user", "content": f"what is {n} ?"}] for n in range(6)]
+    asked = [{"messages": turns, "answer": str(n)} for n, turns in enumerate(questions)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
     reward = [
         {"models": [str(scorer), str(scorer)], "combine": "min", "weight": 2.0, "clip": 0.01},
@@ -118,10 +119,9 @@ def test_a_list_of_rewards_is_added_up_and_given_the_prompts_columns(
     rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
     texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
     for row, score in zip(rows, RewardModel.load(scorer).score(*texts), strict=True):
-        answered = row["prompt"].split()[2] in row["response"]
-        rest = row["score"] - 2 * max(-0.01, min(0.01, score)) - float(answered)
-        # The penalty is the number of tokens, of which there are six at most.
-        assert -rest * 2 == pytest.approx(round(-rest * 2), abs=1e-3) and 1 <= round(-rest * 2) <= 6
+        # Left are a penalty of half a token each, and 1 for the right answer.
+        doubled = 2 * (row["score"] - 2 * max(-0.01, min(0.01, score)))
+        assert doubled == pytest.approx(round(doubled), abs=1e-3) and -6 <= round(doubled) <= 1
     counted = {name: sum(r["score"] for r in rows if r["checkpoint"] == name) / 6 for name in "123"}
     assert metrics["eval/mean_score"] == pytest.approx(max(counted.values()))
     assert counted[metrics["selected"]] == max(counted.values())
