@@ -31,6 +31,7 @@ from pipeline.console import Console
 from pipeline.context import MetricsLog, StageContext, StopFlag
 from pipeline.handover import HandOver
 from pipeline.launching import RESULT, run_launched
+from pipeline.orphans import ends_with_starter
 from pipeline.recipe import Recipe
 from pipeline.tracking import Trackers
 
@@ -274,6 +275,11 @@ def _logged(log: Path) -> Iterator[None]:
 
 def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
     """Body of the hidden command that `accelerate launch` starts on every rank."""
+    with ends_with_starter(run):
+        _run_as_rank(recipe, stage, run, digest, quiet=quiet)
+
+
+def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
     from accelerate import PartialState
 
     from pipeline.sharding import take_over_sharding

@@ -20,6 +20,7 @@ from pipeline.artifacts import storage_errors
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
+from pipeline.orphans import STARTER, starter
 
 RESULT = "result.json"
 """What the processes leave in the stage's `work/`: outcome, or error."""
@@ -60,7 +61,7 @@ def run_launched(
         console.say(f"  {shlex.join(_with_machine_rank(other, 1))}")
     start = log.stat().st_size if log.exists() else 0
     with log.open("a", encoding="utf-8") as file, storage_errors(log):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: starter()}
         process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
         asked = False
         while process.poll() is None:
@@ -132,23 +133,37 @@ def launch_command(launch: LaunchSettings) -> list[str]:
     return [*command, str(Path(sys.executable).with_name("rlhf"))]
 
 
+def shards_weights(launch: LaunchSettings) -> bool:
+    """Tell whether no process of a launch holds all weights.
+
+    Raises:
+        UsageError: the accelerate configuration can't be read.
+    """
+    if launch.config is None or launch.processes == 1:
+        return False
+    return _read(launch.config)[0] == "FSDP"
+
+
+def _read(config: str) -> tuple[str, int]:
+    """Return what an accelerate configuration starts, and on how many machines."""
+    path = Path(config)
+    if not path.is_file():
+        raise UsageError(f"launch.config: {config}: no such file; give an accelerate configuration")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(content["distributed_type"]), int(content.get("num_machines", 1))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"launch.config: {config} is no accelerate configuration; `accelerate config` "
+            "makes one, and recipes/launch/ holds some"
+        ) from error
+
+
 def _machines(launch: LaunchSettings) -> int:
     """Return the number of machines that an accelerate configuration is for, having checked it."""
     if launch.config is None:
         return 1
-    path = Path(launch.config)
-    if not path.is_file():
-        raise UsageError(
-            f"launch.config: {launch.config}: no such file; give an accelerate configuration"
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        kind, machines = str(content["distributed_type"]), int(content.get("num_machines", 1))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"launch.config: {launch.config} is no accelerate configuration; `accelerate config` "
-            "makes one, and recipes/launch/ holds some"
-        ) from error
+    kind, machines = _read(launch.config)
     if kind in ("NO", "MULTI_CPU"):
         raise UsageError(
             f"launch.config: distributed_type {kind} in {launch.config} starts one process; "

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import ArtifactError, RecipeError, SourceError, UsageError, nearest
+from data.errors import (
+    ArtifactError,
+    HandOverError,
+    RecipeError,
+    SourceError,
+    UsageError,
+    nearest,
+)
 from pipeline.artifacts import Artifact, find
 from pipeline.config import (
+    LaunchSettings,
     Settings,
     SourceSettings,
     StageSettings,
@@ -21,6 +29,7 @@ from pipeline.config import (
     references,
 )
 from pipeline.handover import HandOver
+from pipeline.launching import shards_weights
 from pipeline.recipe import Recipe
 from pipeline.tracking import require_installed
 
@@ -313,14 +322,20 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_stages(recipe: Recipe, planner: Planner) -> None:
+def check_stages(recipe: Recipe, planner: Planner, launch: LaunchSettings | None = None) -> None:
     """Check all hand-overs before any work starts.
 
+    Args:
+        recipe: the recipe.
+        planner: knows which stages are selected.
+        launch: how they are started; as the recipe says when not given.
+
     Raises:
-        HandOverError: two stages do not fit each other.
+        HandOverError: two stages do not fit each other, or a stage not the way it is started.
         SourceError: a local source is not there.
         RecipeError: a reward function is in no `--plugin` file, or a tracker is not installed.
     """
+    launch = launch or recipe.top.launch
     require_installed(recipe.top.trackers)
     for stage in planner.selected:
         settings: StageSettings = recipe.stages[stage]
@@ -330,3 +345,9 @@ def check_stages(recipe: Recipe, planner: Planner) -> None:
         for place, (target, mark) in references(settings).items():
             hand.require_present(target, mark.provides, place)
         recipe.kind(stage).check(settings, hand)
+        if getattr(settings, "lora", None) is not None and shards_weights(launch):
+            raise HandOverError(
+                f"stage {stage}: its adapters (`lora`) need one whole model a process, and "
+                f"launch.config {launch.config} shards the weights; use recipes/launch/ddp.yaml, "
+                "or train without adapters"
+            )

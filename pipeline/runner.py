@@ -22,6 +22,7 @@ from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.execution import run_stage
+from pipeline.orphans import await_orphans
 from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_merged
@@ -57,7 +58,9 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
+def plan(
+    recipe: Recipe, run: Path, selection: Selection, launch: LaunchSettings | None = None
+) -> list[Step]:
     """Return what `execute` would do, having checked all hand-overs.
 
     Raises:
@@ -67,7 +70,7 @@ def plan(recipe: Recipe, run: Path, selection: Selection) -> list[Step]:
     require_same_recipe(recipe, run)
     planner = Planner(recipe, run, selection)
     steps = planner.plan()
-    check_stages(recipe, planner)
+    check_stages(recipe, planner, launch)
     for step in steps:
         if step.action in ("up to date", "not selected"):
             artifact = find(run / step.stage)
@@ -122,7 +125,8 @@ def execute(
     console = console or Console()
     stop = StopFlag()
     with locked(run), stop.installed():
-        steps = plan(recipe, run, selection)
+        await_orphans(run)
+        steps = plan(recipe, run, selection, launch)
         write_atomically(run / RESOLVED, recipe.to_yaml())
         ran = False
         for step in steps:

@@ -124,7 +124,12 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
 def estimate_select(stage: str, settings: SelectSettings, desk: Desk) -> StageCost:
     """Return the cost of sampling from each candidate and scoring what it says, in fp32."""
     cost = StageCost(stage, settings.kind, desk.layout(stage))
-    shape, judge = desk.shape(settings.model, stage), desk.shape(settings.reward, stage)
+    shape = desk.shape(settings.model, stage)
+    judges = {
+        name: desk.shape(name, stage)
+        for path, term in settings.terms.items()
+        for name in model_references(path, term).values()
+    }
     candidates = getattr(desk.recipe.stages.get(settings.model), "candidates", None)
     if candidates is None:
         candidates = 2
@@ -133,22 +138,21 @@ def estimate_select(stage: str, settings: SelectSettings, desk: Desk) -> StageCo
     prompts = min(read.rows, settings.n_prompts)
     longest = desk.longest(stage, max(read.prompts), math.inf)
     new = desk.response(stage, settings.max_new_tokens)
-    cost.parameters = {
-        settings.model: shape.parameters,
-        settings.reward: judge.trunk + judge.hidden,
-    }
+    held = {name: judge.trunk + judge.hidden for name, judge in judges.items()}
+    cost.parameters = {settings.model: shape.parameters, **held}
     memory = _sampling_memory(shape, settings, prompt=longest, bf16=False)
-    weights = {
-        "weights": float(FP32 * shape.parameters),
-        "reward model": float(FP32 * (judge.trunk + judge.hidden)),
-    }
+    weights = {"weights": float(FP32 * shape.parameters)}
+    if held:
+        weights["reward model"] = float(FP32 * sum(held.values()))
     cost.phases = [Phase("sampling", {**weights, **memory})]
     rows = rows_of([p + new for p in read.prompts], candidates * prompts)
     sampled = desk.decode(
         "sampling", shape, cost.layout, rows=rows.count, batch=settings.batch_size,
         prompt=read.prompt_mean, new=new, steps=settings.max_new_tokens, bf16=False,
     )  # fmt: skip
-    cost.parts = [sampled, _scoring(cost, desk, judge, rows, settings.batch_size)]
+    cost.parts = [sampled]
+    for judge in judges.values():
+        cost.parts.append(_scoring(cost, desk, judge, rows, settings.batch_size))
     return cost
 
 

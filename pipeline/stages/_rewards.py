@@ -196,6 +196,55 @@ def load_terms(
     return found
 
 
+def require_steady(terms: Mapping[str, RewardTerm]) -> None:
+    """Refuse rewards that would not judge the same response the same way twice.
+
+    Raises:
+        ValueError: a term is normalised.
+    """
+    if any(term.normalize for term in terms.values()):
+        raise ValueError(
+            "reward: `normalize` is for PPO; a judge's scores may not hang on what it scored "
+            "before, set a `weight`"
+        )
+
+
+def load_judge(
+    context: StageContext[Any],
+    reward: Reward,
+    *,
+    prompt: Prompt,
+    batch_size: int,
+    trust_remote_code: bool = False,
+) -> Scorer:
+    """Load rewards as one scorer that judges: a reward model, or the weighted sum of a list.
+
+    Args:
+        context: of the stage; its inputs are the reward models.
+        reward: as the stage's `reward` has it; its terms may not be normalised.
+        prompt: one that will be asked; a reward model must be able to read it.
+        batch_size: texts of a forward pass.
+        trust_remote_code: run code that the checkpoints carry.
+
+    Raises:
+        ModelError: a reward model can't be loaded, or has no template for a chat.
+    """
+    from pipeline.models import pick_device
+    from reward.ensemble import WeightedSum
+
+    terms = load_terms(
+        context,
+        reward_terms(reward),
+        prompt=prompt,
+        device=pick_device(),
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+    if isinstance(reward, str):
+        return terms[0].scorer
+    return WeightedSum([(term.scorer, term.weight, term.clip) for term in terms])
+
+
 def reported_name(reference: str) -> str:
     """Return what reports call a reward model."""
     return Path(reference).name if is_external(reference) else reference

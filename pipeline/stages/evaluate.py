@@ -33,7 +33,8 @@ from pipeline.stages._rewards import (
     Reward,
     RewardTerm,
     check_rewards,
-    load_terms,
+    load_judge,
+    require_steady,
     reward_terms,
 )
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from pipeline.context import StageContext
     from pipeline.evaluation.engine import Plan
     from pipeline.handover import HandOver
-    from reward.scorers import Scorer
 
 CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -108,11 +108,7 @@ class EvaluateSettings(StageSettings):
                     )
         if self.reward is not None and self.rule is not None:
             raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
-        if any(term.normalize for term in self.terms.values()):
-            raise ValueError(
-                "reward: `normalize` is for PPO; a judge's scores may not hang on what it scored "
-                "before, set a `weight`"
-            )
+        require_steady(self.terms)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(
@@ -231,23 +227,14 @@ def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
     if settings.reward is None:
         return None
 
-    def load() -> Scorer:
-        from pipeline.models import pick_device
-        from reward.ensemble import WeightedSum
-
-        terms = load_terms(
-            context,
-            settings.terms,
-            prompt=prompt,
-            device=pick_device(),
-            batch_size=settings.batch_size,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        if isinstance(settings.reward, str):
-            return terms[0].scorer
-        return WeightedSum([(term.scorer, term.weight, term.clip) for term in terms])
-
-    return load
+    reward = settings.reward
+    return lambda: load_judge(
+        context,
+        reward,
+        prompt=prompt,
+        batch_size=settings.batch_size,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _key(context: StageContext[EvaluateSettings]) -> str:

@@ -1,4 +1,4 @@
-"""Stage `select`: the SFT candidate whose responses the reward model likes best.
+"""Stage `select`: the SFT candidate whose responses the reward likes best.
 
 Reference: Ouyang et al. 2022 (InstructGPT), section 3.5: they trained SFT for 16 epochs and chose
 the checkpoint by reward-model score on the validation prompts, since validation loss rises after
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.errors import HandOverError, SourceError
 from pipeline.artifacts import storage_errors, write_atomically
@@ -31,11 +31,21 @@ from pipeline.config import (
     StageSettings,
     is_external,
 )
+from pipeline.stages._rewards import (
+    Reward,
+    RewardTerm,
+    check_rewards,
+    load_judge,
+    require_steady,
+    reward_terms,
+)
 
 if TYPE_CHECKING:
-    from data.records import Prompt
+    from data.records import Prompt, PromptRow
     from pipeline.context import StageContext
+    from pipeline.generation import Sample
     from pipeline.handover import HandOver
+    from reward.scorers import Scorer
 
 
 class SelectSettings(StageSettings):
@@ -45,8 +55,8 @@ class SelectSettings(StageSettings):
     """Kind of stage."""
     model: Annotated[str, Ref("policy")]
     """SFT stage (or its folder) with several `candidates/`."""
-    reward: Annotated[str, Ref("reward")]
-    """Reward model that scores the responses."""
+    reward: Annotated[Reward, Ref("reward")]
+    """Reward model that scores the responses, or a list of rewards as PPO takes, added up."""
     prompts: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
     """Sources of held-out prompts; of rows with a response the prompt is taken."""
     n_prompts: PositiveInt = 256
@@ -62,14 +72,26 @@ class SelectSettings(StageSettings):
     batch_size: PositiveInt = 64
     """Prompts sampled, and texts scored, together."""
 
+    @model_validator(mode="after")
+    def _judges_steadily(self) -> SelectSettings:
+        if not self.reward:
+            raise ValueError("reward names no reward")
+        require_steady(self.terms)
+        return self
+
+    @property
+    def terms(self) -> dict[str, RewardTerm]:
+        """The rewards by the path of what they come from."""
+        return reward_terms(self.reward)
+
 
 def check(settings: SelectSettings, hand: HandOver) -> None:
-    """Refuse a policy without candidates and a reward model without a head.
+    """Refuse a policy without candidates, and rewards that can't be had.
 
     Raises:
         HandOverError: one of the two does not fit.
     """
-    hand.require_reward_head(settings.reward)
+    check_rewards(settings.terms, hand)
     hand.require_usable_tokenizer(settings.model)
     folder = hand.folder(settings.model)
     if folder is not None:
@@ -109,23 +131,30 @@ def _candidates(folder: Path, source: str, stage: str) -> dict[str, Path]:
 
 def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     """Sample, score, choose and publish; return the final metrics."""
-    from reward.model import RewardModel
+    from reward.scorers import Facts, scores_of
 
     settings = context.settings
     source = Path(context.input("model")).expanduser()
     candidates = _candidates(_artifact_folder(source), settings.model, context.name)
     prompts = _prompts(context)
-    scorer = RewardModel.load(context.input("reward"), batch_size=settings.batch_size)
+    asked = [row.prompt for row in prompts]
+    scorer = load_judge(context, settings.reward, prompt=asked[0], batch_size=settings.batch_size)
     scores: dict[str, list[float]] = {}
     total = len(candidates) * len(prompts)
     with context.progress(total, "candidates", unit="responses") as bar:
         for name, folder in candidates.items():
             context.stop_if_asked()
-            responses = _answer(context, folder, prompts, bar.advance)
-            scores[name] = scorer.score(prompts, [text for text, _ in responses])
-            _write_samples(context, name, prompts, responses, scores[name])
+            texts, samples = _answer(context, folder, asked, bar.advance)
+            facts = Facts(
+                rows=[row.meta for row in prompts],
+                tokens=[len(sample.token_ids) for sample in samples],
+                ended=[sample.ended for sample in samples],
+            )
+            scores[name] = scores_of(scorer, asked, texts, facts)
+            ended = [sample.ended for sample in samples]
+            _write_samples(context, name, asked, texts, ended, scores[name])
     selection = selection_of(scores)
-    selection["n_truncated"] = scorer.encoder.truncated
+    selection["n_truncated"] = _truncated(scorer)
     winner = selection["winner"]
     _publish(context, candidates[winner], selection)
     mean = selection["candidates"][winner]["mean"]
@@ -135,15 +164,25 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     return {"selected": winner, "eval/mean_score": mean, "n_prompts": len(prompts)}
 
 
-def _prompts(context: StageContext[SelectSettings]) -> list[Prompt]:
+def _truncated(scorer: Scorer) -> int:
+    """Return how many texts were cut for the reward models that a scorer is made of."""
+    parts = [part[0] for part in getattr(scorer, "terms", ())]
+    parts += getattr(scorer, "members", ())
+    if parts:
+        return sum(map(_truncated, parts))
+    encoder = getattr(scorer, "encoder", None)
+    return 0 if encoder is None else int(encoder.truncated)
+
+
+def _prompts(context: StageContext[SelectSettings]) -> list[PromptRow]:
     from data.records import prompt_hash, to_prompt
     from data.sources import read
 
-    found: dict[str, Prompt] = {}
+    found: dict[str, PromptRow] = {}
     for source in context.settings.prompts:
         for record in read(**source.read_arguments()):
-            prompt = to_prompt(record).prompt
-            found.setdefault(prompt_hash(prompt), prompt)
+            row = to_prompt(record)
+            found.setdefault(prompt_hash(row.prompt), row)
             if len(found) == context.settings.n_prompts:
                 return list(found.values())
     if not found:
@@ -156,8 +195,8 @@ def _answer(
     folder: Path,
     prompts: Sequence[Prompt],
     advance: Any,
-) -> list[tuple[str, bool]]:
-    """Return each prompt's response by one candidate, and whether it ended by itself."""
+) -> tuple[list[str], list[Sample]]:
+    """Return each prompt's response by one candidate, as text and as sampled."""
     import torch
 
     from data.chat import render_prompt
@@ -183,7 +222,7 @@ def _answer(
         batch_size=settings.batch_size,
         advance=advance,
     )
-    return [(decode(tokenizer, sample), sample.ended) for sample in samples]
+    return [decode(tokenizer, sample) for sample in samples], samples
 
 
 def selection_of(scores: dict[str, list[float]]) -> dict[str, Any]:
@@ -224,14 +263,15 @@ def _write_samples(
     context: StageContext[SelectSettings],
     name: str,
     prompts: Sequence[Prompt],
-    responses: Sequence[tuple[str, bool]],
+    texts: Sequence[str],
+    ended: Sequence[bool],
     scores: Sequence[float],
 ) -> None:
     path = context.folder / "samples.jsonl"
     with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        for prompt, (text, ended), score in zip(prompts, responses, scores, strict=True):
+        for prompt, text, whole, score in zip(prompts, texts, ended, scores, strict=True):
             row: dict[str, Any] = {"checkpoint": name, "prompt": prompt, "response": text}
-            row |= {"ended": ended, "score": score}
+            row |= {"ended": whole, "score": score}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

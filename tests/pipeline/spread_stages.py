@@ -4,7 +4,8 @@ As a command: `FOLDER MODE...`, once on each process, with torch's RANK, WORLD_S
 environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs in
 `FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
 Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
-left half-way: one process from that of two sharded ones, all others from that of one.
+left half-way: one process from that of two sharded ones (or two, where there are adapters), all
+others from that of one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
+ADAPTERS = ("adapter", "trunk")
+"""A reward model and PPO with adapters, which are not trained on sharded weights."""
 
 
 def settings_of(stage: str, inputs: Path) -> Any:
@@ -41,19 +44,19 @@ def settings_of(stage: str, inputs: Path) -> Any:
             epochs=2, batch_size=8, micro_batch_size=1, learning_rate=1e-2, log_every=1,
             evaluate_every=2, save_every=2, max_gradient_norm=0.5, bf16=False,
         )  # fmt: skip
-    if stage == "reward":
+    if stage in ("reward", "adapter"):
         return RewardSettings(
             model=policy, train=[{"path": str(inputs / "rankings.jsonl")}], heldout_share=0.2,
             epochs=2, prompts_per_step=8, tokens_per_micro_batch=100, learning_rate=1e-2,
             evaluate_every=2, save_every=2, max_gradient_norm=0.5, bf16=False,
             # Adam blows a gradient that is all rounding up to a step of the learning rate: other
             # micro-batches move a weight in 5,000 by 3e-5 with 1e-8, on one process too.
-            epsilon=1e-5,
+            epsilon=1e-5, lora={"rank": 4} if stage == "adapter" else None,
         )  # fmt: skip
+    trunk = {"trunk": "shared", "lora": {"rank": 4}} if stage == "trunk" else {}
     return PpoSettings(
-        policy=policy,
+        policy=policy, value="separate" if stage == "ppo" else "shared", **trunk,
         reward=({"model": reward}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
-        value="separate" if stage == "ppo" else "shared",
         prompts=[prompts], episodes=48, batch_size=16, minibatches=2, epochs=2, micro_batch_size=3,
         max_new_tokens=6, temperature=1.0, learning_rate=3e-3, max_gradient_norm=0.5,
         whiten_rewards=True, normalize_scores=True, adaptive_kl={"horizon": 100}, ema_decay=0.9,
@@ -80,10 +83,11 @@ def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> N
     barrier = dist.barrier if size > 1 else lambda: None
     barrier()
     logs = [folder / "metrics.jsonl", folder / "samples.jsonl"]
-    names = {"ppo": ["policy"], "shared": ["policy"]}.get(stage, ["model"])
-    given: dict[str, str] = {name: settings.model_dump()[name] for name in names}
-    if stage in ("ppo", "shared"):
-        given["reward.0.model"] = str(inputs / "reward")
+    name = "policy" if settings.kind == "ppo" else "model"
+    given = {name: str(inputs / "policy")}
+    if settings.kind == "ppo":
+        hung = inputs / "hung" / "model"
+        given["reward.0.model"] = str(hung if stage == "trunk" else inputs / "reward")
     context = StageContext(
         name=stage, settings=settings, seed=0, folder=folder, inputs=given,
         hand=HandOver(stage, {stage: settings}, lambda _: None),
@@ -158,13 +162,15 @@ def main(folder: Path, modes: list[str]) -> None:
         os.environ.pop("RLHF_SHARD_WEIGHTS", None)
         own = folder / f"{mode}-{size}"
         seen.clear()
-        for stage in STAGES:
+        stages = STAGES if mode == "fsdp" else STAGES + ADAPTERS
+        for stage in stages:
             run_stage(stage, folder, own / stage, rank, size)
         if rank == 0:
             (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
-        other = folder / ("fsdp-2" if size == 1 else "alone-1")
-        wait_for(other / "facts.json")
-        for stage in STAGES:
+        for stage in stages:
+            another = "ddp-2" if stage in ADAPTERS else "fsdp-2"
+            other = folder / (another if size == 1 else "alone-1")
+            wait_for(other / "facts.json")
             target = own / f"{stage}-elsewhere"
             target.mkdir(exist_ok=True)
             go_on_elsewhere(other / stage, target, rank)

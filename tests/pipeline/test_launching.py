@@ -82,6 +82,22 @@ def test_unusable_configurations_are_refused(
         launch_command(LaunchSettings(processes=4, config=str(path)))
 
 
+def test_adapters_on_sharded_weights_are_refused_before_anything_runs(
+    tmp_path: Path, rlhf: Callable[..., Any]
+) -> None:
+    launch = f"{{processes: 2, config: {ROOT / 'recipes' / 'launch' / 'fsdp2.yaml'}}}"
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n"
+    )
+    stage = "kind: reward, model: org/model, train: [{path: pairs.jsonl}], lora: {rank: 2}"
+    (tmp_path / "r.yaml").write_text(f"launch: {launch}\nstages: {{rm: {{{stage}}}}}\n")
+    refused = rlhf("validate", "r.yaml")
+    assert refused.code == 2
+    assert "stage rm: its adapters (`lora`) need one whole model a process" in refused.err
+    assert rlhf("validate", "r.yaml", "--set", "launch.processes=1").code == 0
+    assert rlhf("validate", "r.yaml", "--set", "stages.rm.lora=null").code == 0
+
+
 SUMMARY = """
 Failures:
 [1]:
@@ -133,7 +149,7 @@ stages:
     return path
 
 
-def rlhf(*arguments: str) -> subprocess.Popen[str]:
+def typed(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(Path(sys.executable).with_name("rlhf")), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -163,7 +179,7 @@ def process_of(rank: int, run: Path) -> int:
 def test_a_killed_process_ends_the_run_which_goes_on_on_one(tmp_path: Path, recipe: Path) -> None:
     sharded = ["--set", "launch.processes=2", "--set", "launch.config=recipes/launch/fsdp2.yaml"]
     run = tmp_path / "killed"
-    running = rlhf("run", str(recipe), "--out", str(run), *sharded)
+    running = typed("run", str(recipe), "--out", str(run), *sharded)
     while not list((run / "base" / "resume").glob("step-*")):
         assert running.poll() is None, running.communicate()[0]
         time.sleep(0.05)
@@ -173,7 +189,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_on_one(tmp_path: Path, reci
     assert "the process of rank 1 was killed by SIGKILL" in said
     assert "its last checkpoint is kept" in said
     for target, name in ((run, "killed"), (tmp_path / "whole", "whole")):
-        done = rlhf("run", str(recipe), "--out", str(target))
+        done = typed("run", str(recipe), "--out", str(target))
         said, _ = done.communicate(timeout=300)
         assert done.returncode == 0, said
         assert ("going on after step" in said) == (name == "killed")

@@ -1,4 +1,4 @@
-"""Many processes give what one gives, with whole and with sharded weights, in all four stages."""
+"""Many processes give what one gives, with whole and with sharded weights, in all stages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("spread_stages.py")
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
+ADAPTERS = ("adapter", "trunk")
+DONE = [
+    *(("fsdp", stage) for stage in STAGES),
+    *(("ddp", stage) for stage in STAGES + ADAPTERS),
+]
+"""Adapters are not trained on sharded weights."""
 RUNS = ("alone-1", "fsdp-2", "ddp-2")
 
 pytestmark = pytest.mark.timeout(1500)
@@ -31,11 +37,18 @@ def words(rng: random.Random, most: int) -> str:
 def write_inputs(folder: Path, policy: Any, tokenizer: Any) -> None:
     """Write a policy, a reward model, and rows of uneven length whose numbers are odd."""
     from reward.model import RewardModel
+    from reward.on_trunk import adapt, publish
 
     rng = random.Random(0)
     policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
     RewardModel.start(folder / "policy", seed=0).save(folder / "reward")
+    model, base = RewardModel.start(folder / "policy", seed=1), str(folder / "policy")
+    publish(
+        model,
+        adapt(model, base=base, rank=2, alpha=4, targets="all-linear", seed=2),
+        folder / "hung",
+    )
     rows: dict[str, list[dict[str, Any]]] = {
         "text": [{"text": words(rng, 60)} for _ in range(60)],
         "prompts": [{"prompt": words(rng, 12)} for _ in range(11)],
@@ -75,12 +88,14 @@ def start(folder: Path, size: int, *modes: str) -> list[subprocess.Popen[bytes]]
     return started
 
 
-def finish(folder: Path, size: int, started: list[subprocess.Popen[bytes]]) -> None:
+def finish(
+    folder: Path, size: int, started: list[subprocess.Popen[bytes]], *, seconds: float = 1200
+) -> None:
     """Wait for processes, and show the log of one that failed."""
     try:
         for rank, process in enumerate(started):
             log = folder / f"log-{size}-{rank}"
-            assert process.wait(timeout=1200) == 0, log.read_text()[-4000:]
+            assert process.wait(timeout=seconds) == 0, log.read_text()[-4000:]
     finally:
         for process in started:
             process.kill()
@@ -119,7 +134,7 @@ def require_same(ours: Path, theirs: Path) -> None:
             # A share of clipped tokens jumps where one of some hundred tokens is at the bound.
             close = 2.5e-2 if "clipfrac" in name else 1e-5
             assert found[name] == pytest.approx(figure, abs=close, rel=close), name
-    published = sorted(path.relative_to(ours) for path in ours.glob("*model/model.safetensors"))
+    published = sorted(path.relative_to(ours) for path in ours.glob("*/*model.safetensors"))
     assert published
     for path in published:
         expected_weights, weights = load_file(ours / path), load_file(theirs / path)
@@ -136,8 +151,7 @@ def require_moved(folder: Path, runs: Path) -> None:
     assert moved > 1e-3
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("mode", ["fsdp", "ddp"])
+@pytest.mark.parametrize(("mode", "stage"), DONE)
 def test_two_processes_give_the_figures_and_weights_of_one(
     runs: Path, mode: str, stage: str
 ) -> None:
@@ -145,18 +159,18 @@ def test_two_processes_give_the_figures_and_weights_of_one(
     require_same(runs / "alone-1" / stage, runs / f"{mode}-2" / stage)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("mode", ["alone-1", "fsdp-2", "ddp-2"])
+@pytest.mark.parametrize(("mode", "stage"), [*DONE, *(("alone", s) for s in STAGES + ADAPTERS)])
 def test_a_state_goes_on_on_another_number_of_processes(runs: Path, mode: str, stage: str) -> None:
-    require_same(runs / "alone-1" / stage, runs / mode / f"{stage}-elsewhere")
+    elsewhere = runs / ("alone-1" if mode == "alone" else f"{mode}-2") / f"{stage}-elsewhere"
+    require_same(runs / "alone-1" / stage, elsewhere)
 
 
 def test_weights_are_sharded_where_asked_for(runs: Path) -> None:
     facts = {mode: json.loads((runs / mode / "facts.json").read_text()) for mode in RUNS}
     assert [facts[mode]["processes"] for mode in RUNS] == [1, 2, 2]
     modules = {mode: facts[mode]["modules"] for mode in RUNS}
-    # pretraining, SFT, reward model, PPO's policy and value model, policy with a head
-    assert [len(modules[mode]) for mode in RUNS] == [6, 6, 6]
+    # pretraining, SFT, reward model, PPO's policy and value model, policy with a head; adapters
+    assert [len(modules[mode]) for mode in RUNS] == [8, 6, 8]
     for module in modules["fsdp-2"]:
         assert module["parameters"] == ["DTensor"], module
         assert module["share"] == pytest.approx(0.5, abs=0.01), module
@@ -190,9 +204,9 @@ def test_processes_judge_a_reward_model_alike(runs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4000)
 def test_four_processes_give_the_figures_of_one(runs: Path) -> None:
-    finish(runs, 4, start(runs, 4, "fsdp", "ddp"))
-    for mode in ("fsdp-4", "ddp-4"):
-        for stage in STAGES:
-            require_same(runs / "alone-1" / stage, runs / mode / stage)
-            require_same(runs / "alone-1" / stage, runs / mode / f"{stage}-elsewhere")
+    finish(runs, 4, start(runs, 4, "fsdp", "ddp"), seconds=3600)
+    for mode, stage in DONE:
+        require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / stage)
+        require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / f"{stage}-elsewhere")

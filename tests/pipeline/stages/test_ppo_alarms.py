@@ -209,6 +209,26 @@ def test_the_best_policy_survives_interruptions(context: Build) -> None:
         assert (cut.folder / log).read_bytes() == (whole.folder / log).read_bytes()
 
 
+def test_the_best_policy_on_a_shared_trunk_survives_an_interruption(context: Build) -> None:
+    more = {"doctor": BEST, "trunk": "shared", "lora": {"rank": 8}, "learning_rate": 1e-2}
+    whole = context("whole", ema_decay=0.5, **more)
+    expected = run(whole)
+    update = expected["doctor/back_to_update"]
+    assert 0 < update == expected["updates"] < len(rows(whole.folder / "metrics.jsonl"))
+    with pytest.raises(Interrupted):
+        run(context("cut", ema_decay=0.5, stop_after=1, **more))
+    cut = context("cut", ema_decay=0.5, **more)
+    run(cut)
+    for name in ("model", "value_model"):
+        assert same(cut.folder, whole.folder, name)
+    # What is published is the policy of that update: adapter, head and average went back.
+    short = context("short", ema_decay=0.5, episodes=16 * update, **{**more, "doctor": {}})
+    run(short)
+    files = [c.folder / "adapter" / "adapter_model.safetensors" for c in (whole, cut, short)]
+    assert len({file.read_bytes() for file in files}) == 1
+    assert same(whole.folder, short.folder) and same(whole.folder, short.folder, "value_model")
+
+
 def test_where_no_update_was_sound_the_start_is_published(context: Build) -> None:
     doctor = {**BEST, "kl_per_token": 1e-3, "ignore": ["length_hacking"]}
     ended = context("none", doctor=doctor, value="shared")

@@ -1,4 +1,4 @@
-"""The select stage: the candidate that the reward model likes best."""
+"""The select stage: the candidate that the reward likes best."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data.errors import HandOverError
+from pipeline.config import references
 from pipeline.handover import HandOver
 from pipeline.stages.select import KIND, SelectSettings, check, run, selection_of
 
@@ -47,8 +48,8 @@ def prompts(tmp_path: Path) -> Path:
 
 def settings_of(sft: Path, scorer: Path, prompts: Path, **more: Any) -> SelectSettings:
     return SelectSettings(
-        model=str(sft), reward=str(scorer), prompts=({"path": str(prompts)},),
-        **{"max_new_tokens": 6, **more},
+        model=str(sft), prompts=({"path": str(prompts)},),
+        **{"reward": str(scorer), "max_new_tokens": 6, **more},
     )  # fmt: skip
 
 
@@ -94,6 +95,45 @@ def test_means_intervals_and_paired_differences_by_hand() -> None:
     assert found["candidates"]["a"]["ci95"] == pytest.approx([1 - 1.959964, 1 + 1.959964])
     assert found["candidates"]["a"]["difference_ci95"] == pytest.approx([-1.0, -1.0])
     assert found["candidates"]["b"]["difference"] == 0.0
+
+
+def test_a_list_of_rewards_is_added_up_and_given_the_prompts_columns(
+    make_context: Callable[..., Any], sft: Path, scorer: Path, tmp_path: Path
+) -> None:
+    from reward.model import RewardModel
+
+    prompts = tmp_path / "asked.jsonl"
+    questions = [[{"role": "user", "content": f"what is {n} ?"}] for n in range(6)]
+    asked = [{"messages": turns, "answer": str(n)} for n, turns in enumerate(questions)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    reward = [
+        {"models": [str(scorer), str(scorer)], "combine": "min", "weight": 2.0, "clip": 0.01},
+        {"rule": "length_penalty", "weight": 0.5},
+        {"rule": "answer"},
+    ]
+    settings = settings_of(sft, scorer, prompts, reward=reward)
+    inputs = {path: target for path, (target, _) in references(settings).items()}
+    context = make_context(settings, inputs)
+    check(settings, context.hand)
+    metrics = run(context)
+    rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
+    texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    for row, score in zip(rows, RewardModel.load(scorer).score(*texts), strict=True):
+        # Left are a penalty of half a token each, and 1 for the right answer.
+        doubled = 2 * (row["score"] - 2 * max(-0.01, min(0.01, score)))
+        assert doubled == pytest.approx(round(doubled), abs=1e-3) and -6 <= round(doubled) <= 1
+    counted = {name: sum(r["score"] for r in rows if r["checkpoint"] == name) / 6 for name in "123"}
+    assert metrics["eval/mean_score"] == pytest.approx(max(counted.values()))
+    assert counted[metrics["selected"]] == max(counted.values())
+
+
+def test_rewards_that_change_with_what_was_scored_before_are_refused(
+    sft: Path, scorer: Path, prompts: Path
+) -> None:
+    with pytest.raises(ValueError, match="`normalize` is for PPO"):
+        settings_of(sft, scorer, prompts, reward=[{"model": str(scorer), "normalize": True}])
+    with pytest.raises(ValueError, match="names no reward"):
+        settings_of(sft, scorer, prompts, reward=[])
 
 
 def test_check_wants_candidates_and_a_reward_head(
