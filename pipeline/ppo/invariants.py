@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from data.errors import RolloutError, TrainingError
+from data.errors import TrainingError
 
 TOLERANCE = 1e-3
 """Of log-probabilities in fp32."""
@@ -62,7 +62,6 @@ def check_rollout(difference: float, *, bf16: bool, most: float | None = None) -
 
     Raises:
         TrainingError: with the likely causes.
-        RolloutError: with those of a server.
     """
     tolerance = most or (TOLERANCE_BF16 if bf16 else TOLERANCE)
     if difference <= tolerance:
@@ -74,7 +73,7 @@ def check_rollout(difference: float, *, bf16: bool, most: float | None = None) -
     )
     if most is None:
         raise TrainingError(told + "the model has dropout, or its attention sees the padding")
-    raise RolloutError(
+    raise TrainingError(
         told + "another run writes its weights into the same server, or the server counts in "
         "half precision (rollout.max_difference sets the limit)"
     )

