@@ -251,7 +251,8 @@ def _check(ppo: Ppo, episodes: Episodes, experience: Experience, difference: flo
     if ppo.update == 0 and ppo.reference_is_start:
         count = ppo.ranks.sum(mask_BT.sum().float())
         strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
-        check_reference(float(ppo.ranks.sum(strayed) / count), bf16=ppo.ranks.bf16)
+        rounded = ppo.ranks.bf16 or (served and ppo.hyper.reuse_logprobs)
+        check_reference(float(ppo.ranks.sum(strayed) / count), bf16=rounded)
 
 
 def _adapt(ppo: Ppo, kl: float) -> None:
