@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,7 @@ import torch
 from data.errors import RolloutError, TrainingError
 from pipeline.config import SourceSettings, references
 from pipeline.context import StageContext
-from pipeline.generation import Sampling, _Decoding
 from pipeline.ppo.loop import run_update
-from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.vllm_server import VllmServer, serve_command
 
@@ -27,145 +27,11 @@ Build = Callable[..., Any]
 END, BATCH, TOKENS = 6, 8, 6
 
 
-def numbers(*, seed: int = 0, updates: int = 4) -> dict[int, torch.Tensor]:
-    """Return the random numbers that the own sampler has for a response, by its seed."""
-    found = {}
-    for update in range(updates):
-        generator = Ranks(None, seed).generator("rollout", update)
-        rows = torch.rand((BATCH, TOKENS), generator=generator, dtype=torch.float64)
-        found.update({int(row[0] * 2**53): row for row in rows})
-    return found
-
-
-class FakeVllm:
-    """A server of vLLM's routes in this process.
-
-    `fails` maps a route to what happens there: a status, or a callable that is waited for.
-    """
-
-    def __init__(self, policy: Path, *, port: int = 0, **told: Any) -> None:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(policy)
-        self.told = {
-            "logprobs_mode": "processed_logprobs",
-            "hf_text_config": f"{type(config).__name__} {config.to_json_string()}",
-            **told,
-        }
-        self.model: Any = None
-        self.numbers, self.off = numbers(), 0.0
-        self.received: list[dict[str, torch.Tensor]] = []
-        self.asked: list[dict[str, Any]] = []
-        self.fails: dict[str, Any] = {}
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer(None)
-
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                self.answer(json.loads(self.rfile.read(length)))
-
-            def answer(self, body: Any) -> None:
-                route = self.path.split("?")[0]
-                failure = outer.fails.get(route)
-                if callable(failure):
-                    failure = failure()
-                if failure is True:  # waited for until nobody listened any more
-                    return
-                if failure == "hang up":
-                    return
-                if failure is None:
-                    status, content = 200, outer.answers(route, body)
-                else:
-                    status, content = failure, {"error": {"message": "no"}}
-                told = json.dumps(content).encode()
-                with contextlib.suppress(ConnectionError):  # the client may have given up
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(told)))
-                    self.end_headers()
-                    self.wfile.write(told)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Say nothing."""
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def answers(self, route: str, body: Any) -> Any:
-        if route == "/v1/models":
-            return {"data": [{"id": "policy", "max_model_len": 128}]}
-        if route == "/server_info":
-            return {"vllm_config": {"model_config": self.told}}
-        if route == "/reset_prefix_cache":
-            return {"success": True}
-        if route == "/collective_rpc":
-            return self.load(**body["kwargs"])
-        assert route == "/v1/completions"
-        with self.lock:
-            return self.complete(body)
-
-    def load(self, weights_path: str) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(weights_path).eval()
-        self.received.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        return {"results": [None]}
-
-    def complete(self, body: dict[str, Any]) -> Any:
-        self.asked.append(body)
-        decoding = _Decoding(
-            self.model,
-            [body["prompt"]],
-            limits=[body["max_tokens"]],
-            sampling=Sampling(TOKENS, body["temperature"]),
-            eos_token_ids=body["stop_token_ids"],
-            pad_token_id=0,
-            uniforms=self.numbers[body["seed"]][None],
-        )
-        while not decoding.done:
-            decoding.step()
-        (sample,) = decoding.samples()
-        logprobs = [figure + self.off for figure in sample.logprobs]
-        return {
-            "choices": [{"token_ids": sample.token_ids, "logprobs": {"token_logprobs": logprobs}}]
-        }
-
-    def close(self) -> None:
-        if self.thread.is_alive():
-            self.http.shutdown()
-            self.thread.join()
-        self.http.server_close()
-
-
-@pytest.fixture
-def policy(tmp_path: Path, tiny_tokenizer: Build, save_policy: Build) -> Path:
-    folder: Path = save_policy(tiny_tokenizer(), tmp_path / "start")
-    return folder
-
-
-@pytest.fixture
-def serve(policy: Path) -> Iterator[Build]:
-    started: list[FakeVllm] = []
-
-    def start(folder: Path = policy, **told: Any) -> FakeVllm:
-        started.append(FakeVllm(folder, **told))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
-
-
 @pytest.fixture
 def served_ppo(make_ppo: Build, tmp_path: Path) -> Build:
     """Return a builder of runs that sample by a server."""
 
-    def build(server: FakeVllm, *, rollout: dict[str, Any] | None = None, **changes: Any) -> Any:
+    def build(server: Any, *, rollout: dict[str, Any] | None = None, **changes: Any) -> Any:
         given = {"engine": "vllm", "url": server.url, "weights": str(tmp_path / "shared")}
         return make_ppo(
             **{"episodes": 24, "generation_batch_size": 4, "schedule": "constant", **changes},
@@ -337,7 +203,7 @@ def test_an_answer_without_tokens_is_refused(serve: Build) -> None:
         client.complete(client.look(), [1], max_new_tokens=2, temperature=1.0, end_ids=[2], seed=0)
 
 
-def stage(make_context: Build, policy: Path, folder: Path, server: FakeVllm) -> StageContext[Any]:
+def stage(make_context: Build, policy: Path, folder: Path, server: Any) -> StageContext[Any]:
     from pipeline.stages.ppo import PpoSettings
 
     prompts = policy.parent / "prompts.jsonl"
@@ -409,3 +275,78 @@ def test_a_truncated_distribution_is_refused(changes: dict[str, Any]) -> None:
 def test_an_address_must_be_one() -> None:
     with pytest.raises(ValueError, match="url"):
         Hyperparameters(rollout={"engine": "vllm", "url": "localhost:8000"})
+
+
+ROOT, SCRIPT = Path(__file__).parents[3], Path(__file__).with_name("served_ranks.py")
+
+
+def spread(
+    start: Path, folder: Path, url: str, *, size: int, updates: int = 2, sharded: bool = False
+) -> list[dict[str, Any]]:
+    """Run on so many processes and return what each of them left."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = []
+    for rank in range(size):
+        many = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
+        shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
+        with (folder / f"log-{rank}").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(SCRIPT), str(start), str(folder), url, str(updates)],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": str(ROOT),
+                        "ACCELERATE_USE_CPU": "true",
+                        **shards,
+                        **(many if size > 1 else {}),
+                    },
+                )
+            )
+    try:
+        for rank, process in enumerate(started):
+            told = folder / f"log-{rank}"
+            assert process.wait(timeout=800) == 0, told.read_text()[-4000:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_sample_what_one_does(
+    serve: Build, policy: Path, tmp_path: Path, sharded: bool
+) -> None:
+    from safetensors.torch import load_file
+
+    one, two = serve(), serve()
+    spread(policy, tmp_path / "one", one.url, size=1)
+    left = spread(policy, tmp_path / "two", two.url, size=2, sharded=sharded)
+    assert [(each["error"], each["updates"], each["sharded"]) for each in left] == [
+        (None, 2, sharded)
+    ] * 2
+    assert len(two.received) == 2, "the first process alone sends weights, once an update"
+    # Each seed is that of its place in the global batch, for the same prompt.
+    asked = [{(a["seed"], tuple(a["prompt"])) for a in server.asked} for server in (one, two)]
+    assert asked[0] == asked[1] and len(asked[0]) == 2 * BATCH
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+@pytest.mark.timeout(900)
+def test_a_failure_on_one_process_ends_all_with_its_sentence(
+    serve: Build, policy: Path, tmp_path: Path
+) -> None:
+    server = serve()
+    # The second update's last request hangs up: one process alone sees it.
+    server.fails["/v1/completions"] = lambda: "hang up" if len(server.asked) == 15 else None
+    left = spread(policy, tmp_path / "two", server.url, size=2)
+    assert [each["updates"] for each in left] == [1, 1]
+    assert left[0]["error"] == left[1]["error"]
+    assert "no vLLM server answers" in left[0]["error"]
