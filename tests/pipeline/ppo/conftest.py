@@ -104,7 +104,8 @@ def numbers(*, seed: int = 0, updates: int = 4) -> dict[int, torch.Tensor]:
 class FakeVllm:
     """A server of vLLM's routes in this process.
 
-    `fails` maps a route to what happens there: a status, or a callable that is waited for.
+    `fails` maps a route to what happens there: a status, or a callable of the request that is
+    waited for.
     """
 
     def __init__(self, policy: Path, *, port: int = 0, **told: Any) -> None:
@@ -136,7 +137,7 @@ class FakeVllm:
                 route = self.path.split("?")[0]
                 failure = outer.fails.get(route)
                 if callable(failure):
-                    failure = failure()
+                    failure = failure(body)
                 if failure is True:  # waited for until nobody listened any more
                     return
                 if failure == "hang up":
@@ -207,7 +208,7 @@ class FakeVllm:
 
 
 @pytest.fixture
-def policy(tmp_path: Path, tiny_tokenizer: Build, save_policy: Callable[..., Any]) -> Path:
+def policy(tmp_path: Path, tiny_tokenizer: Any, save_policy: Callable[..., Any]) -> Path:
     folder: Path = save_policy(tiny_tokenizer(), tmp_path / "start")
     return folder
 

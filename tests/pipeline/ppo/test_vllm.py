@@ -183,7 +183,7 @@ def test_each_failure_says_what_it_is(
 def test_a_server_that_hangs_is_given_up(serve: Build, tmp_path: Path) -> None:
     server, over = serve(), threading.Event()
     served = VllmServer(server.url, 60).look()
-    server.fails = {"/v1/completions": over.wait, "/collective_rpc": over.wait}
+    server.fails = dict.fromkeys(("/v1/completions", "/collective_rpc"), lambda _: over.wait())
     hasty = VllmServer(server.url, 0.1)
     told = rf"rollout\.url {server.url} gave no answer to (\S+) in 0\.1 seconds.*rollout\.timeout"
     try:
@@ -238,7 +238,7 @@ def test_a_run_whose_server_died_goes_on_with_another(
     whole = stage(make_context, policy, tmp_path / "whole", serve())
     run(whole)
     dying = serve()
-    dying.fails["/v1/completions"] = lambda: "hang up" if len(dying.asked) > 2 * BATCH else None
+    dying.fails["/v1/completions"] = lambda _: "hang up" if len(dying.asked) > 2 * BATCH else None
     with pytest.raises(RolloutError, match="no vLLM server answers"):
         run(stage(make_context, policy, tmp_path / "cut", dying))
     dying.close()
@@ -344,8 +344,9 @@ def test_a_failure_on_one_process_ends_all_with_its_sentence(
     serve: Build, policy: Path, tmp_path: Path
 ) -> None:
     server = serve()
-    # The second update's last request hangs up: one process alone sees it.
-    server.fails["/v1/completions"] = lambda: "hang up" if len(server.asked) == 15 else None
+    # The second update's last request: one process alone sees the server hang up.
+    last = list(server.numbers)[2 * BATCH - 1]
+    server.fails["/v1/completions"] = lambda body: "hang up" if body["seed"] == last else None
     left = spread(policy, tmp_path / "two", server.url, size=2)
     assert [each["updates"] for each in left] == [1, 1]
     assert left[0]["error"] == left[1]["error"]
