@@ -74,8 +74,8 @@ def check_rollout(difference: float, *, bf16: bool, most: float | None = None) -
     if most is None:
         raise TrainingError(told + "the model has dropout, or its attention sees the padding")
     raise TrainingError(
-        told + "another run writes its weights into the same server, or the server counts in "
-        "half precision (rollout.max_difference sets the limit)"
+        told + "the server holds another model, another run writes its weights into it, or it "
+        "counts in half precision (rollout.max_difference sets the limit)"
     )
 
 

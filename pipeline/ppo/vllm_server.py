@@ -1,9 +1,9 @@
 """What PPO asks of a vLLM server, over HTTP (Kwon et al. 2023; written for vLLM 0.32).
 
 The server runs in a virtual environment of its own, since vLLM pins other versions, and is started
-by the user (`serve_command`). Four of its routes are used: `/v1/models`; `/server_info`;
+by the user (`serve_command`). Four of its routes are used: `/v1/models`; `/server_info`,
 `/collective_rpc`, whose `reload_weights` reads a folder of safetensors into the running model, and
-`/reset_prefix_cache`, both of which it has in development mode alone (`VLLM_SERVER_DEV_MODE=1`);
+`/reset_prefix_cache`, which it has in development mode alone (`VLLM_SERVER_DEV_MODE=1`);
 and `/v1/completions`, with token ids in both directions. Nothing is pickled. Whoever reaches a
 server in development mode rules it, so that it belongs on the loopback address or a network of
 its own.
@@ -59,7 +59,7 @@ class Served:
     Attributes:
         name: what requests call its model.
         context: most tokens of a prompt with its response.
-        shape: the model's configuration as transformers has it, as far as it is told.
+        shape: the configuration of the model it started with, empty where it is not to be seen.
         logprobs_mode: which log-probabilities it gives.
     """
 
@@ -96,7 +96,7 @@ class VllmServer:
             return Served(
                 name=str(first["id"]),
                 context=int(first["max_model_len"]),
-                shape=_shape(told.get("hf_text_config")),
+                shape=_shape(str(told["model"])),
                 logprobs_mode=str(told["logprobs_mode"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -225,11 +225,13 @@ class VllmServer:
         )
 
 
-def _shape(told: Any) -> Mapping[str, Any]:
-    """Read the configuration that vLLM writes as `LlamaConfig {...}`."""
-    if isinstance(told, dict):
-        return told
-    found = json.loads(str(told)[str(told).index("{") :])
-    if not isinstance(found, dict):
-        raise ValueError("not a configuration")
-    return found
+def _shape(model: str) -> Mapping[str, Any]:
+    """Return the configuration of a model that lies in a folder, nothing of what is elsewhere.
+
+    vLLM tells where its model came from, and not what shape it has.
+    """
+    try:
+        found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return {**found, **found.get("text_config", {})}
+    except OSError:
+        return {}

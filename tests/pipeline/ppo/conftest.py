@@ -109,12 +109,9 @@ class FakeVllm:
     """
 
     def __init__(self, policy: Path, *, port: int = 0, **told: Any) -> None:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(policy)
         self.told = {
             "logprobs_mode": "processed_logprobs",
-            "hf_text_config": f"{type(config).__name__} {config.to_json_string()}",
+            "model": str(policy),
             **told,
         }
         self.model: Any = None
