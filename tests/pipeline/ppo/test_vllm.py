@@ -123,9 +123,7 @@ def test_a_server_that_strays_stops_the_run_at_any_update(served_ppo: Build, ser
     ppo = served_ppo(server)
     run_update(ppo)
     server.off = 0.2
-    with pytest.raises(
-        TrainingError, match=r"differ from the policy's by 0\.2 .*another run writes"
-    ):
+    with pytest.raises(TrainingError, match=r"policy's by 0\.2 .*another run writes"):
         run_update(ppo)
     assert ppo.update == 1
 
