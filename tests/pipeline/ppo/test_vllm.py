@@ -163,8 +163,13 @@ def test_a_server_that_is_not_there_is_one_sentence_with_the_way_out(
 @pytest.mark.parametrize(
     ("route", "failure", "match"),
     [
-        ("/server_info", 404, r"has no /server_info; .*VLLM_SERVER_DEV_MODE=1"),
-        ("/collective_rpc", 500, r"did not take the weights in .*rollout\.weights.*500"),
+        ("/collective_rpc", 404, r"has no /collective_rpc; .*VLLM_SERVER_DEV_MODE=1"),
+        ("/collective_rpc", 500, r"worker extension: status 500.*--worker-extension-cls"),
+        (
+            "/collective_rpc",
+            lambda body: 500 if body["method"] == "take_policy" else None,
+            r"did not take the weights in .*rollout\.weights.*500",
+        ),
         ("/v1/completions", 400, r"refused /v1/completions: status 400"),
         ("/v1/completions", "hang up", "no vLLM server answers"),
     ],

@@ -67,9 +67,9 @@ class RealServer:
 
     def start(self) -> None:
         # The very command that the error of a dead server tells, in fp32 and without compiling.
-        _, _, *arguments = shlex.split(serve_command(self.url, self.model))
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        path, mode, _, *arguments = shlex.split(serve_command(self.url, self.model))
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment.update(setting.split("=", 1) for setting in (path, mode))
         environment["PATH"] = f"{Path(self.python).parent}{os.pathsep}{environment['PATH']}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
