@@ -10,6 +10,7 @@
     |- RunLockedError       another run works in the same folder
     |- TrainingError        training can't go on (NaN, an invariant that fails)
     |  |- RewardError       a reward can't be had: a user's function or an endpoint fails
+    |  |- RolloutError      the server that samples fails, or holds another model
     |- StorageError         the disk is full or refuses to be written
     |- StageFailedError     a stage ended with an error; names its log
     |- UsageError           a command line that makes no sense
@@ -62,6 +63,10 @@ class TrainingError(RlhfError):
 
 class RewardError(TrainingError):
     """A reward can't be had: a function of the user or an HTTP endpoint fails."""
+
+
+class RolloutError(TrainingError):
+    """The server that samples responses can't be reached, fails, or holds another model."""
 
 
 class StorageError(RlhfError):

@@ -27,6 +27,11 @@ def estimate_ppo(stage: str, settings: PpoSettings, desk: Desk) -> StageCost:
     cost.phases = ppo_phases(cost, settings, actors, work, bf16=bf16)
     _add_sampling(cost, settings, desk, actors, work, bf16=bf16)
     _add_optimisation(cost, settings, desk, actors, work, bf16=bf16)
+    if settings.rollout.engine != "own":
+        cost.phases = [phase for phase in cost.phases if phase.name != "sampling"]
+        desk.assumed.tell(
+            stage, "a server samples: its memory is not counted, its time as the own sampler's"
+        )
     return cost
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -31,10 +32,12 @@ from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
-from pipeline.ppo.rollout import LocalEngine
+from pipeline.ppo.rollout import LocalEngine, RolloutEngine
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
+from pipeline.ppo.vllm_engine import VllmEngine
+from pipeline.ppo.vllm_server import VllmServer
 from reward.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def assemble(
     end_ids: Sequence[int] = (),
     trust_remote_code: bool = False,
     lora: Lora | None = None,
+    scratch: Path | None = None,
 ) -> Ppo:
     """Load the models and put a run together.
 
@@ -73,6 +77,7 @@ def assemble(
         end_ids: tokens that end a response beside the model's own.
         trust_remote_code: run code that the policy's checkpoint carries.
         lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
+        scratch: folder for the weights on their way to a server, where the settings name none.
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
@@ -89,13 +94,19 @@ def assemble(
         _checkpoint_activations(model)
     policy = Policy(model, head, trunk, None if trunk is None else POLICY)
     optimization = _optimization(policy, value_source, pretraining, hyper, ranks)
-    stops = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
+    ends = sorted({*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)})
+    learner = optimization.policy
+    engine: RolloutEngine
+    if hyper.rollout.engine == "vllm":
+        engine = _vllm_engine(learner, trunk, ends, hyper, ranks, policy_source, scratch)
+    else:
+        engine = _engine(learner, trunk, ends, pad_id, hyper, ranks)
     return Ppo(
         hyper=hyper,
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=_engine(optimization.policy, trunk, stops, pad_id, hyper, ranks),
+        engine=engine,
         rewards=RewardSum(rewards),
         optimization=optimization,
         reference=reference,
@@ -113,15 +124,41 @@ def _engine(
     hyper: Hyperparameters,
     ranks: Ranks,
 ) -> LocalEngine:
-    more = {} if trunk is None else {"weights": partial(trunk.merged, POLICY)}
     return LocalEngine(
         policy=policy,
         sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
-        end_ids=sorted(set(end_ids)),
+        end_ids=end_ids,
         pad_id=pad_id,
         batch_size=hyper.generation_batch_size,
         ranks=ranks,
-        **more,
+        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
+    )
+
+
+def _vllm_engine(
+    policy: Learner,
+    trunk: Trunk | None,
+    end_ids: Sequence[int],
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    source: str | Path,
+    scratch: Path | None,
+) -> VllmEngine:
+    scratch = (scratch or Path.cwd()).resolve()
+    given = hyper.rollout.weights
+    # Runs that share a folder keep out of each other's way.
+    name = f"weights-{hashlib.sha256(str(scratch).encode()).hexdigest()[:12]}"
+    folder = scratch / "weights" if given is None else Path(given).expanduser() / name
+    return VllmEngine(
+        server=VllmServer(hyper.rollout.url, hyper.rollout.timeout, str(source)),
+        policy=policy,
+        max_new_tokens=hyper.max_new_tokens,
+        temperature=hyper.temperature,
+        end_ids=end_ids,
+        at_once=hyper.generation_batch_size,
+        folder=folder,
+        ranks=ranks,
+        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
     )
 
 

@@ -30,7 +30,8 @@ from pipeline.ppo.settings import Hyperparameters
 CHECKED_SHARE = 8
 """One in so many episodes is computed again to see whether the roll-out's figures can be reused."""
 AGREEMENT, AGREEMENT_BF16 = 1e-4, 1e-2
-"""Mean absolute difference of log-probabilities up to which the roll-out's are reused."""
+"""Mean absolute difference of log-probabilities up to which the roll-out's are reused; the wider
+one for bf16 and for a server, which sums in another order or precision."""
 
 
 class Piece(NamedTuple):
@@ -187,7 +188,8 @@ def score_tokens(
         checked_BT = _own(tokens, some, policy, hyper, ranks)[0]
         part = slice(some.stop)
         difference = _difference(checked_BT[part], sampled_BT[part], mask_BT[part], ranks)
-        reused = difference <= (AGREEMENT_BF16 if ranks.bf16 else AGREEMENT)
+        rounded = ranks.bf16 or hyper.rollout.engine != "own"
+        reused = difference <= (AGREEMENT_BF16 if rounded else AGREEMENT)
     if reused:
         own_BT, entropies_BT, values_BT = sampled_BT, -sampled_BT, None
     else:

@@ -238,15 +238,21 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
 
 def _check(ppo: Ppo, episodes: Episodes, experience: Experience, difference: float) -> None:
     """Check the invariants before the first step."""
+    served = ppo.hyper.rollout.engine != "own"
+    if served:  # at each update: another run may write its weights into a server any time
+        most = ppo.hyper.rollout.max_difference
+        check_rollout(difference, bf16=ppo.ranks.bf16, most=most)
     if ppo._checked:
         return
     mask_BT = experience.tokens.mask_BT
     check_equal_ranks(ppo.ranks.every(len(episodes)))
-    check_rollout(difference, bf16=ppo.ranks.bf16)
+    if not served:
+        check_rollout(difference, bf16=ppo.ranks.bf16)
     if ppo.update == 0 and ppo.reference_is_start:
         count = ppo.ranks.sum(mask_BT.sum().float())
         strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
-        check_reference(float(ppo.ranks.sum(strayed) / count), bf16=ppo.ranks.bf16)
+        rounded = ppo.ranks.bf16 or (served and ppo.hyper.reuse_logprobs)
+        check_reference(float(ppo.ranks.sum(strayed) / count), bf16=rounded)
 
 
 def _adapt(ppo: Ppo, kl: float) -> None:

@@ -99,7 +99,7 @@ class Optimization:
                         ratio=step.ratio,
                         approximate_kl=step.approximate_kl,
                         value_loss=step.value_loss,
-                        bf16=self.ranks.bf16,
+                        bf16=self.ranks.bf16 or self._from_a_server,
                     )
                 done.steps.append(step)
                 self._require_finite(step, update)
@@ -110,6 +110,11 @@ class Optimization:
                     done.stopped = True
                     return done
         return done
+
+    @property
+    def _from_a_server(self) -> bool:
+        """Whether the old log-probabilities may be those of another program."""
+        return self.hyper.reuse_logprobs and self.hyper.rollout.engine != "own"
 
     def _warming(self, update: int) -> bool:
         return update < self.hyper.value_warmup_updates

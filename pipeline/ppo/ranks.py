@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import UsageError
+from data.errors import RlhfError, UsageError
 from pipeline.sharding import make_accelerator
 
 __all__ = ["Ranks", "derived_seed", "make_accelerator"]
@@ -87,6 +87,28 @@ class Ranks:
 
         gathered: list[Any] = gather_object([value])
         return gathered
+
+    def everywhere(self, compute: Callable[[], T], *, failure: type[RlhfError]) -> T:
+        """Compute on every process, and fail on all of them alike where one does.
+
+        Else the others would wait for it until they time out, and none could save its state.
+
+        Args:
+            compute: the work of this process.
+            failure: what is raised on many processes, with the first one's sentence.
+        """
+        if self.size == 1:
+            return compute()
+        error: RlhfError | None = None
+        found: list[T] = []
+        try:
+            found.append(compute())
+        except RlhfError as raised:
+            error = raised
+        told = [text for text in self.gather(None if error is None else str(error)) if text]
+        if told:
+            raise failure(told[0]) from error
+        return found[0]
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this process's share of what all processes hold; sizes differ by one at most."""

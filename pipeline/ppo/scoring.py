@@ -6,14 +6,14 @@ A term and the sum are shaped alike: normalised by running statistics, then clip
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from data.errors import RewardError, RlhfError
+from data.errors import RewardError
 from pipeline.ppo.advantages import Moments, end_rule, moments
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
@@ -127,7 +127,7 @@ class RewardSum:
             RewardError: a scorer fails, here or on another process, or gave a number that is not
                 finite.
         """
-        found = _everywhere(ranks, lambda: self._scores(episodes, ranks))
+        found = ranks.everywhere(lambda: self._scores(episodes, ranks), failure=RewardError)
         parts: dict[str, Tensor] = {}
         raw_B = torch.zeros(len(episodes), device=ranks.device)
         sum_B = torch.zeros_like(raw_B)
@@ -185,24 +185,3 @@ def shaped(
         running.add(Moments(*ranks.sum(torch.stack(batch)).unbind()))
         scores_B = running.normalized(scores_B)
     return scores_B if clip is None else scores_B.clamp(-clip, clip)
-
-
-def _everywhere(ranks: Ranks, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Compute on every process, and fail on all of them alike where one does.
-
-    Else the others would wait for it until they time out, and none could save its state.
-    """
-    if ranks.size == 1:
-        return compute()
-    failure: RlhfError | None = None
-    found: list[Tensor] = []
-    try:
-        found = compute()
-    except RlhfError as error:
-        failure = error
-    if any(ranks.every(int(failure is not None))):
-        from accelerate.utils import gather_object
-
-        told = [text for text in gather_object([str(failure or "")]) if text]
-        raise RewardError(told[0]) from failure
-    return found

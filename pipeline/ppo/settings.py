@@ -77,6 +77,21 @@ class DoctorSettings(Settings):
     """identical_responses: share of different responses over the first update's."""
 
 
+class RolloutSettings(Settings):
+    """Who samples the responses; all but `engine` is for a vLLM server (Kwon et al. 2023)."""
+
+    engine: Literal["own", "vllm"] = "own"
+    """The sampler in the training process, or a vLLM server beside it that you start."""
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s?#]*)?$")] = "http://127.0.0.1:8000"
+    """Address of the server."""
+    timeout: PositiveNumber = 600.0
+    """Seconds without an answer, to a request or to new weights, after which the run stops."""
+    weights: str | None = None
+    """Folder both see, for the weights on their way; the stage's own when not given."""
+    max_difference: PositiveNumber = 0.05
+    """Mean absolute log ratio of server and policy, in nats a token, above which the run stops."""
+
+
 class Hyperparameters(Settings):
     """What PPO is run with; the defaults are design.md's."""
 
@@ -93,7 +108,7 @@ class Hyperparameters(Settings):
     score_batch_size: PositiveInt = 64
     """Episodes of one pass without gradients on one process."""
     generation_batch_size: PositiveInt = 128
-    """Episodes decoded together on one process."""
+    """Episodes decoded together on one process, or requests to a server at a time."""
 
     max_new_tokens: PositiveInt = 64
     """Longest response in tokens, its end included (N+: 53)."""
@@ -179,6 +194,8 @@ class Hyperparameters(Settings):
     """Updates between samples in samples.jsonl; 0 writes none."""
     sample_count: PositiveInt = 8
     """Episodes written then."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Who samples the responses."""
     doctor: DoctorSettings = DoctorSettings()
     """When an alarm rings, and what happens then."""
 
@@ -191,6 +208,15 @@ class Hyperparameters(Settings):
         if self.episodes < self.batch_size:
             raise ValueError(
                 f"episodes {self.episodes} are fewer than one batch of {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_server_tells_the_whole_distribution(self) -> Hyperparameters:
+        if self.rollout.engine == "vllm" and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                "rollout.engine: vllm gives log-probabilities after top_k and top_p, not those of "
+                "the policy; set top_k 0 and top_p 1, or rollout.engine: own"
             )
         return self
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.errors import HandOverError, RewardError, SourceError
+from data.errors import HandOverError, RewardError, RolloutError, SourceError
 from pipeline.artifacts import storage_errors
 from pipeline.config import (
     Lora,
@@ -131,8 +131,11 @@ class PpoSettings(StageSettings, Hyperparameters):
         return self
 
     def key_settings(self) -> dict[str, Any]:
-        """Leave out the doctor unless it decides which policy is published."""
+        """Leave out the doctor unless it decides what is published, and where a server is."""
         found = super().key_settings()
+        del found["rollout"]
+        if self.rollout.engine != "own":
+            found["rollout"] = {"engine": self.rollout.engine}
         if self.doctor.on_alarm != "best":
             del found["doctor"]
         return found
@@ -209,6 +212,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
         lora=settings.lora,
+        scratch=context.folder / "work",
     )
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     context.resume.track(samples, alarms)
@@ -228,8 +232,8 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
             metrics = train(
                 ppo, states=context.resume, outlets=outlets, should_stop=context.should_stop
             )
-        except RewardError:
-            # An update scores before it changes anything, so the state is that of the last one.
+        except (RewardError, RolloutError):
+            # Both come before an update changes anything: the state is that of the last one.
             save(ppo, context.resume)
             raise
     publish(ppo, context.folder)

@@ -131,6 +131,21 @@ def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str
     }
 
 
+def test_a_server_that_samples_is_left_out_and_said(tmp_path: Path, rows: str) -> None:
+    def plan(**rollout: Any) -> Plan:
+        stages = {
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r",
+                    "prompts": [{"path": rows}], "rollout": rollout}
+        }  # fmt: skip
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9})
+        return planned(tmp_path, stages, "H100", assumed=assumed)
+
+    own, served = plan(engine="own"), plan(engine="vllm")
+    phases = [{phase.name for phase in only(each).phases} for each in (own, served)]
+    assert phases[0] - phases[1] == {"sampling"} and phases[1] < phases[0]
+    assert any("its memory is not counted" in line for line in served.assumed.told["ppo"])
+
+
 def test_nodes_share_the_work_and_an_uneven_batch_is_a_problem(tmp_path: Path, rows: str) -> None:
     given = {"sft": {"rows": 1e6}}
     assumed = Assumptions(sizes={"hub:m": 3e9}, given=given, rates=Rates(overhead=0.0))
