@@ -26,7 +26,7 @@ from pipeline.models import (
 )
 from pipeline.ppo.learner import Average, Learner
 from pipeline.ppo.loop import Ppo
-from pipeline.ppo.modules import POLICY, Policy, ValueModel
+from pipeline.ppo.modules import POLICY, Policy, ValueModel, ValueReader
 from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
@@ -35,6 +35,8 @@ from pipeline.ppo.rollout import LocalEngine
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
+from reward.model import RewardModel
+from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def assemble(
     end_ids: Sequence[int] = (),
     trust_remote_code: bool = False,
     lora: Lora | None = None,
+    read_values: bool = False,
 ) -> Ppo:
     """Load the models and put a run together.
 
@@ -73,6 +76,7 @@ def assemble(
         end_ids: tokens that end a response beside the model's own.
         trust_remote_code: run code that the policy's checkpoint carries.
         lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
+        read_values: read values off the hidden states of the first reward that hangs on the trunk.
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
@@ -80,15 +84,17 @@ def assemble(
     pad_id = require_distinct_pad(tokenizer, policy_source)
     model = load_policy(policy_source, trust_remote_code=trust_remote_code)
     require_causal(model, policy_source)
-    head = _zero_head(model) if value_source is None else None
+    head = _zero_head(model) if value_source is None and not read_values else None
     assert lora is None or (value_source is None and reference_source is None)
     trunk = None if lora is None else _trunk(model, lora, policy_source, ranks)
     reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
+    reader, read_head = _reader(model, trunk, rewards) if read_values else (None, None)
     if hyper.gradient_checkpointing:
         _checkpoint_activations(model)
     policy = Policy(model, head, trunk, None if trunk is None else POLICY)
-    optimization = _optimization(policy, value_source, pretraining, hyper, ranks)
+    value = _value_learner(read_head or value_source, hyper, ranks)
+    optimization = _optimization(policy, value, pretraining, hyper, ranks)
     stops = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
     return Ppo(
         hyper=hyper,
@@ -102,6 +108,7 @@ def assemble(
         reference_is_start=reference_source is None,
         pad_id=pad_id,
         later_end_ids=end_ids if hyper.end_after else (),
+        reader=reader,
     )
 
 
@@ -129,25 +136,26 @@ def publish(ppo: Ppo, folder: Path) -> None:
     """Write `model/`, the average if there is one, and `value_model/`.
 
     Called on every process, the weights being gathered; the main process writes. On a shared trunk
-    the policy's adapter is merged into both, and stands in `adapter/` too.
+    the policy's adapter is merged into both (the reward model's into a value model that reads its
+    hidden states), and stands in `adapter/` too.
     """
     run, main = ppo.optimization, ppo.ranks.rank == 0
     trunk: Trunk | None = ppo.policy.trunk
 
-    def merged() -> AbstractContextManager[None]:
-        return nullcontext() if trunk is None else trunk.merged(POLICY)
+    def merged(name: str | None) -> AbstractContextManager[None]:
+        return nullcontext() if trunk is None or name is None else trunk.merged(name)
 
-    with (run.value or run.policy).whole() as module, merged():
+    seen = POLICY if ppo.reader is None else ppo.reader.adapter
+    with (run.value or run.policy).whole() as module, merged(seen):
         if main:
-            if run.value is None:
-                assert module.value_head is not None
-                value = _as_value_model(module.model, module.value_head, folder)
-            else:
+            if isinstance(module, ValueModel):
                 value = module.model
+            else:
+                value = _as_value_model(ppo.policy.model, module.value_head, folder)
             save_model(value, ppo.tokenizer, folder / "value_model")
     if run.average is not None:
         run.average.copy_to(ppo.policy)
-    with run.policy.whole() as policy, merged():
+    with run.policy.whole() as policy, merged(POLICY):
         if main:
             save_model(policy.model, ppo.tokenizer, folder / "model")
     if trunk is not None and main:
@@ -197,7 +205,7 @@ def _trunk(model: PreTrainedModel, lora: Lora, source: str | Path, ranks: Ranks)
 
 def _optimization(
     policy: Policy,
-    value_source: str | Path | None,
+    value: Learner | None,
     pretraining: Sequence[Sequence[int]] | None,
     hyper: Hyperparameters,
     ranks: Ranks,
@@ -209,7 +217,6 @@ def _optimization(
         ranks=ranks,
         head_rate=None if policy.trunk is None else hyper.value_learning_rate,
     )
-    value = None if value_source is None else _value_learner(value_source, hyper, ranks)
     language = None
     if pretraining is not None:
         order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
@@ -255,13 +262,48 @@ def _zero_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _value_learner(source: str | Path, hyper: Hyperparameters, ranks: Ranks) -> Learner:
-    model = load_value_model(source)
-    require_causal(model, source)
-    if hyper.gradient_checkpointing:
-        _checkpoint_activations(model)
+def _reader(
+    model: PreTrainedModel, trunk: Trunk | None, rewards: Sequence[Term[Scorer]]
+) -> tuple[Policy, nn.Linear]:
+    """Return what gives the hidden states that values are read off, and a head for them.
+
+    The head starts as the reward model's own: what it says of a part of a response is a first guess
+    of what it will say of the whole.
+
+    Raises:
+        ModelError: no reward hangs on the trunk.
+    """
+    for term in rewards:
+        scorer = term.scorer
+        if isinstance(scorer, RewardModel) and isinstance(scorer.module, TrunkScoring):
+            own = scorer.module.classifier.score
+            head = nn.Linear(own.in_features, 1)
+            with torch.no_grad():
+                head.weight.copy_(own.weight * term.weight)
+                head.bias.fill_(scorer.bias * term.weight)
+            return Policy(model, None, trunk, scorer.module.name), head
+    raise ModelError(
+        "value: reward reads values off the adapter of a reward model, and no reward has one; "
+        "train it with `lora` from the policy's checkpoint, or set value: shared"
+    )
+
+
+def _value_learner(
+    source: nn.Linear | str | Path | None, hyper: Hyperparameters, ranks: Ranks
+) -> Learner | None:
+    """Return the value model that a checkpoint or a head makes; None without either."""
+    if source is None:
+        return None
     rate = hyper.value_learning_rate or hyper.learning_rate
-    return Learner.of(ValueModel(model), learning_rate=rate, hyper=hyper, ranks=ranks)
+    if isinstance(source, nn.Linear):
+        module: nn.Module = ValueReader(source)
+    else:
+        model = load_value_model(source)
+        require_causal(model, source)
+        if hyper.gradient_checkpointing:
+            _checkpoint_activations(model)
+        module = ValueModel(model)
+    return Learner.of(module, learning_rate=rate, hyper=hyper, ranks=ranks)
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:

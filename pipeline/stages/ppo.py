@@ -60,8 +60,8 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Reward model, or a list of rewards."""
     reference: Annotated[str | None, Ref("policy")] = None
     """Checkpoint of the reference; the policy's start when not given (InstructGPT, N+)."""
-    value: Literal["separate", "shared"] = "separate"
-    """A value model of its own (N+), or a head on the policy's trunk."""
+    value: Literal["separate", "shared", "reward"] = "separate"
+    """A model of its own (N+), a head on the policy's trunk, or on the reward model's adapter."""
     trunk: Literal["separate", "shared"] = "separate"
     """Models of their own, or one, with adapters for policy and reward and a head for the value."""
     lora: Lora | None = None
@@ -99,6 +99,11 @@ class PpoSettings(StageSettings, Hyperparameters):
         if self.trunk == "separate":
             if self.lora is not None:
                 raise ValueError("lora is for trunk: shared; set that, or leave lora out")
+            if self.value == "reward":
+                raise ValueError(
+                    "value: reward reads the reward model's adapter on trunk: shared; set that, or "
+                    "value: separate"
+                )
             return self
         if self.value == "separate":
             raise ValueError("trunk: shared has one model for all; drop it or value: separate")
@@ -119,8 +124,8 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError("pretraining rows are named but ptx_coefficient is 0; set it above 0")
         if not self.reward:
             raise ValueError("reward names no reward")
-        if self.value == "shared" and self.value_start is not None:
-            raise ValueError("value_start is for value: separate; a shared head starts at 0")
+        if self.value != "separate" and self.value_start is not None:
+            raise ValueError("value_start is for value: separate; a head has a start of its own")
         if self.value == "shared" and self.score_position == "past_last":
             raise ValueError(
                 "score_position: past_last needs a value of the state after the last token, which "
@@ -209,6 +214,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
         lora=settings.lora,
+        read_values=settings.value == "reward",
     )
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     context.resume.track(samples, alarms)
@@ -326,7 +332,7 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
     from pipeline.ppo.assemble import fits_as_value_model
 
     settings = context.settings
-    if settings.value == "shared":
+    if settings.value != "separate":
         return None
     if settings.value_start is not None:
         return context.input("value_start")
