@@ -96,11 +96,7 @@ def generate(
     limits = _limits(model, prompts, sampling.max_new_tokens)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
-    # Equal prompts stand together, so that they are computed once.
-    opens = {tuple(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
-    order = sorted(
-        range(len(prompts)), key=lambda i: (-len(prompts[i]), opens[tuple(prompts[i])], i)
-    )
+    order = _longest_first(prompts)
     samples: list[Sample | None] = [None] * len(prompts)
     training = model.training
     model.eval()
@@ -125,6 +121,14 @@ def generate(
     for place, response in zip(order, decoder.responses, strict=True):
         samples[place] = Sample(response.token_ids, response.ended, response.logprobs)
     return [sample for sample in samples if sample is not None]
+
+
+def _longest_first(prompts: Sequence[list[int]]) -> list[int]:
+    """Return an order of prompts in which equal ones stand together, to be computed once."""
+    opens = {tuple(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
+    return sorted(
+        range(len(prompts)), key=lambda i: (-len(prompts[i]), opens[tuple(prompts[i])], i)
+    )
 
 
 def stream(

@@ -1,43 +1,37 @@
-"""Puts a run of PPO together from checkpoints, and takes it apart into what is published."""
+"""Puts a run of PPO together from checkpoints."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from data.errors import ModelError
 from pipeline.config import Lora
-from pipeline.generation import Sampling
 from pipeline.models import (
     eos_ids,
     load_policy,
     load_tokenizer,
     load_value_model,
     require_distinct_pad,
-    save_model,
-    value_head,
 )
+from pipeline.ppo.engines import make_engine
 from pipeline.ppo.learner import Average, Learner
 from pipeline.ppo.loop import Ppo
-from pipeline.ppo.modules import POLICY, Policy, ValueModel
+from pipeline.ppo.modules import POLICY, Policy, ValueModel, ValueReader
 from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
-from pipeline.ppo.rollout import LocalEngine, RolloutEngine
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
-from pipeline.ppo.vllm_engine import VllmEngine
-from pipeline.ppo.vllm_server import VllmServer
+from reward.model import RewardModel
+from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -61,6 +55,7 @@ def assemble(
     trust_remote_code: bool = False,
     lora: Lora | None = None,
     scratch: Path | None = None,
+    read_values: bool = False,
 ) -> Ppo:
     """Load the models and put a run together.
 
@@ -78,6 +73,7 @@ def assemble(
         trust_remote_code: run code that the policy's checkpoint carries.
         lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
         scratch: folder for the weights on their way to a server, where the settings name none.
+        read_values: read values off the hidden states of the first reward that hangs on the trunk.
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
@@ -85,22 +81,28 @@ def assemble(
     pad_id = require_distinct_pad(tokenizer, policy_source)
     model = load_policy(policy_source, trust_remote_code=trust_remote_code)
     require_causal(model, policy_source)
-    head = _zero_head(model) if value_source is None else None
+    head = _zero_head(model) if value_source is None and not read_values else None
     assert lora is None or (value_source is None and reference_source is None)
     trunk = None if lora is None else _trunk(model, lora, policy_source, ranks)
     reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
+    reader, read_head = _reader(model, trunk, rewards) if read_values else (None, None)
     if hyper.gradient_checkpointing:
         _checkpoint_activations(model)
     policy = Policy(model, head, trunk, None if trunk is None else POLICY)
-    optimization = _optimization(policy, value_source, pretraining, hyper, ranks)
+    value = _value_learner(read_head or value_source, hyper, ranks)
+    optimization = _optimization(policy, value, pretraining, hyper, ranks)
     ends = sorted({*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)})
-    learner = optimization.policy
-    engine: RolloutEngine
-    if hyper.rollout.engine == "vllm":
-        engine = _vllm_engine(learner, trunk, ends, hyper, ranks, policy_source, scratch)
-    else:
-        engine = _engine(learner, trunk, ends, pad_id, hyper, ranks)
+    engine = make_engine(
+        optimization.policy,
+        trunk,
+        end_ids=ends,
+        pad_id=pad_id,
+        hyper=hyper,
+        ranks=ranks,
+        source=policy_source,
+        scratch=scratch,
+    )
     return Ppo(
         hyper=hyper,
         ranks=ranks,
@@ -113,82 +115,8 @@ def assemble(
         reference_is_start=reference_source is None,
         pad_id=pad_id,
         later_end_ids=end_ids if hyper.end_after else (),
+        reader=reader,
     )
-
-
-def _engine(
-    policy: Learner,
-    trunk: Trunk | None,
-    end_ids: Sequence[int],
-    pad_id: int,
-    hyper: Hyperparameters,
-    ranks: Ranks,
-) -> LocalEngine:
-    return LocalEngine(
-        policy=policy,
-        sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
-        end_ids=end_ids,
-        pad_id=pad_id,
-        batch_size=hyper.generation_batch_size,
-        ranks=ranks,
-        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
-    )
-
-
-def _vllm_engine(
-    policy: Learner,
-    trunk: Trunk | None,
-    end_ids: Sequence[int],
-    hyper: Hyperparameters,
-    ranks: Ranks,
-    source: str | Path,
-    scratch: Path | None,
-) -> VllmEngine:
-    scratch = (scratch or Path.cwd()).resolve()
-    given = hyper.rollout.weights
-    # Runs that share a folder keep out of each other's way.
-    name = f"weights-{hashlib.sha256(str(scratch).encode()).hexdigest()[:12]}"
-    folder = scratch / "weights" if given is None else Path(given).expanduser() / name
-    return VllmEngine(
-        server=VllmServer(hyper.rollout.url, hyper.rollout.timeout, str(source)),
-        policy=policy,
-        max_new_tokens=hyper.max_new_tokens,
-        temperature=hyper.temperature,
-        end_ids=end_ids,
-        at_once=hyper.generation_batch_size,
-        folder=folder,
-        ranks=ranks,
-        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
-    )
-
-
-def publish(ppo: Ppo, folder: Path) -> None:
-    """Write `model/`, the average if there is one, and `value_model/`.
-
-    Called on every process, the weights being gathered; the main process writes. On a shared trunk
-    the policy's adapter is merged into both, and stands in `adapter/` too.
-    """
-    run, main = ppo.optimization, ppo.ranks.rank == 0
-    trunk: Trunk | None = ppo.policy.trunk
-
-    def merged() -> AbstractContextManager[None]:
-        return nullcontext() if trunk is None else trunk.merged(POLICY)
-
-    with (run.value or run.policy).whole() as module, merged():
-        if main:
-            if run.value is None:
-                assert module.value_head is not None
-                value = _as_value_model(module.model, module.value_head, folder)
-            else:
-                value = module.model
-            save_model(value, ppo.tokenizer, folder / "value_model")
-    if run.average is not None:
-        run.average.copy_to(ppo.policy)
-    with run.policy.whole() as policy, merged():
-        if main:
-            save_model(policy.model, ppo.tokenizer, folder / "model")
-    if trunk is not None and main:
-        trunk.save(POLICY, folder / "adapter", task="CAUSAL_LM")
 
 
 @torch.no_grad()
@@ -234,7 +162,7 @@ def _trunk(model: PreTrainedModel, lora: Lora, source: str | Path, ranks: Ranks)
 
 def _optimization(
     policy: Policy,
-    value_source: str | Path | None,
+    value: Learner | None,
     pretraining: Sequence[Sequence[int]] | None,
     hyper: Hyperparameters,
     ranks: Ranks,
@@ -246,7 +174,6 @@ def _optimization(
         ranks=ranks,
         head_rate=None if policy.trunk is None else hyper.value_learning_rate,
     )
-    value = None if value_source is None else _value_learner(value_source, hyper, ranks)
     language = None
     if pretraining is not None:
         order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
@@ -292,13 +219,48 @@ def _zero_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _value_learner(source: str | Path, hyper: Hyperparameters, ranks: Ranks) -> Learner:
-    model = load_value_model(source)
-    require_causal(model, source)
-    if hyper.gradient_checkpointing:
-        _checkpoint_activations(model)
+def _reader(
+    model: PreTrainedModel, trunk: Trunk | None, rewards: Sequence[Term[Scorer]]
+) -> tuple[Policy, nn.Linear]:
+    """Return what gives the hidden states that values are read off, and a head for them.
+
+    The head starts as the reward model's own: what it says of a part of a response is a first guess
+    of what it will say of the whole.
+
+    Raises:
+        ModelError: no reward hangs on the trunk.
+    """
+    for term in rewards:
+        scorer = term.scorer
+        if isinstance(scorer, RewardModel) and isinstance(scorer.module, TrunkScoring):
+            own = scorer.module.classifier.score
+            head = nn.Linear(own.in_features, 1)
+            with torch.no_grad():
+                head.weight.copy_(own.weight * term.weight)
+                head.bias.fill_(scorer.bias * term.weight)
+            return Policy(model, None, trunk, scorer.module.name), head
+    raise ModelError(
+        "value: reward reads values off the adapter of a reward model, and no reward has one; "
+        "train it with `lora` from the policy's checkpoint, or set value: shared"
+    )
+
+
+def _value_learner(
+    source: nn.Linear | str | Path | None, hyper: Hyperparameters, ranks: Ranks
+) -> Learner | None:
+    """Return the value model that a checkpoint or a head makes; None without either."""
+    if source is None:
+        return None
     rate = hyper.value_learning_rate or hyper.learning_rate
-    return Learner.of(ValueModel(model), learning_rate=rate, hyper=hyper, ranks=ranks)
+    if isinstance(source, nn.Linear):
+        module: nn.Module = ValueReader(source)
+    else:
+        model = load_value_model(source)
+        require_causal(model, source)
+        if hyper.gradient_checkpointing:
+            _checkpoint_activations(model)
+        module = ValueModel(model)
+    return Learner.of(module, learning_rate=rate, hyper=hyper, ranks=ranks)
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
@@ -308,20 +270,3 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
     """
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-
-
-def _as_value_model(model: PreTrainedModel, head: nn.Linear, folder: Path) -> Any:
-    """Return trunk and head as a token classifier, so that it loads in transformers."""
-    from transformers import AutoModelForTokenClassification
-
-    config = copy.deepcopy(model.config)
-    config.num_labels = 1
-    value = AutoModelForTokenClassification.from_config(config)
-    value.base_model.load_state_dict(model.base_model.state_dict())
-    target = value_head(value)
-    with torch.no_grad():
-        target.weight.copy_(head.weight)
-        if target.bias is None:
-            raise ModelError(f"{type(value).__name__} has no bias in its head; use value: separate")
-        target.bias.copy_(head.bias)
-    return value

@@ -22,7 +22,7 @@ from pipeline.ppo.advantages import (
 )
 from pipeline.ppo.kl import kl_estimate
 from pipeline.ppo.masking import ScorePosition, length_mask, masked_sum, value_mask
-from pipeline.ppo.modules import Policy, ValueModel
+from pipeline.ppo.modules import Policy, ValueModel, ValueReader
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.settings import Hyperparameters
@@ -123,6 +123,7 @@ class Experience:
         rewards_BT: KL penalty, and the score where `score_position` says; before whitening.
         advantages_BT: whitened as the settings say.
         returns_BT: targets of the values.
+        states_BTH: hidden states that values are read off (`value: reward`); else None.
     """
 
     tokens: Tokens
@@ -134,6 +135,7 @@ class Experience:
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
+    states_BTH: Tensor | None = None
 
 
 class PolicyScores(NamedTuple):
@@ -146,6 +148,7 @@ class PolicyScores(NamedTuple):
         reference_BT: log-probabilities of the reference.
         values_BT: of the value model.
         difference: mean absolute difference of roll-out and policy, over all processes.
+        states_BTH: hidden states that values are read off; None where they are not.
     """
 
     logprobs_BT: Tensor
@@ -153,6 +156,7 @@ class PolicyScores(NamedTuple):
     reference_BT: Tensor
     values_BT: Tensor
     difference: float
+    states_BTH: Tensor | None = None
 
 
 def sampled_logprobs(episodes: Episodes, mask_BT: Tensor) -> Tensor:
@@ -170,11 +174,14 @@ def score_tokens(
     sampled_BT: Tensor,
     policy: Policy,
     reference: Policy,
-    value: ValueModel | None,
+    value: ValueModel | ValueReader | None,
     hyper: Hyperparameters,
     ranks: Ranks,
+    reader: Policy | None = None,
 ) -> PolicyScores:
     """Score all response tokens without gradients; values come from the policy if it has a head.
+
+    With a `ValueReader`, `reader` is what gives the hidden states.
 
     With `reuse_logprobs` the policy is run on some episodes alone; where it agrees with the
     roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
@@ -196,18 +203,27 @@ def score_tokens(
         own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
         difference = _difference(own_BT, sampled_BT, mask_BT, ranks)
     reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
+    states_BTH: Tensor | None = None
     for piece in tokens.pieces(rows, size=hyper.score_batch_size):
         batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
         with ranks.autocast():
             reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
-            if value is not None:
+            if reader is not None:
+                read = reader.states(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
+                if states_BTH is None:
+                    states_BTH = read.new_zeros(*own_BT.shape, read.shape[-1])
+                states_BTH[piece.rows_M, :width] = read
+            elif value is not None:
                 values_MT = value(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
                 others_BT[piece.rows_M, :width] = values_MT
             elif reused:
                 others_BT[piece.rows_M, :width] = policy.values(*batch)
+    if states_BTH is not None:
+        assert isinstance(value, ValueReader)
+        others_BT = value(states_BTH, tokens.value_mask_BT)
     if values_BT is None:
         values_BT = others_BT
-    return PolicyScores(own_BT, entropies_BT, reference_BT, values_BT, difference)
+    return PolicyScores(own_BT, entropies_BT, reference_BT, values_BT, difference, states_BTH)
 
 
 def _own(
@@ -278,6 +294,7 @@ def make_experience(
         rewards_BT=rewards_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
+        states_BTH=scored.states_BTH,
     )
 
 
@@ -286,13 +303,16 @@ def everyones(experience: Experience, ranks: Ranks) -> Experience:
     if ranks.size == 1:
         return experience
     names = [f.name for f in fields(Experience) if f.name != "tokens"]
+    if experience.states_BTH is None:
+        names.remove("states_BTH")
     own, tokens = {name: getattr(experience, name).cpu() for name in names}, experience.tokens
     masks = (tokens.mask_BT.cpu(), tokens.value_mask_BT.cpu())
     parts = ranks.gather((tokens.ids, tokens.starts_B.cpu(), masks, own))
     width = max(mask_BT.shape[1] for _, _, (mask_BT, _), _ in parts)
 
     def joined(rows: list[Tensor]) -> Tensor:
-        wide = [functional.pad(whole_BT, (0, width - whole_BT.shape[1])) for whole_BT in rows]
+        inner = (0, 0) * (rows[0].dim() - 2)
+        wide = [functional.pad(w, (*inner, 0, width - w.shape[1])) for w in rows]
         return torch.cat(wide).to(tokens.device)
 
     mask_BT = joined([mask_BT for _, _, (mask_BT, _), _ in parts])

@@ -102,6 +102,7 @@ class Ppo:
         reference_is_start: whether the policy starts as the reference.
         pad_id: the padding token.
         later_end_ids: tokens that end a response from `end_after` on; the engine stops at none.
+        reader: gives the hidden states that values are read off, if they are.
         update: number of finished updates.
         kl_coefficient: weight of the KL penalty now.
         metrics: of the last update.
@@ -119,6 +120,7 @@ class Ppo:
     reference_is_start: bool
     pad_id: int
     later_end_ids: Sequence[int] = ()
+    reader: Policy | None = None
     update: int = 0
     kl_coefficient: float = field(init=False)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -232,6 +234,7 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
         value=None if value is None else ppo.ranks.unwrapped(value.module),
         hyper=ppo.hyper,
         ranks=ppo.ranks,
+        reader=ppo.reader,
     )
     return tokens, scored
 

@@ -107,6 +107,14 @@ class Policy(nn.Module):
         states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1]
         return _spread(self.value_head(states_NH)[:, 0].float(), rows_N, steps_N, mask_BT)
 
+    @torch.no_grad()
+    def states(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the last hidden states (B, T, H): at step t that before token t."""
+        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
+        states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1].float()
+        wide = states_NH.new_zeros(*mask_BT.shape, states_NH.shape[-1])
+        return wide.index_put((rows_N, steps_N), states_NH)
+
     def _states(self, ids_BL: Tensor) -> Tensor:
         """Return the last hidden state, or the logits where they are not its head's."""
         with nullcontext() if self.trunk is None else self.trunk.using(self.adapter):
@@ -115,6 +123,23 @@ class Policy(nn.Module):
                 return hidden
             logits: Tensor = self.model(input_ids=ids_BL, use_cache=False).logits
             return logits
+
+
+class ValueReader(nn.Module):
+    """Reads values off hidden states that nothing here trains, such as the reward model's.
+
+    Attributes:
+        value_head: linear, from a hidden state to a value.
+    """
+
+    def __init__(self, value_head: nn.Linear) -> None:
+        super().__init__()
+        self.value_head = value_head
+
+    def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the values (B, T), 0 outside the mask."""
+        values_BT = self.value_head(states_BTH)[..., 0].float()
+        return torch.where(mask_BT, values_BT, torch.zeros_like(values_BT))
 
 
 class ValueModel(nn.Module):

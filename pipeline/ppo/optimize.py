@@ -64,7 +64,7 @@ class Optimization:
 
     Attributes:
         policy: the policy, with a value head if `value` is None.
-        value: the separate value model.
+        value: the separate value model, or the head that reads the reward model's hidden states.
         average: moving average of the policy.
         pretraining: rows of PPO-ptx.
         hyper: the settings.
@@ -181,7 +181,10 @@ class Optimization:
             count=count,
         )
         values_MT = output.values_BT
-        if self.value is not None:
+        if experience.states_BTH is not None:
+            assert self.value is not None
+            values_MT = self.value.module(part(experience.states_BTH), value_mask_MT)
+        elif self.value is not None:
             values_MT = self.value.module(*places, value_mask_MT)
         regression = value_loss(
             values_BT=values_MT,

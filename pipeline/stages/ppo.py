@@ -10,7 +10,7 @@ alarm rang.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ from pipeline.config import (
     is_external,
 )
 from pipeline.ppo.settings import Hyperparameters
+from pipeline.stages._ppo_sources import carried_sources, pretraining_rows, records
 from pipeline.stages._rewards import (
     Reward,
     RewardTerm,
@@ -40,7 +41,6 @@ from pipeline.stages._rewards import (
 )
 
 if TYPE_CHECKING:
-    from data.records import Record
     from pipeline.context import StageContext
     from pipeline.handover import HandOver
     from pipeline.ppo.prompts import PreparedPrompt
@@ -60,8 +60,8 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Reward model, or a list of rewards."""
     reference: Annotated[str | None, Ref("policy")] = None
     """Checkpoint of the reference; the policy's start when not given (InstructGPT, N+)."""
-    value: Literal["separate", "shared"] = "separate"
-    """A value model of its own (N+), or a head on the policy's trunk."""
+    value: Literal["separate", "shared", "reward"] = "separate"
+    """A model of its own (N+), a head on the policy's trunk, or on the reward model's adapter."""
     trunk: Literal["separate", "shared"] = "separate"
     """Models of their own, or one, with adapters for policy and reward and a head for the value."""
     lora: Lora | None = None
@@ -99,6 +99,11 @@ class PpoSettings(StageSettings, Hyperparameters):
         if self.trunk == "separate":
             if self.lora is not None:
                 raise ValueError("lora is for trunk: shared; set that, or leave lora out")
+            if self.value == "reward":
+                raise ValueError(
+                    "value: reward reads the reward model's adapter on trunk: shared; set that, or "
+                    "value: separate"
+                )
             return self
         if self.value == "separate":
             raise ValueError("trunk: shared has one model for all; drop it or value: separate")
@@ -119,8 +124,8 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError("pretraining rows are named but ptx_coefficient is 0; set it above 0")
         if not self.reward:
             raise ValueError("reward names no reward")
-        if self.value == "shared" and self.value_start is not None:
-            raise ValueError("value_start is for value: separate; a shared head starts at 0")
+        if self.value != "separate" and self.value_start is not None:
+            raise ValueError("value_start is for value: separate; a head has a start of its own")
         if self.value == "shared" and self.score_position == "past_last":
             raise ValueError(
                 "score_position: past_last needs a value of the state after the last token, which "
@@ -161,7 +166,7 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     if settings.reference is not None:
         hand.require_same_tokenizer(settings.policy, settings.reference)
     if settings.pretraining is not None:
-        _carried_sources(settings, hand)
+        carried_sources(settings, hand)
     if settings.value_start is not None:
         hand.require_same_tokenizer(settings.policy, settings.value_start)
         hand.require_reward_head(settings.value_start)
@@ -187,8 +192,9 @@ def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
 def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     """Train, publish policy and value model, return the last update's metrics."""
     from pipeline.models import load_tokenizer, pick_device, resolve_bf16
-    from pipeline.ppo.assemble import assemble, publish
+    from pipeline.ppo.assemble import assemble
     from pipeline.ppo.loop import restore, save
+    from pipeline.ppo.publishing import publish
     from pipeline.ppo.ranks import Ranks, make_accelerator
     from pipeline.ppo.train import Outlets, train
 
@@ -206,13 +212,14 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scorers=_rewards(context, prompts[0], ranks.device),
         tokenizer=tokenizer,
         prompts=prompts,
-        pretraining=_pretraining(context, tokenizer),
+        pretraining=pretraining_rows(context, tokenizer),
         end_ids=_end_ids(settings, tokenizer),
         hyper=settings,
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
         lora=settings.lora,
         scratch=context.folder / "work",
+        read_values=settings.value == "reward",
     )
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     context.resume.track(samples, alarms)
@@ -254,7 +261,7 @@ def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[Prepare
 
     settings, report = context.settings, PromptReport()
     prompts = prepare_prompts(
-        _records(context, settings.prompts, "prompts"),
+        records(context, settings.prompts, "prompts"),
         tokenizer=tokenizer,
         max_tokens=settings.max_prompt_tokens,
         prefix_tokens=settings.prefix_tokens,
@@ -280,18 +287,6 @@ def _end_ids(settings: PpoSettings, tokenizer: Any) -> list[int]:
                 f"end_tokens names {token!r}, which is no token of {settings.policy}; leave it out"
             )
     return [vocabulary[token] for token in settings.end_tokens]
-
-
-def _records(
-    context: StageContext[PpoSettings], sources: tuple[SourceSettings, ...], field: str
-) -> Iterator[Record]:
-    from data.sources import ReadReport, read
-
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        yield from read(**source.read_arguments(), report=report)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
 
 
 def _rewards(
@@ -330,7 +325,7 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
     from pipeline.ppo.assemble import fits_as_value_model
 
     settings = context.settings
-    if settings.value == "shared":
+    if settings.value != "separate":
         return None
     if settings.value_start is not None:
         return context.input("value_start")
@@ -343,39 +338,6 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
         return context.input(first)
     context.say(f"the value model starts from the policy, not from the reward model: {problem}")
     return context.input("policy")
-
-
-def _pretraining(context: StageContext[PpoSettings], tokenizer: Any) -> list[list[int]] | None:
-    """Return the rows of PPO-ptx, None without."""
-    settings = context.settings
-    if settings.ptx_coefficient == 0:
-        return None
-    from pipeline.ppo.pretraining import text_rows
-
-    sources = settings.pretraining_sources or _carried_sources(settings, context.hand)
-    rows = text_rows(
-        _records(context, sources, "pretraining"),
-        tokenizer=tokenizer,
-        row_tokens=settings.pretraining_row_tokens,
-    )
-    context.say(f"{len(rows):,} pretraining rows")
-    return rows
-
-
-def _carried_sources(settings: PpoSettings, hand: HandOver) -> tuple[SourceSettings, ...]:
-    """Return the training sources of the stage that `pretraining` names.
-
-    Raises:
-        HandOverError: it is no stage with text to train on.
-    """
-    assert settings.pretraining is not None
-    sources = getattr(hand.settings(settings.pretraining), "train", None)
-    if not sources:
-        raise HandOverError(
-            f"stage {hand.name}: pretraining names {settings.pretraining}, which has no `train` "
-            "sources; name a pretrain stage of this recipe, or use pretraining_sources"
-        )
-    return tuple(sources)
 
 
 def _append(path: Path, rows: list[Mapping[str, object]]) -> None:

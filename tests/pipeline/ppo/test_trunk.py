@@ -11,10 +11,10 @@ import torch
 
 from pipeline.checkpoint import ResumeStore
 from pipeline.config import Lora
-from pipeline.ppo.assemble import publish
 from pipeline.ppo.experience import sampled_logprobs
 from pipeline.ppo.loop import _look, _roll_out, restore, run_update, save
 from pipeline.ppo.modules import Policy
+from pipeline.ppo.publishing import publish
 
 Build = Callable[..., Any]
 LORA = Lora(rank=4, alpha=8)

@@ -1,0 +1,85 @@
+"""Chooses what samples the responses: this process, or a server of vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.generation import Sampling
+from pipeline.ppo.learner import Learner
+from pipeline.ppo.modules import POLICY
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.rollout import LocalEngine, RolloutEngine
+from pipeline.ppo.settings import Hyperparameters
+from pipeline.ppo.vllm_engine import VllmEngine
+from pipeline.ppo.vllm_server import VllmServer
+
+if TYPE_CHECKING:
+    from reward.adapters import Trunk
+
+
+def make_engine(
+    policy: Learner,
+    trunk: Trunk | None,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    source: str | Path,
+    scratch: Path | None,
+) -> RolloutEngine:
+    """Return what samples responses.
+
+    Args:
+        policy: what is sampled from.
+        trunk: what its adapter hangs on, None without one.
+        end_ids: tokens that end a response at once.
+        pad_id: the padding token.
+        hyper: the settings; `rollout` names the engine.
+        ranks: the processes.
+        source: what the policy started from, the model that a server must hold.
+        scratch: folder for the weights on their way to a server, where the settings name none.
+    """
+    if hyper.rollout.engine == "vllm":
+        return _vllm_engine(policy, trunk, end_ids, hyper, ranks, source, scratch)
+    return LocalEngine(
+        policy=policy,
+        sampling=Sampling(hyper.max_new_tokens, hyper.temperature, hyper.top_k, hyper.top_p),
+        end_ids=end_ids,
+        pad_id=pad_id,
+        batch_size=hyper.generation_batch_size,
+        ranks=ranks,
+        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
+    )
+
+
+def _vllm_engine(
+    policy: Learner,
+    trunk: Trunk | None,
+    end_ids: Sequence[int],
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    source: str | Path,
+    scratch: Path | None,
+) -> VllmEngine:
+    scratch = (scratch or Path.cwd()).resolve()
+    given = hyper.rollout.weights
+    # Runs that share a folder keep out of each other's way.
+    name = f"weights-{hashlib.sha256(str(scratch).encode()).hexdigest()[:12]}"
+    folder = scratch / "weights" if given is None else Path(given).expanduser() / name
+    return VllmEngine(
+        server=VllmServer(hyper.rollout.url, hyper.rollout.timeout, str(source)),
+        policy=policy,
+        max_new_tokens=hyper.max_new_tokens,
+        temperature=hyper.temperature,
+        end_ids=end_ids,
+        at_once=hyper.generation_batch_size,
+        folder=folder,
+        ranks=ranks,
+        weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
+    )
