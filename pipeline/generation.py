@@ -97,7 +97,6 @@ def generate(
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
     order = _longest_first(prompts)
-    samples: list[Sample | None] = [None] * len(prompts)
     training = model.training
     model.eval()
     try:
@@ -118,9 +117,8 @@ def generate(
                 advance(decoder.finished - finished)
     finally:
         model.train(training)
-    for place, response in zip(order, decoder.responses, strict=True):
-        samples[place] = Sample(response.token_ids, response.ended, response.logprobs)
-    return [sample for sample in samples if sample is not None]
+    found = dict(zip(order, decoder.responses, strict=True))
+    return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(found.items())]
 
 
 def _longest_first(prompts: Sequence[list[int]]) -> list[int]:

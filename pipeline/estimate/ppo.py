@@ -135,6 +135,8 @@ def _add_sampling(
     looks += [("log-probabilities", m, positions, bf16) for m in (actors.policy, actors.reference)]
     if actors.value is not None:
         looks.append(("values", actors.value, 0.0, bf16))
+    if settings.value == "reward":  # the reward model's adapter on the policy's trunk
+        looks.append(("values", actors.policy, 0.0, bf16))
     for name, model, made, half in looks:
         flops = forward_flops(model, rows, positions=made)
         cost.parts.append(

@@ -159,6 +159,9 @@ def _kept(settings: PpoSettings, actors: Actors, cost: StageCost) -> dict[str, f
         kept["value model"] = FP32 * layout.share(actors.on_value)
     if actors.judges:
         kept["reward model"] = float(FP32 * sum(map(actors.judge_parameters, actors.judges)))
+    if settings.value == "reward":  # of all processes' episodes, as every one holds them
+        states = settings.batch_size * settings.max_new_tokens * policy.hidden
+        kept["states that values are read off"] = float(FP32 * states)
     if settings.ema_decay is not None:
         kept["average"] = FP32 * layout.share(actors.on_policy)
     return kept

@@ -79,44 +79,44 @@ def assemble(
         ModelError: a model can't be loaded or can't do its part.
     """
     pad_id = require_distinct_pad(tokenizer, policy_source)
-    model = load_policy(policy_source, trust_remote_code=trust_remote_code)
-    require_causal(model, policy_source)
-    head = _zero_head(model) if value_source is None and not read_values else None
-    assert lora is None or (value_source is None and reference_source is None)
-    trunk = None if lora is None else _trunk(model, lora, policy_source, ranks)
+    model, trunk = _start(policy_source, lora, ranks, trust=trust_remote_code)
     reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     reader, read_head = _reader(model, trunk, rewards) if read_values else (None, None)
-    if hyper.gradient_checkpointing:
-        _checkpoint_activations(model)
-    policy = Policy(model, head, trunk, None if trunk is None else POLICY)
-    value = _value_learner(read_head or value_source, hyper, ranks)
-    optimization = _optimization(policy, value, pretraining, hyper, ranks)
-    ends = sorted({*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)})
-    engine = make_engine(
-        optimization.policy,
-        trunk,
-        end_ids=ends,
-        pad_id=pad_id,
-        hyper=hyper,
-        ranks=ranks,
-        source=policy_source,
-        scratch=scratch,
-    )
+    policy = _policy(model, trunk, hyper, with_head=value_source is None and not read_values)
+    run = _optimization(policy, read_head or value_source, pretraining, hyper, ranks)
+    ends = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
     return Ppo(
         hyper=hyper,
         ranks=ranks,
         tokenizer=tokenizer,
         prompts=prompts,
-        engine=engine,
+        engine=make_engine(run.policy, trunk, ends, pad_id, hyper, ranks, policy_source, scratch),
         rewards=RewardSum(rewards),
-        optimization=optimization,
+        optimization=run,
         reference=reference,
         reference_is_start=reference_source is None,
         pad_id=pad_id,
         later_end_ids=end_ids if hyper.end_after else (),
         reader=reader,
     )
+
+
+def _start(
+    source: str | Path, lora: Lora | None, ranks: Ranks, *, trust: bool
+) -> tuple[PreTrainedModel, Trunk | None]:
+    """Load the policy's start, and make a trunk of it if the policy is an adapter."""
+    model = load_policy(source, trust_remote_code=trust)
+    require_causal(model, source)
+    return model, None if lora is None else _trunk(model, lora, source, ranks)
+
+
+def _policy(
+    model: PreTrainedModel, trunk: Trunk | None, hyper: Hyperparameters, *, with_head: bool
+) -> Policy:
+    head = _zero_head(model) if with_head else None
+    _checkpoint_activations(model, when=hyper.gradient_checkpointing)
+    return Policy(model, head, trunk, None if trunk is None else POLICY)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def _trunk(model: PreTrainedModel, lora: Lora, source: str | Path, ranks: Ranks)
 
 def _optimization(
     policy: Policy,
-    value: Learner | None,
+    value: nn.Linear | str | Path | None,
     pretraining: Sequence[Sequence[int]] | None,
     hyper: Hyperparameters,
     ranks: Ranks,
@@ -179,7 +179,8 @@ def _optimization(
         order = Order(len(pretraining), seed=ranks.seed, purpose="pretraining")
         language = PretrainingRows(pretraining, order)
     average = None if hyper.ema_decay is None else Average(policy, decay=hyper.ema_decay)
-    return Optimization(learner, value, average, language, hyper, ranks)
+    value_learner = _value_learner(value, hyper, ranks)
+    return Optimization(learner, value_learner, average, language, hyper, ranks)
 
 
 def _reference(
@@ -257,16 +258,16 @@ def _value_learner(
     else:
         model = load_value_model(source)
         require_causal(model, source)
-        if hyper.gradient_checkpointing:
-            _checkpoint_activations(model)
+        _checkpoint_activations(model, when=hyper.gradient_checkpointing)
         module = ValueModel(model)
     return Learner.of(module, learning_rate=rate, hyper=hyper, ranks=ranks)
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def _checkpoint_activations(model: PreTrainedModel, *, when: bool) -> None:
     """Compute activations again in the backward pass; transformers does so in train mode alone.
 
     Dropout is 0 in every model that was loaded here, so the mode changes nothing else.
     """
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    if when:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 def make_engine(
     policy: Learner,
     trunk: Trunk | None,
-    *,
     end_ids: Sequence[int],
     pad_id: int,
     hyper: Hyperparameters,
@@ -45,6 +44,7 @@ def make_engine(
         source: what the policy started from, the model that a server must hold.
         scratch: folder for the weights on their way to a server, where the settings name none.
     """
+    end_ids = sorted(set(end_ids))
     if hyper.rollout.engine == "vllm":
         return _vllm_engine(policy, trunk, end_ids, hyper, ranks, source, scratch)
     return LocalEngine(
