@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data.records import chat
+from pipeline.context import StageContext
 from pipeline.stages.sft import SftSettings
 
 QUESTIONS = [
@@ -136,5 +137,61 @@ def reward_model(
         scored.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         return tmp_path / name
+
+    return build
+
+
+@pytest.fixture
+def setting(
+    tmp_path: Path,
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Any],
+    make_context: Callable[..., Any],
+) -> Callable[..., StageContext[Any]]:
+    """Return a builder of contexts of a tiny run of PPO with a reward model."""
+    from transformers import LlamaForSequenceClassification
+
+    from pipeline.config import SourceSettings, references
+    from pipeline.stages.ppo import PpoSettings
+
+    tokenizer = tiny_tokenizer()
+    policy = save_policy(tokenizer)
+    torch.manual_seed(1)
+    reward_folder = tmp_path / "rm"
+    scored = LlamaForSequenceClassification.from_pretrained(
+        policy, num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    torch.nn.init.normal_(scored.score.weight)
+    scored.save_pretrained(reward_folder)
+    tokenizer.save_pretrained(reward_folder)
+    prompts = tmp_path / "prompts.jsonl"
+    asked = [f"What is {a} + {b}?" for a in range(4) for b in range(3)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+
+    def build(
+        folder: str = "ppo", *, stop_after: int | None = None, **changes: Any
+    ) -> StageContext[Any]:
+        settings = PpoSettings(
+            **{
+                "policy": str(policy),
+                "reward": str(reward_folder),
+                "prompts": [SourceSettings(path=str(prompts))],
+                "episodes": 32,
+                "batch_size": 8,
+                "epochs": 2,
+                "minibatches": 2,
+                "micro_batch_size": 2,
+                "max_new_tokens": 6,
+                "max_prompt_tokens": 40,
+                "temperature": 1.0,
+                "learning_rate": 1e-2,
+                "save_every": 1,
+                "sample_every": 2,
+                "sample_count": 2,
+                **changes,
+            }
+        )
+        inputs = {path: target for path, (target, _) in references(settings).items()}
+        return make_context(settings, inputs, tmp_path / folder, name="ppo", stop_after=stop_after)
 
     return build

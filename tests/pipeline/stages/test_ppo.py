@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError
-from pipeline.config import SourceSettings, references
-from pipeline.context import StageContext
+from pipeline.config import SourceSettings
 from pipeline.handover import HandOver
 from pipeline.stages.ppo import KIND, PpoSettings, check, run
 from pipeline.stages.reward import RewardSettings
-from reward.adapter_files import trunk_digest
 
 Build = Callable[..., Any]
 NAMED = [
@@ -34,56 +32,6 @@ NAMED = [
     "objective/kl_coefficient",
     "objective/response_length",
 ]
-
-
-@pytest.fixture
-def setting(
-    tmp_path: Path, tiny_tokenizer: Build, save_policy: Build, make_context: Build
-) -> Callable[..., StageContext[Any]]:
-    """Return a builder of contexts of a tiny run of PPO with a reward model."""
-    from transformers import LlamaForSequenceClassification
-
-    tokenizer = tiny_tokenizer()
-    policy = save_policy(tokenizer)
-    torch.manual_seed(1)
-    reward_folder = tmp_path / "rm"
-    scored = LlamaForSequenceClassification.from_pretrained(
-        policy, num_labels=1, pad_token_id=tokenizer.pad_token_id
-    )
-    torch.nn.init.normal_(scored.score.weight)
-    scored.save_pretrained(reward_folder)
-    tokenizer.save_pretrained(reward_folder)
-    prompts = tmp_path / "prompts.jsonl"
-    asked = [f"What is {a} + {b}?" for a in range(4) for b in range(3)]
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
-
-    def build(
-        folder: str = "ppo", *, stop_after: int | None = None, **changes: Any
-    ) -> StageContext[Any]:
-        settings = PpoSettings(
-            **{
-                "policy": str(policy),
-                "reward": str(reward_folder),
-                "prompts": [SourceSettings(path=str(prompts))],
-                "episodes": 32,
-                "batch_size": 8,
-                "epochs": 2,
-                "minibatches": 2,
-                "micro_batch_size": 2,
-                "max_new_tokens": 6,
-                "max_prompt_tokens": 40,
-                "temperature": 1.0,
-                "learning_rate": 1e-2,
-                "save_every": 1,
-                "sample_every": 2,
-                "sample_count": 2,
-                **changes,
-            }
-        )
-        inputs = {path: target for path, (target, _) in references(settings).items()}
-        return make_context(settings, inputs, tmp_path / folder, name="ppo", stop_after=stop_after)
-
-    return build
 
 
 @pytest.fixture(autouse=True)
@@ -271,36 +219,6 @@ def test_documents_give_prompts_of_their_first_tokens(setting: Build, tmp_path: 
 def test_long_prompts_are_dropped_counted_and_too_many_stop_the_run(setting: Build) -> None:
     with pytest.raises(SourceError, match=r"12 of 12 prompts were dropped.*max_prompt_tokens 2"):
         run(setting(max_prompt_tokens=2))
-
-
-def test_one_trunk_carries_the_reward_model_that_was_trained_on_it(
-    setting: Build, tmp_path: Path
-) -> None:
-    from reward.model import RewardModel
-    from reward.on_trunk import adapt, publish
-
-    policy = setting().settings.policy
-    for name, base in (("rm", policy), ("strange", str(tmp_path / "rm"))):
-        model = RewardModel.start(base, seed=3)
-        trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
-        torch.manual_seed(4)
-        for parameter in (*trunk.parameters("reward"), *trunk.model.parameters()):
-            if name == "strange" or any(parameter is p for p in trunk.parameters("reward")):
-                torch.nn.init.normal_(parameter, std=0.3)
-        trunk.digest = trunk_digest(trunk.model)
-        publish(model, trunk, tmp_path / name / "stage")
-    reward = tmp_path / "rm" / "stage" / "model"
-    more = {"trunk": "shared", "sample_every": 1, "sample_count": 8, "end_rule": "none"}
-    hung = setting("hung", reward=str(reward), **more)
-    metrics = run(hung)
-    model = RewardModel.load(reward, device="cpu")
-    for sample in rows(hung.folder / "samples.jsonl")[:8]:
-        (score,) = model.score([sample["prompt"]], [sample["response"]])
-        assert sample["score"] == pytest.approx(score, abs=1e-4)
-    assert (hung.folder / "adapter" / "adapter_model.safetensors").is_file()
-    assert metrics["objective/kl"] != 0
-    with pytest.raises(ModelError, match="was trained on a trunk with sha256"):
-        run(setting("other", reward=str(tmp_path / "strange" / "stage" / "model"), **more))
 
 
 def test_a_whole_reward_model_is_held_beside_the_trunk_and_said_to_be(setting: Build) -> None:

@@ -1,0 +1,139 @@
+"""PPO on one trunk: the reward model as an adapter, and values read off it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import Interrupted, ModelError
+from pipeline.stages.ppo import run
+from reward.adapter_files import trunk_digest
+from reward.model import RewardModel
+
+Build = Callable[..., Any]
+ONE = {"trunk": "shared", "sample_every": 1, "sample_count": 8, "end_rule": "none"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A model this small is slower on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def publish_adapter(tmp_path: Path) -> Callable[..., str]:
+    """Return what publishes a reward model as an adapter on a checkpoint."""
+    from reward.on_trunk import adapt, publish
+
+    def build(base: str, *, name: str = "hung", strange: bool = False) -> str:
+        model = RewardModel.start(base, seed=3)
+        trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
+        torch.manual_seed(4)
+        own = trunk.parameters("reward")
+        for parameter in (*own, *trunk.model.parameters()):
+            if strange or any(parameter is p for p in own):
+                torch.nn.init.normal_(parameter, std=0.3)
+        trunk.digest = trunk_digest(trunk.model)
+        model.set_bias(0.25)
+        publish(model, trunk, tmp_path / name / "stage")
+        return str(tmp_path / name / "stage" / "model")
+
+    return build
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / name / "model.safetensors")
+
+
+def test_one_trunk_carries_the_reward_model_that_was_trained_on_it(
+    setting: Build, publish_adapter: Build, tmp_path: Path
+) -> None:
+    reward = publish_adapter(setting().settings.policy)
+    hung = setting("hung-run", reward=reward, **ONE)
+    metrics = run(hung)
+    model = RewardModel.load(reward, device="cpu")
+    for sample in rows(hung.folder / "samples.jsonl")[:8]:
+        (score,) = model.score([sample["prompt"]], [sample["response"]])
+        assert sample["score"] == pytest.approx(score, abs=1e-4)
+    assert (hung.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert metrics["objective/kl"] != 0
+
+
+def test_an_adapter_of_another_trunk_is_refused(
+    setting: Build, publish_adapter: Build, tmp_path: Path
+) -> None:
+    reward = publish_adapter(str(tmp_path / "rm"), name="strange", strange=True)
+    with pytest.raises(ModelError, match="was trained on a trunk with sha256"):
+        run(setting("other", reward=reward, **ONE))
+
+
+def test_values_start_as_what_the_reward_model_says_of_each_beginning(
+    setting: Build, publish_adapter: Build
+) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    reward = publish_adapter(setting().settings.policy)
+    # A learning rate of almost nothing leaves the head as it started.
+    context = setting(
+        "read", reward=reward, value="reward", value_learning_rate=1e-12, episodes=8, **ONE
+    )
+    run(context)
+    value = AutoModelForTokenClassification.from_pretrained(context.folder / "value_model").eval()
+    judge = RewardModel.load(reward, device="cpu")
+    ids = torch.tensor([[60, 61, 62, 63, 64]])
+    with torch.no_grad():
+        told = value(ids).logits[0, :, 0]
+    for length in (1, 3, 5):
+        (score,) = judge.raw_scores([ids[0, :length].tolist()])
+        assert float(told[length - 1]) == pytest.approx(score + judge.bias, abs=1e-4)
+    assert judge.bias == 0.25
+
+
+def test_the_head_learns_and_an_interrupted_run_ends_alike(
+    setting: Build, publish_adapter: Build
+) -> None:
+    reward = publish_adapter(setting().settings.policy)
+    more = {
+        "reward": reward,
+        "value": "reward",
+        "value_warmup_updates": 1,
+        "value_learning_rate": 3e-2,
+        "value_clip": None,
+        "ema_decay": 0.9,
+        **ONE,
+    }
+    whole = setting("whole", episodes=64, **more)
+    run(whole)
+    logged = rows(whole.folder / "metrics.jsonl")
+    losses = [row["loss/value_avg"] for row in logged]
+    assert sum(losses[-2:]) < sum(losses[:2])
+    for stop_after in (0, 2):
+        with pytest.raises(Interrupted):
+            run(setting("cut", episodes=64, stop_after=stop_after, **more))
+    cut = setting("cut", episodes=64, **more)
+    run(cut)
+    for name in ("model", "value_model"):
+        ours, theirs = weights(cut.folder, name), weights(whole.folder, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_values_can_only_be_read_off_an_adapter(setting: Build) -> None:
+    with pytest.raises(ModelError, match="value: reward reads values off the adapter"):
+        run(setting(value="reward", **ONE))
+    with pytest.raises(ValueError, match="on trunk: shared; set that"):
+        setting(value="reward")
