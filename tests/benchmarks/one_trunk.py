@@ -30,7 +30,6 @@ def prepared(source: Path, run: Path) -> None:
     for stage in BEFORE:
         if not (run / stage).exists():
             shutil.copytree(source / stage, run / stage)
-    shutil.copy(source / "recipe.yaml", run / "recipe.yaml")
 
 
 def report(run: Path) -> dict[str, Any]:
