@@ -14,9 +14,10 @@ import sqlalchemy as sa
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError
 from data.labels import rows, tables
+from data.labels.choice import take_slot
 from data.labels.database import Database, new_id
 from data.labels.qualification import agreed_pairs
-from data.labels.queue import give_back, lock, take_slot
+from data.labels.queue import give_back, lock
 from data.labels.records import (
     SKIP_REASONS,
     CampaignSettings,

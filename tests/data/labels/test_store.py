@@ -243,7 +243,7 @@ def test_tasks_are_stored_once_and_campaigns_found_again(store: Store) -> None:
     newer = store.campaigns.create("ranking", campaign.settings, "Be kind.")
     assert (newer.id, newer.guidelines_version) == (campaign.id, 2)
     assert store.campaigns.list() == [newer]
-    with pytest.raises(UsageError, match="begun with overlap 0.0, now it is 0.5"):
+    with pytest.raises(UsageError, match=r"begun with overlap 0\.0, now it is 0\.5"):
         store.campaigns.create("ranking", CampaignSettings(mode="rank", overlap=0.5), "Be fair.")
 
 
