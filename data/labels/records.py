@@ -268,3 +268,66 @@ class Progress:
     labels: int
     wanted: int
     annotators: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How a label of a gold task compares with the known ranks.
+
+    Attributes:
+        pairs: pairs of completions that the gold ranks order.
+        agreed: how many of them the label orders the same way; a tie is not the same.
+        note: why the gold ranks are what they are.
+    """
+
+    ranks: list[int]
+    gold_ranks: list[int]
+    pairs: int
+    agreed: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Qualification:
+    """How far an annotator is with the qualification of a campaign.
+
+    Attributes:
+        needed: tasks to do before it is judged.
+        done: tasks done.
+        pairs: pairs that the gold ranks order, of the last `needed` tasks done.
+        agreed: how many of those pairs were ordered the same way.
+        passed: nothing more to do; also where nothing is needed.
+        failed: not passed, and no gold task is left to try again with.
+    """
+
+    needed: int
+    done: int
+    pairs: int
+    agreed: int
+    passed: bool
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Invite:
+    """A way in for one person, once."""
+
+    id: str
+    role: Role
+    name: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A signed-in browser; `csrf` is derived from the token, which is not stored."""
+
+    id: str
+    annotator: Annotator
+    csrf: str
+    created_at: datetime
+    expires_at: datetime
