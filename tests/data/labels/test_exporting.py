@@ -249,8 +249,15 @@ def test_what_json_cannot_hold_is_told(label, tmp_path):
     rows = [label("t", "ann", [1, 2], new={"meta": {"score": float("nan")}})]
     with pytest.raises(SourceError, match="a number that JSON can't"):
         export_labels(rows, folder=tmp_path, what="rankings")
-    with pytest.raises(SourceError, match="'_label'"):
-        export_parts([label("t", "ann", [1, 2], new={"meta": {"_label": 1}})], what="rankings")
+
+
+def test_what_an_earlier_export_left_in_a_prompt_is_not_carried_on(label):
+    rows = [label("t", "ann", [1, 2], new={"meta": {"_label": 1, "_votes": 2, "topic": "tea"}})]
+    for consolidation in ("annotator", "majority"):
+        parts, _ = export_parts(rows, what="rankings", consolidation=consolidation)
+        meta = loaded(parts["rankings.jsonl"])[0]["meta"]
+        assert meta.pop("topic") == "tea"
+        assert not {1, 2} & {value for value in meta.values() if isinstance(value, int)}
 
 
 def test_the_csv_is_one_table(rows):
