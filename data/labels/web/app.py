@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, RlhfError
 from data.labels.database import Database
+from data.labels.web import views_admin as admin
 from data.labels.web import views_entry as entry
 from data.labels.web import views_label as label
 from data.labels.web.pages import STATIC, render
@@ -86,7 +87,26 @@ def _routes() -> list[BaseRoute]:
         _get("/t/{assignment}/feedback", label.feedback),
         _get("/t/{assignment}/revise", label.revision),
         _post("/t/{assignment}/revise", label.revise),
+        *_admin_routes(),
         Mount("/static", _Static(directory=STATIC)),
+    ]
+
+
+def _admin_routes() -> list[BaseRoute]:
+    one = "/admin/campaigns/{campaign}"
+    return [
+        _get("/admin", admin.campaigns, "admin"),
+        _get(one, admin.campaign, "admin"),
+        _get(f"{one}/statistics", admin.statistics, "admin"),
+        _get(f"{one}/giveaways", admin.giveaways, "admin"),
+        _post(f"{one}/exports/{{what}}", admin.export, "admin"),
+        _post(f"{one}/close", admin.close, "admin"),
+        _get("/admin/annotators", admin.annotators, "admin"),
+        _post("/admin/annotators/{annotator}/sign-out", admin.sign_out, "admin"),
+        _post("/admin/annotators/{annotator}/deactivate", admin.deactivate, "admin"),
+        _post("/admin/invites", admin.invite, "admin"),
+        _post("/admin/invites/{invite}/revoke", admin.revoke_invite, "admin"),
+        _get("/admin/audit", admin.audit, "admin"),
     ]
 
 

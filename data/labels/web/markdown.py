@@ -18,35 +18,10 @@ from markupsafe import Markup
 
 LONGEST = 100_000
 """Characters; a longer text is shown as it is."""
-_TAGS = set(
-    [
-        "p",
-        "br",
-        "hr",
-        "em",
-        "strong",
-        "s",
-        "code",
-        "pre",
-        "blockquote",
-        "ul",
-        "ol",
-        "li",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "span",
-    ]
-)
+_TAGS = {
+    *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
+}
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -59,8 +34,14 @@ _PARSER = _parser()
 
 
 @lru_cache(maxsize=2048)
-def to_html(text: str) -> Markup:
-    """Return a text in Markdown as safe HTML."""
+def to_html(text: str, below: int = 3) -> Markup:
+    """Return a text in Markdown as safe HTML.
+
+    Args:
+        text: of a model, or of us.
+        below: by how much its headings are lower than it says; the page has headings of its own,
+            which screen readers go by.
+    """
     text = _CONTROLS.sub("\ufffd", text).encode("utf-8", "replace").decode("utf-8")
     if len(text) > LONGEST:
         return Markup("<pre>{}</pre>").format(text)
@@ -71,8 +52,7 @@ def to_html(text: str) -> Markup:
         elif token.type == "fence":
             token.info = ""
         elif token.type == "heading_open" or token.type == "heading_close":
-            # The page has headings of its own, which screen readers go by.
-            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + below)}"
     html = _PARSER.renderer.render(tokens, _PARSER.options, {})
     return Markup(nh3.clean(html, tags=_TAGS, attributes={"ol": {"start"}}))
 

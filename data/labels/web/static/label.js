@@ -15,6 +15,7 @@
   const places = cards.map((_, place) => place);
   const tiersBox = byId("tiers");
   const trayBox = document.querySelector(".tray .slot");
+  const submitText = byId("submit-text").textContent;
   const kept = `sheet ${base}${revising ? " revision" : ""}`;
 
   // ---- what is filled in
@@ -131,7 +132,9 @@
     if (ratings) todo.push(`${ratings} to rate`);
     if (unplaced) todo.push(mode === "pairs" ? "choose one" : `${unplaced} to place`);
     byId("todo").textContent = todo.length ? `Left: ${todo.join(", ")}` : "";
-    byId("submit").disabled = todo.length > 0 || leaving;
+    const onward = sheet.phase === "rate" && unplaced > 0;
+    byId("submit").disabled = leaving || (onward ? ratings > 0 : todo.length > 0);
+    byId("submit-text").textContent = onward ? "Go on to ranking" : submitText;
     byId("undo").disabled = past.length === 0;
     showContradictions();
   }
@@ -306,7 +309,7 @@
 
   async function submit() {
     const { ratings, places: unplaced } = missing();
-    if (mode === "rate_and_rank" && sheet.phase === "rate" && !ratings && unplaced) {
+    if (sheet.phase === "rate" && !ratings && unplaced) {
       return setPhase("rank");
     }
     if (ratings || unplaced) return say(byId("todo").textContent);

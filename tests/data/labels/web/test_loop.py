@@ -25,7 +25,7 @@ def test_from_the_invite_to_the_next_task(
     ann.come_in(token)
 
     page = ann.follow("/")
-    assert "<h4>Be fair</h4>" in page.text and "<em>true</em>" in page.text
+    assert "<h1>Be fair</h1>" in page.text and "<em>true</em>" in page.text
     sent = ann.post(f"/c/{campaign.id}/guidelines", {"csrf": ann.token("/"), "version": "1"})
     first = ann.task(sent.headers["location"])
 
