@@ -38,6 +38,13 @@ class Campaigns:
             UsageError: settings that make no sense, or other ones than it was begun with.
         """
         _check(settings)
+        try:
+            return self._create(name, settings, guidelines, by)
+        except sa.exc.IntegrityError:
+            # Somebody else created it just now, so that now it is found.
+            return self._create(name, settings, guidelines, by)
+
+    def _create(self, name: str, settings: CampaignSettings, guidelines: str, by: str) -> Campaign:
         with self.database.write() as connection:
             row = connection.execute(
                 sa.select(tables.campaigns).where(tables.campaigns.c.name == name).with_for_update()

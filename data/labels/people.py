@@ -49,7 +49,7 @@ class People:
         token, now = secrets.token_urlsafe(32), self.database.now()
         invite = Invite(new_id(), role, name, by, now, now + timedelta(hours=hours))
         with self.database.write() as connection:
-            known = _person(connection, name)
+            known = _named(connection, name, "person")
             if known is not None and known.role != role:
                 raise UsageError(f"{name!r} is an {known.role}, so invite them as that: {role}")
             if known is not None and not known.active:
@@ -89,7 +89,7 @@ class People:
             ).one_or_none()
             if row is None:
                 raise NotYoursError("this invite is not valid any more: ask for a new one")
-            annotator = _person(connection, row.name)
+            annotator = _named(connection, row.name, "person")
             if annotator is None:
                 annotator = self._insert(connection, row.name, "person", row.role)
             if not annotator.active or annotator.role != row.role:
@@ -157,14 +157,21 @@ class People:
     def add(self, name: str, kind: AnnotatorKind, *, role: Role = "annotator") -> Annotator:
         """Store an annotator, or return the one of this kind and name that is there."""
         name = _name(name)
-        with self.database.write() as connection:
-            query = sa.select(*rows.ANNOTATOR).where(
-                tables.annotators.c.kind == kind, tables.annotators.c.name == name
-            )
-            row = connection.execute(query).one_or_none()
-            if row is not None:
-                return rows.annotator(row)
-            return self._insert(connection, name, kind, role)
+        found = self._find(name, kind)
+        if found is not None:
+            return found
+        try:
+            with self.database.write() as connection:
+                return self._insert(connection, name, kind, role)
+        except sa.exc.IntegrityError:
+            # Somebody else added them just now.
+            found = self._find(name, kind)
+            assert found is not None
+            return found
+
+    def _find(self, name: str, kind: AnnotatorKind) -> Annotator | None:
+        with self.database.read() as connection:
+            return _named(connection, name, kind)
 
     def get(self, annotator_id: str) -> Annotator | None:
         """Return the annotator of this id."""
@@ -269,10 +276,10 @@ class People:
                 self.audit.write(connection, by, action, row.id)
 
 
-def _person(connection: sa.Connection, name: str) -> Annotator | None:
+def _named(connection: sa.Connection, name: str, kind: AnnotatorKind) -> Annotator | None:
     row = connection.execute(
         sa.select(*rows.ANNOTATOR).where(
-            tables.annotators.c.kind == "person", tables.annotators.c.name == name
+            tables.annotators.c.kind == kind, tables.annotators.c.name == name
         )
     ).one_or_none()
     return None if row is None else rows.annotator(row)

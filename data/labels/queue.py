@@ -5,12 +5,11 @@ the same transaction that stores the assignment; a lease that ran out, a skip an
 count them up again. An annotator who comes back late gets the same assignment again, with its order
 and draft, unless somebody else took the slot meanwhile.
 
-Locks are taken in one order (annotator, assignment, task), so that PostgreSQL sees no deadlock.
+Locks are taken in one order (assignment, task), so that PostgreSQL sees no deadlock.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,22 +17,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from data.errors import LabelConflictError, NotYoursError
-from data.labels import rows, selection, tables
+from data.labels import rows, tables
+from data.labels.choice import Plan, Turn, take_slot
 from data.labels.database import Database, new_id
 from data.labels.qualification import qualification
 from data.labels.records import (
     Assignment,
     CampaignSettings,
-    Purpose,
     Qualification,
-    Strategy,
 )
 
-POOL = 500
-"""Tasks that a choice is made among: the first that are free, in the order of their place."""
-REPEAT_AFTER = 5
-"""Labels that lie between a task and its repeat, at least."""
-
+_ATTEMPTS = 5
 _given, _task = tables.assignments.c, tables.tasks.c
 
 
@@ -54,19 +48,26 @@ class Queue:
             NotYoursError: no such campaign, or no such annotator who is active.
         """
         self.return_expired(campaign_id)
-        with self.database.write() as connection:
-            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
-            settings = CampaignSettings(**campaign.settings)
-            until = self.database.now() + timedelta(seconds=settings.lease_seconds)
-            found = self._open(connection, annotator_id, campaign_id, until)
-            if found is None and not campaign.closed:
-                found = self._take_back(connection, annotator_id, campaign_id, until)
-            if found is None and not campaign.closed:
-                turn = _Turn(connection, settings, annotator, campaign_id)
-                found = self._give(turn, campaign.guidelines_version, until)
-            if found is None:
+        for _ in range(_ATTEMPTS):
+            with self.database.read() as connection:
+                annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
+                before = self._before(connection, annotator_id, campaign_id, lock=False)
+                for row in before:
+                    if row.state == "open" and row.leased_until >= self.database.now():
+                        return _assignment(connection, row.id)
+                turn = None
+                if not campaign.closed:
+                    turn = Turn(connection, campaign, annotator)
+                plan = turn.plan() if turn else None
+            if not before and plan is None:
                 return None
-            return _assignment(connection, found)
+            try:
+                with self.database.write(durable=False) as connection:
+                    return self._settle(connection, campaign, annotator_id, turn, plan)
+            except sa.exc.IntegrityError:
+                # The same annotator got something in another tab meanwhile.
+                continue
+        raise LabelConflictError("tasks were asked for in several tabs at once: try again")
 
     def assignment(self, assignment_id: str, annotator_id: str) -> Assignment | None:
         """Return the assignment if it is this annotator's."""
@@ -122,7 +123,7 @@ class Queue:
     def qualification(self, annotator_id: str, campaign_id: str) -> Qualification:
         """Return how far the annotator is with the qualification."""
         with self.database.read() as connection:
-            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id, lock=False)
+            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
             settings = CampaignSettings(**campaign.settings)
             return qualification(connection, settings, annotator, campaign_id)
 
@@ -143,220 +144,83 @@ class Queue:
                 give_back(connection, row, "returned", self.database.now())
             return len(late)
 
-    def _open(
-        self, connection: sa.Connection, annotator_id: str, campaign_id: str, until: Any
-    ) -> str | None:
-        row = connection.execute(
-            sa.select(_given.id, _given.leased_until)
-            .where(
-                _given.annotator_id == annotator_id,
-                _given.campaign_id == campaign_id,
-                _given.state == "open",
-            )
-            .with_for_update()
-        ).one_or_none()
-        if row is None:
-            return None
-        if row.leased_until < self.database.now():
-            connection.execute(
-                tables.assignments.update().where(_given.id == row.id).values(leased_until=until)
-            )
-        return str(row.id)
-
-    def _take_back(
-        self, connection: sa.Connection, annotator_id: str, campaign_id: str, until: Any
-    ) -> str | None:
-        returned = connection.execute(
+    def _before(
+        self, connection: sa.Connection, annotator_id: str, campaign_id: str, *, lock: bool
+    ) -> Sequence[Any]:
+        """Return what is open or was returned, an open one first."""
+        query = (
             sa.select(tables.assignments)
             .where(
                 _given.annotator_id == annotator_id,
                 _given.campaign_id == campaign_id,
-                _given.state == "returned",
+                _given.state.in_(("open", "returned")),
             )
-            .order_by(_given.given_at.desc())
-            .with_for_update()
-        ).all()
-        for row in returned:
-            if not row.takes_slot or take_slot(connection, row.task_id, wait=False):
-                connection.execute(
-                    tables.assignments.update()
-                    .where(_given.id == row.id)
-                    .values(state="open", leased_until=until, ended_at=None)
-                )
-                return str(row.id)
-        return None
-
-    def _give(self, turn: _Turn, guidelines_version: int, until: Any) -> str | None:
-        choice = turn.choose()
-        if choice is None:
-            return None
-        task_id, completions, purpose, strategy, probability = choice
-        order = list(range(completions))
-        turn.rng.shuffle(order)
-        assignment_id = new_id()
-        turn.connection.execute(
-            tables.assignments.insert().values(
-                id=assignment_id,
-                task_id=task_id,
-                campaign_id=turn.campaign_id,
-                annotator_id=turn.annotator.id,
-                purpose=purpose,
-                state="open",
-                takes_slot=purpose == "label",
-                shown=order,
-                strategy=strategy,
-                probability=probability,
-                guidelines_version=guidelines_version,
-                given_at=self.database.now(),
-                leased_until=until,
-            )
+            .order_by(_given.state, _given.given_at.desc())
         )
-        return assignment_id
+        return connection.execute(query.with_for_update() if lock else query).all()
 
-
-_Choice = tuple[str, int, Purpose, Strategy, float]
-"""A task's id, how many completions it has, why it is given, by which strategy, how likely."""
-
-
-class _Turn:
-    """One choice for one annotator, inside the transaction that stores it."""
-
-    def __init__(
+    def _settle(
         self,
         connection: sa.Connection,
-        settings: CampaignSettings,
-        annotator: Any,
-        campaign_id: str,
-    ) -> None:
-        self.connection = connection
-        self.settings = settings
-        self.annotator = annotator
-        self.campaign_id = campaign_id
-        given = connection.execute(
-            sa.select(sa.func.count()).where(
-                _given.annotator_id == annotator.id, _given.campaign_id == campaign_id
+        campaign: Any,
+        annotator_id: str,
+        turn: Turn | None,
+        plan: Plan | None,
+    ) -> Assignment | None:
+        """Give the annotator what they had, or else what was planned."""
+        seconds = CampaignSettings(**campaign.settings).lease_seconds
+        until = self.database.now() + timedelta(seconds=seconds)
+        for row in self._before(connection, annotator_id, campaign.id, lock=True):
+            if row.state == "returned" and (
+                campaign.closed
+                or (row.takes_slot and not take_slot(connection, row.task_id, wait=False))
+            ):
+                continue
+            connection.execute(
+                tables.assignments.update()
+                .where(_given.id == row.id)
+                .values(state="open", leased_until=until, ended_at=None)
             )
-        ).scalar_one()
-        # The same people who come in the same order get the same tasks in the same order.
-        self.rng = random.Random(f"{settings.seed} {annotator.kind} {annotator.name} {given}")
-
-    def choose(self) -> _Choice | None:
-        """Return what is next for the annotator."""
-        status = qualification(self.connection, self.settings, self.annotator, self.campaign_id)
-        if not status.passed:
-            return self._known_answer("qualification")
-        pool = self._pool()
-        if not pool:
+            return _assignment(connection, row.id)
+        taken = plan.take(connection, turn.rng) if turn and plan else None
+        if taken is None or turn is None or plan is None:
             return None
-        chance = self.rng.random()
-        special = None
-        if chance < self.settings.gold_share:
-            special = self._known_answer("gold")
-        elif chance < self.settings.gold_share + self.settings.repeat_share:
-            special = self._repeat()
-        return special or self._from_pool(pool)
-
-    def _mine(self, *purposes: Purpose) -> sa.Exists:
-        mine = tables.assignments.alias().c
-        return sa.exists().where(
-            mine.annotator_id == self.annotator.id,
-            mine.task_id == _task.id,
-            mine.purpose.in_(purposes),
+        task_id, probability = taken
+        row = connection.execute(sa.select(*rows.TASK).where(_task.id == task_id)).one()
+        order = list(range(len(row.t_completions)))
+        turn.rng.shuffle(order)
+        given = Assignment(
+            id=new_id(),
+            task=rows.task(row),
+            annotator_id=annotator_id,
+            purpose=plan.purpose,
+            order=order,
+            strategy=plan.strategy,
+            probability=probability,
+            leased_until=until,
+            guidelines_version=campaign.guidelines_version,
         )
+        self._store(connection, given)
+        return given
 
-    def _known_answer(self, purpose: Purpose) -> _Choice | None:
-        query = (
-            sa.select(_task.id, _task.completions)
-            .where(
-                _task.campaign_id == self.campaign_id,
-                _task.gold.is_(True),
-                ~self._mine("qualification", "gold"),
+    def _store(self, connection: sa.Connection, given: Assignment) -> None:
+        connection.execute(
+            tables.assignments.insert().values(
+                id=given.id,
+                task_id=given.task.id,
+                campaign_id=given.task.campaign_id,
+                annotator_id=given.annotator_id,
+                purpose=given.purpose,
+                state="open",
+                takes_slot=given.purpose == "label",
+                shown=given.order,
+                strategy=given.strategy,
+                probability=given.probability,
+                guidelines_version=given.guidelines_version,
+                given_at=self.database.now(),
+                leased_until=given.leased_until,
             )
-            .order_by(_task.place)
         )
-        found = self.connection.execute(query).all()
-        if not found:
-            return None
-        if purpose == "qualification":
-            # Everybody qualifies on the same tasks.
-            return found[0].id, len(found[0].completions), purpose, "random", 1.0
-        row = self.rng.choice(found)
-        return row.id, len(row.completions), purpose, "random", 1 / len(found)
-
-    def _repeat(self) -> _Choice | None:
-        query = (
-            sa.select(_task.id, _task.completions, self._mine("repeat").label("repeated"))
-            .select_from(rows.joined())
-            .where(
-                _given.annotator_id == self.annotator.id,
-                _given.campaign_id == self.campaign_id,
-                _given.purpose == "label",
-                _given.state == "done",
-            )
-            .order_by(_given.ended_at.desc(), _given.id)
-        )
-        done = self.connection.execute(query).all()
-        found = [row for row in done[REPEAT_AFTER:] if not row.repeated]
-        if not found:
-            return None
-        row = self.rng.choice(found)
-        return row.id, len(row.completions), "repeat", "random", 1 / len(found)
-
-    def _pool(self) -> Sequence[Any]:
-        query = (
-            sa.select(_task.id, _task.priority)
-            .where(
-                _task.campaign_id == self.campaign_id,
-                _task.gold.is_(False),
-                _task.slots_left > 0,
-                ~self._mine("label"),
-            )
-            .order_by(_task.place, _task.id)
-            .limit(POOL)
-        )
-        return self.connection.execute(query).all()
-
-    def _from_pool(self, pool: Sequence[Any]) -> _Choice | None:
-        left = list(pool)
-        weights = selection.probabilities([row.priority for row in left])
-        while left:
-            index, probability = selection.draw(weights, self.rng)
-            chosen = left.pop(index)
-            weights.pop(index)
-            if take_slot(self.connection, chosen.id, wait=False):
-                return self._taken(chosen.id, probability)
-        # All were in somebody's hands for a moment; what they leave is still to be had.
-        for row in sorted(pool, key=lambda row: str(row.id)):
-            if take_slot(self.connection, row.id, wait=True):
-                return self._taken(row.id, 1.0)
-        return None
-
-    def _taken(self, task_id: str, probability: float) -> _Choice:
-        completions = self.connection.execute(
-            sa.select(_task.completions).where(_task.id == task_id)
-        ).scalar_one()
-        return task_id, len(completions), "label", self.settings.strategy, probability
-
-
-def take_slot(connection: sa.Connection, task_id: str, *, wait: bool) -> bool:
-    """Count a task's slots down, and return whether there was one.
-
-    Args:
-        connection: in a transaction that writes.
-        task_id: the task.
-        wait: on PostgreSQL, whether to wait for a transaction that has the task in hand.
-    """
-    free = connection.execute(
-        sa.select(_task.id)
-        .where(_task.id == task_id, _task.slots_left > 0)
-        .with_for_update(skip_locked=not wait)
-    ).one_or_none()
-    if free is None:
-        return False
-    connection.execute(
-        tables.tasks.update().where(_task.id == task_id).values(slots_left=_task.slots_left - 1)
-    )
-    return True
 
 
 def give_back(connection: sa.Connection, row: Any, state: str, now: Any) -> None:
@@ -396,14 +260,14 @@ def _assignment(connection: sa.Connection, assignment_id: str) -> Assignment:
 
 
 def _who_and_what(
-    connection: sa.Connection, annotator_id: str, campaign_id: str, *, lock: bool = True
+    connection: sa.Connection, annotator_id: str, campaign_id: str
 ) -> tuple[Any, Any]:
-    """Return the rows of both; the annotator's is locked, so that two tabs take turns."""
     annotators, campaigns = tables.annotators.c, tables.campaigns.c
-    query = sa.select(tables.annotators).where(
-        annotators.id == annotator_id, annotators.active.is_(True)
-    )
-    annotator = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    annotator = connection.execute(
+        sa.select(tables.annotators).where(
+            annotators.id == annotator_id, annotators.active.is_(True)
+        )
+    ).one_or_none()
     campaign = connection.execute(
         sa.select(tables.campaigns).where(campaigns.id == campaign_id)
     ).one_or_none()

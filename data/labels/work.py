@@ -14,9 +14,10 @@ import sqlalchemy as sa
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError
 from data.labels import rows, tables
+from data.labels.choice import take_slot
 from data.labels.database import Database, new_id
 from data.labels.qualification import agreed_pairs
-from data.labels.queue import give_back, lock, take_slot
+from data.labels.queue import give_back, lock
 from data.labels.records import (
     SKIP_REASONS,
     CampaignSettings,
@@ -148,7 +149,7 @@ class Work:
             NotYoursError: the assignment is not this annotator's.
             LabelConflictError: it is labelled or skipped already.
         """
-        with self.database.write() as connection:
+        with self.database.write(durable=False) as connection:
             row = lock(connection, assignment_id, annotator_id)
             if row.state in ("done", "skipped"):
                 raise LabelConflictError("this task is not open any more: go on to the next one")

@@ -3,7 +3,7 @@
 PostgreSQL is Debian's: where it is installed, the tests start its cluster if it is down and make a
 role and a database of their own, dropped at the end; each test has a schema of its own in it.
 `RLHF_TEST_POSTGRES` may give the address of a server to use instead, with a role that may create
-databases.
+databases. With "postgresql" in `RLHF_TEST_REQUIRE`, as in CI, its absence is a failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -104,18 +104,24 @@ def postgresql() -> Iterator[str]:
 def _debian_cluster() -> str:
     """Return the port of Debian's first cluster, started if it was down; skip without one."""
     if shutil.which("pg_lsclusters") is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        _skip("PostgreSQL is not installed: apt-get install postgresql")
     if os.geteuid() != 0:
-        pytest.skip("only root starts Debian's PostgreSQL; or set RLHF_TEST_POSTGRES")
+        _skip("only root starts Debian's PostgreSQL; or set RLHF_TEST_POSTGRES")
     listed = subprocess.run(["pg_lsclusters", "-h"], capture_output=True, text=True, check=True)
     if not listed.stdout.strip():
-        pytest.skip("PostgreSQL has no cluster: pg_createcluster 15 main")
+        _skip("PostgreSQL has no cluster: pg_createcluster 15 main")
     version, cluster, port, status = listed.stdout.split()[:4]
     if status != "online":
         # Another run may start it at the same moment: what counts is that it answers.
         subprocess.run(["pg_ctlcluster", version, cluster, "start"], capture_output=True)
     _psql(port, "SELECT 1")
     return port
+
+
+def _skip(reason: str) -> NoReturn:
+    if "postgresql" in os.environ.get("RLHF_TEST_REQUIRE", "").split():
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _psql(port: str, statement: str) -> None:
