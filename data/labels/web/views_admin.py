@@ -13,7 +13,7 @@ from data.labels.audit import Audit
 from data.labels.consolidation import Consolidation
 from data.labels.exporting import What, export_parts
 from data.labels.records import Campaign, Role
-from data.labels.statistics import LabelStatistics, label_statistics
+from data.labels.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
 from data.labels.web import overview
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit
@@ -74,8 +74,8 @@ def statistics(visit: Visit) -> Response:
         campaign=one,
         report=report,
         lines=statistics_text.lines(report),
-        columns=[(name, statistics_text.FIGURES[name][0]) for name in statistics_text.COLUMNS],
-        plain=statistics_text.PLAIN,
+        columns=[(name, FIGURES[name][0]) for name in statistics_text.COLUMNS],
+        plain=PLAIN,
     )
 
 
