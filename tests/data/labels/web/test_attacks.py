@@ -62,7 +62,8 @@ def test_a_script_in_an_answer_is_text(
         f' src="/static/label.js?v={_version(page.html)}" defer'
     ]
     assert {tag for tag, _ in tags} == {"script", "a", "form"}
-    assert not re.search(r'(href|src|action)="?(javascript|http|//)', page.html)
+    for _, rest in tags:
+        assert not re.search(r'(href|src|action)="?(javascript|http|//)', rest)
     # Nor does a draft, which the annotator's own script could hold, get out of its attribute.
     ann.send(page, "draft", comment="\"></div><script>alert(5)</script>'")
     again = ann.task("/")
