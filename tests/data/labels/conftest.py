@@ -13,15 +13,25 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
 
 from data.labels.database import Database, open_database
+from data.labels.records import (
+    Annotator,
+    Assignment,
+    Label,
+    LabelRow,
+    NewTask,
+    Skip,
+    Submission,
+    Task,
+)
 
 _SCHEMAS = itertools.count()
 
@@ -119,3 +129,63 @@ def _psql(port: str, statement: str) -> None:
     subprocess.run(
         [*command, "-qc", statement], cwd="/", check=True, capture_output=True, timeout=60
     )
+
+
+_NUMBERS = itertools.count(1)
+
+
+def _label_row(
+    task: str,
+    who: str,
+    ranks: list[int],
+    *,
+    prompt: Any = None,
+    completions: list[str] | None = None,
+    purpose: Any = "label",
+    order: list[int] | None = None,
+    mode: Any = "rank",
+    minutes: int = 0,
+    revision: int = 1,
+    assignment: str = "",
+    new: dict[str, Any] | None = None,
+    **said: Any,
+) -> LabelRow:
+    number = next(_NUMBERS)
+    held = NewTask(
+        key=f"key of {task}",
+        prompt=f"prompt of {task}" if prompt is None else prompt,
+        completions=completions or [f"{task} answer {place}" for place in range(len(ranks))],
+        **(new or {}),
+    )
+    time = datetime(2026, 3, 1, 12, tzinfo=UTC) + timedelta(minutes=minutes)
+    given = Assignment(
+        id=assignment or f"a{number}",
+        task=Task(id=task, campaign_id="c1", new=held),
+        annotator_id=who,
+        purpose=purpose,
+        order=list(range(len(ranks))) if order is None else order,
+        strategy="random",
+        probability=0.25,
+        leased_until=time,
+        guidelines_version=2,
+    )
+    submission = Submission(key=f"k{number}", ranks=ranks, **said)
+    stored = Label(f"l{number}", given.id, revision, submission, time)
+    return LabelRow(stored, given, Annotator(id=who, name=who.title()), "answers", mode)
+
+
+@pytest.fixture(scope="session")
+def label() -> Callable[..., LabelRow]:
+    """Builds a label that was never stored: `label("task", "who", ranks)`."""
+    return _label_row
+
+
+@pytest.fixture(scope="session")
+def skip() -> Callable[[str, str, str], Skip]:
+    """Builds a skip that was never stored: `skip("task", "who", "reason")`."""
+
+    def build(task: str, who: str, reason: str) -> Skip:
+        row = _label_row(task, who, [1, 2])
+        return Skip(row.assignment, row.annotator, reason, row.label.created_at)
+
+    return build

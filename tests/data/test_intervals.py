@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.intervals import bootstrap_mean, paired_difference, wilson
+from data.intervals import bootstrap_mean, paired_difference, wilson
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
 
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
 def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [1.0, 2.0, 4.0, 8.0]
     whole = bootstrap_mean(values, resamples=100, seed=3)
-    monkeypatch.setattr("pipeline.evaluation.intervals._CELLS", 28)
+    monkeypatch.setattr("data.intervals._CELLS", 28)
     assert bootstrap_mean(values, resamples=100, seed=3) == whole
 
 
