@@ -1,9 +1,14 @@
-"""The choice of one task for one annotator."""
+"""The choice of one task for one annotator.
+
+A plan is read first, without keeping others from writing; then its task is taken in a transaction
+that is as short as can be, with all that may have changed meanwhile checked again.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,31 +17,54 @@ from data.labels import rows, selection, tables
 from data.labels.qualification import qualification
 from data.labels.records import CampaignSettings, Purpose, Strategy
 
-POOL = 500
+POOL = 200
 """Tasks that a choice is made among: the first that are free, in the order of their place."""
 REPEAT_AFTER = 5
 """Labels that lie between a task and its repeat, at least."""
 
 _given, _task = tables.assignments.c, tables.tasks.c
 
-Choice = tuple[str, int, Purpose, Strategy, float]
-"""A task's id, how many completions it has, why it is given, by which strategy, how likely."""
+
+@dataclass
+class Plan:
+    """What an annotator may be given, drawn from what was read; still to be taken.
+
+    Attributes:
+        purpose: why.
+        strategy: by which the task is drawn.
+        tasks: ids to draw from.
+        weights: of each, in proportion to its chance.
+    """
+
+    purpose: Purpose
+    strategy: Strategy
+    tasks: list[str]
+    weights: list[float]
+
+    def take(self, connection: sa.Connection, rng: random.Random) -> tuple[str, float] | None:
+        """Return the task that was drawn and its chance; one with slots has one less then."""
+        tasks, weights = list(self.tasks), list(self.weights)
+        while tasks:
+            index, probability = selection.draw(weights, rng)
+            task_id = tasks.pop(index)
+            weights.pop(index)
+            if self.purpose != "label" or take_slot(connection, task_id, wait=False):
+                return task_id, probability
+        # All were in somebody's hands for a moment; what they leave is still to be had.
+        for task_id in sorted(self.tasks):
+            if take_slot(connection, task_id, wait=True):
+                return task_id, 1.0
+        return None
 
 
 class Turn:
-    """One choice for one annotator, inside the transaction that stores it."""
+    """One choice for one annotator."""
 
-    def __init__(
-        self,
-        connection: sa.Connection,
-        settings: CampaignSettings,
-        annotator: Any,
-        campaign_id: str,
-    ) -> None:
+    def __init__(self, connection: sa.Connection, campaign: Any, annotator: Any) -> None:
         self.connection = connection
-        self.settings = settings
+        self.settings = settings = CampaignSettings(**campaign.settings)
         self.annotator = annotator
-        self.campaign_id = campaign_id
+        self.campaign_id = campaign_id = campaign.id
         given = connection.execute(
             sa.select(sa.func.count()).where(
                 _given.annotator_id == annotator.id, _given.campaign_id == campaign_id
@@ -45,8 +73,8 @@ class Turn:
         # The same people who come in the same order get the same tasks in the same order.
         self.rng = random.Random(f"{settings.seed} {annotator.kind} {annotator.name} {given}")
 
-    def choose(self) -> Choice | None:
-        """Return what is next for the annotator."""
+    def plan(self) -> Plan | None:
+        """Return what the annotator may be given next; None when there is nothing."""
         status = qualification(self.connection, self.settings, self.annotator, self.campaign_id)
         if not status.passed:
             return self._known_answer("qualification")
@@ -59,7 +87,10 @@ class Turn:
             special = self._known_answer("gold")
         elif chance < self.settings.gold_share + self.settings.repeat_share:
             special = self._repeat()
-        return special or self._from_pool(pool)
+        if special is not None:
+            return special
+        weights = selection.probabilities([row.priority for row in pool])
+        return Plan("label", self.settings.strategy, [row.id for row in pool], weights)
 
     def _mine(self, *purposes: Purpose) -> sa.Exists:
         mine = tables.assignments.alias().c
@@ -69,9 +100,9 @@ class Turn:
             mine.purpose.in_(purposes),
         )
 
-    def _known_answer(self, purpose: Purpose) -> Choice | None:
+    def _known_answer(self, purpose: Purpose) -> Plan | None:
         query = (
-            sa.select(_task.id, _task.completions)
+            sa.select(_task.id)
             .where(
                 _task.campaign_id == self.campaign_id,
                 _task.gold.is_(True),
@@ -79,18 +110,15 @@ class Turn:
             )
             .order_by(_task.place)
         )
-        found = self.connection.execute(query).all()
-        if not found:
-            return None
+        found = self.connection.execute(query).scalars().all()
         if purpose == "qualification":
             # Everybody qualifies on the same tasks.
-            return found[0].id, len(found[0].completions), purpose, "random", 1.0
-        row = self.rng.choice(found)
-        return row.id, len(row.completions), purpose, "random", 1 / len(found)
+            found = found[:1]
+        return _evenly(purpose, found)
 
-    def _repeat(self) -> Choice | None:
+    def _repeat(self) -> Plan | None:
         query = (
-            sa.select(_task.id, _task.completions, self._mine("repeat").label("repeated"))
+            sa.select(_task.id, self._mine("repeat").label("repeated"))
             .select_from(rows.joined())
             .where(
                 _given.annotator_id == self.annotator.id,
@@ -101,11 +129,7 @@ class Turn:
             .order_by(_given.ended_at.desc(), _given.id)
         )
         done = self.connection.execute(query).all()
-        found = [row for row in done[REPEAT_AFTER:] if not row.repeated]
-        if not found:
-            return None
-        row = self.rng.choice(found)
-        return row.id, len(row.completions), "repeat", "random", 1 / len(found)
+        return _evenly("repeat", [row.id for row in done[REPEAT_AFTER:] if not row.repeated])
 
     def _pool(self) -> Sequence[Any]:
         query = (
@@ -121,26 +145,19 @@ class Turn:
         )
         return self.connection.execute(query).all()
 
-    def _from_pool(self, pool: Sequence[Any]) -> Choice | None:
-        left = list(pool)
-        weights = selection.probabilities([row.priority for row in left])
-        while left:
-            index, probability = selection.draw(weights, self.rng)
-            chosen = left.pop(index)
-            weights.pop(index)
-            if take_slot(self.connection, chosen.id, wait=False):
-                return self._taken(chosen.id, probability)
-        # All were in somebody's hands for a moment; what they leave is still to be had.
-        for row in sorted(pool, key=lambda row: str(row.id)):
-            if take_slot(self.connection, row.id, wait=True):
-                return self._taken(row.id, 1.0)
-        return None
 
-    def _taken(self, task_id: str, probability: float) -> Choice:
-        completions = self.connection.execute(
-            sa.select(_task.completions).where(_task.id == task_id)
-        ).scalar_one()
-        return task_id, len(completions), "label", self.settings.strategy, probability
+def _evenly(purpose: Purpose, tasks: Sequence[str]) -> Plan | None:
+    return Plan(purpose, "random", list(tasks), [1.0] * len(tasks)) if tasks else None
+
+
+_SLOT: sa.BindParameter[str] = sa.bindparam("slot")
+_FREE = sa.select(_task.id).where(_task.id == _SLOT, _task.slots_left > 0)
+_TAKE = {
+    wait: tables.tasks.update()
+    .where(_task.id == _FREE.with_for_update(skip_locked=not wait).scalar_subquery())
+    .values(slots_left=_task.slots_left - 1)
+    for wait in (False, True)
+}
 
 
 def take_slot(connection: sa.Connection, task_id: str, *, wait: bool) -> bool:
@@ -151,14 +168,4 @@ def take_slot(connection: sa.Connection, task_id: str, *, wait: bool) -> bool:
         task_id: the task.
         wait: on PostgreSQL, whether to wait for a transaction that has the task in hand.
     """
-    free = connection.execute(
-        sa.select(_task.id)
-        .where(_task.id == task_id, _task.slots_left > 0)
-        .with_for_update(skip_locked=not wait)
-    ).one_or_none()
-    if free is None:
-        return False
-    connection.execute(
-        tables.tasks.update().where(_task.id == task_id).values(slots_left=_task.slots_left - 1)
-    )
-    return True
+    return connection.execute(_TAKE[wait], {"slot": task_id}).rowcount == 1

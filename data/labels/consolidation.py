@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from data.labels.rankings_file import VOTES, own_meta
 from data.labels.records import LabelRow
 from data.records import Ranking, dense_ranks
 
 Consolidation = Literal["annotator", "majority", "soft"]
-
-VOTES = "_votes"
-"""Key of a ranking's `meta` under which the votes stand."""
 
 
 def pair_votes(rankings: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -127,7 +125,7 @@ def _single(row: LabelRow) -> Ranking:
         id=row.label.id,
         annotator=row.annotator.id,
         policies=list(new.policies),
-        meta=dict(new.meta),
+        meta=own_meta(new.meta),
     )
 
 
@@ -144,5 +142,5 @@ def _joined(rows: list[LabelRow], *, soft: bool) -> Ranking:
         id=new.key,
         annotator="majority",
         policies=list(new.policies),
-        meta={**new.meta, VOTES: votes},
+        meta={**own_meta(new.meta), VOTES: votes},
     )

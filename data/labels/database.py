@@ -67,16 +67,31 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """Give a connection that commits at the end, or undoes everything on an error."""
+    def write(self, *, durable: bool = True) -> Iterator[sa.Connection]:
+        """Give a connection that commits at the end, or undoes everything on an error.
+
+        Args:
+            durable: wait until the disk has it. Without, a killed process still loses nothing,
+                but a power cut may undo the last moment; whatever is durable later makes it so.
+        """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
+                if not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             return
         with self._writer, self.engine.connect() as connection:
             connection = connection.execution_options(immediate=True)
-            with connection.begin():
-                yield connection
+            # Straight to the driver: it can't be changed inside a transaction.
+            raw: Any = connection.connection.driver_connection
+            if not durable:
+                raw.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if not durable:
+                    raw.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
         """Close every connection."""

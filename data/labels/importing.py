@@ -19,7 +19,7 @@ from data.errors import BadRowsError, SourceError
 from data.files import RawRow, find_files, raw_rows
 from data.formats import convert, detect
 from data.labels.oasst import is_tree, tree_rankings
-from data.labels.rankings_file import from_row, is_label
+from data.labels.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
     Annotator,
     Assignment,
@@ -182,7 +182,7 @@ def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:
                 prompt=ranking.prompt,
                 completions=ranking.completions,
                 policies=ranking.policies,
-                meta=ranking.meta,
+                meta=own_meta(ranking.meta),
             ),
         ),
         annotator_id=annotator.id,

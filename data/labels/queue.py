@@ -5,11 +5,12 @@ the same transaction that stores the assignment; a lease that ran out, a skip an
 count them up again. An annotator who comes back late gets the same assignment again, with its order
 and draft, unless somebody else took the slot meanwhile.
 
-Locks are taken in one order (annotator, assignment, task), so that PostgreSQL sees no deadlock.
+Locks are taken in one order (assignment, task), so that PostgreSQL sees no deadlock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from data.errors import LabelConflictError, NotYoursError
 from data.labels import rows, tables
-from data.labels.choice import Turn, take_slot
+from data.labels.choice import Plan, Turn, take_slot
 from data.labels.database import Database, new_id
 from data.labels.qualification import qualification
 from data.labels.records import (
@@ -26,6 +27,7 @@ from data.labels.records import (
     Qualification,
 )
 
+_ATTEMPTS = 5
 _given, _task = tables.assignments.c, tables.tasks.c
 
 
@@ -46,19 +48,26 @@ class Queue:
             NotYoursError: no such campaign, or no such annotator who is active.
         """
         self.return_expired(campaign_id)
-        with self.database.write() as connection:
-            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
-            settings = CampaignSettings(**campaign.settings)
-            until = self.database.now() + timedelta(seconds=settings.lease_seconds)
-            found = self._open(connection, annotator_id, campaign_id, until)
-            if found is None and not campaign.closed:
-                found = self._take_back(connection, annotator_id, campaign_id, until)
-            if found is None and not campaign.closed:
-                turn = Turn(connection, settings, annotator, campaign_id)
-                found = self._give(turn, campaign.guidelines_version, until)
-            if found is None:
+        for _ in range(_ATTEMPTS):
+            with self.database.read() as connection:
+                annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
+                before = self._before(connection, annotator_id, campaign_id, lock=False)
+                for row in before:
+                    if row.state == "open" and row.leased_until >= self.database.now():
+                        return _assignment(connection, row.id)
+                turn = None
+                if not campaign.closed:
+                    turn = Turn(connection, campaign, annotator)
+                plan = turn.plan() if turn else None
+            if not before and plan is None:
                 return None
-            return _assignment(connection, found)
+            try:
+                with self.database.write(durable=False) as connection:
+                    return self._settle(connection, campaign, annotator_id, turn, plan)
+            except sa.exc.IntegrityError:
+                # The same annotator got something in another tab meanwhile.
+                continue
+        raise LabelConflictError("tasks were asked for in several tabs at once: try again")
 
     def assignment(self, assignment_id: str, annotator_id: str) -> Assignment | None:
         """Return the assignment if it is this annotator's."""
@@ -114,7 +123,7 @@ class Queue:
     def qualification(self, annotator_id: str, campaign_id: str) -> Qualification:
         """Return how far the annotator is with the qualification."""
         with self.database.read() as connection:
-            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id, lock=False)
+            annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
             settings = CampaignSettings(**campaign.settings)
             return qualification(connection, settings, annotator, campaign_id)
 
@@ -135,75 +144,83 @@ class Queue:
                 give_back(connection, row, "returned", self.database.now())
             return len(late)
 
-    def _open(
-        self, connection: sa.Connection, annotator_id: str, campaign_id: str, until: Any
-    ) -> str | None:
-        row = connection.execute(
-            sa.select(_given.id, _given.leased_until)
-            .where(
-                _given.annotator_id == annotator_id,
-                _given.campaign_id == campaign_id,
-                _given.state == "open",
-            )
-            .with_for_update()
-        ).one_or_none()
-        if row is None:
-            return None
-        if row.leased_until < self.database.now():
-            connection.execute(
-                tables.assignments.update().where(_given.id == row.id).values(leased_until=until)
-            )
-        return str(row.id)
-
-    def _take_back(
-        self, connection: sa.Connection, annotator_id: str, campaign_id: str, until: Any
-    ) -> str | None:
-        returned = connection.execute(
+    def _before(
+        self, connection: sa.Connection, annotator_id: str, campaign_id: str, *, lock: bool
+    ) -> Sequence[Any]:
+        """Return what is open or was returned, an open one first."""
+        query = (
             sa.select(tables.assignments)
             .where(
                 _given.annotator_id == annotator_id,
                 _given.campaign_id == campaign_id,
-                _given.state == "returned",
+                _given.state.in_(("open", "returned")),
             )
-            .order_by(_given.given_at.desc())
-            .with_for_update()
-        ).all()
-        for row in returned:
-            if not row.takes_slot or take_slot(connection, row.task_id, wait=False):
-                connection.execute(
-                    tables.assignments.update()
-                    .where(_given.id == row.id)
-                    .values(state="open", leased_until=until, ended_at=None)
-                )
-                return str(row.id)
-        return None
+            .order_by(_given.state, _given.given_at.desc())
+        )
+        return connection.execute(query.with_for_update() if lock else query).all()
 
-    def _give(self, turn: Turn, guidelines_version: int, until: Any) -> str | None:
-        choice = turn.choose()
-        if choice is None:
+    def _settle(
+        self,
+        connection: sa.Connection,
+        campaign: Any,
+        annotator_id: str,
+        turn: Turn | None,
+        plan: Plan | None,
+    ) -> Assignment | None:
+        """Give the annotator what they had, or else what was planned."""
+        seconds = CampaignSettings(**campaign.settings).lease_seconds
+        until = self.database.now() + timedelta(seconds=seconds)
+        for row in self._before(connection, annotator_id, campaign.id, lock=True):
+            if row.state == "returned" and (
+                campaign.closed
+                or (row.takes_slot and not take_slot(connection, row.task_id, wait=False))
+            ):
+                continue
+            connection.execute(
+                tables.assignments.update()
+                .where(_given.id == row.id)
+                .values(state="open", leased_until=until, ended_at=None)
+            )
+            return _assignment(connection, row.id)
+        taken = plan.take(connection, turn.rng) if turn and plan else None
+        if taken is None or turn is None or plan is None:
             return None
-        task_id, completions, purpose, strategy, probability = choice
-        order = list(range(completions))
+        task_id, probability = taken
+        row = connection.execute(sa.select(*rows.TASK).where(_task.id == task_id)).one()
+        order = list(range(len(row.t_completions)))
         turn.rng.shuffle(order)
-        assignment_id = new_id()
-        turn.connection.execute(
+        given = Assignment(
+            id=new_id(),
+            task=rows.task(row),
+            annotator_id=annotator_id,
+            purpose=plan.purpose,
+            order=order,
+            strategy=plan.strategy,
+            probability=probability,
+            leased_until=until,
+            guidelines_version=campaign.guidelines_version,
+        )
+        self._store(connection, given)
+        return given
+
+    def _store(self, connection: sa.Connection, given: Assignment) -> None:
+        connection.execute(
             tables.assignments.insert().values(
-                id=assignment_id,
-                task_id=task_id,
-                campaign_id=turn.campaign_id,
-                annotator_id=turn.annotator.id,
-                purpose=purpose,
+                id=given.id,
+                task_id=given.task.id,
+                campaign_id=given.task.campaign_id,
+                annotator_id=given.annotator_id,
+                purpose=given.purpose,
                 state="open",
-                takes_slot=purpose == "label",
-                shown=order,
-                strategy=strategy,
-                probability=probability,
-                guidelines_version=guidelines_version,
+                takes_slot=given.purpose == "label",
+                shown=given.order,
+                strategy=given.strategy,
+                probability=given.probability,
+                guidelines_version=given.guidelines_version,
                 given_at=self.database.now(),
-                leased_until=until,
+                leased_until=given.leased_until,
             )
         )
-        return assignment_id
 
 
 def give_back(connection: sa.Connection, row: Any, state: str, now: Any) -> None:
@@ -243,14 +260,14 @@ def _assignment(connection: sa.Connection, assignment_id: str) -> Assignment:
 
 
 def _who_and_what(
-    connection: sa.Connection, annotator_id: str, campaign_id: str, *, lock: bool = True
+    connection: sa.Connection, annotator_id: str, campaign_id: str
 ) -> tuple[Any, Any]:
-    """Return the rows of both; the annotator's is locked, so that two tabs take turns."""
     annotators, campaigns = tables.annotators.c, tables.campaigns.c
-    query = sa.select(tables.annotators).where(
-        annotators.id == annotator_id, annotators.active.is_(True)
-    )
-    annotator = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    annotator = connection.execute(
+        sa.select(tables.annotators).where(
+            annotators.id == annotator_id, annotators.active.is_(True)
+        )
+    ).one_or_none()
     campaign = connection.execute(
         sa.select(tables.campaigns).where(campaigns.id == campaign_id)
     ).one_or_none()

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast, get_args
 
-from data.errors import SourceError
 from data.labels.records import (
     Annotator,
     AnnotatorKind,
@@ -31,6 +30,8 @@ from data.values import RowError, as_list, as_messages, as_number, as_text
 
 LABEL = "_label"
 """Key of a ranking's `meta` under which the label stands."""
+VOTES = "_votes"
+"""Key of a ranking's `meta` under which the votes of several annotators stand."""
 VERSION = 1
 
 
@@ -43,19 +44,16 @@ def completion_id(prompt: Prompt, completion: str) -> str:
 def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
     """Return a label as a JSON object.
 
+    What an earlier file left in the task's `meta` under our own keys is not carried on: prompts of
+    a file of labels may be those of new tasks.
+
     Args:
         row: what to write.
         blind: leave out what may tell who wrote an answer: policies, scores of reward models, the
             task's `meta`; its key and the campaign's name are hashed.
-
-    Raises:
-        SourceError: the task's own `meta` has the key `_label`.
     """
     new, assignment, said = row.assignment.task.new, row.assignment, row.label.submission
-    if LABEL in new.meta:
-        raise SourceError(
-            f"task {new.key}: its meta has a key '{LABEL}', which exports need; rename it"
-        )
+    meta = {} if blind else own_meta(new.meta)
     label = {
         "version": VERSION,
         "campaign": _hashed(row.campaign) if blind else row.campaign,
@@ -88,8 +86,13 @@ def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
         "id": row.label.id,
         "annotator": row.annotator.id,
         **policies,
-        "meta": {**({} if blind else new.meta), LABEL: label},
+        "meta": {**meta, LABEL: label},
     }
+
+
+def own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's `meta` without what exports put there."""
+    return {key: value for key, value in meta.items() if key not in (LABEL, VOTES)}
 
 
 def _task_facts(task: Task, *, blind: bool) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def _new_task(row: Mapping[str, Any], facts: Mapping[str, Any]) -> NewTask:
         ],
         gold_ranks=None if gold is None else [int(rank) for rank in as_list(gold, "gold_ranks")],
         gold_note=as_text(facts["gold_note"], "gold_note"),
-        meta={key: value for key, value in row["meta"].items() if key != LABEL},
+        meta=own_meta(row["meta"]),
     )
 
 

@@ -23,7 +23,8 @@ def _prefixed(table: sa.Table, prefix: str) -> list[sa.ColumnElement[Any]]:
     return [column.label(prefix + column.name) for column in table.columns]
 
 
-ASSIGNMENT = _prefixed(tables.assignments, "a_") + _prefixed(tables.tasks, "t_")
+TASK = _prefixed(tables.tasks, "t_")
+ASSIGNMENT = _prefixed(tables.assignments, "a_") + TASK
 """Columns for `assignment`, of assignments joined with tasks."""
 LABEL = _prefixed(tables.labels, "l_")
 ANNOTATOR = _prefixed(tables.annotators, "p_")

@@ -119,18 +119,20 @@ def label_statistics(
     whole.figures.update(_alphas(labels, tasks, draws))
     people = {row.annotator.id: row.annotator for row in labels}
     people.update({skip.annotator.id: skip.annotator for skip in skipped})
+    own: dict[str, _Own] = defaultdict(lambda: _Own([], [], []))
+    for row in labels:
+        own[row.annotator.id].labels.append(row)
+    for skip in skipped:
+        own[skip.annotator.id].skips.append(skip)
+    for task in tasks:
+        for person in task.ranks:
+            own[person].tasks.append(task)
     each = [
         AnnotatorStatistics(
             id=person.id,
             name=person.name,
             kind=person.kind,
-            group=_group(
-                [row for row in labels if row.annotator.id == person.id],
-                [skip for skip in skipped if skip.annotator.id == person.id],
-                [task for task in tasks if person.id in task.ranks],
-                person.id,
-                draws,
-            ),
+            group=_group(*own[person.id], person.id, draws),
         )
         for person in people.values()
     ]
@@ -146,6 +148,14 @@ def label_statistics(
 class _Draws(NamedTuple):
     resamples: int
     seed: int
+
+
+class _Own(NamedTuple):
+    """What one annotator did, and the tasks of which they said something."""
+
+    labels: list[LabelRow]
+    skips: list[Skip]
+    tasks: list[agreement.TaskRanks]
 
 
 def _of(labels: Iterable[LabelRow], purpose: Purpose) -> list[LabelRow]:

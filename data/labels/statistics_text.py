@@ -53,8 +53,12 @@ def _ceiling_line(ceiling: Ceiling) -> Line:
     value = "-"
     if ceiling.low is not None and ceiling.high is not None:
         value = f"{100 * ceiling.low:.1f}% to {100 * ceiling.high:.1f}%"
+    notes = [ceiling.note] if ceiling.note else []
+    if ceiling.low_end is not None and ceiling.high_end is not None:
+        ends = f"{100 * ceiling.low_end:.1f}% to {100 * ceiling.high_end:.1f}%"
+        notes.append(f"{ends} at the ends of the agreement's interval")
     says = "best accuracy a reward model can reach on one annotator's labels"
-    return Line("Accuracy ceiling", value, "", says, ceiling.note)
+    return Line("Accuracy ceiling", value, "", says, "; ".join(notes))
 
 
 def to_text(statistics: LabelStatistics) -> str:

@@ -149,7 +149,7 @@ class Work:
             NotYoursError: the assignment is not this annotator's.
             LabelConflictError: it is labelled or skipped already.
         """
-        with self.database.write() as connection:
+        with self.database.write(durable=False) as connection:
             row = lock(connection, assignment_id, annotator_id)
             if row.state in ("done", "skipped"):
                 raise LabelConflictError("this task is not open any more: go on to the next one")
