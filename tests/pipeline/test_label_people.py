@@ -255,6 +255,7 @@ def shortest(prompt: str, answers: list[str]) -> list[int]:
     return dense_ranks([sum(map(str.isalpha, answer)) for answer in answers])
 
 
+@pytest.mark.timeout(900)
 def test_a_recipe_waits_for_three_people_who_call(tiny_recipe: Path) -> None:
     folder = tiny_recipe.parent
     (folder / "waiting.yaml").write_text(WAITING)
