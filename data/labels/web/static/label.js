@@ -325,6 +325,13 @@
         location.assign((await response.json()).next);
         return undefined;
       }
+      if (response.status === 429) {
+        complain("One moment: this is sent again by itself.");
+        const wait = Number(response.headers.get("retry-after")) || 5;
+        await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
+        leaving = false;
+        return submit();
+      }
       refused(response.status, await why(response));
     } catch {
       complain("The server was not reached. Nothing is lost: try again.");
