@@ -14,6 +14,10 @@
     |- StorageError         the disk is full or refuses to be written
     |- StageFailedError     a stage ended with an error; names its log
     |- UsageError           a command line that makes no sense
+    |- LabelError           the label store refuses
+    |  |- NotYoursError     no such invite, task or label, or it is somebody else's
+    |  |- LabelConflictError  it was labelled already, or given to somebody else meanwhile
+    |  |- InvalidLabelError the label is not what the campaign asks
 
 The command line prints the sentence and exits with 2. Anything else that is raised is a bug of
 ours and keeps its traceback. `Interrupted` is no error: a signal asked the run to save and stop.
@@ -79,6 +83,22 @@ class StageFailedError(RlhfError):
 
 class UsageError(RlhfError):
     """A command line that makes no sense."""
+
+
+class LabelError(RlhfError):
+    """The label store refuses what was asked."""
+
+
+class NotYoursError(LabelError):
+    """There is no such thing, or it belongs to somebody else; which of the two is not told."""
+
+
+class LabelConflictError(LabelError):
+    """The task was labelled already, or was given to somebody else meanwhile."""
+
+
+class InvalidLabelError(LabelError):
+    """The label is not what the campaign asks."""
 
 
 class Interrupted(Exception):

@@ -21,6 +21,7 @@ from pipeline.command_options import (
     SetOption,
     load_plugins,
 )
+from pipeline.label_commands import label
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -223,6 +224,7 @@ def list_stages(
 app.command(name="eval")(evaluate)
 app.command()(chat)
 app.command()(score)
+app.add_typer(label, name="label")
 
 
 @app.command(name="run-stage", hidden=True)

@@ -27,8 +27,9 @@ from pipeline.config import (
     stage_kind,
 )
 from pipeline.recipe_files import Keys, Places, read_merged
+from pipeline.rounds import RoundsSettings, is_copy, write_out
 
-TOP = ("name", "description", "seed", "launch", "trackers", "extends", "stages")
+TOP = ("name", "description", "seed", "launch", "trackers", "rounds", "extends", "stages")
 
 
 class RecipeSettings(Settings):
@@ -44,6 +45,8 @@ class RecipeSettings(Settings):
     """How many processes a training stage runs on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go beside metrics.jsonl; TensorBoard reads `runs/<recipe>/logs`."""
+    rounds: RoundsSettings | None = None
+    """Stages that run again on what the former round made; `rlhf show` writes them out."""
 
     @field_validator("name")
     @classmethod
@@ -129,6 +132,8 @@ def _apply_override(content: dict[str, Any], places: Places, override: str) -> N
     keys = dotted.split(".")
     stages = content.get("stages")
     if keys[0] not in TOP and isinstance(stages, dict):
+        if is_copy(keys[0], content):
+            stages.setdefault(keys[0], {})
         if keys[0] not in stages:
             raise RecipeError(
                 f"{where}: '{keys[0]}' is neither a stage nor a setting of the recipe."
@@ -171,6 +176,12 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     top = _validate(
         RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
     )
+    if isinstance(top, RecipeSettings) and top.rounds is not None:
+        try:
+            write_out(top.rounds, content, places)
+        except RecipeError as error:
+            raise RecipeError(f"{places.get(('rounds',), path)}: {error}") from None
+        top = top.model_copy(update={"rounds": None})
     checked: dict[str, StageSettings] = {}
     for name, settings in stages.items():
         result = _check_stage(path, name, settings, places, problems)

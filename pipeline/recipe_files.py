@@ -47,18 +47,18 @@ def read_merged(path: Path, stack: tuple[Path, ...] = ()) -> tuple[dict[str, Any
         base_content, base_places = read_merged(target, (*stack, resolved))
         base_content.pop("name", None)
         base_content.pop("description", None)
-        _merge(merged, base_content)
+        merge(merged, base_content)
         merged_places |= base_places
-    _merge(merged, content)
+    merge(merged, content)
     return merged, merged_places | places
 
 
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
-    """Merge mappings deeply; lists are replaced, and `null` over a mapping removes it."""
+def merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
+    """Merge mappings deeply: lists are replaced, and `null` over a mapping removes it."""
     for key, value in top.items():
         old = base.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
-            _merge(old, value)
+            merge(old, value)
         elif value is None and isinstance(old, dict):
             del base[key]
         else:

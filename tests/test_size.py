@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = [p for name in ("pipeline", "reward", "data") for p in sorted((ROOT / name).rglob("*.py"))]
+FILES = [
+    path
+    for name in ("pipeline", "reward", "data")
+    for path in sorted((ROOT / name).rglob("*.py"))
+    if path.parent.name != "versions"  # a migration is a list of tables, and is never edited
+]
 
 
 def too_long(text: str, *, file: int = 399, function: int = 60) -> list[str]:

@@ -126,8 +126,9 @@ def ranking_rows(stage: str, settings: RewardSettings, desk: Desk) -> Lengths:
     """Return the rows that a reward stage learns."""
     reference = settings.tokenizer or settings.model
     read = desk.lengths(stage, settings.train, reference) if settings.train else Lengths()
-    if settings.rankings is not None:
-        read = read + _referred_rankings(stage, settings.rankings, desk, reference)
+    named = settings.rankings or ()
+    for target in (named,) if isinstance(named, str) else named:
+        read = read + _referred_rankings(stage, target, desk, reference)
     if not read.rows:
         raise RecipeError(f"stage {stage}: its sources hold no rows; nothing to estimate")
     return read

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError
+from data.intervals import Estimate, bootstrap_mean, paired_difference, wilson
 from pipeline.evaluation.diversity import distinct, repetition
-from pipeline.evaluation.intervals import Estimate, bootstrap_mean, paired_difference, wilson
 from pipeline.evaluation.winrates import compare
 
 Row = Mapping[str, Any]

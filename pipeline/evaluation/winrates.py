@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.evaluation.intervals import LEVEL, Estimate, wilson
+from data.intervals import LEVEL, Estimate, wilson
 
 TIE = 1e-6
 """Scores nearer than this tie: a batch of another shape moves a model's score by less."""

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -51,12 +51,11 @@ _COUNTS = "counts.json"
 
 @dataclass
 class Desk:
-    """What samples and ranks: model, tokenizer and labeler."""
+    """What samples: model and tokenizer, and what was counted."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
-    labeler: Labeler
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -67,53 +66,98 @@ def sample_and_rank(context: StageContext[RankingsSettings]) -> dict[str, Any]:
         Interrupted: a signal asked to stop; finished chunks are kept.
     """
     settings, path = context.settings, context.folder / FILE
-    desk = _desk(context)
+    labeler: Labeler = GoldLabeler(
+        world_seed=settings.prompts[0].world_seed, noise=settings.noise, seed=context.seed
+    )
+
+    def ranked(items: list[Unranked]) -> Iterator[dict[str, Any]]:
+        for item, ranks in zip(items, labeler.rank(items), strict=True):
+            yield to_json(item.ranked(ranks, labeler.name))
+
+    desk = make_desk(context)
+    sample(context, desk, path, ranked)
+    metrics = summarise(read_rankings(path))
+    require_prompts(context, metrics["n_prompts"])
+    return {**metrics, **sampling_metrics(desk.counts)}
+
+
+def sample(
+    context: StageContext[RankingsSettings],
+    desk: Desk,
+    path: Path,
+    rows_of: Callable[[list[Unranked]], Iterable[Mapping[str, Any]]],
+) -> int:
+    """Sample completions of every prompt and append what `rows_of` makes of them to a file.
+
+    Returns:
+        The number of chunks.
+
+    Raises:
+        Interrupted: a signal asked to stop; finished chunks are kept.
+    """
     prompts = _prompts(context, desk)
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-    context.resume.tracked = [*context.resume.tracked, path]
+    context.resume.track(path)
     found = context.resume.latest()
     done = 0
     if found is not None:
         done, folder = found
-        desk.counts = Counter(json.loads((folder / _COUNTS).read_text(encoding="utf-8")))
+        desk.counts = read_counts(folder)
         context.say(f"going on after {done * CHUNK} of {len(prompts)} prompts")
     else:
         path.unlink(missing_ok=True)
-
-    def save(finished: int) -> None:
-        content = json.dumps(desk.counts)
-        context.resume.save(finished, lambda to: _write(to / _COUNTS, content))
-
     saved = time.monotonic()
-    each = settings.completions
+    each = context.settings.completions
     total = len(prompts) * each
     ready = min(done * CHUNK, len(prompts)) * each
     with context.progress(total, "sampling", done=ready, unit="completions") as bar:
         for number in range(done, len(chunks)):
-            rankings = _rank_chunk(context, desk, chunks[number], number, bar.advance)
-            _append(path, rankings)
+            items = _sample_chunk(context, desk, chunks[number], number, bar.advance)
+            append_rows(path, rows_of(items))
             if context.should_stop() and number + 1 < len(chunks):
-                save(number + 1)
+                save_counts(context, number + 1, desk.counts)
                 raise Interrupted(
                     f"stage {context.name} stopped after {(number + 1) * CHUNK} prompts"
                 )
             if time.monotonic() - saved > SAVE_SECONDS:
-                save(number + 1)
+                save_counts(context, number + 1, desk.counts)
                 saved = time.monotonic()
-    metrics = summarise(read_rankings(path))
-    if not metrics["n_prompts"]:
+    _say_counts(context, desk.counts, total)
+    return len(chunks)
+
+
+def save_counts(context: StageContext[RankingsSettings], chunks: int, counts: Counter[str]) -> None:
+    """Save that so many chunks are done."""
+    content = json.dumps(counts)
+    context.resume.save(chunks, lambda to: _write(to / _COUNTS, content))
+
+
+def read_counts(folder: Path) -> Counter[str]:
+    """Return the counts of a resume state."""
+    return Counter(json.loads((folder / _COUNTS).read_text(encoding="utf-8")))
+
+
+def require_prompts(context: StageContext[RankingsSettings], count: int) -> None:
+    """Refuse to go on with nothing to rank.
+
+    Raises:
+        SourceError: there is nothing.
+    """
+    if not count:
         raise SourceError(
             f"stage {context.name}: no prompt has two completions that differ; raise temperature "
             "or completions"
         )
-    _say_counts(context, desk.counts, total)
-    samples = max(1, desk.counts["samples"])
+
+
+def sampling_metrics(counts: Counter[str]) -> dict[str, Any]:
+    """Return the final metrics of sampling."""
+    samples = max(1, counts["samples"])
     return {
-        **metrics,
-        "ended_share": desk.counts["ended"] / samples,
-        "mean_tokens": desk.counts["tokens"] / samples,
+        "ended_share": counts["ended"] / samples,
+        "mean_tokens": counts["tokens"] / samples,
         **{
-            name: desk.counts[name]
+            name: counts[name]
             for name in ("n_same_completions", "n_dropped_prompts", "n_too_long_prompts")
         },
     }
@@ -136,12 +180,13 @@ def copy_rankings(context: StageContext[RankingsSettings]) -> dict[str, Any]:
             )
         rankings.append(record)
     if context.settings.limit is not None:
-        rankings = _drawn(rankings, context.settings.limit, context.seed)
-    _append(path, rankings)
+        rankings = drawn(rankings, context.settings.limit, context.seed)
+    append_rows(path, map(to_json, rankings))
     return summarise(rankings)
 
 
-def _desk(context: StageContext[RankingsSettings]) -> Desk:
+def make_desk(context: StageContext[RankingsSettings]) -> Desk:
+    """Load the model that answers, and its tokenizer."""
     settings, source, device = context.settings, context.input("model"), pick_device()
     tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     half = resolve_bf16(settings.bf16, device)
@@ -154,9 +199,6 @@ def _desk(context: StageContext[RankingsSettings]) -> Desk:
         model=model.to(device),
         tokenizer=tokenizer,
         pad_token_id=require_distinct_pad(tokenizer, source),
-        labeler=GoldLabeler(
-            world_seed=settings.prompts[0].world_seed, noise=settings.noise, seed=context.seed
-        ),
     )
 
 
@@ -170,7 +212,7 @@ def _read(
             context.say(f"{field}.{place}: {line}")
 
 
-def _drawn(rows: list[Any], limit: int, seed: int) -> list[Any]:
+def drawn(rows: list[Any], limit: int, seed: int) -> list[Any]:
     """Return so many rows, drawn by the seed, in the order they came."""
     if limit >= len(rows):
         return rows
@@ -199,7 +241,7 @@ def _prompts(
         rows.setdefault(prompt_hash(row.prompt), row)
     chosen = list(rows.values())
     if settings.limit is not None:
-        chosen = _drawn(chosen, settings.limit, context.seed)
+        chosen = drawn(chosen, settings.limit, context.seed)
     limit = context_length(desk.model)
     encoded = [(row, render_prompt(desk.tokenizer, row.prompt)) for row in chosen]
     fitting = [
@@ -218,13 +260,13 @@ def _prompts(
     return fitting
 
 
-def _rank_chunk(
+def _sample_chunk(
     context: StageContext[RankingsSettings],
     desk: Desk,
     chunk: Sequence[tuple[PromptRow, list[int]]],
     number: int,
     advance: Any,
-) -> list[Ranking]:
+) -> list[Unranked]:
     settings, each = context.settings, context.settings.completions
     seed = random.Random(f"{context.seed} {number}").getrandbits(62)
     samples = generate(
@@ -248,8 +290,7 @@ def _rank_chunk(
         item = _distinct(row, mine, desk, name=f"{context.name}/{number * CHUNK + place}")
         if item is not None:
             items.append(item)
-    ranks = desk.labeler.rank(items)
-    return [i.ranked(r, desk.labeler.name) for i, r in zip(items, ranks, strict=True)]
+    return items
 
 
 def _distinct(
@@ -275,10 +316,11 @@ def _distinct(
     )
 
 
-def _append(path: Path, rankings: Iterable[Ranking]) -> None:
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a file of JSON lines."""
     with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        for ranking in rankings:
-            file.write(json.dumps(to_json(ranking), ensure_ascii=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -286,7 +328,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_rankings(path: Path) -> Iterator[Ranking]:
-    """Yield the rankings of a file that `_append` wrote."""
+    """Yield the rankings of a file of JSON lines."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield Ranking(**json.loads(line))

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 
 def referred_rankings(context: StageContext[Any], field: str) -> list[Ranking]:
-    """Read the rankings of another stage, or of an external file, folder or hub id."""
+    """Read the rankings of another stage, or of an external file, folder or hub id.
+
+    Args:
+        context: of the stage that reads.
+        field: setting that names it, or that holds a list of such names.
+    """
+    places = [name for name in context.inputs if name.startswith(f"{field}.")]
+    return [row for name in places or [field] for row in _referred(context, name)]
+
+
+def _referred(context: StageContext[Any], field: str) -> list[Ranking]:
     artifact = context.input_artifact(field)
     if artifact is not None:
         source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)

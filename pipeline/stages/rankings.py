@@ -4,18 +4,19 @@ Reference: Ouyang et al. 2022 (InstructGPT), section 3.4: K = 4 to 9 completions
 pairs of a ranking learnt together. Kept as ranks with ties, never as pairs.
 
 `labeler: gold` samples the completions from `model` and has them ranked by the embedded world's
-annotator; `labeler: file` takes rankings or pairs that exist. Who else may rank is told in
-`_labelers.py`.
+annotator; `labeler: people` samples them into `tasks.jsonl` and waits until people have ranked them
+(`rlhf label serve RUN`); `labeler: file` takes rankings or pairs that exist.
 
 Completions of a prompt that read the same are kept once; a prompt with fewer than two is dropped.
 Both are counted. A prompt's `meta` tells for each completion whether it ended by itself.
 
-Leaves `rankings.jsonl`.
+Leaves `rankings.jsonl`; with `labeler: people` also `tasks.jsonl`, what they were shown. The labels
+themselves are outside the stage's folder, in the database of the run, and survive it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +30,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._people_settings import PeopleSettings
 
 if TYPE_CHECKING:
     from pipeline.context import StageContext
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 NonNegative = Annotated[Number, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST_COMPLETIONS = 9
+"""Completions that a person can keep apart; InstructGPT: 4 to 9."""
 
 
 class RankingsSettings(StageSettings):
@@ -43,14 +47,16 @@ class RankingsSettings(StageSettings):
 
     kind: Literal["rankings"] = "rankings"
     """Kind of stage."""
-    labeler: Literal["gold", "file"] = "gold"
-    """Who ranks: the embedded world's annotator, or nobody, since `rankings` hold ranks already."""
+    labeler: Literal["gold", "people", "file"] = "gold"
+    """Who ranks: the embedded world's annotator, people, or nobody, `rankings` holding ranks."""
     model: Annotated[str | None, Ref("policy")] = None
     """Checkpoint that answers the prompts."""
     prompts: tuple[SourceSettings, ...] = ()
     """What it answers; of a conversation or ranking the prompt alone is used."""
     rankings: tuple[SourceSettings, ...] = ()
     """With `labeler: file`: sources of rankings or of chosen/rejected pairs."""
+    people: PeopleSettings | None = None
+    """With `labeler: people`: how they are asked, and when enough is labelled."""
     limit: PositiveInt | None = None
     """At most so many prompts, drawn by the seed."""
     completions: Annotated[int, Field(ge=2)] = 4
@@ -76,6 +82,8 @@ class RankingsSettings(StageSettings):
 
     @model_validator(mode="after")
     def _fits_the_labeler(self) -> RankingsSettings:
+        if self.people is not None and self.labeler != "people":
+            raise ValueError(f"`people` is for labeler: people, this is labeler: {self.labeler}")
         sampled = {"model": self.model, "prompts": self.prompts}
         if self.labeler == "file":
             unused = [name for name, value in sampled.items() if value]
@@ -91,13 +99,41 @@ class RankingsSettings(StageSettings):
                 f"labeler: {self.labeler} ranks what a model answers: "
                 + (f"give {' and '.join(missing)}" if missing else "drop `rankings`")
             )
+        if self.labeler == "people":
+            self._fits_people()
         worlds = {source.world_seed if source.world else None for source in self.prompts}
-        if None in worlds or len(worlds) > 1:
+        judged = self.labeler == "gold" or self.asked.judges_the_world
+        if judged and (None in worlds or len(worlds) > 1):
+            who = "labeler: gold" if self.labeler == "gold" else "the gold annotator"
             raise ValueError(
-                "labeler: gold ranks answers to the embedded world's prompts alone; let all "
+                f"{who} ranks answers to the embedded world's prompts alone; let all "
                 "`prompts` be of one world, or use labeler: file"
             )
         return self
+
+    def _fits_people(self) -> None:
+        asked = self.asked
+        if self.completions > MOST_COMPLETIONS:
+            raise ValueError(
+                f"people rank 2 to {MOST_COMPLETIONS} completions, this asks {self.completions}"
+            )
+        if asked.mode == "pairs" and self.completions != 2:
+            raise ValueError(f"people.mode: pairs compares 2 completions, not {self.completions}")
+        if self.limit is not None and asked.needed > max(1, self.limit):
+            raise ValueError(
+                f"people.needed asks for {asked.needed:g} tasks, limit makes {self.limit} at most"
+            )
+
+    @property
+    def asked(self) -> PeopleSettings:
+        """How people are asked."""
+        return self.people or PeopleSettings()
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that the stage's result follows from, as JSON; the seed apart."""
+        found = super().key_settings()
+        del found["people"]
+        return found if self.labeler != "people" else {**found, "people": self.asked.key_settings()}
 
 
 def check(settings: RankingsSettings, hand: HandOver) -> None:
@@ -117,6 +153,10 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
             f"stage {hand.name}: {settings.model} is a {architecture}; completions are sampled "
             "from a causal language model"
         )
+    if settings.labeler == "people":
+        settings.asked.read_guidelines()
+        for reference in settings.asked.scored_by:
+            hand.require_reward_head(reference)
 
 
 def run(context: StageContext[RankingsSettings]) -> dict[str, float | int | str]:
@@ -125,6 +165,10 @@ def run(context: StageContext[RankingsSettings]) -> dict[str, float | int | str]
 
     if context.settings.labeler == "file":
         return copy_rankings(context)
+    if context.settings.labeler == "people":
+        from pipeline.stages._people import ask_people
+
+        return ask_people(context)
     return sample_and_rank(context)
 
 

@@ -57,8 +57,8 @@ class RewardSettings(StageSettings):
     """What it starts from: an SFT checkpoint, any causal or encoder model, or a reward model."""
     tokenizer: Annotated[str | None, Ref("tokenizer")] = None
     """Tokenizer instead of the model's own, such as one adopted with another padding token."""
-    rankings: Annotated[str | None, Ref("rankings")] = None
-    """Stage whose rankings it learns, or a file of rankings or pairs."""
+    rankings: Annotated[str | tuple[str, ...] | None, Ref("rankings")] = None
+    """Stage whose rankings it learns, or a file of rankings or pairs; or several of them."""
     train: tuple[SourceSettings, ...] = ()
     """Further sources of rankings or pairs to learn."""
     heldout_share: Share = 0.1
@@ -116,7 +116,7 @@ class RewardSettings(StageSettings):
 
     @model_validator(mode="after")
     def _something_to_learn_and_to_judge(self) -> RewardSettings:
-        if self.rankings is None and not self.train:
+        if not self.rankings and not self.train:
             raise ValueError("a reward stage needs `rankings` (a stage or file) or `train` sources")
         if not self.heldout and self.eval_rankings is None and self.heldout_share == 0:
             raise ValueError(

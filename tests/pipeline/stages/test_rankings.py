@@ -221,7 +221,7 @@ def test_prompts_too_long_for_the_context_stop_the_stage(
         ({"prompts": []}, "give prompts"),
         ({"labeler": "file"}, "drop model and prompts"),
         ({"prompts": [{"path": "mine.jsonl"}]}, "of one world"),
-        ({"labeler": "people"}, "gold"),
+        ({"labeler": "somebody"}, "gold"),
         ({"completions": 1}, "greater than or equal to 2"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.intervals import bootstrap_mean, paired_difference, wilson
+from data.intervals import bootstrap_clusters, bootstrap_mean, paired_difference, wilson
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
 
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
 def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [1.0, 2.0, 4.0, 8.0]
     whole = bootstrap_mean(values, resamples=100, seed=3)
-    monkeypatch.setattr("pipeline.evaluation.intervals._CELLS", 28)
+    monkeypatch.setattr("data.intervals._CELLS", 28)
     assert bootstrap_mean(values, resamples=100, seed=3) == whole
 
 
@@ -90,3 +90,36 @@ def test_pairs_remove_what_both_share() -> None:
 def test_pairs_of_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 and 1"):
         paired_difference([1.0, 2.0], [1.0], resamples=5, seed=0)
+
+
+def test_prompts_are_drawn_whole():
+    # Ten prompts with 100 equal answers each are ten pieces of evidence, not a thousand.
+    few = np.array([[100.0, 100.0]] * 5 + [[0.0, 100.0]] * 5)
+    many = np.repeat(few / 100, 100, axis=0)
+
+    def ratio(sums):
+        return sums[:, 0] / sums[:, 1]
+
+    wide = bootstrap_clusters(few, statistic=ratio, resamples=2000, seed=0)
+    narrow = bootstrap_clusters(many, statistic=ratio, resamples=2000, seed=0)
+    assert wide.value == narrow.value == 0.5
+    assert (wide.n, narrow.n) == (10, 1000)
+    # Standard errors 0.5 / sqrt(10) and 0.5 / sqrt(1000).
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.158, rel=0.1)
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.0158, rel=0.1)
+
+
+def test_a_statistic_that_is_not_defined_has_no_ends():
+    def undefined(sums):
+        return np.where(sums[:, 0] > 5, sums[:, 0], np.nan)
+
+    found = bootstrap_clusters(np.array([[1.0], [2.0]]), statistic=undefined, resamples=9, seed=0)
+    assert found == (None, None, None, 2)
+    # 1 + 5 is defined, most draws are: 1 + 1 is not.
+    found = bootstrap_clusters(np.array([[1.0], [5.0]]), statistic=undefined, resamples=99, seed=0)
+    assert found.value == 6
+    assert found.high == 10
+    one = bootstrap_clusters(np.array([[7.0]]), statistic=undefined, resamples=9, seed=0)
+    assert one == (7.0, None, None, 1)
+    empty = bootstrap_clusters(np.zeros((0, 1)), statistic=undefined, resamples=9, seed=0)
+    assert empty.n == 0

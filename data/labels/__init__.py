@@ -1,0 +1,1 @@
+"""Collecting preference labels from people: the store, the web pages and what comes out."""

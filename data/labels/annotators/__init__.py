@@ -1,0 +1,1 @@
+"""Annotators that are no people: they take tasks from the queue and submit labels as people do."""

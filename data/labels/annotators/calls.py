@@ -1,0 +1,227 @@
+"""Calls of a language model over an OpenAI-compatible address: retried, budgeted, logged, cached.
+
+The log is the cache and the book: a line of JSONL for each call that was answered, with what was
+asked, what came back and the tokens it took. A call that stands in the log is not made again, and
+what the log holds counts towards the budget, also after a restart. The key of the service is read
+from the environment and is written nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import LabelError, UsageError
+
+PASSING = (408, 409, 425, 429)
+"""Statuses that another try may get over, beside all from 500 on."""
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, at most."""
+MOST_BYTES = 4 << 20
+"""Of an answer that is read."""
+
+
+class BudgetSpentError(LabelError):
+    """The calls or tokens that the recipe allows are used up."""
+
+
+class _Passing(Exception):
+    """A failure that another try may get over; `wait` is what the server asks for."""
+
+    def __init__(self, what: str, wait: float = 0.0) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the log holds: calls that were answered, and their tokens in and out."""
+
+    calls: int = 0
+    tokens: int = 0
+
+
+class Calls:
+    """Asks a model; safe to use from several threads.
+
+    Args:
+        url: base address, such as http://localhost:8000/v1.
+        model: its name there.
+        log: JSONL that every answered call goes to.
+        key_variable: environment variable that holds the service's key; none is sent without.
+        max_calls: calls that may be made in all.
+        max_tokens: tokens, in and out, after which no call is made any more.
+        timeout: seconds without an answer after which a try has failed.
+        retries: further tries after the first, after 1, 2, 4 ... seconds.
+        wait: sleeps so many seconds.
+
+    Raises:
+        UsageError: the variable is not set.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        log: Path,
+        key_variable: str | None = None,
+        max_calls: int | None = None,
+        max_tokens: int | None = None,
+        timeout: float = 60.0,
+        retries: int = 5,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.model, self.log = model, log
+        self.max_calls, self.max_tokens = max_calls, max_tokens
+        self.timeout, self.retries, self.wait = timeout, retries, wait
+        self._headers = {"Content-Type": "application/json"}
+        if key_variable is not None:
+            if not os.environ.get(key_variable):
+                raise UsageError(
+                    f"the environment variable {key_variable} is not set; it holds the key for "
+                    f"{url}"
+                )
+            self._headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+        self._lock = threading.Lock()
+        self._answers: dict[str, str] = {}
+        self._begun = self._tokens = 0
+        self._read_log()
+
+    @property
+    def spent(self) -> Spent:
+        """Return what was spent so far, earlier runs among it."""
+        with self._lock:
+            return Spent(len(self._answers), self._tokens)
+
+    def ask(self, messages: list[dict[str, str]], **options: Any) -> str:
+        """Return the model's answer to a dialogue.
+
+        Args:
+            messages: turns with `role` and `content`.
+            options: further fields of the request, such as `temperature`.
+
+        Raises:
+            BudgetSpentError: no call is left.
+            LabelError: the server can't be reached, refuses, or answers something else.
+        """
+        request = {"model": self.model, "messages": messages, **options}
+        body = json.dumps(request, sort_keys=True).encode("utf-8")
+        name = hashlib.sha256(self.url.encode() + b"\n" + body).hexdigest()
+        with self._lock:
+            if name in self._answers:
+                return self._answers[name]
+            self._begin()
+        started = time.monotonic()
+        try:
+            answer = self._post(body)
+            text, tokens = self._parsed(answer, request)
+        except BaseException:
+            with self._lock:
+                self._begun -= 1
+            raise
+        entry = {
+            "call": name,
+            "request": request,
+            "answer": text,
+            "tokens": tokens,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        self._keep(name, text, tokens, entry)
+        return text
+
+    def _begin(self) -> None:
+        if self.max_calls is not None and self._begun >= self.max_calls:
+            raise BudgetSpentError(f"all {self.max_calls} calls of {self.model} are used up")
+        if self.max_tokens is not None and self._tokens >= self.max_tokens:
+            raise BudgetSpentError(
+                f"{self.model} has taken {self._tokens:,} tokens of {self.max_tokens:,}"
+            )
+        self._begun += 1
+
+    def _keep(self, name: str, text: str, tokens: int, entry: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._answers[name] = text
+            self._tokens += tokens
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _read_log(self) -> None:
+        if not self.log.is_file():
+            return
+        with self.log.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    name, text = str(entry["call"]), str(entry["answer"])
+                    tokens = int(entry["tokens"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line of a killed process: that call is made again
+                self._answers[name] = text
+                self._tokens += tokens
+        self._begun = len(self._answers)
+
+    def _post(self, body: bytes) -> bytes:
+        for left in range(self.retries, -1, -1):
+            try:
+                return self._try(body)
+            except _Passing as failure:
+                if left == 0:
+                    raise LabelError(
+                        f"the judge {self.url} gave no answer in {self.retries + 1} tries, the "
+                        f"last time: {failure}; look at the server, all labels are kept"
+                    ) from failure
+                doubled = 2.0 ** (self.retries - left)
+                self.wait(min(max(doubled, failure.wait), LONGEST_WAIT))
+        raise AssertionError("unreachable")
+
+    def _try(self, body: bytes) -> bytes:
+        request = urllib.request.Request(self.url, data=body, headers=self._headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                content: bytes = answer.read(MOST_BYTES)
+                return content
+        except urllib.error.HTTPError as error:
+            with error:
+                told = error.read(200).decode("utf-8", "replace").strip()
+                after = error.headers.get("Retry-After", "")
+            what = f"status {error.code} {error.reason}{f' ({told})' if told else ''}"
+            if error.code in PASSING or error.code >= 500:
+                raise _Passing(what, float(after) if after.isdigit() else 0.0) from None
+            raise LabelError(f"the judge {self.url} refused: {what}") from None
+        except urllib.error.URLError as error:
+            raise _Passing(str(error.reason)) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Passing(f"{type(error).__name__}: {error}") from error
+
+    def _parsed(self, answer: bytes, request: Mapping[str, Any]) -> tuple[str, int]:
+        try:
+            content = json.loads(answer)
+            text = content["choices"][0]["message"]["content"]
+            usage = content.get("usage") or {}
+            tokens = usage.get("total_tokens")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            text = None
+        if not isinstance(text, str):
+            shown = answer[:80].decode("utf-8", "replace")
+            raise LabelError(
+                f"the judge {self.url} answered {shown!r}, no chat completion of the OpenAI form"
+            )
+        if not isinstance(tokens, int) or tokens < 0:
+            # Not every server counts; four bytes a token is the usual rule of thumb.
+            tokens = (len(json.dumps(request["messages"])) + len(text)) // 4
+        return text, tokens

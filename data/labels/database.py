@@ -1,0 +1,197 @@
+"""The database that labels are kept in: SQLite by default, PostgreSQL by URL.
+
+SQLite runs in WAL mode with `synchronous=FULL`, so that what was acknowledged survives a killed
+process and a power cut. A transaction that will write says so at once (`BEGIN IMMEDIATE`): one that
+begins as a reader and turns into a writer fails with "database is locked" as soon as somebody else
+wrote meanwhile, and no time-out helps against that. Writers of one process queue up at a lock of
+ours, since SQLite's own waiting is a sleep of up to 100 ms that serves nobody in order.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+
+from data.errors import ArtifactError, UsageError
+
+_BUSY_SECONDS = 30
+_MIGRATIONS_LOCK = 7_236_411
+"""An arbitrary number that names our migrations among PostgreSQL's advisory locks."""
+
+
+def utc_now() -> datetime:
+    """Return the time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return 22 random characters that may stand in an address; 128 bits, so never guessed."""
+    return secrets.token_urlsafe(16)
+
+
+class Database:
+    """An open database; one a process, shared by its threads.
+
+    Attributes:
+        url: where it is, without a password.
+        clock: what `now()` asks; tests put their own here.
+    """
+
+    def __init__(self, engine: sa.Engine, clock: Callable[[], datetime] = utc_now) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.url = engine.url.render_as_string(hide_password=True)
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self._writer = threading.Lock()
+
+    def now(self) -> datetime:
+        """Return the time, aware, in UTC."""
+        return self.clock()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Give a connection whose reads all see the same state on SQLite."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sa.Connection]:
+        """Give a connection that commits at the end, or undoes everything on an error.
+
+        Args:
+            durable: wait until the disk has it. Without, a killed process still loses nothing,
+                but a power cut may undo the last moment; whatever is durable later makes it so.
+        """
+        if not self.is_sqlite:
+            with self.engine.begin() as connection:
+                if not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                yield connection
+            return
+        with self._writer, self.engine.connect() as connection:
+            connection = connection.execution_options(immediate=True)
+            # Straight to the driver: it can't be changed inside a transaction.
+            raw: Any = connection.connection.driver_connection
+            if not durable:
+                raw.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if not durable:
+                    raw.execute("PRAGMA synchronous = FULL")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def open_database(url: str, *, create: bool = True) -> Database:
+    """Open a database and bring its tables up to date.
+
+    Args:
+        url: `sqlite:///path` or `postgresql+psycopg://user:password@host/name`; a plain path is
+            an SQLite file.
+        create: whether a missing SQLite file is made.
+
+    Raises:
+        UsageError: another kind of address, or no such file.
+        ArtifactError: the tables were made by a newer version of this program.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = _open_sqlite(parsed, create=create)
+    else:
+        engine = sa.create_engine(parsed, pool_size=16, max_overflow=32, pool_pre_ping=True)
+    database = Database(engine)
+    try:
+        _migrate(database)
+    except sa.exc.OperationalError as error:
+        database.close()
+        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown"
+        raise UsageError(f"the label database {database.url} can't be opened: {reason}") from error
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _parse(url: str) -> sa.URL:
+    if "://" not in url:
+        return sa.URL.create("sqlite", database=url)
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise UsageError(f"the label database {url!r} is not an address: {error}") from error
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() != "sqlite":
+        raise UsageError(
+            f"the label database is {parsed.get_backend_name()!r}; sqlite and postgresql work"
+        )
+    return parsed
+
+
+def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise UsageError("labels are not kept in memory: give the SQLite database a file")
+    path = Path(url.database)
+    if not path.exists():
+        if not create:
+            raise UsageError(f"there is no label database at {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        pool_size=16,
+        max_overflow=64,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(raw: Any, _record: Any) -> None:
+        # The driver would begin transactions of its own, and deferred ones: we begin them.
+        raw.isolation_level = None
+        raw.execute("PRAGMA journal_mode = WAL")
+        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _migrate(database: Database) -> None:
+    """Run what migrations are missing, one process at a time."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    with database.read() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return
+    with database.write() as connection:
+        if not database.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATIONS_LOCK)))
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in {s.revision for s in scripts.walk_revisions()}:
+            raise ArtifactError(
+                f"the label database {database.url} was made by a newer version (tables {current}, "
+                f"this program knows {head}): update this program"
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

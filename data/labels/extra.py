@@ -1,0 +1,25 @@
+"""Whether the packages of the extra `labels` are there; imports none of them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from data.errors import UsageError
+
+STORE = ("sqlalchemy", "alembic")
+PAGES = ("starlette", "uvicorn", "jinja2", "python_multipart", "markdown_it", "nh3", "argon2")
+FIGURES = ("scipy", "krippendorff")
+
+
+def require_packages(*names: str) -> None:
+    """Refuse to go on without packages.
+
+    Raises:
+        UsageError: one is missing; says what to install.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"collecting labels needs {', '.join(missing)}, not installed here: "
+            "pip install 'rlhf-pipeline[labels]'"
+        )

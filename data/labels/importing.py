@@ -1,0 +1,220 @@
+"""Labels from files: our own exports, plain rankings and pairs, HH dialogues, OASST trees.
+
+Our own exports come back exactly, with ids, orders and times. What other files hold becomes labels
+of an annotator of kind `imported`, with mode `rank`, since nobody was asked for ratings or a
+strength; the order shown is not known (`order` is empty). Rows with the same prompt and the same
+completions are labels of one task. Of a pair, the completions stand in the order of a hash: as a
+file has them, the better one always comes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from data.errors import BadRowsError, SourceError
+from data.files import RawRow, find_files, raw_rows
+from data.formats import convert, detect
+from data.labels.oasst import is_tree, tree_rankings
+from data.labels.rankings_file import from_row, is_label, own_meta
+from data.labels.records import (
+    Annotator,
+    Assignment,
+    Label,
+    LabelRow,
+    NewTask,
+    Submission,
+    Task,
+)
+from data.records import Ranking, prompt_hash
+from data.sources import SHOWN, ReadReport
+from data.values import RowDropped, RowError
+
+FORMATS = {
+    "labels": "our own lossless export",
+    "rankings": "prompt or messages + completions + ranks or scores",
+    "preference": "chosen + rejected (+ prompt), strings or messages",
+    "hh": "chosen + rejected as Human:/Assistant: transcripts",
+    "oasst": "OpenAssistant message trees with ranked replies",
+}
+"""What can be imported."""
+
+
+class ImportedLabel(NamedTuple):
+    """A label from a file: what a store needs, and all that the file says of it.
+
+    Attributes:
+        task: to be stored once by its key.
+        annotator: who gave it; ids are those of the file.
+        submission: what was said; its key is the same whenever the file is imported.
+        row: the whole label.
+    """
+
+    task: NewTask
+    annotator: Annotator
+    submission: Submission
+    row: LabelRow
+
+
+def read_labels(
+    path: str,
+    *,
+    when: datetime,
+    campaign: str = "imported",
+    annotator: str = "imported",
+    format: str = "auto",
+    max_bad_share: float = 0.01,
+    report: ReadReport | None = None,
+) -> Iterator[ImportedLabel]:
+    """Yield the labels of a file, folder or glob.
+
+    Args:
+        path: where to read.
+        when: time of labels whose file tells none.
+        campaign: name of the campaign of such labels.
+        annotator: who gave labels whose file names nobody.
+        format: one of `FORMATS`, or "auto" to tell it of each row.
+        max_bad_share: share of malformed rows above which reading ends in an error.
+        report: where the counts go.
+
+    Raises:
+        SourceError: nothing there, unreadable, or of a format that holds no labels.
+        BadRowsError: too many rows are malformed; names the first.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
+    report = ReadReport() if report is None else report
+    foreign = _Foreign(when=when, campaign=campaign, annotator=annotator)
+    for file in find_files(path):
+        for raw in raw_rows(file):
+            report.rows += 1
+            try:
+                for row in _labels(raw, format, foreign, report, str(file)):
+                    report.records += 1
+                    yield _imported(row)
+            except RowDropped as reason:
+                report.dropped[str(reason)] += 1
+            except RowError as problem:
+                report.bad += 1
+                if len(report.first_bad) < SHOWN:
+                    report.first_bad.append(f"{raw.where}: {problem}")
+    if report.bad > max_bad_share * report.rows:
+        raise BadRowsError(
+            f"{report.bad} of {report.rows} rows are malformed, max_bad_share allows "
+            f"{max_bad_share:.2%}: {'; '.join(report.first_bad)}"
+        )
+    if not report.records:
+        told = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
+        raise SourceError(f"no labels in {path}{': ' + told if told else ''}")
+
+
+def _imported(row: LabelRow) -> ImportedLabel:
+    return ImportedLabel(row.assignment.task.new, row.annotator, row.label.submission, row)
+
+
+class _Foreign(NamedTuple):
+    """What is said of labels whose file doesn't say it."""
+
+    when: datetime
+    campaign: str
+    annotator: str
+
+
+def _labels(
+    raw: RawRow, format: str, foreign: _Foreign, report: ReadReport, file: str
+) -> Iterator[LabelRow]:
+    if raw.value is None:
+        raise RowError(raw.problem)
+    name = _format_of(raw) if format == "auto" else format
+    report.formats.setdefault(
+        file, f"{name} ({'told from its columns' if format == 'auto' else 'given'})"
+    )
+    if name == "labels":
+        yield from_row(raw.value)
+        return
+    if name == "oasst":
+        rankings = tree_rankings(raw.value, dropped=report.dropped)
+    else:
+        record = convert(raw.value, name, default_id=raw.where.rpartition("/")[2])
+        assert isinstance(record, Ranking)
+        rankings = [record]
+    for place, ranking in enumerate(rankings):
+        yield _foreign_row(ranking, foreign, f"{raw.where.rpartition('/')[2]}:{place}")
+
+
+def _format_of(raw: RawRow) -> str:
+    assert raw.value is not None
+    if is_label(raw.value):
+        return "labels"
+    if is_tree(raw.value):
+        return "oasst"
+    try:
+        name = detect(raw.value)
+    except SourceError as error:
+        raise SourceError(f"{raw.where}: {error}") from None
+    if name not in FORMATS:
+        known = "; ".join(f"{one}: {what}" for one, what in FORMATS.items())
+        raise SourceError(f"{raw.where}: rows of format {name} hold no labels; known: {known}")
+    return name
+
+
+def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:
+    if len(ranking.completions) > 9:
+        raise RowDropped("more than nine completions")
+    if len(set(ranking.completions)) < len(ranking.completions):
+        raise RowDropped("two completions are the same")
+    if len(ranking.completions) == 2:
+        ranking = _in_order_of_hash(ranking)
+    key = _digest([prompt_hash(ranking.prompt), ranking.completions])
+    name = ranking.annotator or foreign.annotator
+    annotator = Annotator(id=_digest(["annotator", name])[:22], name=name, kind="imported")
+    label_id = _digest([key, annotator.id, where])
+    assignment = Assignment(
+        id=_digest(["assignment", label_id])[:22],
+        task=Task(
+            id=key,
+            campaign_id=foreign.campaign,
+            new=NewTask(
+                key=key,
+                prompt=ranking.prompt,
+                completions=ranking.completions,
+                policies=ranking.policies,
+                meta=own_meta(ranking.meta),
+            ),
+        ),
+        annotator_id=annotator.id,
+        purpose="label",
+        order=[],
+        strategy="random",
+        probability=1.0,
+        leased_until=foreign.when,
+        guidelines_version=1,
+    )
+    label = Label(
+        id=label_id[:22],
+        assignment_id=assignment.id,
+        revision=1,
+        submission=Submission(key=label_id, ranks=ranking.ranks),
+        created_at=foreign.when,
+    )
+    return LabelRow(label, assignment, annotator, foreign.campaign, "rank")
+
+
+def _in_order_of_hash(pair: Ranking) -> Ranking:
+    places = sorted((0, 1), key=lambda place: _digest([pair.completions[place]]))
+    return Ranking(
+        prompt=pair.prompt,
+        completions=[pair.completions[place] for place in places],
+        ranks=[pair.ranks[place] for place in places],
+        id=pair.id,
+        annotator=pair.annotator,
+        policies=[pair.policies[place] for place in places] if pair.policies else [],
+        meta=pair.meta,
+    )
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""The pages that people label in; `app.create_app` makes them, `server.serve` serves them."""

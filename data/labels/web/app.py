@@ -1,0 +1,160 @@
+"""The application: which page answers which address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, RlhfError
+from data.labels.database import Database
+from data.labels.web import views_admin as admin
+from data.labels.web import views_entry as entry
+from data.labels.web import views_label as label
+from data.labels.web.pages import STATIC, render
+from data.labels.web.security import LOOPBACK, Shield
+from data.labels.web.sessions import Handler, Needs, Visit, endpoint
+from data.labels.web.site import Site
+
+_TITLES = {
+    400: "That can't be read",
+    403: "That is not allowed",
+    404: "There is no such page",
+    409: "Somebody was faster",
+    413: "That is too large",
+    422: "Something is missing",
+    429: "Too fast",
+}
+
+
+def create_app(
+    database: Database,
+    *,
+    campaigns: Sequence[str] | None = None,
+    secure: bool = False,
+    allowed_hosts: Sequence[str] = LOOPBACK,
+) -> Starlette:
+    """Return the pages for annotators and admins as an ASGI application.
+
+    Limits are counted in the process: serve it with one.
+
+    Args:
+        database: where everything is.
+        campaigns: names of those to serve; None serves all there are, also ones made later.
+        secure: whether browsers come by https, here or at a proxy before it.
+        allowed_hosts: names under which it may be asked for, without ports.
+    """
+    app = Starlette(
+        routes=_routes(),
+        middleware=[Middleware(Shield, secure=secure, allowed_hosts=list(allowed_hosts))],
+        exception_handlers={HTTPException: _refuse, RlhfError: _refuse},
+    )
+    app.state.site = Site(database, names=campaigns, secure=secure)
+    return app
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        _get("/health", entry.health, "nothing"),
+        _get("/", entry.home),
+        _get("/invite/{token}", entry.invite, "nothing"),
+        _post("/invite/{token}", entry.accept_invite, "nothing"),
+        _get("/login", entry.sign_in, "nothing"),
+        _post("/login", entry.send_sign_in, "nothing"),
+        _post("/logout", entry.sign_out),
+        _get("/account", entry.account),
+        _post("/account", entry.set_password),
+        _get("/help", entry.show_help, "nothing"),
+        _get("/c/{campaign}/next", label.go_on),
+        _get("/c/{campaign}/guidelines", label.guidelines),
+        _post("/c/{campaign}/guidelines", label.accept_guidelines),
+        _get("/c/{campaign}/mine", label.mine),
+        _get("/c/{campaign}/end", label.end),
+        _get("/t/{assignment}", label.task),
+        _post("/t/{assignment}/draft", label.save_draft),
+        _post("/t/{assignment}/submit", label.submit),
+        _post("/t/{assignment}/skip", label.skip),
+        _get("/t/{assignment}/feedback", label.feedback),
+        _get("/t/{assignment}/revise", label.revision),
+        _post("/t/{assignment}/revise", label.revise),
+        *_admin_routes(),
+        Mount("/static", _Static(directory=STATIC)),
+    ]
+
+
+def _admin_routes() -> list[BaseRoute]:
+    one = "/admin/campaigns/{campaign}"
+    return [
+        _get("/admin", admin.campaigns, "admin"),
+        _get(one, admin.campaign, "admin"),
+        _get(f"{one}/statistics", admin.statistics, "admin"),
+        _get(f"{one}/giveaways", admin.giveaways, "admin"),
+        _post(f"{one}/exports/{{what}}", admin.export, "admin"),
+        _post(f"{one}/close", admin.close, "admin"),
+        _get("/admin/annotators", admin.annotators, "admin"),
+        _post("/admin/annotators/{annotator}/sign-out", admin.sign_out, "admin"),
+        _post("/admin/annotators/{annotator}/deactivate", admin.deactivate, "admin"),
+        _post("/admin/invites", admin.invite, "admin"),
+        _post("/admin/invites/{invite}/revoke", admin.revoke_invite, "admin"),
+        _get("/admin/audit", admin.audit, "admin"),
+    ]
+
+
+def _get(path: str, handler: Handler, needs: Needs = "annotator") -> Route:
+    return Route(path, endpoint(handler, needs=needs), methods=["GET"])
+
+
+def _post(path: str, handler: Handler, needs: Needs = "annotator") -> Route:
+    return Route(path, endpoint(handler, needs=needs), methods=["POST"])
+
+
+class _Static(StaticFiles):
+    """Our script and style; their address changes with them, so browsers keep them."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Tell what went wrong, to our script or as a page."""
+    status, why, headers = _told(error)
+    if request.headers.get("accept") == "application/json":
+        return JSONResponse({"error": why}, status_code=status, headers=headers)
+    if status == 401:
+        return RedirectResponse("/login", 303)
+    response = await run_in_threadpool(partial(_error_page, request, status, why))
+    response.headers.update(headers)
+    return response
+
+
+def _told(error: Exception) -> tuple[int, str, dict[str, str]]:
+    if isinstance(error, HTTPException):
+        why = "" if error.status_code == 404 else str(error.detail)
+        return error.status_code, why, dict(error.headers or {})
+    kinds: list[tuple[type[Exception], int]] = [
+        (NotYoursError, 404),
+        (LabelConflictError, 409),
+        (InvalidLabelError, 422),
+        (RlhfError, 422),
+    ]
+    status = next(code for kind, code in kinds if isinstance(error, kind))
+    return status, str(error), {}
+
+
+def _error_page(request: Request, status: int, why: str) -> Response:
+    site: Site = request.app.state.site
+    visit = Visit(site, request, None)
+    title: Any = _TITLES.get(status, "That did not work")
+    return render(visit, "error.html", status=status, title=title, why=why)

@@ -1,0 +1,33 @@
+"""Who accepted which version of a campaign's guidelines; kept in the audit log."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from data.labels import tables
+from data.labels.audit import Audit
+from data.labels.database import Database
+from data.labels.records import Campaign
+
+_ACTION = "accept guidelines"
+
+
+def accepted_version(database: Database, annotator_id: str, campaign_id: str) -> int:
+    """Return the newest version that the annotator accepted, 0 if none."""
+    entry = tables.audit.c
+    query = sa.select(entry.detail).where(
+        entry.subject == campaign_id, entry.who == annotator_id, entry.action == _ACTION
+    )
+    with database.read() as connection:
+        found = connection.execute(query).scalars().all()
+    return max((int(detail["version"]) for detail in found), default=0)
+
+
+def accept(database: Database, annotator_id: str, campaign: Campaign) -> None:
+    """Note that the annotator accepts the guidelines as they are now."""
+    if accepted_version(database, annotator_id, campaign.id) >= campaign.guidelines_version:
+        return
+    with database.write() as connection:
+        Audit(database).write(
+            connection, annotator_id, _ACTION, campaign.id, version=campaign.guidelines_version
+        )

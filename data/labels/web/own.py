@@ -1,0 +1,102 @@
+"""An annotator's own figures; nothing here looks at anybody else's labels."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from data.labels import tables
+from data.labels.database import Database
+from data.labels.qualification import agreed_pairs
+
+_PACE_OF = 20
+"""Last labels that the pace is the median of."""
+GOLD_EVERY = 25
+"""Labels after which the agreement with gold is counted anew: a figure that moved with each label
+would tell which tasks were gold."""
+_GOLD_LEAST = 3
+
+_given, _label, _task = tables.assignments.c, tables.labels.c, tables.tasks.c
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How an annotator gets on.
+
+    Attributes:
+        done: tasks labelled, of all kinds.
+        today: of the last 24 hours.
+        seconds: median time of the last labels; None before the first.
+    """
+
+    done: int
+    today: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Agreement with known answers; `pairs` is 0 where there is nothing to tell yet."""
+
+    tasks: int
+    pairs: int
+    agreed: int
+
+
+def pace(database: Database, annotator_id: str, campaign_id: str) -> Pace:
+    """Return how many tasks an annotator did in a campaign, and how fast."""
+    mine = sa.and_(
+        _given.annotator_id == annotator_id,
+        _given.campaign_id == campaign_id,
+        _given.state == "done",
+    )
+    day = database.now() - timedelta(days=1)
+    counted = sa.select(
+        sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((_given.ended_at > day, 1))), 0)
+    ).where(mine)
+    last = (
+        sa.select(_label.seconds)
+        .select_from(
+            tables.assignments.join(
+                tables.labels, sa.and_(_label.assignment_id == _given.id, _label.revision == 1)
+            )
+        )
+        .where(mine)
+        .order_by(_given.ended_at.desc())
+        .limit(_PACE_OF)
+    )
+    with database.read() as connection:
+        done, today = connection.execute(counted).one()
+        seconds = connection.execute(last).scalars().all()
+    return Pace(done, int(today), statistics.median(seconds) if seconds else None)
+
+
+def gold_agreement(database: Database, annotator_id: str, campaign_id: str) -> Gold:
+    """Return the agreement with gold among the annotator's labels, counted in whole batches.
+
+    Only first revisions count; the qualification, which is told apart, does not.
+    """
+    query = (
+        sa.select(_given.purpose, _label.ranks, _task.gold_ranks)
+        .select_from(
+            tables.assignments.join(tables.tasks, _given.task_id == _task.id).join(
+                tables.labels, sa.and_(_label.assignment_id == _given.id, _label.revision == 1)
+            )
+        )
+        .where(
+            _given.annotator_id == annotator_id,
+            _given.campaign_id == campaign_id,
+            _given.purpose != "qualification",
+        )
+        .order_by(_label.created_at, _label.id)
+    )
+    with database.read() as connection:
+        found = connection.execute(query).all()
+    whole = found[: len(found) // GOLD_EVERY * GOLD_EVERY]
+    parts = [agreed_pairs(row.ranks, row.gold_ranks) for row in whole if row.purpose == "gold"]
+    if len(parts) < _GOLD_LEAST:
+        return Gold(len(parts), 0, 0)
+    return Gold(len(parts), sum(pairs for _, pairs in parts), sum(agreed for agreed, _ in parts))

@@ -1,0 +1,55 @@
+"""Pages from templates; every value is escaped but what `markdown.to_html` made."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from data.labels.web.markdown import to_html, to_text
+from data.labels.web.sessions import Visit
+
+TEMPLATES = Path(__file__).parent / "templates"
+STATIC = Path(__file__).parent / "static"
+LETTERS = "ABCDEFGHI"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = to_html
+    environment.filters["line"] = to_text
+    environment.globals["letters"] = LETTERS
+    environment.globals["version"] = _version()
+    return environment
+
+
+def _version() -> str:
+    """Return a mark that changes with the script and the style, which browsers keep."""
+    parts = [path.read_bytes() for path in sorted(STATIC.iterdir())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def render(visit: Visit, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page."""
+    session = visit.session
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            me=None if session is None else session.annotator,
+            csrf="" if session is None else session.csrf,
+            **values,
+        )
+    )
+    return HTMLResponse(text, status_code=status)

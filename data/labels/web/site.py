@@ -1,0 +1,94 @@
+"""What all pages share: the store, which campaigns are served, and the limits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from data.errors import NotYoursError
+from data.labels.campaigns import Campaigns
+from data.labels.database import Database
+from data.labels.people import People
+from data.labels.queue import Queue
+from data.labels.records import Campaign, Progress
+from data.labels.web.limits import Limit
+from data.labels.work import Work
+
+_PROGRESS_SECONDS = 5.0
+"""How old a campaign's progress may be: counting it for each page would be most of the work."""
+
+
+@dataclass
+class Limits:
+    """How often one may try; `sign_in` by address and by name, `submit` and `draft` by annotator.
+
+    Only invites that are refused count, so that a class that starts together is let in.
+    """
+
+    invite: Limit = field(default_factory=lambda: Limit(20, 10))
+    sign_in: Limit = field(default_factory=lambda: Limit(10, 10))
+    submit: Limit = field(default_factory=lambda: Limit(30, 60))
+    draft: Limit = field(default_factory=lambda: Limit(60, 120))
+
+
+class Site:
+    """The store behind the pages.
+
+    Args:
+        database: where everything is.
+        names: of the campaigns served; None serves all.
+        secure: whether browsers come by https.
+        clock: seconds that only go up.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        names: Sequence[str] | None,
+        secure: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.database = database
+        self.names = None if names is None else frozenset(names)
+        self.secure = secure
+        self.clock = clock
+        self.people = People(database)
+        self.store = Campaigns(database)
+        self.queue = Queue(database)
+        self.work = Work(database)
+        self.limits = Limits()
+        self._progress: dict[str, tuple[float, Progress]] = {}
+        self._lock = threading.Lock()
+
+    def campaigns(self) -> list[Campaign]:
+        """Return the campaigns served."""
+        return [one for one in self.store.list() if self._served(one)]
+
+    def campaign(self, campaign_id: str) -> Campaign:
+        """Return a campaign that is served.
+
+        Raises:
+            NotYoursError: there is none of this id.
+        """
+        found = self.store.by_id(campaign_id)
+        if found is None or not self._served(found):
+            raise NotYoursError("there is no such campaign")
+        return found
+
+    def progress(self, campaign_id: str) -> Progress:
+        """Return how far a campaign is, as of a few seconds ago."""
+        now = self.clock()
+        with self._lock:
+            known = self._progress.get(campaign_id)
+        if known is not None and now - known[0] < _PROGRESS_SECONDS:
+            return known[1]
+        progress = self.store.progress(campaign_id)
+        with self._lock:
+            self._progress[campaign_id] = (now, progress)
+        return progress
+
+    def _served(self, campaign: Campaign) -> bool:
+        return self.names is None or campaign.name in self.names

@@ -1,0 +1,183 @@
+"""Pages for admins: campaigns, annotators, statistics, exports, the audit log."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from data.errors import RlhfError, UsageError
+from data.labels import statistics_text
+from data.labels.audit import Audit
+from data.labels.consolidation import Consolidation
+from data.labels.exporting import What, export_parts
+from data.labels.records import Campaign, Role
+from data.labels.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
+from data.labels.web import overview
+from data.labels.web.pages import render
+from data.labels.web.sessions import Visit
+
+EXPORTS: dict[What, str] = {
+    "rankings": "Rankings, all there is; what the reward stage and the import read",
+    "preferences": "Preference pairs for TRL",
+    "ties": "Ties",
+    "unpaired": "Unpaired rows for KTO",
+    "csv": "Spreadsheet",
+}
+_ENTRIES = 200
+_GIVEAWAYS = 100
+_HOURS = 72.0
+
+
+def campaigns(visit: Visit) -> Response:
+    """Show all campaigns with their progress."""
+    rows = [(one, visit.site.store.progress(one.id)) for one in visit.site.campaigns()]
+    return render(visit, "admin_campaigns.html", rows=rows)
+
+
+def campaign(visit: Visit) -> Response:
+    """Show one campaign."""
+    one = visit.campaign()
+    return render(
+        visit,
+        "admin_campaign.html",
+        campaign=one,
+        progress=visit.site.store.progress(one.id),
+        exports=EXPORTS,
+        consolidations=get_args(Consolidation),
+        problem="",
+    )
+
+
+def close(visit: Visit) -> Response:
+    """Give out no more tasks of a campaign."""
+    one = visit.campaign()
+    visit.site.store.close(one.id, by=visit.me.id)
+    return RedirectResponse(f"/admin/campaigns/{one.id}", 303)
+
+
+def giveaways(visit: Visit) -> Response:
+    """Show the answers that tell who wrote them."""
+    one = visit.campaign()
+    found = overview.find_giveaways(visit.site.database, one.id, limit=_GIVEAWAYS)
+    return render(visit, "admin_giveaways.html", campaign=one, found=found)
+
+
+def statistics(visit: Visit) -> Response:
+    """Show the report on a campaign's labels."""
+    one = visit.campaign()
+    report = _report(visit, one)
+    return render(
+        visit,
+        "admin_statistics.html",
+        campaign=one,
+        report=report,
+        lines=statistics_text.lines(report),
+        columns=[(name, FIGURES[name][0]) for name in statistics_text.COLUMNS],
+        plain=PLAIN,
+    )
+
+
+def _report(visit: Visit, one: Campaign) -> LabelStatistics:
+    work = visit.site.work
+    return label_statistics(work.labels(one.id), work.skips(one.id), campaign=one.name)
+
+
+def export(visit: Visit) -> Response:
+    """Send an export; the address holds ids and one of the known kinds, never a path."""
+    one = visit.campaign()
+    what = next((kind for kind in EXPORTS if kind == visit.part("what")), None)
+    consolidation = visit.field("consolidation") or "annotator"
+    if what is None or consolidation not in get_args(Consolidation):
+        raise HTTPException(404)
+    blind = visit.field("blind") == "yes"
+    how: Any = consolidation
+    parts, _ = export_parts(
+        visit.site.work.labels(one.id), what=what, consolidation=how, blind=blind
+    )
+    with visit.site.database.write() as connection:
+        Audit(visit.site.database).write(
+            connection, visit.me.id, "export", one.id, what=what, how=consolidation, blind=blind
+        )
+    kind = "csv" if what == "csv" else "jsonl"
+    body = "".join(line for lines in parts.values() for line in lines)
+    return Response(
+        body.encode("utf-8"),
+        media_type="text/csv; charset=utf-8" if kind == "csv" else "application/x-ndjson",
+        headers={"content-disposition": f'attachment; filename="{one.id}-{what}.{kind}"'},
+    )
+
+
+def annotators(visit: Visit) -> Response:
+    """Show who labels and who is invited."""
+    return _annotators(visit)
+
+
+def invite(visit: Visit) -> Response:
+    """Make an invite, and show its link this once."""
+    role: Role = "admin" if visit.field("role") == "admin" else "annotator"
+    try:
+        hours = float(visit.field("hours") or _HOURS)
+        if hours != hours:
+            raise ValueError("not a number")
+    except ValueError:
+        return _annotators(visit, status=422, problem="the hours are no number")
+    try:
+        made, token = visit.site.people.invite(role, visit.field("name"), hours, visit.me.id)
+    except RlhfError as error:
+        return _annotators(visit, status=422, problem=str(error))
+    scheme = "https" if visit.site.secure else "http"
+    link = f"{scheme}://{visit.request.headers['host']}/invite/{token}"
+    return _annotators(visit, link=link, invited=made.name)
+
+
+def revoke_invite(visit: Visit) -> Response:
+    """Make an invite void."""
+    visit.site.people.revoke_invite(visit.part("invite"), by=visit.me.id)
+    return RedirectResponse("/admin/annotators", 303)
+
+
+def sign_out(visit: Visit) -> Response:
+    """End all sessions of an annotator."""
+    visit.site.people.revoke_all(visit.part("annotator"), by=visit.me.id)
+    return RedirectResponse("/admin/annotators", 303)
+
+
+def deactivate(visit: Visit) -> Response:
+    """Let an annotator in no more; their labels stay."""
+    if visit.part("annotator") == visit.me.id:
+        raise UsageError("you can't deactivate yourself")
+    visit.site.people.deactivate(visit.part("annotator"), by=visit.me.id)
+    return RedirectResponse("/admin/annotators", 303)
+
+
+def audit(visit: Visit) -> Response:
+    """Show the last entries of the audit log."""
+    entries = list(Audit(visit.site.database).entries(limit=_ENTRIES))
+    names = {one.id: one.name for one in visit.site.people.list()}
+    names |= {one.id: one.name for one in visit.site.campaigns()}
+    return render(visit, "admin_audit.html", entries=entries, names=names)
+
+
+def _annotators(
+    visit: Visit, *, status: int = 200, problem: str = "", link: str = "", invited: str = ""
+) -> Response:
+    now = visit.site.database.now()
+    waiting = [
+        one
+        for one in visit.site.people.invites()
+        if one.used_at is None and one.revoked_at is None and one.expires_at > now
+    ]
+    return render(
+        visit,
+        "admin_annotators.html",
+        status=status,
+        people=visit.site.people.list(),
+        done=overview.done_by(visit.site.database),
+        invites=waiting,
+        problem=problem,
+        link=link,
+        invited=invited,
+        hours=_HOURS,
+    )

@@ -1,0 +1,209 @@
+"""The loop: guidelines, qualification, a task, the next task."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+from typing import Any
+
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from data.errors import LabelConflictError, NotYoursError
+from data.labels.records import FLAGS, RATINGS, SKIP_REASONS, Assignment, Campaign, LabelRow
+from data.labels.web import consent, own
+from data.labels.web.forms import from_submission, read_sheet, to_submission
+from data.labels.web.pages import render
+from data.labels.web.sessions import Visit, hold
+from data.labels.work import REVISABLE
+
+STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
+
+
+def go_on(visit: Visit) -> Response:
+    """Go to what is next: the guidelines, a task, or the end."""
+    campaign = visit.campaign()
+    accepted = consent.accepted_version(visit.site.database, visit.me.id, campaign.id)
+    if accepted < campaign.guidelines_version:
+        return RedirectResponse(f"/c/{campaign.id}/guidelines", 303)
+    assignment = visit.site.queue.next(visit.me.id, campaign.id)
+    if assignment is not None:
+        return RedirectResponse(f"/t/{assignment.id}", 303)
+    return RedirectResponse(f"/c/{campaign.id}/end", 303)
+
+
+def guidelines(visit: Visit) -> Response:
+    """Show the guidelines, to be accepted where that is to be done."""
+    campaign = visit.campaign()
+    accepted = consent.accepted_version(visit.site.database, visit.me.id, campaign.id)
+    return render(visit, "guidelines.html", campaign=campaign, accepted=accepted)
+
+
+def accept_guidelines(visit: Visit) -> Response:
+    """Note that the guidelines are accepted, unless they changed meanwhile."""
+    campaign = visit.campaign()
+    if visit.field("version") == str(campaign.guidelines_version):
+        consent.accept(visit.site.database, visit.me.id, campaign)
+    return RedirectResponse(f"/c/{campaign.id}/next", 303)
+
+
+def end(visit: Visit) -> Response:
+    """Say that there is nothing to do, and why."""
+    campaign = visit.campaign()
+    status = visit.site.queue.qualification(visit.me.id, campaign.id)
+    pace = own.pace(visit.site.database, visit.me.id, campaign.id)
+    return render(visit, "end.html", campaign=campaign, qualification=status, pace=pace)
+
+
+def task(visit: Visit) -> Response:
+    """Show a task."""
+    assignment, campaign = _given(visit)
+    state = visit.site.queue.state(assignment.id, visit.me.id)
+    if state in ("done", "skipped"):
+        return RedirectResponse(f"/c/{campaign.id}/next", 303)
+    draft = visit.site.work.draft(assignment.id, visit.me.id)
+    return _page(visit, assignment, campaign, sheet=draft, label_id="")
+
+
+def save_draft(visit: Visit) -> Response:
+    """Keep what was filled in, and with it the lease."""
+    hold(visit.site.limits.draft.take(visit.me.id))
+    assignment, campaign = _given(visit)
+    sheet = read_sheet(visit.body, completions=len(assignment.order))
+    visit.site.work.save_draft(assignment.id, visit.me.id, sheet.model_dump())
+    half = timedelta(seconds=campaign.settings.lease_seconds / 2)
+    still_open = visit.site.queue.state(assignment.id, visit.me.id) == "open"
+    if still_open and assignment.leased_until - visit.site.database.now() < half:
+        visit.site.queue.extend(assignment.id, visit.me.id)
+    return Response(status_code=204)
+
+
+def submit(visit: Visit) -> Response:
+    """Store a label; the answer is sent when it is on the disk."""
+    hold(visit.site.limits.submit.take(visit.me.id))
+    assignment, campaign = _given(visit)
+    sheet = read_sheet(visit.body, completions=len(assignment.order))
+    said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
+    visit.site.work.submit(assignment.id, visit.me.id, said)
+    if assignment.purpose == "qualification":
+        return JSONResponse({"next": f"/t/{assignment.id}/feedback"})
+    return JSONResponse({"next": f"/c/{campaign.id}/next"})
+
+
+def skip(visit: Visit) -> Response:
+    """Give a task back for good."""
+    hold(visit.site.limits.submit.take(visit.me.id))
+    assignment, campaign = _given(visit)
+    visit.site.work.skip(assignment.id, visit.me.id, visit.field("reason"))
+    return RedirectResponse(f"/c/{campaign.id}/next", 303)
+
+
+def feedback(visit: Visit) -> Response:
+    """Tell how a task of the qualification was done."""
+    assignment, campaign = _given(visit)
+    row = find_own(visit, assignment)
+    told = visit.site.work.gold_feedback(row.label)
+    if told is None:
+        raise NotYoursError("there is no such page")
+    status = visit.site.queue.qualification(visit.me.id, campaign.id)
+    return render(
+        visit,
+        "feedback.html",
+        campaign=campaign,
+        assignment=assignment,
+        feedback=told,
+        qualification=status,
+    )
+
+
+def mine(visit: Visit) -> Response:
+    """Show one's own last labels and figures."""
+    campaign = visit.campaign()
+    return render(
+        visit,
+        "mine.html",
+        campaign=campaign,
+        rows=visit.site.work.mine(visit.me.id, campaign.id, REVISABLE),
+        pace=own.pace(visit.site.database, visit.me.id, campaign.id),
+        gold=own.gold_agreement(visit.site.database, visit.me.id, campaign.id),
+        gold_every=own.GOLD_EVERY,
+        qualification=visit.site.queue.qualification(visit.me.id, campaign.id),
+        progress=visit.site.progress(campaign.id),
+    )
+
+
+def revision(visit: Visit) -> Response:
+    """Show one of the own last labels, to be corrected."""
+    assignment, campaign = _given(visit)
+    row = find_own(visit, assignment)
+    if assignment.purpose == "qualification":
+        raise LabelConflictError("labels of the qualification are not revised")
+    sheet = from_submission(row.label.submission, order=assignment.order)
+    return _page(visit, assignment, campaign, sheet=sheet, label_id=row.label.id)
+
+
+def revise(visit: Visit) -> Response:
+    """Store a further revision of a label."""
+    hold(visit.site.limits.submit.take(visit.me.id))
+    assignment, campaign = _given(visit)
+    row = find_own(visit, assignment)
+    sheet = read_sheet(visit.body, completions=len(assignment.order))
+    said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
+    visit.site.work.revise(row.label.id, visit.me.id, said)
+    return JSONResponse({"next": f"/c/{campaign.id}/mine"})
+
+
+def find_own(visit: Visit, assignment: Assignment) -> LabelRow:
+    """Return the own label of an assignment among the last ones.
+
+    Raises:
+        NotYoursError: there is none, or it is too old.
+    """
+    for row in visit.site.work.mine(visit.me.id, assignment.task.campaign_id, REVISABLE):
+        if row.assignment.id == assignment.id:
+            return row
+    raise NotYoursError("there is no such label among your last ones")
+
+
+def _given(visit: Visit) -> tuple[Assignment, Campaign]:
+    assignment = visit.site.queue.assignment(visit.part("assignment"), visit.me.id)
+    if assignment is None:
+        raise NotYoursError("there is no such task of yours")
+    return assignment, visit.site.campaign(assignment.task.campaign_id)
+
+
+def _page(
+    visit: Visit,
+    assignment: Assignment,
+    campaign: Campaign,
+    *,
+    sheet: dict[str, Any] | None,
+    label_id: str,
+) -> Response:
+    """Return the page of a task; of the task only prompt and answers go into it."""
+    new, mode = assignment.task.new, campaign.settings.mode
+    if isinstance(new.prompt, str):
+        turns = [{"role": "user", "content": new.prompt}]
+    else:
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in new.prompt]
+    qualifying = assignment.purpose == "qualification"
+    status = visit.site.queue.qualification(visit.me.id, campaign.id) if qualifying else None
+    return render(
+        visit,
+        "task.html",
+        campaign=campaign,
+        assignment_id=assignment.id,
+        mode=mode,
+        turns=turns,
+        chat=not isinstance(new.prompt, str),
+        answers=[new.completions[index] for index in assignment.order],
+        sheet=sheet,
+        revising=bool(label_id),
+        key=secrets.token_urlsafe(16),
+        flags=FLAGS,
+        ratings=list(RATINGS),
+        strengths=STRENGTHS,
+        skip_reasons=SKIP_REASONS,
+        qualification=status,
+        pace=own.pace(visit.site.database, visit.me.id, campaign.id),
+        progress=visit.site.progress(campaign.id),
+    )

@@ -1,0 +1,111 @@
+"""The pages of admins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from data.labels.campaigns import Campaigns
+from data.labels.database import Database
+from data.labels.people import People
+from data.labels.records import Campaign, CampaignSettings, NewTask
+from data.labels.web.giveaways import giveaways
+
+
+@pytest.fixture
+def root(browser: Callable[[], Any], invite: Callable[..., str], campaign: Campaign) -> Any:
+    one = browser()
+    one.come_in(invite("root", "admin"))
+    return one
+
+
+def test_inviting_and_revoking(
+    root: Any, browser: Callable[[], Any], database: Database, campaign: Campaign
+) -> None:
+    page = root.form("/admin/annotators", "/admin/invites", name="Cleo", hours="2").text
+    found = re.search(r'value="http://localhost(/invite/[\w-]+)"', page)
+    assert found
+    assert found[1] not in root.get("/admin/annotators").text
+    cleo = browser()
+    assert cleo.post(found[1]).status_code == 303
+    assert cleo.get("/").status_code == 303
+
+    root.form("/admin/annotators", "/admin/invites", name="Dan", role="admin")
+    (waiting,) = [one for one in People(database).invites() if one.name == "Dan"]
+    assert waiting.role == "admin"
+    root.form("/admin/annotators", f"/admin/invites/{waiting.id}/revoke")
+    assert "Dan" not in root.get("/admin/annotators").text
+
+    (cleo_id,) = [one.id for one in People(database).list() if one.name == "Cleo"]
+    root.form("/admin/annotators", f"/admin/annotators/{cleo_id}/deactivate")
+    assert cleo.get("/").headers["location"] == "/login"
+    log = root.get("/admin/audit").text
+    for action in ("invite", "accept", "revoke invite", "deactivate", "sign out"):
+        assert f'<td class="nowrap">{action}</td>' in log
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": ""}, "1 to 100 printable characters"),
+        ({"name": "x", "hours": "soon"}, "the hours are no number"),
+        ({"name": "x", "hours": "nan"}, "the hours are no number"),
+        ({"name": "x", "hours": "-1"}, "more than 0 hours"),
+    ],
+)
+def test_an_invite_that_makes_no_sense_is_told(root: Any, fields: Any, told: str) -> None:
+    response = root.form("/admin/annotators", "/admin/invites", **fields)
+    assert response.status_code == 422
+    assert told in response.text.lower().replace("an annotator's name has ", "")
+
+
+def test_one_can_not_lock_oneself_out(root: Any, database: Database) -> None:
+    me = next(one.id for one in People(database).list() if one.name == "root")
+    sent = root.form("/admin/annotators", f"/admin/annotators/{me}/deactivate")
+    assert sent.status_code == 422
+    assert root.get("/admin").status_code == 200
+
+
+def test_progress_statistics_and_closing(
+    ann: Any, root: Any, campaign: Campaign, database: Database
+) -> None:
+    base = f"/admin/campaigns/{campaign.id}"
+    assert "0 labels of 0 tasks" in root.get(f"{base}/statistics").text
+    empty = root.form("/admin/annotators", f"{base}/exports/rankings")
+    assert (empty.status_code, "nothing to export" in empty.text.lower()) == (422, True)
+    ann.send(ann.task("/"), "submit", tiers=[1, 2, 3], ratings=[7, 4, 1])
+    assert "1 of 3" in root.get("/admin").text and "1 of 3" in root.get(base).text
+    statistics = root.get(f"{base}/statistics").text
+    assert "1 labels of 1 tasks" in statistics and "First shown wins" in statistics
+    page = ann.task("/")
+    root.form(base, f"{base}/close")
+    assert ann.task("/").base == page.base  # what is out stays
+    assert ann.send(page, "submit", tiers=[1, 2, 3], ratings=[7, 4, 1]).status_code == 200
+    assert "campaign is closed" in ann.follow("/").text
+
+
+def test_answers_that_give_themselves_away_are_listed(root: Any, database: Database) -> None:
+    made = Campaigns(database).create("told", CampaignSettings(), "")
+    answers = ["As an AI developed by OpenAI, I can't.", "Water boils at 100 degrees."]
+    Campaigns(database).add_tasks(made.id, [NewTask("k", "?", answers, ["ppo-7", "sft"])])
+    text = root.get(f"/admin/campaigns/{made.id}/giveaways").text
+    assert "1 of 2 answers" in text and "ppo-7" in text and "Water" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("I am ChatGPT, here to help.", ["names itself"]),
+        ("I'm a large language model.", ["calls itself a model"]),
+        ("I was trained by Google DeepMind to help.", ["names its maker"]),
+        ("My knowledge cutoff is 2023.", ["tells when its knowledge ends"]),
+        ("Claude Monet was a painter; Gemini is a sign.", []),
+        ("The llama was created by nature. I am a teacher.", []),
+        ("Meta is a prefix. OpenAI makes models.", []),
+    ],
+)
+def test_what_gives_an_answer_away(text: str, found: list[str]) -> None:
+    assert giveaways(text) == found

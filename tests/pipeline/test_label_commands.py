@@ -1,0 +1,152 @@
+"""`rlhf label`, as a user types it, on a database that a campaign is in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.labels.annotators.gold import GoldJudge
+from data.labels.annotators.working import work_through
+from data.labels.campaigns import Campaigns
+from data.labels.database import open_database
+from data.labels.people import People
+from data.labels.records import CampaignSettings, NewTask
+from data.records import chat
+from pipeline.label_server import read_address, server_file
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a campaign of three tasks, labelled by the gold annotator."""
+    folder = tmp_path / "runs" / "r"
+    folder.mkdir(parents=True)
+    database = open_database(str(folder / "labels" / "labels.sqlite"))
+    asked = CampaignSettings(mode="rank", overlap=0.0)
+    campaign = Campaigns(database).create("rankings-1a2b3c4d", asked, "Be kind.")
+    tasks = [
+        NewTask(f"t{n}", chat(f"What is {n} + 4?"), [f"{n + 4}", "No."], policies=["sft", "sft"])
+        for n in (2, 3, 4)
+    ]
+    Campaigns(database).add_tasks(campaign.id, tasks)
+    work_through(database, campaign, GoldJudge(), limit=2)
+    database.close()
+    return folder
+
+
+def test_tasks_lists_campaigns_and_closes_them(rlhf: Any, run: Path) -> None:
+    lines = rlhf("label", "tasks", run).out.splitlines()
+    assert lines[0].split("\t")[:4] == ["campaign", "mode", "tasks", "complete"]
+    assert lines[1].split("\t") == ["rankings-1a2b3c4d", "rank", "3", "2", "2", "3", "1", "open"]
+    assert rlhf("label", "tasks", run, "--close", "rankings").out.endswith("closed\n")
+    assert "there are rankings-1a2b3c4d" in rlhf("label", "tasks", run, "--close", "rakings").err
+
+
+def test_stats_are_text_or_json(rlhf: Any, run: Path) -> None:
+    assert "2 labels of 2 tasks by 1 annotators" in rlhf("label", "stats", run).out
+    figures = json.loads(rlhf("label", "stats", run, "--json").out)
+    assert figures["whole"]["labels"] == 2
+    people = json.loads(rlhf("label", "stats", run, "--json", "--kind", "person").out)
+    assert people["whole"]["labels"] == 0
+    assert "one of person, gold" in rlhf("label", "stats", run, "--kind", "persons").err
+
+
+def test_what_is_exported_can_be_imported_elsewhere(rlhf: Any, run: Path, tmp_path: Path) -> None:
+    out = rlhf("label", "export", run, "--out", tmp_path / "out")
+    assert out.out == "rankings.jsonl: 2 rows\n"
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "out" / "rankings.jsonl"
+    first = rlhf("label", "import", "other", file)
+    assert "campaign rankings-1a2b3c4d: 2 new labels of 2" in first.out
+    assert "0 new labels of 2" in rlhf("label", "import", "other", file).out
+    rlhf("label", "export", "other", "--out", "back")
+    back = (tmp_path / "back" / "rankings.jsonl").read_text().splitlines()
+    before = file.read_text().splitlines()
+
+    def said(lines: list[str]) -> list[tuple[Any, ...]]:
+        rows = [json.loads(line) for line in lines]
+        return [(r["prompt"], r["completions"], r["ranks"], r["id"]) for r in rows]
+
+    assert said(back) == said(before)
+
+
+def test_pairs_of_elsewhere_become_a_campaign(rlhf: Any, run: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"P{n}", "chosen": "yes", "rejected": "no"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "campaign pairs: 3 new labels of 3" in rlhf("label", "import", run, "pairs.jsonl").out
+    out = rlhf(
+        "label", "export", run, "--campaign", "pairs", "--what", "preferences", "--out", "out"
+    )
+    assert out.out == "preferences/train.jsonl: 3 rows\n"
+    clash = rlhf("label", "import", run, "nothing.jsonl")
+    assert clash.code == 2 and "nothing.jsonl" in clash.err
+
+
+def test_invite_prints_a_link_for_each(rlhf: Any, run: Path) -> None:
+    told = rlhf("label", "invite", run, "Ann", "Ben", "--address", "http://here:1/")
+    links = [line.split("\t") for line in told.out.splitlines()]
+    assert [name for name, _ in links] == ["Ann", "Ben"]
+    token = links[0][1].removeprefix("http://here:1/invite/")
+    database = open_database(str(run / "labels" / "labels.sqlite"))
+    assert People(database).accept(token)[0].name == "Ann"
+    database.close()
+    assert "no server is running" in rlhf("label", "invite", run, "Cleo").err
+    assert rlhf("label", "invite", run, "Dan", "--hours", "0").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tasks", "nowhere"), "no such run folder"),
+        (("stats", "."), "there is no label database"),
+        (("tasks", ".", "--database", "env:NOT_SET"), "NOT_SET is not set"),
+        (("tasks", ".", "--database", "mysql://x/y"), "sqlite and postgresql work"),
+        (("run", ".", "rankings"), "no stage 'rankings' with labeler: people"),
+        (("serve", ".", "--host", "0.0.0.0", "--port", "0"), "could be|would be"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    rlhf: Any, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    result = rlhf("label", *arguments)
+    assert result.code == 2
+    assert any(part in result.err for part in told.split("|"))
+    assert len(result.err.splitlines()) == 1
+
+
+def test_without_the_extra_it_says_what_to_install(
+    rlhf: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.labels.extra.find_spec", lambda name: None)
+    for command in ("serve", "tasks", "stats"):
+        result = rlhf("label", command, run)
+        assert (result.code, "pip install 'rlhf-pipeline[labels]'" in result.err) == (2, True)
+
+
+def test_the_commands_import_nothing_of_the_store(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.cli import app; "
+        "print(sorted({'sqlalchemy', 'alembic', 'starlette', 'uvicorn', 'scipy', 'numpy'} "
+        "& set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_address_is_that_of_a_server_that_lives(tmp_path: Path) -> None:
+    assert read_address(tmp_path) is None
+    path = server_file(tmp_path)
+    path.parent.mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process, address in ((ended.pid, None), (1, "http://a")):
+        path.write_text(json.dumps({"address": "http://a", "pid": process}))
+        assert read_address(tmp_path) == address
+    path.write_text("{")
+    assert read_address(tmp_path) is None

@@ -1,0 +1,358 @@
+"""A recipe that waits for people, from the command line to a trained reward model.
+
+Three people at once: as programs that speak HTTP, and as browsers that are driven by keys alone.
+They see nothing but the pages. What they prefer they decide by the texts shown there, so that an
+answer mixed up between the page and the file would show in the rankings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.records import Ranking, chat, dense_ranks
+
+RLHF = str(Path(sys.executable).with_name("rlhf"))
+ROOT = Path(__file__).parents[2]
+NAMES = ("Ann", "Ben", "Cleo")
+Prefer = Callable[[str, list[str]], list[int]]
+"""Gives dense ranks for the answers to a prompt, as the page shows both."""
+
+WAITING = """\
+name: waiting
+stages:
+  tok: {kind: tokenizer, train: [{path: text.txt}, {path: chats.jsonl}], vocab_size: 300}
+  base:
+    {kind: pretrain, tokenizer: tok, train: [{path: text.txt, format: text_lines}],
+     heldout_share: 0.2, hidden_size: 16, layers: 1, heads: 2, context_length: 32, positions: 256,
+     steps: 4, batch_size: 2, evaluate_every: 0, save_every: 0}
+  rankings:
+    {kind: rankings, labeler: people, model: base, prompts: [{path: prompts.jsonl}], limit: 12,
+     completions: 3, max_new_tokens: 16,
+     people: {overlap: 0.5, annotators_per_task: 2, poll_seconds: 0.2, guidelines: rules.md}}
+  reward:
+    {kind: reward, model: base, rankings: rankings, heldout_share: 0.4, prompts_per_step: 4,
+     learning_rate: 1e-3, save_every: 0}
+"""
+
+
+class Page(HTMLParser):
+    """What a task's page says: its facts, the prompt and the answers as a reader sees them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.facts: dict[str, str] = {}
+        self.prompt, self.answers = "", list[str]()
+        self._depth, self._into = 0, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if given.get("id") == "task":
+            self.facts = given
+        if given.get("name") in ("csrf", "version"):
+            self.facts[given["name"]] = given.get("value", "")
+        classes = given.get("class", "").split()
+        if tag == "article" and "answer" in classes:
+            self.answers.append("")
+        if self._depth and tag not in ("br", "hr"):
+            self._depth += 1
+        elif "prose" in classes and "text" in classes:
+            self._depth, self._into = 1, "answer" if self.answers else "prompt"
+        elif self._depth and tag == "br":
+            self.handle_data("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth = max(0, self._depth - 1)
+
+    def handle_data(self, data: str) -> None:
+        if self._depth and self._into == "answer":
+            self.answers[-1] += data
+        elif self._depth:
+            self.prompt += data
+
+
+def ratings_of(ranks: list[int]) -> list[int]:
+    return [8 - rank for rank in ranks]
+
+
+class Caller:
+    """A person as a program that speaks HTTP."""
+
+    def __init__(self, link: str, prefer: Prefer) -> None:
+        import httpx
+
+        base, self.prefer = link.partition("/invite/")[0], prefer
+        self.http = httpx.Client(base_url=base, headers={"origin": base}, follow_redirects=True)
+        assert self.http.post(link.removeprefix(base)).status_code == 200
+
+    def turn(self) -> bool:
+        """Do the next task; return whether there was one."""
+        response = self.http.get("/")
+        page = Page(response.text)
+        if response.url.path.endswith("/guidelines"):
+            sent = self.http.post(
+                response.url.path, data={k: page.facts[k] for k in ("csrf", "version")}
+            )
+            page = Page(sent.text)
+        if "data-base" not in page.facts:
+            return False
+        ranks = self.prefer(page.prompt.strip(), [text.strip() for text in page.answers])
+        sheet = {
+            "key": page.facts["data-key"],
+            "tiers": ranks,
+            "ratings": ratings_of(ranks),
+            "flags": [[] for _ in ranks],
+            "seconds": 1.0,
+        }
+        sent = self.http.post(
+            f"{page.facts['data-base']}/submit",
+            json=sheet,
+            headers={"x-csrf-token": page.facts["data-csrf"], "accept": "application/json"},
+        )
+        assert sent.status_code == 200, sent.text
+        return True
+
+    def close(self) -> None:
+        self.http.close()
+
+
+class Typist:
+    """A person at a browser, who uses keys alone."""
+
+    def __init__(self, browser: Any, link: str, prefer: Prefer) -> None:
+        self.prefer, self.browser = prefer, browser
+        self.page = browser.new_page(viewport={"width": 1280, "height": 720})
+        # A machine that trains beside it takes its time.
+        self.page.set_default_timeout(180_000)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(link)
+        self.page.locator("button.primary").press("Enter")
+        self.page.wait_for_url(lambda url: "/invite/" not in url)
+
+    def turn(self) -> bool:
+        """Do the next task; return whether there was one."""
+        page = self.page
+        if not re.search(r"/t/[^/]+$", page.url):
+            page.goto(page.url.partition("/c/")[0].partition("/t/")[0] + "/")
+        if page.url.endswith("/guidelines"):
+            page.locator("#accept").press("Enter")
+            page.wait_for_url(lambda url: not url.endswith("/guidelines"))
+        if not re.search(r"/t/[^/]+$", page.url):
+            return False
+        answers = page.locator("article.answer .text").all_inner_texts()
+        prompt = page.locator("section.prompt .text").last.inner_text()
+        ranks = self.prefer(prompt.strip(), [text.strip() for text in answers])
+        for given in (ratings_of(ranks), ranks):
+            for place, number in enumerate(given):
+                page.keyboard.press(f"Shift+{'ABCDEFGHI'[place]}")
+                page.keyboard.press(str(number))
+            before = page.url
+            page.keyboard.press("Enter")
+        page.wait_for_url(lambda url: url != before)
+        assert not self.errors
+        return True
+
+    def close(self) -> None:
+        self.browser.close()
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in a process of its own, what it says in a list of lines."""
+    process = subprocess.Popen(
+        [RLHF, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    lines: list[str] = []
+    process.lines = lines  # type: ignore[attr-defined]
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda out=process.stdout: lines.extend(out))
+    reader.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(180)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+            process.stdout.close()
+
+
+def line_of(process: Any, pattern: str, seconds: float) -> re.Match[str]:
+    """Return the first line that matches, once it is there."""
+    end = time.monotonic() + seconds
+    while True:
+        for line in [*process.lines]:
+            if found := re.search(pattern, line):
+                return found
+        over = process.poll() is not None or time.monotonic() > end
+        assert not over, f"no line {pattern!r} in:\n{''.join(process.lines)}"
+        time.sleep(0.1)
+
+
+def told(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [RLHF, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def all_work(people: list[Any], process: subprocess.Popen[str], seconds: float) -> list[int]:
+    """Let people work in turn until the recipe is through; return how much each did."""
+    done = [0] * len(people)
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        worked = False
+        for place, person in enumerate(people):
+            one = person.turn()
+            done[place] += one
+            worked |= one
+        if not worked:
+            time.sleep(0.5)
+        assert time.monotonic() < end, "".join(process.lines)  # type: ignore[attr-defined]
+    return done
+
+
+def rankings_of(run: Path) -> list[dict[str, Any]]:
+    text = (run / "rankings" / "rankings.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    for row in rows:
+        Ranking(**row)
+    return rows
+
+
+def shortest(prompt: str, answers: list[str]) -> list[int]:
+    # An untrained model writes anything; letters are the same on the page and in the file.
+    return dense_ranks([sum(map(str.isalpha, answer)) for answer in answers])
+
+
+@pytest.mark.timeout(900)
+def test_a_recipe_waits_for_three_people_who_call(tiny_recipe: Path) -> None:
+    folder = tiny_recipe.parent
+    (folder / "waiting.yaml").write_text(WAITING)
+    (folder / "rules.md").write_text("# Short is good")
+    run, waits = "runs/waiting", ("run", "waiting.yaml")
+    with running(folder, *waits) as process:
+        line_of(process, r"waiting for labels by `rlhf label serve runs/waiting`", 200)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "all labels are kept" in "".join(process.lines)  # type: ignore[attr-defined]
+    with running(folder, "label", "serve", run, "--port", "0") as server:
+        address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)", 60)[1]
+        first = line_of(server, r"your way in, good once: (\S+)", 10)[1]
+        assert first.startswith(f"{address}/invite/")
+        links = [
+            line.split("\t") for line in told(folder, "label", "invite", run, *NAMES).splitlines()
+        ]
+        assert [name for name, _ in links] == list(NAMES)
+        with running(folder, *waits) as process:
+            line_of(process, f"waiting for labels at {address}", 200)
+            people = [Caller(link, shortest) for _, link in links]
+            done = all_work(people, process, 240)
+            for person in people:
+                person.close()
+            assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
+    assert not (folder / run / "labels" / "server.json").exists()
+    rows = rankings_of(folder / run)
+    assert sum(done) == len(rows) and min(done) > 0
+    for row in rows:
+        assert row["ranks"] == shortest("", row["completions"])
+        assert row["meta"]["_label"]["ratings"] == ratings_of(row["ranks"])
+    assert (folder / run / "reward" / "model" / "model.safetensors").is_file()
+    assert told(folder, *waits).count("up to date") == 4
+    report = json.loads(told(folder, "label", "stats", run, "--json"))
+    assert report["overlapping"] > 0 and report["whole"]["figures"]["agreement"]["value"] == 1.0
+    exported = told(folder, "label", "export", run, "--out", "out", "--what", "preferences")
+    assert "preferences/train.jsonl" in exported
+
+
+QUICKSTART = (
+    "--set", "rankings.labeler=people",
+    "--set", "rankings.people={overlap: 0.2, annotators_per_task: 3, poll_seconds: 0.5}",
+    "--set", "rankings.limit=20",
+    "--until", "reward",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_quickstart_with_three_browsers(tmp_path: Path) -> None:
+    """Train the quickstart to its reward model on what three people at browsers prefer.
+
+    `RLHF_TEST_QUICKSTART` may name a finished run of it, whose first stages are then used.
+    """
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    from data.world.annotator import GoldAnnotator
+
+    gold = GoldAnnotator()
+
+    def right(prompt: str, answers: list[str]) -> list[int]:
+        return dense_ranks([-gold.score(chat(prompt), answer) for answer in answers])
+
+    recipe, run = str(ROOT / "recipes" / "quickstart.yaml"), tmp_path / "runs" / "quickstart"
+    arguments = ("run", recipe, *QUICKSTART)
+    if finished := os.environ.get("RLHF_TEST_QUICKSTART"):
+        shutil.copytree(finished, run)
+        arguments = (*arguments, "--from", "rankings")
+    with running(tmp_path, *arguments) as process:
+        line_of(process, "waiting for labels by", 1800)
+        with running(tmp_path, "label", "serve", str(run), "--port", "0") as server:
+            line_of(server, "your way in", 120)
+            links = [
+                line.split("\t")[1]
+                for line in told(tmp_path, "label", "invite", str(run), *NAMES).splitlines()
+            ]
+            with playwright.sync_playwright() as driver:
+                start = driver.chromium.launch
+                browsers = [start(executable_path=chromium, args=["--no-sandbox"]) for _ in links]
+                people = [
+                    Typist(browser, link, right)
+                    for browser, link in zip(browsers, links, strict=True)
+                ]
+                done = all_work(people, process, 1200)
+                for person in people:
+                    person.close()
+        assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
+    rows = rankings_of(run)
+    assert sum(done) == len(rows) and min(done) > 0
+    # What was typed is what the file says: shown in another order, as Markdown, and back.
+    for row in rows:
+        assert row["ranks"] == right(row["prompt"][-1]["content"], row["completions"])
+    assert len({tuple(row["meta"]["_label"]["order"]) for row in rows}) > 1
+    quality = json.loads((run / "reward" / "quality.json").read_text())
+    assert quality["n_pairs"] > 0
+    assert (run / "reward" / "model" / "model.safetensors").is_file()
