@@ -25,6 +25,41 @@ REPEAT_AFTER = 5
 _given, _task = tables.assignments.c, tables.tasks.c
 
 
+def _given_before(annotator_id: Any, *purposes: Purpose) -> sa.Exists:
+    mine = tables.assignments.alias().c
+    return sa.exists().where(
+        mine.annotator_id == annotator_id, mine.task_id == _task.id, mine.purpose.in_(purposes)
+    )
+
+
+# Statements that every annotator needs for every task are built once: building one costs as much
+# as running it.
+_CAMPAIGN: sa.BindParameter[str] = sa.bindparam("campaign")
+_ANNOTATOR: sa.BindParameter[str] = sa.bindparam("annotator")
+_SLOT: sa.BindParameter[str] = sa.bindparam("slot")
+_GIVEN_SO_FAR = sa.select(sa.func.count()).where(
+    _given.annotator_id == _ANNOTATOR, _given.campaign_id == _CAMPAIGN
+)
+_POOL = (
+    sa.select(_task.id, _task.priority)
+    .where(
+        _task.campaign_id == _CAMPAIGN,
+        _task.gold.is_(False),
+        _task.slots_left > 0,
+        ~_given_before(_ANNOTATOR, "label"),
+    )
+    .order_by(_task.place, _task.id)
+    .limit(POOL)
+)
+_FREE = sa.select(_task.id).where(_task.id == _SLOT, _task.slots_left > 0)
+_TAKE = {
+    wait: tables.tasks.update()
+    .where(_task.id == _FREE.with_for_update(skip_locked=not wait).scalar_subquery())
+    .values(slots_left=_task.slots_left - 1)
+    for wait in (False, True)
+}
+
+
 @dataclass
 class Plan:
     """What an annotator may be given, drawn from what was read; still to be taken.
@@ -64,12 +99,9 @@ class Turn:
         self.connection = connection
         self.settings = settings = CampaignSettings(**campaign.settings)
         self.annotator = annotator
-        self.campaign_id = campaign_id = campaign.id
-        given = connection.execute(
-            sa.select(sa.func.count()).where(
-                _given.annotator_id == annotator.id, _given.campaign_id == campaign_id
-            )
-        ).scalar_one()
+        self.campaign_id = campaign.id
+        where = {"campaign": campaign.id, "annotator": annotator.id}
+        given = connection.execute(_GIVEN_SO_FAR, where).scalar_one()
         # The same people who come in the same order get the same tasks in the same order.
         self.rng = random.Random(f"{settings.seed} {annotator.kind} {annotator.name} {given}")
 
@@ -92,21 +124,13 @@ class Turn:
         weights = selection.probabilities([row.priority for row in pool])
         return Plan("label", self.settings.strategy, [row.id for row in pool], weights)
 
-    def _mine(self, *purposes: Purpose) -> sa.Exists:
-        mine = tables.assignments.alias().c
-        return sa.exists().where(
-            mine.annotator_id == self.annotator.id,
-            mine.task_id == _task.id,
-            mine.purpose.in_(purposes),
-        )
-
     def _known_answer(self, purpose: Purpose) -> Plan | None:
         query = (
             sa.select(_task.id)
             .where(
                 _task.campaign_id == self.campaign_id,
                 _task.gold.is_(True),
-                ~self._mine("qualification", "gold"),
+                ~_given_before(self.annotator.id, "qualification", "gold"),
             )
             .order_by(_task.place)
         )
@@ -118,7 +142,7 @@ class Turn:
 
     def _repeat(self) -> Plan | None:
         query = (
-            sa.select(_task.id, self._mine("repeat").label("repeated"))
+            sa.select(_task.id, _given_before(self.annotator.id, "repeat").label("repeated"))
             .select_from(rows.joined())
             .where(
                 _given.annotator_id == self.annotator.id,
@@ -132,32 +156,12 @@ class Turn:
         return _evenly("repeat", [row.id for row in done[REPEAT_AFTER:] if not row.repeated])
 
     def _pool(self) -> Sequence[Any]:
-        query = (
-            sa.select(_task.id, _task.priority)
-            .where(
-                _task.campaign_id == self.campaign_id,
-                _task.gold.is_(False),
-                _task.slots_left > 0,
-                ~self._mine("label"),
-            )
-            .order_by(_task.place, _task.id)
-            .limit(POOL)
-        )
-        return self.connection.execute(query).all()
+        where = {"campaign": self.campaign_id, "annotator": self.annotator.id}
+        return self.connection.execute(_POOL, where).all()
 
 
 def _evenly(purpose: Purpose, tasks: Sequence[str]) -> Plan | None:
     return Plan(purpose, "random", list(tasks), [1.0] * len(tasks)) if tasks else None
-
-
-_SLOT: sa.BindParameter[str] = sa.bindparam("slot")
-_FREE = sa.select(_task.id).where(_task.id == _SLOT, _task.slots_left > 0)
-_TAKE = {
-    wait: tables.tasks.update()
-    .where(_task.id == _FREE.with_for_update(skip_locked=not wait).scalar_subquery())
-    .values(slots_left=_task.slots_left - 1)
-    for wait in (False, True)
-}
 
 
 def take_slot(connection: sa.Connection, task_id: str, *, wait: bool) -> bool:

@@ -31,6 +31,44 @@ _ATTEMPTS = 5
 _given, _task = tables.assignments.c, tables.tasks.c
 
 
+# Built once, as in `choice`.
+_ID: sa.BindParameter[str] = sa.bindparam("assignment")
+_CAMPAIGN: sa.BindParameter[str] = sa.bindparam("campaign")
+_ANNOTATOR: sa.BindParameter[str] = sa.bindparam("annotator")
+_WHO = sa.select(tables.annotators).where(
+    tables.annotators.c.id == _ANNOTATOR, tables.annotators.c.active.is_(True)
+)
+_WHAT = sa.select(tables.campaigns).where(tables.campaigns.c.id == _CAMPAIGN)
+_TASK = sa.select(*rows.TASK).where(_task.id == sa.bindparam("task"))
+_MINE = (
+    sa.select(tables.assignments)
+    .where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
+    .with_for_update()
+)
+_LATE = (
+    sa.select(tables.assignments)
+    .where(
+        _given.campaign_id == _CAMPAIGN,
+        _given.state == "open",
+        _given.leased_until < sa.bindparam("now", type_=tables.UtcTime),
+        _given.takes_slot.is_(True),
+    )
+    .with_for_update(skip_locked=True)
+)
+_ANY_LATE = _LATE.with_only_columns(_given.id).limit(1)
+_SEEN = (
+    sa.select(tables.assignments)
+    .where(
+        _given.annotator_id == _ANNOTATOR,
+        _given.campaign_id == _CAMPAIGN,
+        _given.state.in_(("open", "returned")),
+    )
+    .order_by(_given.state, _given.given_at.desc())
+)
+_BEFORE = {False: _SEEN, True: _SEEN.with_for_update()}
+_INSERT = tables.assignments.insert()
+
+
 class Queue:
     """Gives tasks to annotators."""
 
@@ -129,17 +167,12 @@ class Queue:
 
     def return_expired(self, campaign_id: str) -> int:
         """Return the slots of leases that ran out to the pool, and how many those were."""
-        query = sa.select(tables.assignments).where(
-            _given.campaign_id == campaign_id,
-            _given.state == "open",
-            _given.leased_until < self.database.now(),
-            _given.takes_slot.is_(True),
-        )
+        where = {"campaign": campaign_id, "now": self.database.now()}
         with self.database.read() as connection:
-            if connection.execute(query.limit(1)).first() is None:
+            if connection.execute(_ANY_LATE, where).first() is None:
                 return 0
         with self.database.write() as connection:
-            late = connection.execute(query.with_for_update(skip_locked=True)).all()
+            late = connection.execute(_LATE, where).all()
             for row in sorted(late, key=lambda row: str(row.task_id)):
                 give_back(connection, row, "returned", self.database.now())
             return len(late)
@@ -148,16 +181,8 @@ class Queue:
         self, connection: sa.Connection, annotator_id: str, campaign_id: str, *, lock: bool
     ) -> Sequence[Any]:
         """Return what is open or was returned, an open one first."""
-        query = (
-            sa.select(tables.assignments)
-            .where(
-                _given.annotator_id == annotator_id,
-                _given.campaign_id == campaign_id,
-                _given.state.in_(("open", "returned")),
-            )
-            .order_by(_given.state, _given.given_at.desc())
-        )
-        return connection.execute(query.with_for_update() if lock else query).all()
+        where = {"campaign": campaign_id, "annotator": annotator_id}
+        return connection.execute(_BEFORE[lock], where).all()
 
     def _settle(
         self,
@@ -186,7 +211,7 @@ class Queue:
         if taken is None or turn is None or plan is None:
             return None
         task_id, probability = taken
-        row = connection.execute(sa.select(*rows.TASK).where(_task.id == task_id)).one()
+        row = connection.execute(_TASK, {"task": task_id}).one()
         order = list(range(len(row.t_completions)))
         turn.rng.shuffle(order)
         given = Assignment(
@@ -205,21 +230,22 @@ class Queue:
 
     def _store(self, connection: sa.Connection, given: Assignment) -> None:
         connection.execute(
-            tables.assignments.insert().values(
-                id=given.id,
-                task_id=given.task.id,
-                campaign_id=given.task.campaign_id,
-                annotator_id=given.annotator_id,
-                purpose=given.purpose,
-                state="open",
-                takes_slot=given.purpose == "label",
-                shown=given.order,
-                strategy=given.strategy,
-                probability=given.probability,
-                guidelines_version=given.guidelines_version,
-                given_at=self.database.now(),
-                leased_until=given.leased_until,
-            )
+            _INSERT,
+            {
+                "id": given.id,
+                "task_id": given.task.id,
+                "campaign_id": given.task.campaign_id,
+                "annotator_id": given.annotator_id,
+                "purpose": given.purpose,
+                "state": "open",
+                "takes_slot": given.purpose == "label",
+                "shown": given.order,
+                "strategy": given.strategy,
+                "probability": given.probability,
+                "guidelines_version": given.guidelines_version,
+                "given_at": self.database.now(),
+                "leased_until": given.leased_until,
+            },
         )
 
 
@@ -242,11 +268,8 @@ def lock(connection: sa.Connection, assignment_id: str, annotator_id: str) -> An
     Raises:
         NotYoursError: there is none.
     """
-    row = connection.execute(
-        sa.select(tables.assignments)
-        .where(_given.id == assignment_id, _given.annotator_id == annotator_id)
-        .with_for_update()
-    ).one_or_none()
+    where = {"assignment": assignment_id, "annotator": annotator_id}
+    row = connection.execute(_MINE, where).one_or_none()
     if row is None:
         raise NotYoursError("there is no such task of yours")
     return row
@@ -262,15 +285,8 @@ def _assignment(connection: sa.Connection, assignment_id: str) -> Assignment:
 def _who_and_what(
     connection: sa.Connection, annotator_id: str, campaign_id: str
 ) -> tuple[Any, Any]:
-    annotators, campaigns = tables.annotators.c, tables.campaigns.c
-    annotator = connection.execute(
-        sa.select(tables.annotators).where(
-            annotators.id == annotator_id, annotators.active.is_(True)
-        )
-    ).one_or_none()
-    campaign = connection.execute(
-        sa.select(tables.campaigns).where(campaigns.id == campaign_id)
-    ).one_or_none()
+    annotator = connection.execute(_WHO, {"annotator": annotator_id}).one_or_none()
+    campaign = connection.execute(_WHAT, {"campaign": campaign_id}).one_or_none()
     if annotator is None:
         raise NotYoursError("there is no such annotator who is active")
     if campaign is None:

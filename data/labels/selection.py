@@ -84,7 +84,8 @@ def probabilities(priorities: Sequence[float]) -> list[float]:
     """
     if not priorities:
         return []
-    spread = statistics.pstdev(priorities)
+    mean = math.fsum(priorities) / len(priorities)
+    spread = math.sqrt(math.fsum((p - mean) ** 2 for p in priorities) / len(priorities))
     if spread <= 1e-12:
         return [1 / len(priorities)] * len(priorities)
     top = max(priorities)

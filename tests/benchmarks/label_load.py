@@ -91,6 +91,7 @@ class Crowd:
             People(self.database).add(f"load {n}", "person") for n in range(self.options.annotators)
         ]
         threads = [threading.Thread(target=self.annotate, args=(p.id,)) for p in people]
+        self.say({"ready": True})
         for thread in threads:
             thread.start()
         while self.tell_failures(threads):
@@ -142,22 +143,17 @@ class Runs:
         self.options = options
         self.campaign = campaign
         self.said: list[dict[str, Any]] = []
+        self.ready = threading.Event()
 
     def drive(self) -> None:
-        rng = random.Random(self.options.seed)
-        end = time.monotonic() + self.options.seconds
+        # A process counts from when it is ready: on a busy machine that takes a while.
         part = self.options.seconds / (self.options.kills + 1)
-        for _ in range(self.options.kills):
+        for end in [signal.SIGKILL] * self.options.kills + [signal.SIGTERM]:
             process, reader = self.start()
-            time.sleep(part * rng.uniform(0.8, 1.0))
-            process.send_signal(signal.SIGKILL)
+            time.sleep(part)
+            process.send_signal(end)
             process.wait()
             reader.join()
-        process, reader = self.start()
-        time.sleep(max(0.0, end - time.monotonic()))
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        reader.join()
 
     def start(self) -> tuple[subprocess.Popen[str], threading.Thread]:
         command = [sys.executable, __file__, "--worker", self.campaign]
@@ -165,7 +161,9 @@ class Runs:
             command += [f"--{name}", str(getattr(self.options, name))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         reader = threading.Thread(target=self.listen, args=(process.stdout,))
+        self.ready.clear()
         reader.start()
+        assert self.ready.wait(120), "the annotators' process does not start"
         return process, reader
 
     def listen(self, lines: Any) -> None:
@@ -173,6 +171,8 @@ class Runs:
             # The last line of a killed process may be cut off.
             if line.endswith("\n"):
                 self.said.append(json.loads(line))
+                if "ready" in self.said[-1]:
+                    self.ready.set()
 
 
 def check(database: Database, campaign: str, said: list[dict[str, Any]], most: int) -> list[str]:
@@ -190,6 +190,8 @@ def check(database: Database, campaign: str, said: list[dict[str, Any]], most: i
     stored = Counter(row.label.id for row in rows)
     acknowledged = [line["label"] for line in said if "label" in line]
     problems = [line["error"] for line in said if "error" in line]
+    if not acknowledged:
+        problems.append("no label was acknowledged, so nothing was tried")
     lost = [label for label in acknowledged if stored[label] != 1]
     if lost:
         problems.append(f"{len(lost)} acknowledged labels are lost, the first {lost[0]}")
