@@ -150,3 +150,23 @@ def test_the_address_is_that_of_a_server_that_lives(tmp_path: Path) -> None:
         assert read_address(tmp_path) == address
     path.write_text("{")
     assert read_address(tmp_path) is None
+
+
+def test_annotators_of_a_stage_label_without_it(rlhf: Any, run: Path) -> None:
+    recipe = """\
+name: r
+stages:
+  rankings:
+    kind: rankings
+    labeler: people
+    model: ./sft
+    prompts: [{world: rm_prompts}]
+    people: {mode: rank, annotators: [{kind: gold}, {kind: simulated, pool: 1}]}
+"""
+    (run / "recipe.yaml").write_text(recipe)
+    told = rlhf("label", "run", run, "rankings")
+    assert told.out.splitlines() == ["gold: 1 labels", "simulated 1: 0 labels"], told.err
+    assert rlhf("label", "tasks", run).out.splitlines()[1].endswith("done")
+    (run / "recipe.yaml").write_text(recipe.replace("annotators:", "annotatos:"))
+    broken = rlhf("label", "tasks", run)
+    assert broken.code == 2 and "name the labels' place by --database" in broken.err

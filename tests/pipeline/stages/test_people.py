@@ -290,3 +290,39 @@ def test_missing_packages_variables_and_guidelines_are_told(
     monkeypatch.setattr("data.labels.extra.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'rlhf-pipeline\[labels\]'"):
         rankings.run(make_context(settings(), {"model": policy}))
+
+
+def test_reward_models_score_what_is_chosen_by_their_scores(
+    make_context: Any, settings: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Letters:
+        """A reward model that counts letters, or the other way round."""
+
+        def __init__(self, source: str) -> None:
+            self.sign = -1 if source.endswith("b") else 1
+
+        def score(self, prompts: Any, texts: list[str], *, advance: Any) -> list[float]:
+            assert len(prompts) == len(texts)
+            return [float(self.sign * len(text)) for text in texts]
+
+    monkeypatch.setattr(
+        "reward.model.RewardModel.load", lambda source, **options: Letters(str(source))
+    )
+    people = {
+        "strategy": "disagreement",
+        "scored_by": ["./a", "./b"],
+        "annotators": [{"kind": "simulated", "pool": 1, "quality": "scores"}],
+    }
+    inputs = {"model": policy, "people.scored_by.0": "./a", "people.scored_by.1": "./b"}
+    context = make_context(settings(people), inputs)
+    rankings.run(context)
+    with store(tmp_path) as database:
+        from data.labels.work import Work
+
+        campaign = Campaigns(database).list()[0]
+        given = [row.assignment for row in Work(database).labels(campaign.id)]
+    assert given and {one.strategy for one in given} == {"disagreement"}
+    for one in given:
+        lengths = [len(text) for text in one.task.new.completions]
+        assert one.task.new.scores == [lengths, [-length for length in lengths]]
+        assert 0 < one.probability <= 1
