@@ -71,14 +71,20 @@ def come_in(page: Any, address: str, database: Database) -> Callable[..., None]:
 
     def enter(role: Any = "annotator") -> None:
         page.goto(f"{address}/invite/{People(database).invite(role, 'ann', 1, 'test')[1]}")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#accept")
-        while page.evaluate("document.activeElement.id") != "accept":
-            page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
+        _press(page, "button.big")
+        _press(page, "#accept")
         page.wait_for_selector("#task[data-phase]")
 
     return enter
+
+
+def _press(page: Any, selector: str) -> None:
+    """Go to a button by the keyboard and press it; a page may not have focused any yet."""
+    page.wait_for_selector(selector)
+    while not page.evaluate(f"document.activeElement.matches({selector!r})"):
+        page.keyboard.press("Tab")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
 
 
 def _labels(database: Database, campaign: Campaign) -> list[LabelRow]:
