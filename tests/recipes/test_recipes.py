@@ -154,6 +154,7 @@ def smollm2_harmless(local: Path) -> list[str]:
 
 LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "quickstart": quickstart,
+    "quickstart_one_trunk": quickstart,
     "stories_sentiment": stories_sentiment,
     "oasst_rankings": oasst_rankings,
     "smollm2_harmless": smollm2_harmless,
@@ -216,7 +217,7 @@ def commented_overrides(path: Path) -> list[list[str]]:
     return [overrides for overrides in found if overrides]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "quickstart"])
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("quickstart")])
 def test_the_commands_in_the_comments_name_settings_that_exist(name: str) -> None:
     commands = commented_overrides(RECIPES / f"{name}.yaml")
     assert commands
