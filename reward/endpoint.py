@@ -8,17 +8,15 @@ at most 30, or as many as the server asks for by `Retry-After`; anything else is
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
+from data.posting import RefusedError, UnansweredError, post_json
 from reward.scorers import require_same_length, require_scores
 
 if TYPE_CHECKING:
@@ -27,18 +25,6 @@ if TYPE_CHECKING:
 PASSING = (408, 425, 429)
 LONGEST_WAIT = 30.0
 """Seconds."""
-
-
-class _Passing(Exception):
-    """A failure that another try may get over.
-
-    Attributes:
-        wait: seconds the server asks to wait, None when it doesn't say.
-    """
-
-    def __init__(self, what: str, wait: float | None = None) -> None:
-        super().__init__(what)
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -76,43 +62,27 @@ class Endpoint:
 
     def _request(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
         body = json.dumps({"prompts": prompts, "responses": responses}).encode()
-        for left in range(self.retries, -1, -1):
-            try:
-                answer = self._post(body)
-                break
-            except _Passing as failure:
-                if left == 0:
-                    raise RewardError(
-                        f"the reward server {self.url} gave no scores in {self.retries + 1} tries, "
-                        f"the last time: {failure}; look at the server, what was trained is kept"
-                    ) from failure
-                doubled = 2.0 ** (self.retries - left)
-                self.wait(min(max(doubled, failure.wait or 0.0), LONGEST_WAIT))
-        return self._scores(answer, len(responses))
-
-    def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(
-            self.url, data=body, headers={"Content-Type": "application/json"}, method="POST"
-        )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                content: bytes = answer.read()
-                return content
-        except urllib.error.HTTPError as error:
-            with error:
-                told = error.read(200).decode("utf-8", "replace").strip()
-                wait = error.headers.get("Retry-After", "")
-            what = f"status {error.code} {error.reason}{f' ({told})' if told else ''}"
-            if error.code in PASSING or error.code >= 500:
-                raise _Passing(what, float(wait) if wait.isdigit() else None) from None
+            answer = post_json(
+                self.url,
+                body,
+                timeout=self.timeout,
+                retries=self.retries,
+                passing=PASSING,
+                longest_wait=LONGEST_WAIT,
+                wait=self.wait,
+            )
+        except UnansweredError as failure:
             raise RewardError(
-                f"the reward server {self.url} refused: {what}; it takes POST of "
+                f"the reward server {self.url} gave no scores in {self.retries + 1} tries, "
+                f"the last time: {failure}; look at the server, what was trained is kept"
+            ) from failure
+        except RefusedError as failure:
+            raise RewardError(
+                f"the reward server {self.url} refused: {failure}; it takes POST of "
                 '{"prompts": [...], "responses": [...]}'
-            ) from None
-        except urllib.error.URLError as error:
-            raise _Passing(str(error.reason)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(f"{type(error).__name__}: {error}") from error
+            ) from failure
+        return self._scores(answer, len(responses))
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
         origin = f"the reward server {self.url}"

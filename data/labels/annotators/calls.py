@@ -9,19 +9,17 @@ from the environment and is written nowhere.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import LabelError, UsageError
+from data.posting import RefusedError, UnansweredError, post_json
 
 PASSING = (408, 409, 425, 429)
 """Statuses that another try may get over, beside all from 500 on."""
@@ -33,14 +31,6 @@ MOST_BYTES = 4 << 20
 
 class BudgetSpentError(LabelError):
     """The calls or tokens that the recipe allows are used up."""
-
-
-class _Passing(Exception):
-    """A failure that another try may get over; `wait` is what the server asks for."""
-
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class Calls:
         self.model, self.log = model, log
         self.max_calls, self.max_tokens = max_calls, max_tokens
         self.timeout, self.retries, self.wait = timeout, retries, wait
-        self._headers = {"Content-Type": "application/json"}
+        self._headers: dict[str, str] = {}
         if key_variable is not None:
             if not os.environ.get(key_variable):
                 raise UsageError(
@@ -176,37 +166,25 @@ class Calls:
         self._begun = len(self._answers)
 
     def _post(self, body: bytes) -> bytes:
-        for left in range(self.retries, -1, -1):
-            try:
-                return self._try(body)
-            except _Passing as failure:
-                if left == 0:
-                    raise LabelError(
-                        f"the judge {self.url} gave no answer in {self.retries + 1} tries, the "
-                        f"last time: {failure}; look at the server, all labels are kept"
-                    ) from failure
-                doubled = 2.0 ** (self.retries - left)
-                self.wait(min(max(doubled, failure.wait), LONGEST_WAIT))
-        raise AssertionError("unreachable")
-
-    def _try(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self.url, data=body, headers=self._headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                content: bytes = answer.read(MOST_BYTES)
-                return content
-        except urllib.error.HTTPError as error:
-            with error:
-                told = error.read(200).decode("utf-8", "replace").strip()
-                after = error.headers.get("Retry-After", "")
-            what = f"status {error.code} {error.reason}{f' ({told})' if told else ''}"
-            if error.code in PASSING or error.code >= 500:
-                raise _Passing(what, float(after) if after.isdigit() else 0.0) from None
-            raise LabelError(f"the judge {self.url} refused: {what}") from None
-        except urllib.error.URLError as error:
-            raise _Passing(str(error.reason)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(f"{type(error).__name__}: {error}") from error
+            return post_json(
+                self.url,
+                body,
+                headers=self._headers,
+                timeout=self.timeout,
+                retries=self.retries,
+                passing=PASSING,
+                longest_wait=LONGEST_WAIT,
+                wait=self.wait,
+                most_bytes=MOST_BYTES,
+            )
+        except UnansweredError as failure:
+            raise LabelError(
+                f"the judge {self.url} gave no answer in {self.retries + 1} tries, the last time: "
+                f"{failure}; look at the server, all labels are kept"
+            ) from failure
+        except RefusedError as failure:
+            raise LabelError(f"the judge {self.url} refused: {failure}") from failure
 
     def _parsed(self, answer: bytes, request: Mapping[str, Any]) -> tuple[str, int]:
         try:
