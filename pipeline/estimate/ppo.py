@@ -113,7 +113,10 @@ def _work(cost: StageCost, settings: PpoSettings, desk: Desk) -> Work:
 def _add_sampling(
     cost: StageCost, settings: PpoSettings, desk: Desk, actors: Actors, work: Work, *, bf16: bool
 ) -> None:
-    """Add roll-out, scores (in fp32 but where values come with them), and log-probabilities and values without gradients."""
+    """Add roll-out, scores, and log-probabilities and values without gradients.
+
+    Scores are in fp32 but where values come with them: from a reward model's adapter on the trunk.
+    """
     updates, layout = settings.updates, cost.layout
     rows = work.rows.times(updates)
     positions = rows.count * work.new
@@ -131,8 +134,8 @@ def _add_sampling(
         )
     )
     passes = updates * math.ceil(work.mine / settings.score_batch_size)
-    # Values that are read off a reward model's adapter come with its score.
-    read = next(iter(sorted(actors.hung)), None) if settings.value == "reward" else None
+    hung = [name for name in actors.judges if name in actors.hung]
+    read = hung[0] if hung and settings.value == "reward" else None
     looks = [
         ("scores and values", actors.policy, 0.0, bf16)
         if name == read
