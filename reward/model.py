@@ -80,7 +80,7 @@ class ScoringModule(nn.Module):
                 does not matter on which side padding is.
         """
         if isinstance(batch, Forest):
-            return self._head(end_states(self.classifier.base_model, batch))
+            return self.head(end_states(self.classifier.base_model, batch))
         assert mask_SL is not None, "rows come with a mask"
         input_ids_SL, mask_SL = shift_left(batch, mask_SL)
         attention_mask_SL = mask_SL.long()
@@ -92,9 +92,10 @@ class ScoringModule(nn.Module):
             input_ids=input_ids_SL, attention_mask=attention_mask_SL, use_cache=False
         ).last_hidden_state
         rows = torch.arange(hidden_SLH.shape[0], device=hidden_SLH.device)
-        return self._head(hidden_SLH[rows, mask_SL.sum(1) - 1])
+        return self.head(hidden_SLH[rows, mask_SL.sum(1) - 1])
 
-    def _head(self, last_SH: Tensor) -> Tensor:
+    def head(self, last_SH: Tensor) -> Tensor:
+        """Return the float32 scores of the hidden states of decoders' last tokens."""
         head = self.classifier.score
         with torch.autocast(last_SH.device.type, enabled=False):
             weight_type = next(head.parameters()).dtype

@@ -37,6 +37,15 @@ class TrunkScoring(ScoringModule):
         with self.trunk.using(self.name):
             return super().forward(batch, mask_SL)
 
+    def hidden(self, ids_SL: Tensor) -> Tensor:
+        """Return the last hidden states (S, L, H) of rows padded on the right.
+
+        Without a mask: in a causal model what stands right of a token can't change it.
+        """
+        with self.trunk.using(self.name):
+            states_SLH: Tensor = self.classifier.base_model(input_ids=ids_SL, use_cache=False)[0]
+            return states_SLH
+
     def train(self, mode: bool = True) -> TrunkScoring:
         """Leave the mode of the trunk to the model that is trained."""
         return self

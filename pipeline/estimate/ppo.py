@@ -24,7 +24,7 @@ def estimate_ppo(stage: str, settings: PpoSettings, desk: Desk) -> StageCost:
     bf16 = desk.bf16(settings.bf16)
     cost.steps = settings.updates * settings.epochs * settings.minibatches
     cost.parameters = _parameters(actors)
-    cost.phases = ppo_phases(cost, settings, actors, work, bf16=bf16)
+    cost.phases = ppo_phases(cost, settings, actors, work, bf16=bf16, on_cpu=desk.on_cpu)
     _add_sampling(cost, settings, desk, actors, work, bf16=bf16)
     _add_optimisation(cost, settings, desk, actors, work, bf16=bf16)
     if settings.rollout.engine != "own":
@@ -113,7 +113,10 @@ def _work(cost: StageCost, settings: PpoSettings, desk: Desk) -> Work:
 def _add_sampling(
     cost: StageCost, settings: PpoSettings, desk: Desk, actors: Actors, work: Work, *, bf16: bool
 ) -> None:
-    """Add roll-out, scores (in fp32), and log-probabilities and values without gradients."""
+    """Add roll-out, scores, and log-probabilities and values without gradients.
+
+    Scores are in fp32 but where values come with them: from a reward model's adapter on the trunk.
+    """
     updates, layout = settings.updates, cost.layout
     rows = work.rows.times(updates)
     positions = rows.count * work.new
@@ -131,12 +134,17 @@ def _add_sampling(
         )
     )
     passes = updates * math.ceil(work.mine / settings.score_batch_size)
-    looks = [("scoring", judge, 0.0, False) for judge in actors.judges.values()]
+    hung = [name for name in actors.judges if name in actors.hung]
+    read = hung[0] if hung and settings.value == "reward" else None
+    looks = [
+        ("scores and values", actors.policy, 0.0, bf16)
+        if name == read
+        else ("scoring", judge, 0.0, False)
+        for name, judge in actors.judges.items()
+    ]
     looks += [("log-probabilities", m, positions, bf16) for m in (actors.policy, actors.reference)]
     if actors.value is not None:
         looks.append(("values", actors.value, 0.0, bf16))
-    if settings.value == "reward":  # the reward model's adapter on the policy's trunk
-        looks.append(("values", actors.policy, 0.0, bf16))
     for name, model, made, half in looks:
         flops = forward_flops(model, rows, positions=made)
         cost.parts.append(

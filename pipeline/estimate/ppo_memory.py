@@ -104,9 +104,9 @@ class Work:
 
 
 def ppo_phases(
-    cost: StageCost, settings: PpoSettings, actors: Actors, work: Work, *, bf16: bool
+    cost: StageCost, settings: PpoSettings, actors: Actors, work: Work, *, bf16: bool, on_cpu: bool
 ) -> list[Phase]:
-    """Return the memory of sampling, scoring, looking and optimising.
+    """Return the memory of sampling, scoring, looking, optimising and publishing.
 
     All models stay where they are the whole time. Under autocast keys with rotary positions are
     cached in fp32, since cosines are fp32, values in bf16.
@@ -130,9 +130,10 @@ def ppo_phases(
     rows = min(settings.score_batch_size, work.mine)
     length = work.prompt + work.most
     if actors.judges:
+        read = bf16 and settings.value == "reward"
         widest = max(
-            working_bytes(judge, tokens=rows * length, bf16=False)
-            for judge in actors.judges.values()
+            working_bytes(judge, tokens=rows * length, bf16=read and name in actors.hung)
+            for name, judge in actors.judges.items()
         )
         phases.append(Phase("scoring", {**kept, "activations": widest}))
     looked_at = min(rows * work.most, LOGITS_AT_ONCE / policy.vocabulary)
@@ -142,7 +143,20 @@ def ppo_phases(
         "logits": logit_bytes(policy, positions=looked_at, copies=LOGITS_LOOKED_AT),
     }
     phases.append(Phase("log-probabilities", {**kept, **looking}))
-    return phases + _optimising(cost, settings, actors, work, kept, bf16=bf16)
+    phases += _optimising(cost, settings, actors, work, kept, bf16=bf16)
+    if actors.value is None:
+        phases.append(_publishing(actors, kept, on_cpu=on_cpu))
+    return phases
+
+
+def _publishing(actors: Actors, kept: dict[str, float], *, on_cpu: bool) -> Phase:
+    """Return the memory of writing trunk and head as a value model, whole; on the processor."""
+    saved = dict(kept)
+    if actors.rank is not None:
+        saved["merged weights"] = float(FP32 * actors.policy.matrices)
+    if on_cpu:
+        saved["value model to be saved"] = float(FP32 * actors.policy.trunk)
+    return Phase("publishing", saved)
 
 
 def _kept(settings: PpoSettings, actors: Actors, cost: StageCost) -> dict[str, float]:
@@ -181,6 +195,8 @@ def _optimising(
     The value model, called last, comes first; then the policy's logits are unfolded.
     """
     policy, value, layout = actors.policy, actors.value, cost.layout
+    if actors.rank is not None:
+        policy = policy.frozen()
     length = work.prompt + work.most
     sizes: dict[str, Any] = {"rows": work.micro, "length": length, "bf16": bf16}
     again = settings.gradient_checkpointing

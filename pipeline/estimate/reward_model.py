@@ -87,6 +87,7 @@ def _phases(
             shape.trunk,
             adapter_parameters(shape, rank=int(lora.rank)) + shape.hidden,
         )
+        shape = shape.frozen()
     return training_phases(
         shape,
         cost.layout,

@@ -34,7 +34,7 @@ class ModelShape:
         matrices: elements of the matrices that one token is multiplied by, output head and
             embeddings apart; of a mixture of experts those of the experts a token passes.
         tied: one matrix for input and output embedding.
-        rms: RMS norms written out in Python (else layer norms).
+        rms: RMS norms written out in Python, which keep what they scale (else layer norms).
         gated: gated feed-forward layers.
         rotary: rotary positions.
         fused_qkv: one projection for queries, keys and values.
@@ -81,6 +81,10 @@ class ModelShape:
     def key_width(self) -> int:
         """Width of all keys of a token, as of all values."""
         return self.kv_heads * self.head_size
+
+    def frozen(self) -> ModelShape:
+        """Return the shape as one whose norms aren't trained: nothing is kept to do that."""
+        return replace(self, rms=False)
 
     def named(self, name: str) -> ModelShape:
         """Return the shape under another name."""

@@ -27,6 +27,7 @@ from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.pretraining import PretrainingRows
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.reading import Reader
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
@@ -82,7 +83,7 @@ def assemble(
     model, trunk = _start(policy_source, lora, ranks, trust=trust_remote_code)
     reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
-    reader, read_head = _reader(model, trunk, rewards) if read_values else (None, None)
+    reader, read_head = _reader(rewards) if read_values else (None, None)
     policy = _policy(model, trunk, hyper, with_head=value_source is None and not read_values)
     run = _optimization(policy, read_head or value_source, pretraining, hyper, ranks)
     ends = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
@@ -220,9 +221,7 @@ def _zero_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _reader(
-    model: PreTrainedModel, trunk: Trunk | None, rewards: Sequence[Term[Scorer]]
-) -> tuple[Policy, nn.Linear]:
+def _reader(rewards: Sequence[Term[Scorer]]) -> tuple[Reader, nn.Linear]:
     """Return what gives the hidden states that values are read off, and a head for them.
 
     The head starts as the reward model's own: what it says of a part of a response is a first guess
@@ -231,7 +230,7 @@ def _reader(
     Raises:
         ModelError: no reward hangs on the trunk.
     """
-    for term in rewards:
+    for place, term in enumerate(rewards):
         scorer = term.scorer
         if isinstance(scorer, RewardModel) and isinstance(scorer.module, TrunkScoring):
             own = scorer.module.classifier.score
@@ -239,7 +238,7 @@ def _reader(
             with torch.no_grad():
                 head.weight.copy_(own.weight * term.weight)
                 head.bias.fill_(scorer.bias * term.weight)
-            return Policy(model, None, trunk, scorer.module.name), head
+            return Reader(scorer, scorer.module, place), head
     raise ModelError(
         "value: reward reads values off the adapter of a reward model, and no reward has one; "
         "train it with `lora` from the policy's checkpoint, or set value: shared"

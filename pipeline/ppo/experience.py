@@ -147,7 +147,8 @@ class PolicyScores(NamedTuple):
             them from one token each, where the roll-out's are reused.
         reference_BT: log-probabilities of the reference.
         values_BT: of the value model.
-        difference: mean absolute difference of roll-out and policy, over all processes.
+        difference: mean absolute difference of roll-out and policy, over all processes: in fp32
+            what rounding makes of another order of sums, 1e-8 to 1e-6.
         states_BTH: hidden states that values are read off; None where they are not.
     """
 
@@ -177,11 +178,11 @@ def score_tokens(
     value: ValueModel | ValueReader | None,
     hyper: Hyperparameters,
     ranks: Ranks,
-    reader: Policy | None = None,
+    states_BTH: Tensor | None = None,
 ) -> PolicyScores:
     """Score all response tokens without gradients; values come from the policy if it has a head.
 
-    With a `ValueReader`, `reader` is what gives the hidden states.
+    A `ValueReader` needs the hidden states that it reads.
 
     With `reuse_logprobs` the policy is run on some episodes alone; where it agrees with the
     roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
@@ -203,17 +204,13 @@ def score_tokens(
         own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
         difference = _difference(own_BT, sampled_BT, mask_BT, ranks)
     reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
-    states_BTH: Tensor | None = None
     for piece in tokens.pieces(rows, size=hyper.score_batch_size):
         batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
         with ranks.autocast():
             reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
-            if reader is not None:
-                read = reader.states(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
-                if states_BTH is None:
-                    states_BTH = read.new_zeros(*own_BT.shape, read.shape[-1])
-                states_BTH[piece.rows_M, :width] = read
-            elif value is not None:
+            if states_BTH is not None:
+                continue
+            if value is not None:
                 values_MT = value(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
                 others_BT[piece.rows_M, :width] = values_MT
             elif reused:

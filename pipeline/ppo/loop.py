@@ -51,6 +51,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import RewardError
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
 from pipeline.ppo.experience import (
     Experience,
@@ -74,6 +75,7 @@ from pipeline.ppo.modules import Policy
 from pipeline.ppo.optimize import Optimization
 from pipeline.ppo.prompts import Order, PreparedPrompt
 from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.reading import Reader, Reading
 from pipeline.ppo.rollout import Episodes, RolloutEngine, roll_out
 from pipeline.ppo.scoring import RewardSum, Scores
 from pipeline.ppo.settings import Hyperparameters
@@ -102,7 +104,7 @@ class Ppo:
         reference_is_start: whether the policy starts as the reference.
         pad_id: the padding token.
         later_end_ids: tokens that end a response from `end_after` on; the engine stops at none.
-        reader: gives the hidden states that values are read off, if they are.
+        reader: gives a score and the hidden states that values are read off, if they are.
         update: number of finished updates.
         kl_coefficient: weight of the KL penalty now.
         metrics: of the last update.
@@ -120,7 +122,7 @@ class Ppo:
     reference_is_start: bool
     pad_id: int
     later_end_ids: Sequence[int] = ()
-    reader: Policy | None = None
+    reader: Reader | None = None
     update: int = 0
     kl_coefficient: float = field(init=False)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -160,10 +162,11 @@ def run_update(
     episodes = _roll_out(ppo)
     clock.lap("time/rollout")
     # 2. Score them.
-    scores = ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks)
+    scores, reading = _score(ppo, episodes)
+    told = {} if reading is None else {"val/scored_apart": reading.apart}
     clock.lap("time/score")
     # 3. Log-probabilities of policy and reference, and values.
-    tokens, scored = _look(ppo, episodes)
+    tokens, scored = _look(ppo, episodes, reading)
     clock.lap("time/forward")
     # 4. Rewards and advantages.
     experience = make_experience(
@@ -197,6 +200,7 @@ def run_update(
             **metrics,
             **step_metrics(steps),
             "val/rollout_difference": scored.difference,
+            **told,
             **clock.laps,
         },
     )
@@ -218,13 +222,34 @@ def _roll_out(ppo: Ppo) -> Episodes:
     )
 
 
-def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
-    tokens = Tokens.of(
+def _tokens(ppo: Ppo, episodes: Episodes) -> Tokens:
+    return Tokens.of(
         episodes,
         pad_id=ppo.pad_id,
         device=ppo.ranks.device,
         score_position=ppo.hyper.score_position,
     )
+
+
+def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, Reading | None]:
+    """Return the scores, and what they were read off with where values are read off it too."""
+    reader = ppo.reader
+    if reader is None:
+        return ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks), None
+    size = ppo.hyper.score_batch_size
+    reading = ppo.ranks.everywhere(
+        lambda: reader.read(_tokens(ppo, episodes), episodes, size=size, ranks=ppo.ranks),
+        failure=RewardError,
+    )
+    known = {reader.term: reading.scores}
+    scores = ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks, known=known)
+    return scores, reading
+
+
+def _look(
+    ppo: Ppo, episodes: Episodes, reading: Reading | None = None
+) -> tuple[Tokens, PolicyScores]:
+    tokens = _tokens(ppo, episodes)
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,
@@ -234,7 +259,7 @@ def _look(ppo: Ppo, episodes: Episodes) -> tuple[Tokens, PolicyScores]:
         value=None if value is None else ppo.ranks.unwrapped(value.module),
         hyper=ppo.hyper,
         ranks=ppo.ranks,
-        reader=ppo.reader,
+        states_BTH=None if reading is None else reading.states_BTH,
     )
     return tokens, scored
 

@@ -107,14 +107,6 @@ class Policy(nn.Module):
         states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1]
         return _spread(self.value_head(states_NH)[:, 0].float(), rows_N, steps_N, mask_BT)
 
-    @torch.no_grad()
-    def states(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the last hidden states (B, T, H): at step t that before token t."""
-        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
-        states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1].float()
-        wide = states_NH.new_zeros(*mask_BT.shape, states_NH.shape[-1])
-        return wide.index_put((rows_N, steps_N), states_NH)
-
     def _states(self, ids_BL: Tensor) -> Tensor:
         """Return the last hidden state, or the logits where they are not its head's."""
         with nullcontext() if self.trunk is None else self.trunk.using(self.adapter):

@@ -34,7 +34,7 @@ def publish(ppo: Ppo, folder: Path) -> None:
     def merged(name: str | None) -> AbstractContextManager[None]:
         return nullcontext() if trunk is None or name is None else trunk.merged(name)
 
-    seen = POLICY if ppo.reader is None else ppo.reader.adapter
+    seen = POLICY if ppo.reader is None else ppo.reader.module.name
     with (run.value or run.policy).whole() as module, merged(seen):
         if main:
             save_model(_value_model(ppo, module), ppo.tokenizer, folder / "value_model")

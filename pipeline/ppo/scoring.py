@@ -6,7 +6,7 @@ A term and the sum are shaped alike: normalised by running statistics, then clip
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -117,17 +117,32 @@ class RewardSum:
         for running, kept in zip(self.term_running, state.get("terms", ()), strict=False):
             running.restore(kept)
 
-    def score(self, episodes: Episodes, *, hyper: Hyperparameters, ranks: Ranks) -> Scores:
+    def score(
+        self,
+        episodes: Episodes,
+        *,
+        hyper: Hyperparameters,
+        ranks: Ranks,
+        known: Mapping[int, list[float]] | None = None,
+    ) -> Scores:
         """Score the episodes of this process.
 
         Nothing is kept of scores before all of them are there, on every process: after a failure
         the state is the one before.
 
+        Args:
+            episodes: of this process.
+            hyper: how the scores are shaped.
+            ranks: the processes.
+            known: scores that are there already, by the place of their term.
+
         Raises:
             RewardError: a scorer fails, here or on another process, or gave a number that is not
                 finite.
         """
-        found = ranks.everywhere(lambda: self._scores(episodes, ranks), failure=RewardError)
+        found = ranks.everywhere(
+            lambda: self._scores(episodes, ranks, known or {}), failure=RewardError
+        )
         parts: dict[str, Tensor] = {}
         raw_B = torch.zeros(len(episodes), device=ranks.device)
         sum_B = torch.zeros_like(raw_B)
@@ -149,7 +164,9 @@ class RewardSum:
         )
         return Scores(raw_B, final_B, parts)
 
-    def _scores(self, episodes: Episodes, ranks: Ranks) -> list[Tensor]:
+    def _scores(
+        self, episodes: Episodes, ranks: Ranks, known: Mapping[int, list[float]]
+    ) -> list[Tensor]:
         """Return the scores (B) of each term."""
         prompts = [p.prompt for p in episodes.prompts]
         facts = Facts(
@@ -158,8 +175,10 @@ class RewardSum:
             ended=[s.ended for s in episodes.samples],
         )
         found = []
-        for term in self.terms:
-            scores = scores_of(term.scorer, prompts, episodes.texts, facts)
+        for place, term in enumerate(self.terms):
+            scores = known.get(place)
+            if scores is None:
+                scores = scores_of(term.scorer, prompts, episodes.texts, facts)
             scores_B = torch.tensor(scores, dtype=torch.float32, device=ranks.device)
             if not bool(scores_B.isfinite().all()):
                 raise RewardError(

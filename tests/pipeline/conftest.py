@@ -213,6 +213,34 @@ def save_policy(tmp_path: Path, tiny_policy: Callable[..., Any]) -> Callable[...
     return build
 
 
+@pytest.fixture
+def publish_adapter(tmp_path: Path) -> Callable[..., str]:
+    """Return what publishes a reward model as an adapter on a checkpoint, and returns its model/.
+
+    publish_adapter(base, name="hung", strange=False); a strange one has another trunk.
+    """
+    import torch
+
+    from reward.adapter_files import trunk_digest
+    from reward.model import RewardModel
+    from reward.on_trunk import adapt, publish
+
+    def build(base: str, *, name: str = "hung", strange: bool = False) -> str:
+        model = RewardModel.start(base, seed=3)
+        trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
+        torch.manual_seed(4)
+        own = trunk.parameters("reward")
+        for parameter in (*own, *trunk.model.parameters()):
+            if strange or any(parameter is p for p in own):
+                torch.nn.init.normal_(parameter, std=0.3)
+        trunk.digest = trunk_digest(trunk.model)
+        model.set_bias(0.25)
+        publish(model, trunk, tmp_path / name / "stage")
+        return str(tmp_path / name / "stage" / "model")
+
+    return build
+
+
 @dataclass(frozen=True)
 class Typed:
     """What a command came to."""

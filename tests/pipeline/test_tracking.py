@@ -1,12 +1,15 @@
-"""Metrics in TensorBoard, read back with TensorBoard's own reader."""
+"""Metrics in TensorBoard, W&B and Trackio, read back from what they wrote."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
+import struct
 import sys
 import types
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +89,79 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
                 number = value.tensor.float_val[0]
                 found.setdefault(value.tag, []).append((event.step, round(number, 6)))
     return found
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Yield the records of an offline run: LevelDB's log format behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, held = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # no record begins so near to the end of a block
+            place += left
+            continue
+        size, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        held += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(held)
+            held = b""
+
+
+def wandb_rows(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return step and numbers of each row that offline runs hold; they name one run."""
+    rows, names = [], set()
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        names.add(path.name)
+        for record in wandb_records(path):
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                told = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+                numbers = {k: v for k, v in told.items() if not k.startswith("_")}
+                rows.append((told["_step"], numbers))
+    assert len(names) == 1
+    return rows
+
+
+def trackio_rows(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return step and numbers of each row of Trackio's one run, rows of a step put together."""
+    (path,) = folder.glob("*.db")
+    with sqlite3.connect(path) as database:
+        found = database.execute("select run_name, step, metrics from metrics order by id")
+        rows = found.fetchall()
+    database.close()
+    assert len({name for name, _, _ in rows}) == 1
+    steps: dict[int, dict[str, float]] = {}
+    for _, step, text in rows:
+        told = json.loads(text)
+        assert not set(told) & set(steps.get(step, {})), "sent twice"
+        steps.setdefault(step, {}).update(told)
+    return list(steps.items())
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_other_trackers_get_each_number_once_though_the_stage_was_killed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    pytest.importorskip(tracker, reason=f"{tracker} is not installed; pip install {tracker}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name, module in list(sys.modules.items()):  # it looked where to write as it was imported
+        if name.startswith("trackio") and hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "die").touch()
+    with pytest.raises(PowerCut):
+        go(path, f"trackers=[{tracker}]")
+    go(path, f"trackers=[{tracker}]")
+    logs = tmp_path / "run" / "logs" / "a"
+    rows = wandb_rows(logs) if tracker == "wandb" else trackio_rows(tmp_path / "trackio")
+    expected = [{"train/loss": 1.0 / step} for step in range(1, 7)]
+    for step in (3, 6):
+        expected[step - 1]["eval/loss"] = 2.0 / step
+    assert rows == list(enumerate(expected, start=1))
 
 
 def test_tensorboard_gets_the_numbers_of_metrics_jsonl(path: Path) -> None:

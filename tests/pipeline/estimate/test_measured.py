@@ -86,10 +86,16 @@ def run_stage(recipe: Recipe, folder: Path, stage: str) -> None:
 
 
 def assert_near(
-    recipe: Recipe, measured: Any, folder: Path, *, flops: bool = True, memory: bool = True
+    recipe: Recipe,
+    measured: Any,
+    folder: Path,
+    *,
+    flops: bool = True,
+    memory: bool = True,
+    stages: tuple[str, ...] = (),
 ) -> None:
     told = costs_of(recipe)
-    for stage in recipe.stages:
+    for stage in stages or recipe.stages:
         found = measured(lambda stage=stage: run_stage(recipe, folder, stage), flops=flops)
         cost = told[stage]
         if flops:
@@ -128,3 +134,19 @@ def test_micro_batches_checkpointing_and_a_shared_head(
     built = recipe("llama", changes, **shape)
     wanted = {"flops": what == "flops", "memory": what == "memory"}
     assert_near(built, measured, tmp_path / "run", **wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("value", ["reward", "shared"])
+def test_one_trunk(
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, value: str
+) -> None:
+    lora = "{rank: 4, alpha: 8}"
+    changes = (
+        f"reward.lora={lora}", "ppo.trunk=shared", f"ppo.value={value}", f"ppo.lora={lora}",
+        "ppo.micro_batch_size=8", "ppo.minibatches=2",
+    )  # fmt: skip
+    shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
+    built = recipe("llama", changes, **shape)
+    assert_near(built, measured, tmp_path / "run", stages=("reward", "ppo"))

@@ -62,6 +62,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
         scorer: Any = None,
         pretraining: list[list[int]] | None = None,
         policy: Path = folder,
+        read_values: bool = False,
         **changes: Any,
     ) -> Any:
         settings: dict[str, Any] = {
@@ -79,6 +80,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
             value_source=policy if value == "separate" and lora is None else None,
             scorers=[(scorer or ShareOf("e"), 1.0)],
             lora=lora,
+            read_values=read_values,
             tokenizer=tokenizer,
             prompts=[PreparedPrompt("?", [60 + i] * (1 + i % 4)) for i in range(10)],
             pretraining=pretraining,

@@ -44,6 +44,26 @@ def test_the_reference_is_the_untouched_base_however_far_the_policy_went(
     assert scored.difference < 1e-4
 
 
+REFILLED = {"batch_size": 16, "generation_batch_size": 3, "max_new_tokens": 30}
+FAR = {"lora": Lora(rank=16, alpha=64), "learning_rate": 1e-1, "temperature": 0.7}
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.3}, FAR, REFILLED])
+def test_the_sampler_and_the_trainer_differ_by_rounding_alone(
+    make_ppo: Build, more: dict[str, Any]
+) -> None:
+    """Merged weights, a cache of keys and padding on the left give what one plain pass gives."""
+    ppo = make_ppo(**{"lora": LORA, "episodes": 64, "kl_coefficient": 0.0, **more})
+    for _ in range(3):
+        assert run_update(ppo).metrics["val/rollout_difference"] < 1e-6
+    episodes = _roll_out(ppo)
+    tokens, scored = _look(ppo, episodes)
+    sampled_BT = sampled_logprobs(episodes, tokens.mask_BT)
+    assert (sampled_BT - scored.logprobs_BT).abs().max() < 5e-6
+    # The policy has moved by far more than that, so that older weights would show.
+    assert (scored.logprobs_BT - scored.reference_BT).abs().max() > 1e-2
+
+
 def test_one_set_of_weights_is_held_and_the_adapters_alone_are_trained(
     make_ppo: Build, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from data.errors import Interrupted, ModelError
 from pipeline.stages.ppo import run
-from reward.adapter_files import trunk_digest
 from reward.model import RewardModel
 
 Build = Callable[..., Any]
@@ -26,27 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def publish_adapter(tmp_path: Path) -> Callable[..., str]:
-    """Return what publishes a reward model as an adapter on a checkpoint."""
-    from reward.on_trunk import adapt, publish
-
-    def build(base: str, *, name: str = "hung", strange: bool = False) -> str:
-        model = RewardModel.start(base, seed=3)
-        trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
-        torch.manual_seed(4)
-        own = trunk.parameters("reward")
-        for parameter in (*own, *trunk.model.parameters()):
-            if strange or any(parameter is p for p in own):
-                torch.nn.init.normal_(parameter, std=0.3)
-        trunk.digest = trunk_digest(trunk.model)
-        model.set_bias(0.25)
-        publish(model, trunk, tmp_path / name / "stage")
-        return str(tmp_path / name / "stage" / "model")
-
-    return build
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

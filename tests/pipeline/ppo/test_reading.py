@@ -1,0 +1,119 @@
+"""Scores and the states that values are read off, from one pass through one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Lora
+from pipeline.generation import Sample
+from pipeline.ppo.loop import _score, _tokens, run_update
+from pipeline.ppo.modules import Policy
+from pipeline.ppo.prompts import PreparedPrompt
+from pipeline.ppo.rollout import Episodes
+from pipeline.ppo.trunk import TrunkReward
+from reward.model import RewardModel
+
+Build = Callable[..., Any]
+END = 6
+
+
+@pytest.fixture
+def reading_ppo(make_ppo: Build, publish_adapter: Build, tmp_path: Path) -> Build:
+    """Return a builder of runs that read values off their reward model's adapter."""
+
+    def build(**changes: Any) -> Any:
+        make_ppo()  # writes the policy
+        folder = publish_adapter(str(tmp_path / "start"))
+        scorer = TrunkReward(folder, "rm", 4)
+        lora = Lora(rank=2, alpha=4)
+        return make_ppo(lora=lora, scorer=scorer, read_values=True, value="reward", **changes)
+
+    return build
+
+
+@pytest.fixture
+def episodes(tiny_tokenizer: Build) -> Episodes:
+    """Return an answer that ended, one that was cut off, an empty one, and one in odd tokens."""
+    tokenizer = tiny_tokenizer()
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    asked = [[{"role": "user", "content": text}] for text in ("What is 1 + 2?", "Who?")]
+    prompts = [
+        PreparedPrompt(p, tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"])
+        for p in (asked[0], asked[1], asked[1], asked[0])
+    ]
+    texts = ["It is 3.", "The mill by", "", "the"]
+    letters = [i for c in "the" for i in ids(c)]
+    assert len(letters) > len(ids("the"))
+    answers = [[*ids(texts[0]), END], ids(texts[1]), [END], [*letters, END]]
+    samples = [Sample(a, a[-1] == END, [-1.0] * len(a)) for a in answers]
+    return Episodes(prompts, samples, texts)
+
+
+def calls(ppo: Any, work: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """Return what some work gives, and the rows of each pass through the trunk meanwhile."""
+    rows: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs.get("past_key_values") is None:  # sampling is not counted
+            rows.append(kwargs["input_ids"].shape[0])
+
+    hook = ppo.policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    found = work()
+    hook.remove()
+    return found, rows
+
+
+@pytest.mark.parametrize("position", ["last", "past_last"])
+def test_one_pass_gives_the_scores_and_states_of_two(
+    reading_ppo: Build, episodes: Episodes, tmp_path: Path, position: str
+) -> None:
+    ppo = reading_ppo(score_position=position)
+    (scores, reading), rows = calls(ppo, lambda: _score(ppo, episodes))
+    assert rows == [4, 1]  # what can't share the pass is the answer in odd tokens
+    assert reading.apart == 0.25
+    alone = RewardModel.load(tmp_path / "hung" / "stage" / "model", device="cpu")
+    asked = [p.prompt for p in episodes.prompts]
+    expected = torch.tensor(alone.score(asked, episodes.texts))
+    assert expected.std() > 0.01
+    assert torch.allclose(scores.parts["rm"], expected, atol=1e-5)
+    tokens = _tokens(ppo, episodes)
+    seen = Policy(ppo.policy.model, None, ppo.policy.trunk, "reward0")
+    for row, (ids, sample) in enumerate(zip(tokens.ids, episodes.samples, strict=True)):
+        with torch.no_grad():
+            states = seen._states(torch.tensor([ids]))[0]
+        first = len(ids) - len(sample.token_ids) - 1
+        count = int(tokens.value_mask_BT[row].sum())
+        found = reading.states_BTH[row]
+        assert torch.allclose(found[:count], states[first : first + count], atol=1e-5)
+        assert not found[count:].any()
+
+
+def test_what_was_cut_off_is_scored_with_its_end(reading_ppo: Build, episodes: Episodes) -> None:
+    ppo = reading_ppo()
+    cut = Episodes(episodes.prompts[1:2], episodes.samples[1:2], episodes.texts[1:2])
+    ended = [*cut.samples[0].token_ids, END]
+    whole = Episodes(cut.prompts, [Sample(ended, True, [-1.0] * len(ended))], cut.texts)
+    (of_cut, _), rows = calls(ppo, lambda: _score(ppo, cut))
+    assert rows == [1]
+    of_whole, _ = _score(ppo, whole)
+    assert torch.equal(of_cut.parts["rm"], of_whole.parts["rm"])
+
+
+def test_an_update_passes_each_episode_through_each_model_once(reading_ppo: Build) -> None:
+    ppo = reading_ppo(episodes=16)
+    for _ in range(2):
+        result, rows = calls(ppo, lambda: run_update(ppo))
+        # Scores with states; policy, reference, and the one epoch.
+        assert rows[0] == 8
+        assert rows[-3:] == [8, 8, 8]
+        # What the first pass can't score comes in trees, each of which is one row.
+        assert bool(rows[1:-3]) == (result.metrics["val/scored_apart"] > 0)
+        assert set(rows[1:-3]) <= {1}
