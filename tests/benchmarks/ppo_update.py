@@ -1,8 +1,9 @@
 """Updates of PPO, timed: ours beside the trainer that TRL had until 1.12.
 
-    python tests/benchmarks/ppo_update.py --trunk shared --peer PYTHON_WITH_TRL_1.12
+    python tests/benchmarks/ppo_update.py --trunks separate shared --peer PYTHON_WITH_TRL_1.12
 
-runs each side in a process of its own, turn about, on the same shape of work: `tiny` is a Llama of
+runs each side in a process of its own, turn about, on the same shape of work: ours with a separate
+value model, ours on one trunk with LoRA, and the peer. `tiny` is a Llama of
 hidden size 256 with 4 layers, random weights and a vocabulary of 2,048, given 64 episodes of
 32 + 64 tokens and 4 epochs; `--model` names a checkpoint instead. The first update of a process
 warms up and is not counted. What is printed: seconds of an update, by phase, of the clock and of
@@ -31,12 +32,13 @@ TINY = {
     "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
+TRUNKS = ("separate", "shared")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="`tiny` or the folder of a checkpoint")
-    parser.add_argument("--trunk", choices=["separate", "shared"], default="separate")
+    parser.add_argument("--trunks", nargs="+", choices=TRUNKS, default=TRUNKS)
     parser.add_argument("--reuse", action="store_true", help="set reuse_logprobs")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters of a shared trunk")
     parser.add_argument("--episodes", type=int, default=64, help="of one update")
@@ -49,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=1, help="processes of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", help="Python in whose environment trl 1.12 is")
-    parser.add_argument("--role", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=[*TRUNKS, "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, ours")
     return parser.parse_args()
 
@@ -59,19 +61,20 @@ def main() -> None:
     if given.role is not None:
         print(json.dumps(run_side(given)))
         return
-    found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    for _ in range(given.turns):
-        found["ours"].append(process("ours", sys.executable))
-        if given.peer:
-            found["peer"].append(process("peer", given.peer))
-    rows = {side: summary(runs, given.episodes) for side, runs in found.items() if runs}
-    print(f"{'':>5}" + "".join(f"{name:>16}" for name in next(iter(rows.values()))))
-    for side, row in rows.items():
-        print(f"{side:>5}" + "".join(f"{value:16.3f}" for value in row.values()))
+    sides = {trunk: sys.executable for trunk in given.trunks}
     if given.peer:
-        for name in ("episodes/s", "episodes/cpu s"):
-            print(f"{name}: {rows['ours'][name] / rows['peer'][name]:.2f} x")
-        print(f"peak memory: {rows['ours']['peak MB'] / rows['peer']['peak MB']:.2f} x")
+        sides["peer"] = given.peer
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(given.turns):
+        for side, python in sides.items():
+            found[side].append(process(side, python))
+    rows = {side: summary(runs, given.episodes) for side, runs in found.items()}
+    print(f"{'':>8}" + "".join(f"{name:>16}" for name in next(iter(rows.values()))))
+    for side, row in rows.items():
+        print(f"{side:>8}" + "".join(f"{value:16.3f}" for value in row.values()))
+    for trunk in given.trunks if given.peer else ():
+        for name in ("episodes/s", "episodes/cpu s", "peak MB"):
+            print(f"{trunk}, {name}: {rows[trunk][name] / rows['peer'][name]:.2f} x")
 
 
 def process(side: str, python: str) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def process(side: str, python: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     *told, last = done.stdout.strip().splitlines()
-    if "--profile" in sys.argv and side == "ours":
+    if "--profile" in sys.argv and side != "peer":
         print("\n".join(told))
     result: dict[str, Any] = json.loads(last)
     return result
@@ -91,7 +94,7 @@ def run_side(given: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        updates = (ours if given.role == "ours" else peer)(given, Path(scratch))
+        updates = (peer if given.role == "peer" else ours)(given, Path(scratch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"updates": updates[1:], "peak": peak}
 
@@ -174,7 +177,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
 
     policy = save_tiny(scratch / "policy") if given.model == "tiny" else Path(given.model)
     tokenizer = load_tokenizer(policy)
-    lora = None if given.trunk == "separate" else Lora(rank=given.rank)
+    lora = None if given.role == "separate" else Lora(rank=given.rank)
     model, scorer = RewardModel.start(policy, seed=1), None
     if lora is None:
         model.save(scratch / "reward" / "model", trained=True)

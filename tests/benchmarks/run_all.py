@@ -51,8 +51,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
         pretraining += ["--peer-source", given.peer_source]
         trainer += "; nanochat"
     found = {
-        ("PPO, tiny, separate value model", trl): [*ppo, "--trunk", "separate"],
-        ("PPO, tiny, one trunk", trl): [*ppo, "--trunk", "shared"],
+        ("PPO, tiny", trl): ppo,
         ("pretraining, Llama 256 x 4", trainer): pretraining,
         ("generation, tiny, batch 16", generate): ["generation.py", *threads, *bf16],
         ("reward model, tiny, K = 4", rewards): [
@@ -64,8 +63,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
         sized += ["--peer-micro", "16", "--micro", "8"]
         name = Path(given.model).name
         found |= {
-            (f"PPO, {name}, separate value model", trl): [*ppo, *sized],
-            (f"PPO, {name}, one trunk", trl): [*ppo, *sized, "--trunk", "shared"],
+            (f"PPO, {name}", trl): [*ppo, *sized],
             (f"generation, {name}, batch 16", generate): [
                 "generation.py", "--model", given.model, *threads, *bf16,
             ],
