@@ -336,11 +336,9 @@ def _write(
         raise SourceError(
             f"stage {context.name}: campaign {campaign.name} was closed without a label"
         )
-    asked = context.settings.asked
+    how = context.settings.asked.consolidation
     parts, _ = export_parts(
-        labels,
-        what="rankings",
-        consolidation="majority" if asked.consolidation == "majority" else "annotator",
+        labels, what="rankings", consolidation="annotator" if how == "per_annotator" else how
     )
     path = context.folder / FILE
     path.unlink(missing_ok=True)

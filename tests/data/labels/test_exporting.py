@@ -66,7 +66,7 @@ def test_a_majority_is_read_as_one_ranking_a_task(rows, tmp_path):
     export_labels(rows, folder=tmp_path, what="rankings", consolidation="soft")
     records = list(read(path=str(tmp_path / "rankings.jsonl")))
     assert [record.ranks for record in records] == [[1, 2, 3], [2, 1]]
-    assert records[0].meta["_votes"]["probabilities"][0] == [0.5, 0.75, 1.0]
+    assert records[0].probabilities[0] == [0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("what", ["rankings", "preferences", "ties", "unpaired", "csv"])
