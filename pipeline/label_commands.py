@@ -200,13 +200,11 @@ def export(
 
     with opened(run, database) as store:
         from data.labels.chosen import TRAINING
-        from data.labels.exporting import export_labels
+        from data.labels.exporting import ExportSettings, export_labels
         from data.labels.work import Work
 
-        exported = export_labels(
-            Work(store).labels(chosen(store, campaign).id, revisions=revisions),
-            folder=out,
-            what=what,
+        settings = ExportSettings(
+            what,
             consolidation="annotator" if consolidation == "per_annotator" else consolidation,
             blind=blind,
             implicit=implicit,
@@ -216,6 +214,8 @@ def export(
             purposes=None if every_purpose else TRAINING,
             kinds=kinds_of(kind),
         )
+        rows = Work(store).labels(chosen(store, campaign).id, revisions=revisions)
+        exported = export_labels(rows, settings, folder=out)
     for line in exported.lines():
         typer.echo(line)
 

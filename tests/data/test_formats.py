@@ -258,7 +258,11 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest():
         ),
         ({"prompt": "a", "completions": "b", "ranks": [1]}, "rankings", "not a list"),
         ({"prompt": "a", "completions": ["b", 3], "ranks": [1, 2]}, "rankings", "not a list"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "probability": 7}, "preference", "a share"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "probability": 7},
+            "preference",
+            "a share",
+        ),
         (RANKED | {"probabilities": [[0.5, 1]]}, "rankings", "are 2 rows of 2 numbers"),
         (RANKED | {"probabilities": [[0.5, 1], [0.2, 0.5]]}, "rankings", "add up to 1"),
     ],

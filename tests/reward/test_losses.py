@@ -112,7 +112,10 @@ def test_prompts_with_soft_labels_leave_the_others_alone() -> None:
     scores, ranks = [[0.5, 1.5, 0.0], [2.0, 0.0]], [[1, 2, 2], [1, 2]]
     soft = [[], [[0.5, 0.9], [0.1, 0.5]]]
     mixed = loss_of(scores, ranks, soft=soft)
-    parts = [loss_of([s], [r], soft=[p], n_prompts=2) for s, r, p in zip(scores, ranks, soft, strict=True)]
+    parts = [
+        loss_of([s], [r], soft=[p], n_prompts=2)
+        for s, r, p in zip(scores, ranks, soft, strict=True)
+    ]
     assert mixed.loss.item() == pytest.approx(sum(part.loss.item() for part in parts))
     assert parts[0].loss.item() == loss_of(scores[:1], ranks[:1], n_prompts=2).loss.item()
 
@@ -193,7 +196,7 @@ def test_the_order_of_completions_changes_nothing(rows: Any, mode: Any, random: 
 
 
 @given(rankings, st.sampled_from([0.0, 1.5]))
-def test_shares_of_one_annotator_are_the_ranks_with_ties_at_one_half(rows: Any, margin: Any) -> None:
+def test_shares_of_one_annotator_are_ranks_with_ties_at_one_half(rows: Any, margin: Any) -> None:
     scores, ranks = map(list, zip(*rows, strict=True))
     hard = loss_of(scores, ranks, ties="half", margin=margin)
     soft = loss_of(scores, ranks, soft=[shares_of(row) for row in ranks], margin=margin)

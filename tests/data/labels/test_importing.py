@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import BadRowsError, SourceError
-from data.labels.exporting import export_parts
+from data.labels.exporting import ExportSettings, export_parts
 from data.labels.importing import read_labels
 from data.labels.rankings_file import completion_id
 from data.labels.records import (
@@ -94,16 +94,20 @@ def label_rows(draw) -> LabelRow:
 @given(rows=st.lists(label_rows(), min_size=1, max_size=3, unique_by=lambda r: r.assignment.id))
 def test_a_round_trip_is_exact(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trip")
-    first = export_parts(rows, what="rankings", purposes=None)[0]["rankings.jsonl"]
+    first = export_parts(rows, ExportSettings("rankings", purposes=None))[0]["rankings.jsonl"]
     file = folder / "rankings.jsonl"
     file.write_text("".join(first), encoding="utf-8", newline="")
     back = [found.row for found in read_labels(str(file), when=WHEN)]
     assert back == rows
-    assert export_parts(back, what="rankings", purposes=None)[0]["rankings.jsonl"] == first
+    assert (
+        export_parts(back, ExportSettings("rankings", purposes=None))[0]["rankings.jsonl"] == first
+    )
 
 
 def test_a_role_is_not_imported(label, tmp_path):
-    row = json.loads(export_parts([label("t", "a", [1, 2])], what="rankings")[0].popitem()[1][0])
+    row = json.loads(
+        export_parts([label("t", "a", [1, 2])], ExportSettings("rankings"))[0].popitem()[1][0]
+    )
     row["meta"]["_label"]["annotator"]["role"] = "admin"
     (found,) = imported(tmp_path, [row])
     assert found.annotator.role == "annotator"
@@ -123,7 +127,9 @@ def test_a_role_is_not_imported(label, tmp_path):
     ],
 )
 def test_damaged_labels_are_told_with_their_line(label, tmp_path, change, told):
-    row = json.loads(export_parts([label("t", "a", [1, 2])], what="rankings")[0].popitem()[1][0])
+    row = json.loads(
+        export_parts([label("t", "a", [1, 2])], ExportSettings("rankings"))[0].popitem()[1][0]
+    )
     change(row)
     with pytest.raises(BadRowsError, match=r"a\.jsonl:1: ") as error:
         imported(tmp_path, [row])

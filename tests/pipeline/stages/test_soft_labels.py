@@ -69,7 +69,9 @@ def test_the_reward_stage_learns_the_share_of_people(
         arguments = ("--what", what, "--consolidation", how, "--out", how)
         told = rlhf("label", "export", run, *arguments)
         assert "24 rows" in told.out, told.err
-        file = run.parent / how / ("rankings.jsonl" if what == "rankings" else f"{what}/train.jsonl")
+        file = (
+            run.parent / how / ("rankings.jsonl" if what == "rankings" else f"{what}/train.jsonl")
+        )
         accuracy, leads[how] = trained(make_context, policy, file, f"reward-{how}")
         assert accuracy == 1.0
     # The majority pulls without end; three of four pull to a chance of 3/4, a lead of log 3.
