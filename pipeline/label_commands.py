@@ -223,7 +223,7 @@ def export(
 @label.command(name="import")
 def bring_in(
     run: RunArgument,
-    source: Annotated[str, typer.Argument(help="File, folder or glob.")],
+    source: Annotated[str, typer.Argument(help="File, folder or glob; or hub:ID.")],
     campaign: Annotated[
         str | None, typer.Option("--campaign", help="Campaign they go to; the file's own names.")
     ] = None,
@@ -234,9 +234,10 @@ def bring_in(
         str, typer.Option(help="labels, rankings, preference, hh, oasst, or auto.")
     ] = "auto",
     max_bad_share: Annotated[float, typer.Option(min=0, max=1)] = 0.01,
+    split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
     database: DatabaseOption = None,
 ) -> None:
-    """Bring in our own exports, rankings, pairs, HH dialogues or OASST trees."""
+    """Bring in our own exports, rankings, pairs, HH dialogues or OASST messages."""
     from pipeline.labelling import import_file, opened
 
     with opened(run, database, create=True) as store:
@@ -247,6 +248,7 @@ def bring_in(
             annotator=annotator,
             format=format,
             max_bad_share=max_bad_share,
+            hub_split=split,
         )
     for line in lines:
         typer.echo(line)
