@@ -2,6 +2,13 @@
 
 Shapes: N prompts, K completions a prompt (padded to the largest), S sequences (all completions of a
 batch, one after the other). Masks: True counts.
+
+Soft labels: the share p of annotators who prefer one of two completions is the target, and the loss
+of a pair whose scores differ by d is the cross-entropy of the Bradley-Terry probability with it,
+-p log sigmoid(d) - (1 - p) log sigmoid(-d), least at d = log(p / (1 - p)). A margin is asked beyond
+that, towards the one that more prefer. Wang et al. 2024 (Secrets of RLHF, part II) soften labels of
+reward models in this form, and Mitchell 2023 those of DPO (conservative DPO), with one p for many
+pairs; here each pair has its own, and p of 0, 1/2 and 1 are the ranks of one annotator.
 """
 
 from __future__ import annotations
@@ -95,13 +102,8 @@ def ranking_loss(
     """Mean over prompts of the mean over comparable pairs of -log sigmoid(better - worse).
 
     A prompt counts once whatever its K. Where nothing ties, the inner mean is InstructGPT's
-    1 / C(K, 2) (Ouyang et al. 2022, equation 1). A prompt without a comparable pair adds nothing.
-
-    A prompt with soft labels counts all its pairs, each with the cross-entropy of the
-    Bradley-Terry probability with the share p of annotators for one of the two,
-    -p log sigmoid(d) - (1 - p) log sigmoid(-d), least at d = log(p / (1 - p)). Wang et al. 2024
-    (Secrets of RLHF, part II) soften labels of reward models in this form, and Mitchell 2023 DPO's
-    (conservative DPO), with one p for many pairs; here each pair has its own.
+    1 / C(K, 2) (Ouyang et al. 2022, equation 1). A prompt without a comparable pair adds nothing,
+    one with soft labels counts all its pairs (see the module).
 
     Args:
         scores_NK: reward of each completion.
@@ -110,8 +112,7 @@ def ranking_loss(
         n_prompts: global number of prompts of the optimiser's step, over all ranks and
             micro-batches; the losses of the parts then add up to the loss of the whole.
         targets_NKK: p of each pair (i, j), p of (j, i) being 1 - p; NaN where ranks alone tell.
-        margin: asked of the difference of a strictly ranked pair; with soft labels, beyond
-            log(p / (1 - p)) towards the one that more prefer.
+        margin: asked of the difference of a strictly ranked pair.
         ties: "drop" leaves tied pairs out; "half" pulls the probability that one of them is
             better to one half, and counts them among the prompt's pairs. Not of soft labels.
 
@@ -129,16 +130,14 @@ def ranking_loss(
     total_N = _masked_sum(-logsigmoid(difference_NKK - margin), ahead_NKK & hard_NKK)
     n_pairs_N = (ahead_NKK & hard_NKK).sum((1, 2))
     if ties == "half":
-        tied_NKK = hard_NKK & (ranks_NK[:, :, None] == ranks_NK[:, None, :])
-        tied_NKK = tied_NKK.triu(diagonal=1)
+        tied_NKK = (hard_NKK & (ranks_NK[:, :, None] == ranks_NK[:, None, :])).triu(diagonal=1)
         either_NKK = -0.5 * (logsigmoid(difference_NKK) + logsigmoid(-difference_NKK))
         total_N = total_N + _masked_sum(either_NKK, tied_NKK)
         n_pairs_N = n_pairs_N + tied_NKK.sum((1, 2))
     if targets_NKK is not None:
         soft_NKK = (both_NKK & ~hard_NKK).triu(diagonal=1)
-        crossed_NKK = _cross_entropy(difference_NKK, targets_NKK.nan_to_num(), margin)
-        total_N = total_N + _masked_sum(crossed_NKK, soft_NKK)
-        n_pairs_N = n_pairs_N + soft_NKK.sum((1, 2))
+        soft_N = _cross_entropy_sum(difference_NKK, targets_NKK, soft_NKK, margin)
+        total_N, n_pairs_N = total_N + soft_N, n_pairs_N + soft_NKK.sum((1, 2))
 
     n_ahead_N = ahead_NKK.sum((1, 2))
     with torch.no_grad():
@@ -152,9 +151,13 @@ def ranking_loss(
     )
 
 
-def _cross_entropy(difference_NKK: Tensor, p_NKK: Tensor, margin: float) -> Tensor:
+def _cross_entropy_sum(
+    difference_NKK: Tensor, targets_NKK: Tensor, mask_NKK: Tensor, margin: float
+) -> Tensor:
+    p_NKK = targets_NKK.nan_to_num()
     asked_NKK = difference_NKK - margin * (2 * p_NKK - 1).sign()
-    return -p_NKK * logsigmoid(asked_NKK) - (1 - p_NKK) * logsigmoid(-asked_NKK)
+    crossed_NKK = -p_NKK * logsigmoid(asked_NKK) - (1 - p_NKK) * logsigmoid(-asked_NKK)
+    return _masked_sum(crossed_NKK, mask_NKK)
 
 
 def _masked_sum(values_NKK: Tensor, mask_NKK: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ parameters takes 1e-4 to 1e-3.
 Departures: prompts whose completions all tie are left out of the batches; clipping of the
 gradient norm at 1 is ours; the head starts as in N+.
 
-Rankings that carry soft labels (`probabilities`, as `consolidation: soft` of people's rankings and
-`rlhf label export` write them, or `probability` of a chosen/rejected pair) are learnt by these, see
-`reward.losses.ranking_loss`; accuracy is told by the ranks.
+Rankings with soft labels (`probabilities`, as `consolidation: soft` writes them, or `probability` of
+a chosen/rejected pair) are learnt by these, see `reward.losses`; accuracy is told by the ranks.
 
 Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
 held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
@@ -272,13 +271,12 @@ def _report_rows(
     Raises:
         SourceError: more texts were truncated than the recipe allows.
     """
+    soft = sum(bool(row.probabilities) for row in rows.training)
     context.say(
         f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
         + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
+        + (f"; {soft} to learn by soft labels" if soft else "")
     )
-    soft = sum(bool(row.probabilities) for row in rows.training)
-    if soft:
-        context.say(f"{soft} rankings to learn carry soft labels: their shares are the target")
     if dropped:
         context.say(f"{dropped} rankings dropped: all their completions tie")
     encoder = model.encoder
