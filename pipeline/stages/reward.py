@@ -8,7 +8,7 @@ parameters takes 1e-4 to 1e-3.
 Departures: prompts whose completions all tie are left out of the batches; clipping of the
 gradient norm at 1 is ours; the head starts as in N+.
 
-Rankings with soft labels (`probabilities`, as `consolidation: soft` writes them, or `probability` of
+Rankings with soft labels (`probabilities`, as `consolidation: soft` writes, or `probability` of
 a chosen/rejected pair) are learnt by these, see `reward.losses`; accuracy is told by the ranks.
 
 Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every

@@ -87,6 +87,7 @@ def _routes() -> list[BaseRoute]:
         _get("/t/{assignment}/feedback", label.feedback),
         _get("/t/{assignment}/revise", label.revision),
         _post("/t/{assignment}/revise", label.revise),
+        _post("/t/{assignment}/revise/draft", label.save_revision_draft),
         *_admin_routes(),
         Mount("/static/{version}", _Static(directory=STATIC)),
     ]

@@ -22,16 +22,16 @@ export function keep() {
   unsaved = true;
   read(() => sessionStorage.setItem(kept, body()));
   clearTimeout(timer);
-  if (!revising) timer = setTimeout(save, 600);
+  timer = setTimeout(save, 600);
 }
 
 async function save() {
   clearTimeout(timer);
-  if (!unsaved || state.leaving || revising) return;
+  if (!unsaved || state.leaving) return;
   const sent = body();
   unsaved = false;
   try {
-    const response = await post(`${base}/draft`, sent);
+    const response = await post(`${base}/${revising ? "revise/draft" : "draft"}`, sent);
     if (response.ok) {
       byId("saved").textContent = "Draft saved";
       if (!unsaved) read(() => sessionStorage.removeItem(kept));

@@ -24,8 +24,14 @@ function begin() {
 
 // `current` is the answer that keys go to; `leaving` is on while a label is on its way.
 export const state = { sheet: begin(), current: 0, leaving: false };
-const past = [];
+// Behind a correction that is not sent yet stands the label itself.
+const past = root.dataset.sent ? [snapshot(JSON.parse(root.dataset.sent))] : [];
 const watchers = [];
+
+// What undo brings back; words and time go on.
+function snapshot(sheet) {
+  return JSON.stringify({ ...sheet, comment: undefined, seconds: undefined });
+}
 
 export const onChange = (watch) => watchers.push(watch);
 export const undoable = () => past.length > 0;
@@ -43,7 +49,7 @@ export const missing = () => ({
 });
 
 export function change(what, said) {
-  past.push(JSON.stringify({ ...state.sheet, comment: undefined, seconds: undefined }));
+  past.push(snapshot(state.sheet));
   if (past.length > 200) past.shift();
   what(state.sheet);
   changed();
