@@ -16,6 +16,8 @@ from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, hold
 from data.labels.work import REVISABLE
 
+_SAID = ("tiers", "ratings", "flags", "choice", "comment")
+"""What a correction may change of a label."""
 STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 
 
@@ -139,7 +141,16 @@ def revision(visit: Visit) -> Response:
         raise LabelConflictError("labels of the qualification are not revised")
     sent = from_submission(row.label.submission, order=assignment.order)
     draft = visit.site.work.draft(assignment.id, visit.me.id)
-    return _page(visit, assignment, campaign, sheet=draft or sent, label_id=row.label.id, sent=sent)
+    if draft is not None and all(draft[name] == sent[name] for name in _SAID):
+        draft = None
+    return _page(
+        visit,
+        assignment,
+        campaign,
+        sheet=draft or sent,
+        label_id=row.label.id,
+        sent=sent if draft else None,
+    )
 
 
 def save_revision_draft(visit: Visit) -> Response:
@@ -193,7 +204,7 @@ def _page(
 ) -> Response:
     """Return the page of a task; of the task only prompt and answers go into it.
 
-    `sent` is the label that a sheet is to revise.
+    `sent` is the label behind a correction that is not sent yet.
     """
     new, mode = assignment.task.new, campaign.settings.mode
     if isinstance(new.prompt, str):
@@ -212,7 +223,7 @@ def _page(
         chat=not isinstance(new.prompt, str),
         answers=[new.completions[index] for index in assignment.order],
         sheet=sheet,
-        sent=sent if sent != sheet else None,
+        sent=sent,
         revising=bool(label_id),
         key=secrets.token_urlsafe(16),
         flags=FLAGS,
