@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from data.errors import SourceError, nearest
@@ -41,6 +42,8 @@ QUESTION_COLUMNS = ("instruction", "question", "query")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 SCORE_COLUMNS = ("ranks", "rank", "scores")
 POLICY_COLUMNS = ("policies", "models", "systems")
+SOFT_PAIR, SOFT_RANKING = "probability", "probabilities"
+"""Columns of soft labels: share for the chosen one; of each completion over each other one."""
 TEXT_LAYOUTS = ("text", "text_blank_lines", "text_lines")
 
 FORMATS: dict[str, str] = {
@@ -64,9 +67,11 @@ _USED: dict[str, frozenset[str]] = {
     "instruction": frozenset((*_ALWAYS, "prompt", "input", *QUESTION_COLUMNS, *ANSWER_COLUMNS)),
     "messages": frozenset((*_ALWAYS, *MESSAGE_COLUMNS)),
     "prompt": frozenset((*_ALWAYS, *_ASKING)),
-    "preference": frozenset((*_ALWAYS, *_ASKING, "chosen", "rejected")),
-    "hh": frozenset((*_ALWAYS, "chosen", "rejected")),
-    "rankings": frozenset((*_ALWAYS, *_ASKING, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS)),
+    "preference": frozenset((*_ALWAYS, *_ASKING, "chosen", "rejected", SOFT_PAIR)),
+    "hh": frozenset((*_ALWAYS, "chosen", "rejected", SOFT_PAIR)),
+    "rankings": frozenset(
+        (*_ALWAYS, *_ASKING, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS, SOFT_RANKING)
+    ),
 }
 
 
@@ -294,6 +299,7 @@ def _transcripts(row: Row, identity: str) -> Record:
 def _pair(prompt: Any, chosen: str, rejected: str, row: Row, identity: str) -> Record:
     if chosen == rejected:
         raise RowDropped("chosen and rejected are the same")
+    soft = row.get(SOFT_PAIR)
     return Ranking(
         prompt=prompt,
         completions=[chosen, rejected],
@@ -301,7 +307,14 @@ def _pair(prompt: Any, chosen: str, rejected: str, row: Row, identity: str) -> R
         id=identity,
         annotator=str(row.get("annotator") or ""),
         meta=dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {},
+        probabilities=[] if soft is None else _soft_pair(as_number(soft, SOFT_PAIR)),
     )
+
+
+def _soft_pair(share: float) -> list[list[float]]:
+    if not 0 <= share <= 1:
+        raise RowError(f"column '{SOFT_PAIR}' holds {share:g}, not a share from 0 to 1 for chosen")
+    return [[0.5, share], [1 - share, 0.5]]
 
 
 def _ranking(row: Row, identity: str) -> Record:
@@ -316,7 +329,7 @@ def _ranking(row: Row, identity: str) -> Record:
         raise RowError(f"{len(completions)} completions but {len(marks)} {name}")
     policies = _first(row, POLICY_COLUMNS)
     named = isinstance(policies, (list, tuple)) and len(policies) == len(completions)
-    return Ranking(
+    found = Ranking(
         prompt=prompt,
         completions=completions,
         ranks=dense_ranks([sign * as_number(mark, name) for mark in marks]),
@@ -325,6 +338,14 @@ def _ranking(row: Row, identity: str) -> Record:
         policies=[str(policy) for policy in policies] if named else [],
         meta=dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {},
     )
+    soft = [
+        [as_number(share, SOFT_RANKING) for share in as_list(shares, SOFT_RANKING)]
+        for shares in as_list(row.get(SOFT_RANKING) or [], SOFT_RANKING)
+    ]
+    try:
+        return replace(found, probabilities=soft)
+    except ValueError as problem:
+        raise RowError(str(problem)) from problem
 
 
 def _completion(value: Any) -> str:

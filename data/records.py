@@ -66,7 +66,20 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One annotator's ranks for the completions of one prompt; `policies` says who wrote each."""
+    """Ranks for the completions of one prompt, an annotator's or what several said together.
+
+    Attributes:
+        prompt: what was answered.
+        completions: K answers.
+        ranks: K of them, dense from 1.
+        id: a name.
+        annotator: who ranked.
+        policies: who wrote each; empty where not known.
+        meta: whatever a judge needs beside it.
+        probabilities: soft labels, K rows of K: the share of annotators, or a chance, by which
+            completion i is preferred to j, those of (i, j) and (j, i) adding up to 1; empty where
+            there are none.
+    """
 
     prompt: Prompt
     completions: list[str]
@@ -75,13 +88,29 @@ class Ranking:
     annotator: str = ""
     policies: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    probabilities: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse ranks that do not fit the completions."""
+        """Refuse ranks and soft labels that do not fit the completions."""
         if len(self.completions) != len(self.ranks):
             raise ValueError(f"{len(self.completions)} completions but {len(self.ranks)} ranks")
         if list(self.ranks) != dense_ranks(self.ranks):
             raise ValueError(f"ranks {self.ranks} are not dense from 1; use dense_ranks()")
+        if self.probabilities:
+            _check_probabilities(self.probabilities, len(self.completions))
+
+
+def _check_probabilities(rows: Sequence[Sequence[float]], size: int) -> None:
+    if [len(row) for row in rows] != [size] * size:
+        raise ValueError(f"probabilities of {size} completions are {size} rows of {size} numbers")
+    for i in range(size):
+        for j in range(i):
+            there, back = rows[i][j], rows[j][i]
+            if not 0 <= there <= 1 or abs(there + back - 1) > 1e-6:
+                raise ValueError(
+                    f"probabilities {there:g} and {back:g} of completions {i} and {j} over each "
+                    "other are no shares that add up to 1"
+                )
 
 
 Record = Document | Completion | Conversation | PromptRow | Ranking

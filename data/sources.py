@@ -110,7 +110,7 @@ def read(
         records = _world_records(world, world_seed, report)
     else:
         rows = (
-            _hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
+            hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
             if hub is not None
             else _file_rows(_paths(path), format)
         )
@@ -267,13 +267,14 @@ def _file_rows(paths: list[str], format: str) -> Generator[tuple[str, RawRow]]:
                 yield str(file), row
 
 
-def _hub_rows(
+def hub_rows(
     hub: str,
     name: str | None,
     split: str,
     revision: str | None,
     files: str | Sequence[str] | None,
 ) -> Generator[tuple[str, RawRow]]:
+    """Yield the raw rows of a hub data set with its name; the arguments are those of `read`."""
     import datasets
 
     listed = files if files is None or isinstance(files, str) else list(files)

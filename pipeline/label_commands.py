@@ -200,13 +200,11 @@ def export(
 
     with opened(run, database) as store:
         from data.labels.chosen import TRAINING
-        from data.labels.exporting import export_labels
+        from data.labels.exporting import ExportSettings, export_labels
         from data.labels.work import Work
 
-        exported = export_labels(
-            Work(store).labels(chosen(store, campaign).id, revisions=revisions),
-            folder=out,
-            what=what,
+        settings = ExportSettings(
+            what,
             consolidation="annotator" if consolidation == "per_annotator" else consolidation,
             blind=blind,
             implicit=implicit,
@@ -216,6 +214,8 @@ def export(
             purposes=None if every_purpose else TRAINING,
             kinds=kinds_of(kind),
         )
+        rows = Work(store).labels(chosen(store, campaign).id, revisions=revisions)
+        exported = export_labels(rows, settings, folder=out)
     for line in exported.lines():
         typer.echo(line)
 
@@ -223,7 +223,7 @@ def export(
 @label.command(name="import")
 def bring_in(
     run: RunArgument,
-    source: Annotated[str, typer.Argument(help="File, folder or glob.")],
+    source: Annotated[str, typer.Argument(help="File, folder or glob; or hub:ID.")],
     campaign: Annotated[
         str | None, typer.Option("--campaign", help="Campaign they go to; the file's own names.")
     ] = None,
@@ -234,9 +234,10 @@ def bring_in(
         str, typer.Option(help="labels, rankings, preference, hh, oasst, or auto.")
     ] = "auto",
     max_bad_share: Annotated[float, typer.Option(min=0, max=1)] = 0.01,
+    split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
     database: DatabaseOption = None,
 ) -> None:
-    """Bring in our own exports, rankings, pairs, HH dialogues or OASST trees."""
+    """Bring in our own exports, rankings, pairs, HH dialogues or OASST messages."""
     from pipeline.labelling import import_file, opened
 
     with opened(run, database, create=True) as store:
@@ -247,6 +248,7 @@ def bring_in(
             annotator=annotator,
             format=format,
             max_bad_share=max_bad_share,
+            hub_split=split,
         )
     for line in lines:
         typer.echo(line)

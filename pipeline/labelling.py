@@ -181,16 +181,18 @@ def import_file(
     annotator: str,
     format: str,
     max_bad_share: float,
+    hub_split: str,
 ) -> list[str]:
-    """Store the labels of a file, and return what to tell of it.
+    """Store the labels of a file or hub data set, and return what to tell of it.
 
     Args:
         database: where to.
-        source: file, folder or glob.
+        source: file, folder or glob; `hub:ID` is a data set of the hub.
         campaign: name of the campaign they go to; what the file says when not given.
         annotator: who gave labels whose file names nobody.
         format: of the file, or "auto".
         max_bad_share: share of malformed rows above which nothing is stored.
+        hub_split: of a hub data set.
 
     Raises:
         SourceError: the file can't be read or holds no labels.
@@ -209,6 +211,7 @@ def import_file(
             annotator=annotator,
             format=format,
             max_bad_share=max_bad_share,
+            hub_split=hub_split,
             report=report,
         )
     ]

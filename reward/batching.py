@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,10 +23,12 @@ class EncodedRanking:
     Attributes:
         sequences: ids of the prompt with each completion.
         ranks: their ranks, 1 is best.
+        probabilities: soft labels, see `data.records.Ranking`; empty where there are none.
     """
 
     sequences: list[list[int]]
     ranks: list[int]
+    probabilities: list[list[float]] = field(default_factory=list)
 
     @property
     def cost(self) -> int:
@@ -50,11 +52,16 @@ def encode_rankings(
     """Encode the rankings that teach anything.
 
     Returns:
-        The encoded rankings, and how many were dropped because all their completions tie.
+        The encoded rankings, and how many were dropped because all their completions tie and no
+        soft labels tell more.
     """
-    useful = [r for r in rankings if has_comparable_pair(r.ranks, ties=ties)]
+    useful = [
+        r for r in rankings if has_comparable_pair(r.ranks, ties=ties, soft=bool(r.probabilities))
+    ]
     encoded = [
-        EncodedRanking([encoder.encode(r.prompt, c) for c in r.completions], list(r.ranks))
+        EncodedRanking(
+            [encoder.encode(r.prompt, c) for c in r.completions], list(r.ranks), r.probabilities
+        )
         for r in useful
     ]
     return encoded, len(rankings) - len(useful)

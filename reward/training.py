@@ -36,7 +36,7 @@ from reward.batching import (
     step_indices,
     steps_per_epoch,
 )
-from reward.losses import Ties, pad_rankings, ranking_loss
+from reward.losses import PaddedRankings, Ties, pad_rankings, ranking_loss
 from reward.model import ScoringModule, collate
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -248,7 +248,7 @@ class RankingTrainer:
         # An empty micro-batch still runs, weightless, so that all processes pass together.
         present = rankings or [min(self.examples, key=lambda e: e.cost)]
         scores_S = self._forward([r.sequences for r in present], as_trees=self.as_trees)
-        padded = pad_rankings(scores_S=scores_S, ranks=[r.ranks for r in present])
+        padded = _padded(scores_S, present)
         result = ranking_loss(
             **padded._asdict(), n_prompts=n_prompts, margin=self.hyper.margin, ties=self.hyper.ties
         )
@@ -318,7 +318,7 @@ class RankingTrainer:
     def evaluate(self, rankings: Sequence[EncodedRanking]) -> dict[str, float]:
         """Return loss and pair accuracy on held-out rankings, each prompt counting once."""
         scores = self.score([ids for r in rankings for ids in r.sequences])
-        padded = pad_rankings(scores_S=torch.tensor(scores), ranks=[r.ranks for r in rankings])
+        padded = _padded(torch.tensor(scores), rankings)
         result = ranking_loss(**padded._asdict(), n_prompts=len(rankings), ties=self.hyper.ties)
         loss = result.loss.item() * len(rankings) / max(1, result.n_used)
         return {
@@ -333,3 +333,11 @@ class RankingTrainer:
         prefix = "classifier."
         whole = self.accelerator.get_state_dict(self.prepared)
         return {k.removeprefix(prefix): v for k, v in (whole or {}).items()}
+
+
+def _padded(scores_S: Tensor, rankings: Sequence[EncodedRanking]) -> PaddedRankings:
+    return pad_rankings(
+        scores_S=scores_S,
+        ranks=[r.ranks for r in rankings],
+        probabilities=[r.probabilities for r in rankings],
+    )

@@ -108,7 +108,7 @@ def alpha(
 ) -> Figure:
     """Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 is worse.
 
-    The value is the package `krippendorff`'s; the interval draws prompts with their coincidences.
+    The interval draws prompts with their coincidences.
 
     Args:
         counts_NV: how many annotators gave unit n the value v; values in order.
@@ -119,8 +119,6 @@ def alpha(
 
     Source: Krippendorff (2011), Computing Krippendorff's alpha-reliability.
     """
-    import krippendorff
-
     keep_N = counts_NV.sum(axis=1) >= 2
     counts_NV = counts_NV[keep_N]
     if not len(counts_NV):
@@ -130,9 +128,6 @@ def alpha(
             f"unanimous: one and the same value in all {int(counts_NV.sum())} labels; alpha "
             "compares with chance, and there is no second value to meet by chance"
         )
-    value = float(
-        krippendorff.alpha(value_counts=counts_NV, level_of_measurement=level, dtype=np.float64)
-    )
     n_values = counts_NV.shape[1]
     by_prompt: dict[str, NDArray[np.float64]] = {}
     for prompt, part in zip(
@@ -149,8 +144,7 @@ def alpha(
         resamples=resamples,
         seed=seed,
     )
-    estimate = estimate._replace(value=value)
-    if value == 1:
+    if estimate.value == 1:
         return figure(
             estimate._replace(low=None, high=None), note="unanimous: no two labels differ"
         )
@@ -171,7 +165,13 @@ def coincidences(*, counts_NV: NDArray[np.int_]) -> NDArray[np.float64]:
 def alpha_of(
     *, coincidences_RVV: NDArray[np.float64], level: Literal["nominal", "ordinal"]
 ) -> NDArray[np.float64]:
-    """Return alpha of each of R coincidence matrices; NaN where only one value occurs."""
+    """Return alpha of each of R coincidence matrices; NaN where only one value occurs.
+
+    1 - (n - 1) sum o_vw d_vw / sum n_v n_w d_vw, with coincidences o, their margins n_v, n in all,
+    and d how far two values are apart.
+
+    Source: Krippendorff (2011), Computing Krippendorff's alpha-reliability, section C.
+    """
     width = coincidences_RVV.shape[1]
     n_RV = coincidences_RVV.sum(axis=2)
     if level == "nominal":

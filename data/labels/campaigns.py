@@ -14,7 +14,7 @@ from data.errors import LabelError, UsageError
 from data.labels import selection, tables
 from data.labels.audit import Audit
 from data.labels.database import Database, new_id
-from data.labels.records import Campaign, CampaignSettings, NewTask, Progress
+from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 
 _BATCH = 200
 """Tasks stored in one transaction: annotators never wait long behind a large import."""
@@ -85,7 +85,8 @@ class Campaigns:
 
         Raises:
             LabelError: there is no such campaign.
-            UsageError: a task lacks the scores that the campaign's strategy needs.
+            UsageError: a task lacks the scores that the campaign's strategy needs, or has more
+                completions than its mode compares.
         """
         campaign = self._known(campaign_id)
         added = 0
@@ -180,13 +181,14 @@ class Campaigns:
 
     def _task_row(self, campaign: Campaign, task: NewTask) -> dict[str, Any]:
         settings = campaign.settings
-        gold = task.gold_ranks is not None
-        if not gold:
+        gold, completions = task.gold_ranks is not None, len(task.completions)
+        problem = size_problem(completions=completions, mode=settings.mode)
+        if problem is None and not gold:
             problem = selection.problem(
-                task.scores, completions=len(task.completions), strategy=settings.strategy
+                task.scores, completions=completions, strategy=settings.strategy
             )
-            if problem:
-                raise UsageError(f"campaign {campaign.name!r}, task {task.key!r}: {problem}")
+        if problem:
+            raise UsageError(f"campaign {campaign.name!r}, task {task.key!r}: {problem}")
         several = selection.fraction(settings.seed, "overlap", task.key) < settings.overlap
         wanted = settings.annotators_per_task if several else 1
         return dataclasses.asdict(task) | {

@@ -8,8 +8,8 @@ Three ways:
   circle of majorities (A over B over C over A) thus becomes a tie: three votes are no ground to
   break it. If everybody puts A above B, so does the result, and a single label comes out as it
   went in.
-- `soft`: the majority's ranking, and in `meta` the share of annotators who prefer each completion
-  to each other one (a tie gives half to both), for losses that take probabilities as targets.
+- `soft`: the majority's ranking, and in `probabilities` the share of annotators who prefer each
+  completion to each other one (a tie gives half to both): targets for the reward stage's loss.
 """
 
 from __future__ import annotations
@@ -133,8 +133,6 @@ def _joined(rows: list[LabelRow], *, soft: bool) -> Ranking:
     new = rows[0].assignment.task.new
     given = [row.label.submission.ranks for row in rows]
     votes: dict[str, Any] = {"annotators": [row.annotator.id for row in rows]}
-    if soft:
-        votes["probabilities"] = pair_probabilities(given)
     return Ranking(
         prompt=new.prompt,
         completions=list(new.completions),
@@ -143,4 +141,5 @@ def _joined(rows: list[LabelRow], *, soft: bool) -> Ranking:
         annotator="majority",
         policies=list(new.policies),
         meta={**own_meta(new.meta), VOTES: votes},
+        probabilities=pair_probabilities(given) if soft else [],
     )

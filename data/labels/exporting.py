@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from data.errors import SourceError
+from data.errors import SourceError, UsageError
 from data.labels.atomic import write_atomic
 from data.labels.chosen import TRAINING, labels_of
 from data.labels.consolidation import Consolidation, Judged, consolidate
@@ -54,6 +54,8 @@ CSV_COLUMNS = (
     "comment",
     "seconds",
 )
+MOST_HELDOUT = 0.9
+"""Largest share of prompts that may be kept from training."""
 _FORMULA = tuple("=+-@\t\r\n|＝＋－＠")
 """What a spreadsheet may take for the start of a formula."""
 
@@ -76,25 +78,11 @@ class Exported:
         return told + [f"left out {count:,}: {why}" for why, count in self.left_out.items()]
 
 
-def export_labels(
-    rows: Iterable[LabelRow],
-    *,
-    folder: Path,
-    what: What,
-    consolidation: Consolidation = "annotator",
-    blind: bool = False,
-    implicit: bool = False,
-    margin: Margin = "none",
-    heldout: float = 0.0,
-    seed: int = 0,
-    purposes: Collection[Purpose] | None = TRAINING,
-    kinds: Collection[AnnotatorKind] | None = None,
-) -> Exported:
-    """Write labels into a folder.
+@dataclass(frozen=True)
+class ExportSettings:
+    """What of some labels is written, and how; the command's and the admin page's are the same.
 
-    Args:
-        rows: labels; of several revisions the last is written.
-        folder: where to; it is made.
+    Attributes:
         what: which files, see the module.
         consolidation: what becomes of several labels of a task; see that module.
         blind: leave out all that may tell who wrote an answer.
@@ -104,74 +92,99 @@ def export_labels(
         seed: of that split.
         purposes: which labels; None takes gold, qualification and repeats too.
         kinds: whose labels; None takes all.
+    """
+
+    what: What
+    consolidation: Consolidation = "annotator"
+    blind: bool = False
+    implicit: bool = False
+    margin: Margin = "none"
+    heldout: float = 0.0
+    seed: int = 0
+    purposes: Collection[Purpose] | None = TRAINING
+    kinds: Collection[AnnotatorKind] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be written.
+
+        Raises:
+            UsageError: names the setting, its value and those there are.
+        """
+        choices = {"what": What, "consolidation": Consolidation, "margin": Margin}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise UsageError(
+                    f"export: {name} '{value}' is none of {', '.join(get_args(known))}"
+                )
+        if not 0 <= self.heldout <= MOST_HELDOUT:
+            raise UsageError(
+                f"export: heldout {self.heldout:g} is no share from 0 to {MOST_HELDOUT}"
+            )
+
+
+def export_labels(rows: Iterable[LabelRow], settings: ExportSettings, *, folder: Path) -> Exported:
+    """Write labels into a folder.
+
+    Args:
+        rows: labels; of several revisions the last is written.
+        settings: what, and how.
+        folder: where to; it is made.
 
     Raises:
         SourceError: there are no labels to write, or a margin was asked that they don't hold.
         StorageError: the folder can't be written.
     """
-    parts, left_out = export_parts(
-        rows,
-        what=what,
-        consolidation=consolidation,
-        blind=blind,
-        implicit=implicit,
-        margin=margin,
-        heldout=heldout,
-        seed=seed,
-        purposes=purposes,
-        kinds=kinds,
-    )
+    parts, left_out = export_parts(rows, settings)
     counts = {name: write_atomic(folder / name, lines) for name, lines in parts.items()}
-    if what == "csv":
+    if settings.what == "csv":
         counts = {name: count - 1 for name, count in counts.items()}
     return Exported(counts, dict(left_out))
 
 
 def export_parts(
-    rows: Iterable[LabelRow],
-    *,
-    what: What,
-    consolidation: Consolidation = "annotator",
-    blind: bool = False,
-    implicit: bool = False,
-    margin: Margin = "none",
-    heldout: float = 0.0,
-    seed: int = 0,
-    purposes: Collection[Purpose] | None = TRAINING,
-    kinds: Collection[AnnotatorKind] | None = None,
+    rows: Iterable[LabelRow], settings: ExportSettings
 ) -> tuple[dict[str, list[str]], Counter[str]]:
     """Return an export as lines by file name, and what was left out; see `export_labels`."""
-    labels = labels_of(rows, purposes=purposes, kinds=kinds)
+    what, blind = settings.what, settings.blind
+    labels = labels_of(rows, purposes=settings.purposes, kinds=settings.kinds)
     if not labels:
+        purposes = settings.purposes
         asked = "" if purposes is None else f" given for {', '.join(sorted(purposes))}"
         raise SourceError(f"nothing to export: there are no labels{asked}")
     left_out: Counter[str] = Counter()
     if what == "csv":
         return {"labels.csv": list(_csv_lines(labels, blind=blind))}, left_out
-    if what == "rankings" and consolidation == "annotator":
+    if what == "rankings" and settings.consolidation == "annotator":
         return {"rankings.jsonl": [_line(to_row(row, blind=blind)) for row in labels]}, left_out
-    judged = consolidate(labels, how=consolidation)
+    judged = consolidate(labels, how=settings.consolidation)
     if what == "rankings":
         return {"rankings.jsonl": [_line(_ranking_row(one, blind)) for one in judged]}, left_out
     if what == "ties":
         return {"ties.jsonl": [_line(row) for _, row in tie_rows(judged)]}, left_out
-    if what == "preferences":
+    return _split_rows(judged, settings, left_out), left_out
+
+
+def _split_rows(
+    judged: list[Judged], settings: ExportSettings, left_out: Counter[str]
+) -> dict[str, list[str]]:
+    if settings.what == "preferences":
         found = preference_rows(
             judged,
-            implicit=implicit,
-            margin=margin,
-            soft=consolidation == "soft",
+            implicit=settings.implicit,
+            margin=settings.margin,
+            soft=settings.consolidation == "soft",
             left_out=left_out,
         )
     else:
         found = unpaired_rows(judged, left_out=left_out)
-    parts: dict[str, list[str]] = {f"{what}/train.jsonl": []}
-    if heldout > 0:
-        parts[f"{what}/test.jsonl"] = []
+    parts: dict[str, list[str]] = {f"{settings.what}/train.jsonl": []}
+    if settings.heldout > 0:
+        parts[f"{settings.what}/test.jsonl"] = []
     for prompt, row in found:
-        side = "test" if is_heldout(prompt, share=heldout, seed=seed) else "train"
-        parts[f"{what}/{side}.jsonl"].append(_line(row))
-    return parts, left_out
+        held = is_heldout(prompt, share=settings.heldout, seed=settings.seed)
+        parts[f"{settings.what}/{'test' if held else 'train'}.jsonl"].append(_line(row))
+    return parts
 
 
 def _ranking_row(judged: Judged, blind: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from data.errors import UsageError
 
 STORE = ("sqlalchemy", "alembic")
 PAGES = ("starlette", "uvicorn", "jinja2", "markdown_it", "nh3", "argon2")
-FIGURES = ("scipy", "krippendorff")
+FIGURES = ("scipy",)
 
 
 def require_packages(*names: str) -> None:

@@ -1,4 +1,4 @@
-"""Labels from files: our own exports, plain rankings and pairs, HH dialogues, OASST trees.
+"""Labels from files or the hub: our own exports, rankings, pairs, HH dialogues, OASST messages.
 
 Our own exports come back exactly, with ids, orders and times. What other files hold becomes labels
 of an annotator of kind `imported`, with mode `rank`, since nobody was asked for ratings or a
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from data.errors import BadRowsError, SourceError
 from data.files import RawRow, find_files, raw_rows
 from data.formats import convert, detect
-from data.labels.oasst import is_tree, tree_rankings
+from data.labels.oasst import Forest, is_message, is_tree, tree_rankings
 from data.labels.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
     Annotator,
@@ -30,7 +30,7 @@ from data.labels.records import (
     Task,
 )
 from data.records import Ranking, prompt_hash
-from data.sources import SHOWN, ReadReport
+from data.sources import SHOWN, ReadReport, hub_rows
 from data.values import RowDropped, RowError
 
 FORMATS = {
@@ -38,9 +38,11 @@ FORMATS = {
     "rankings": "prompt or messages + completions + ranks or scores",
     "preference": "chosen + rejected (+ prompt), strings or messages",
     "hh": "chosen + rejected as Human:/Assistant: transcripts",
-    "oasst": "OpenAssistant message trees with ranked replies",
+    "oasst": "OpenAssistant trees with ranked replies, a tree a row or a message a row",
 }
 """What can be imported."""
+HUB = "hub:"
+"""Begins the name of a source that is a hub data set."""
 
 
 class ImportedLabel(NamedTuple):
@@ -60,24 +62,29 @@ class ImportedLabel(NamedTuple):
 
 
 def read_labels(
-    path: str,
+    source: str,
     *,
     when: datetime,
     campaign: str = "imported",
     annotator: str = "imported",
     format: str = "auto",
     max_bad_share: float = 0.01,
+    hub_split: str = "train",
     report: ReadReport | None = None,
 ) -> Iterator[ImportedLabel]:
-    """Yield the labels of a file, folder or glob.
+    """Yield the labels of a file, folder, glob or hub data set.
+
+    Messages of OASST that stand a row each are put together to their trees, so that labels of these
+    come last, when all rows are read.
 
     Args:
-        path: where to read.
+        source: where to read; `hub:ID` is a data set of the hub.
         when: time of labels whose file tells none.
         campaign: name of the campaign of such labels.
         annotator: who gave labels whose file names nobody.
         format: one of `FORMATS`, or "auto" to tell it of each row.
         max_bad_share: share of malformed rows above which reading ends in an error.
+        hub_split: of a hub data set.
         report: where the counts go.
 
     Raises:
@@ -87,20 +94,13 @@ def read_labels(
     if format != "auto" and format not in FORMATS:
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
-    foreign = _Foreign(when=when, campaign=campaign, annotator=annotator)
-    for file in find_files(path):
-        for raw in raw_rows(file):
-            report.rows += 1
-            try:
-                for row in _labels(raw, format, foreign, report, str(file)):
-                    report.records += 1
-                    yield _imported(row)
-            except RowDropped as reason:
-                report.dropped[str(reason)] += 1
-            except RowError as problem:
-                report.bad += 1
-                if len(report.first_bad) < SHOWN:
-                    report.first_bad.append(f"{raw.where}: {problem}")
+    reading = _Reading(_Foreign(when=when, campaign=campaign, annotator=annotator), format, report)
+    for place, raw in _raw(source, hub_split):
+        report.rows += 1
+        yield from reading.counted(raw.where, reading.labels(place, raw))
+    for tree in reading.forest.trees(dropped=report.dropped):
+        rows = reading.of_tree(tree, tree["message_tree_id"])
+        yield from reading.counted(f"tree {tree['message_tree_id']}", rows)
     if report.bad > max_bad_share * report.rows:
         raise BadRowsError(
             f"{report.bad} of {report.rows} rows are malformed, max_bad_share allows "
@@ -108,11 +108,16 @@ def read_labels(
         )
     if not report.records:
         told = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
-        raise SourceError(f"no labels in {path}{': ' + told if told else ''}")
+        raise SourceError(f"no labels in {source}{': ' + told if told else ''}")
 
 
-def _imported(row: LabelRow) -> ImportedLabel:
-    return ImportedLabel(row.assignment.task.new, row.annotator, row.label.submission, row)
+def _raw(source: str, hub_split: str) -> Iterator[tuple[str, RawRow]]:
+    if source.startswith(HUB):
+        yield from hub_rows(source.removeprefix(HUB), None, hub_split, None, None)
+        return
+    for file in find_files(source):
+        for raw in raw_rows(file):
+            yield str(file), raw
 
 
 class _Foreign(NamedTuple):
@@ -123,33 +128,59 @@ class _Foreign(NamedTuple):
     annotator: str
 
 
-def _labels(
-    raw: RawRow, format: str, foreign: _Foreign, report: ReadReport, file: str
-) -> Iterator[LabelRow]:
-    if raw.value is None:
-        raise RowError(raw.problem)
-    name = _format_of(raw) if format == "auto" else format
-    report.formats.setdefault(
-        file, f"{name} ({'told from its columns' if format == 'auto' else 'given'})"
-    )
-    if name == "labels":
-        yield from_row(raw.value)
-        return
-    if name == "oasst":
-        rankings = tree_rankings(raw.value, dropped=report.dropped)
-    else:
-        record = convert(raw.value, name, default_id=raw.where.rpartition("/")[2])
-        assert isinstance(record, Ranking)
-        rankings = [record]
-    for place, ranking in enumerate(rankings):
-        yield _foreign_row(ranking, foreign, f"{raw.where.rpartition('/')[2]}:{place}")
+class _Reading:
+    """The reading of one source: its format, the messages met so far, and what was of no use."""
+
+    def __init__(self, foreign: _Foreign, format: str, report: ReadReport) -> None:
+        self.foreign, self.format, self.report = foreign, format, report
+        self.forest = Forest()
+
+    def counted(self, where: str, rows: Iterator[LabelRow]) -> Iterator[ImportedLabel]:
+        """Yield labels, and count what keeps a row from having any."""
+        report = self.report
+        try:
+            for row in rows:
+                report.records += 1
+                new = row.assignment.task.new
+                yield ImportedLabel(new, row.annotator, row.label.submission, row)
+        except RowDropped as reason:
+            report.dropped[str(reason)] += 1
+        except RowError as problem:
+            report.bad += 1
+            if len(report.first_bad) < SHOWN:
+                report.first_bad.append(f"{where}: {problem}")
+
+    def labels(self, place: str, raw: RawRow) -> Iterator[LabelRow]:
+        """Yield the labels of a row; a message of OASST is kept until all are there."""
+        if raw.value is None:
+            raise RowError(raw.problem)
+        auto = self.format == "auto"
+        name = _format_of(raw) if auto else self.format
+        how = "told from its columns" if auto else "given"
+        self.report.formats.setdefault(place, f"{name} ({how})")
+        where = raw.where.rpartition("/")[2]
+        if name == "labels":
+            yield from_row(raw.value)
+        elif name == "oasst" and is_message(raw.value):
+            self.forest.add(raw.value)
+        elif name == "oasst":
+            yield from self.of_tree(raw.value, where)
+        else:
+            record = convert(raw.value, name, default_id=where)
+            assert isinstance(record, Ranking)
+            yield _foreign_row(record, self.foreign, f"{where}:0")
+
+    def of_tree(self, tree: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
+        """Yield a label for each ranking of a tree."""
+        for place, ranking in enumerate(tree_rankings(tree, dropped=self.report.dropped)):
+            yield _foreign_row(ranking, self.foreign, f"{where}:{place}")
 
 
 def _format_of(raw: RawRow) -> str:
     assert raw.value is not None
     if is_label(raw.value):
         return "labels"
-    if is_tree(raw.value):
+    if is_tree(raw.value) or is_message(raw.value):
         return "oasst"
     try:
         name = detect(raw.value)

@@ -57,6 +57,16 @@ SKIP_REASONS: dict[str, str] = {
 }
 
 
+def size_problem(*, completions: int, mode: Mode) -> str | None:
+    """Return why a task of so many completions can't be asked in a mode, or None."""
+    if mode == "pairs" and completions != 2:
+        return (
+            f"mode pairs compares 2 completions, not {completions}; take mode rank, or cut the "
+            "task into pairs"
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class CampaignSettings:
     """How a campaign asks.
@@ -195,6 +205,8 @@ class Submission:
 
     def problem(self, *, completions: int, mode: Mode) -> str | None:
         """Return what is wrong with it for a task of so many completions, or None."""
+        if wrong_size := size_problem(completions=completions, mode=mode):
+            return wrong_size
         if len(self.ranks) != completions or self.ranks != dense_ranks(self.ranks):
             return f"ranks {self.ranks} are not {completions} dense ranks from 1"
         if self.flags and len(self.flags) != completions:

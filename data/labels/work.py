@@ -114,6 +114,7 @@ class Work:
             if row.id not in set(last):
                 raise LabelConflictError(f"only your last {REVISABLE} labels can be revised")
             self._check(connection, row, submission)
+            _forget_draft(connection, row.id)
             return self._store(connection, row.id, known[-1].revision + 1, submission)
 
     def skip(self, assignment_id: str, annotator_id: str, reason: str) -> None:
@@ -142,16 +143,29 @@ class Work:
             )
             _forget_draft(connection, assignment_id)
 
-    def save_draft(self, assignment_id: str, annotator_id: str, body: dict[str, Any]) -> None:
+    def save_draft(
+        self,
+        assignment_id: str,
+        annotator_id: str,
+        body: dict[str, Any],
+        *,
+        revising: bool = False,
+    ) -> None:
         """Keep what the annotator has so far, over what was kept before.
+
+        Args:
+            assignment_id: of the task.
+            annotator_id: whose it is.
+            body: what the page holds.
+            revising: of a further revision of a label; such a draft goes when that is stored.
 
         Raises:
             NotYoursError: the assignment is not this annotator's.
-            LabelConflictError: it is labelled or skipped already.
+            LabelConflictError: it is labelled or skipped already; or, to revise, not labelled.
         """
         with self.database.write(durable=False) as connection:
             row = lock(connection, assignment_id, annotator_id)
-            if row.state in ("done", "skipped"):
+            if row.state == "skipped" or (row.state == "done") != revising:
                 raise LabelConflictError("this task is not open any more: go on to the next one")
             _forget_draft(connection, assignment_id)
             connection.execute(

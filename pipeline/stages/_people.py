@@ -328,7 +328,7 @@ def _write(
 ) -> list[LabelRow]:
     """Write `rankings.jsonl` and return the labels it is made of."""
     from data.labels.chosen import labels_of
-    from data.labels.exporting import export_parts
+    from data.labels.exporting import ExportSettings, export_parts
     from data.labels.work import Work
 
     labels = labels_of(Work(database).labels(campaign.id))
@@ -336,12 +336,11 @@ def _write(
         raise SourceError(
             f"stage {context.name}: campaign {campaign.name} was closed without a label"
         )
-    asked = context.settings.asked
-    parts, _ = export_parts(
-        labels,
-        what="rankings",
-        consolidation="majority" if asked.consolidation == "majority" else "annotator",
+    how = context.settings.asked.consolidation
+    written = ExportSettings(
+        "rankings", consolidation="annotator" if how == "per_annotator" else how
     )
+    parts, _ = export_parts(labels, written)
     path = context.folder / FILE
     path.unlink(missing_ok=True)
     append_rows(path, map(json.loads, parts["rankings.jsonl"]))

@@ -123,8 +123,9 @@ class PeopleSettings(Settings):
     """How long a task stays with a person who does not submit it."""
     needed: Annotated[Number, Field(gt=0)] = 1.0
     """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
-    consolidation: Literal["per_annotator", "majority"] = "per_annotator"
-    """Several labels of a task are a ranking each (InstructGPT), or one by majority of pairs."""
+    consolidation: Literal["per_annotator", "majority", "soft"] = "per_annotator"
+    """Several labels of a task are a ranking each (InstructGPT), one by majority of pairs, or that
+    with the share of annotators for each, which the reward stage takes as its target."""
     guidelines: str | None = None
     """File of the guidelines, Markdown; people read them first."""
     campaign: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None

@@ -8,6 +8,9 @@ parameters takes 1e-4 to 1e-3.
 Departures: prompts whose completions all tie are left out of the batches; clipping of the
 gradient norm at 1 is ours; the head starts as in N+.
 
+Rankings with soft labels (`probabilities`, as `consolidation: soft` writes, or `probability` of
+a chosen/rejected pair) are learnt by these, see `reward.losses`; accuracy is told by the ranks.
+
 Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
 held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
 is merged into `model/`, and stands in `adapter/` too, with its head and the digest of its trunk.
@@ -76,7 +79,8 @@ class RewardSettings(StageSettings):
     max_truncated_share: Share = 0.05
     """Share of texts longer than that above which the stage stops."""
     ties: Literal["drop", "half"] = "drop"
-    """Leave tied pairs out, or pull the probability that one is better to one half."""
+    """Leave tied pairs out, or pull the probability that one is better to one half; not of rankings
+    with soft labels, all of whose pairs are learnt."""
     margin: Annotated[Number, Field(ge=0)] = 0.0
     """Difference of scores asked of every ranked pair."""
     epochs: PositiveNumber = 1.0
@@ -267,9 +271,11 @@ def _report_rows(
     Raises:
         SourceError: more texts were truncated than the recipe allows.
     """
+    soft = sum(bool(row.probabilities) for row in rows.training)
     context.say(
         f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
         + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
+        + (f"; {soft} to learn by soft labels" if soft else "")
     )
     if dropped:
         context.say(f"{dropped} rankings dropped: all their completions tie")

@@ -4,9 +4,19 @@ from hypothesis import strategies as st
 
 from data.errors import SourceError
 from data.formats import check_format, convert, detect, map_columns
-from data.records import Completion, Conversation, Document, PromptRow, Ranking, chat
+from data.records import (
+    Completion,
+    Conversation,
+    Document,
+    PromptRow,
+    Ranking,
+    chat,
+    from_json,
+    to_json,
+)
 from data.values import RowDropped, RowError, shared_text
 
+RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 HH = "\n\nHuman: Hi\n\nAssistant: Hello?\n\nHuman: A joke\n\nAssistant: "
 
@@ -183,6 +193,17 @@ def test_scores_rank_the_highest_first():
     assert convert(row, "rankings").ranks == [2, 1]
 
 
+def test_soft_labels_are_shares_for_one_of_two():
+    shares = [[0.5, 0.75], [0.25, 0.5]]
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "probability": 0.75}
+    for row in (pair, RANKED | {"probabilities": shares}):
+        name = detect(row)
+        found = convert(row, name)
+        assert (found.ranks, found.probabilities) == ([1, 2], shares)
+        assert from_json(to_json(found)) == found
+    assert convert(RANKED, "rankings").probabilities == []
+
+
 def test_completions_of_messages_become_text():
     row = {
         "messages": chat("a"),
@@ -237,6 +258,13 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest():
         ),
         ({"prompt": "a", "completions": "b", "ranks": [1]}, "rankings", "not a list"),
         ({"prompt": "a", "completions": ["b", 3], "ranks": [1, 2]}, "rankings", "not a list"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "probability": 7},
+            "preference",
+            "a share",
+        ),
+        (RANKED | {"probabilities": [[0.5, 1]]}, "rankings", "are 2 rows of 2 numbers"),
+        (RANKED | {"probabilities": [[0.5, 1], [0.2, 0.5]]}, "rankings", "add up to 1"),
     ],
 )
 def test_malformed_rows_say_what_is_wrong(row, name, problem):

@@ -86,6 +86,27 @@ def test_pairs_of_elsewhere_become_a_campaign(rlhf: Any, run: Path, tmp_path: Pa
     assert clash.code == 2 and "nothing.jsonl" in clash.err
 
 
+def test_pairs_of_three_are_refused_wherever_they_come_from(
+    rlhf: Any, run: Path, tmp_path: Path
+) -> None:
+    told = "mode: pairs compares 2 completions, not 4"
+    (tmp_path / "pairs.yaml").write_text(
+        "name: r\nstages: {rankings: {kind: rankings, labeler: people, model: ./sft, "
+        "prompts: [{world: rm_prompts}], people: {mode: pairs}}}\n"
+    )
+    refused = rlhf("validate", "pairs.yaml")
+    assert refused.code == 2 and told in refused.err and len(refused.err.splitlines()) == 1
+    rlhf("label", "export", run, "--out", "out")
+    row = json.loads((tmp_path / "out" / "rankings.jsonl").read_text().splitlines()[0])
+    row |= {"completions": ["a", "b", "c"], "ranks": [1, 2, 3], "policies": []}
+    row["meta"]["_label"] |= {"mode": "pairs", "strength": 1, "order": [0, 1, 2], "flags": []}
+    (tmp_path / "three.jsonl").write_text(json.dumps(row) + "\n")
+    refused = rlhf("label", "import", run, "three.jsonl", "--campaign", "new")
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "mode pairs compares 2 completions, not 3" in refused.err
+    assert "new" not in rlhf("label", "tasks", run).out
+
+
 def test_invite_prints_a_link_for_each(rlhf: Any, run: Path) -> None:
     told = rlhf("label", "invite", run, "Ann", "Ben", "--address", "http://here:1/")
     links = [line.split("\t") for line in told.out.splitlines()]

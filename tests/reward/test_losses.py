@@ -15,7 +15,7 @@ from reward.losses import RankingLoss, has_comparable_pair, pad_rankings, rankin
 
 def loss_of(scores: list[list[float]], ranks: list[list[int]], **more: Any) -> RankingLoss:
     flat = torch.tensor([s for row in scores for s in row], dtype=torch.float32)
-    padded = pad_rankings(scores_S=flat, ranks=ranks)
+    padded = pad_rankings(scores_S=flat, ranks=ranks, probabilities=more.pop("soft", ()))
     more.setdefault("n_prompts", len(ranks))
     return ranking_loss(**padded._asdict(), **more)
 
@@ -66,6 +66,58 @@ def test_prompts_that_tie_throughout_add_nothing_and_are_counted() -> None:
 
 def test_a_margin_is_asked_of_the_difference() -> None:
     assert loss_of([[2.5, 0.0]], [[1, 2]], margin=2.5).loss.item() == pytest.approx(math.log(2))
+
+
+def shares_of(ranks: list[int]) -> list[list[float]]:
+    """What one annotator's ranks are as soft labels."""
+    return [[0.5 + 0.5 * ((a < b) - (a > b)) for b in ranks] for a in ranks]
+
+
+def test_a_soft_label_is_a_cross_entropy_with_the_share() -> None:
+    # Three of four for the first: at d = log 3 the model says 3/4 too, the loss is its entropy.
+    soft = [[[0.5, 0.75], [0.25, 0.5]]]
+    there = loss_of([[math.log(3), 0.0]], [[1, 2]], soft=soft)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert there.loss.item() == pytest.approx(entropy)
+    assert (there.correct.item(), there.n_ranked, there.n_used) == (1.0, 1, 1)
+    # At d = log 9: -(3/4 log 9/10 + 1/4 log 1/10), more, though the order is right.
+    assert loss_of([[math.log(9), 0.0]], [[1, 2]], soft=soft).loss.item() == pytest.approx(
+        -(0.75 * math.log(0.9) + 0.25 * math.log(0.1))
+    )
+
+
+def test_the_pull_of_a_soft_label_ends_at_its_log_odds_and_the_margin() -> None:
+    for margin in (0.0, 0.5):
+        scores = torch.tensor([[0.0, math.log(3) + margin, 0.0]], requires_grad=True)
+        padded = pad_rankings(
+            scores_S=torch.zeros(3),
+            ranks=[[2, 1, 3]],
+            probabilities=[[[0.5, 0.25, 0.5], [0.75, 0.5, 0.75], [0.5, 0.25, 0.5]]],
+        )
+        ranking_loss(
+            **(padded._asdict() | {"scores_NK": scores}), n_prompts=1, margin=margin
+        ).loss.backward()
+        assert scores.grad is not None
+        assert scores.grad.tolist() == [pytest.approx([0.0, 0.0, 0.0], abs=1e-6)]
+
+
+def test_equal_votes_are_learnt_though_ties_are_dropped() -> None:
+    result = loss_of([[math.log(3), 0.0]], [[1, 1]], soft=[[[0.5, 0.5], [0.5, 0.5]]])
+    assert result.loss.item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4)) / 2)
+    assert (result.n_used, result.n_ranked) == (1, 0)
+    assert has_comparable_pair([1, 1], soft=True) and not has_comparable_pair([1], soft=True)
+
+
+def test_prompts_with_soft_labels_leave_the_others_alone() -> None:
+    scores, ranks = [[0.5, 1.5, 0.0], [2.0, 0.0]], [[1, 2, 2], [1, 2]]
+    soft = [[], [[0.5, 0.9], [0.1, 0.5]]]
+    mixed = loss_of(scores, ranks, soft=soft)
+    parts = [
+        loss_of([s], [r], soft=[p], n_prompts=2)
+        for s, r, p in zip(scores, ranks, soft, strict=True)
+    ]
+    assert mixed.loss.item() == pytest.approx(sum(part.loss.item() for part in parts))
+    assert parts[0].loss.item() == loss_of(scores[:1], ranks[:1], n_prompts=2).loss.item()
 
 
 def test_a_prompt_counts_once_whatever_its_number_of_completions() -> None:
@@ -141,6 +193,15 @@ def test_the_order_of_completions_changes_nothing(rows: Any, mode: Any, random: 
     moved = loss_of(*map(list, zip(*shuffled, strict=True)), ties=mode)
     assert moved.loss.item() == pytest.approx(plain.loss.item(), rel=1e-4, abs=1e-5)
     assert moved.correct.item() == pytest.approx(plain.correct.item(), abs=1e-5)
+
+
+@given(rankings, st.sampled_from([0.0, 1.5]))
+def test_shares_of_one_annotator_are_ranks_with_ties_at_one_half(rows: Any, margin: Any) -> None:
+    scores, ranks = map(list, zip(*rows, strict=True))
+    hard = loss_of(scores, ranks, ties="half", margin=margin)
+    soft = loss_of(scores, ranks, soft=[shares_of(row) for row in ranks], margin=margin)
+    assert soft.loss.item() == pytest.approx(hard.loss.item(), rel=1e-5, abs=1e-6)
+    assert soft.correct.item() == hard.correct.item()
 
 
 @given(rankings)

@@ -87,8 +87,9 @@ def _routes() -> list[BaseRoute]:
         _get("/t/{assignment}/feedback", label.feedback),
         _get("/t/{assignment}/revise", label.revision),
         _post("/t/{assignment}/revise", label.revise),
+        _post("/t/{assignment}/revise/draft", label.save_revision_draft),
         *_admin_routes(),
-        Mount("/static", _Static(directory=STATIC)),
+        Mount("/static/{version}", _Static(directory=STATIC)),
     ]
 
 
@@ -119,7 +120,10 @@ def _post(path: str, handler: Handler, needs: Needs = "annotator") -> Route:
 
 
 class _Static(StaticFiles):
-    """Our script and style; their address changes with them, so browsers keep them."""
+    """Our scripts and style; their address changes with them, so browsers keep them.
+
+    What changes stands before the name, so that a script asks for its modules under it too.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

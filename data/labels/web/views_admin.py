@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from starlette.exceptions import HTTPException
@@ -11,9 +14,10 @@ from data.errors import RlhfError, UsageError
 from data.labels import statistics_text
 from data.labels.audit import Audit
 from data.labels.consolidation import Consolidation
-from data.labels.exporting import What, export_parts
+from data.labels.exporting import MOST_HELDOUT, ExportSettings, What, export_parts
 from data.labels.records import Campaign, Role
 from data.labels.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
+from data.labels.training_rows import Margin
 from data.labels.web import overview
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit
@@ -24,6 +28,11 @@ EXPORTS: dict[What, str] = {
     "ties": "Ties",
     "unpaired": "Unpaired rows for KTO",
     "csv": "Spreadsheet",
+}
+_MEDIA = {
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/x-ndjson",
+    "zip": "application/zip",
 }
 _ENTRIES = 200
 _GIVEAWAYS = 100
@@ -46,6 +55,8 @@ def campaign(visit: Visit) -> Response:
         progress=visit.site.store.progress(one.id),
         exports=EXPORTS,
         consolidations=get_args(Consolidation),
+        margins=get_args(Margin),
+        most_heldout=MOST_HELDOUT,
         problem="",
     )
 
@@ -88,25 +99,57 @@ def export(visit: Visit) -> Response:
     """Send an export; the address holds ids and one of the known kinds, never a path."""
     one = visit.campaign()
     what = next((kind for kind in EXPORTS if kind == visit.part("what")), None)
-    consolidation = visit.field("consolidation") or "annotator"
-    if what is None or consolidation not in get_args(Consolidation):
+    if what is None:
         raise HTTPException(404)
-    blind = visit.field("blind") == "yes"
-    how: Any = consolidation
-    parts, _ = export_parts(
-        visit.site.work.labels(one.id), what=what, consolidation=how, blind=blind
-    )
+    settings = _export_settings(visit, what)
+    parts, _ = export_parts(visit.site.work.labels(one.id), settings)
     with visit.site.database.write() as connection:
         Audit(visit.site.database).write(
-            connection, visit.me.id, "export", one.id, what=what, how=consolidation, blind=blind
-        )
-    kind = "csv" if what == "csv" else "jsonl"
-    body = "".join(line for lines in parts.values() for line in lines)
+            connection, visit.me.id, "export", one.id,
+            what=what, how=settings.consolidation, blind=settings.blind,
+        )  # fmt: skip
+    kind = "csv" if what == "csv" else "jsonl" if len(parts) == 1 else "zip"
     return Response(
-        body.encode("utf-8"),
-        media_type="text/csv; charset=utf-8" if kind == "csv" else "application/x-ndjson",
+        _packed(parts) if kind == "zip" else _text(next(iter(parts.values()))),
+        media_type=_MEDIA[kind],
         headers={"content-disposition": f'attachment; filename="{one.id}-{what}.{kind}"'},
     )
+
+
+def _export_settings(visit: Visit, what: What) -> ExportSettings:
+    """Return what the form asks, which is what `rlhf label export` takes.
+
+    Raises:
+        UsageError: a field holds what can't be asked.
+    """
+    try:
+        heldout = float(visit.field("heldout") or 0)
+    except ValueError:
+        raise UsageError("the held-out share is no number") from None
+    chosen: dict[str, Any] = {
+        "consolidation": visit.field("consolidation") or "annotator",
+        "margin": visit.field("margin") or "none",
+    }
+    return ExportSettings(
+        what,
+        blind=visit.field("blind") == "yes",
+        implicit=visit.field("implicit") == "yes",
+        heldout=heldout,
+        **chosen,
+    )
+
+
+def _text(lines: Iterable[str]) -> bytes:
+    return "".join(lines).encode("utf-8")
+
+
+def _packed(parts: Mapping[str, Iterable[str]]) -> bytes:
+    """Return several files as one that a browser can take."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, lines in parts.items():
+            archive.writestr(name, _text(lines))
+    return whole.getvalue()
 
 
 def annotators(visit: Visit) -> Response:

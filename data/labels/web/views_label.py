@@ -16,6 +16,8 @@ from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, hold
 from data.labels.work import REVISABLE
 
+_SAID = ("tiers", "ratings", "flags", "choice", "comment")
+"""What a correction may change of a label."""
 STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 
 
@@ -137,8 +139,28 @@ def revision(visit: Visit) -> Response:
     row = find_own(visit, assignment)
     if assignment.purpose == "qualification":
         raise LabelConflictError("labels of the qualification are not revised")
-    sheet = from_submission(row.label.submission, order=assignment.order)
-    return _page(visit, assignment, campaign, sheet=sheet, label_id=row.label.id)
+    sent = from_submission(row.label.submission, order=assignment.order)
+    draft = visit.site.work.draft(assignment.id, visit.me.id)
+    if draft is not None and all(draft[name] == sent[name] for name in _SAID):
+        draft = None
+    return _page(
+        visit,
+        assignment,
+        campaign,
+        sheet=draft or sent,
+        label_id=row.label.id,
+        sent=sent if draft else None,
+    )
+
+
+def save_revision_draft(visit: Visit) -> Response:
+    """Keep a correction that is not sent yet."""
+    hold(visit.site.limits.draft.take(visit.me.id))
+    assignment, _ = _given(visit)
+    find_own(visit, assignment)
+    sheet = read_sheet(visit.body, completions=len(assignment.order))
+    visit.site.work.save_draft(assignment.id, visit.me.id, sheet.model_dump(), revising=True)
+    return Response(status_code=204)
 
 
 def revise(visit: Visit) -> Response:
@@ -178,8 +200,12 @@ def _page(
     *,
     sheet: dict[str, Any] | None,
     label_id: str,
+    sent: dict[str, Any] | None = None,
 ) -> Response:
-    """Return the page of a task; of the task only prompt and answers go into it."""
+    """Return the page of a task; of the task only prompt and answers go into it.
+
+    `sent` is the label behind a correction that is not sent yet.
+    """
     new, mode = assignment.task.new, campaign.settings.mode
     if isinstance(new.prompt, str):
         turns = [{"role": "user", "content": new.prompt}]
@@ -197,6 +223,7 @@ def _page(
         chat=not isinstance(new.prompt, str),
         answers=[new.completions[index] for index in assignment.order],
         sheet=sheet,
+        sent=sent,
         revising=bool(label_id),
         key=secrets.token_urlsafe(16),
         flags=FLAGS,

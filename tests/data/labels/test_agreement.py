@@ -1,4 +1,6 @@
 import math
+import tomllib
+from pathlib import Path
 
 import krippendorff
 import numpy as np
@@ -9,6 +11,7 @@ from scipy.stats import kendalltau
 
 from data.labels.agreement import (
     TaskRanks,
+    _turn,
     alpha,
     alpha_of,
     coincidences,
@@ -22,6 +25,7 @@ from data.labels.agreement import (
     tau_to_others,
 )
 from data.labels.ceiling import accuracy_ceiling, accuracy_without_noise, annotator_accuracy
+from data.labels.extra import FIGURES
 from data.labels.figures import Figure
 from data.records import dense_ranks
 
@@ -51,6 +55,59 @@ def test_alpha_is_that_of_krippendorffs_own_example(level, published):
     # The twelfth unit has one label, which agrees or disagrees with nothing.
     assert found.n == 11
     assert found.low < found.value < found.high
+
+
+def test_coincidences_are_those_of_krippendorffs_own_example():
+    whole = coincidences(counts_NV=counted(PAPER, range(1, 6))).sum(0)
+    third = 1 / 3
+    published = [
+        [7, 4 * third, third, third, 0],
+        [4 * third, 10, 4 * third, third, 0],
+        [third, 4 * third, 8, third, 0],
+        [third, third, third, 4, 0],
+        [0, 0, 0, 0, 3],
+    ]
+    assert whole == pytest.approx(np.array(published))
+    assert whole.sum() == pytest.approx(40)
+
+
+def test_what_a_user_installs_has_no_package_of_another_licence():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = [*project["dependencies"], *(one for n in extras if n != "dev" for one in extras[n])]
+    assert not [one for one in named if "krippendorff" in one]
+    assert "krippendorff" not in FIGURES
+
+
+def test_alpha_of_pairs_is_the_packages():
+    generator = np.random.default_rng(3)
+    rows = []
+    for n in range(60):
+        # Of four annotators some have not seen the task; ties are common.
+        said = {who: generator.integers(1, 3, size=2) for who in "abcd" if generator.random() < 0.6}
+        rows.append(TaskRanks(f"p{n // 2}", f"t{n}", {w: dense_ranks(r) for w, r in said.items()}))
+    table = [
+        [
+            _turn(f"0\n{row.task}\n0") * outcomes(row.ranks[w])[0] if w in row.ranks else NAN
+            for row in rows
+        ]
+        for w in "abcd"
+    ]
+    theirs = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
+    assert pair_alpha(tasks=rows, resamples=50).value == pytest.approx(theirs, abs=1e-12)
+
+
+def test_alpha_of_ratings_with_some_missing_is_the_packages():
+    generator = np.random.default_rng(4)
+    worth = generator.integers(1, 8, size=50)
+    table = np.clip(worth + generator.integers(-2, 3, size=(3, 50)), 1, 7).astype(float)
+    table[generator.random(table.shape) < 0.3] = NAN
+    given_of = [("p", [int(value) for value in unit if value == value]) for unit in table.T]
+    theirs = krippendorff.alpha(
+        reliability_data=table, level_of_measurement="ordinal", value_domain=range(1, 8)
+    )
+    found = rating_alpha(ratings=given_of, values=range(1, 8), resamples=50)
+    assert found.value == pytest.approx(theirs, abs=1e-12)
 
 
 @given(

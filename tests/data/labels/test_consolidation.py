@@ -75,7 +75,8 @@ def test_labels_become_rankings_in_three_ways(label):
     assert majority[1].ratings == [6, 2]
     votes = {"annotators": ["ann", "bob", "eve"]}
     assert majority[0].ranking.meta == {"topic": "tea", "_votes": votes}
+    assert majority[0].ranking.probabilities == []
     assert majority[0].ranking.policies == ["m1", "m2"]
 
     soft = consolidate(rows, how="soft")
-    assert soft[0].ranking.meta["_votes"]["probabilities"][0][1] == pytest.approx(2 / 3)
+    assert soft[0].ranking.probabilities[0][1] == pytest.approx(2 / 3)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import SourceError, StorageError
 from data.labels.atomic import write_atomic
-from data.labels.exporting import export_labels, export_parts, neutral
+from data.labels.exporting import ExportSettings, export_labels, export_parts, neutral
 from data.records import Ranking, chat
 from data.sources import read
 
@@ -37,7 +37,7 @@ def loaded(lines: list[str]) -> list[dict]:
 
 
 def test_the_lossless_file_is_read_as_rankings(rows, tmp_path):
-    done = export_labels(rows, folder=tmp_path, what="rankings")
+    done = export_labels(rows, ExportSettings("rankings"), folder=tmp_path)
     assert done.files == {"rankings.jsonl": 3}
     assert done.lines() == ["rankings.jsonl: 3 rows"]
     records = list(read(path=str(tmp_path / "rankings.jsonl")))
@@ -56,23 +56,23 @@ def test_the_lossless_file_is_read_as_rankings(rows, tmp_path):
 
 
 def test_gold_and_repeats_are_no_training_data_unless_asked_for(rows, tmp_path):
-    done = export_labels(rows, folder=tmp_path, what="rankings", purposes=None)
+    done = export_labels(rows, ExportSettings("rankings", purposes=None), folder=tmp_path)
     assert done.files == {"rankings.jsonl": 4}
     with pytest.raises(SourceError, match="there are no labels given for repeat"):
-        export_labels(rows, folder=tmp_path, what="rankings", purposes=["repeat"])
+        export_labels(rows, ExportSettings("rankings", purposes=["repeat"]), folder=tmp_path)
 
 
 def test_a_majority_is_read_as_one_ranking_a_task(rows, tmp_path):
-    export_labels(rows, folder=tmp_path, what="rankings", consolidation="soft")
+    export_labels(rows, ExportSettings("rankings", consolidation="soft"), folder=tmp_path)
     records = list(read(path=str(tmp_path / "rankings.jsonl")))
     assert [record.ranks for record in records] == [[1, 2, 3], [2, 1]]
-    assert records[0].meta["_votes"]["probabilities"][0] == [0.5, 0.75, 1.0]
+    assert records[0].probabilities[0] == [0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("what", ["rankings", "preferences", "ties", "unpaired", "csv"])
 @pytest.mark.parametrize("consolidation", ["annotator", "majority", "soft"])
 def test_blind_exports_name_no_policy(rows, what, consolidation):
-    parts, _ = export_parts(rows, what=what, consolidation=consolidation, blind=True)
+    parts, _ = export_parts(rows, ExportSettings(what, consolidation=consolidation, blind=True))
     text = "".join(line for lines in parts.values() for line in lines)
     assert "secret" not in text
     assert "key of" not in text
@@ -81,7 +81,7 @@ def test_blind_exports_name_no_policy(rows, what, consolidation):
 def test_preference_rows_are_what_trl_takes(rows):
     from trl.data_utils import is_conversational, maybe_extract_prompt
 
-    parts, left_out = export_parts(rows, what="preferences")
+    parts, left_out = export_parts(rows, ExportSettings("preferences"))
     found = loaded(parts["preferences/train.jsonl"])
     # Three pairs of ann's, two of bob's, one of the plain prompt.
     assert len(found) == 6
@@ -96,7 +96,9 @@ def test_preference_rows_are_what_trl_takes(rows):
     assert found[-1]["weight"] == 1
     assert found[-1]["prompt"] == chat("Plain, to go on")
 
-    implicit = loaded(export_parts(rows, what="preferences", implicit=True)[0].popitem()[1])
+    implicit = loaded(
+        export_parts(rows, ExportSettings("preferences", implicit=True))[0].popitem()[1]
+    )
     for row, other in zip(implicit, found, strict=True):
         assert "prompt" not in row
         assert maybe_extract_prompt(row) == {k: other[k] for k in ("prompt", "chosen", "rejected")}
@@ -114,18 +116,20 @@ def test_preference_rows_are_what_trl_takes(rows):
 )
 def test_margins_lie_between_zero_and_one(label, margin, said, expected):
     rows = [label("t", "ann", [1, 2], **said)]
-    parts, _ = export_parts(rows, what="preferences", margin=margin)
+    parts, _ = export_parts(rows, ExportSettings("preferences", margin=margin))
     assert loaded(parts["preferences/train.jsonl"])[0]["margin"] == pytest.approx(expected)
 
 
 def test_a_margin_the_labels_do_not_hold_is_refused(label):
     with pytest.raises(SourceError, match="margin: strength needs labels with strength"):
-        export_parts([label("t", "ann", [1, 2])], what="preferences", margin="strength")
+        export_parts([label("t", "ann", [1, 2])], ExportSettings("preferences", margin="strength"))
 
 
 def test_soft_rows_hold_the_share_of_annotators(label):
     rows = [label("t", who, ranks) for who, ranks in zip("abc", [[1, 2], [1, 2], [2, 1]])]  # noqa: B905
-    parts, _ = export_parts(rows, what="preferences", consolidation="soft", margin="votes")
+    parts, _ = export_parts(
+        rows, ExportSettings("preferences", consolidation="soft", margin="votes")
+    )
     (row,) = loaded(parts["preferences/train.jsonl"])
     assert row["probability"] == pytest.approx(2 / 3)
     assert row["margin"] == pytest.approx(1 / 3)
@@ -139,7 +143,7 @@ def test_all_rows_of_a_prompt_are_on_one_side(label):
         for who in "ab"
     ]
     for what in ("preferences", "unpaired"):
-        parts, _ = export_parts(rows, what=what, heldout=0.25)
+        parts, _ = export_parts(rows, ExportSettings(what, heldout=0.25))
         train, test = (loaded(parts[f"{what}/{side}.jsonl"]) for side in ("train", "test"))
         sides = [{row["prompt"][0]["content"] for row in side} for side in (train, test)]
         assert sides[0] and sides[1] and not sides[0] & sides[1]
@@ -148,7 +152,7 @@ def test_all_rows_of_a_prompt_are_on_one_side(label):
 
 
 def test_ties_are_rankings_of_two(rows, tmp_path):
-    export_labels(rows, folder=tmp_path, what="ties")
+    export_labels(rows, ExportSettings("ties"), folder=tmp_path)
     (tie,) = read(path=str(tmp_path / "ties.jsonl"))
     assert (tie.completions, tie.ranks) == (["Yes.", "No, thanks."], [1, 1])
     assert tie.meta == {"weight": 1.0}
@@ -160,7 +164,7 @@ def test_answers_are_good_or_bad_by_rating_or_by_the_ends_of_the_ranking(label):
         label("u", "ann", [2, 1, 3]),
         label("v", "ann", [1, 1, 1]),
     ]
-    parts, left_out = export_parts(rows, what="unpaired")
+    parts, left_out = export_parts(rows, ExportSettings("unpaired"))
     found = loaded(parts["unpaired/train.jsonl"])
     assert [(r["completion"][0]["content"], r["label"]) for r in found] == [
         ("t answer 0", True),
@@ -203,7 +207,7 @@ def test_the_spreadsheet_has_a_line_for_each_completion(label, tmp_path):
         flags=[["opinion", "violent"], []],
         mode="rate_and_rank",
     )
-    done = export_labels([row], folder=tmp_path, what="csv")
+    done = export_labels([row], ExportSettings("csv"), folder=tmp_path)
     assert done.files == {"labels.csv": 1}
     with open(tmp_path / "labels.csv", encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
@@ -217,8 +221,8 @@ def test_the_spreadsheet_has_a_line_for_each_completion(label, tmp_path):
 
 def test_halves_of_characters_do_not_stop_an_export(label, tmp_path):
     rows = [label("t", "ann", [1, 2], completions=["ok \ud83d", "fine"])]
-    export_labels(rows, folder=tmp_path, what="rankings")
-    export_labels(rows, folder=tmp_path, what="csv")
+    export_labels(rows, ExportSettings("rankings"), folder=tmp_path)
+    export_labels(rows, ExportSettings("csv"), folder=tmp_path)
     line = (tmp_path / "rankings.jsonl").read_text(encoding="utf-8")
     assert json.loads(line)["completions"][0] == "ok \ud83d"
 
@@ -248,20 +252,20 @@ def test_an_export_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_what_json_cannot_hold_is_told(label, tmp_path):
     rows = [label("t", "ann", [1, 2], new={"meta": {"score": float("nan")}})]
     with pytest.raises(SourceError, match="a number that JSON can't"):
-        export_labels(rows, folder=tmp_path, what="rankings")
+        export_labels(rows, ExportSettings("rankings"), folder=tmp_path)
 
 
 def test_what_an_earlier_export_left_in_a_prompt_is_not_carried_on(label):
     rows = [label("t", "ann", [1, 2], new={"meta": {"_label": 1, "_votes": 2, "topic": "tea"}})]
     for consolidation in ("annotator", "majority"):
-        parts, _ = export_parts(rows, what="rankings", consolidation=consolidation)
+        parts, _ = export_parts(rows, ExportSettings("rankings", consolidation=consolidation))
         meta = loaded(parts["rankings.jsonl"])[0]["meta"]
         assert meta.pop("topic") == "tea"
         assert not {1, 2} & {value for value in meta.values() if isinstance(value, int)}
 
 
 def test_the_csv_is_one_table(rows):
-    parts, _ = export_parts(rows, what="csv")
+    parts, _ = export_parts(rows, ExportSettings("csv"))
     table = list(csv.reader(io.StringIO("".join(parts["labels.csv"]))))
     assert len(table) == 1 + 3 + 3 + 2
     assert len({len(line) for line in table}) == 1

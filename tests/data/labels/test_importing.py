@@ -1,12 +1,15 @@
 import json
+import math
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import BadRowsError, SourceError
-from data.labels.exporting import export_parts
+from data.labels.exporting import ExportSettings, export_parts
 from data.labels.importing import read_labels
 from data.labels.rankings_file import completion_id
 from data.labels.records import (
@@ -94,16 +97,20 @@ def label_rows(draw) -> LabelRow:
 @given(rows=st.lists(label_rows(), min_size=1, max_size=3, unique_by=lambda r: r.assignment.id))
 def test_a_round_trip_is_exact(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trip")
-    first = export_parts(rows, what="rankings", purposes=None)[0]["rankings.jsonl"]
+    first = export_parts(rows, ExportSettings("rankings", purposes=None))[0]["rankings.jsonl"]
     file = folder / "rankings.jsonl"
     file.write_text("".join(first), encoding="utf-8", newline="")
     back = [found.row for found in read_labels(str(file), when=WHEN)]
     assert back == rows
-    assert export_parts(back, what="rankings", purposes=None)[0]["rankings.jsonl"] == first
+    assert (
+        export_parts(back, ExportSettings("rankings", purposes=None))[0]["rankings.jsonl"] == first
+    )
 
 
 def test_a_role_is_not_imported(label, tmp_path):
-    row = json.loads(export_parts([label("t", "a", [1, 2])], what="rankings")[0].popitem()[1][0])
+    row = json.loads(
+        export_parts([label("t", "a", [1, 2])], ExportSettings("rankings"))[0].popitem()[1][0]
+    )
     row["meta"]["_label"]["annotator"]["role"] = "admin"
     (found,) = imported(tmp_path, [row])
     assert found.annotator.role == "annotator"
@@ -123,7 +130,9 @@ def test_a_role_is_not_imported(label, tmp_path):
     ],
 )
 def test_damaged_labels_are_told_with_their_line(label, tmp_path, change, told):
-    row = json.loads(export_parts([label("t", "a", [1, 2])], what="rankings")[0].popitem()[1][0])
+    row = json.loads(
+        export_parts([label("t", "a", [1, 2])], ExportSettings("rankings"))[0].popitem()[1][0]
+    )
     change(row)
     with pytest.raises(BadRowsError, match=r"a\.jsonl:1: ") as error:
         imported(tmp_path, [row])
@@ -222,6 +231,66 @@ def test_oasst_trees(tmp_path):
     assert said == {"Three minutes.": 1, "A while.": 2}
     assert root.annotator.name == "oasst"
     assert root.task.meta == {"tree": "tree-1"}
+
+
+def flat(node: dict, tree: str, parent: str | None = None) -> list[dict]:
+    """A tree as the hub has it: a message a row, the columns that are always there."""
+    name = f"{tree}/{node['text']}"
+    row = {"deleted": False, "review_result": True, "model_name": None, **node}
+    row |= {"message_id": name, "parent_id": parent, "message_tree_id": tree}
+    replies = row.pop("replies")
+    return [row, *(one for reply in replies for one in flat(reply, tree, name))]
+
+
+def test_oasst_messages_a_row_each_are_the_same_as_trees(tmp_path):
+    tree = TREE | {"message_tree_id": f"tree-1/{TREE['prompt']['text']}"}
+    rows = flat(tree["prompt"], "tree-1")
+    expected = [(one.task, one.submission.ranks) for one in imported(tmp_path, [tree])]
+    report = ReadReport()
+    found = imported(tmp_path, rows[::-1], report=report)  # the root comes last
+    assert sorted((one.task.key, one.submission.ranks) for one in found) == sorted(
+        (task.key, ranks) for task, ranks in expected
+    )
+    assert report.formats == {str(tmp_path / "a.jsonl"): "oasst (told from its columns)"}
+    assert (report.rows, report.records, report.bad) == (len(rows), 2, 0)
+    # A table and a hub data set hold the ranks as numbers that may be missing.
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
+    for place in (str(tmp_path / "set" / "train.parquet"), f"hub:{tmp_path / 'set'}"):
+        again = list(read_labels(place, when=WHEN))
+        assert [(one.task, one.submission.ranks) for one in again] == expected
+    rows[1]["rank"] = math.nan
+    assert len(imported(tmp_path, rows)) == 1
+    with pytest.raises(SourceError, match="split 'tset'"):
+        list(read_labels(f"hub:{tmp_path / 'set'}", when=WHEN, hub_split="tset"))
+
+
+@given(ranks=st.lists(st.integers(0, 8), min_size=2, max_size=9, unique=True))
+@settings(max_examples=20)
+def test_the_ranks_of_flat_messages_come_back_exactly(tmp_path_factory, ranks):
+    folder = tmp_path_factory.mktemp("flat")
+    replies = [message(f"answer {place}", "assistant", rank) for place, rank in enumerate(ranks)]
+    rows = flat(message("Tea?", "prompter", replies=replies), "t")
+    found = [one.row for one in imported(folder, rows)]
+    back = export_parts(found, ExportSettings("rankings"))[0]["rankings.jsonl"]
+    (row,) = imported(folder, [json.loads(line) for line in back])
+    said = dict(zip(row.task.completions, row.submission.ranks, strict=True))
+    assert [said[f"answer {place}"] for place in range(len(ranks))] == dense_ranks(ranks)
+
+
+def test_messages_that_make_no_tree_are_told(tmp_path):
+    rows = flat(TREE["prompt"], "t")
+    report = ReadReport()
+    lost = rows[0] | {"message_id": "x", "parent_id": "nobody"}
+    (tree,) = {one.task.meta["tree"] for one in imported(tmp_path, [*rows, lost], report=report)}
+    assert tree == rows[0]["message_id"]
+    assert report.dropped == {"the message that it answers is not there": 1}
+    with pytest.raises(BadRowsError, match="two messages have the message_id t/How do I"):
+        imported(tmp_path, [*rows, rows[0]])
+    with pytest.raises(
+        BadRowsError, match=r"tree t/How do I brew tea\?: a message of the tree has"
+    ):
+        imported(tmp_path, [rows[0] | {"role": "robot"}, *rows[1:]])
 
 
 def test_trees_without_rankings_are_dropped_and_deep_ones_read(tmp_path):

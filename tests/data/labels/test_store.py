@@ -247,6 +247,16 @@ def test_tasks_are_stored_once_and_campaigns_found_again(store: Store) -> None:
         store.campaigns.create("ranking", CampaignSettings(mode="rank", overlap=0.5), "Be fair.")
 
 
+def test_pairs_are_of_two_completions(store: Store) -> None:
+    made = store.campaigns.create("duel", CampaignSettings(mode="pairs", overlap=0.0), "")
+    store.campaigns.add_tasks(made.id, [NewTask("two", "p", ["a", "b"])])
+    for more in ({}, {"gold_ranks": [1, 2, 2]}):
+        three = NewTask("three", "p", ["a", "b", "c"], **more)
+        with pytest.raises(UsageError, match=r"'three': mode pairs compares 2 completions, not 3"):
+            store.campaigns.add_tasks(made.id, [three])
+    assert store.campaigns.progress(made.id).tasks == 1
+
+
 def test_a_closed_campaign_takes_what_is_out_and_gives_nothing(store: Store) -> None:
     campaign, ada = store.campaign(), store.person()
     given = store.queue.next(ada, campaign.id)

@@ -136,6 +136,21 @@ def test_a_majority_makes_one_ranking_of_a_task(
     assert {row["annotator"] for row in found} == {"majority"}
 
 
+def test_people_who_differ_hand_on_their_shares(
+    make_context: Any, settings: Any, policy: Path, tmp_path: Path
+) -> None:
+    people = {"overlap": 1.0, "annotators_per_task": 2, "consolidation": "soft"}
+    context = make_context(settings(people), {"model": policy})
+    with people_at_work(tmp_path, "Ann", "Ben"):
+        rankings.run(context)
+    for row in rows(context.folder):
+        # Both rank as the gold annotator does: all shares are 1, 0, or 1/2 of a tie.
+        assert row["probabilities"] == [
+            [0.5 + 0.5 * ((a < b) - (a > b)) for b in row["ranks"]] for a in row["ranks"]
+        ]
+        Ranking(**row)
+
+
 def test_stops_while_it_waits_and_goes_on_without_sampling_again(
     make_context: Any, settings: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

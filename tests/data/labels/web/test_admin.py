@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import io
+import json
 import re
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +14,11 @@ import pytest
 
 from data.labels.campaigns import Campaigns
 from data.labels.database import Database
+from data.labels.exporting import ExportSettings, export_parts
 from data.labels.people import People
 from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.web.giveaways import giveaways
+from data.labels.work import Work
 
 
 @pytest.fixture
@@ -85,6 +91,45 @@ def test_progress_statistics_and_closing(
     assert ann.task("/").base == page.base  # what is out stays
     assert ann.send(page, "submit", tiers=[1, 2, 3], ratings=[7, 4, 1]).status_code == 200
     assert "campaign is closed" in ann.follow("/").text
+
+
+def test_exports_offer_what_the_command_does(
+    ann: Any, root: Any, campaign: Campaign, database: Database
+) -> None:
+    base = f"/admin/campaigns/{campaign.id}"
+    for _ in range(3):
+        ann.send(ann.task("/"), "submit", tiers=[1, 2, 3], ratings=[7, 4, 1])
+    page = root.get(base).text
+    assert page.count('name="margin"') == page.count('name="implicit"') == 1
+    assert page.count('name="heldout"') == 2
+
+    def sent(what: str, **fields: str) -> Any:
+        return root.form(base, f"{base}/exports/{what}", **fields)
+
+    plain = sent("preferences", margin="ratings", implicit="yes")
+    rows = [json.loads(line) for line in plain.text.splitlines()]
+    assert len(rows) == 9 and {row["margin"] for row in rows} == {0.5, 1.0}
+    assert all("prompt" not in row and row["chosen"][0]["role"] == "user" for row in rows)
+
+    split = sent("preferences", heldout="0.5", consolidation="soft")
+    assert split.headers["content-disposition"].endswith('-preferences.zip"')
+    with zipfile.ZipFile(io.BytesIO(split.content)) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+    settings = ExportSettings("preferences", heldout=0.5, consolidation="soft")
+    parts, _ = export_parts(Work(database).labels(campaign.id), settings)
+    assert files == {name: "".join(lines) for name, lines in parts.items()}
+    assert "probability" in "".join(files.values())
+
+    for fields, told in (
+        ({"margin": "wide"}, "margin 'wide' is none of"),
+        ({"margin": "strength"}, "needs labels with strength"),
+        ({"heldout": "1"}, "no share from 0 to 0.9"),
+        ({"heldout": "nan"}, "no share from 0 to 0.9"),
+        ({"heldout": "half"}, "share is no number"),
+        ({"consolidation": "mean"}, "consolidation 'mean' is none of"),
+    ):
+        refused = sent("preferences", **fields)
+        assert refused.status_code == 422 and told in html.unescape(refused.text).lower()
 
 
 def test_answers_that_give_themselves_away_are_listed(root: Any, database: Database) -> None:

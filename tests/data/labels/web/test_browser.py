@@ -185,6 +185,15 @@ def test_a_task_by_mouse(
     page.click("text=My labels")
     page.click("text=Revise")
     page.wait_for_selector("#task[data-phase]")
+    page.click("#answer-0 .for-rank label:nth-of-type(2)")
+    # A correction waits on the server too, and undo leads back to the label.
+    page.wait_for_selector("#saved:has-text('Draft saved')")
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    page.wait_for_selector("#task[data-phase]")
+    assert page.text_content("#state-0") == "tier 2"
+    page.click("#undo")
+    assert page.text_content("#state-0") == "tier 1"
     page.click("#answer-0 .for-rank label:nth-of-type(3)")
     with page.expect_navigation():
         page.click("#submit")

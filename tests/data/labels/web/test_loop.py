@@ -138,6 +138,38 @@ def test_a_label_is_revised_as_it_was_shown(
     assert "revision 2" in ann.get(f"/c/{campaign.id}/mine").text
 
 
+def test_a_correction_that_is_not_sent_yet_waits_on_the_server(
+    ann: Any, campaign: Campaign, database: Database, browser: Callable[[], Any], invite: Any
+) -> None:
+    page = ann.task("/")
+    where = f"{page.base}/revise"
+    assert ann.send(page, "revise/draft", **RATED).status_code == 404  # no label yet
+    ann.send(page, "submit", **RATED)
+    shown = ann.task(where)
+    assert "not sent yet" not in shown.html
+    assert ann.send(shown, "revise/draft", tiers=[2, 1, None], comment="hm").status_code == 204
+    assert ann.send(shown, "draft", tiers=[1, 1, 1]).status_code == 409  # that is no open task
+
+    elsewhere = browser()
+    elsewhere.come_in(invite("ann"))
+    again = elsewhere.task(where)
+    assert (again.sheet["tiers"], again.sheet["comment"]) == ([2, 1, None], "hm")
+    assert "not sent yet" in again.html
+    stranger = browser()
+    stranger.come_in(invite("eve"))
+    sent = stranger.client.post(
+        f"{where}/draft", content="{}", headers={"origin": "http://localhost"}
+    )
+    assert sent.status_code in (403, 404)
+    assert stranger.get(where).status_code == 404
+
+    # Nothing of it is a label until it is sent, and then it is gone.
+    assert len(list(Work(database).labels(campaign.id, revisions="all"))) == 1
+    ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
+    after = ann.task(where)
+    assert after.sheet["tiers"] == [2, 1, 1] and "not sent yet" not in after.html
+
+
 def test_a_skipped_task_does_not_come_back(
     ann: Any, campaign: Campaign, database: Database
 ) -> None:
