@@ -137,11 +137,17 @@ def ppo_phases(
         )
         phases.append(Phase("scoring", {**kept, "activations": widest}))
     looked_at = min(rows * work.most, LOGITS_AT_ONCE / policy.vocabulary)
-    looking = {
+    blocks = {
         "activations": working_bytes(policy, tokens=rows * length, bf16=bf16),
+        "bf16 copies": casts,
+    }
+    # By then nothing is left of the blocks but their result.
+    looking = {
+        "activations": float(FP32 * rows * length * policy.hidden),
         "bf16 copies": casts,
         "logits": logit_bytes(policy, positions=looked_at, copies=LOGITS_LOOKED_AT),
     }
+    phases.append(Phase("blocks of the policy", {**kept, **blocks}))
     phases.append(Phase("log-probabilities", {**kept, **looking}))
     phases += _optimising(cost, settings, actors, work, kept, bf16=bf16)
     if actors.value is None:
