@@ -99,9 +99,7 @@ class Browser:
         }
         return self._ask(kind, "POST", path, json.dumps(body), headers)
 
-    def _ask(
-        self, kind: str, method: str, path: str, body: str, headers: dict[str, str]
-    ) -> Answer:
+    def _ask(self, kind: str, method: str, path: str, body: str, headers: dict[str, str]) -> Answer:
         began = time.monotonic()
         while True:
             try:

@@ -158,7 +158,9 @@ def invited(folder: Path, server: Server, names: list[str]) -> list[str]:
     return [line.split("\t")[1].removeprefix(server.address) for line in said.splitlines()]
 
 
-def drive(server: Server, links: list[str], options: argparse.Namespace) -> tuple[list[Diary], float]:
+def drive(
+    server: Server, links: list[str], options: argparse.Namespace
+) -> tuple[list[Diary], float]:
     """Let everybody in, then label for the time, and return what they did and when it began."""
     stop, inside = threading.Event(), threading.Barrier(len(links) + 1)
     people = [
@@ -241,7 +243,6 @@ def waits(
     met = [one for one in asked if any(one.ended > a and one.began < b for a, b in down)]
     others = [one for one in set(asked).difference(met) if one.began >= began]
     told = {kind: milliseconds([one for one in others if one.kind == kind]) for kind in KINDS}
-    # From the click on Submit to the next task, a person waits for all three.
     told["while the server was down"] = milliseconds(met)
     return told
 
