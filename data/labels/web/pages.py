@@ -58,6 +58,12 @@ def _version() -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
+def load_templates() -> None:
+    """Compile every template, so that the first visitors of a server don't wait for it."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 def render(visit: Visit, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page."""
     session = visit.session
