@@ -118,9 +118,10 @@ tasks = sa.Table(
         "campaign_id",
         "gold",
         "place",
-        # Both are read with it: tasks hold long texts, which are not to be passed over for them.
+        # Read with it: tasks hold long texts, which are not to be passed over for these.
         "id",
         "priority",
+        "slots_left",
         sqlite_where=sa.text("slots_left > 0"),
         postgresql_where=sa.text("slots_left > 0"),
     ),

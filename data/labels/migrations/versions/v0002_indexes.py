@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_tasks_pool",
         "tasks",
-        ["campaign_id", "gold", "place", "id", "priority"],
+        ["campaign_id", "gold", "place", "id", "priority", "slots_left"],
         unique=False,
         sqlite_where=free,
         postgresql_where=free,
