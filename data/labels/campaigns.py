@@ -19,6 +19,17 @@ from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, s
 _BATCH = 200
 """Tasks stored in one transaction: annotators never wait long behind a large import."""
 
+_CAMPAIGN = sa.select(tables.campaigns, tables.guidelines.c.body.label("guidelines")).join(
+    tables.guidelines,
+    sa.and_(
+        tables.guidelines.c.campaign_id == tables.campaigns.c.id,
+        tables.guidelines.c.version == tables.campaigns.c.guidelines_version,
+    ),
+)
+# Built once, as in `choice`: nearly every request asks for it.
+_BY_ID = _CAMPAIGN.where(tables.campaigns.c.id == sa.bindparam("value"))
+_BY_NAME = _CAMPAIGN.where(tables.campaigns.c.name == sa.bindparam("value"))
+
 
 class Campaigns:
     """The campaigns of one database."""
@@ -46,13 +57,12 @@ class Campaigns:
 
     def _create(self, name: str, settings: CampaignSettings, guidelines: str, by: str) -> Campaign:
         with self.database.write() as connection:
-            row = connection.execute(
-                sa.select(tables.campaigns).where(tables.campaigns.c.name == name).with_for_update()
-            ).one_or_none()
+            found = _BY_NAME.with_for_update(of=tables.campaigns)
+            row = connection.execute(found, {"value": name}).one_or_none()
             if row is None:
                 return self._insert(connection, name, settings, guidelines, by)
             _same(name, CampaignSettings(**row.settings), settings)
-            campaign = _campaign(connection, row)
+            campaign = _campaign(row)
             if campaign.guidelines == guidelines:
                 return campaign
             version = campaign.guidelines_version + 1
@@ -66,19 +76,17 @@ class Campaigns:
 
     def get(self, name: str) -> Campaign | None:
         """Return the campaign of this name."""
-        return self._one(tables.campaigns.c.name == name)
+        return self._one(_BY_NAME, name)
 
     def by_id(self, campaign_id: str) -> Campaign | None:
         """Return the campaign of this id."""
-        return self._one(tables.campaigns.c.id == campaign_id)
+        return self._one(_BY_ID, campaign_id)
 
     def list(self) -> list[Campaign]:
         """Return all campaigns, oldest first."""
-        query = sa.select(tables.campaigns).order_by(
-            tables.campaigns.c.created_at, tables.campaigns.c.name
-        )
-        with self.database.read() as connection:
-            return [_campaign(connection, row) for row in connection.execute(query).all()]
+        query = _CAMPAIGN.order_by(tables.campaigns.c.created_at, tables.campaigns.c.name)
+        with self.database.look() as connection:
+            return [_campaign(row) for row in connection.execute(query).all()]
 
     def add_tasks(self, campaign_id: str, new_tasks: Iterable[NewTask]) -> int:
         """Store the tasks whose key is not there yet, and return how many those were.
@@ -141,10 +149,10 @@ class Campaigns:
             raise LabelError(f"there is no campaign {campaign_id}")
         return campaign
 
-    def _one(self, condition: sa.ColumnElement[bool]) -> Campaign | None:
-        with self.database.read() as connection:
-            row = connection.execute(sa.select(tables.campaigns).where(condition)).one_or_none()
-            return None if row is None else _campaign(connection, row)
+    def _one(self, query: sa.Select[Any], value: str) -> Campaign | None:
+        with self.database.look() as connection:
+            row = connection.execute(query, {"value": value}).one_or_none()
+        return None if row is None else _campaign(row)
 
     def _insert(
         self,
@@ -240,18 +248,12 @@ class Campaigns:
                 connection.execute(update, batch)
 
 
-def _campaign(connection: sa.Connection, row: Any) -> Campaign:
-    body = connection.execute(
-        sa.select(tables.guidelines.c.body).where(
-            tables.guidelines.c.campaign_id == row.id,
-            tables.guidelines.c.version == row.guidelines_version,
-        )
-    ).scalar_one()
+def _campaign(row: Any) -> Campaign:
     return Campaign(
         id=row.id,
         name=row.name,
         settings=CampaignSettings(**row.settings),
-        guidelines=body,
+        guidelines=row.guidelines,
         guidelines_version=row.guidelines_version,
         closed=row.closed,
     )

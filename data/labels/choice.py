@@ -37,6 +37,9 @@ def _given_before(annotator_id: Any, *purposes: Purpose) -> sa.Exists:
 _CAMPAIGN: sa.BindParameter[str] = sa.bindparam("campaign")
 _ANNOTATOR: sa.BindParameter[str] = sa.bindparam("annotator")
 _SLOT: sa.BindParameter[str] = sa.bindparam("slot")
+# Written out, as in the index of free tasks: with a parameter in its place SQLite looks into each
+# task and PostgreSQL plans the statement anew each time, since only then it may use that index.
+_FREE_SLOT = _task.slots_left > sa.literal_column("0")
 _GIVEN_SO_FAR = sa.select(sa.func.count()).where(
     _given.annotator_id == _ANNOTATOR, _given.campaign_id == _CAMPAIGN
 )
@@ -45,13 +48,13 @@ _POOL = (
     .where(
         _task.campaign_id == _CAMPAIGN,
         _task.gold.is_(False),
-        _task.slots_left > 0,
+        _FREE_SLOT,
         ~_given_before(_ANNOTATOR, "label"),
     )
     .order_by(_task.place, _task.id)
     .limit(POOL)
 )
-_FREE = sa.select(_task.id).where(_task.id == _SLOT, _task.slots_left > 0)
+_FREE = sa.select(_task.id).where(_task.id == _SLOT, _FREE_SLOT)
 _TAKE = {
     wait: tables.tasks.update()
     .where(_task.id == _FREE.with_for_update(skip_locked=not wait).scalar_subquery())

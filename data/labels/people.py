@@ -24,6 +24,18 @@ SESSION_HOURS = 7 * 24.0
 PASSWORD_LENGTH = range(12, 1025)
 """Characters; the upper end keeps hashing cheap."""
 
+# Every request asks for its session: the statement is built once, as in `choice`.
+_SESSION = (
+    sa.select(tables.sessions, *rows.ANNOTATOR)
+    .join(tables.annotators, tables.sessions.c.annotator_id == tables.annotators.c.id)
+    .where(
+        tables.sessions.c.token_sha256 == sa.bindparam("token"),
+        tables.sessions.c.revoked_at.is_(None),
+        tables.sessions.c.expires_at > sa.bindparam("now", type_=tables.UtcTime),
+        tables.annotators.c.active.is_(True),
+    )
+)
+
 
 class People:
     """The annotators of one database and their ways in."""
@@ -118,19 +130,9 @@ class People:
 
     def session(self, token: str) -> Session | None:
         """Return the session of a token, unless it is over or its annotator deactivated."""
-        sessions = tables.sessions.c
-        query = (
-            sa.select(tables.sessions, *rows.ANNOTATOR)
-            .join(tables.annotators, sessions.annotator_id == tables.annotators.c.id)
-            .where(
-                sessions.token_sha256 == _sha256(token),
-                sessions.revoked_at.is_(None),
-                sessions.expires_at > self.database.now(),
-                tables.annotators.c.active.is_(True),
-            )
-        )
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
+        where = {"token": _sha256(token), "now": self.database.now()}
+        with self.database.look() as connection:
+            row = connection.execute(_SESSION, where).one_or_none()
         if row is None:
             return None
         return Session(row.id, rows.annotator(row), _csrf(token), row.created_at, row.expires_at)

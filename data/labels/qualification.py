@@ -11,6 +11,29 @@ import sqlalchemy as sa
 from data.labels import tables
 from data.labels.records import CampaignSettings, Qualification
 
+_task, _given, _label = tables.tasks.c, tables.assignments.c, tables.labels.c
+# Built once, as in `choice`.
+_WHERE = sa.and_(
+    _given.annotator_id == sa.bindparam("annotator"),
+    _given.campaign_id == sa.bindparam("campaign"),
+    _given.purpose == "qualification",
+)
+_GOLD = sa.select(sa.func.count()).where(
+    _task.campaign_id == sa.bindparam("campaign"), _task.gold.is_(True)
+)
+# The first revision: the feedback, which tells the answer, comes after it.
+_DONE = (
+    sa.select(_label.ranks, _task.gold_ranks)
+    .select_from(
+        tables.assignments.join(tables.tasks, _given.task_id == _task.id).join(
+            tables.labels, sa.and_(_label.assignment_id == _given.id, _label.revision == 1)
+        )
+    )
+    .where(_WHERE, _given.state == "done")
+    .order_by(_label.created_at)
+)
+_SKIPPED = sa.select(sa.func.count()).where(_WHERE, _given.state == "skipped")
+
 
 def agreed_pairs(ranks: Sequence[int], gold_ranks: Sequence[int]) -> tuple[int, int]:
     """Return how many pairs are ordered as in gold, and how many gold orders; ties are no order."""
@@ -41,37 +64,16 @@ def qualification(
     """
     if settings.qualification_tasks == 0 or annotator.kind != "person":
         return Qualification(0, 0, 0, 0, passed=True, failed=False)
-    task, given, label = tables.tasks.c, tables.assignments.c, tables.labels.c
-    gold = connection.execute(
-        sa.select(sa.func.count()).where(task.campaign_id == campaign_id, task.gold.is_(True))
-    ).scalar_one()
-    needed = min(settings.qualification_tasks, gold)
-    # The first revision: the feedback, which tells the answer, comes after it.
-    query = (
-        sa.select(label.ranks, task.gold_ranks)
-        .select_from(
-            tables.assignments.join(tables.tasks, given.task_id == task.id).join(
-                tables.labels, sa.and_(label.assignment_id == given.id, label.revision == 1)
-            )
-        )
-        .where(
-            given.annotator_id == annotator.id,
-            given.campaign_id == campaign_id,
-            given.purpose == "qualification",
-        )
-        .order_by(label.created_at)
-    )
-    done = connection.execute(query).all()
+    where = {"annotator": annotator.id, "campaign": campaign_id}
+    done = connection.execute(_DONE, where).all()
+    needed = settings.qualification_tasks
+    if len(done) < needed:
+        needed = min(needed, connection.execute(_GOLD, where).scalar_one())
     last = [agreed_pairs(row.ranks, row.gold_ranks) for row in done[-needed:]] if needed else []
     agreed, pairs = sum(same for same, _ in last), sum(ordered for _, ordered in last)
     passed = len(done) >= needed and agreed >= settings.qualification_share * pairs
-    skipped = connection.execute(
-        sa.select(sa.func.count()).where(
-            given.annotator_id == annotator.id,
-            given.campaign_id == campaign_id,
-            given.purpose == "qualification",
-            given.state == "skipped",
-        )
-    ).scalar_one()
-    failed = not passed and len(done) + skipped >= gold
+    failed = False
+    if not passed:
+        gold = connection.execute(_GOLD, where).scalar_one()
+        failed = len(done) + connection.execute(_SKIPPED, where).scalar_one() >= gold
     return Qualification(needed, len(done), pairs, agreed, passed=passed, failed=failed)

@@ -41,21 +41,26 @@ _WHO = sa.select(tables.annotators).where(
 _WHAT = sa.select(tables.campaigns).where(tables.campaigns.c.id == _CAMPAIGN)
 _TASK = sa.select(*rows.TASK).where(_task.id == sa.bindparam("task"))
 _MINE = (
-    sa.select(tables.assignments)
+    sa.select(tables.assignments, tables.campaigns.c.settings)
+    .join(tables.campaigns, tables.campaigns.c.id == _given.campaign_id)
     .where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
-    .with_for_update()
+    .with_for_update(of=tables.assignments)
 )
-_LATE = (
-    sa.select(tables.assignments)
-    .where(
-        _given.campaign_id == _CAMPAIGN,
-        _given.state == "open",
-        _given.leased_until < sa.bindparam("now", type_=tables.UtcTime),
-        _given.takes_slot.is_(True),
-    )
-    .with_for_update(skip_locked=True)
+_GIVEN = (
+    sa.select(*rows.ASSIGNMENT)
+    .select_from(rows.joined())
+    .where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
 )
-_ANY_LATE = _LATE.with_only_columns(_given.id).limit(1)
+_ANYBODYS = sa.select(*rows.ASSIGNMENT).select_from(rows.joined()).where(_given.id == _ID)
+_STATE = sa.select(_given.state).where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
+_IS_LATE = sa.and_(
+    _given.campaign_id == _CAMPAIGN,
+    _given.state == "open",
+    _given.leased_until < sa.bindparam("now", type_=tables.UtcTime),
+    _given.takes_slot.is_(True),
+)
+_LATE = sa.select(tables.assignments).where(_IS_LATE).with_for_update(skip_locked=True)
+_ANY_LATE = sa.select(_given.id).where(_IS_LATE).limit(1)
 _SEEN = (
     sa.select(tables.assignments)
     .where(
@@ -87,7 +92,8 @@ class Queue:
         """
         self.return_expired(campaign_id)
         for _ in range(_ATTEMPTS):
-            with self.database.read() as connection:
+            # What is read here is checked again when the task is taken.
+            with self.database.look() as connection:
                 annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
                 before = self._before(connection, annotator_id, campaign_id, lock=False)
                 for row in before:
@@ -109,22 +115,21 @@ class Queue:
 
     def assignment(self, assignment_id: str, annotator_id: str) -> Assignment | None:
         """Return the assignment if it is this annotator's."""
-        query = (
-            sa.select(*rows.ASSIGNMENT)
-            .select_from(rows.joined())
-            .where(_given.id == assignment_id, _given.annotator_id == annotator_id)
-        )
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else rows.assignment(row)
+        found = self.given(assignment_id, annotator_id)
+        return None if found is None else found[0]
+
+    def given(self, assignment_id: str, annotator_id: str) -> tuple[Assignment, str] | None:
+        """Return the assignment with its state, as `state` tells it, if it is this annotator's."""
+        where = {"assignment": assignment_id, "annotator": annotator_id}
+        with self.database.look() as connection:
+            row = connection.execute(_GIVEN, where).one_or_none()
+        return None if row is None else (rows.assignment(row), row.a_state)
 
     def state(self, assignment_id: str, annotator_id: str) -> str | None:
         """Return `open`, `done`, `skipped` or `returned`, or None if it is not the annotator's."""
-        query = sa.select(_given.state).where(
-            _given.id == assignment_id, _given.annotator_id == annotator_id
-        )
-        with self.database.read() as connection:
-            return connection.execute(query).scalar_one_or_none()
+        where = {"assignment": assignment_id, "annotator": annotator_id}
+        with self.database.look() as connection:
+            return connection.execute(_STATE, where).scalar_one_or_none()
 
     def extend(self, assignment_id: str, annotator_id: str) -> Assignment:
         """Begin the lease of an open assignment anew.
@@ -137,12 +142,7 @@ class Queue:
             row = lock(connection, assignment_id, annotator_id)
             if row.state != "open":
                 raise LabelConflictError("this task is not open any more: go on to the next one")
-            campaign = connection.execute(
-                sa.select(tables.campaigns.c.settings).where(
-                    tables.campaigns.c.id == row.campaign_id
-                )
-            ).one()
-            seconds = CampaignSettings(**campaign.settings).lease_seconds
+            seconds = CampaignSettings(**row.settings).lease_seconds
             until = self.database.now() + timedelta(seconds=seconds)
             connection.execute(
                 tables.assignments.update()
@@ -160,7 +160,7 @@ class Queue:
 
     def qualification(self, annotator_id: str, campaign_id: str) -> Qualification:
         """Return how far the annotator is with the qualification."""
-        with self.database.read() as connection:
+        with self.database.look() as connection:
             annotator, campaign = _who_and_what(connection, annotator_id, campaign_id)
             settings = CampaignSettings(**campaign.settings)
             return qualification(connection, settings, annotator, campaign_id)
@@ -168,7 +168,7 @@ class Queue:
     def return_expired(self, campaign_id: str) -> int:
         """Return the slots of leases that ran out to the pool, and how many those were."""
         where = {"campaign": campaign_id, "now": self.database.now()}
-        with self.database.read() as connection:
+        with self.database.look() as connection:
             if connection.execute(_ANY_LATE, where).first() is None:
                 return 0
         with self.database.write() as connection:
@@ -265,6 +265,8 @@ def give_back(connection: sa.Connection, row: Any, state: str, now: Any) -> None
 def lock(connection: sa.Connection, assignment_id: str, annotator_id: str) -> Any:
     """Return the row of an annotator's own assignment, locked until the transaction ends.
 
+    It has the campaign's `settings`, too.
+
     Raises:
         NotYoursError: there is none.
     """
@@ -276,10 +278,7 @@ def lock(connection: sa.Connection, assignment_id: str, annotator_id: str) -> An
 
 
 def _assignment(connection: sa.Connection, assignment_id: str) -> Assignment:
-    row = connection.execute(
-        sa.select(*rows.ASSIGNMENT).select_from(rows.joined()).where(_given.id == assignment_id)
-    ).one()
-    return rows.assignment(row)
+    return rows.assignment(connection.execute(_ANYBODYS, {"assignment": assignment_id}).one())
 
 
 def _who_and_what(

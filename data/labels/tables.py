@@ -118,6 +118,10 @@ tasks = sa.Table(
         "campaign_id",
         "gold",
         "place",
+        # Read with it: tasks hold long texts, which are not to be passed over for these.
+        "id",
+        "priority",
+        "slots_left",
         sqlite_where=sa.text("slots_left > 0"),
         postgresql_where=sa.text("slots_left > 0"),
     ),
@@ -185,6 +189,7 @@ assignments = sa.Table(
     # A task is given to an annotator once: as a task, as gold, and once more as a repeat.
     sa.UniqueConstraint("annotator_id", "task_id", "purpose"),
     sa.Index("ix_assignments_mine", "annotator_id", "campaign_id", "purpose", "state"),
+    sa.Index("ix_assignments_done", "annotator_id", "campaign_id", "state", "ended_at"),
     sa.Index("ix_assignments_leases", "campaign_id", "state", "leased_until"),
     sa.Index(
         "one_open_assignment",

@@ -34,6 +34,28 @@ _CHUNK = 500
 
 _given, _label = tables.assignments.c, tables.labels.c
 
+# What every label and draft needs is built once, as in `choice`.
+_ID: sa.BindParameter[str] = sa.bindparam("assignment")
+_KNOWN = sa.select(*rows.LABEL).where(_label.assignment_id == _ID).order_by(_label.revision)
+_DONE = (
+    tables.assignments.update()
+    .where(_given.id == _ID)
+    .values(state="done", ended_at=sa.bindparam("now", type_=tables.UtcTime))
+)
+_COUNT = (
+    tables.tasks.update()
+    .where(tables.tasks.c.id == sa.bindparam("task"))
+    .values(done=tables.tasks.c.done + 1)
+)
+_INSERT = tables.labels.insert()
+_FORGET = tables.drafts.delete().where(tables.drafts.c.assignment_id == _ID)
+_KEEP = tables.drafts.insert()
+_DRAFT = (
+    sa.select(tables.drafts.c.body)
+    .join(tables.assignments, tables.drafts.c.assignment_id == _given.id)
+    .where(_given.id == _ID, _given.annotator_id == sa.bindparam("annotator"))
+)
+
 
 class Work:
     """Takes what annotators say."""
@@ -52,14 +74,14 @@ class Work:
         """
         with self.database.write() as connection:
             row = lock(connection, assignment_id, annotator_id)
-            known = _labels(connection, assignment_id)
+            known = _labels(connection, row)
             if (again := _again(known, submission)) is not None:
                 return again
             if known:
                 raise LabelConflictError("this task is labelled already: revise that label")
             if row.state == "skipped":
                 raise LabelConflictError("this task was skipped: go on to the next one")
-            self._check(connection, row, submission)
+            _check(row, submission)
             late = row.state == "returned" and row.takes_slot
             if late and not take_slot(connection, row.task_id, wait=True):
                 raise LabelConflictError(
@@ -67,17 +89,9 @@ class Work:
                     "go on to the next one"
                 )
             now = self.database.now()
-            connection.execute(
-                tables.assignments.update()
-                .where(_given.id == assignment_id)
-                .values(state="done", ended_at=now)
-            )
+            connection.execute(_DONE, {"assignment": assignment_id, "now": now})
             if row.purpose == "label":
-                connection.execute(
-                    tables.tasks.update()
-                    .where(tables.tasks.c.id == row.task_id)
-                    .values(done=tables.tasks.c.done + 1)
-                )
+                connection.execute(_COUNT, {"task": row.task_id})
             _forget_draft(connection, assignment_id)
             return self._store(connection, assignment_id, 1, submission)
 
@@ -96,7 +110,7 @@ class Work:
             if found is None:
                 raise NotYoursError("there is no such label of yours")
             row = lock(connection, found, annotator_id)
-            known = _labels(connection, row.id)
+            known = _labels(connection, row)
             if (again := _again(known, submission)) is not None:
                 return again
             if row.purpose == "qualification":
@@ -113,7 +127,7 @@ class Work:
             ).scalars()
             if row.id not in set(last):
                 raise LabelConflictError(f"only your last {REVISABLE} labels can be revised")
-            self._check(connection, row, submission)
+            _check(row, submission)
             _forget_draft(connection, row.id)
             return self._store(connection, row.id, known[-1].revision + 1, submission)
 
@@ -168,21 +182,14 @@ class Work:
             if row.state == "skipped" or (row.state == "done") != revising:
                 raise LabelConflictError("this task is not open any more: go on to the next one")
             _forget_draft(connection, assignment_id)
-            connection.execute(
-                tables.drafts.insert().values(
-                    assignment_id=assignment_id, body=body, updated_at=self.database.now()
-                )
-            )
+            values = {"body": body, "updated_at": self.database.now()}
+            connection.execute(_KEEP, {"assignment_id": assignment_id, **values})
 
     def draft(self, assignment_id: str, annotator_id: str) -> dict[str, Any] | None:
         """Return what was kept, if the assignment is this annotator's."""
-        query = (
-            sa.select(tables.drafts.c.body)
-            .join(tables.assignments, tables.drafts.c.assignment_id == _given.id)
-            .where(_given.id == assignment_id, _given.annotator_id == annotator_id)
-        )
-        with self.database.read() as connection:
-            body: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+        where = {"assignment": assignment_id, "annotator": annotator_id}
+        with self.database.look() as connection:
+            body: dict[str, Any] | None = connection.execute(_DRAFT, where).scalar_one_or_none()
         return body
 
     def labels(
@@ -239,42 +246,31 @@ class Work:
         agreed, pairs = agreed_pairs(label.submission.ranks, row.gold_ranks)
         return Feedback(label.submission.ranks, row.gold_ranks, pairs, agreed, row.gold_note)
 
-    def _check(self, connection: sa.Connection, row: Any, submission: Submission) -> None:
-        task = connection.execute(
-            sa.select(tables.tasks.c.completions, tables.campaigns.c.settings)
-            .join(tables.campaigns, tables.tasks.c.campaign_id == tables.campaigns.c.id)
-            .where(tables.tasks.c.id == row.task_id)
-        ).one()
-        mode = CampaignSettings(**task.settings).mode
-        problem = submission.problem(completions=len(task.completions), mode=mode)
-        if problem:
-            raise InvalidLabelError(problem)
-
     def _store(
         self, connection: sa.Connection, assignment_id: str, revision: int, submission: Submission
     ) -> Label:
         label = Label(new_id(), assignment_id, revision, submission, self.database.now())
         values = dataclasses.asdict(submission)
         values["submission_key"] = values.pop("key")
-        connection.execute(
-            tables.labels.insert().values(
-                id=label.id,
-                assignment_id=assignment_id,
-                revision=revision,
-                created_at=label.created_at,
-                **values,
-            )
-        )
+        values |= {"id": label.id, "assignment_id": assignment_id}
+        values |= {"revision": revision, "created_at": label.created_at}
+        connection.execute(_INSERT, values)
         return label
 
 
-def _labels(connection: sa.Connection, assignment_id: str) -> list[Label]:
-    query = (
-        sa.select(*rows.LABEL)
-        .where(_label.assignment_id == assignment_id)
-        .order_by(_label.revision)
-    )
-    return [rows.label(row) for row in connection.execute(query).all()]
+def _check(row: Any, submission: Submission) -> None:
+    mode = CampaignSettings(**row.settings).mode
+    problem = submission.problem(completions=len(row.shown), mode=mode)
+    if problem:
+        raise InvalidLabelError(problem)
+
+
+def _labels(connection: sa.Connection, row: Any) -> list[Label]:
+    """Return the labels of an assignment; only one that is done has any."""
+    if row.state != "done":
+        return []
+    found = connection.execute(_KNOWN, {"assignment": row.id})
+    return [rows.label(one) for one in found.all()]
 
 
 def _again(known: list[Label], submission: Submission) -> Label | None:
@@ -292,7 +288,7 @@ def _again(known: list[Label], submission: Submission) -> Label | None:
 
 
 def _forget_draft(connection: sa.Connection, assignment_id: str) -> None:
-    connection.execute(tables.drafts.delete().where(tables.drafts.c.assignment_id == assignment_id))
+    connection.execute(_FORGET, {"assignment": assignment_id})
 
 
 def _with_annotators(join: sa.Join) -> sa.Join:

@@ -11,15 +11,18 @@ from data.labels.records import Campaign
 
 _ACTION = "accept guidelines"
 
+_ACCEPTED = sa.select(tables.audit.c.detail).where(
+    tables.audit.c.subject == sa.bindparam("campaign"),
+    tables.audit.c.who == sa.bindparam("annotator"),
+    tables.audit.c.action == _ACTION,
+)
+
 
 def accepted_version(database: Database, annotator_id: str, campaign_id: str) -> int:
     """Return the newest version that the annotator accepted, 0 if none."""
-    entry = tables.audit.c
-    query = sa.select(entry.detail).where(
-        entry.subject == campaign_id, entry.who == annotator_id, entry.action == _ACTION
-    )
-    with database.read() as connection:
-        found = connection.execute(query).scalars().all()
+    where = {"campaign": campaign_id, "annotator": annotator_id}
+    with database.look() as connection:
+        found = connection.execute(_ACCEPTED, where).scalars().all()
     return max((int(detail["version"]) for detail in found), default=0)
 
 

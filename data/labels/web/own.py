@@ -21,6 +21,30 @@ _GOLD_LEAST = 3
 
 _given, _label, _task = tables.assignments.c, tables.labels.c, tables.tasks.c
 
+# Every page of a task shows the pace: built once, and read from an index.
+_MINE = sa.and_(
+    _given.annotator_id == sa.bindparam("annotator"),
+    _given.campaign_id == sa.bindparam("campaign"),
+    _given.state == "done",
+)
+_COUNTED = sa.select(
+    sa.func.count(),
+    sa.func.coalesce(
+        sa.func.sum(sa.case((_given.ended_at > sa.bindparam("day", type_=tables.UtcTime), 1))), 0
+    ),
+).where(_MINE)
+_LAST = (
+    sa.select(_label.seconds)
+    .select_from(
+        tables.assignments.join(
+            tables.labels, sa.and_(_label.assignment_id == _given.id, _label.revision == 1)
+        )
+    )
+    .where(_MINE)
+    .order_by(_given.ended_at.desc())
+    .limit(_PACE_OF)
+)
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -48,29 +72,11 @@ class Gold:
 
 def pace(database: Database, annotator_id: str, campaign_id: str) -> Pace:
     """Return how many tasks an annotator did in a campaign, and how fast."""
-    mine = sa.and_(
-        _given.annotator_id == annotator_id,
-        _given.campaign_id == campaign_id,
-        _given.state == "done",
-    )
     day = database.now() - timedelta(days=1)
-    counted = sa.select(
-        sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((_given.ended_at > day, 1))), 0)
-    ).where(mine)
-    last = (
-        sa.select(_label.seconds)
-        .select_from(
-            tables.assignments.join(
-                tables.labels, sa.and_(_label.assignment_id == _given.id, _label.revision == 1)
-            )
-        )
-        .where(mine)
-        .order_by(_given.ended_at.desc())
-        .limit(_PACE_OF)
-    )
-    with database.read() as connection:
-        done, today = connection.execute(counted).one()
-        seconds = connection.execute(last).scalars().all()
+    where = {"annotator": annotator_id, "campaign": campaign_id}
+    with database.look() as connection:
+        done, today = connection.execute(_COUNTED, where | {"day": day}).one()
+        seconds = connection.execute(_LAST, where).scalars().all()
     return Pace(done, int(today), statistics.median(seconds) if seconds else None)
 
 

@@ -17,6 +17,7 @@ import uvicorn
 from data.errors import StorageError, UsageError
 from data.labels.database import Database
 from data.labels.web.app import create_app
+from data.labels.web.pages import load_templates
 from data.labels.web.security import LOOPBACK
 
 DEFAULT_PORT = 8470
@@ -59,6 +60,7 @@ def serve(
             f"host {host} can be reached over the network, where invites and sessions would be "
             "read along: give a certificate and its key, or serve it behind a proxy with https"
         )
+    load_templates()
     hosts = [*LOOPBACK, *allowed_hosts, *([f"[{host}]"] if ":" in host else [host])]
     with bound(host, port) as listening:
         address = _address(listening, host=host, https=certificate is not None)
@@ -113,7 +115,9 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         UsageError: it can't be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named, asyncio turns Nagle's algorithm off on what it accepts; else the end
+    # of every larger page waits some 40 ms for the browser's delayed acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

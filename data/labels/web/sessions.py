@@ -6,6 +6,7 @@ read before, up to its cap.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import math
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -86,7 +86,9 @@ def endpoint(
 
     async def answer(request: Request) -> Response:
         body = await _read(request) if request.method == "POST" else b""
-        return await run_in_threadpool(_answer, request, body, handler, needs)
+        site: Site = request.app.state.site
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(site.threads, _answer, request, body, handler, needs)
 
     return answer
 

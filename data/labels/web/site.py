@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from data.errors import NotYoursError
 from data.labels.campaigns import Campaigns
-from data.labels.database import Database
+from data.labels.database import CONNECTIONS, Database
 from data.labels.people import People
 from data.labels.queue import Queue
 from data.labels.records import Campaign, Progress
@@ -60,6 +61,8 @@ class Site:
         self.queue = Queue(database)
         self.work = Work(database)
         self.limits = Limits()
+        # As many as there are connections: more would only get in each other's way.
+        self.threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="page")
         self._progress: dict[str, tuple[float, Progress]] = {}
         self._lock = threading.Lock()
 
@@ -83,8 +86,11 @@ class Site:
         now = self.clock()
         with self._lock:
             known = self._progress.get(campaign_id)
-        if known is not None and now - known[0] < _PROGRESS_SECONDS:
-            return known[1]
+            if known is not None:
+                if now - known[0] < _PROGRESS_SECONDS:
+                    return known[1]
+                # This request counts; the others take the old figures meanwhile.
+                self._progress[campaign_id] = (now, known[1])
         progress = self.store.progress(campaign_id)
         with self._lock:
             self._progress[campaign_id] = (now, progress)

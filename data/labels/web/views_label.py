@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from data.errors import LabelConflictError, NotYoursError
-from data.labels.records import FLAGS, RATINGS, SKIP_REASONS, Assignment, Campaign, LabelRow
+from data.labels.records import SKIP_REASONS, Assignment, Campaign, LabelRow
 from data.labels.web import consent, own
 from data.labels.web.forms import from_submission, read_sheet, to_submission
 from data.labels.web.pages import render
@@ -58,8 +58,11 @@ def end(visit: Visit) -> Response:
 
 def task(visit: Visit) -> Response:
     """Show a task."""
-    assignment, campaign = _given(visit)
-    state = visit.site.queue.state(assignment.id, visit.me.id)
+    found = visit.site.queue.given(visit.part("assignment"), visit.me.id)
+    if found is None:
+        raise _not_yours()
+    assignment, state = found
+    campaign = visit.site.campaign(assignment.task.campaign_id)
     if state in ("done", "skipped"):
         return RedirectResponse(f"/c/{campaign.id}/next", 303)
     draft = visit.site.work.draft(assignment.id, visit.me.id)
@@ -73,8 +76,9 @@ def save_draft(visit: Visit) -> Response:
     sheet = read_sheet(visit.body, completions=len(assignment.order))
     visit.site.work.save_draft(assignment.id, visit.me.id, sheet.model_dump())
     half = timedelta(seconds=campaign.settings.lease_seconds / 2)
-    still_open = visit.site.queue.state(assignment.id, visit.me.id) == "open"
-    if still_open and assignment.leased_until - visit.site.database.now() < half:
+    running_out = assignment.leased_until - visit.site.database.now() < half
+    # A task that was taken back meanwhile has no lease to extend.
+    if running_out and visit.site.queue.state(assignment.id, visit.me.id) == "open":
         visit.site.queue.extend(assignment.id, visit.me.id)
     return Response(status_code=204)
 
@@ -189,8 +193,12 @@ def find_own(visit: Visit, assignment: Assignment) -> LabelRow:
 def _given(visit: Visit) -> tuple[Assignment, Campaign]:
     assignment = visit.site.queue.assignment(visit.part("assignment"), visit.me.id)
     if assignment is None:
-        raise NotYoursError("there is no such task of yours")
+        raise _not_yours()
     return assignment, visit.site.campaign(assignment.task.campaign_id)
+
+
+def _not_yours() -> NotYoursError:
+    return NotYoursError("there is no such task of yours")
 
 
 def _page(
@@ -226,8 +234,6 @@ def _page(
         sent=sent,
         revising=bool(label_id),
         key=secrets.token_urlsafe(16),
-        flags=FLAGS,
-        ratings=list(RATINGS),
         strengths=STRENGTHS,
         skip_reasons=SKIP_REASONS,
         qualification=status,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -145,3 +147,25 @@ def test_the_address_is_told_while_it_is_served(tmp_path: Path, number: int) -> 
         process.kill()
         process.wait()
     assert not told.exists()
+
+
+def test_pages_are_sent_without_nagles_delay() -> None:
+    """Else the end of a page waits for the acknowledgement of its beginning, some 40 ms."""
+
+    async def accepted(listening: socket.socket) -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            found.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        server = await asyncio.start_server(note, sock=listening)
+        async with server:
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            delay_off = await found
+            writer.close()
+        return delay_off
+
+    with bound("127.0.0.1", 0) as listening:
+        assert asyncio.run(accepted(listening)) != 0
