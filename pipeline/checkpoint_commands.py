@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,13 @@ def evaluate(
     texts: Annotated[
         str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward model that judges as proxy.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE[=WEIGHT]",
+            help="Reward model that judges as proxy; given again, their weighted sum.",
+        ),
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
     ] = None,
@@ -50,7 +57,7 @@ def evaluate(
             checkpoints=_named(checkpoints),
             prompts=_source(prompts),
             texts=_source(texts) if texts else None,
-            reward=reward,
+            rewards=_weighted(reward or []),
             reference=reference,
             plain=plain or [],
             limit=limit,
@@ -86,6 +93,27 @@ def _named(checkpoints: list[str]) -> dict[str, str]:
         if name in found:
             raise UsageError(f"two checkpoints are called '{name}'; write NAME={place} for one")
         found[name] = place
+    return found
+
+
+def _weighted(rewards: list[str]) -> dict[str, float]:
+    """Return place -> weight, which is 1 where none is given."""
+    from data.errors import UsageError
+
+    found: dict[str, float] = {}
+    for text in rewards:
+        place, equals, number = text.rpartition("=")
+        if not equals:
+            place, number = text, "1"
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not place.strip() or not math.isfinite(weight):
+            raise UsageError(f"--reward {text} has no weight; write PLACE or PLACE=0.5")
+        if place in found:
+            raise UsageError(f"--reward names {place} twice; give it once, with the whole weight")
+        found[place] = weight
     return found
 
 

@@ -32,7 +32,8 @@ class Request:
         checkpoints: name -> a stage's folder, a model's folder, or a hub id.
         prompts: source of the prompts.
         texts: source of held-out texts for the perplexity.
-        reward: reward model that judges as `proxy`: a stage's folder, a model's folder or hub id.
+        rewards: reward models that judge as `proxy`, with the weights at which their scores are
+            added: a stage's folder, a model's folder or hub id.
         reference: checkpoint that KL is measured to; the first when not given.
         plain: checkpoints that are given plain text instead of the chat template.
         gold: judge by the embedded world's annotator; by default where the prompts are its own.
@@ -47,7 +48,7 @@ class Request:
     checkpoints: Mapping[str, str]
     prompts: SourceSettings
     texts: SourceSettings | None = None
-    reward: str | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
     reference: str | None = None
     plain: Sequence[str] = ()
     gold: bool | None = None
@@ -86,7 +87,7 @@ def evaluate_checkpoints(
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
     plan = _plan(request, say=console.say)
-    desk = Desk(out, _key(plan, request.reward), console, stop_if_asked)
+    desk = Desk(out, _key(plan, request.rewards), console, stop_if_asked)
     results = evaluate(plan, desk)
     desk.clear()
     say_results(results, console.say)
@@ -113,7 +114,7 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if gold else None,
-        scorer=None if request.reward is None else _scorer(checkpoint_location(request.reward)),
+        scorer=_scorer({checkpoint_location(r): w for r, w in request.rewards.items()}),
         sampling=sampling,
         batch_size=request.batch_size,
         resamples=request.resamples,
@@ -132,22 +133,28 @@ def checkpoint_location(given: str) -> str:
     return given if folder is None else str(folder.resolve())
 
 
-def _scorer(location: str) -> Callable[[], Scorer]:
+def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
+    """Return what loads one reward model, or the weighted sum of several; None without any."""
+
     def load() -> Scorer:
+        from reward.ensemble import WeightedSum
         from reward.model import RewardModel
 
-        return RewardModel.load(location)
+        terms = [(RewardModel.load(place), weight, None) for place, weight in weights.items()]
+        if [weight for _, weight, _ in terms] == [1.0]:
+            return terms[0][0]
+        return WeightedSum(terms)
 
-    return load
+    return load if weights else None
 
 
-def _key(plan: Plan, reward: str | None) -> str:
+def _key(plan: Plan, rewards: Mapping[str, float]) -> str:
     """Return the digest of all that the work of an earlier try must share."""
     facts = [
         [[name, str(source), _state(str(source))] for name, source in plan.checkpoints.items()],
         [[row.prompt, row.id] for row in plan.prompts],
         list(plan.texts),
-        [reward, _state(checkpoint_location(reward)) if reward else None],
+        [[place, w, _state(checkpoint_location(place))] for place, w in rewards.items()],
         [plan.reference, sorted(plan.plain), repr(plan.sampling), plan.seed, plan.bf16],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,36 @@ def test_eval_judges_stages_and_folders_under_any_name(rlhf: Rlhf, finished: Pat
     assert set(found["checkpoints"]) == {"sft", "🐍", "base/raw"}
     samples = [json.loads(line) for line in Path("ev/samples.jsonl").read_text().splitlines()]
     assert len(samples) == 9 and all(row["proxy"] is not None for row in samples)
+
+
+def test_eval_adds_the_scores_of_several_rewards_by_weight(rlhf: Rlhf, finished: Path) -> None:
+    shutil.copytree("runs/tiny/reward/model", "other")
+
+    def proxies(*rewards: str) -> list[float]:
+        shutil.rmtree("ev", ignore_errors=True)
+        given = [word for reward in rewards for word in ("--reward", reward)]
+        assert rlhf("eval", "runs/tiny/sft", *EVAL, *given).code == 0
+        lines = Path("ev/samples.jsonl").read_text().splitlines()
+        return [json.loads(line)["proxy"] for line in lines]
+
+    one = proxies("runs/tiny/reward")
+    assert any(one)
+    assert proxies("runs/tiny/reward", "other=0.5") == pytest.approx([1.5 * s for s in one])
+    assert proxies("other=-2") == pytest.approx([-2 * s for s in one])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["a=much"], "--reward a=much has no weight; write PLACE or PLACE=0.5"),
+        (["a=nan"], "--reward a=nan has no weight"),
+        (["=1"], "--reward =1 has no weight"),
+        (["a", "a=2"], "--reward names a twice"),
+    ],
+)
+def test_eval_refuses_weights_that_are_none(rlhf: Rlhf, given: list[str], told: str) -> None:
+    words = [word for reward in given for word in ("--reward", reward)]
+    refused(rlhf("eval", "runs/tiny/sft", *EVAL, *words), told)
 
 
 @pytest.mark.parametrize(
