@@ -53,17 +53,14 @@ _GIVEN = (
 )
 _ANYBODYS = sa.select(*rows.ASSIGNMENT).select_from(rows.joined()).where(_given.id == _ID)
 _STATE = sa.select(_given.state).where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
-_LATE = (
-    sa.select(tables.assignments)
-    .where(
-        _given.campaign_id == _CAMPAIGN,
-        _given.state == "open",
-        _given.leased_until < sa.bindparam("now", type_=tables.UtcTime),
-        _given.takes_slot.is_(True),
-    )
-    .with_for_update(skip_locked=True)
+_IS_LATE = sa.and_(
+    _given.campaign_id == _CAMPAIGN,
+    _given.state == "open",
+    _given.leased_until < sa.bindparam("now", type_=tables.UtcTime),
+    _given.takes_slot.is_(True),
 )
-_ANY_LATE = sa.select(_given.id).where(_LATE.whereclause).limit(1)
+_LATE = sa.select(tables.assignments).where(_IS_LATE).with_for_update(skip_locked=True)
+_ANY_LATE = sa.select(_given.id).where(_IS_LATE).limit(1)
 _SEEN = (
     sa.select(tables.assignments)
     .where(
