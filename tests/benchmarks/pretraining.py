@@ -33,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 SIDES = ("ours", "trainer", "nanochat")
 HIDDEN, LAYERS, HEADS, VOCABULARY, ROWS, LENGTH = 256, 4, 4, 2048, 16, 256
+FEED_FORWARD = 688  # Llama's 8/3 of the hidden size, as the stage `pretrain` rounds it up
 
 
 def arguments() -> argparse.Namespace:
@@ -120,7 +121,7 @@ def llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FEED_FORWARD,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
         max_position_embeddings=LENGTH, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
