@@ -200,9 +200,8 @@ def _optimising(
 
     The value model, called last, comes first; then the policy's logits are unfolded.
     """
-    policy, value, layout = actors.policy, actors.value, cost.layout
-    if actors.rank is not None:
-        policy = policy.frozen()
+    value, layout = actors.value, cost.layout
+    policy = actors.policy if actors.rank is None else actors.policy.frozen()
     length = work.prompt + work.most
     sizes: dict[str, Any] = {"rows": work.micro, "length": length, "bf16": bf16}
     again = settings.gradient_checkpointing
