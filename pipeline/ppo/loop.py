@@ -249,7 +249,7 @@ def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, Reading | None]:
 def _look(
     ppo: Ppo, episodes: Episodes, reading: Reading | None = None
 ) -> tuple[Tokens, PolicyScores]:
-    tokens = _tokens(ppo, episodes)
+    tokens = _tokens(ppo, episodes) if reading is None else reading.tokens
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,

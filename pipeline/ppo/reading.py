@@ -30,11 +30,13 @@ class Reading(NamedTuple):
     """What one pass tells.
 
     Attributes:
+        tokens: of the episodes that were read.
         scores: of each response, its bias added.
         states_BTH: last hidden states: at step t that before token t; 0 outside the value mask.
         apart: share of all processes' responses whose score took a pass of its own.
     """
 
+    tokens: Tokens
     scores: list[float]
     states_BTH: Tensor
     apart: float
@@ -91,7 +93,7 @@ class Reader:
                 scores_B[apart] = scores_B.new_tensor(own)
         scores = [score + self.model.bias for score in scores_B.tolist()]
         share = ranks.sum(torch.tensor([float(len(apart)), float(len(seen))], device=tokens.device))
-        return Reading(scores, states_BTH, float(share[0] / share[1]))
+        return Reading(tokens, scores, states_BTH, float(share[0] / share[1]))
 
 
 def _keep(hidden_MLH: Tensor, piece: Piece, states_BTH: Tensor) -> None:
