@@ -18,17 +18,6 @@ TEMPLATE = (
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other on more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def fresh_accelerate_state() -> Iterator[None]:
     yield
     from accelerate.state import AcceleratorState, GradientState

@@ -32,15 +32,6 @@ class ShareOf:
         return [sum(c in self.wanted for c in text) / max(1, len(text)) for text in responses]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A model this small is slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[..., Any]:
     """Return a builder of runs: make_ppo(value="separate", scorer=ShareOf("e"), **settings).

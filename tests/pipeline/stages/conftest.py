@@ -58,15 +58,6 @@ class Server:
         self.thread.start()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two, much so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def questions() -> list[tuple[str, str]]:
     """Return the 36 questions and answers of `sft_rows`."""

@@ -56,7 +56,6 @@ def settings(
     start: Path, tmp_path: Path, tiny_tokenizer: Build, tiny_policy: Build
 ) -> dict[str, Any]:
     """Return the settings of a PPO stage that is paid for length alone."""
-    torch.set_num_threads(1)
     policy = start / "policy"
     if not policy.is_dir():
         tokenizer = tiny_tokenizer()
