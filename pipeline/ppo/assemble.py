@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from data.errors import ModelError
+from data.errors import ModelError, UsageError
+from pipeline.compiling import compile_layers
 from pipeline.config import Lora
 from pipeline.models import (
     eos_ids,
@@ -31,6 +32,7 @@ from pipeline.ppo.reading import Reader
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
+from pipeline.short_attention import use_short_attention
 from reward.model import RewardModel
 from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
@@ -78,10 +80,15 @@ def assemble(
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
+        UsageError: layers are to be compiled, and weights are sharded or no compiler is here.
     """
+    if hyper.compile and ranks.sharded:
+        raise UsageError(
+            "compile: true is not for sharded weights; set it to false, or launch with ddp.yaml"
+        )
     pad_id = require_distinct_pad(tokenizer, policy_source)
     model, trunk = _start(policy_source, lora, ranks, trust=trust_remote_code)
-    reference = _reference(model, reference_source, trunk, ranks, trust=trust_remote_code)
+    reference = _reference(model, reference_source, trunk, hyper, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     reader, read_head = _reader(rewards) if read_values else (None, None)
     policy = _policy(model, trunk, hyper, with_head=value_source is None and not read_values)
@@ -116,7 +123,7 @@ def _policy(
     model: PreTrainedModel, trunk: Trunk | None, hyper: Hyperparameters, *, with_head: bool
 ) -> Policy:
     head = _zero_head(model) if with_head else None
-    _checkpoint_activations(model, when=hyper.gradient_checkpointing)
+    _hasten(model, hyper)
     return Policy(model, head, trunk, None if trunk is None else POLICY)
 
 
@@ -188,6 +195,7 @@ def _reference(
     model: PreTrainedModel,
     source: str | Path | None,
     trunk: Trunk | None,
+    hyper: Hyperparameters,
     ranks: Ranks,
     *,
     trust: bool,
@@ -196,6 +204,8 @@ def _reference(
     if trunk is not None:
         return Policy(model, None, trunk, None)
     reference = copy.deepcopy(model) if source is None else _fitting(model, source, trust=trust)
+    if hyper.compile:  # as the policy is, or they would differ by rounding from the start
+        compile_layers(reference)
     frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
     return ranks.place(frozen)
 
@@ -257,9 +267,17 @@ def _value_learner(
     else:
         model = load_value_model(source)
         require_causal(model, source)
-        _checkpoint_activations(model, when=hyper.gradient_checkpointing)
+        _hasten(model, hyper)
         module = ValueModel(model)
     return Learner.of(module, learning_rate=rate, hyper=hyper, ranks=ranks)
+
+
+def _hasten(model: PreTrainedModel, hyper: Hyperparameters) -> None:
+    """Prepare a model for training passes: memory and time, never the result."""
+    _checkpoint_activations(model, when=hyper.gradient_checkpointing)
+    use_short_attention(model)
+    if hyper.compile:
+        compile_layers(model)
 
 
 def _checkpoint_activations(model: PreTrainedModel, *, when: bool) -> None:

@@ -10,12 +10,16 @@ Shapes: B episodes, T response tokens, N tokens, V vocabulary. Masks are True wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.ppo.masking import masked_mean
+
+LOGITS_IN_CACHE = 2**18
+"""Logits worked on at a time: 1 MiB in fp32."""
 
 
 class PolicyLoss(NamedTuple):
@@ -134,13 +138,51 @@ def token_scores(
         temperature: divides the logits, in roll-out, reference and update alike.
         entropy: whether to compute the entropies; zeros else.
     """
+    if not entropy:
+        logprobs_N: Tensor = _TokenLogprobs.apply(logits_NV, tokens_N, temperature)
+        return TokenScores(logprobs_N, torch.zeros_like(logprobs_N))
     scaled_NV = logits_NV.float()
     if temperature != 1.0:
         scaled_NV = scaled_NV / temperature
-    if not entropy:
-        chosen_N = scaled_NV.gather(1, tokens_N[:, None])[:, 0]
-        logprobs_N = chosen_N - scaled_NV.logsumexp(dim=-1)
-        return TokenScores(logprobs_N, torch.zeros_like(logprobs_N))
     logprobs_NV = scaled_NV.log_softmax(dim=-1)
     entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
     return TokenScores(logprobs_NV.gather(1, tokens_N[:, None])[:, 0], entropies_N)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities of tokens, some rows at a time in fp32.
+
+    Nothing of the logits' size is kept or made but the logits and their gradient, in their own
+    precision; what is in between stays in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
+        lse_N = torch.empty(len(tokens_N), device=logits_NV.device)
+        chosen_N = torch.empty_like(lse_N)
+        for rows in _some_rows(logits_NV):
+            scaled = logits_NV[rows].float() / temperature
+            lse_N[rows] = scaled.logsumexp(dim=-1)
+            chosen_N[rows] = scaled.gather(1, tokens_N[rows, None])[:, 0]
+        ctx.save_for_backward(logits_NV, tokens_N, lse_N)
+        ctx.temperature = temperature
+        return chosen_N - lse_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits_NV, tokens_N, lse_N = ctx.saved_tensors
+        gradient_NV = torch.empty_like(logits_NV)
+        for rows in _some_rows(logits_NV):
+            weight = gradient_N[rows, None] / ctx.temperature
+            part = logits_NV[rows].float().div_(ctx.temperature).sub_(lse_N[rows, None]).exp_()
+            part.mul_(-weight).scatter_add_(1, tokens_N[rows, None], weight)
+            gradient_NV[rows] = part
+        return gradient_NV, None, None
+
+
+def _some_rows(logits_NV: Tensor) -> Iterator[slice]:
+    """Cut rows of logits into pieces that fit a processor's cache; an accelerator takes more."""
+    elements = LOGITS_IN_CACHE if logits_NV.device.type == "cpu" else 64 * LOGITS_IN_CACHE
+    step = max(1, elements // logits_NV.shape[1])
+    for start in range(0, len(logits_NV), step):
+        yield slice(start, start + step)

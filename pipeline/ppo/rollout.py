@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from pipeline.compiling import uncompiled
 from pipeline.generation import Sample, Sampling, decode, generate
 from pipeline.ppo.learner import Learner
 from pipeline.ppo.masking import length_mask, truncate_after_end
@@ -58,7 +59,7 @@ class LocalEngine:
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
-        with self.policy.whole() as policy, self.weights(), self.ranks.autocast():
+        with self.policy.whole() as policy, self.weights(), self.ranks.autocast(), uncompiled():
             return generate(
                 policy.model,
                 prompts,

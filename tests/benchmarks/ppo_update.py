@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="`tiny` or the folder of a checkpoint")
     parser.add_argument("--trunks", nargs="+", choices=TRUNKS, default=TRUNKS)
     parser.add_argument("--reuse", action="store_true", help="set reuse_logprobs")
+    parser.add_argument("--compile", action="store_true", help="compile the layers, ours")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters of a shared trunk")
     parser.add_argument("--episodes", type=int, default=64, help="of one update")
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
@@ -207,6 +208,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
             max_new_tokens=given.response,
             temperature=1.0,
             reuse_logprobs=given.reuse,
+            compile=given.compile,
         ),
         ranks=Ranks(make_accelerator(bf16=resolve_bf16("auto", pick_device())), 0),
         lora=lora,
