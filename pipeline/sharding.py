@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data.errors import UsageError
+from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoint import load_state, restore_rng, rng_state, save_state
 
 SHARD = "RLHF_SHARD_WEIGHTS"
@@ -72,6 +73,8 @@ def make_accelerator(*, bf16: bool) -> TrainingAccelerator:
         _require_deepspeed()
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = TrainingAccelerator(mixed_precision="bf16" if bf16 else "no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # accelerate refuses to go without where no data loader is prepared.
         engine = accelerator.state.deepspeed_plugin.deepspeed_config

@@ -14,6 +14,7 @@ from data.errors import ModelError, UsageError
 from pipeline.compiling import compile_layers
 from pipeline.config import Lora
 from pipeline.models import (
+    halve_products,
     eos_ids,
     load_policy,
     load_tokenizer,
@@ -206,6 +207,8 @@ def _reference(
     reference = copy.deepcopy(model) if source is None else _fitting(model, source, trust=trust)
     if hyper.compile:  # as the policy is, or they would differ by rounding from the start
         compile_layers(reference)
+    if ranks.bf16 and not ranks.sharded:
+        halve_products(reference)
     frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
     return ranks.place(frozen)
 

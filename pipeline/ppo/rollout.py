@@ -5,12 +5,13 @@ Another engine (a server that holds its own copy of the weights) implements `Rol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import nn
 
 from pipeline.compiling import uncompiled
 from pipeline.generation import Sample, Sampling, decode, generate
@@ -59,7 +60,13 @@ class LocalEngine:
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
-        with self.policy.whole() as policy, self.weights(), self.ranks.autocast(), uncompiled():
+        with (
+            self.policy.whole() as policy,
+            self.weights(),
+            self.ranks.autocast(),
+            _cast_once(policy.model),
+            uncompiled(),
+        ):
             return generate(
                 policy.model,
                 prompts,
@@ -72,6 +79,22 @@ class LocalEngine:
 
     def synchronize(self) -> None:
         """Nothing to do: the weights are the ones that are trained."""
+
+
+@contextmanager
+def _cast_once(model: nn.Module) -> Iterator[None]:
+    """Let mixed precision keep its copies of frozen weights from token to token.
+
+    It keeps those of weights that want gradients alone, and would cast a trunk at every step.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @dataclass(frozen=True)
