@@ -14,8 +14,8 @@ from data.errors import ModelError, UsageError
 from pipeline.compiling import compile_layers
 from pipeline.config import Lora
 from pipeline.models import (
-    halve_products,
     eos_ids,
+    halve_products,
     load_policy,
     load_tokenizer,
     load_value_model,
@@ -207,9 +207,9 @@ def _reference(
     reference = copy.deepcopy(model) if source is None else _fitting(model, source, trust=trust)
     if hyper.compile:  # as the policy is, or they would differ by rounding from the start
         compile_layers(reference)
-    if ranks.bf16 and not ranks.sharded:
-        halve_products(reference)
     frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
+    if ranks.bf16 and not ranks.sharded:
+        halve_products(frozen)
     return ranks.place(frozen)
 
 
