@@ -221,10 +221,9 @@ def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> Tensor:
     """Attention of rows (B, h, L, d), causal where there is no mask; returns (B, L, h, d)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from reward.short_attention import attend
 
-    result: Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
-    return result
+    return attend(module, query, key, value, mask, **options)[0]
 
 
 def _attend_rows(

@@ -33,10 +33,10 @@ from pipeline.ppo.reading import Reader
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
-from pipeline.short_attention import use_short_attention
 from reward.model import RewardModel
 from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
+from reward.short_attention import use_short_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -139,7 +139,8 @@ def token_scores(
         entropy: whether to compute the entropies; zeros else.
     """
     if not entropy:
-        logprobs_N: Tensor = _TokenLogprobs.apply(logits_NV, tokens_N, temperature)
+        parts = (logits_NV, tokens_N, temperature)
+        logprobs_N: Tensor = _TokenLogprobs.apply(*parts)  # type: ignore[no-untyped-call]
         return TokenScores(logprobs_N, torch.zeros_like(logprobs_N))
     scaled_NV = logits_NV.float()
     if temperature != 1.0:
@@ -169,7 +170,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return chosen_N - lse_N
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
         logits_NV, tokens_N, lse_N = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)
         for rows in _some_rows(logits_NV):

@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--response", type=int, default=64, help="tokens, at most")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--micro", type=int, default=16, help="episodes of a backward pass, ours")
+    parser.add_argument("--micro", type=int, default=32, help="episodes of a backward pass, ours")
     parser.add_argument("--peer-micro", type=int, default=64, help="the same, of the peer")
     parser.add_argument("--updates", type=int, default=6, help="of each process, one uncounted")
     parser.add_argument("--turns", type=int, default=1, help="processes of each side")

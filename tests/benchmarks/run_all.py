@@ -43,7 +43,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
     """Return the command of each benchmark by its name and peer."""
     threads = ["--threads", str(given.threads)]
     bf16 = ["--bf16"] if has_bf16() else []
-    ppo = ["ppo_update.py", "--peer", given.peer, *threads]
+    ppo = ["ppo_update.py", "--peer", given.peer, *threads, "--compile", "--reuse"]
     trl, generate, trainer = "TRL 1.12 PPO, fp32", "transformers generate", "transformers Trainer"
     rewards = f"TRL {importlib.metadata.version('trl')} RewardTrainer"
     pretraining = ["pretraining.py", "--steps", "6", *threads, *bf16]
@@ -60,7 +60,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
     }  # fmt: skip
     if given.model:
         sized = ["--model", given.model, "--episodes", "16", "--prompt", "64", "--response", "64"]
-        sized += ["--peer-micro", "16", "--micro", "8"]
+        sized += ["--peer-micro", "16", "--micro", "16"]
         name = Path(given.model).name
         found |= {
             (f"PPO, {name}", trl): [*ppo, *sized],

@@ -28,7 +28,10 @@ LONGEST = 192
 
 
 def use_short_attention(model: PreTrainedModel) -> None:
-    """Let a model on a processor take it where it pays; where it does not, nothing changes."""
+    """Let a model on a processor take it where it pays; where it does not, nothing changes.
+
+    A model whose attention knows trees takes it already.
+    """
     if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
@@ -45,7 +48,7 @@ class _ShortCausal(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         length = query.shape[2]
         scaled = query * ctx.scale
@@ -64,7 +67,7 @@ class _ShortCausal(torch.autograd.Function):
         )
 
 
-def _attend(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -87,7 +90,7 @@ def _attend(
         return attended
     groups = query.shape[1] // key.shape[1]
     dtype = value.dtype
-    output: Tensor = _ShortCausal.apply(
+    output: Tensor = _ShortCausal.apply(  # type: ignore[no-untyped-call]
         query.to(dtype),
         repeat_kv(key.to(dtype), groups),
         repeat_kv(value, groups),
@@ -100,5 +103,5 @@ def _in_bf16(value: Tensor) -> bool:
     return value.dtype == torch.bfloat16 and value.device.type == "cpu"
 
 
-AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
