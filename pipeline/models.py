@@ -250,19 +250,22 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def halve_products(model: torch.nn.Module) -> None:
-    """Keep the weights of a frozen model's linear layers in bf16; embeddings and norms stay.
+    """Keep the matrices of a frozen model's linear layers in bf16; embeddings and norms stay.
 
     Under mixed precision its products are in bf16 anyway, so that nothing it computes there
     changes; it may be called in mixed precision alone from then on.
     """
+    from transformers.pytorch_utils import Conv1D
+
+    linear = (torch.nn.Linear, Conv1D)
     others = {
         id(parameter)
         for module in model.modules()
-        if not isinstance(module, torch.nn.Linear)
+        if not isinstance(module, linear)
         for parameter in module.parameters(recurse=False)
     }
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and id(module.weight) not in others:
+        if isinstance(module, linear) and id(module.weight) not in others:
             module.weight.data = module.weight.data.to(torch.bfloat16)
 
 

@@ -32,6 +32,7 @@ from pipeline.training import (
     set_learning_rate,
 )
 from pipeline.training_corpus import ChunkOrder, chunk_batch
+from reward.short_attention import use_short_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,6 +119,7 @@ class LmTrainer:
             weight_decay=self.hyper.weight_decay,
         )
         self.model.train()
+        use_short_attention(self.model)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.forward = torch.compile(self.prepared) if self.hyper.compile else self.prepared
         self.parameters = [p for p in self.prepared.parameters() if p.requires_grad]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "rlhf_short_causal"
 """Under which transformers knows it."""
-LONGEST = 192
+LONGEST = 256
 """Tokens of the longest row; beyond some 300 torch's own is faster."""
 
 

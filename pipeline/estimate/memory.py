@@ -23,11 +23,14 @@ ADAM = 2 * FP32
 LOGITS_IN_LOSS = 3
 """fp32 tensors of the logits' size alive in the backward pass of cross-entropy: the kept
 log-probabilities, their gradient, and the gradient of the logits."""
-LOGITS_IN_POLICY = 4
-"""The same of PPO's log-probability: scaled logits, and in its backward pass the gradient of the
-chosen one, the difference to the log-sum, and their sum."""
+LOGITS_IN_POLICY = 2
+"""Tensors of the logits' size and precision in the backward pass of PPO's log-probability: the
+logits and their gradient."""
 LOGITS_KEPT = 1
-"""The scaled logits that the policy's forward pass keeps."""
+"""The logits that the policy's forward pass keeps."""
+LOGITS_WITH_ENTROPY = 4
+"""fp32 tensors of the logits' size where an entropy bonus needs gradients: log-probabilities,
+probabilities and two gradients."""
 LOGITS_LOOKED_AT = 4
 """The same without gradients, entropy included: logits, log-probabilities, probabilities and
 their product."""
@@ -199,9 +202,9 @@ def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, key: int, value: i
     return float(shape.layers * rows * tokens * shape.key_width * (key + value))
 
 
-def logit_bytes(shape: ModelShape, *, positions: float, copies: float) -> float:
-    """Return the bytes of the fp32 tensors of the logits' size that live at once."""
-    return FP32 * copies * positions * shape.vocabulary
+def logit_bytes(shape: ModelShape, *, positions: float, copies: float, width: int = FP32) -> float:
+    """Return the bytes of the tensors of the logits' size that live at once."""
+    return width * copies * positions * shape.vocabulary
 
 
 def adapter_parameters(shape: ModelShape, *, rank: int) -> int:

@@ -14,6 +14,7 @@ from pipeline.estimate.memory import (
     LOGITS_IN_POLICY,
     LOGITS_KEPT,
     LOGITS_LOOKED_AT,
+    LOGITS_WITH_ENTROPY,
     activation_bytes,
     adapter_parameters,
     block_bytes,
@@ -112,7 +113,7 @@ def ppo_phases(
     cached in fp32, since cosines are fp32, values in bf16.
     """
     policy, layout = actors.policy, cost.layout
-    kept = _kept(settings, actors, cost)
+    kept = _kept(settings, actors, cost, bf16=bf16)
     casts = cast_bytes(policy, bf16=bf16) if layout.sharding != "fsdp2" else 0.0
     width = BF16 if bf16 else FP32
     sampling = decoding_memory(
@@ -165,7 +166,9 @@ def _publishing(actors: Actors, kept: dict[str, float], *, on_cpu: bool) -> Phas
     return Phase("publishing", saved)
 
 
-def _kept(settings: PpoSettings, actors: Actors, cost: StageCost) -> dict[str, float]:
+def _kept(
+    settings: PpoSettings, actors: Actors, cost: StageCost, *, bf16: bool
+) -> dict[str, float]:
     """Return what is there the whole time: four models or more, and Adam's moments."""
     layout, policy = cost.layout, actors.policy
     frozen = policy.parameters if actors.rank is not None else 0
@@ -175,6 +178,9 @@ def _kept(settings: PpoSettings, actors: Actors, cost: StageCost) -> dict[str, f
     }
     if actors.rank is None:
         kept["reference"] = float(FP32 * actors.reference.parameters)
+        if bf16 and cost.layout.sharding != "fsdp2":  # its products' weights alone
+            apart = 0 if actors.reference.tied else actors.reference.head
+            kept["reference"] -= (FP32 - BF16) * (actors.reference.matrices + apart)
     if actors.value is not None:
         kept["value model"] = FP32 * layout.share(actors.on_value)
     if actors.judges:
@@ -210,6 +216,9 @@ def _optimising(
         return activation_bytes(model, **sizes, checkpointed=again)
 
     positions = min(work.micro * work.most, LOGITS_AT_ONCE / policy.vocabulary)
+    logits, width = (LOGITS_KEPT, LOGITS_IN_POLICY), BF16 if bf16 else FP32
+    if settings.entropy_coefficient > 0:
+        logits, width = (LOGITS_WITH_ENTROPY, LOGITS_WITH_ENTROPY), FP32
     gradients = layout.gradients(actors.trained)
     buckets = gradients - FP32 * layout.share(actors.trained)
     first = FP32 * layout.share(policy.head if actors.rank is None else 0)
@@ -225,7 +234,7 @@ def _optimising(
             "gradients": gradients if work.accumulating else buckets,
             "activations": kept_by(policy) + kept_by(value),
             "bf16 copies": casts + (cast_bytes(value, bf16=bf16, head=False) if casts else 0.0),
-            "logits": logit_bytes(policy, positions=positions, copies=LOGITS_KEPT),
+            "logits": logit_bytes(policy, positions=positions, copies=logits[0], width=width),
         }
         phases.append(Phase("backward begins", both))
         first += FP32 * layout.share(actors.on_value)
@@ -234,7 +243,7 @@ def _optimising(
         "gradients": gradients if work.accumulating else buckets + first,
         "activations": kept_by(policy),
         "bf16 copies": casts,
-        "logits": logit_bytes(policy, positions=positions, copies=LOGITS_IN_POLICY),
+        "logits": logit_bytes(policy, positions=positions, copies=logits[1], width=width),
     }
     ends = {**kept, "gradients": gradients}
     ends["activations"] = working_bytes(policy, tokens=work.micro * length, bf16=bf16)

@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--response", type=int, default=64, help="tokens, at most")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--micro", type=int, default=32, help="episodes of a backward pass, ours")
+    parser.add_argument("--shared-micro", type=int, help="the same on a shared trunk")
     parser.add_argument("--peer-micro", type=int, default=64, help="the same, of the peer")
     parser.add_argument("--updates", type=int, default=6, help="of each process, one uncounted")
     parser.add_argument("--turns", type=int, default=1, help="processes of each side")
@@ -94,6 +95,8 @@ def run_side(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(given.threads)
+    if given.role == "shared" and given.shared_micro:
+        given.micro = given.shared_micro
     with tempfile.TemporaryDirectory() as scratch:
         updates = (peer if given.role == "peer" else ours)(given, Path(scratch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -60,7 +60,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
     }  # fmt: skip
     if given.model:
         sized = ["--model", given.model, "--episodes", "16", "--prompt", "64", "--response", "64"]
-        sized += ["--peer-micro", "16", "--micro", "16"]
+        sized += ["--peer-micro", "16", "--micro", "16", "--shared-micro", "8"]
         name = Path(given.model).name
         found |= {
             (f"PPO, {name}", trl): [*ppo, *sized],

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.ppo import losses
 from pipeline.ppo.losses import language_loss, policy_loss, token_scores, value_loss
 from pipeline.ppo.masking import length_mask
 
@@ -157,3 +158,36 @@ def test_language_loss_by_hand() -> None:
         count=4,
     )
     assert loss.item() == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradients_of_token_scores_are_those_of_log_softmax(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_IN_CACHE", 3 * 11)  # three rows at a time, and one left
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(10, 11, generator=generator)).requires_grad_()
+    tokens = torch.randint(0, 11, (10,), generator=generator)
+    weights = torch.randn(10, generator=generator)
+    plain = (logits / temperature).log_softmax(-1)[torch.arange(10), tokens]
+    (expected,) = torch.autograd.grad((weights * plain.exp()).sum(), logits)
+    scored = token_scores(
+        logits_NV=logits, tokens_N=tokens, temperature=temperature, entropy=False
+    ).logprobs_N
+    torch.testing.assert_close(scored, plain, atol=1e-6, rtol=1e-6)
+    (found,) = torch.autograd.grad((weights * scored.exp()).sum(), logits)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_of_bf16_logits_are_as_near_as_bf16_can_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = (4 * torch.randn(6, 50, generator=generator)).bfloat16().float().requires_grad_()
+    rounded = exact.detach().bfloat16().requires_grad_()
+    tokens = torch.randint(0, 50, (6,), generator=generator)
+
+    def gradient(logits: torch.Tensor) -> torch.Tensor:
+        scored = token_scores(logits_NV=logits, tokens_N=tokens, temperature=0.9, entropy=False)
+        return torch.autograd.grad(scored.logprobs_N.sum(), logits)[0].float()
+
+    found = gradient(rounded)
+    torch.testing.assert_close(found, gradient(exact), atol=0, rtol=2**-8)
