@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from data.errors import UsageError
+from data.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,26 +23,36 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile the decoder layers of a model where they stand; names and weights stay.
 
     Raises:
+        ModelError: the model does not say what its layers are.
+        UsageError: this machine has no C++ compiler, which torch needs for processors.
+    """
+    require_compiler(model.device)
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(
+            f"compile: {type(model).__name__} does not say which modules are its layers; set "
+            "compile: false"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse to compile where torch could not.
+
+    Raises:
         UsageError: this machine has no C++ compiler, which torch needs for processors.
     """
     compiler = os.environ.get("CXX", "g++")
-    if model.device.type == "cpu" and shutil.which(compiler) is None:
+    if device.type == "cpu" and shutil.which(compiler) is None:
         raise UsageError(
             f"compile: torch needs a C++ compiler and finds no {compiler}; install one (on Debian "
             "the package g++), name it in the environment as CXX, or set compile: false"
         )
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        if type(module).__name__ in names:
-            module.compile(dynamic=True)
 
 
 def uncompiled() -> AbstractContextManager[None]:
     """Return a context in which layers run as written, such as for decoding token by token."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Tell whether layers of a model were compiled."""
-    return any(module._compiled_call_impl is not None for module in model.modules())

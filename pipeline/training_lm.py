@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType
 
 from data.errors import RecipeError
 from pipeline.checkpoint import load_state, save_state
+from pipeline.compiling import require_compiler
 from pipeline.evaluation.perplexity import batches_loss, perplexity_figures
 from pipeline.language_modelling import LmBatch, summed_loss
 from pipeline.sharding import TrainingAccelerator, make_accelerator
@@ -104,6 +105,7 @@ class LmTrainer:
 
         Raises:
             RecipeError: the batch can't be shared out evenly.
+            UsageError: the model is to be compiled, and no compiler is here.
         """
         world = self.accelerator.num_processes
         if self.hyper.batch_size % world:
@@ -120,6 +122,8 @@ class LmTrainer:
         )
         self.model.train()
         use_short_attention(self.model)
+        if self.hyper.compile:
+            require_compiler(self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.forward = torch.compile(self.prepared) if self.hyper.compile else self.prepared
         self.parameters = [p for p in self.prepared.parameters() if p.requires_grad]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from data.errors import UsageError
+from data.errors import ModelError, UsageError
 from pipeline.checkpoint import ResumeStore
+from pipeline.compiling import compile_layers
 from pipeline.config import Lora
 from pipeline.models import halve_products
 from pipeline.ppo.loop import restore, run_update, save
@@ -58,6 +59,14 @@ def test_compiling_without_a_compiler_is_one_sentence(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"no-such-compiler.*compile: false"):
         make_ppo(compile=True)
+
+
+@needs_compiler
+def test_a_model_whose_layers_are_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(tied=True)
+    monkeypatch.setattr(model, "_no_split_modules", None)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*compile: false"):
+        compile_layers(model)
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:
