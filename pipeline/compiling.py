@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data.errors import ModelError, UsageError
+from data.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +23,8 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile the decoder layers of a model where they stand; names and weights stay.
 
     Raises:
-        ModelError: the model does not say what its layers are.
-        UsageError: this machine has no C++ compiler, which torch needs for processors.
+        ModelError: the model does not say what its layers are, or this machine has no C++
+            compiler, which torch needs for processors.
     """
     require_compiler(model.device)
     names = set(model._no_split_modules or ())
@@ -42,11 +42,11 @@ def require_compiler(device: torch.device) -> None:
     """Refuse to compile where torch could not.
 
     Raises:
-        UsageError: this machine has no C++ compiler, which torch needs for processors.
+        ModelError: this machine has no C++ compiler, which torch needs for processors.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UsageError(
+        raise ModelError(
             f"compile: torch needs a C++ compiler and finds no {compiler}; install one (on Debian "
             "the package g++), name it in the environment as CXX, or set compile: false"
         )

@@ -105,7 +105,7 @@ class LmTrainer:
 
         Raises:
             RecipeError: the batch can't be shared out evenly.
-            UsageError: the model is to be compiled, and no compiler is here.
+            ModelError: the model is to be compiled, and no compiler is here.
         """
         world = self.accelerator.num_processes
         if self.hyper.batch_size % world:

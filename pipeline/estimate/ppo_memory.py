@@ -215,10 +215,7 @@ def _optimising(
     def kept_by(model: ModelShape) -> float:
         return activation_bytes(model, **sizes, checkpointed=again)
 
-    positions = min(work.micro * work.most, LOGITS_AT_ONCE / policy.vocabulary)
-    logits, width = (LOGITS_KEPT, LOGITS_IN_POLICY), BF16 if bf16 else FP32
-    if settings.entropy_coefficient > 0:
-        logits, width = (LOGITS_WITH_ENTROPY, LOGITS_WITH_ENTROPY), FP32
+    logits_kept, logits_there = _logits(policy, settings, work, bf16=bf16)
     gradients = layout.gradients(actors.trained)
     buckets = gradients - FP32 * layout.share(actors.trained)
     first = FP32 * layout.share(policy.head if actors.rank is None else 0)
@@ -234,7 +231,7 @@ def _optimising(
             "gradients": gradients if work.accumulating else buckets,
             "activations": kept_by(policy) + kept_by(value),
             "bf16 copies": casts + (cast_bytes(value, bf16=bf16, head=False) if casts else 0.0),
-            "logits": logit_bytes(policy, positions=positions, copies=logits[0], width=width),
+            "logits": logits_kept,
         }
         phases.append(Phase("backward begins", both))
         first += FP32 * layout.share(actors.on_value)
@@ -243,7 +240,7 @@ def _optimising(
         "gradients": gradients if work.accumulating else buckets + first,
         "activations": kept_by(policy),
         "bf16 copies": casts,
-        "logits": logit_bytes(policy, positions=positions, copies=logits[1], width=width),
+        "logits": logits_there,
     }
     ends = {**kept, "gradients": gradients}
     ends["activations"] = working_bytes(policy, tokens=work.micro * length, bf16=bf16)
@@ -256,3 +253,16 @@ def _optimising(
         more = {"activations": both["activations"] + block_bytes(value, **sizes)}
         phases.append(Phase("backward of a block of the value model", {**both, **more}))
     return phases
+
+
+def _logits(
+    policy: ModelShape, settings: PpoSettings, work: Work, *, bf16: bool
+) -> tuple[float, float]:
+    """Return the bytes of logits after the policy's forward pass, and in its backward pass."""
+    positions = min(work.micro * work.most, LOGITS_AT_ONCE / policy.vocabulary)
+    if settings.entropy_coefficient > 0:
+        both = logit_bytes(policy, positions=positions, copies=LOGITS_WITH_ENTROPY)
+        return both, both
+    copies, width = (LOGITS_KEPT, LOGITS_IN_POLICY), BF16 if bf16 else FP32
+    kept, there = (logit_bytes(policy, positions=positions, copies=n, width=width) for n in copies)
+    return kept, there

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from data.errors import ModelError, UsageError
+from data.errors import ModelError
 from pipeline.compiling import compile_layers
 from pipeline.config import Lora
 from pipeline.models import (
@@ -81,14 +81,9 @@ def assemble(
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
-        UsageError: layers are to be compiled, and weights are sharded or no compiler is here.
     """
-    if hyper.compile and ranks.sharded:
-        raise UsageError(
-            "compile: true is not for sharded weights; set it to false, or launch with ddp.yaml"
-        )
     pad_id = require_distinct_pad(tokenizer, policy_source)
-    model, trunk = _start(policy_source, lora, ranks, trust=trust_remote_code)
+    model, trunk = _start(policy_source, lora, hyper, ranks, trust=trust_remote_code)
     reference = _reference(model, reference_source, trunk, hyper, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     reader, read_head = _reader(rewards) if read_values else (None, None)
@@ -112,9 +107,13 @@ def assemble(
 
 
 def _start(
-    source: str | Path, lora: Lora | None, ranks: Ranks, *, trust: bool
+    source: str | Path, lora: Lora | None, hyper: Hyperparameters, ranks: Ranks, *, trust: bool
 ) -> tuple[PreTrainedModel, Trunk | None]:
     """Load the policy's start, and make a trunk of it if the policy is an adapter."""
+    if hyper.compile and ranks.sharded:
+        raise ModelError(
+            "compile: true is not for sharded weights; set it to false, or launch with ddp.yaml"
+        )
     model = load_policy(source, trust_remote_code=trust)
     require_causal(model, source)
     return model, None if lora is None else _trunk(model, lora, source, ranks)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from data.errors import ModelError, UsageError
+from data.errors import ModelError
 from pipeline.checkpoint import ResumeStore
 from pipeline.compiling import compile_layers
 from pipeline.config import Lora
@@ -57,7 +57,7 @@ def test_compiling_without_a_compiler_is_one_sentence(
     make_ppo: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match=r"no-such-compiler.*compile: false"):
+    with pytest.raises(ModelError, match=r"no-such-compiler.*compile: false"):
         make_ppo(compile=True)
 
 

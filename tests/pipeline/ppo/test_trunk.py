@@ -90,9 +90,18 @@ def test_it_learns_to_say_what_is_rewarded(
     with torch.no_grad():
         policy.lm_head.weight.mul_(10)
     policy.save_pretrained(tmp_path / "loud")
-    scores = learn(policy=tmp_path / "loud", lora=Lora(rank=8, alpha=16))
+
+    class Common:
+        """Many letters are wanted: with a rare one, rounding decides when it is first met."""
+
+        name = "common"
+
+        def score(self, prompts: Any, responses: Any) -> list[float]:
+            return [sum(c in "aeiounrst" for c in text) / max(1, len(text)) for text in responses]
+
+    scores = learn(policy=tmp_path / "loud", lora=Lora(rank=8, alpha=16), scorer=Common())
     assert scores[0] < 0.1
-    assert sum(scores[-5:]) / 5 > 0.4
+    assert sum(scores[-5:]) / 5 > 0.3
 
 
 def test_a_resume_state_is_small_and_exact(make_ppo: Build, tmp_path: Path) -> None:
