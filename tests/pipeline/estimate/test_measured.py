@@ -66,6 +66,8 @@ def recipe(tmp_path: Path, local_policy: Callable[..., Path]) -> Callable[..., R
                 "episodes": 32, "batch_size": 16, "max_new_tokens": 24, "temperature": 1.0,
             },
         }  # fmt: skip
+        for settings in stages.values():
+            settings["bf16"] = False  # on every machine the same
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({"stages": stages}))
         return load_recipe(path, overrides)
