@@ -73,8 +73,6 @@ def make_accelerator(*, bf16: bool) -> TrainingAccelerator:
         _require_deepspeed()
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = TrainingAccelerator(mixed_precision="bf16" if bf16 else "no")
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # accelerate refuses to go without where no data loader is prepared.
         engine = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -110,6 +108,10 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
     def prepare(self, *objects: Any, **options: Any) -> Any:
         """Spread modules and their optimisers, given in one call, over the processes."""
         modules = [o for o in objects if isinstance(o, nn.Module)]
+        if self.device.type == "cpu":
+            keep_freed_memory(
+                largest=max((p.nbytes for m in modules for p in m.parameters()), default=0)
+            )
         if not self.sharded or not modules:
             return super().prepare(*objects, **options)
         before = {id(p): (m, n) for m in modules for n, p in m.named_parameters()}

@@ -6,12 +6,14 @@ import sys
 
 import pytest
 
+from pipeline.allocator import keep_freed_memory
+
 CHURN = """
 import resource, sys
 import torch
 from pipeline.allocator import keep_freed_memory
 
-kept = sys.argv[1] == "keep" and keep_freed_memory()
+kept = sys.argv[1] == "keep" and keep_freed_memory(largest=48_000_000)
 def churn():
     for _ in range(20):
         torch.ones(12_000_000)  # 48 MB
@@ -33,3 +35,7 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
     assert faults("keep")[0] == 1
     # 48 MB are 12,000 pages of 4 KiB; large pages make them fewer.
     assert faults("keep")[1] < max(200, faults("give back")[1] / 4)
+
+
+def test_small_models_are_left_alone() -> None:
+    assert not keep_freed_memory(largest=32 * 2**20)
