@@ -30,9 +30,6 @@ from data.errors import ArtifactError, UsageError
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
 _MORE_CONNECTIONS = 64
-_TURNS = 4
-"""Threads that talk to PostgreSQL at a time; the others wait. A connection's first statements cost
-ten times what later ones do, and after a restart every thread would open one at once."""
 _BUSY_SECONDS = 30
 _IDLE_SECONDS = 5.0
 """After which a PostgreSQL connection is tried before it is used: the server may be a new one.
@@ -65,8 +62,6 @@ class Database:
         self.url = engine.url.render_as_string(hide_password=True)
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._writer = threading.Lock()
-        self._turns = threading.Semaphore(_TURNS)
-        self._mine = threading.local()
 
     def now(self) -> datetime:
         """Return the time, aware, in UTC."""
@@ -75,7 +70,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Give a connection whose reads all see the same state on SQLite."""
-        with self._connect() as connection, connection.begin():
+        with self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -88,7 +83,7 @@ class Database:
         alone: dict[str, Any] = (
             {"alone": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         )
-        with self._connect() as connection:
+        with self.engine.connect() as connection:
             yield connection.execution_options(**alone)
 
     @contextmanager
@@ -100,7 +95,7 @@ class Database:
                 but a power cut may undo the last moment; whatever is durable later makes it so.
         """
         if not self.is_sqlite:
-            with self._connect() as connection, connection.begin():
+            with self.engine.begin() as connection:
                 if not durable:
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
@@ -117,24 +112,6 @@ class Database:
             finally:
                 if not durable:
                     raw.execute("PRAGMA synchronous = FULL")
-
-    @contextmanager
-    def _connect(self) -> Iterator[sa.Connection]:
-        """Give a connection, on PostgreSQL when it is this thread's turn.
-
-        A thread that has a connection gets a second one at once: it would wait for itself.
-        """
-        if self.is_sqlite or getattr(self._mine, "turn", False):
-            with self.engine.connect() as connection:
-                yield connection
-            return
-        with self._turns:
-            self._mine.turn = True
-            try:
-                with self.engine.connect() as connection:
-                    yield connection
-            finally:
-                self._mine.turn = False
 
     def close(self) -> None:
         """Close every connection."""
