@@ -161,8 +161,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
         lse_N = torch.empty(len(tokens_N), device=logits_NV.device)
         chosen_N = torch.empty_like(lse_N)
-        for rows in _some_rows(logits_NV):
-            scaled = logits_NV[rows].float() / temperature
+        for rows, scaled in _some_scaled(logits_NV, temperature):
             lse_N[rows] = scaled.logsumexp(dim=-1)
             chosen_N[rows] = scaled.gather(1, tokens_N[rows, None])[:, 0]
         ctx.save_for_backward(logits_NV, tokens_N, lse_N)
@@ -173,17 +172,20 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
         logits_NV, tokens_N, lse_N = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)
-        for rows in _some_rows(logits_NV):
+        for rows, scaled in _some_scaled(logits_NV, ctx.temperature):
             weight = gradient_N[rows, None] / ctx.temperature
-            part = logits_NV[rows].float().div_(ctx.temperature).sub_(lse_N[rows, None]).exp_()
-            part.mul_(-weight).scatter_add_(1, tokens_N[rows, None], weight)
-            gradient_NV[rows] = part
+            part = scaled.sub_(lse_N[rows, None]).exp_().mul_(-weight)
+            gradient_NV[rows] = part.scatter_add_(1, tokens_N[rows, None], weight)
         return gradient_NV, None, None
 
 
-def _some_rows(logits_NV: Tensor) -> Iterator[slice]:
-    """Cut rows of logits into pieces that fit a processor's cache; an accelerator takes more."""
+def _some_scaled(logits_NV: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    """Cut rows into pieces that fit a processor's cache; an accelerator takes more at a time.
+
+    Each comes with its scaled logits in fp32: a copy, which may be overwritten.
+    """
     elements = LOGITS_IN_CACHE if logits_NV.device.type == "cpu" else 64 * LOGITS_IN_CACHE
     step = max(1, elements // logits_NV.shape[1])
     for start in range(0, len(logits_NV), step):
-        yield slice(start, start + step)
+        rows = slice(start, start + step)
+        yield rows, logits_NV[rows].to(torch.float32, copy=True).div_(temperature)

@@ -175,7 +175,9 @@ def test_gradients_of_token_scores_are_those_of_log_softmax(
         logits_NV=logits, tokens_N=tokens, temperature=temperature, entropy=False
     ).logprobs_N
     torch.testing.assert_close(scored, plain, atol=1e-6, rtol=1e-6)
+    before = logits.detach().clone()
     (found,) = torch.autograd.grad((weights * scored.exp()).sum(), logits)
+    assert torch.equal(logits, before)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
