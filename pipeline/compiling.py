@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     """Compile the decoder layers of a model where they stand; names and weights stay.
+
+    Args:
+        model: still to be moved, or there.
+        device: where it will run.
 
     Raises:
         ModelError: the model does not say what its layers are, or this machine has no C++
             compiler, which torch needs for processors.
     """
-    require_compiler(model.device)
+    require_compiler(device)
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:

@@ -121,7 +121,7 @@ class LmTrainer:
             weight_decay=self.hyper.weight_decay,
         )
         self.model.train()
-        use_short_attention(self.model)
+        use_short_attention(self.model, self.accelerator.device)
         if self.hyper.compile:
             require_compiler(self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)

@@ -27,12 +27,16 @@ LONGEST = 256
 """Tokens of the longest row; beyond some 300 torch's own is faster."""
 
 
-def use_short_attention(model: PreTrainedModel) -> None:
+def use_short_attention(model: PreTrainedModel, device: torch.device) -> None:
     """Let a model on a processor take it where it pays; where it does not, nothing changes.
 
     A model whose attention knows trees takes it already.
+
+    Args:
+        model: still to be moved, or there.
+        device: where it will run.
     """
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+    if device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 

@@ -87,7 +87,7 @@ def assemble(
     reference = _reference(model, reference_source, trunk, hyper, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     reader, read_head = _reader(rewards) if read_values else (None, None)
-    policy = _policy(model, trunk, hyper, with_head=value_source is None and not read_values)
+    policy = _policy(model, trunk, hyper, ranks, with_head=not (value_source or read_values))
     run = _optimization(policy, read_head or value_source, pretraining, hyper, ranks)
     ends = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
     return Ppo(
@@ -120,10 +120,15 @@ def _start(
 
 
 def _policy(
-    model: PreTrainedModel, trunk: Trunk | None, hyper: Hyperparameters, *, with_head: bool
+    model: PreTrainedModel,
+    trunk: Trunk | None,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    *,
+    with_head: bool,
 ) -> Policy:
     head = _zero_head(model) if with_head else None
-    _hasten(model, hyper)
+    _hasten(model, hyper, ranks)
     return Policy(model, head, trunk, None if trunk is None else POLICY)
 
 
@@ -205,7 +210,7 @@ def _reference(
         return Policy(model, None, trunk, None)
     reference = copy.deepcopy(model) if source is None else _fitting(model, source, trust=trust)
     if hyper.compile:  # as the policy is, or they would differ by rounding from the start
-        compile_layers(reference)
+        compile_layers(reference, ranks.device)
     frozen = Policy(reference.to(ranks.device)).requires_grad_(False).eval()
     if ranks.bf16 and not ranks.sharded:
         halve_products(frozen)
@@ -269,17 +274,17 @@ def _value_learner(
     else:
         model = load_value_model(source)
         require_causal(model, source)
-        _hasten(model, hyper)
+        _hasten(model, hyper, ranks)
         module = ValueModel(model)
     return Learner.of(module, learning_rate=rate, hyper=hyper, ranks=ranks)
 
 
-def _hasten(model: PreTrainedModel, hyper: Hyperparameters) -> None:
+def _hasten(model: PreTrainedModel, hyper: Hyperparameters, ranks: Ranks) -> None:
     """Prepare a model for training passes: memory and time, never the result."""
     _checkpoint_activations(model, when=hyper.gradient_checkpointing)
-    use_short_attention(model)
+    use_short_attention(model, ranks.device)
     if hyper.compile:
-        compile_layers(model)
+        compile_layers(model, ranks.device)
 
 
 def _checkpoint_activations(model: PreTrainedModel, *, when: bool) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from reward import short_attention
 from reward.short_attention import NAME, use_short_attention
 
 KEYS, HEADS, LENGTH = 2, 4, 40
+CPU = torch.device("cpu")
 
 
 def model(seed: int = 0) -> LlamaForCausalLM:
@@ -56,7 +56,7 @@ def test_outputs_are_those_of_sdpa_and_gradients_as_near_to_fp32(calls: list[int
     plain = gradients(model(), ids, bf16=True)
     assert calls == []
     short = model()
-    use_short_attention(short)
+    use_short_attention(short, CPU)
     found = gradients(short, ids, bf16=True)
     assert calls == [LENGTH] * 2
     assert off(found, exact) < 1.2 * off(plain, exact) < 0.1
@@ -75,7 +75,7 @@ def test_all_else_is_left_to_sdpa(
     if case == "long":
         monkeypatch.setattr(short_attention, "LONGEST", LENGTH - 1)
     short, plain = model(), model()
-    use_short_attention(short)
+    use_short_attention(short, CPU)
     with torch.set_grad_enabled(case != "no gradients"):
         if case == "no gradients":
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -90,8 +90,11 @@ def test_all_else_is_left_to_sdpa(
 
 def test_a_model_saves_as_it_would_have(tmp_path: Path) -> None:
     short = model()
-    use_short_attention(short)
+    use_short_attention(short, CPU)
     short.save_pretrained(tmp_path)
-    assert NAME not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+    assert NAME not in (tmp_path / "config.json").read_text()
+    elsewhere = model()
+    use_short_attention(elsewhere, torch.device("cuda"))
+    assert elsewhere.config._attn_implementation == "sdpa"
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     assert loaded.config._attn_implementation == "sdpa"

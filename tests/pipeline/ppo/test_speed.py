@@ -59,6 +59,7 @@ def test_compiling_without_a_compiler_is_one_sentence(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ModelError, match=r"no-such-compiler.*compile: false"):
         make_ppo(compile=True)
+    compile_layers(llama(tied=True), torch.device("cuda"))  # which needs none
 
 
 @needs_compiler
@@ -66,7 +67,7 @@ def test_a_model_whose_layers_are_unknown_is_refused(monkeypatch: pytest.MonkeyP
     model = llama(tied=True)
     monkeypatch.setattr(model, "_no_split_modules", None)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM.*compile: false"):
-        compile_layers(model)
+        compile_layers(model, torch.device("cpu"))
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:
