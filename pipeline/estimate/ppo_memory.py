@@ -178,7 +178,7 @@ def _kept(
     }
     if actors.rank is None:
         kept["reference"] = float(FP32 * actors.reference.parameters)
-        if bf16 and cost.layout.sharding != "fsdp2":  # its products' weights alone
+        if bf16 and layout.sharding != "fsdp2":  # its products' weights alone
             apart = 0 if actors.reference.tied else actors.reference.head
             kept["reference"] -= (FP32 - BF16) * (actors.reference.matrices + apart)
     if actors.value is not None:
