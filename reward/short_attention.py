@@ -1,11 +1,11 @@
-"""Causal attention over short rows on a processor, with a backward pass in plain products.
+"""Attention over short rows on a processor, with a backward pass in plain products.
 
 torch's flash attention for processors makes the attention matrix again in its backward pass with
 products so small that in bf16 they take longer than in fp32: on two cores with AMX, 16 rows of 96
-tokens took 9.5 ms backwards where plain batched products take 1.4. Up to `LONGEST` tokens the
+tokens took 9.5 ms backwards where plain batched products take 1.4. Up to `LARGEST` entries the
 matrix is small enough to be made whole. The forward pass is torch's own, so that no output changes.
 
-Shapes: B rows, A heads, L tokens, D head width.
+Shapes: B rows, A heads, L tokens, K tokens that they look at, D head width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 NAME = "rlhf_short_causal"
 """Under which transformers knows it."""
-LONGEST = 256
-"""Tokens of the longest row; beyond some 300 torch's own is faster."""
+LARGEST = 512 * 512
+"""Entries of the largest matrix of a head; beyond twice as many torch's own is faster."""
+_IN_CACHE = 2_000_000
+"""Entries of all matrices made at once: some rows at a time are twice as fast as all, whose
+matrices would go to memory that is new each time."""
 
 
 def use_short_attention(model: PreTrainedModel, device: torch.device) -> None:
@@ -40,35 +43,53 @@ def use_short_attention(model: PreTrainedModel, device: torch.device) -> None:
         model.set_attn_implementation(NAME)
 
 
-class _ShortCausal(torch.autograd.Function):
-    """Causal attention of queries, keys and values (B, A, L, D) that makes its matrix twice."""
+class _Short(torch.autograd.Function):
+    """Attention of queries (B, A, L, D) to keys and values (B, A, K, D), its matrix made twice.
+
+    Causal where there is no mask; a mask (B, 1, L, K) is added and lets every query see something.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
         ctx.scale = scale
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
         )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        length = query.shape[2]
-        scaled = query * ctx.scale
-        unseen = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-        scores = torch.matmul(scaled, key.transpose(-1, -2)).masked_fill(unseen, float("-inf"))
-        weights = scores.softmax(dim=-1)
-        to_weights = torch.matmul(gradient, value.transpose(-1, -2))
-        # The softmax's own backward pass.
-        centred = to_weights - (to_weights * weights).sum(dim=-1, keepdim=True)
-        to_scores = weights * centred
-        return (
-            torch.matmul(to_scores, key) * ctx.scale,
-            torch.matmul(to_scores.transpose(-1, -2), scaled),
-            torch.matmul(weights.transpose(-1, -2), gradient),
-            None,
-        )
+        query, key, value, mask = ctx.saved_tensors
+        rows, heads, length = query.shape[:3]
+        if mask is None:
+            unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+            mask = unseen.expand(rows, 1, length, length)
+        found = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
+        for start in range(0, rows, at_once):
+            some = slice(start, start + at_once)
+            tensors = (gradient, query, key, value, mask)
+            parts = _backward(*(tensor[some] for tensor in tensors), ctx.scale)
+            for whole, part in zip(found, parts, strict=True):
+                whole[some] = part
+        return (*found, None, None)
+
+
+def _backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scaled = query * scale
+    weights = torch.matmul(scaled, key.transpose(-1, -2)).add_(mask).softmax(dim=-1)
+    to_scores = torch.matmul(gradient, value.transpose(-1, -2))
+    # The softmax's own backward pass.
+    to_scores.sub_((to_scores * weights).sum(dim=-1, keepdim=True)).mul_(weights)
+    return (
+        torch.matmul(to_scores, key).mul_(scale),
+        torch.matmul(to_scores.transpose(-1, -2), scaled),
+        torch.matmul(weights.transpose(-1, -2), gradient),
+    )
 
 
 def attend(
@@ -82,11 +103,19 @@ def attend(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as `sdpa_attention_forward` does; short causal rows in bf16 by `_ShortCausal`."""
+    """Attend as `sdpa_attention_forward` does; short rows in bf16 by `_Short`.
+
+    Those are causal ones without a mask, and those with a mask of bf16 numbers to add, in which
+    every query sees something; the masks of transformers, which are of bools, may not be so.
+    """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    short = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= LONGEST
-    plain = attention_mask is None and not dropout and more.get("position_bias") is None
-    if not (torch.is_grad_enabled() and short and plain and causal and _in_bf16(value)):
+    if attention_mask is None:
+        fits = causal and query.shape[2] == key.shape[2] > 1
+    else:
+        fits = attention_mask.dtype == value.dtype and attention_mask.shape[1] == 1
+    short = query.shape[2] * key.shape[2] <= LARGEST
+    plain = not dropout and more.get("position_bias") is None
+    if not (torch.is_grad_enabled() and fits and short and plain and _in_bf16(value)):
         attended: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **more,
@@ -94,10 +123,11 @@ def attend(
         return attended
     groups = query.shape[1] // key.shape[1]
     dtype = value.dtype
-    output: Tensor = _ShortCausal.apply(  # type: ignore[no-untyped-call]
+    output: Tensor = _Short.apply(  # type: ignore[no-untyped-call]
         query.to(dtype),
         repeat_kv(key.to(dtype), groups),
         repeat_kv(value, groups),
+        None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
     )
     return output.transpose(1, 2).contiguous(), None

@@ -175,12 +175,15 @@ class Work:
 
         Raises:
             NotYoursError: the assignment is not this annotator's.
-            LabelConflictError: it is labelled or skipped already; or, to revise, not labelled.
+            LabelConflictError: it is labelled or skipped already; or, to revise, not labelled, or
+                the page it comes from sent its revision meanwhile.
         """
         with self.database.write(durable=False) as connection:
             row = lock(connection, assignment_id, annotator_id)
             if row.state == "skipped" or (row.state == "done") != revising:
                 raise LabelConflictError("this task is not open any more: go on to the next one")
+            if any(label.submission.key == body.get("key") for label in _labels(connection, row)):
+                raise LabelConflictError("what this page holds is sent already: reload it")
             _forget_draft(connection, assignment_id)
             values = {"body": body, "updated_at": self.database.now()}
             connection.execute(_KEEP, {"assignment_id": assignment_id, **values})

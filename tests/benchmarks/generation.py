@@ -164,7 +164,8 @@ def compare_greedy(given: argparse.Namespace, loaded: Any) -> list[float]:
         gap = float((logits[a[at]] - logits[b[at]]).abs())
         if gap > allowed:
             raise SystemExit(
-                f"greedy tokens of prompt {place} differ by {gap:.2g} of a logit, above {allowed:.2g}"
+                f"greedy tokens of prompt {place} differ by {gap:.2g} of a logit, "
+                f"above {allowed:.2g}"
             )
         ties.append(gap)
     return ties

@@ -75,7 +75,7 @@ def read_rankings(path: str) -> Rows:
 def made_up_rankings(count: int, tokenizer: Any, length: int) -> Rows:
     """Completions of four different counts of one word among others; uneven in length."""
     rng = random.Random(0)
-    words = [w for w in tokenizer.get_vocab() if w.isalnum()][:200]
+    words = one_token_words(tokenizer)
     rows = []
     for _ in range(count):
         counts = rng.sample(range(max(4, length // 3)), 4)
@@ -89,6 +89,16 @@ def made_up_rankings(count: int, tokenizer: Any, length: int) -> Rows:
         prompt = " ".join(rng.choices(words[1:], k=length))
         rows.append({"prompt": prompt, "completions": texts, "ranks": ranks})
     return rows
+
+
+def one_token_words(tokenizer: Any, most: int = 200) -> list[str]:
+    """Return words that are one token each behind a space, so that a text's length is known."""
+    words = []
+    for token in range(len(tokenizer)):
+        text = tokenizer.decode([token])
+        if text[:1] == " " and text[1:].isascii() and text[1:].isalpha() and len(words) < most:
+            words.append(text[1:])
+    return words
 
 
 def encode(options: argparse.Namespace) -> Rows:
@@ -141,8 +151,7 @@ class Clock:
 
 def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[str, Any]:
     import torch
-    from accelerate import Accelerator
-
+    from pipeline.sharding import make_accelerator
     from reward.batching import EncodedRanking
     from reward.model import RewardModel
     from reward.training import Hyperparameters, RankingTrainer
@@ -165,7 +174,7 @@ def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict
         pad_id=model.pad_id,
         hyper=hyper,
         seed=options.seed,
-        accelerator=Accelerator(cpu=True),
+        accelerator=make_accelerator(bf16=False),
     )
     clock = Clock()
 

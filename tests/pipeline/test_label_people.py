@@ -43,7 +43,7 @@ stages:
   rankings:
     {kind: rankings, labeler: people, model: base, prompts: [{path: prompts.jsonl}], limit: 12,
      completions: 3, max_new_tokens: 16,
-     people: {overlap: 0.5, annotators_per_task: 2, poll_seconds: 0.2, guidelines: rules.md}}
+     people: {overlap: 0.5, annotators_per_task: 2, poll_seconds: 0.2, guidelines: rules.md%s}}
   reward:
     {kind: reward, model: base, rankings: rankings, heldout_share: 0.4, prompts_per_step: 4,
      learning_rate: 1e-3, save_every: 0}
@@ -258,9 +258,21 @@ def shortest(prompt: str, answers: list[str]) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-def test_a_recipe_waits_for_three_people_who_call(tiny_recipe: Path) -> None:
-    folder = tiny_recipe.parent
-    (folder / "waiting.yaml").write_text(WAITING)
+@pytest.mark.parametrize(
+    ("where", "how"), [("sqlite", "per_annotator"), ("postgresql", "soft")], ids="-".join
+)
+def test_a_recipe_waits_for_three_people_who_call(
+    tiny_recipe: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    how: str,
+) -> None:
+    folder, more = tiny_recipe.parent, f", consolidation: {how}"
+    if where == "postgresql":
+        monkeypatch.setenv("LABELS_AT", request.getfixturevalue("postgresql"))
+        more += ', database: "env:LABELS_AT"'
+    (folder / "waiting.yaml").write_text(WAITING % more)
     (folder / "rules.md").write_text("# Short is good")
     run, waits = "runs/waiting", ("run", "waiting.yaml")
     with running(folder, *waits) as process:
@@ -268,6 +280,30 @@ def test_a_recipe_waits_for_three_people_who_call(tiny_recipe: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     assert "all labels are kept" in "".join(process.lines)  # type: ignore[attr-defined]
+    assert (folder / run / "labels" / "labels.sqlite").exists() == (where == "sqlite")
+    done = three_callers(folder, run, waits)
+    assert not (folder / run / "labels" / "server.json").exists()
+    rows = rankings_of(folder / run)
+    assert min(done) > 0
+    if how == "soft":
+        assert len({json.dumps(row["prompt"]) for row in rows}) == len(rows) < sum(done)
+        assert all(row["probabilities"] for row in rows)
+    else:
+        assert sum(done) == len(rows)
+        for row in rows:
+            assert row["meta"]["_label"]["ratings"] == ratings_of(row["ranks"])
+    for row in rows:
+        assert row["ranks"] == shortest("", row["completions"])
+    assert (folder / run / "reward" / "model" / "model.safetensors").is_file()
+    assert told(folder, *waits).count("up to date") == 4
+    report = json.loads(told(folder, "label", "stats", run, "--json"))
+    assert report["overlapping"] > 0 and report["whole"]["figures"]["agreement"]["value"] == 1.0
+    exported = told(folder, "label", "export", run, "--out", "out", "--what", "preferences")
+    assert "preferences/train.jsonl" in exported
+
+
+def three_callers(folder: Path, run: str, waits: tuple[str, ...]) -> list[int]:
+    """Let three people label until the recipe is through; return how much each did."""
     with running(folder, "label", "serve", run, "--port", "0") as server:
         address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)", 60)[1]
         first = line_of(server, r"your way in, good once: (\S+)", 10)[1]
@@ -283,18 +319,7 @@ def test_a_recipe_waits_for_three_people_who_call(tiny_recipe: Path) -> None:
             for person in people:
                 person.close()
             assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
-    assert not (folder / run / "labels" / "server.json").exists()
-    rows = rankings_of(folder / run)
-    assert sum(done) == len(rows) and min(done) > 0
-    for row in rows:
-        assert row["ranks"] == shortest("", row["completions"])
-        assert row["meta"]["_label"]["ratings"] == ratings_of(row["ranks"])
-    assert (folder / run / "reward" / "model" / "model.safetensors").is_file()
-    assert told(folder, *waits).count("up to date") == 4
-    report = json.loads(told(folder, "label", "stats", run, "--json"))
-    assert report["overlapping"] > 0 and report["whole"]["figures"]["agreement"]["value"] == 1.0
-    exported = told(folder, "label", "export", run, "--out", "out", "--what", "preferences")
-    assert "preferences/train.jsonl" in exported
+    return done
 
 
 QUICKSTART = (

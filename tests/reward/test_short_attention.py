@@ -40,13 +40,13 @@ def off(found: Tensor, exact: Tensor) -> float:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of the rows that went the short way."""
     lengths: list[int] = []
-    apply = short_attention._ShortCausal.apply
+    apply = short_attention._Short.apply
 
     def counted(query: Tensor, *rest: Any) -> Any:
         lengths.append(query.shape[2])
         return apply(query, *rest)
 
-    monkeypatch.setattr(short_attention._ShortCausal, "apply", counted)
+    monkeypatch.setattr(short_attention._Short, "apply", counted)
     return lengths
 
 
@@ -73,7 +73,7 @@ def test_all_else_is_left_to_sdpa(
     if case == "padded":
         more["attention_mask"] = torch.ones_like(ids).index_fill_(1, torch.tensor([0, 1]), 0)
     if case == "long":
-        monkeypatch.setattr(short_attention, "LONGEST", LENGTH - 1)
+        monkeypatch.setattr(short_attention, "LARGEST", LENGTH * LENGTH - 1)
     short, plain = model(), model()
     use_short_attention(short, CPU)
     with torch.set_grad_enabled(case != "no gradients"):
@@ -86,6 +86,41 @@ def test_all_else_is_left_to_sdpa(
             )
             assert torch.equal(found, expected)
     assert calls == []
+
+
+@pytest.mark.parametrize("at_once", [1, 5 * HEADS * 9 * 13, 2_000_000])
+def test_rows_with_a_mask_of_numbers_go_the_short_way(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(short_attention, "_IN_CACHE", at_once)
+    draw = torch.Generator().manual_seed(2)
+    own = torch.full((9, 9), -torch.inf).triu(1)
+    prefix = torch.zeros(7, 1, 9, 4)
+    prefix[3, :, :, 2:] = -torch.inf
+    mask = torch.cat([prefix, own.expand(7, 1, 9, 9)], dim=-1)
+    shapes = ((7, HEADS, 9, 8), (7, KEYS, 13, 8), (7, KEYS, 13, 8))
+    tensors = [torch.randn(shape, generator=draw) for shape in shapes]
+    given = torch.randn((7, 9, HEADS, 8), generator=draw)
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = HEADS // KEYS
+    found = {}
+    for dtype, way in (
+        (torch.float32, "exact"), (torch.bfloat16, "short"), (torch.bfloat16, "plain")
+    ):  # fmt: skip
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+        with monkeypatch.context() as patched:
+            if way == "plain":
+                patched.setattr(short_attention, "LARGEST", 0)
+            query, key, value = leaves
+            output, _ = short_attention.attend(module, query, key, value, mask.to(dtype))
+        torch.autograd.backward(output, given.to(dtype))
+        gradients = torch.cat([t.grad.float().flatten() for t in leaves if t.grad is not None])
+        found[way] = output.float(), gradients
+    assert calls == [9]
+    assert torch.equal(found["short"][0], found["plain"][0])
+    # Where torch keeps the scores in fp32 they are rounded once more.
+    exact = found["exact"][1]
+    assert off(found["short"][1], exact) < 1.5 * off(found["plain"][1], exact) < 0.01
 
 
 def test_a_model_saves_as_it_would_have(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Sheet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     key: str = Field(default="", max_length=64)
-    """Of the submission; empty in a draft."""
+    """Of the submission that the page makes, or made."""
     phase: Literal["rate", "rank"] = "rank"
     """Which step of the page is open."""
     tiers: list[int | None] = Field(max_length=9)

@@ -1,22 +1,12 @@
-"""A label database for each test, on SQLite and on PostgreSQL.
-
-PostgreSQL is Debian's: where it is installed, the tests start its cluster if it is down and make a
-role and a database of their own, dropped at the end; each test has a schema of its own in it.
-`RLHF_TEST_POSTGRES` may give the address of a server to use instead, with a role that may create
-databases. With "postgresql" in `RLHF_TEST_REQUIRE`, as in CI, its absence is a failure.
-"""
+"""A label database for each test, on SQLite and on PostgreSQL, where each has its own schema."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import secrets
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -77,58 +67,6 @@ def database(url: str, clock: Clock) -> Iterator[Database]:
     opened.clock = clock
     yield opened
     opened.close()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The address of a new, empty PostgreSQL database."""
-    name, password = f"rlhf_test_{secrets.token_hex(6)}", secrets.token_hex(16)
-    given = os.environ.get("RLHF_TEST_POSTGRES")
-    if given:
-        engine = sa.create_engine(given, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        yield sa.make_url(given).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-        engine.dispose()
-        return
-    port = _debian_cluster()
-    _psql(port, f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-    _psql(port, f"CREATE DATABASE {name} OWNER {name}")
-    yield f"postgresql+psycopg://{name}:{password}@127.0.0.1:{port}/{name}"
-    _psql(port, f"DROP DATABASE {name} WITH (FORCE)")
-    _psql(port, f"DROP ROLE {name}")
-
-
-def _debian_cluster() -> str:
-    """Return the port of Debian's first cluster, started if it was down; skip without one."""
-    if shutil.which("pg_lsclusters") is None:
-        _skip("PostgreSQL is not installed: apt-get install postgresql")
-    if os.geteuid() != 0:
-        _skip("only root starts Debian's PostgreSQL; or set RLHF_TEST_POSTGRES")
-    listed = subprocess.run(["pg_lsclusters", "-h"], capture_output=True, text=True, check=True)
-    if not listed.stdout.strip():
-        _skip("PostgreSQL has no cluster: pg_createcluster 15 main")
-    version, cluster, port, status = listed.stdout.split()[:4]
-    if status != "online":
-        # Another run may start it at the same moment: what counts is that it answers.
-        subprocess.run(["pg_ctlcluster", version, cluster, "start"], capture_output=True)
-    _psql(port, "SELECT 1")
-    return port
-
-
-def _skip(reason: str) -> NoReturn:
-    if "postgresql" in os.environ.get("RLHF_TEST_REQUIRE", "").split():
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def _psql(port: str, statement: str) -> None:
-    command = ["runuser", "-u", "postgres", "--", "psql", "-p", port, "-v", "ON_ERROR_STOP=1"]
-    subprocess.run(
-        [*command, "-qc", statement], cwd="/", check=True, capture_output=True, timeout=60
-    )
 
 
 _NUMBERS = itertools.count(1)

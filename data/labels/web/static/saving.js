@@ -14,8 +14,9 @@ function seconds() {
   return state.sheet.seconds + (performance.now() - visibleSince) / 1000;
 }
 
-const body = (more = {}) =>
-  JSON.stringify({ ...state.sheet, seconds: Math.round(seconds() * 10) / 10, ...more });
+// The key, in a draft too, tells the server which page it comes from.
+const body = () =>
+  JSON.stringify({ ...state.sheet, seconds: Math.round(seconds() * 10) / 10, key });
 
 // Keeps a change here at once, and on the server soon.
 export function keep() {
@@ -83,7 +84,7 @@ export async function submit() {
   complain("");
   show();
   try {
-    const response = await post(`${base}/${revising ? "revise" : "submit"}`, body({ key }));
+    const response = await post(`${base}/${revising ? "revise" : "submit"}`, body());
     if (response.ok) {
       read(() => sessionStorage.removeItem(kept));
       location.assign((await response.json()).next);

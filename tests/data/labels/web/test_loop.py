@@ -170,6 +170,22 @@ def test_a_correction_that_is_not_sent_yet_waits_on_the_server(
     assert after.sheet["tiers"] == [2, 1, 1] and "not sent yet" not in after.html
 
 
+def test_a_draft_that_arrives_after_its_correction_is_not_kept(
+    ann: Any, campaign: Campaign
+) -> None:
+    page = ann.task("/")
+    where = f"{page.base}/revise"
+    ann.send(page, "submit", **RATED)
+    shown = ann.task(where)
+    ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
+    late = ann.send(shown, "revise/draft", tiers=[2, 1, None])
+    assert late.status_code == 409 and "sent already" in late.json()["error"]
+    after = ann.task(where)
+    assert after.sheet["tiers"] == [2, 1, 1] and "not sent yet" not in after.html
+    # The page as it is now may be changed again.
+    assert ann.send(after, "revise/draft", tiers=[1, 1, 1]).status_code == 204
+
+
 def test_a_skipped_task_does_not_come_back(
     ann: Any, campaign: Campaign, database: Database
 ) -> None:
