@@ -70,8 +70,9 @@ class _Short(torch.autograd.Function):
         at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
         for start in range(0, rows, at_once):
             some = slice(start, start + at_once)
-            tensors = (gradient, query, key, value, mask)
-            parts = _backward(*(tensor[some] for tensor in tensors), ctx.scale)
+            parts = _backward(
+                gradient[some], query[some], key[some], value[some], mask[some], ctx.scale
+            )
             for whole, part in zip(found, parts, strict=True):
                 whole[some] = part
         return (*found, None, None)

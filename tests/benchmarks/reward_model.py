@@ -151,6 +151,7 @@ class Clock:
 
 def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[str, Any]:
     import torch
+
     from pipeline.sharding import make_accelerator
     from reward.batching import EncodedRanking
     from reward.model import RewardModel
