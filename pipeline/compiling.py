@@ -16,14 +16,15 @@ import torch
 from data.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
-def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
+def compile_layers(model: nn.Module, device: torch.device) -> None:
     """Compile the decoder layers of a model where they stand; names and weights stay.
 
     Args:
-        model: still to be moved, or there.
+        model: of transformers, or one that holds one and tells its `_no_split_modules`; still to
+            be moved, or there.
         device: where it will run.
 
     Raises:
@@ -31,7 +32,7 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
             compiler, which torch needs for processors.
     """
     require_compiler(device)
-    names = set(model._no_split_modules or ())
+    names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ModelError(
@@ -53,6 +54,18 @@ def require_compiler(device: torch.device) -> None:
         raise ModelError(
             f"compile: torch needs a C++ compiler and finds no {compiler}; install one (on Debian "
             "the package g++), name it in the environment as CXX, or set compile: false"
+        )
+
+
+def refuse_sharded(sharded: bool) -> None:
+    """Refuse to compile layers whose weights are gathered as they are called.
+
+    Raises:
+        ModelError: they are sharded.
+    """
+    if sharded:
+        raise ModelError(
+            "compile: true is not for sharded weights; set it to false, or launch with ddp.yaml"
         )
 
 

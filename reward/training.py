@@ -309,7 +309,9 @@ class RankingTrainer:
         for start in range(0, len(batches), world):
             chosen = batches[min(start + rank, len(batches) - 1)]
             trees = [[sequences[i] for i in tree] for tree in chosen]
-            scores = self._forward(trees, as_trees=as_trees).tolist()
+            # What is compiled is compiled for training; without gradients it would be once more.
+            with torch.compiler.set_stance("force_eager"):
+                scores = self._forward(trees, as_trees=as_trees).tolist()
             if start + rank < len(batches):
                 found += zip([i for tree in chosen for i in tree], scores, strict=True)
         everywhere = gather_object(found) if world > 1 else found

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data.errors import ModelError
-from pipeline.compiling import compile_layers
+from pipeline.compiling import compile_layers, refuse_sharded
 from pipeline.config import Lora
 from pipeline.models import (
     eos_ids,
@@ -110,10 +110,7 @@ def _start(
     source: str | Path, lora: Lora | None, hyper: Hyperparameters, ranks: Ranks, *, trust: bool
 ) -> tuple[PreTrainedModel, Trunk | None]:
     """Load the policy's start, and make a trunk of it if the policy is an adapter."""
-    if hyper.compile and ranks.sharded:
-        raise ModelError(
-            "compile: true is not for sharded weights; set it to false, or launch with ddp.yaml"
-        )
+    refuse_sharded(hyper.compile and ranks.sharded)
     model = load_policy(source, trust_remote_code=trust)
     require_causal(model, source)
     return model, None if lora is None else _trunk(model, lora, source, ranks)

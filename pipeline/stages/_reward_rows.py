@@ -1,7 +1,8 @@
-"""Reads the rankings of a reward stage: from its sources, or from the stage that made them."""
+"""The rankings of a reward stage: from its sources, or from the stage that made them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,21 @@ from pipeline.config import SourceSettings
 if TYPE_CHECKING:
     from data.records import Ranking
     from pipeline.context import StageContext
+    from pipeline.stages.reward import RewardSettings
+    from reward.model import RewardModel
+
+
+@dataclass(frozen=True)
+class RankingRows:
+    """The rankings of a stage: to learn, held out, and those the quality is taken from."""
+
+    training: list[Ranking]
+    heldout: list[Ranking]
+    evaluation: list[Ranking]
+
+    @property
+    def judged(self) -> list[Ranking]:
+        return self.evaluation or self.heldout
 
 
 def referred_rankings(context: StageContext[Any], field: str) -> list[Ranking]:
@@ -62,3 +78,66 @@ def read_rankings(
         for line in report.lines():
             context.say(f"{field}.{place}: {line}")
     return found
+
+
+def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
+    """Read what a reward stage learns and is judged by; no prompt is in both.
+
+    Raises:
+        SourceError: there is nothing to learn, or nothing to judge by.
+    """
+    from data.records import prompt_hash
+    from reward.batching import split_by_prompt
+
+    settings = context.settings
+    training = read_rankings(context, settings.train, "train")
+    if settings.rankings is not None:
+        training += referred_rankings(context, "rankings")
+    heldout = read_rankings(context, settings.heldout, "heldout")
+    evaluation = (
+        referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
+    )
+    if not training:
+        raise SourceError(f"stage {context.name}: its sources hold no ranking; nothing to learn")
+    if settings.eval_rankings is not None and not evaluation:
+        raise SourceError(f"stage {context.name}: eval_rankings hold no ranking; nothing to judge")
+    judged = {prompt_hash(r.prompt) for r in (*heldout, *evaluation)}
+    kept = [r for r in training if prompt_hash(r.prompt) not in judged]
+    if len(kept) < len(training):
+        context.say(
+            f"{len(training) - len(kept)} rankings left out of training: their prompts are held out"
+        )
+    if not settings.heldout:
+        kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
+    return RankingRows(training=kept, heldout=heldout, evaluation=evaluation)
+
+
+def report_rows(
+    context: StageContext[RewardSettings], rows: RankingRows, dropped: int, model: RewardModel
+) -> None:
+    """Say what is learnt and what was lost on the way; stop where too much was.
+
+    Raises:
+        SourceError: more texts were truncated than the recipe allows.
+    """
+    soft = sum(bool(row.probabilities) for row in rows.training)
+    context.say(
+        f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
+        + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
+        + (f"; {soft} to learn by soft labels" if soft else "")
+    )
+    if dropped:
+        context.say(f"{dropped} rankings dropped: all their completions tie")
+    encoder = model.encoder
+    if encoder.truncated:
+        share = encoder.truncated / encoder.seen
+        lost = (
+            f"{encoder.truncated} of {encoder.seen} texts ({share:.1%}) are longer than "
+            f"{encoder.max_length} tokens"
+        )
+        if share > context.settings.max_truncated_share:
+            raise SourceError(
+                f"stage {context.name}: {lost}, more than max_truncated_share allows; raise "
+                "max_length, or that share to cut them on the left"
+            )
+        context.say(f"{lost} and were cut on the left")

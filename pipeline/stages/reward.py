@@ -19,7 +19,6 @@ is merged into `model/`, and stands in `adapter/` too, with its head and the dig
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -37,7 +36,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
-from pipeline.stages._reward_rows import read_rankings, referred_rankings
+from pipeline.stages._reward_rows import RankingRows, read_rows, report_rows
 
 if TYPE_CHECKING:
     from data.records import Ranking
@@ -111,6 +110,8 @@ class RewardSettings(StageSettings):
     """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
+    compile: bool = False
+    """Compile the layers with torch.compile: up to minutes at the start, a third less a step."""
     evaluate_every: NonNegativeInt = 50
     """Steps between two looks at the held-out rankings; 0 for none."""
     save_every: NonNegativeInt = 50
@@ -146,19 +147,6 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rankings of a stage: to learn, held out, and those the quality is taken from."""
-
-    training: list[Ranking]
-    heldout: list[Ranking]
-    evaluation: list[Ranking]
-
-    @property
-    def judged(self) -> list[Ranking]:
-        return self.evaluation or self.heldout
-
-
 def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     """Train, judge, set the bias and save; return the final metrics."""
     from pipeline.sharding import make_accelerator
@@ -167,7 +155,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     from reward.training import RankingTrainer
 
     settings = context.settings
-    rows = _read(context)
+    rows = read_rows(context)
     model = RewardModel.start(
         context.input("model"),
         seed=context.seed,
@@ -180,7 +168,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})
     examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
     watched, _ = encode_rankings(rows.judged, encoder=model.encoder)
-    _report_rows(context, rows, dropped, model)
+    report_rows(context, rows, dropped, model)
     truncated = model.encoder.truncated
     trainer = RankingTrainer(
         module=model.module,
@@ -191,6 +179,8 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         accelerator=make_accelerator(bf16=False),  # the trainer casts by itself
         heldout=watched,
     )
+    if settings.compile:
+        _compile(trainer)
     _train(context, trainer)
     summary = _judge(context, rows, model, trainer)
     _save(context, model, trainer, trunk)
@@ -236,62 +226,13 @@ def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
     )
 
 
-def _read(context: StageContext[RewardSettings]) -> _Rows:
-    from data.records import prompt_hash
-    from reward.batching import split_by_prompt
+def _compile(trainer: RankingTrainer) -> None:
+    from pipeline.compiling import compile_layers, refuse_sharded
+    from pipeline.sharding import TrainingAccelerator
 
-    settings = context.settings
-    training = read_rankings(context, settings.train, "train")
-    if settings.rankings is not None:
-        training += referred_rankings(context, "rankings")
-    heldout = read_rankings(context, settings.heldout, "heldout")
-    evaluation = (
-        referred_rankings(context, "eval_rankings") if settings.eval_rankings is not None else []
-    )
-    if not training:
-        raise SourceError(f"stage {context.name}: its sources hold no ranking; nothing to learn")
-    if settings.eval_rankings is not None and not evaluation:
-        raise SourceError(f"stage {context.name}: eval_rankings hold no ranking; nothing to judge")
-    judged = {prompt_hash(r.prompt) for r in (*heldout, *evaluation)}
-    kept = [r for r in training if prompt_hash(r.prompt) not in judged]
-    if len(kept) < len(training):
-        context.say(
-            f"{len(training) - len(kept)} rankings left out of training: their prompts are held out"
-        )
-    if not settings.heldout:
-        kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
-    return _Rows(training=kept, heldout=heldout, evaluation=evaluation)
-
-
-def _report_rows(
-    context: StageContext[RewardSettings], rows: _Rows, dropped: int, model: RewardModel
-) -> None:
-    """Say what is learnt and what was lost on the way; stop where too much was.
-
-    Raises:
-        SourceError: more texts were truncated than the recipe allows.
-    """
-    soft = sum(bool(row.probabilities) for row in rows.training)
-    context.say(
-        f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
-        + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
-        + (f"; {soft} to learn by soft labels" if soft else "")
-    )
-    if dropped:
-        context.say(f"{dropped} rankings dropped: all their completions tie")
-    encoder = model.encoder
-    if encoder.truncated:
-        share = encoder.truncated / encoder.seen
-        lost = (
-            f"{encoder.truncated} of {encoder.seen} texts ({share:.1%}) are longer than "
-            f"{encoder.max_length} tokens"
-        )
-        if share > context.settings.max_truncated_share:
-            raise SourceError(
-                f"stage {context.name}: {lost}, more than max_truncated_share allows; raise "
-                "max_length, or that share to cut them on the left"
-            )
-        context.say(f"{lost} and were cut on the left")
+    assert isinstance(trainer.accelerator, TrainingAccelerator)
+    refuse_sharded(trainer.accelerator.sharded)
+    compile_layers(trainer.module, trainer.accelerator.device)
 
 
 def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> None:
@@ -314,7 +255,7 @@ def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> No
 
 def _judge(
     context: StageContext[RewardSettings],
-    rows: _Rows,
+    rows: RankingRows,
     model: RewardModel,
     trainer: RankingTrainer,
 ) -> dict[str, float]:

@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=4096, help="our micro-batch")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16 on both sides")
+    parser.add_argument("--compile", action="store_true", help="our layers; TRL's stay as they are")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
@@ -152,6 +153,7 @@ class Clock:
 def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[str, Any]:
     import torch
 
+    from pipeline.compiling import compile_layers
     from pipeline.sharding import make_accelerator
     from reward.batching import EncodedRanking
     from reward.model import RewardModel
@@ -177,6 +179,8 @@ def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict
         seed=options.seed,
         accelerator=make_accelerator(bf16=False),
     )
+    if options.compile:
+        compile_layers(trainer.module, trainer.accelerator.device)
     clock = Clock()
 
     def next_step(*_: Any) -> None:

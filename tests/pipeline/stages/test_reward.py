@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
+from pipeline.config import Lora
 from pipeline.handover import HandOver
 from pipeline.stages.reward import KIND, RewardSettings, check, run
 
@@ -311,3 +313,30 @@ def test_the_kind_says_what_it_provides() -> None:
     assert KIND.provides >= {"reward"}
     assert KIND.trains
     assert SimpleNamespace(**RewardSettings.model_fields).model.metadata[0].provides == "policy"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own compiler
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
+    make_context: Callable[..., Any], policy: Path, tmp_path: Path, lora: Any
+) -> None:
+    from torch._dynamo.utils import counters
+
+    rankings = write_rankings(tmp_path / "r.jsonl", 60)
+    found = {}
+    for name in ("plain", "compiled", "stopped"):
+        counters.clear()
+        settings = settings_of(policy, rankings, compile=name != "plain", lora=lora, epochs=2)
+        context = make_context(settings, {"model": policy}, tmp_path / name)
+        if name == "stopped":
+            context.should_stop = iter([False, False, True]).__next__
+            with pytest.raises(Interrupted):
+                run(context)
+            context.should_stop = lambda: False
+        run(context)
+        if name != "stopped":  # which takes what is compiled already
+            assert bool(counters["frames"]["ok"]) == (name == "compiled")
+        found[name] = [row["better_score"] for row in read_lines(context.folder / "heldout.jsonl")]
+    assert found["compiled"] == pytest.approx(found["plain"], abs=1e-4)
+    assert found["stopped"] == found["compiled"]
