@@ -205,7 +205,7 @@ def export(
 
         settings = ExportSettings(
             what,
-            consolidation="annotator" if consolidation == "per_annotator" else consolidation,
+            consolidation=consolidation,
             blind=blind,
             implicit=implicit,
             margin=margin,

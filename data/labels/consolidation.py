@@ -23,7 +23,7 @@ from data.labels.rankings_file import VOTES, own_meta
 from data.labels.records import LabelRow
 from data.records import Ranking, dense_ranks
 
-Consolidation = Literal["annotator", "majority", "soft"]
+Consolidation = Literal["per_annotator", "majority", "soft"]
 
 
 def pair_votes(rankings: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -90,9 +90,9 @@ def consolidate(labels: Iterable[LabelRow], *, how: Consolidation) -> list[Judge
     Args:
         labels: last revisions of the labels to take (`data.labels.chosen.labels_of`); all of them
             vote.
-        how: "annotator", "majority" or "soft".
+        how: "per_annotator", "majority" or "soft".
     """
-    if how == "annotator":
+    if how == "per_annotator":
         return [_judged(_single(row), [row]) for row in labels]
     by_task: dict[str, list[LabelRow]] = {}
     for row in labels:

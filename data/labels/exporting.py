@@ -95,7 +95,7 @@ class ExportSettings:
     """
 
     what: What
-    consolidation: Consolidation = "annotator"
+    consolidation: Consolidation = "per_annotator"
     blind: bool = False
     implicit: bool = False
     margin: Margin = "none"
@@ -155,7 +155,7 @@ def export_parts(
     left_out: Counter[str] = Counter()
     if what == "csv":
         return {"labels.csv": list(_csv_lines(labels, blind=blind))}, left_out
-    if what == "rankings" and settings.consolidation == "annotator":
+    if what == "rankings" and settings.consolidation == "per_annotator":
         return {"rankings.jsonl": [_line(to_row(row, blind=blind)) for row in labels]}, left_out
     judged = consolidate(labels, how=settings.consolidation)
     if what == "rankings":

@@ -336,10 +336,7 @@ def _write(
         raise SourceError(
             f"stage {context.name}: campaign {campaign.name} was closed without a label"
         )
-    how = context.settings.asked.consolidation
-    written = ExportSettings(
-        "rankings", consolidation="annotator" if how == "per_annotator" else how
-    )
+    written = ExportSettings("rankings", consolidation=context.settings.asked.consolidation)
     parts, _ = export_parts(labels, written)
     path = context.folder / FILE
     path.unlink(missing_ok=True)

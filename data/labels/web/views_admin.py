@@ -127,7 +127,7 @@ def _export_settings(visit: Visit, what: What) -> ExportSettings:
     except ValueError:
         raise UsageError("the held-out share is no number") from None
     chosen: dict[str, Any] = {
-        "consolidation": visit.field("consolidation") or "annotator",
+        "consolidation": visit.field("consolidation") or "per_annotator",
         "margin": visit.field("margin") or "none",
     }
     return ExportSettings(

@@ -62,7 +62,7 @@ def test_labels_become_rankings_in_three_ways(label):
         label("t", "eve", [2, 1], new=new, mode="pairs", strength=1),
         label("u", "ann", [1, 2], ratings=[6, 2], mode="rate_and_rank"),
     ]
-    each = consolidate(rows, how="annotator")
+    each = consolidate(rows, how="per_annotator")
     assert [one.ranking.ranks for one in each] == [[1, 2], [1, 2], [2, 1], [1, 2]]
     assert [one.ranking.annotator for one in each] == ["ann", "bob", "eve", "ann"]
     assert each[2].strength == 1

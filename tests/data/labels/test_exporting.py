@@ -70,7 +70,7 @@ def test_a_majority_is_read_as_one_ranking_a_task(rows, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["rankings", "preferences", "ties", "unpaired", "csv"])
-@pytest.mark.parametrize("consolidation", ["annotator", "majority", "soft"])
+@pytest.mark.parametrize("consolidation", ["per_annotator", "majority", "soft"])
 def test_blind_exports_name_no_policy(rows, what, consolidation):
     parts, _ = export_parts(rows, ExportSettings(what, consolidation=consolidation, blind=True))
     text = "".join(line for lines in parts.values() for line in lines)
@@ -257,7 +257,7 @@ def test_what_json_cannot_hold_is_told(label, tmp_path):
 
 def test_what_an_earlier_export_left_in_a_prompt_is_not_carried_on(label):
     rows = [label("t", "ann", [1, 2], new={"meta": {"_label": 1, "_votes": 2, "topic": "tea"}})]
-    for consolidation in ("annotator", "majority"):
+    for consolidation in ("per_annotator", "majority"):
         parts, _ = export_parts(rows, ExportSettings("rankings", consolidation=consolidation))
         meta = loaded(parts["rankings.jsonl"])[0]["meta"]
         assert meta.pop("topic") == "tea"
