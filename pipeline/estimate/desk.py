@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.estimate.assumptions import Assumptions
@@ -55,7 +55,7 @@ class Desk:
 
     def shape(self, reference: str, stage: str) -> ModelShape:
         """Return the shape of the model that a reference names."""
-        return self.checkpoints.shape(reference, stage=stage)
+        return replace(self.checkpoints.shape(reference, stage=stage), fp32_powers=not self.on_cpu)
 
     def lengths(self, stage: str, sources: Sequence[SourceSettings], reference: str) -> Lengths:
         """Return the rows of sources in tokens of a checkpoint's tokenizer."""

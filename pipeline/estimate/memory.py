@@ -166,8 +166,8 @@ def _feed_forward_bytes(shape: ModelShape, *, bf16: bool) -> float:
     width = BF16 if bf16 else FP32
     if shape.gated:  # gate, activated gate, up, product
         return 4.0 * width * shape.intermediate
-    if bf16 and shape.saved_by_activation == 5:
-        # `gelu_new` takes a power, which autocast does in fp32, and so what follows from it.
+    if bf16 and shape.saved_by_activation == 5 and shape.fp32_powers:
+        # `gelu_new` takes a power, and what follows from it is in its precision.
         return (3.0 * FP32 + 2.0 * BF16) * shape.intermediate
     return float(width * shape.saved_by_activation * shape.intermediate)
 

@@ -40,6 +40,7 @@ class ModelShape:
         fused_qkv: one projection for queries, keys and values.
         parallel: attention and feed-forward layer read the same input.
         saved_by_activation: see `SAVED_BY_ACTIVATION`.
+        fp32_powers: whether autocast takes powers in fp32, as on GPUs.
         guessed: whether the shape was guessed from a number of parameters.
     """
 
@@ -60,6 +61,7 @@ class ModelShape:
     fused_qkv: bool = False
     parallel: bool = False
     saved_by_activation: int = 2
+    fp32_powers: bool = True
     guessed: bool = False
 
     @property

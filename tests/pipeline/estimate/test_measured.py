@@ -20,8 +20,8 @@ from pipeline.planning import Selection
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import execute
 
-# As a processor without bf16; its speed doesn't matter here.
-PROCESSOR = Cluster(Accelerator("cpu", 16 * GIB, 0.0, 1e11, 1e10))
+# Its speed doesn't matter here; that in bf16 above 0 says that it has such products.
+PROCESSOR = Cluster(Accelerator("cpu", 16 * GIB, 1e11, 1e11, 1e10))
 WITHIN = 0.15
 
 
@@ -34,7 +34,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 def recipe(tmp_path: Path, local_policy: Callable[..., Path]) -> Callable[..., Recipe]:
     """Return a builder of recipes with all training stages: recipe("llama", hidden_size=64)."""
 
-    def build(architecture: str = "llama", overrides: tuple[str, ...] = (), **shape: Any) -> Recipe:
+    def build(
+        architecture: str = "llama",
+        overrides: tuple[str, ...] = (),
+        *,
+        bf16: bool = False,
+        **shape: Any,
+    ) -> Recipe:
         start = str(local_policy(architecture, **shape))
         question = "Who lives by the river and runs the old mill at the bridge? "
         answers = ["The miller lives by the river. " * n for n in (1, 2, 2, 3)]
@@ -67,7 +73,7 @@ def recipe(tmp_path: Path, local_policy: Callable[..., Path]) -> Callable[..., R
             },
         }  # fmt: skip
         for settings in stages.values():
-            settings["bf16"] = False  # on every machine the same
+            settings["bf16"] = bf16  # on every machine the same
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({"stages": stages}))
         return load_recipe(path, overrides)
@@ -112,18 +118,20 @@ def assert_near(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_flops_and_memory_of_every_training_stage(
-    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, architecture: str
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, architecture: str, bf16: bool
 ) -> None:
-    assert_near(recipe(architecture), measured, tmp_path / "run")
+    assert_near(recipe(architecture, bf16=bf16), measured, tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("what", ["flops", "memory"])
 def test_micro_batches_checkpointing_and_a_shared_head(
-    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, what: str
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, what: str, bf16: bool
 ) -> None:
     changes = (
         "base.micro_batch_size=4", "base.gradient_checkpointing=true",
@@ -133,16 +141,17 @@ def test_micro_batches_checkpointing_and_a_shared_head(
         "ppo.value=shared",
     )  # fmt: skip
     shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
-    built = recipe("llama", changes, **shape)
+    built = recipe("llama", changes, bf16=bf16, **shape)
     wanted = {"flops": what == "flops", "memory": what == "memory"}
     assert_near(built, measured, tmp_path / "run", **wanted)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("value", ["reward", "shared"])
 def test_one_trunk(
-    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, value: str
+    recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, value: str, bf16: bool
 ) -> None:
     lora = "{rank: 4, alpha: 8}"
     changes = (
@@ -150,5 +159,5 @@ def test_one_trunk(
         "ppo.micro_batch_size=8", "ppo.minibatches=2",
     )  # fmt: skip
     shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
-    built = recipe("llama", changes, **shape)
+    built = recipe("llama", changes, bf16=bf16, **shape)
     assert_near(built, measured, tmp_path / "run", stages=("reward", "ppo"))
