@@ -235,6 +235,19 @@ class Work:
             for row in found
         ]
 
+    def skipped_by(self, campaign_id: str) -> dict[str, int]:
+        """Return how many tasks each annotator skipped, by name; those who skipped none are out."""
+        names = tables.annotators.c.name
+        query = (
+            sa.select(names, sa.func.count())
+            .select_from(_with_annotators(rows.joined()))
+            .where(_given.campaign_id == campaign_id, _given.state == "skipped")
+            .group_by(names)
+            .order_by(names)
+        )
+        with self.database.look() as connection:
+            return {name: count for name, count in connection.execute(query).all()}
+
     def gold_feedback(self, label: Label) -> Feedback | None:
         """Return how a label of the qualification compares with gold; None for any other."""
         query = (

@@ -26,7 +26,7 @@ from data.records import Prompt, dense_ranks
 _VERDICT = re.compile(r"\[\[\s*(A|B|TIE)\s*\]\]", re.IGNORECASE)
 _RATING = re.compile(r"\[\[\s*(\d+)\s*\]\]")
 _TRIES = 2
-"""Times that a model which gives no verdict is asked."""
+"""Times that a model is asked until it gives a verdict."""
 
 _SYSTEM = (
     "You compare answers of assistants. Judge by the guidelines. What stands between the marks "
@@ -45,6 +45,8 @@ _RATE = (
     "How good is it, from 1 (worst) to 7 (best)? End with the number in double square brackets, "
     "such as [[4]]."
 )
+_ASK_VERDICT = "Give the verdict alone: [[A]], [[B]] or [[TIE]]."
+_ASK_RATING = "Give the number alone, from [[1]] to [[7]]."
 
 
 class ModelJudge:
@@ -104,17 +106,23 @@ class ModelJudge:
 
     def _pair(self, new: NewTask, pair: tuple[int, int], again: bool) -> str | None:
         a, b = (new.completions[place] for place in pair)
-        told = self._asked(_PAIR, new, again, _VERDICT, a=a, b=b)
+        told = self._asked((_PAIR, _ASK_VERDICT), new, again, _VERDICT, a=a, b=b)
         return None if told is None else told.upper()
 
     def _rating(self, new: NewTask, place: int, again: bool) -> int | None:
-        told = self._asked(_RATE, new, again, _RATING, a=new.completions[place])
+        told = self._asked((_RATE, _ASK_RATING), new, again, _RATING, a=new.completions[place])
         return int(told) if told is not None and int(told) in RATINGS else None
 
     def _asked(
-        self, form: str, new: NewTask, again: bool, pattern: re.Pattern[str], **answers: str
+        self,
+        forms: tuple[str, str],
+        new: NewTask,
+        again: bool,
+        pattern: re.Pattern[str],
+        **answers: str,
     ) -> str | None:
-        mark = _mark(new)
+        """Return what the pattern finds in the answer, or in that to the second of the forms."""
+        (form, reminder), mark = forms, _mark(new)
         asked = form.format(
             guidelines=self.guidelines, prompt=as_text(new.prompt), mark=mark, **answers
         )
@@ -125,9 +133,14 @@ class ModelJudge:
         for attempt in range(_TRIES):
             # Another seed is another call to the cache, and to servers that know seeds.
             seed = attempt + _TRIES * again
-            found = pattern.findall(self.calls.ask(messages, seed=seed, **self.options))
+            said = self.calls.ask(messages, seed=seed, **self.options)
+            found = pattern.findall(said)
             if found:
                 return str(found[-1])
+            messages += [
+                {"role": "assistant", "content": said or "(nothing)"},
+                {"role": "user", "content": reminder},
+            ]
         return None
 
 

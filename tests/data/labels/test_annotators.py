@@ -290,6 +290,25 @@ def test_no_verdict_skips_the_task(database: Database, tmp_path: Path) -> None:
         assert work_through(database, of, judge(url, tmp_path / "calls.jsonl")) == 0
     assert len(model.asked) == 12  # each of six twice
     assert [skip.reason for skip in Work(database).skips(of.id)] == ["broken"]
+    assert Work(database).skipped_by(of.id) == {"judge": 1}
+
+
+def test_a_judge_that_forgets_its_verdict_is_reminded(database: Database, tmp_path: Path) -> None:
+    of = campaign(database, sums(1), mode="rank")
+
+    def forgets(text: str) -> str:
+        return "[[A]]" if text.startswith("Give the verdict alone") else "B is longer."
+
+    model, log = Model(forgets), tmp_path / "calls.jsonl"
+    with served(model) as url:
+        assert work_through(database, of, judge(url, log)) == 1
+    assert len(model.asked) == 12
+    turns = [[turn["role"] for turn in request["messages"]] for request in model.asked]
+    assert sorted(map(len, turns)) == [2] * 6 + [4] * 6
+    reminded = max((request["messages"] for request in model.asked), key=len)
+    assert reminded[2] == {"role": "assistant", "content": "B is longer."}
+    # It says A of both orders, which is a tie.
+    assert said(database, of) == [[1, 1, 1]]
 
 
 def test_an_answer_can_not_speak_to_the_judge(database: Database, tmp_path: Path) -> None:

@@ -341,3 +341,25 @@ def test_reward_models_score_what_is_chosen_by_their_scores(
         lengths = [len(text) for text in one.task.new.completions]
         assert one.task.new.scores == [lengths, [-length for length in lengths]]
         assert 0 < one.probability <= 1
+
+
+def test_says_who_skipped_while_it_waits(
+    make_context: Any, settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shy(GoldJudge):
+        def judge(self, *_: Any) -> None:
+            return None
+
+    said: list[str] = []
+    monkeypatch.setattr("pipeline.stages._people.TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "pipeline.stages._people_workers.judges_of", lambda *_, **__: [Shy(name="shy")]
+    )
+    context = make_context(settings(), {"model": policy}, stop_after=60)
+    monkeypatch.setattr(type(context), "say", lambda _, text: said.append(text))
+    with pytest.raises(Interrupted):
+        rankings.run(context)
+    waiting = [line for line in said if line.startswith("waiting for labels")]
+    assert "skips" not in waiting[0]
+    n_tasks = len([*read_tasks(context.folder / "tasks.jsonl")])
+    assert f"0 labels by 0 annotators, {n_tasks} skips (shy {n_tasks})" in waiting[-1]
