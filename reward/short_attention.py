@@ -62,23 +62,38 @@ class _Short(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
-        rows, heads, length = query.shape[:3]
-        if mask is None:
-            unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
-            mask = unseen.expand(rows, 1, length, length)
-        found = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
-        for start in range(0, rows, at_once):
-            some = slice(start, start + at_once)
-            parts = _backward(
-                gradient[some], query[some], key[some], value[some], mask[some], ctx.scale
-            )
-            for whole, part in zip(found, parts, strict=True):
-                whole[some] = part
-        return (*found, None, None)
+        return (*_gradients(gradient, query, key, value, mask, ctx.scale), None, None)
 
 
-def _backward(
+# An operator of its own, since torch.compile would write the loop out anew for every size.
+@torch.library.custom_op("rlhf::short_attention_gradients", mutates_args=())
+def _gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, heads, length = query.shape[:3]
+    if mask is None:
+        unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+        mask = unseen.expand(rows, 1, length, length)
+    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
+    for start in range(0, rows, at_once):
+        some = slice(start, start + at_once)
+        parts = _gradients_of_some(
+            gradient[some], query[some], key[some], value[some], mask[some], scale
+        )
+        for whole, part in zip(found, parts, strict=True):
+            whole[some] = part
+    return found
+
+
+@_gradients.register_fake
+def _(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _gradients_of_some(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     scaled = query * scale
@@ -113,7 +128,8 @@ def attend(
     if attention_mask is None:
         fits = causal and query.shape[2] == key.shape[2] > 1
     else:
-        fits = attention_mask.dtype == value.dtype and attention_mask.shape[1] == 1
+        numbers = attention_mask.dtype == value.dtype and not attention_mask.requires_grad
+        fits = numbers and attention_mask.shape[1] == 1
     short = query.shape[2] * key.shape[2] <= LARGEST
     plain = not dropout and more.get("position_bias") is None
     if not (torch.is_grad_enabled() and fits and short and plain and _in_bf16(value)):
