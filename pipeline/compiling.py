@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> None:
-    """Compile the decoder layers of a model where they stand; names and weights stay.
+    """Compile the layers of a model where they stand; names and weights stay.
 
     Args:
         model: of transformers, or one that holds one and tells its `_no_split_modules`; still to

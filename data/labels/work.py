@@ -183,7 +183,7 @@ class Work:
             if row.state == "skipped" or (row.state == "done") != revising:
                 raise LabelConflictError("this task is not open any more: go on to the next one")
             if any(label.submission.key == body.get("key") for label in _labels(connection, row)):
-                raise LabelConflictError("what this page holds is sent already: reload it")
+                raise LabelConflictError("a label was sent from this page already: reload it")
             _forget_draft(connection, assignment_id)
             values = {"body": body, "updated_at": self.database.now()}
             connection.execute(_KEEP, {"assignment_id": assignment_id, **values})

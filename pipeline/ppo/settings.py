@@ -185,7 +185,7 @@ class Hyperparameters(Settings):
     bf16: bool | Literal["auto"] = "auto"
     """bf16 products under fp32 weights; auto where the hardware has them."""
     compile: bool = False
-    """Compile the layers that are trained with torch.compile: seconds at the start, less a step."""
+    """Compile the layers with torch.compile: up to minutes at the start, less an update."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
     reuse_logprobs: bool = False

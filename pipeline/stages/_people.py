@@ -307,12 +307,11 @@ def _tell(
     run = context.folder.parent
     address = read_address(run)
     where = f"at {address}" if address else f"by `rlhf label serve {run}`"
-    who = ", ".join(f"{name} {count}" for name, count in skips.items())
+    who = ", ".join(f"{count} by {name}" for name, count in skips.items())
     context.say(
         f"waiting for labels {where}: {progress.complete} of {needed} tasks, {progress.labels} "
-        f"labels by {progress.annotators} annotators"
-        + (f", {sum(skips.values())} skips ({who})" if skips else "")
-        + f" (campaign {campaign.name})"
+        f"labels by {progress.annotators} annotators (campaign {campaign.name}"
+        + (f"; skipped: {who})" if skips else ")")
     )
 
 

@@ -149,12 +149,19 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     """Train, judge, set the bias and save; return the final metrics."""
+    from accelerate.utils import DistributedType
+
+    from pipeline.compiling import compile_layers, refuse_sharded
     from pipeline.sharding import make_accelerator
     from reward.batching import encode_rankings
     from reward.model import RewardModel
     from reward.training import RankingTrainer
 
     settings = context.settings
+    accelerator = make_accelerator(bf16=False)  # the trainer casts by itself
+    if settings.compile:
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        refuse_sharded(accelerator.sharded or deepspeed)
     rows = read_rows(context)
     model = RewardModel.start(
         context.input("model"),
@@ -176,11 +183,11 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         pad_id=model.pad_id,
         hyper=_hyperparameters(settings),
         seed=context.seed,
-        accelerator=make_accelerator(bf16=False),  # the trainer casts by itself
+        accelerator=accelerator,
         heldout=watched,
     )
     if settings.compile:
-        _compile(trainer)
+        compile_layers(trainer.module, accelerator.device)
     _train(context, trainer)
     summary = _judge(context, rows, model, trainer)
     _save(context, model, trainer, trunk)
@@ -224,15 +231,6 @@ def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
         ties=settings.ties,
         bf16=resolve_bf16(settings.bf16, pick_device()),
     )
-
-
-def _compile(trainer: RankingTrainer) -> None:
-    from pipeline.compiling import compile_layers, refuse_sharded
-    from pipeline.sharding import TrainingAccelerator
-
-    assert isinstance(trainer.accelerator, TrainingAccelerator)
-    refuse_sharded(trainer.accelerator.sharded)
-    compile_layers(trainer.module, trainer.accelerator.device)
 
 
 def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> None:

@@ -62,15 +62,15 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
         sized = ["--model", given.model, "--episodes", "16", "--prompt", "64", "--response", "64"]
         sized += ["--peer-micro", "16", "--micro", "16", "--shared-micro", "8"]
         name = Path(given.model).name
+        ranked = ["reward_model.py", "--model", given.model, *threads, *bf16]
+        ranked += ["--data", given.data] if given.data else []
         found |= {
             (f"PPO, {name}", trl): [*ppo, *sized],
             (f"generation, {name}, batch 16", generate): [
                 "generation.py", "--model", given.model, *threads, *bf16,
             ],
-            (f"reward model, {name}, K = 4", rewards): [
-                "reward_model.py", "--model", given.model, *threads, *bf16,
-                *(["--data", given.data] if given.data else []),
-            ],
+            (f"reward model, {name}, K = 4", rewards): ranked,
+            (f"reward model, {name}, K = 4, ours compiled", rewards): [*ranked, "--compile"],
         }  # fmt: skip
     return found
 

@@ -20,11 +20,11 @@ from itertools import combinations
 from data.errors import LabelError
 from data.labels.annotators.calls import Calls
 from data.labels.annotators.working import submission
-from data.labels.records import RATINGS, AnnotatorKind, Assignment, Mode, NewTask, Submission
+from data.labels.records import AnnotatorKind, Assignment, Mode, NewTask, Submission
 from data.records import Prompt, dense_ranks
 
 _VERDICT = re.compile(r"\[\[\s*(A|B|TIE)\s*\]\]", re.IGNORECASE)
-_RATING = re.compile(r"\[\[\s*(\d+)\s*\]\]")
+_RATING = re.compile(r"\[\[\s*([1-7])\s*\]\]")
 _TRIES = 2
 """Times that a model is asked until it gives a verdict."""
 
@@ -45,8 +45,8 @@ _RATE = (
     "How good is it, from 1 (worst) to 7 (best)? End with the number in double square brackets, "
     "such as [[4]]."
 )
-_ASK_VERDICT = "Give the verdict alone: [[A]], [[B]] or [[TIE]]."
-_ASK_RATING = "Give the number alone, from [[1]] to [[7]]."
+_ASK_VERDICT = "Give the verdict alone, A, B or TIE, in double square brackets."
+_ASK_RATING = "Give the number alone, from 1 to 7, in double square brackets."
 
 
 class ModelJudge:
@@ -111,7 +111,7 @@ class ModelJudge:
 
     def _rating(self, new: NewTask, place: int, again: bool) -> int | None:
         told = self._asked((_RATE, _ASK_RATING), new, again, _RATING, a=new.completions[place])
-        return int(told) if told is not None and int(told) in RATINGS else None
+        return None if told is None else int(told)
 
     def _asked(
         self,
@@ -138,7 +138,7 @@ class ModelJudge:
             if found:
                 return str(found[-1])
             messages += [
-                {"role": "assistant", "content": said or "(nothing)"},
+                {"role": "assistant", "content": said.strip() or "(nothing)"},
                 {"role": "user", "content": reminder},
             ]
         return None

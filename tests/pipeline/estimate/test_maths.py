@@ -155,7 +155,7 @@ def kept_for_backward(model: Any, *, bf16: bool, masked: bool) -> int:
     ("architecture", "kv_heads", "bf16"),
     [
         ("llama", 4, False), ("llama", 2, False), ("llama", 4, True), ("llama", 2, True),
-        ("qwen2", 2, False), ("qwen2", 2, True), ("gpt2", 4, False),
+        ("qwen2", 2, False), ("qwen2", 2, True), ("gpt2", 4, False), ("gpt2", 4, True),
         ("gpt_neox", 4, False), ("gpt_neox", 4, True),
     ],
 )  # fmt: skip
@@ -163,9 +163,20 @@ def test_activations_beside_what_autograd_keeps(
     architecture: Any, kv_heads: int, bf16: bool, masked: bool
 ) -> None:
     model, shape = built(architecture, kv_heads)
+    shape = replace(shape, fp32_powers=False)  # as on this processor
     told = memory.activation_bytes(shape, rows=4, length=64, bf16=bf16, masked=masked)
     told += memory.cast_bytes(shape, bf16=bf16, head=False)
     assert told == pytest.approx(kept_for_backward(model, bf16=bf16, masked=masked), rel=0.06)
+
+
+def test_a_gpu_keeps_the_power_in_gelu_and_what_follows_in_fp32() -> None:
+    _, shape = built("gpt2", 4)
+    on_gpu, on_cpu = (
+        memory.block_bytes(replace(shape, fp32_powers=there), rows=2, length=8, bf16=True)
+        for there in (True, False)
+    )
+    # Of five tensors of the feed-forward layer's width three are in 4 bytes and not in 2.
+    assert on_gpu - on_cpu == 2 * 8 * 3 * 2 * shape.intermediate
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gpt_neox"])

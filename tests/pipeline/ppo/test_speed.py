@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from data.errors import ModelError
 from pipeline.checkpoint import ResumeStore
-from pipeline.compiling import compile_layers
+from pipeline.compiling import compile_layers, refuse_sharded
 from pipeline.config import Lora
 from pipeline.models import halve_products
 from pipeline.ppo.loop import restore, run_update, save
@@ -60,6 +60,8 @@ def test_compiling_without_a_compiler_is_one_sentence(
     with pytest.raises(ModelError, match=r"no-such-compiler.*compile: false"):
         make_ppo(compile=True)
     compile_layers(llama(tied=True), torch.device("cuda"))  # which needs none
+    with pytest.raises(ModelError, match=r"not for sharded weights.*ddp\.yaml"):
+        refuse_sharded(True)
 
 
 @needs_compiler

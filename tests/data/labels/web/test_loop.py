@@ -179,7 +179,7 @@ def test_a_draft_that_arrives_after_its_correction_is_not_kept(
     shown = ann.task(where)
     ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
     late = ann.send(shown, "revise/draft", tiers=[2, 1, None])
-    assert late.status_code == 409 and "sent already" in late.json()["error"]
+    assert late.status_code == 409 and "already: reload it" in late.json()["error"]
     after = ann.task(where)
     assert after.sheet["tiers"] == [2, 1, 1] and "not sent yet" not in after.html
     # The page as it is now may be changed again.
