@@ -117,3 +117,12 @@ def test_an_update_passes_each_episode_through_each_model_once(reading_ppo: Buil
         # What the first pass can't score comes in trees, each of which is one row.
         assert bool(rows[1:-3]) == (result.metrics["val/scored_apart"] > 0)
         assert set(rows[1:-3]) <= {1}
+
+
+def test_values_start_at_nothing_and_learn(reading_ppo: Build) -> None:
+    ppo = reading_ppo(episodes=64, value_learning_rate=1e-2)
+    head = ppo.optimization.value.module
+    assert not any(bool(p.any()) for p in head.parameters())
+    foretold = [run_update(ppo).metrics["val/explained_variance"] for _ in range(4)]
+    assert foretold[-1] > foretold[0]
+    assert any(bool(p.any()) for p in head.parameters())
