@@ -86,8 +86,7 @@ def assemble(
     model, trunk = _start(policy_source, lora, hyper, ranks, trust=trust_remote_code)
     reference = _reference(model, reference_source, trunk, hyper, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
-    reader = _reader(rewards) if read_values else None
-    read_head = _zero_head(model) if read_values else None
+    reader, read_head = (_reader(rewards), _zero_head(model)) if read_values else (None, None)
     policy = _policy(model, trunk, hyper, ranks, with_head=not (value_source or read_values))
     run = _optimization(policy, read_head or value_source, pretraining, hyper, ranks)
     ends = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
