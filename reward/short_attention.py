@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "rlhf_short_causal"
+NAME = "rlhf_short"
 """Under which transformers knows it."""
 LARGEST = 512 * 512
 """Entries of the largest matrix of a head; beyond twice as many torch's own is faster."""

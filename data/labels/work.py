@@ -240,7 +240,7 @@ class Work:
         names = tables.annotators.c.name
         query = (
             sa.select(names, sa.func.count())
-            .select_from(_with_annotators(rows.joined()))
+            .join(tables.assignments, _given.annotator_id == tables.annotators.c.id)
             .where(_given.campaign_id == campaign_id, _given.state == "skipped")
             .group_by(names)
             .order_by(names)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,7 +260,6 @@ def _wait(
         Interrupted: a signal asked to stop.
     """
     from data.labels.campaigns import Campaigns
-    from data.labels.work import Work
 
     asked, campaigns = context.settings.asked, Campaigns(database)
     progress = campaigns.progress(campaign.id)
@@ -271,8 +270,7 @@ def _wait(
         seen = progress.complete
         while progress.complete < needed:
             if time.monotonic() - told >= TOLD_SECONDS:
-                skips = Work(database).skipped_by(campaign.id)
-                _tell(context, campaign, progress, needed, skips)
+                _tell(context, database, campaign, progress, needed)
                 told = time.monotonic()
             worked = workers.turn(context.should_stop)
             progress = campaigns.progress(campaign.id)
@@ -299,14 +297,17 @@ def _needed(context: StageContext[RankingsSettings], tasks: int) -> int:
 
 def _tell(
     context: StageContext[RankingsSettings],
+    database: Database,
     campaign: Campaign,
     progress: Progress,
     needed: int,
-    skips: Mapping[str, int],
 ) -> None:
+    from data.labels.work import Work
+
     run = context.folder.parent
     address = read_address(run)
     where = f"at {address}" if address else f"by `rlhf label serve {run}`"
+    skips = Work(database).skipped_by(campaign.id)
     who = ", ".join(f"{count} by {name}" for name, count in skips.items())
     context.say(
         f"waiting for labels {where}: {progress.complete} of {needed} tasks, {progress.labels} "

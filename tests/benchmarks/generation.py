@@ -11,11 +11,11 @@ end a response that one has 48 tokens on average.
 First both decode greedily: the tokens must be the same, but where the two likeliest are so close
 that rounding decides: 1e-3 of a logit in fp32; in bf16 as much as transformers' own logits of the
 same tokens in bf16 and in fp32 lie apart there, once for each of the two tokens. Such ties are
-counted. Then both sample at temperature 1,
-turn about, `--iterations` times after one that is not counted. What counts are tokens of
-responses, ends included, a second of the clock and of the processor (which other work on the
-machine disturbs less), medians; quote the ratio. The share of time in matrix products is from a
-profile of 24 tokens of one batch, and their speed stands beside that of a large plain product.
+counted. Then both sample at temperature 1, turn about, `--iterations` times after one that is not
+counted. What counts are tokens of responses, ends included, a second of the clock and of the
+processor (which other work on the machine disturbs less), medians; quote the ratio. The share of
+time in matrix products is from a profile of 24 tokens of one batch, and their speed stands beside
+that of a large plain product.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from pipeline.config import Lora
 from pipeline.handover import HandOver
 from pipeline.stages.reward import KIND, RewardSettings, check, run
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+
 FAST = {
     "prompts_per_step": 8,
     "learning_rate": 1e-2,
@@ -316,7 +318,7 @@ def test_the_kind_says_what_it_provides() -> None:
     assert SimpleNamespace(**RewardSettings.model_fields).model.metadata[0].provides == "policy"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+@needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own compiler
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
 def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
@@ -344,7 +346,7 @@ def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
     assert found["stopped"] == found["compiled"]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+@needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_one_program_serves_trees_of_all_sizes_in_bf16(
     make_context: Callable[..., Any], policy: Path, tmp_path: Path
