@@ -50,26 +50,31 @@ def test_an_adapter_of_another_trunk_is_refused(
         run(setting("other", reward=reward, **ONE))
 
 
-def test_values_start_as_what_the_reward_model_says_of_each_beginning(
+def test_values_start_at_nothing_and_are_read_off_the_reward_models_states(
     setting: Build, publish_adapter: Build
 ) -> None:
     from transformers import AutoModelForTokenClassification
 
     reward = publish_adapter(setting().settings.policy)
-    # A learning rate of almost nothing leaves the head as it started.
-    context = setting(
-        "read", reward=reward, value="reward", value_learning_rate=1e-12, episodes=8, **ONE
-    )
-    run(context)
-    value = AutoModelForTokenClassification.from_pretrained(context.folder / "value_model").eval()
     judge = RewardModel.load(reward, device="cpu")
     ids = torch.tensor([[60, 61, 62, 63, 64]])
     with torch.no_grad():
-        told = value(ids).logits[0, :, 0]
-    for length in (1, 3, 5):
-        (score,) = judge.raw_scores([ids[0, :length].tolist()])
-        assert float(told[length - 1]) == pytest.approx(score + judge.bias, abs=1e-4)
-    assert judge.bias == 0.25
+        states = judge.module.classifier.base_model(ids).last_hidden_state[0]
+    found = {}
+    # A learning rate of almost nothing leaves the head as it started.
+    for name, rate in (("still", 1e-12), ("learnt", 3e-2)):
+        context = setting(
+            name, reward=reward, value="reward", value_learning_rate=rate, episodes=8, **ONE
+        )
+        run(context)
+        folder = context.folder / "value_model"
+        value = AutoModelForTokenClassification.from_pretrained(folder).eval()
+        with torch.no_grad():
+            found[name] = value(ids).logits[0, :, 0]
+            expected = value.score(states)[:, 0]
+        assert torch.allclose(found[name], expected, atol=1e-4)
+    assert float(found["still"].abs().max()) < 1e-6
+    assert float(found["learnt"].abs().max()) > 1e-2
 
 
 def test_the_head_learns_and_an_interrupted_run_ends_alike(
