@@ -39,7 +39,7 @@ KEPT = (
 """Metrics that the doctor looks at; a row of a history needs these alone."""
 
 
-class Reading(NamedTuple):
+class Finding(NamedTuple):
     """A figure beside its threshold.
 
     Attributes:
@@ -110,9 +110,9 @@ ADVICE: Mapping[str, Advice] = {
 }
 
 
-def readings(
+def findings(
     history: History, *, settings: DoctorSettings, ends_matter: bool = True, value_warmup: int = 0
-) -> dict[str, Reading]:
+) -> dict[str, Finding]:
     """Return every figure that the history gives, by the name of its alarm.
 
     Args:
@@ -130,17 +130,17 @@ def readings(
     if not patient:
         found["dead_value"] = None
     return {
-        name: reading
-        for name, reading in found.items()
-        if reading is not None and name not in settings.ignore
+        name: finding
+        for name, finding in found.items()
+        if finding is not None and name not in settings.ignore
     }
 
 
-def sentence(name: str, reading: Reading) -> str:
+def sentence(name: str, finding: Finding) -> str:
     """Return an alarm as one sentence: figure, threshold, likely cause, what to change."""
     advice = ADVICE[name]
     return (
-        f"{name}: {reading.told} (alarm at {reading.threshold:g}); likely cause: {advice.cause}; "
+        f"{name}: {finding.told} (alarm at {finding.threshold:g}); likely cause: {advice.cause}; "
         f"{advice.remedy}"
     )
 
@@ -157,17 +157,17 @@ def _best(history: History, key: str, settings: DoctorSettings) -> float:
     return max(values[0], *means)
 
 
-def _collapse(history: History, settings: DoctorSettings) -> Reading | None:
+def _collapse(history: History, settings: DoctorSettings) -> Finding | None:
     spread = history[0]["objective/scores_raw_std"]
     if spread < 1e-6:
         return None
     best, now = _best(history, SCORE, settings), _now(history, SCORE, settings)
     figure = (best - now) / spread
     told = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
-    return Reading(figure, settings.score_drop, figure > settings.score_drop, told)
+    return Finding(figure, settings.score_drop, figure > settings.score_drop, told)
 
 
-def _length_hacking(history: History, settings: DoctorSettings) -> Reading | None:
+def _length_hacking(history: History, settings: DoctorSettings) -> Finding | None:
     first = history[0]["objective/response_length"]
     now = _now(history, "objective/response_length", settings)
     told = [row["objective/score_length_correlation"] for row in history]
@@ -183,23 +183,23 @@ def _length_hacking(history: History, settings: DoctorSettings) -> Reading | Non
         f"responses went from {first:.3g} to {now:.3g} tokens, a factor of {figure:.2g}, and score "
         f"and length correlate by {correlation:.2f}"
     )
-    return Reading(figure, settings.length_factor, rings, text)
+    return Finding(figure, settings.length_factor, rings, text)
 
 
-def _lost_ends(history: History, settings: DoctorSettings) -> Reading | None:
+def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
     best = _best(history, "objective/ended_share", settings)
     if best < 0.2:  # they hardly ever ended, so that there is nothing to lose
         return None
     now = _now(history, "objective/ended_share", settings)
     figure = now / best
     told = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
-    return Reading(figure, settings.ended_share, figure < settings.ended_share, told)
+    return Finding(figure, settings.ended_share, figure < settings.ended_share, told)
 
 
-def _kl_blow_up(history: History, settings: DoctorSettings) -> Reading:
+def _kl_blow_up(history: History, settings: DoctorSettings) -> Finding:
     figure = _per_token(history, settings)
     told = f"the KL to the reference is {figure:.3g} nats a token"
-    return Reading(figure, settings.kl_per_token, figure > settings.kl_per_token, told)
+    return Finding(figure, settings.kl_per_token, figure > settings.kl_per_token, told)
 
 
 def _per_token(history: History, settings: DoctorSettings) -> float:
@@ -207,39 +207,39 @@ def _per_token(history: History, settings: DoctorSettings) -> float:
     return _now(history, "objective/kl", settings) / max(length, 1.0)
 
 
-def _negative_kl(history: History, settings: DoctorSettings) -> Reading:
+def _negative_kl(history: History, settings: DoctorSettings) -> Finding:
     figure, limit = _now(history, "objective/kl", settings), -settings.negative_kl
     told = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
-    return Reading(figure, limit, figure < limit, told)
+    return Finding(figure, limit, figure < limit, told)
 
 
-def _large_steps(history: History, settings: DoctorSettings) -> Reading:
+def _large_steps(history: History, settings: DoctorSettings) -> Finding:
     figure = _now(history, "policy/approxkl_avg", settings)
     told = f"half the mean squared log ratio inside an update is {figure:.3g}"
-    return Reading(figure, settings.approximate_kl, figure > settings.approximate_kl, told)
+    return Finding(figure, settings.approximate_kl, figure > settings.approximate_kl, told)
 
 
-def _dead_value(history: History, settings: DoctorSettings) -> Reading | None:
+def _dead_value(history: History, settings: DoctorSettings) -> Finding | None:
     key, limit = "val/explained_variance", settings.explained_variance
     if history[-1][key] == 0.0:  # the returns do not vary
         return None
     span = max(settings.value_grace, settings.window)
     figure = _best(history[-span:], key, settings)
     told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
-    return Reading(figure, limit, figure < limit, told)
+    return Finding(figure, limit, figure < limit, told)
 
 
-def _entropy_collapse(history: History, settings: DoctorSettings) -> Reading | None:
+def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | None:
     first = history[0]["policy/entropy_avg"]
     if first < 1e-3:
         return None
     now = _now(history, "policy/entropy_avg", settings)
     figure = now / first
     told = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
-    return Reading(figure, settings.entropy_share, figure < settings.entropy_share, told)
+    return Finding(figure, settings.entropy_share, figure < settings.entropy_share, told)
 
 
-def _repetition(history: History, settings: DoctorSettings) -> Reading:
+def _repetition(history: History, settings: DoctorSettings) -> Finding:
     first = history[0]["objective/repeated_share"]
     figure, limit = _now(history, "objective/repeated_share", settings), settings.repeated_share
     told = (
@@ -247,18 +247,18 @@ def _repetition(history: History, settings: DoctorSettings) -> Reading:
         f"{100 * first:.0f} % at the start"
     )
     # A policy that repeats itself from the start did not learn it here.
-    return Reading(figure, limit, figure > limit and figure > first + 0.2, told)
+    return Finding(figure, limit, figure > limit and figure > first + 0.2, told)
 
 
-def _identical_responses(history: History, settings: DoctorSettings) -> Reading:
+def _identical_responses(history: History, settings: DoctorSettings) -> Finding:
     first = history[0]["objective/distinct_share"]
     now = _now(history, "objective/distinct_share", settings)
     figure = now / first
     told = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
-    return Reading(figure, settings.distinct_share, figure < settings.distinct_share, told)
+    return Finding(figure, settings.distinct_share, figure < settings.distinct_share, told)
 
 
-CHECKS: Mapping[str, Callable[[History, DoctorSettings], Reading | None]] = {
+CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
     "collapse": _collapse,
     "length_hacking": _length_hacking,
     "lost_ends": _lost_ends,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import ResumeStore, load_state, save_state
-from pipeline.ppo.doctor import ADVICE, KEPT, SCORE, Reading, readings, sentence
+from pipeline.ppo.doctor import ADVICE, KEPT, SCORE, Finding, findings, sentence
 from pipeline.ppo.settings import Hyperparameters
 
 BEST = "best.pt"
@@ -36,19 +36,19 @@ class Watch:
     history: list[dict[str, float]] = field(default_factory=list)
     ringing: list[str] = field(default_factory=list)
 
-    def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Reading]]:
+    def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
         """Take in an update; return metrics to log and the alarms that begin to ring."""
         self.history.append({key: metrics[key] for key in KEPT})
-        found = readings(
+        found = findings(
             self.history,
             settings=self.hyper.doctor,
             ends_matter=self.hyper.end_rule != "none",
             value_warmup=self.hyper.value_warmup_updates,
         )
-        rings = [name for name, reading in found.items() if reading.rings]
+        rings = [name for name, finding in found.items() if finding.rings]
         begins = {name: found[name] for name in rings if name not in self.ringing}
         self.ringing = rings
-        figures = {f"doctor/{name}": reading.figure for name, reading in found.items()}
+        figures = {f"doctor/{name}": finding.figure for name, finding in found.items()}
         return {"doctor/alarms": len(rings), **figures}, begins
 
     def state(self) -> dict[str, Any]:
@@ -121,18 +121,18 @@ class BestPolicy:
         return SCORE if self.drifts else "objective/scores"
 
 
-def alarm_row(name: str, reading: Reading, *, update: int) -> dict[str, object]:
+def alarm_row(name: str, finding: Finding, *, update: int) -> dict[str, object]:
     """Return an alarm as a row of doctor.jsonl."""
     return {
         "update": update,
         "alarm": name,
-        "figure": reading.figure,
-        "threshold": reading.threshold,
-        "told": reading.told,
+        "figure": finding.figure,
+        "threshold": finding.threshold,
+        "told": finding.told,
         **ADVICE[name]._asdict(),
     }
 
 
-def alarm_lines(begins: Mapping[str, Reading], *, update: int) -> list[str]:
+def alarm_lines(begins: Mapping[str, Finding], *, update: int) -> list[str]:
     """Return the alarms that begin to ring as lines of a log."""
-    return [f"update {update}: {sentence(name, reading)}" for name, reading in begins.items()]
+    return [f"update {update}: {sentence(name, finding)}" for name, finding in begins.items()]

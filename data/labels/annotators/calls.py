@@ -33,6 +33,10 @@ class BudgetSpentError(LabelError):
     """The calls or tokens that the recipe allows are used up."""
 
 
+class CallRefusedError(LabelError):
+    """The server is there and does not take this call, such as one too long for its context."""
+
+
 @dataclass(frozen=True)
 class Spent:
     """What the log holds: calls that were answered, and their tokens in and out."""
@@ -104,7 +108,8 @@ class Calls:
 
         Raises:
             BudgetSpentError: no call is left.
-            LabelError: the server can't be reached, refuses, or answers something else.
+            CallRefusedError: the server does not take the call.
+            LabelError: the server can't be reached, or answers something else.
         """
         request = {"model": self.model, "messages": messages, **options}
         body = json.dumps(request, sort_keys=True).encode("utf-8")
@@ -184,7 +189,7 @@ class Calls:
                 f"{failure}; look at the server, all labels are kept"
             ) from failure
         except RefusedError as failure:
-            raise LabelError(f"the judge {self.url} refused: {failure}") from failure
+            raise CallRefusedError(f"the judge {self.url} refused: {failure}") from failure
 
     def _parsed(self, answer: bytes, request: Mapping[str, Any]) -> tuple[str, int]:
         try:

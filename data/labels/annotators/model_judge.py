@@ -19,7 +19,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from data.errors import LabelError
-from data.labels.annotators.calls import Calls
+from data.labels.annotators.calls import CallRefusedError, Calls
 from data.labels.annotators.working import submission
 from data.labels.records import AnnotatorKind, Assignment, Mode, NewTask, Submission
 from data.records import Prompt, dense_ranks
@@ -137,7 +137,14 @@ class ModelJudge:
         for attempt in range(_TRIES):
             # Another seed is another call to the cache, and to servers that know seeds.
             seed = attempt + _TRIES * again
-            said = self.calls.ask(messages, seed=seed, **self.options)
+            try:
+                said = self.calls.ask(messages, seed=seed, **self.options)
+            except CallRefusedError:
+                if not attempt:
+                    raise
+                # The same question was taken without the model's own words: with them it is longer
+                # than the context, which is a reason to skip this task, not to end the work.
+                return None
             found = question.pattern.findall(said)
             if found:
                 return str(found[-1])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint import ResumeStore
-from pipeline.ppo.doctor import ADVICE, CHECKS, KEPT, readings, sentence
+from pipeline.ppo.doctor import ADVICE, CHECKS, KEPT, findings, sentence
 from pipeline.ppo.loop import run_update
 from pipeline.ppo.settings import AlarmName, DoctorSettings, Hyperparameters
 from pipeline.ppo.watch import BestPolicy, Watch
@@ -41,7 +41,7 @@ def series(length: int = 12, **last: Any) -> list[dict[str, float]]:
 
 
 def ringing(history: list[dict[str, float]], **arguments: Any) -> dict[str, Any]:
-    found = readings(history, settings=arguments.pop("settings", SETTINGS), **arguments)
+    found = findings(history, settings=arguments.pop("settings", SETTINGS), **arguments)
     return {name: reading for name, reading in found.items() if reading.rings}
 
 
