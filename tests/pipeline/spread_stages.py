@@ -5,7 +5,8 @@ environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs i
 `FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
 Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
 left half-way: one process from that of two sharded ones (or two, where there are adapters), all
-others from that of one.
+others from that of one. In the mode "compiled", which is DDP where there are several, the stages
+that can be compiled are, and none goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
 ADAPTERS = ("adapter", "trunk")
 """A reward model and PPO with adapters, which are not trained on sharded weights."""
+COMPILED = ("pretrain", "reward", "ppo", *ADAPTERS)
+"""Those with a setting `compile`."""
 
 
 def settings_of(stage: str, inputs: Path) -> Any:
@@ -68,7 +71,9 @@ def settings_of(stage: str, inputs: Path) -> Any:
     )  # fmt: skip
 
 
-def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> None:
+def run_stage(
+    stage: str, inputs: Path, folder: Path, rank: int, size: int, *, compiled: bool = False
+) -> None:
     """Run a stage in a folder, on from whatever is there."""
     from importlib import import_module
 
@@ -80,6 +85,8 @@ def run_stage(stage: str, inputs: Path, folder: Path, rank: int, size: int) -> N
     from pipeline.handover import HandOver
 
     settings = settings_of(stage, inputs)
+    if compiled:
+        settings = settings.model_copy(update={"compile": True})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
     barrier = dist.barrier if size > 1 else lambda: None
@@ -152,6 +159,7 @@ def main(folder: Path, modes: list[str]) -> None:
     torch.set_num_threads(1)
     import datasets
     from accelerate import PartialState
+    from torch._dynamo.utils import counters
 
     datasets.disable_progress_bars()
     state = PartialState(cpu=True)
@@ -164,9 +172,15 @@ def main(folder: Path, modes: list[str]) -> None:
         os.environ.pop("RLHF_SHARD_WEIGHTS", None)
         own = folder / f"{mode}-{size}"
         seen.clear()
-        stages = STAGES if mode == "fsdp" else STAGES + ADAPTERS
+        stages = {"fsdp": STAGES, "compiled": COMPILED}.get(mode, STAGES + ADAPTERS)
         for stage in stages:
-            run_stage(stage, folder, own / stage, rank, size)
+            torch.compiler.reset()  # each stage has a process of its own where a recipe runs
+            counters.clear()
+            run_stage(stage, folder, own / stage, rank, size, compiled=mode == "compiled")
+            if mode == "compiled":
+                assert counters["stats"]["unique_graphs"], f"{stage} compiled nothing"
+        if mode == "compiled":
+            continue
         if rank == 0:
             (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
         for stage in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -201,6 +202,19 @@ def test_processes_judge_a_reward_model_alike(runs: Path) -> None:
     )
     assert two["n_pairs"] == one["n_pairs"] > 0
     assert two["accuracy"] == one["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+def test_compiled_layers_give_the_figures_of_plain_ones_on_one_process_and_on_two(
+    runs: Path,
+) -> None:
+    alone, two = start(runs, 1, "compiled"), start(runs, 2, "compiled")
+    finish(runs, 2, two)
+    finish(runs, 1, alone)
+    for stage in ("pretrain", "reward", "ppo", *ADAPTERS):
+        require_same(runs / "alone-1" / stage, runs / "compiled-1" / stage)
+        require_same(runs / "compiled-1" / stage, runs / "compiled-2" / stage)
 
 
 @pytest.mark.slow
