@@ -191,13 +191,13 @@ def show(
     ] = False,
 ) -> None:
     """Print the resolved recipe with every default."""
-    checked = _recipe(recipe, overrides)
     if explain:
         from pipeline.explain import explain as explained
+        from pipeline.explain import load_explained
 
-        typer.echo(explained(checked), nl=False)
+        typer.echo(explained(load_explained(recipe, overrides or ())), nl=False)
         return
-    typer.echo(checked.to_yaml(), nl=False)
+    typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
 
 
 @app.command(name="ls")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import yaml
 
-from pipeline.config import Settings
-from pipeline.recipe import Recipe
-from pipeline.recipe_files import Keys
+from data.errors import RecipeError
+from pipeline.config import Settings, stage_kind
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe_files import Keys, read_merged
 
 DEFAULT = "default"
+LEFT_OPEN = "needed, and left to what extends this"
+_FILLER = "./left-to-what-extends-this"
+_EITHER = {
+    "reward": ("rankings", "train", None),
+    "ppo": ("pretraining", "pretraining_sources", "ptx_coefficient"),
+}
+"""Two settings of a kind one of which is needed, always or where the third is set."""
 
 
 class Explained(NamedTuple):
@@ -22,7 +30,7 @@ class Explained(NamedTuple):
     Attributes:
         path: its keys, joined by dots.
         value: as YAML.
-        origin: "default", `FILE:LINE`, or `--set A=B`.
+        origin: "default", `FILE:LINE`, `--set A=B`, or that a base leaves it open.
         meaning: its docstring.
         comment: the comment on it in the recipe.
     """
@@ -47,6 +55,43 @@ def explain(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
+def load_explained(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe to be explained: one to be extended may leave open what a stage needs.
+
+    Args:
+        path: YAML file.
+        overrides: as of `load_recipe`.
+
+    Raises:
+        RecipeError: anything else is wrong.
+    """
+    content, _ = read_merged(path)
+    stages = content.get("stages")
+    fillers = [
+        f"{name}.{filler}"
+        for name, given in (stages.items() if isinstance(stages, dict) else ())
+        if isinstance(given, dict)
+        for filler in _fillers(given)
+    ]
+    return load_recipe(path, [*fillers, *overrides])
+
+
+def _fillers(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `KEY=VALUE` for what a stage needs and was not given."""
+    try:
+        kind = stage_kind(str(given.get("kind")))
+    except RecipeError:
+        return  # which `load_recipe` tells of
+    for key, field in kind.settings.model_fields.items():
+        if field.is_required() and key not in given:
+            listed = get_origin(field.annotation) is tuple
+            yield f"{key}=[{{path: {_FILLER}}}]" if listed else f"{key}={_FILLER}"
+    one, other, where = _EITHER.get(str(given["kind"]), (None, None, None))
+    wanted = one is not None and (where is None or given.get(where))
+    if wanted and one not in given and other not in given:
+        yield f"{one}={_FILLER}"
+
+
 def explained(recipe: Recipe) -> Iterator[Explained]:
     """Yield every setting of a recipe, stages in the order in which they run."""
     yield from _settings(recipe, recipe.top, ())
@@ -64,6 +109,8 @@ def _settings(recipe: Recipe, settings: Settings, keys: Keys) -> Iterator[Explai
         plain = settings.model_dump(mode="json", include={field})[field]
         nested = isinstance(value, Settings)
         yield _entry(recipe, here, "" if nested else _text(plain), meaning)
+        if _FILLER in _origin(recipe, here):
+            continue
         if nested:
             yield from _settings(recipe, value, here)
         elif isinstance(value, (tuple, list)):
@@ -82,6 +129,8 @@ def _text(value: Any) -> str:
 
 def _entry(recipe: Recipe, keys: Keys, value: str, meaning: str) -> Explained:
     origin = _origin(recipe, keys)
+    if _FILLER in origin:
+        return Explained(".".join(map(str, keys)), "", LEFT_OPEN, meaning, "")
     file, _, line = origin.rpartition(":")
     in_file = line.isdigit() and not origin.startswith("--set")
     comment = comments(Path(file)).get(int(line), "") if in_file else ""

@@ -214,7 +214,7 @@ def score_tokens(
                 values_MT = value(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
                 others_BT[piece.rows_M, :width] = values_MT
             elif reused:
-                others_BT[piece.rows_M, :width] = policy.values(*batch)
+                others_BT[piece.rows_M, :width] = policy(*batch, only_values=True).values_BT
     if states_BTH is not None:
         assert isinstance(value, ValueReader)
         others_BT = value(states_BTH, tokens.value_mask_BT)

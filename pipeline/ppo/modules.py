@@ -72,8 +72,11 @@ class Policy(nn.Module):
         mask_BT: Tensor,
         temperature: float = 1.0,
         entropy: bool = False,
+        only_values: bool = False,
     ) -> PolicyOutput:
         """Score the tokens from `starts_B` on.
+
+        Values alone come by this way too: sharded weights are gathered where a module is called.
 
         Args:
             ids_BL: prompts and responses, padded on the right.
@@ -81,31 +84,28 @@ class Policy(nn.Module):
             mask_BT: response tokens.
             temperature: divides the logits.
             entropy: whether to compute entropies.
+            only_values: whether to leave the vocabulary alone: all but the values is 0 then.
         """
         rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
         places_N = starts_B[rows_N] + steps_N
-        tokens_N = ids_BL[rows_N, places_N]
         states_NX = self._states(ids_BL)[rows_N, places_N - 1]
-        head: Any = self.model.get_output_embeddings() if self._hidden_first else nn.Identity()
-        logprobs_N, entropies_N = _score_in_pieces(
-            states_NX, head, tokens_N, temperature=temperature, entropy=entropy
-        )
         values_BT = None
         if self.value_head is not None:
             values_N = self.value_head(states_NX)[:, 0].float()
             values_BT = _spread(values_N, rows_N, steps_N, mask_BT)
+        if only_values:
+            nothing_BT = states_NX.new_zeros(mask_BT.shape)
+            return PolicyOutput(nothing_BT, nothing_BT, values_BT)
+        head: Any = self.model.get_output_embeddings() if self._hidden_first else nn.Identity()
+        tokens_N = ids_BL[rows_N, places_N]
+        logprobs_N, entropies_N = _score_in_pieces(
+            states_NX, head, tokens_N, temperature=temperature, entropy=entropy
+        )
         return PolicyOutput(
             _spread(logprobs_N, rows_N, steps_N, mask_BT),
             _spread(entropies_N, rows_N, steps_N, mask_BT),
             values_BT,
         )
-
-    def values(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the values (B, T) alone, without a look at the vocabulary."""
-        assert self.value_head is not None
-        rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
-        states_NH = self._states(ids_BL)[rows_N, starts_B[rows_N] + steps_N - 1]
-        return _spread(self.value_head(states_NH)[:, 0].float(), rows_N, steps_N, mask_BT)
 
     def _states(self, ids_BL: Tensor) -> Tensor:
         """Return the last hidden state, or the logits where they are not its head's."""

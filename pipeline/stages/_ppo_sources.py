@@ -33,11 +33,19 @@ def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list
     settings = context.settings
     if settings.ptx_coefficient == 0:
         return None
+    from data.records import to_text
     from pipeline.ppo.pretraining import text_rows
+    from pipeline.training_corpus import is_heldout
 
-    sources = settings.pretraining_sources or carried_sources(settings, context.hand)
+    sources, heldout_share = settings.pretraining_sources, 0.0
+    if settings.pretraining is not None:
+        sources, heldout_share = carried_sources(settings, context.hand)
     rows = text_rows(
-        records(context, sources, "pretraining"),
+        (
+            record
+            for record in records(context, sources, "pretraining")
+            if not is_heldout(to_text(record), heldout_share)
+        ),
         tokenizer=tokenizer,
         row_tokens=settings.pretraining_row_tokens,
     )
@@ -45,17 +53,24 @@ def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list
     return rows
 
 
-def carried_sources(settings: PpoSettings, hand: HandOver) -> tuple[SourceSettings, ...]:
-    """Return the training sources of the stage that `pretraining` names.
+def carried_sources(
+    settings: PpoSettings, hand: HandOver
+) -> tuple[tuple[SourceSettings, ...], float]:
+    """Return what the stage that `pretraining` names trains on: its sources, less a share.
+
+    Returns:
+        The sources, and the share of their texts that the stage holds out to judge its model.
 
     Raises:
-        HandOverError: it is no stage with text to train on.
+        HandOverError: it is no pretrain stage.
     """
+    from pipeline.stages.pretrain import PretrainSettings
+
     assert settings.pretraining is not None
-    sources = getattr(hand.settings(settings.pretraining), "train", None)
-    if not sources:
+    named = hand.settings(settings.pretraining)
+    if not isinstance(named, PretrainSettings):
         raise HandOverError(
-            f"stage {hand.name}: pretraining names {settings.pretraining}, which has no `train` "
-            "sources; name a pretrain stage of this recipe, or use pretraining_sources"
+            f"stage {hand.name}: pretraining names {settings.pretraining}, which is no pretrain "
+            "stage of this recipe; name one, or use pretraining_sources"
         )
-    return tuple(sources)
+    return named.train, 0.0 if named.heldout else float(named.heldout_share)

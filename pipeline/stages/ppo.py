@@ -167,6 +167,10 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
         hand.require_same_tokenizer(settings.policy, settings.reference)
     if settings.pretraining is not None:
         carried_sources(settings, hand)
+    if settings.ptx_coefficient > 0:
+        hand.require_fits_context(
+            settings.policy, settings.pretraining_row_tokens, "pretraining_row_tokens"
+        )
     if settings.value_start is not None:
         hand.require_same_tokenizer(settings.policy, settings.value_start)
         hand.require_reward_head(settings.value_start)

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
-ADAPTERS = ("adapter", "trunk")
+STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
+"""The last three are PPO, the last with other settings."""
+ADAPTERS = ("adapter", "trunk", "read")
 """A reward model and PPO with adapters, which are not trained on sharded weights."""
 COMPILED = ("pretrain", "reward", "ppo", *ADAPTERS)
 """Those with a setting `compile`."""
@@ -58,17 +59,31 @@ def settings_of(stage: str, inputs: Path) -> Any:
             # micro-batches move a weight in 5,000 by 3e-5 with 1e-8, on one process too.
             epsilon=1e-5, lora={"rank": 4} if stage == "adapter" else None,
         )  # fmt: skip
-    trunk = {"trunk": "shared", "lora": {"rank": 4}} if stage == "trunk" else {}
-    return PpoSettings(
-        policy=policy, value="separate" if stage == "ppo" else "shared", **trunk,
-        reward=({"model": reward}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
-        prompts=[prompts], episodes=48, batch_size=16, minibatches=2, epochs=2, micro_batch_size=3,
-        max_new_tokens=6, temperature=1.0, learning_rate=3e-3, max_gradient_norm=0.5,
-        whiten_rewards=True, normalize_scores=True, adaptive_kl={"horizon": 100}, ema_decay=0.9,
-        entropy_coefficient=0.01, value_warmup_updates=1, ptx_coefficient=0.3,
-        ptx_rows_per_episode=0.4, pretraining_sources=[text], pretraining_row_tokens=9,
-        save_every=2, sample_every=1, bf16=False,
-    )  # fmt: skip
+    trunk = {"trunk": "shared", "lora": {"rank": 4}}
+    ways: dict[str, dict[str, Any]] = {
+        "ppo": {"value": "separate"},
+        # What is reused leaves the values to be computed alone, also where weights are sharded.
+        "shared": {"value": "shared", "reuse_logprobs": True},
+        "variant": {
+            "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0,
+            "whiten_advantages": "minibatch", "gradient_checkpointing": True, "adaptive_kl": None,
+        },
+        "trunk": {"value": "shared", **trunk},
+        "read": {"value": "reward", "reuse_logprobs": True, **trunk},
+    }  # fmt: skip
+    hung = {"model": str(inputs / "hung" / "model")} if stage == "read" else {"model": reward}
+    common: dict[str, Any] = {
+        "policy": policy,
+        "reward": (hung, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
+        "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 2,
+        "micro_batch_size": 3, "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
+        "max_gradient_norm": 0.5, "whiten_rewards": True, "normalize_scores": True,
+        "adaptive_kl": {"horizon": 100}, "ema_decay": 0.9, "entropy_coefficient": 0.01,
+        "value_warmup_updates": 1, "ptx_coefficient": 0.3, "ptx_rows_per_episode": 0.4,
+        "pretraining_sources": [text], "pretraining_row_tokens": 9, "save_every": 2,
+        "sample_every": 1, "bf16": False,
+    }  # fmt: skip
+    return PpoSettings(**{**common, **ways[stage]})
 
 
 def run_stage(
@@ -96,7 +111,7 @@ def run_stage(
     given = {name: str(inputs / "policy")}
     if settings.kind == "ppo":
         hung = inputs / "hung" / "model"
-        given["reward.0.model"] = str(hung if stage == "trunk" else inputs / "reward")
+        given["reward.0.model"] = str(hung if stage in ADAPTERS else inputs / "reward")
     context = StageContext(
         name=stage, settings=settings, seed=0, folder=folder, inputs=given,
         hand=HandOver(stage, {stage: settings}, lambda _: None),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.explain import Explained, comments, explain, explained
+from data.errors import RecipeError
+from pipeline.explain import LEFT_OPEN, Explained, comments, explain, explained, load_explained
 from pipeline.recipe import Recipe, load_recipe
 
 BASE = """\
@@ -115,3 +116,30 @@ def test_explain_shows_a_presets_sources(tmp_path: Path) -> None:
     assert target.origin.startswith(f"{base}:")
     assert found["stages.ppo.kl_coefficient"].origin == "--set ppo.kl_coefficient=0.2"
     assert found["stages.ppo.reward.0.weight"].origin == "default"
+
+
+PRESETS = sorted((Path(__file__).parents[2] / "recipes" / "base").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_explain_shows_a_preset_itself(preset: Path) -> None:
+    found = entries(load_explained(preset))
+    left = [entry for entry in found.values() if entry.origin == LEFT_OPEN]
+    assert left and all(entry.meaning and not entry.value for entry in left)
+    assert not any("left-to-what" in entry.value + entry.origin for entry in found.values())
+
+
+def test_what_is_set_is_not_left_open() -> None:
+    (preset,) = (path for path in PRESETS if path.stem == "instructgpt")
+    found = entries(load_explained(preset, ["ppo.policy=./mine"]))
+    open_keys = {path for path, entry in found.items() if entry.origin == LEFT_OPEN}
+    assert open_keys == {f"stages.ppo.{key}" for key in ("reward", "prompts", "pretraining")}
+    assert found["stages.ppo.policy"].origin == "--set ppo.policy=./mine"
+    assert found["stages.ppo.ptx_coefficient"].value == "27.8"
+
+
+def test_other_mistakes_of_a_preset_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("stages:\n  ppo:\n    kind: ppo\n    episods: 3\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:4: stages.ppo.episods: unknown key"):
+        load_explained(file)

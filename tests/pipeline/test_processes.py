@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("spread_stages.py")
-STAGES = ("pretrain", "sft", "reward", "ppo", "shared")
-ADAPTERS = ("adapter", "trunk")
+STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
+ADAPTERS = ("adapter", "trunk", "read")
 DONE = [
     *(("fsdp", stage) for stage in STAGES),
     *(("ddp", stage) for stage in STAGES + ADAPTERS),
@@ -170,8 +170,9 @@ def test_weights_are_sharded_where_asked_for(runs: Path) -> None:
     facts = {mode: json.loads((runs / mode / "facts.json").read_text()) for mode in RUNS}
     assert [facts[mode]["processes"] for mode in RUNS] == [1, 2, 2]
     modules = {mode: facts[mode]["modules"] for mode in RUNS}
-    # pretraining, SFT, reward model, PPO's policy and value model, policy with a head; adapters
-    assert [len(modules[mode]) for mode in RUNS] == [8, 6, 8]
+    # pretraining, SFT, reward model, PPO's policy and value model, policy with a head, policy and
+    # value model again; adapters: reward model, policy with a head, policy and head
+    assert [len(modules[mode]) for mode in RUNS] == [12, 8, 12]
     for module in modules["fsdp-2"]:
         assert module["parameters"] == ["DTensor"], module
         assert module["share"] == pytest.approx(0.5, abs=0.01), module

@@ -139,7 +139,9 @@ def test_what_is_published_is_merged_and_apart(make_ppo: Build, tmp_path: Path) 
     ids = torch.tensor([[60, 61, 62, 63, 64]])
     starts, mask = torch.tensor([2]), torch.ones((1, 3), dtype=torch.bool)
     with torch.no_grad():
-        said, values = ppo.policy.model(ids).logits, ppo.policy.values(ids, starts, mask)
+        said = ppo.policy.model(ids).logits
+        values = ppo.policy(ids, starts, mask, only_values=True).values_BT
+        assert torch.equal(values, ppo.policy(ids, starts, mask).values_BT)
     publish(ppo, tmp_path / "out")
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
