@@ -5,8 +5,8 @@ environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs i
 `FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
 Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
 left half-way: one process from that of two sharded ones (or two, where there are adapters), all
-others from that of one. In the mode "compiled", which is DDP where there are several, the stages
-that can be compiled are, and none goes on elsewhere.
+others from that of one. In the modes "compiled" (DDP, where there are several) and "compiled_fsdp"
+the stages that can be compiled are, and none goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
 """The last three are PPO, the last with other settings."""
 ADAPTERS = ("adapter", "trunk", "read")
 """A reward model and PPO with adapters, which are not trained on sharded weights."""
-COMPILED = ("pretrain", "reward", "ppo", *ADAPTERS)
-"""Those with a setting `compile`."""
+COMPILED = {"compiled": ("pretrain", "reward", "ppo", *ADAPTERS), "compiled_fsdp": ("pretrain",)}
+"""Stages with a setting `compile`, with whole and with sharded weights, by mode."""
 
 
 def settings_of(stage: str, inputs: Path) -> Any:
@@ -182,19 +182,19 @@ def main(folder: Path, modes: list[str]) -> None:
     seen = watch_modules()
     for mode in modes:
         # What `accelerate launch` makes of a configuration with FSDP2, or without.
-        os.environ["ACCELERATE_USE_FSDP"] = str(mode == "fsdp").lower()
+        os.environ["ACCELERATE_USE_FSDP"] = str(mode.endswith("fsdp")).lower()
         os.environ["FSDP_VERSION"] = "2"
         os.environ.pop("RLHF_SHARD_WEIGHTS", None)
         own = folder / f"{mode}-{size}"
         seen.clear()
-        stages = {"fsdp": STAGES, "compiled": COMPILED}.get(mode, STAGES + ADAPTERS)
+        stages = COMPILED.get(mode, STAGES if mode == "fsdp" else STAGES + ADAPTERS)
         for stage in stages:
             torch.compiler.reset()  # each stage has a process of its own where a recipe runs
             counters.clear()
-            run_stage(stage, folder, own / stage, rank, size, compiled=mode == "compiled")
-            if mode == "compiled":
+            run_stage(stage, folder, own / stage, rank, size, compiled=mode in COMPILED)
+            if mode in COMPILED:
                 assert counters["stats"]["unique_graphs"], f"{stage} compiled nothing"
-        if mode == "compiled":
+        if mode in COMPILED:
             continue
         if rank == 0:
             (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))

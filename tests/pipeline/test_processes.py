@@ -210,12 +210,14 @@ def test_processes_judge_a_reward_model_alike(runs: Path) -> None:
 def test_compiled_layers_give_the_figures_of_plain_ones_on_one_process_and_on_two(
     runs: Path,
 ) -> None:
-    alone, two = start(runs, 1, "compiled"), start(runs, 2, "compiled")
+    alone, two = start(runs, 1, "compiled"), start(runs, 2, "compiled", "compiled_fsdp")
     finish(runs, 2, two)
     finish(runs, 1, alone)
     for stage in ("pretrain", "reward", "ppo", *ADAPTERS):
         require_same(runs / "alone-1" / stage, runs / "compiled-1" / stage)
         require_same(runs / "compiled-1" / stage, runs / "compiled-2" / stage)
+    sharded = runs / "compiled_fsdp-2" / "pretrain"
+    require_same(runs / "compiled-1" / "pretrain", sharded)
 
 
 @pytest.mark.slow
