@@ -190,7 +190,8 @@ def export(
         bool, typer.Option("--every-purpose", help="Gold tasks, repeats and qualification, too.")
     ] = False,
     revisions: Annotated[
-        Literal["last", "all"], typer.Option(help="Of a label that was revised.")
+        Literal["last", "all"],
+        typer.Option(help="Of a label that was revised; all for keeping, not for training."),
     ] = "last",
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     database: DatabaseOption = None,
@@ -213,6 +214,7 @@ def export(
             seed=seed,
             purposes=None if every_purpose else TRAINING,
             kinds=kinds_of(kind),
+            revisions=revisions,
         )
         rows = Work(store).labels(chosen(store, campaign).id, revisions=revisions)
         exported = export_labels(rows, settings, folder=out)

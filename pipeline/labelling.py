@@ -240,7 +240,8 @@ def _record(database: Database, name: str, labels: Sequence[ImportedLabel]) -> i
         )
     if known is None:
         settings = CampaignSettings(mode=mode, overlap=0.0)
-        known = campaigns.create(name, settings, "", by="import")
+        theirs = labels[0].row.assignment.task.campaign_id
+        known = campaigns.create(name, settings, "", by="import", wanted_id=theirs)
     try:
         return Recording(database).record(known.id, (one.row for one in labels))
     except InvalidLabelError as error:

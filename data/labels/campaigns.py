@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from data.errors import LabelError, UsageError
 from data.labels import selection, tables
 from data.labels.audit import Audit
-from data.labels.database import Database, new_id
+from data.labels.database import Database, free_ids, new_id
 from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 
 _BATCH = 200
@@ -39,28 +39,51 @@ class Campaigns:
         self.audit = Audit(database)
 
     def create(
-        self, name: str, settings: CampaignSettings, guidelines: str, *, by: str = "system"
+        self,
+        name: str,
+        settings: CampaignSettings,
+        guidelines: str,
+        *,
+        by: str = "system",
+        wanted_id: str = "",
     ) -> Campaign:
         """Store a campaign, or return the one that is there with the same settings.
 
         Changed guidelines become a new version; labels keep the version they were given under.
+
+        Args:
+            name: of the campaign.
+            settings: what it asks.
+            guidelines: what annotators read first.
+            by: who creates it, for the audit log.
+            wanted_id: that of another database, taken where it is free.
 
         Raises:
             UsageError: settings that make no sense, or other ones than it was begun with.
         """
         _check(settings)
         try:
-            return self._create(name, settings, guidelines, by)
+            return self._create(name, settings, guidelines, by, wanted_id)
         except sa.exc.IntegrityError:
             # Somebody else created it just now, so that now it is found.
             return self._create(name, settings, guidelines, by)
 
-    def _create(self, name: str, settings: CampaignSettings, guidelines: str, by: str) -> Campaign:
+    def _create(
+        self, name: str, settings: CampaignSettings, guidelines: str, by: str, wanted_id: str = ""
+    ) -> Campaign:
         with self.database.write() as connection:
             found = _BY_NAME.with_for_update(of=tables.campaigns)
             row = connection.execute(found, {"value": name}).one_or_none()
             if row is None:
-                return self._insert(connection, name, settings, guidelines, by)
+                free = free_ids(connection, tables.campaigns, [wanted_id])
+                campaign = Campaign(
+                    wanted_id if free else new_id(),
+                    name,
+                    settings,
+                    guidelines,
+                    guidelines_version=1,
+                )
+                return self._insert(connection, campaign, by)
             _same(name, CampaignSettings(**row.settings), settings)
             campaign = _campaign(row)
             if campaign.guidelines == guidelines:
@@ -88,8 +111,19 @@ class Campaigns:
         with self.database.look() as connection:
             return [_campaign(row) for row in connection.execute(query).all()]
 
-    def add_tasks(self, campaign_id: str, new_tasks: Iterable[NewTask]) -> int:
+    def add_tasks(
+        self,
+        campaign_id: str,
+        new_tasks: Iterable[NewTask],
+        *,
+        wanted_ids: Mapping[str, str] | None = None,
+    ) -> int:
         """Store the tasks whose key is not there yet, and return how many those were.
+
+        Args:
+            campaign_id: where to.
+            new_tasks: what is to be labelled.
+            wanted_ids: by key those of another database, taken where they are free.
 
         Raises:
             LabelError: there is no such campaign.
@@ -101,7 +135,13 @@ class Campaigns:
         iterator = iter(new_tasks)
         while batch := list(itertools.islice(iterator, _BATCH)):
             rows = [self._task_row(campaign, task) for task in batch]
+            wanted = {key: (wanted_ids or {}).get(key, "") for key in (row["key"] for row in rows)}
             with self.database.write() as connection:
+                free = free_ids(connection, tables.tasks, wanted.values()) if wanted_ids else set()
+                for row in rows:
+                    if wanted[row["key"]] in free:
+                        free.discard(wanted[row["key"]])
+                        row["id"] = wanted[row["key"]]
                 result = connection.execute(self._insert_new().returning(tables.tasks.c.id), rows)
                 added += len(result.all())
         if added and campaign.settings.strategy != "random":
@@ -154,27 +194,19 @@ class Campaigns:
             row = connection.execute(query, {"value": value}).one_or_none()
         return None if row is None else _campaign(row)
 
-    def _insert(
-        self,
-        connection: sa.Connection,
-        name: str,
-        settings: CampaignSettings,
-        guidelines: str,
-        by: str,
-    ) -> Campaign:
-        campaign = Campaign(new_id(), name, settings, guidelines, guidelines_version=1)
+    def _insert(self, connection: sa.Connection, campaign: Campaign, by: str) -> Campaign:
         connection.execute(
             tables.campaigns.insert().values(
                 id=campaign.id,
-                name=name,
-                settings=dataclasses.asdict(settings),
+                name=campaign.name,
+                settings=dataclasses.asdict(campaign.settings),
                 guidelines_version=1,
                 closed=False,
                 created_at=self.database.now(),
             )
         )
-        self.audit.write(connection, by, "create", campaign.id, name=name)
-        self._guidelines(connection, campaign.id, 1, guidelines, by)
+        self.audit.write(connection, by, "create", campaign.id, name=campaign.name)
+        self._guidelines(connection, campaign.id, 1, campaign.guidelines, by)
         return campaign
 
     def _guidelines(

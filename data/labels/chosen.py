@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 from data.labels.records import AnnotatorKind, LabelRow, Purpose
 from data.records import prompt_hash
@@ -26,8 +27,9 @@ def labels_of(
     *,
     purposes: Collection[Purpose] | None = TRAINING,
     kinds: Collection[AnnotatorKind] | None = None,
+    revisions: Literal["last", "all"] = "last",
 ) -> list[LabelRow]:
-    """Return the last revisions of labels given for these purposes by these kinds of annotators.
+    """Return the labels that were given for these purposes by these kinds of annotators.
 
     Gold tasks, the qualification and repeats are no training data unless they are asked for: the
     answer of the first two is known, and a repeat would count its task twice.
@@ -36,10 +38,11 @@ def labels_of(
         rows: labels, of any revision.
         purposes: None takes all.
         kinds: None takes all.
+        revisions: the last of each label, or all.
     """
     return [
         row
-        for row in last_revisions(rows)
+        for row in (last_revisions(rows) if revisions == "last" else rows)
         if (purposes is None or row.assignment.purpose in purposes)
         and (kinds is None or row.annotator.kind in kinds)
     ]

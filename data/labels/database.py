@@ -9,10 +9,11 @@ ours, since SQLite's own waiting is a sleep of up to 100 ms that serves nobody i
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,9 @@ _MIGRATIONS_LOCK = 7_236_411
 """An arbitrary number that names our migrations among PostgreSQL's advisory locks."""
 
 
+_ID = re.compile(r"[\w-]{22}", re.ASCII)
+
+
 def utc_now() -> datetime:
     """Return the time, aware, in UTC."""
     return datetime.now(UTC)
@@ -46,6 +50,12 @@ def utc_now() -> datetime:
 def new_id() -> str:
     """Return 22 random characters that may stand in an address; 128 bits, so never guessed."""
     return secrets.token_urlsafe(16)
+
+
+def free_ids(connection: sa.Connection, table: sa.Table, wanted: Iterable[str]) -> set[str]:
+    """Return which ids, given by another database, are of our form and not taken in a table."""
+    fit = {one for one in wanted if _ID.fullmatch(one)}
+    return fit - {*connection.scalars(sa.select(table.c.id).where(table.c.id.in_(fit)))}
 
 
 class Database:

@@ -92,6 +92,7 @@ class ExportSettings:
         seed: of that split.
         purposes: which labels; None takes gold, qualification and repeats too.
         kinds: whose labels; None takes all.
+        revisions: the last of each label, or all, which are to be kept and not to be trained on.
     """
 
     what: What
@@ -103,6 +104,7 @@ class ExportSettings:
     seed: int = 0
     purposes: Collection[Purpose] | None = TRAINING
     kinds: Collection[AnnotatorKind] | None = None
+    revisions: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
         """Refuse what can't be written.
@@ -117,6 +119,12 @@ class ExportSettings:
                 raise UsageError(
                     f"export: {name} '{value}' is none of {', '.join(get_args(known))}"
                 )
+        whole = self.what in ("rankings", "csv") and self.consolidation == "per_annotator"
+        if self.revisions == "all" and not whole:
+            raise UsageError(
+                "export: revisions 'all' is for rankings and csv with consolidation "
+                "'per_annotator'; elsewhere an earlier revision would count as another label"
+            )
         if not 0 <= self.heldout <= MOST_HELDOUT:
             raise UsageError(
                 f"export: heldout {self.heldout:g} is no share from 0 to {MOST_HELDOUT}"
@@ -127,7 +135,7 @@ def export_labels(rows: Iterable[LabelRow], settings: ExportSettings, *, folder:
     """Write labels into a folder.
 
     Args:
-        rows: labels; of several revisions the last is written.
+        rows: labels, of any revision.
         settings: what, and how.
         folder: where to; it is made.
 
@@ -147,7 +155,9 @@ def export_parts(
 ) -> tuple[dict[str, list[str]], Counter[str]]:
     """Return an export as lines by file name, and what was left out; see `export_labels`."""
     what, blind = settings.what, settings.blind
-    labels = labels_of(rows, purposes=settings.purposes, kinds=settings.kinds)
+    labels = labels_of(
+        rows, purposes=settings.purposes, kinds=settings.kinds, revisions=settings.revisions
+    )
     if not labels:
         purposes = settings.purposes
         asked = "" if purposes is None else f" given for {', '.join(sorted(purposes))}"

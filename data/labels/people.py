@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from data.errors import LabelError, NotYoursError, UsageError
 from data.labels import rows, tables
 from data.labels.audit import Audit
-from data.labels.database import Database, new_id
+from data.labels.database import Database, free_ids, new_id
 from data.labels.records import Annotator, AnnotatorKind, Invite, Role, Session
 
 SESSION_HOURS = 7 * 24.0
@@ -156,15 +156,24 @@ class People:
             self.audit.write(connection, by, "deactivate", annotator_id)
         self.revoke_all(annotator_id, by=by)
 
-    def add(self, name: str, kind: AnnotatorKind, *, role: Role = "annotator") -> Annotator:
-        """Store an annotator, or return the one of this kind and name that is there."""
+    def add(
+        self, name: str, kind: AnnotatorKind, *, role: Role = "annotator", wanted_id: str = ""
+    ) -> Annotator:
+        """Store an annotator, or return the one of this kind and name that is there.
+
+        Args:
+            name: of the annotator.
+            kind: of the annotator.
+            role: of a person.
+            wanted_id: that of another database, taken where it is free.
+        """
         name = _name(name)
         found = self._find(name, kind)
         if found is not None:
             return found
         try:
             with self.database.write() as connection:
-                return self._insert(connection, name, kind, role)
+                return self._insert(connection, name, kind, role, wanted_id)
         except sa.exc.IntegrityError:
             # Somebody else added them just now.
             found = self._find(name, kind)
@@ -235,9 +244,15 @@ class People:
         return annotator, *signed_in
 
     def _insert(
-        self, connection: sa.Connection, name: str, kind: AnnotatorKind, role: Role
+        self,
+        connection: sa.Connection,
+        name: str,
+        kind: AnnotatorKind,
+        role: Role,
+        wanted_id: str = "",
     ) -> Annotator:
-        annotator = Annotator(new_id(), name, kind, role)
+        free = free_ids(connection, tables.annotators, [wanted_id])
+        annotator = Annotator(wanted_id if free else new_id(), name, kind, role)
         connection.execute(
             tables.annotators.insert().values(
                 id=annotator.id,

@@ -16,7 +16,7 @@ from data.labels.audit import Audit
 from data.labels.campaigns import Campaigns
 from data.labels.database import Database
 from data.labels.people import People
-from data.labels.records import Annotator, LabelRow, NewTask
+from data.labels.records import Annotator, LabelRow
 
 _BATCH = 200
 _given, _task, _label = tables.assignments.c, tables.tasks.c, tables.labels.c
@@ -48,10 +48,12 @@ class Recording:
         while batch := list(itertools.islice(iterator, _BATCH)):
             for row in batch:
                 _check(row)
-            tasks: dict[str, NewTask] = {
-                r.assignment.task.new.key: r.assignment.task.new for r in batch
-            }
-            self.campaigns.add_tasks(campaign_id, tasks.values())
+            given = {row.assignment.task.new.key: row.assignment.task for row in batch}
+            self.campaigns.add_tasks(
+                campaign_id,
+                [task.new for task in given.values()],
+                wanted_ids={key: task.id for key, task in given.items()},
+            )
             for row in batch:
                 who = (row.annotator.kind, row.annotator.name)
                 if who not in annotators:
@@ -63,7 +65,7 @@ class Recording:
                     .where(tables.campaigns.c.id == campaign_id)
                     .with_for_update()
                 )
-                ids = self._task_ids(connection, campaign_id, list(tasks))
+                ids = self._task_ids(connection, campaign_id, list(given))
                 added = sum(
                     self._one(
                         connection,
@@ -80,7 +82,7 @@ class Recording:
         return total
 
     def _annotator(self, annotator: Annotator) -> str:
-        return self.people.add(annotator.name, annotator.kind).id
+        return self.people.add(annotator.name, annotator.kind, wanted_id=annotator.id).id
 
     def _task_ids(
         self, connection: sa.Connection, campaign_id: str, keys: list[str]

@@ -15,7 +15,8 @@ from data.labels.annotators.working import work_through
 from data.labels.campaigns import Campaigns
 from data.labels.database import open_database
 from data.labels.people import People
-from data.labels.records import CampaignSettings, NewTask
+from data.labels.records import CampaignSettings, NewTask, Submission
+from data.labels.work import Work
 from data.records import chat
 from pipeline.label_server import read_address, server_file
 
@@ -64,14 +65,28 @@ def test_what_is_exported_can_be_imported_elsewhere(rlhf: Any, run: Path, tmp_pa
     assert "campaign rankings-1a2b3c4d: 2 new labels of 2" in first.out
     assert "0 new labels of 2" in rlhf("label", "import", "other", file).out
     rlhf("label", "export", "other", "--out", "back")
-    back = (tmp_path / "back" / "rankings.jsonl").read_text().splitlines()
-    before = file.read_text().splitlines()
+    assert (tmp_path / "back" / "rankings.jsonl").read_bytes() == file.read_bytes()
 
-    def said(lines: list[str]) -> list[tuple[Any, ...]]:
-        rows = [json.loads(line) for line in lines]
-        return [(r["prompt"], r["completions"], r["ranks"], r["id"]) for r in rows]
 
-    assert said(back) == said(before)
+def test_earlier_revisions_are_exported_where_asked_for(
+    rlhf: Any, run: Path, tmp_path: Path
+) -> None:
+    store = open_database(str(run / "labels" / "labels.sqlite"))
+    (campaign,) = Campaigns(store).list()
+    first = next(Work(store).labels(campaign.id))
+    ranks = first.label.submission.ranks[::-1]
+    Work(store).revise(first.label.id, first.annotator.id, Submission("new", ranks))
+    store.close()
+    out = ("--revisions", "all", "--out")
+    assert rlhf("label", "export", run, *out, "all").out == "rankings.jsonl: 3 rows\n"
+    assert rlhf("label", "export", run, "--out", "last").out == "rankings.jsonl: 2 rows\n"
+    (tmp_path / "other").mkdir()
+    assert ": 3 new labels of 3" in rlhf("label", "import", "other", "all/rankings.jsonl").out
+    rlhf("label", "export", "other", *out, "back")
+    files = [tmp_path / name / "rankings.jsonl" for name in ("all", "back")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    refused = rlhf("label", "export", run, *out, "none", "--what", "preferences")
+    assert refused.code == 2 and "revisions 'all' is for rankings and csv" in refused.err
 
 
 def test_pairs_of_elsewhere_become_a_campaign(rlhf: Any, run: Path, tmp_path: Path) -> None:
