@@ -168,6 +168,8 @@ class _Reading:
         else:
             record = convert(raw.value, name, default_id=where)
             assert isinstance(record, Ranking)
+            if record.probabilities:
+                self.report.notes["a soft label came in by its ranks alone"] += 1
             yield _foreign_row(record, self.foreign, f"{where}:0")
 
     def of_tree(self, tree: Mapping[str, Any], where: str) -> Iterator[LabelRow]:

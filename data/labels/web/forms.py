@@ -113,5 +113,6 @@ def from_submission(said: Submission, *, order: list[int]) -> dict[str, Any]:
         "flags": [said.flags[index] if said.flags else [] for index in order],
         "choice": choice,
         "comment": said.comment,
-        "seconds": 0.0,
+        # The time of a label is that of all work on it: a correction counts on.
+        "seconds": said.seconds,
     }

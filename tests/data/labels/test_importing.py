@@ -344,3 +344,19 @@ def test_files_without_labels_are_refused(tmp_path):
 def test_completions_have_names_of_their_own():
     assert completion_id("Q", "a") == completion_id("Q", "a")
     assert completion_id("Q", "a") != completion_id("R", "a") != completion_id("R", "b")
+
+
+def test_soft_labels_come_in_by_their_ranks_and_that_is_told(tmp_path) -> None:
+    soft = {
+        "prompt": "Hi",
+        "completions": ["Hello.", "What?"],
+        "ranks": [1, 2],
+        "probabilities": [[0.5, 0.75], [0.25, 0.5]],
+    }
+    report = ReadReport()
+    (one,) = imported(tmp_path, [soft], report=report)
+    ranks = dict(zip(one.task.completions, one.submission.ranks, strict=True))
+    assert ranks == {"Hello.": 1, "What?": 2}
+    assert "a soft label came in by its ranks alone (1 times)" in report.lines()
+    with pytest.raises(SourceError, match="hold no labels"):
+        imported(tmp_path, [{"prompt": "Hi", "completion": "Hello.", "label": True}])

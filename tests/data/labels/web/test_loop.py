@@ -124,13 +124,15 @@ def test_a_label_is_revised_as_it_was_shown(
     ann: Any, campaign: Campaign, database: Database
 ) -> None:
     page = ann.task("/")
-    ann.send(page, "submit", **RATED, flags=[[], ["hallucination"], []])
+    ann.send(page, "submit", **RATED, flags=[[], ["hallucination"], []], seconds=140.0)
     assert f"{page.base}/revise" in ann.get(f"/c/{campaign.id}/mine").text
     shown = ann.task(f"{page.base}/revise")
     assert shown.answers == page.answers
     assert (shown.sheet["tiers"], shown.sheet["ratings"]) == ([1, 2, 2], [7, 2, 2])
     assert shown.sheet["flags"] == [[], ["hallucination"], []]
     assert shown.key != page.key
+    # A correction takes its time beside what the label took.
+    assert shown.sheet["seconds"] == 140.0
     response = ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
     assert response.json() == {"next": f"/c/{campaign.id}/mine"}
     rows = list(Work(database).labels(campaign.id, revisions="all"))
