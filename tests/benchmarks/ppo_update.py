@@ -142,8 +142,6 @@ def prompts(given: argparse.Namespace, size: int) -> list[list[int]]:
 
 
 def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
-    import torch
-
     from pipeline.ppo.loop import run_update
 
     ppo = assemble_ours(given, scratch)
@@ -151,11 +149,11 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     for update in range(given.updates):
         started, cpu = time.perf_counter(), time.process_time()
         if given.profile and update == given.updates - 1:
-            with torch.profiler.profile() as profile:
-                metrics = run_update(ppo).metrics
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-        else:
-            metrics = run_update(ppo).metrics
+            from where_time_goes import tell_profile
+
+            tell_profile(lambda: run_update(ppo), bf16=ppo.ranks.bf16)
+            break
+        metrics = run_update(ppo).metrics
         found.append(
             {
                 "generation": metrics["time/rollout"],

@@ -155,33 +155,10 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     )  # fmt: skip
     found = [timed(lambda n=n: training.step(n)["train/loss"]) for n in range(hyper.steps)]
     if given.profile:
-        tell_profile(lambda: training.step(hyper.steps - 1))
+        from where_time_goes import tell_profile
+
+        tell_profile(lambda: training.step(hyper.steps - 1), bf16=given.bf16)
     return found
-
-
-def tell_profile(step: Callable[[], Any]) -> None:
-    """Print where a step's time goes, and how fast plain products of its shapes are."""
-    import torch
-
-    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
-        step()
-    events = profile.key_averages(group_by_input_shape=True)
-    spent = sum(event.self_cpu_time_total for event in events)
-    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    busy = flops = alone = 0.0
-    for event in events:
-        if event.key != "aten::mm":
-            continue
-        a, b = (torch.randn(*shape) for shape in event.input_shapes[:2])
-        busy += event.self_cpu_time_total
-        flops += event.flops
-        alone += event.count * min(
-            timed(lambda a=a, b=b: float((a @ b)[0, 0]))["cpu s"] for _ in range(4)
-        )
-    print(
-        f"matrix products: {busy / spent:.0%} of the step's time at {flops / busy / 1e3:.0f} "
-        f"GFLOP/s; plain products of these shapes run at {flops / alone / 1e9:.0f} GFLOP/s"
-    )
 
 
 def trainer(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:

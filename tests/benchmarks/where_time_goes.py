@@ -1,0 +1,50 @@
+"""Where the time of a step goes, and how near its matrix products come to products alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+TRIES = 4
+
+
+def tell_profile(step: Callable[[], Any], *, bf16: bool) -> None:
+    """Print a step's slowest operators; its products' share and speed, and their speed alone.
+
+    The same shapes are multiplied alone, the fastest of some tries counts: what the products of a
+    step could reach on this machine if nothing stood between them.
+
+    Args:
+        step: what to look at.
+        bf16: whether the step's products are in bf16, fp32 else.
+    """
+    import torch
+
+    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
+        step()
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    events = profile.key_averages(group_by_input_shape=True)
+    spent = sum(event.self_cpu_time_total for event in events)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    busy = flops = alone = 0.0
+    for event in events:
+        shapes = [shape for shape in event.input_shapes if len(shape) > 1][:2]
+        if event.key not in PRODUCTS or len(shapes) < 2 or not event.flops:
+            continue
+        busy += event.self_cpu_time_total
+        flops += event.flops
+        a, b = (torch.randn(*shape, dtype=dtype) for shape in shapes)
+        alone += event.count * min(_seconds(lambda a=a, b=b: a @ b) for _ in range(TRIES))
+    print(
+        f"matrix products: {busy / spent:.0%} of the step's time at {flops / busy / 1e3:.0f} "
+        f"GFLOP/s; the same shapes alone run at {flops / alone / 1e9:.0f} GFLOP/s, so that the "
+        f"step takes {spent / 1e6 / alone:.1f} times what its products alone take"
+    )
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
