@@ -154,6 +154,8 @@ class RewardModel:
         bias: added to every score, so that held-out demonstrations score 0 on average.
         device: where it computes.
         batch_size: sequences a forward pass when scoring.
+        batch_tokens: tokens of one, padding included, instead of `batch_size`; None counts
+            sequences.
         name: what reports call it.
     """
 
@@ -163,6 +165,7 @@ class RewardModel:
     bias: float = 0.0
     device: torch.device | str = "cpu"
     batch_size: int = 64
+    batch_tokens: int | None = None
     name: str = "reward_model"
 
     @classmethod
@@ -344,7 +347,9 @@ class RewardModel:
         as_trees = self.module.takes_as_trees(sequences)
         scores = [0.0] * len(sequences)
         self.module.eval()
-        for batch in scoring_batches(sequences, trees=as_trees, rows=self.batch_size):
+        tokens = self.batch_tokens
+        most = {"rows": self.batch_size} if tokens is None else {"tokens": tokens}
+        for batch in scoring_batches(sequences, trees=as_trees, **most):
             rows = [[sequences[i] for i in tree] for tree in batch]
             inputs = collate(rows, as_trees=as_trees, pad_id=self.pad_id, device=self.device)
             chosen = [i for tree in batch for i in tree]

@@ -14,11 +14,12 @@ Estimate = Callable[[str, Any, Desk], StageCost]
 
 KNOBS = {
     "sampling": ("generation_batch_size", "batch_size"),
-    "scoring": ("score_batch_size",),
-    "log-probabilities": ("score_batch_size", "batch_size"),
+    "scoring": ("tokens_per_micro_batch", "score_batch_size"),
+    "log-probabilities": ("tokens_per_micro_batch", "score_batch_size", "batch_size"),
     "backward": ("tokens_per_micro_batch", "micro_batch_size"),
 }
-"""Beginning of a moment's name -> the settings that bound what it computes at once."""
+"""Beginning of a moment's name -> the settings that bound what it computes at once; the first that
+is set does."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _knob(settings: StageSettings, cost: StageCost) -> tuple[str, int] | None:
     names = [n for n in KNOBS.get(moment or "", ()) if n in type(settings).model_fields]
     if not names:
         return None
-    value = getattr(settings, names[0])
+    name = next((n for n in names if getattr(settings, n) is not None), names[0])
+    value = getattr(settings, name)
     if value is None:
         value = max(1, -(-getattr(settings, "batch_size", 1) // cost.layout.processes))
-    return (names[0], value // 2) if value > 1 else None
+    return (name, value // 2) if value > 1 else None

@@ -98,11 +98,17 @@ def _work(cost: StageCost, settings: PpoSettings, desk: Desk) -> Work:
     mine = max(1, math.ceil(settings.batch_size / processes))
     minibatch = max(1, math.ceil(mine / settings.minibatches))
     new = desk.response(stage, settings.max_new_tokens)
+    longest = desk.longest(stage, max(prompts), limit)
+    micro, scored = (
+        each.rows_of(longest + settings.max_new_tokens)
+        for each in (settings.update_limit, settings.score_limit)
+    )
     return Work(
         mine=mine,
-        micro=min(settings.micro_batch_size, minibatch),
-        accumulating=minibatch > settings.micro_batch_size,
-        prompt=desk.longest(stage, max(prompts), limit),
+        micro=min(micro, minibatch),
+        scored=min(scored, mine),
+        accumulating=minibatch > micro,
+        prompt=longest,
         prompt_mean=sum(prompts) / len(prompts),
         new=new,
         most=settings.max_new_tokens,
@@ -133,7 +139,7 @@ def _add_sampling(
             bf16=bf16,
         )
     )
-    passes = updates * math.ceil(work.mine / settings.score_batch_size)
+    passes = updates * math.ceil(work.mine / settings.score_limit.rows_of(work.mean))
     hung = [name for name in actors.judges if name in actors.hung]
     read = hung[0] if hung and settings.value == "reward" else None
     looks = [
@@ -179,7 +185,7 @@ def _add_optimisation(
     policy = (1 - cold) * whole + cold * once
     minibatch = math.ceil(work.mine / settings.minibatches)
     passes = settings.updates * settings.epochs * settings.minibatches
-    passes *= math.ceil(minibatch / work.micro)
+    passes *= math.ceil(minibatch / settings.update_limit.rows_of(work.mean))
     flops = {"training the policy": (actors.policy, policy)}
     if actors.value is not None:
         value = training_flops(actors.value, rows, positions=0, recompute=again)

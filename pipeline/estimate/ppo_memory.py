@@ -85,7 +85,8 @@ class Work:
 
     Attributes:
         mine: episodes of one process.
-        micro: of one backward pass.
+        micro: of one backward pass; as many as fit of the longest where tokens bound it.
+        scored: of one pass without gradients, likewise.
         accumulating: whether an optimiser's step takes several.
         prompt: tokens of the longest prompt.
         prompt_mean: mean tokens of a prompt.
@@ -96,12 +97,18 @@ class Work:
 
     mine: int
     micro: int
+    scored: int
     accumulating: bool
     prompt: int
     prompt_mean: float
     new: float
     most: int
     rows: Rows
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens of a prompt with its response."""
+        return self.prompt_mean + self.new
 
 
 def ppo_phases(
@@ -128,8 +135,7 @@ def ppo_phases(
     if actors.rank is not None:  # the adapter is merged into a copy of the matrices meanwhile
         sampling["merged weights"] = float(FP32 * policy.matrices)
     phases = [Phase("sampling", {**kept, "bf16 copies": casts, **sampling})]
-    rows = min(settings.score_batch_size, work.mine)
-    length = work.prompt + work.most
+    rows, length = work.scored, work.prompt + work.most
     if actors.judges:
         read = bf16 and settings.value == "reward"
         widest = max(

@@ -22,6 +22,7 @@ from pipeline.ppo.advantages import (
 )
 from pipeline.ppo.kl import kl_estimate
 from pipeline.ppo.masking import ScorePosition, length_mask, masked_sum, value_mask
+from pipeline.ppo.micro_batches import Limit, cut, split
 from pipeline.ppo.modules import Policy, ValueModel, ValueReader
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
@@ -86,11 +87,23 @@ class Tokens:
             device=device,
         )
 
-    def pieces(self, rows: Sequence[int], *, size: int) -> Iterator[Piece]:
-        """Cut episodes into pieces of like lengths, the longest first."""
+    def pieces(
+        self, rows: Sequence[int], *, limit: Limit, ranks: Ranks | None = None
+    ) -> Iterator[Piece]:
+        """Cut episodes into pieces of like lengths, the longest first.
+
+        Args:
+            rows: the episodes.
+            limit: of a piece.
+            ranks: the processes, where each cuts as many episodes and shall get as many pieces.
+        """
         order = sorted(rows, key=lambda row: (-len(self.ids[row]), row))
-        for start in range(0, len(order), size):
-            yield self._piece(order[start : start + size])
+        lengths = [len(self.ids[row]) for row in order]
+        pieces = cut(lengths, limit=limit)
+        if ranks is not None and limit.tokens is not None:
+            pieces = split(pieces, lengths, count=max(ranks.every(len(pieces))))
+        for piece in pieces:
+            yield self._piece(order[piece.start : piece.stop])
 
     def _piece(self, rows: list[int]) -> Piece:
         width = max(len(self.ids[row]) for row in rows)
@@ -204,7 +217,7 @@ def score_tokens(
         own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, ranks)
         difference = _difference(own_BT, sampled_BT, mask_BT, ranks)
     reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
-    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+    for piece in tokens.pieces(rows, limit=hyper.score_limit, ranks=ranks):
         batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
         with ranks.autocast():
             reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
@@ -228,7 +241,7 @@ def _own(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the policy's log-probabilities, entropies and values (if it has a head) of rows."""
     found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(3)]
-    for piece in tokens.pieces(rows, size=hyper.score_batch_size):
+    for piece in tokens.pieces(rows, limit=hyper.score_limit, ranks=ranks):
         with ranks.autocast():
             own = policy(piece.ids_ML, piece.starts_M, piece.mask_MT, hyper.temperature, True)
         for whole, part in zip(found, own, strict=True):

@@ -236,9 +236,9 @@ def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, Reading | None]:
     reader = ppo.reader
     if reader is None:
         return ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks), None
-    size = ppo.hyper.score_batch_size
+    limit = ppo.hyper.score_limit
     reading = ppo.ranks.everywhere(
-        lambda: reader.read(_tokens(ppo, episodes), episodes, size=size, ranks=ppo.ranks),
+        lambda: reader.read(_tokens(ppo, episodes), episodes, limit=limit, ranks=ppo.ranks),
         failure=RewardError,
     )
     known = {reader.term: reading.scores}

@@ -139,7 +139,7 @@ class Optimization:
         counts = self.ranks.sum(torch.stack([mask.sum().float() for mask in masks]))
         if self.hyper.whiten_advantages == "minibatch":
             experience = self._whitened(experience, rows)
-        pieces = list(tokens.pieces(rows, size=self.hyper.micro_batch_size))
+        pieces = list(tokens.pieces(rows, limit=self.hyper.update_limit, ranks=self.ranks))
         told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
         modules = [self.policy.module, *([self.value.module] if self.value else [])]
         for place, piece in enumerate(pieces):
@@ -220,7 +220,7 @@ class Optimization:
             self.pretraining,
             rows=max(1, round(self.hyper.ptx_rows_per_episode * episodes)),
             coefficient=self.hyper.ptx_coefficient,
-            micro_batch_size=self.hyper.micro_batch_size,
+            limit=self.hyper.update_limit,
             pad_id=pad_id,
             measure=done.norm_ratio is None,
         )

@@ -20,6 +20,7 @@ from data.tokenizer import tokenize_documents
 from pipeline.ppo.learner import Learner, gradient_norm
 from pipeline.ppo.losses import language_loss
 from pipeline.ppo.masking import length_mask
+from pipeline.ppo.micro_batches import Limit
 from pipeline.ppo.prompts import Order
 from pipeline.ppo.ranks import Ranks
 
@@ -62,7 +63,7 @@ def add_pretraining_gradient(
     *,
     rows: int,
     coefficient: float,
-    micro_batch_size: int,
+    limit: Limit,
     pad_id: int,
     measure: bool,
 ) -> PretrainingStep:
@@ -73,7 +74,8 @@ def add_pretraining_gradient(
         pretraining: the rows.
         rows: taken, over all processes.
         coefficient: weight of the loss.
-        micro_batch_size: rows of one pass.
+        limit: of one pass; by tokens, as many rows as would fit were all as long as the step's
+            longest on any process, so that all processes make as many passes.
         pad_id: fills up rows.
         measure: compare the two gradients' norms; needs memory for a second gradient.
     """
@@ -87,11 +89,12 @@ def add_pretraining_gradient(
         policy.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=ranks.device)
     most = -(-rows // ranks.size)  # on any process: all do as many passes, some of them weightless
-    for start in range(0, most, micro_batch_size):
-        part = chosen[start : start + micro_batch_size]
+    size = limit.rows_of(max(ranks.every(max(map(len, chosen), default=1))))
+    for start in range(0, most, size):
+        part = chosen[start : start + size]
         loss = _row_loss(policy, part or [[pad_id, pad_id]], pad_id=pad_id, count=count)
         loss = loss if part else 0.0 * loss
-        last = start + micro_batch_size >= most
+        last = start + size >= most
         with ranks.gradient_sync(policy.module, when=last):
             ranks.backward(coefficient * loss)
         total += loss.detach()

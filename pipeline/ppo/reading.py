@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.ppo.experience import Piece, Tokens
+from pipeline.ppo.micro_batches import Limit
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Episodes
 from reward.model import RewardModel
@@ -57,13 +58,15 @@ class Reader:
     term: int
 
     @torch.no_grad()
-    def read(self, tokens: Tokens, episodes: Episodes, *, size: int, ranks: Ranks) -> Reading:
+    def read(self, tokens: Tokens, episodes: Episodes, *, limit: Limit, ranks: Ranks) -> Reading:
         """Score the responses of this process, and keep the states.
+
+        Processes may make unlike numbers of passes: weights on a shared trunk are never sharded.
 
         Args:
             tokens: of the episodes.
             episodes: with their texts.
-            size: episodes of a pass.
+            limit: of a pass.
             ranks: for mixed precision.
 
         Raises:
@@ -77,7 +80,7 @@ class Reader:
         scores_B = torch.zeros(len(seen), device=tokens.device)
         states_BTH: Tensor | None = None
         with ranks.autocast():
-            for piece in wide.pieces(range(len(seen)), size=size):
+            for piece in wide.pieces(range(len(seen)), limit=limit):
                 hidden_MLH = self.module.hidden(piece.ids_ML)
                 if states_BTH is None:
                     shape = (*tokens.value_mask_BT.shape, hidden_MLH.shape[-1])

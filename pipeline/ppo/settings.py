@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Number, PositiveInt, PositiveNumber, Settings, Share
+from pipeline.ppo.micro_batches import Limit
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -107,6 +108,8 @@ class Hyperparameters(Settings):
     """Episodes of one backward pass on one process; changes memory and time, never the result."""
     score_batch_size: PositiveInt = 64
     """Episodes of one pass without gradients on one process."""
+    tokens_per_micro_batch: PositiveInt | None = None
+    """Tokens of such a pass, with padding, in place of micro_batch_size and score_batch_size."""
     generation_batch_size: PositiveInt = 128
     """Episodes decoded together on one process, or requests to a server at a time."""
 
@@ -214,6 +217,16 @@ class Hyperparameters(Settings):
         return self
 
     @model_validator(mode="after")
+    def _one_limit(self) -> Hyperparameters:
+        given = self.changed_among("micro_batch_size", "score_batch_size")
+        if self.tokens_per_micro_batch is not None and given:
+            raise ValueError(
+                f"tokens_per_micro_batch takes the place of {' and '.join(given)}; leave out the "
+                "one or the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_server_tells_the_whole_distribution(self) -> Hyperparameters:
         if self.rollout.engine == "vllm" and (self.top_k or self.top_p < 1):
             raise ValueError(
@@ -221,6 +234,16 @@ class Hyperparameters(Settings):
                 "the policy; set top_k 0 and top_p 1, or rollout.engine: own"
             )
         return self
+
+    @property
+    def update_limit(self) -> Limit:
+        """What one backward pass holds."""
+        return Limit(self.micro_batch_size, self.tokens_per_micro_batch)
+
+    @property
+    def score_limit(self) -> Limit:
+        """What one pass without gradients holds."""
+        return Limit(self.score_batch_size, self.tokens_per_micro_batch)
 
     @property
     def updates(self) -> int:

@@ -31,11 +31,13 @@ class TrunkReward:
         folder: its `model/`; the adapter stands beside it.
         name: what reports call it.
         batch_size: texts of one pass.
+        batch_tokens: tokens of one, padding included, instead of `batch_size`.
     """
 
     folder: str | Path
     name: str
     batch_size: int
+    batch_tokens: int | None = None
 
 
 def make_trunk(model: PreTrainedModel, lora: Lora, *, base: str | Path, seed: int) -> Trunk:
@@ -75,7 +77,7 @@ def with_rewards(
                 device=ranks.device,
                 batch_size=scorer.batch_size,
             )
-            model.name = scorer.name
+            model.name, model.batch_tokens = scorer.name, scorer.batch_tokens
             term = term._replace(scorer=model)
         found.append(term)
     return found

@@ -156,6 +156,7 @@ def load_terms(
     prompt: Prompt,
     device: Any,
     batch_size: int,
+    batch_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> list[Term[Scorer]]:
     """Load what scores responses.
@@ -166,6 +167,7 @@ def load_terms(
         prompt: one that will be asked; a reward model must be able to read it.
         device: where reward models compute.
         batch_size: texts of their forward passes.
+        batch_tokens: tokens of those, padding included, instead of `batch_size`.
         trust_remote_code: run code that their checkpoints carry.
 
     Raises:
@@ -182,7 +184,7 @@ def load_terms(
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
-        model.name = reported_name(reference)
+        model.name, model.batch_tokens = reported_name(reference), batch_tokens
         model.encoder.encode(prompt, "")
         return model
 

@@ -136,8 +136,13 @@ class PpoSettings(StageSettings, Hyperparameters):
         return self
 
     def key_settings(self) -> dict[str, Any]:
-        """Leave out the doctor unless it decides what is published, and where a server is."""
+        """Leave out the doctor unless it decides what is published, and where a server is.
+
+        Nor is a limit there that is not set: runs from before there was one go on.
+        """
         found = super().key_settings()
+        if self.tokens_per_micro_batch is None:
+            del found["tokens_per_micro_batch"]
         del found["rollout"]
         if self.rollout.engine != "own":
             found["rollout"] = {"engine": self.rollout.engine}
@@ -307,7 +312,7 @@ def _rewards(
         if settings.trunk == "shared" and term.model is not None:
             name, folder = reported_name(term.model), context.input(path)
             if adapter_folder(folder) is not None:
-                hung = TrunkReward(folder, name, settings.score_batch_size)
+                hung = TrunkReward(folder, name, *settings.score_limit)
                 found.append(Term(hung, term.weight, term.clip, term.normalize))
                 continue
             context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
@@ -317,6 +322,7 @@ def _rewards(
             prompt=prompt.prompt,
             device=device,
             batch_size=settings.score_batch_size,
+            batch_tokens=settings.tokens_per_micro_batch,
         )
     return found
 

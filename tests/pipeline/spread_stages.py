@@ -61,7 +61,8 @@ def settings_of(stage: str, inputs: Path) -> Any:
         )  # fmt: skip
     trunk = {"trunk": "shared", "lora": {"rank": 4}}
     ways: dict[str, dict[str, Any]] = {
-        "ppo": {"value": "separate"},
+        # Tokens cut the episodes of two processes into unlike numbers of pieces.
+        "ppo": {"value": "separate", "tokens_per_micro_batch": 60},
         # What is reused leaves the values to be computed alone, also where weights are sharded.
         "shared": {"value": "shared", "reuse_logprobs": True},
         "variant": {
@@ -76,13 +77,15 @@ def settings_of(stage: str, inputs: Path) -> Any:
         "policy": policy,
         "reward": (hung, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
         "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 2,
-        "micro_batch_size": 3, "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
+        "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
         "max_gradient_norm": 0.5, "whiten_rewards": True, "normalize_scores": True,
         "adaptive_kl": {"horizon": 100}, "ema_decay": 0.9, "entropy_coefficient": 0.01,
         "value_warmup_updates": 1, "ptx_coefficient": 0.3, "ptx_rows_per_episode": 0.4,
         "pretraining_sources": [text], "pretraining_row_tokens": 9, "save_every": 2,
         "sample_every": 1, "bf16": False,
     }  # fmt: skip
+    if stage != "ppo":
+        common["micro_batch_size"] = 3
     return PpoSettings(**{**common, **ways[stage]})
 
 
@@ -154,6 +157,21 @@ def watch_modules() -> list[dict[str, Any]]:
     return seen
 
 
+def watch_pieces() -> list[int]:
+    """Note how many micro-batches are made by splitting, so that all processes have as many."""
+    from pipeline.ppo import experience
+
+    seen: list[int] = []
+    honest = experience.split
+
+    def noting(pieces: Any, lengths: Any, *, count: int) -> Any:
+        seen.append(count - len(pieces))
+        return honest(pieces, lengths, count=count)
+
+    experience.split = noting
+    return seen
+
+
 def go_on_elsewhere(source: Path, target: Path, rank: int) -> None:
     """Copy what another launch left half-way."""
     if rank == 0:
@@ -174,12 +192,13 @@ def main(folder: Path, modes: list[str]) -> None:
     torch.set_num_threads(1)
     import datasets
     from accelerate import PartialState
+    from accelerate.utils import gather_object
     from torch._dynamo.utils import counters
 
     datasets.disable_progress_bars()
     state = PartialState(cpu=True)
     rank, size = state.process_index, state.num_processes
-    seen = watch_modules()
+    seen, more = watch_modules(), watch_pieces()
     for mode in modes:
         # What `accelerate launch` makes of a configuration with FSDP2, or without.
         os.environ["ACCELERATE_USE_FSDP"] = str(mode.endswith("fsdp")).lower()
@@ -188,6 +207,7 @@ def main(folder: Path, modes: list[str]) -> None:
         own = folder / f"{mode}-{size}"
         seen.clear()
         stages = COMPILED.get(mode, STAGES if mode == "fsdp" else STAGES + ADAPTERS)
+        more.clear()
         for stage in stages:
             torch.compiler.reset()  # each stage has a process of its own where a recipe runs
             counters.clear()
@@ -196,8 +216,9 @@ def main(folder: Path, modes: list[str]) -> None:
                 assert counters["stats"]["unique_graphs"], f"{stage} compiled nothing"
         if mode in COMPILED:
             continue
+        facts = {"processes": size, "modules": seen, "split": gather_object([sum(more)])}
         if rank == 0:
-            (own / "facts.json").write_text(json.dumps({"processes": size, "modules": seen}))
+            (own / "facts.json").write_text(json.dumps(facts))
         for stage in stages:
             another = "ddp-2" if stage in ADAPTERS else "fsdp-2"
             other = folder / (another if size == 1 else "alone-1")

@@ -180,6 +180,12 @@ def test_weights_are_sharded_where_asked_for(runs: Path) -> None:
         assert all(module["parameters"] == ["Parameter"] for module in modules[mode])
 
 
+def test_processes_have_split_micro_batches_to_make_as_many_passes(runs: Path) -> None:
+    found = {mode: json.loads((runs / mode / "facts.json").read_text())["split"] for mode in RUNS}
+    assert found["alone-1"] == [0]
+    assert sum(found["fsdp-2"]) == sum(found["ddp-2"]) > 0
+
+
 def test_what_sharded_processes_publish_loads(runs: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 

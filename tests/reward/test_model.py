@@ -78,6 +78,12 @@ def test_scores_do_not_depend_on_the_batch(trained: Any, architecture: str) -> N
     assert together == pytest.approx(one_by_one, abs=1e-5)
     assert together == pytest.approx(backwards, abs=1e-5)
     assert together == pytest.approx(model.score(PROMPTS, RESPONSES), abs=1e-5)
+    passes: list[int] = []
+    model.batch_tokens = 1
+    assert together == pytest.approx(
+        model.score(PROMPTS, RESPONSES, advance=passes.append), abs=1e-5
+    )
+    assert passes == [1, 1, 1]
     assert len(set(together)) == 3
     assert isinstance(model, Scorer)
     assert model.score([], []) == []

@@ -131,6 +131,44 @@ def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str
     }
 
 
+def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, rows: str) -> None:
+    def plan(**more: Any) -> Plan:
+        stages = {
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r",
+                    "prompts": [{"path": rows}], **more}
+        }  # fmt: skip
+        given = {"ppo": {"longest": 436}}  # with 64 tokens of response: 500
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9}, given=given)
+        return planned(tmp_path, stages, "H100", assumed=assumed)
+
+    def peaks(plan: Plan) -> dict[str, float]:
+        return {phase.name: phase.total for phase in only(plan).phases}
+
+    by_number = plan(micro_batch_size=4, score_batch_size=4)
+    assert peaks(plan(tokens_per_micro_batch=2000)) == peaks(by_number)
+    assert peaks(plan(tokens_per_micro_batch=2499)) == peaks(by_number)
+    five = peaks(plan(tokens_per_micro_batch=2500))
+    for moment in ("scoring", "blocks of the policy", "backward of the policy"):
+        assert five[moment] > peaks(by_number)[moment]
+    one = plan(micro_batch_size=1, score_batch_size=1)
+    assert peaks(plan(tokens_per_micro_batch=100)) == peaks(one)
+
+
+def test_the_limit_that_is_set_is_the_one_advised_on(tmp_path: Path, rows: str) -> None:
+    def advised(**more: Any) -> str:
+        stages = {
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": [{"rule": "length"}],
+                    "prompts": [{"path": rows}], "value": "shared", **more}
+        }  # fmt: skip
+        assumed = Assumptions(sizes={"hub:m": 1e9}, given={"ppo": {"longest": 512}})
+        (verdict,) = planned(tmp_path, stages, "H100", assumed=assumed).verdicts
+        return " and ".join(advice.change for advice in verdict.advice)
+
+    assert "micro_batch_size: " in advised(micro_batch_size=512)
+    assert "tokens_per_micro_batch" not in advised(micro_batch_size=512)
+    assert "tokens_per_micro_batch: " in advised(tokens_per_micro_batch=2**19)
+
+
 def test_a_server_that_samples_is_left_out_and_said(tmp_path: Path, rows: str) -> None:
     def plan(**rollout: Any) -> Plan:
         stages = {

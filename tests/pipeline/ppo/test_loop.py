@@ -66,11 +66,13 @@ def test_a_strong_kl_penalty_keeps_the_policy_where_it_was(make_ppo: Build) -> N
 
 
 @pytest.mark.parametrize("value", ["separate", "shared"])
-@pytest.mark.parametrize("size", [1, 3])
-def test_micro_batches_change_no_gradient(make_ppo: Build, value: str, size: int) -> None:
+@pytest.mark.parametrize(
+    "cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"tokens_per_micro_batch": 20}]
+)
+def test_micro_batches_change_no_gradient(make_ppo: Build, value: str, cut: dict[str, int]) -> None:
     found, figures = [], []
-    for micro in (8, size):
-        ppo = make_ppo(value=value, micro_batch_size=micro, entropy_coefficient=0.1)
+    for settings in ({"micro_batch_size": 8}, cut):
+        ppo = make_ppo(value=value, **settings, entropy_coefficient=0.1)
         run = ppo.optimization
         figures.append(run._gradients(experience(ppo), list(range(8)), warming=False))
         found.append([gradients(each) for each in (run.policy, run.value) if each is not None])

@@ -119,6 +119,16 @@ def test_an_update_passes_each_episode_through_each_model_once(reading_ppo: Buil
         assert set(rows[1:-3]) <= {1}
 
 
+def test_tokens_bound_a_reading_too(reading_ppo: Build, episodes: Episodes) -> None:
+    ppo = reading_ppo()
+    limited = reading_ppo(tokens_per_micro_batch=1)
+    (scores, reading), rows = calls(limited, lambda: _score(limited, episodes))
+    assert rows == [1] * 5  # the last is the answer in odd tokens
+    expected, whole = _score(ppo, episodes)
+    assert torch.allclose(scores.parts["rm"], expected.parts["rm"], atol=1e-5)
+    assert torch.allclose(reading.states_BTH, whole.states_BTH, atol=1e-5)
+
+
 def test_values_start_at_nothing_and_learn(reading_ppo: Build) -> None:
     ppo = reading_ppo(episodes=64, value_learning_rate=1e-2)
     head = ppo.optimization.value.module

@@ -13,6 +13,7 @@ from pipeline.checkpoint import ResumeStore
 from pipeline.config import Lora
 from pipeline.ppo.experience import sampled_logprobs
 from pipeline.ppo.loop import _look, _roll_out, restore, run_update, save
+from pipeline.ppo.micro_batches import Limit
 from pipeline.ppo.modules import Policy
 from pipeline.ppo.publishing import publish
 
@@ -33,7 +34,7 @@ def test_the_reference_is_the_untouched_base_however_far_the_policy_went(
     for _ in range(2):
         run_update(ppo)
     tokens, scored = _look(ppo, _roll_out(ppo))
-    (piece,) = tokens.pieces(range(8), size=8)
+    (piece,) = tokens.pieces(range(8), limit=Limit(8))
     batch = (piece.ids_ML, piece.starts_M, piece.mask_MT)
     with torch.no_grad():
         expected = Policy(untouched(tmp_path))(*batch).logprobs_BT

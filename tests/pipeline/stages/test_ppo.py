@@ -158,8 +158,13 @@ def test_a_finished_run_that_was_killed_before_publishing_publishes(setting: Bui
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_micro_batch_size_does_not_change_the_result(setting: Build) -> None:
-    small = setting("small", micro_batch_size=1, bf16=False)
+BY_TOKENS = {"tokens_per_micro_batch": 50, "micro_batch_size": 32}
+"""The default of 32 takes back the fixture's number, as it does that of a recipe one extends."""
+
+
+@pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, BY_TOKENS])
+def test_micro_batches_do_not_change_the_result(setting: Build, cut: dict[str, int]) -> None:
+    small = setting("small", **cut, bf16=False)
     large = setting("large", micro_batch_size=4, bf16=False)
     run(small)
     run(large)
@@ -256,6 +261,14 @@ def test_settings_that_make_no_sense_are_refused(setting: Build) -> None:
         setting(reward=[{"weight": 1.0}])
     with pytest.raises(ValueError, match=r"past_last needs a value .* set value: separate"):
         setting(value="shared", score_position="past_last")
+    with pytest.raises(ValueError, match="takes the place of micro_batch_size; leave out"):
+        setting(tokens_per_micro_batch=100)
+
+
+def test_a_limit_in_tokens_that_is_not_set_makes_no_other_run(setting: Build) -> None:
+    counted, by_tokens = (setting(**more).settings.key_settings() for more in ({}, BY_TOKENS))
+    assert "tokens_per_micro_batch" not in counted
+    assert by_tokens["tokens_per_micro_batch"] == 50
 
 
 def test_check_refuses_what_does_not_fit(
