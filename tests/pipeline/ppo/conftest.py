@@ -83,6 +83,28 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
 
 
 @pytest.fixture
+def experience_of() -> Callable[..., Any]:
+    """Return what rolls out, scores and shapes as an update does: experience_of(ppo)."""
+    from pipeline.ppo.experience import make_experience
+    from pipeline.ppo.loop import _look, _roll_out
+
+    def build(ppo: Any) -> Any:
+        episodes = _roll_out(ppo)
+        scores = ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks)
+        tokens, scored = _look(ppo, episodes)
+        return make_experience(
+            tokens,
+            scored,
+            scores_B=scores.final_B,
+            kl_coefficient=ppo.kl_coefficient,
+            hyper=ppo.hyper,
+            ranks=ppo.ranks,
+        )
+
+    return build
+
+
+@pytest.fixture
 def learn(make_ppo: Callable[..., Any]) -> Callable[..., list[float]]:
     """Return what trains a policy to say what is rewarded: the scores of learn(**settings)."""
     from pipeline.ppo.loop import run_update
