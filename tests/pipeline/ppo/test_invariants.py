@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,8 @@ from pipeline.ppo.invariants import (
     check_reference,
     check_rollout,
 )
+from pipeline.ppo.loop import run_update
+from pipeline.ppo.ranks import Ranks
 
 
 def test_what_holds_passes() -> None:
@@ -44,3 +49,46 @@ def test_nan_never_passes() -> None:
     ):
         with pytest.raises(TrainingError):
             call()
+
+
+class Uneven(Ranks):
+    """One process that believes in a second one with an episode less."""
+
+    def every(self, value: int) -> list[int]:
+        return [value, value - 1]
+
+
+def test_a_run_whose_processes_have_unequal_episodes_stops(make_ppo: Callable[..., Any]) -> None:
+    ppo = make_ppo()
+    ppo.ranks = Uneven(ppo.ranks.accelerator, ppo.ranks.seed)
+    with pytest.raises(TrainingError, match="the processes have 8, 7 episodes"):
+        run_update(ppo)
+
+
+def shifted(experience: Any) -> Any:
+    """Return an experience whose old log-probabilities are not the policy's: ratio e^0.1."""
+    return replace(experience, logprobs_BT=experience.logprobs_BT - 0.1)
+
+
+def test_optimising_from_another_policys_log_probabilities_stops_at_the_first_step(
+    make_ppo: Callable[..., Any], experience_of: Callable[..., Any]
+) -> None:
+    ppo = make_ppo()
+    stale = shifted(experience_of(ppo))
+    with pytest.raises(TrainingError, match=r"ratio at the first minibatch is 1\.1051"):
+        ppo.optimization.run(stale, update=0, check=True)
+    assert ppo.optimization.run(stale, update=0, check=False).steps[0].ratio > 1.1
+
+
+def test_a_run_checks_the_ratio_at_its_first_update_alone(
+    make_ppo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.ppo.loop as loop
+
+    make = loop.make_experience
+    ppo, late = make_ppo(), make_ppo(episodes=16)
+    run_update(late)
+    monkeypatch.setattr(loop, "make_experience", lambda *a, **k: shifted(make(*a, **k)))
+    with pytest.raises(TrainingError, match="ratio at the first minibatch"):
+        run_update(ppo)
+    assert run_update(late).metrics["val/ratio"] > 1.1
