@@ -169,28 +169,40 @@ def tiny_tokenizer() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tiny_policy() -> Callable[..., Any]:
-    """Return a builder of untrained Llama models: tiny_policy(tokenizer, seed=0, hidden=16)."""
+    """Return a builder of untrained models: tiny_policy(tokenizer, seed=0, hidden=16).
+
+    `architecture` is a Llama unless another model type of transformers is named.
+    """
 
     def build(
-        tokenizer: Any, *, seed: int = 0, hidden: int = 16, layers: int = 1, context: int = 128
+        tokenizer: Any,
+        *,
+        architecture: str = "llama",
+        seed: int = 0,
+        hidden: int = 16,
+        layers: int = 1,
+        context: int = 128,
     ) -> Any:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        # GPT-2 has no grouped heads, and a name of its own for the inner size.
+        gpt2 = {"n_inner": 2 * hidden}
+        other = {"intermediate_size": 2 * hidden, "num_key_value_heads": 2}
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                architecture,
                 vocab_size=len(tokenizer),
                 hidden_size=hidden,
-                intermediate_size=2 * hidden,
                 num_hidden_layers=layers,
                 num_attention_heads=2,
-                num_key_value_heads=2,
                 max_position_embeddings=context,
                 tie_word_embeddings=True,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
+                **(gpt2 if architecture == "gpt2" else other),
             )
         )
 
