@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.errors import ModelError
-from pipeline.models import load_config, load_tokenizer, require_rows
+from pipeline.models import load_config, load_tokenizer, load_value_model, require_rows
 
 
 def write_gguf(path: Path, *, context: int) -> Path:
@@ -56,3 +57,26 @@ def test_a_tokenizer_may_be_smaller_but_not_larger_than_the_embedding(
     tokenizer.add_tokens(["<|extra|>"])
     with pytest.raises(ModelError, match="here: the tokenizer has 321 tokens"):
         require_rows(model, tokenizer, "here")
+
+
+def last_value(source: Path, ids: list[int]) -> float:
+    """Return what a value model that starts from a checkpoint says after the last token."""
+    with torch.no_grad():
+        return float(load_value_model(source)(torch.tensor([ids])).logits[0, -1, 0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gpt_neox"])
+def test_a_value_model_starts_with_the_head_and_the_bias_of_a_reward_model(
+    save_policy: Any, tiny_tokenizer: Any, tmp_path: Path, architecture: str
+) -> None:
+    from reward.model import RewardModel
+
+    base = save_policy(tiny_tokenizer(), architecture=architecture)
+    reward = RewardModel.start(base, seed=3)
+    reward.set_bias(2.5)
+    reward.save(tmp_path / "reward")
+    ids = reward.encoder.encode("Who is the baker?", "Ada Finch.", ended=True)
+    (score,) = reward.score(["Who is the baker?"], ["Ada Finch."])
+    assert abs(score - 2.5) > 0.05  # the head says something
+    assert last_value(tmp_path / "reward", ids) == pytest.approx(score, abs=1e-5)
+    assert last_value(base, ids) == 0.0  # a policy has no such head

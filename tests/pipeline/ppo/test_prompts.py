@@ -45,6 +45,31 @@ def test_prompts_come_from_every_kind_of_record_once(tiny_tokenizer: Callable[..
     assert report.lines()[0] == "3 prompts" and len(report.lines()) == 4
 
 
+def test_the_turns_of_a_chat_are_rendered_up_to_the_opening_of_the_next_answer(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = tiny_tokenizer()
+    turns = chat("Who is the baker?", "Ada Finch.", "When does she bake?")
+    answered = chat("Who is the baker?", "Ada Finch.", "Where?", "At the mill.")
+    found = prepare_prompts(
+        [PromptRow(prompt=turns, id="a"), Conversation(messages=answered, id="b")],
+        tokenizer=tokenizer,
+        max_tokens=100,
+        prefix_tokens=None,
+        report=PromptReport(),
+    )
+    text = "<|user|>Who is the baker?<|end|><|assistant|>Ada Finch.<|end|><|user|>{}<|end|>"
+    opening = "<|assistant|>"
+    assert [tokenizer.decode(p.ids) for p in found] == [
+        text.format("When does she bake?") + opening,
+        text.format("Where?") + opening,
+    ]
+    # user 3, assistant 4, end 6: the marks of each turn are tokens of their own
+    assert [i for i in found[0].ids if i < 7] == [3, 6, 4, 6, 3, 6, 4]
+    assert [p.prompt for p in found] == [turns, answered[:-1]]  # what reward models are given
+    assert found[1].meta == {"answer": "At the mill."}
+
+
 def test_documents_without_prefix_tokens_are_dropped(tiny_tokenizer: Callable[..., Any]) -> None:
     report = PromptReport()
     assert not prepare_prompts(

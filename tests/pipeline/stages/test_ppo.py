@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,6 +270,23 @@ def test_a_limit_in_tokens_that_is_not_set_makes_no_other_run(setting: Build) ->
     counted, by_tokens = (setting(**more).settings.key_settings() for more in ({}, BY_TOKENS))
     assert "tokens_per_micro_batch" not in counted
     assert by_tokens["tokens_per_micro_batch"] == 50
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    setting: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(processes: int) -> SimpleNamespace:
+        return SimpleNamespace(num_processes=processes, process_index=0)
+
+    context = setting(batch_size=8, minibatches=2)
+    monkeypatch.setattr("pipeline.ppo.ranks.make_accelerator", lambda bf16: of(3))
+    with pytest.raises(
+        HandOverError, match=r"batch_size 8 does not divide by 3 .* choose a multiple of 6"
+    ):
+        run(context)
+    monkeypatch.setattr("pipeline.ppo.ranks.make_accelerator", lambda bf16: of(8))
+    with pytest.raises(HandOverError, match=r"by 8 processes times 2 minibatches; .* of 16"):
+        run(context)  # each has an episode, but not one of each minibatch
 
 
 def test_check_refuses_what_does_not_fit(
