@@ -90,6 +90,20 @@ def test_overlap_gives_a_task_to_as_many_as_asked(store: Store) -> None:
     assert (progress.complete, progress.labels, progress.wanted) == (2, 4, 4)
 
 
+def test_answers_are_shuffled_for_each_person_anew(store: Store) -> None:
+    campaign = store.campaign(tasks=20, overlap=1.0, annotators_per_task=2)
+    shown: list[dict[str, tuple[int, ...]]] = []
+    for name in ("Ada", "Bob"):
+        person = store.person(name)
+        given = [store.label(person, campaign)[0] for _ in range(20)]
+        shown.append({one.task.new.key: tuple(one.order) for one in given})
+    ada, bob = shown
+    # By chance alone, 20 draws of six orders give fewer in one run of 100 million.
+    assert len(set(ada.values())) >= 3 and len(set(bob.values())) >= 3
+    assert all(sorted(order) == [0, 1, 2] for order in ada.values())
+    assert sum(ada[task] != bob[task] for task in ada) >= 5
+
+
 def test_a_lease_that_ran_out_is_taken_over_and_the_late_label_refused(store: Store) -> None:
     campaign, ada, bob = store.campaign(tasks=1), store.person("Ada"), store.person("Bob")
     late = store.queue.next(ada, campaign.id)
