@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,32 @@ def test_from_the_invite_to_the_next_task(
         zip(first.answers, [7, 2, 2], strict=True)
     )
     assert (said.comment, said.seconds) == ("fine", 12.5)
+
+
+def test_all_turns_of_a_conversation_are_shown_with_their_roles(
+    browser: Callable[[], Any], invite: Callable[..., str], database: Database
+) -> None:
+    campaign = Campaigns(database).create("talk", CampaignSettings(overlap=0.0), "")
+    turns = [
+        {"role": "system", "content": "Answer in rhyme."},
+        {"role": "user", "content": "What is tea?"},
+        {"role": "assistant", "content": "A leaf for thee."},
+        {"role": "user", "content": "And coffee?"},
+    ]
+    task = NewTask(key="talk", prompt=turns, completions=["a bean", "a dream"])
+    Campaigns(database).add_tasks(campaign.id, [task])
+    ann = browser()
+    ann.come_in(invite())
+    ann.form(f"/c/{campaign.id}/guidelines", version="1")
+    html = ann.task(f"/c/{campaign.id}/next").html
+    prompt = html.split('aria-label="Prompt"')[1].split("</section>")[0]
+    said = re.findall(r'<div class="turn (\w+)">\s*<h2>(.*?)</h2>\s*<div[^>]*><p>(.*?)</p>', prompt)
+    assert said == [
+        ("system", "Instructions", "Answer in rhyme."),
+        ("user", "User", "What is tea?"),
+        ("assistant", "Assistant, earlier", "A leaf for thee."),
+        ("user", "User", "And coffee?"),
+    ]
 
 
 def test_changed_guidelines_are_accepted_anew(
