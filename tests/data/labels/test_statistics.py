@@ -56,17 +56,60 @@ def test_each_purpose_enters_its_own_figures(label, skip):
         label("t", "ann", [1, 2], minutes=2),
         label("t", "bob", [1, 2], minutes=3),
         label("t", "ann", [1, 1], purpose="repeat", minutes=4),
+        # Bob says otherwise wherever it must not count as disagreement.
+        label("q", "bob", [1, 2], purpose="qualification", new=gold, minutes=5),
+        label("g", "bob", [2, 1], purpose="gold", new=gold, minutes=6),
+        label("t", "bob", [2, 1], purpose="repeat", minutes=7),
     ]
-    report = label_statistics(rows, [skip("u", "bob", "unclear")])
+    # The last first, so that no repeat stays out only because a label of its task came before.
+    report = label_statistics(reversed(rows), [skip("u", "bob", "unclear")])
     ann, bob = (one.group for one in report.annotators)
-    assert (ann.labels, bob.labels) == (4, 1)
+    assert (ann.labels, bob.labels) == (4, 4)
     assert (ann.figures["gold_accuracy"].value, ann.figures["gold_accuracy"].n) == (1, 1)
     assert ann.figures["self_consistency"].value == 0
     assert ann.figures["tie_rate"].value == 0
-    assert ann.figures["agreement"].value == 1
-    assert bob.figures["skip_rate"].value == 0.5
+    for figures in (ann.figures, bob.figures, report.whole.figures):
+        assert (figures["agreement"].value, figures["agreement"].n) == (1, 1)
+        assert figures["tau"].value == 1
+    assert report.overlapping == 1
+    assert bob.figures["gold_accuracy"].value == 0
+    assert bob.figures["skip_rate"].value == 0.2
     assert bob.skip_reasons == {"unclear": 1}
     assert ann.seconds.n == 1
+
+
+def test_tasks_of_one_prompt_are_one_draw_of_the_bootstrap(label):
+    rows = [
+        label(task, who, [1, 2, 1], prompt="tea?", purpose=purpose, minutes=minutes, ratings=rated)
+        for task in ("t", "u")
+        for who, rated in (("ann", [7, 1, 7]), ("bob", [6, 2, 7]))
+        for minutes, purpose in enumerate(("label", "repeat"))
+    ]
+    figures = label_statistics(rows).whole.figures
+    drawn = ("agreement", "agreement_no_ties", "alpha_pairs", "alpha_ratings", "tau")
+    drawn += ("self_consistency", "first_shown_wins", "tie_rate")
+    assert {name: figures[name].n for name in drawn} == dict.fromkeys(drawn, 1)
+    rows += [label("v", who, [1, 2, 1]) for who in ("ann", "bob")]
+    assert label_statistics(rows).whole.figures["agreement"].n == 2
+
+
+def test_the_ceiling_rests_on_the_agreement_without_ties(label):
+    both = {
+        "t": ([1, 2], [1, 2]),
+        "u": ([1, 2], [1, 2]),
+        "v": ([1, 2], [2, 1]),
+        "w": ([1, 1], [1, 1]),
+        "x": ([1, 1], [1, 2]),
+    }
+    rows = [
+        label(task, who, ranks)
+        for task, said in both.items()
+        for who, ranks in zip(("ann", "bob"), said, strict=True)
+    ]
+    report = label_statistics(rows)
+    figures = report.whole.figures
+    assert figures["agreement"].value == 3 / 5
+    assert figures["agreement_no_ties"].value == 2 / 3 == report.ceiling.low
 
 
 def test_of_several_revisions_the_last_counts(label):
