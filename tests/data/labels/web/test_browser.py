@@ -1,7 +1,8 @@
-"""The task page in a real browser: by keyboard alone, by mouse, and with what a browser forbids."""
+"""The task page in a real browser: by keyboard, mouse or touch, and with what a browser forbids."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,12 @@ from data.labels.work import Work
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+DESKTOP = {"viewport": {"width": 1280, "height": 720}}
+TABLET = {
+    "viewport": {"width": 820, "height": 1180},
+    "has_touch": True,
+    "color_scheme": "dark",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +53,9 @@ def address(database: Database) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(chromium: Any, address: str) -> Iterator[Any]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 720})
+def page(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page on a desktop, or on what a test names as this fixture's parameter."""
+    context = chromium.new_context(**getattr(request, "param", DESKTOP))
     opened = context.new_page()
     opened.set_default_timeout(60_000)
     problems: list[str] = []
@@ -113,7 +121,8 @@ def test_a_task_by_keyboard_alone(
     press("Enter")  # on to ranking
     assert page.get_attribute("#task", "data-phase") == "rank"
     assert page.is_disabled("#submit")
-    for key in ["2", "j", "1", "j", "=", "u", "="]:
+    # `k` goes back to A, and stops there.
+    for key in ["j", "k", "k", "2", "j", "1", "j", "=", "u", "="]:
         press(key)
     assert page.text_content("#live").strip() == "C: tier 1"
     problems = page.text_content("#problems")
@@ -258,3 +267,51 @@ def test_a_pair_and_what_an_answer_may_not_do(
     assert row.label.submission.strength == 2
     ann = next(one for one in People(database).list() if one.name == "ann")
     assert Queue(database).next(ann.id, campaign.id) is None
+
+
+def _darkness(page: Any, selector: str) -> int:
+    """Return the brightest of the red, green and blue of what is behind the text, of 255."""
+    colour = page.locator(selector).first.evaluate("one => getComputedStyle(one).backgroundColor")
+    assert colour.startswith("rgb("), colour  # anything else would be seen through
+    return max(int(part) for part in re.findall(r"\d+", colour))
+
+
+def _fits(page: Any, selector: str = "html") -> bool:
+    """Whether nothing in it must be scrolled sideways."""
+    return bool(page.locator(selector).evaluate("one => one.scrollWidth <= one.clientWidth"))
+
+
+@pytest.mark.parametrize("page", [TABLET], indirect=True, ids=["tablet"])
+def test_a_task_by_tap_alone_on_a_dark_tablet(
+    page: Any, address: str, campaign: Campaign, database: Database
+) -> None:
+    page.goto(f"{address}/invite/{People(database).invite('annotator', 'ann', 1, 'test')[1]}")
+    for button in ("button.big", "#accept"):
+        assert _fits(page)
+        with page.expect_navigation():
+            page.tap(button)
+    page.wait_for_selector("#task[data-phase]")
+    assert page.evaluate("[innerWidth, matchMedia('(pointer: coarse)').matches]") == [820, True]
+    assert _fits(page)
+    for selector in ("body", ".top", ".turn", ".answer", ".board"):
+        assert _darkness(page, selector) < 64, selector
+
+    for place, rating in enumerate((6, 2, 4)):
+        page.tap(f"#answer-{place} .for-rate label:nth-of-type({rating})")
+    assert page.text_content("#submit-text") == "Go on to ranking"
+    # On one line, and not beyond its button.
+    assert page.evaluate("document.getElementById('submit-text').getClientRects().length") == 1
+    assert _fits(page, "#submit") and _fits(page, ".board") and _fits(page)
+    page.tap("#submit")
+    for place, tier in enumerate((1, 3, 2)):
+        page.tap(f"#answer-{place} .for-rank label:nth-of-type({tier})")
+    page.tap("#answer-1 .flags summary")
+    page.tap('#answer-1 .chips label:has([value="hallucination"])')
+    assert page.text_content("#state-1") == "rated 2, tier 3, 1 flag"
+    assert _fits(page)
+    _next_task(page, lambda: page.tap("#submit"))
+
+    (row,) = _labels(database, campaign)
+    said = row.label.submission
+    assert (_shown(row, said.ranks), _shown(row, said.ratings)) == ([1, 3, 2], [6, 2, 4])
+    assert _shown(row, said.flags) == [[], ["hallucination"], []]
