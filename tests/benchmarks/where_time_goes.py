@@ -10,15 +10,17 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 TRIES = 4
 
 
-def tell_profile(step: Callable[[], Any], *, bf16: bool) -> None:
+def tell_profile(step: Callable[[], Any], *, bf16: bool, seconds: float) -> None:
     """Print a step's slowest operators; its products' share and speed, and their speed alone.
 
     The same shapes are multiplied alone, the fastest of some tries counts: what the products of a
-    step could reach on this machine if nothing stood between them.
+    step could reach on this machine if nothing stood between them. The profiler makes a step much
+    longer, so that this is set against a step that ran without it.
 
     Args:
         step: what to look at.
         bf16: whether the step's products are in bf16, fp32 else.
+        seconds: of such a step without the profiler.
     """
     import torch
 
@@ -38,9 +40,10 @@ def tell_profile(step: Callable[[], Any], *, bf16: bool) -> None:
         a, b = (torch.randn(*shape, dtype=dtype) for shape in shapes)
         alone += event.count * min(_seconds(lambda a=a, b=b: a @ b) for _ in range(TRIES))
     print(
-        f"matrix products: {busy / spent:.0%} of the step's time at {flops / busy / 1e3:.0f} "
-        f"GFLOP/s; the same shapes alone run at {flops / alone / 1e9:.0f} GFLOP/s, so that the "
-        f"step takes {spent / 1e6 / alone:.1f} times what its products alone take"
+        f"matrix products: {busy / spent:.0%} of the profiled time; the same shapes alone take "
+        f"{alone:.2f} s at {flops / alone / 1e9:.0f} GFLOP/s, and a step without the profiler "
+        f"{seconds:.2f} s, {seconds / alone:.1f} times as long, which is "
+        f"{flops / seconds / 1e9:.0f} GFLOP/s"
     )
 
 
