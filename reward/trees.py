@@ -9,7 +9,8 @@ would have in a row of its own.
 Only attention needs to know which tokens belong together. It takes the packed tokens apart into
 padded blocks (prefixes on themselves; branches on their prefix and themselves), so that a pass
 costs what the tokens cost, where one mask over the packed row would be quadratic in its length.
-The blocks go to the SDPA function of `transformers`; another kernel goes in at `_attend`.
+The blocks go to the SDPA function of `transformers`; on GPUs the packed tokens go to flex attention
+as they are, where that is found to give the same (see `reward.flex_trees`).
 
 Whether an architecture lets itself be driven so is tried on a few tokens (`can_plant`), not looked
 up in a list of names.
@@ -49,6 +50,9 @@ class Forest(NamedTuple):
             own branch; or the same as numbers to add, 0 and minus infinity. None where no tree
             has a prefix.
         unpack_T: place of each packed token among the N * P + S * C of the blocks.
+        tree_T: which tree a token belongs to.
+        branch_T: which branch, -1 for prefixes.
+        rule: by which packed tokens attend, in place of blocks; None takes the blocks.
     """
 
     ids_T: Tensor
@@ -59,14 +63,20 @@ class Forest(NamedTuple):
     tree_S: Tensor
     mask_S1CK: Tensor | None
     unpack_T: Tensor
+    tree_T: Tensor
+    branch_T: Tensor
+    rule: Any = None
+
+    def made_rule(self) -> Any:
+        """Return the rule of `reward.flex_trees`, on the device where the forest is."""
+        from reward.flex_trees import block_mask
+
+        return block_mask(self.tree_T, self.branch_T, self.positions_T)
 
     def to(self, device: torch.device | str) -> Forest:
         """Return it on a device."""
-        mask = None if self.mask_S1CK is None else self.mask_S1CK.to(device)
-        there = {
-            name: value.to(device) for name, value in self._asdict().items() if name != "mask_S1CK"
-        }
-        return Forest(**there, mask_S1CK=mask)
+        tensors = {name: one for name, one in self._asdict().items() if isinstance(one, Tensor)}
+        return self._replace(**{name: one.to(device) for name, one in tensors.items()}, rule=None)
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -124,6 +134,7 @@ def plant(trees: Sequence[Sequence[Sequence[int]]]) -> Forest:
     sizes = [len(ids) for ids in branches]
     branch_SC, branch_mask_SC = _places(sizes, first=sum(cuts))
     width = branch_SC.shape[1]
+    owners = [n for n, size in zip(tree_S.tolist(), sizes, strict=True) for _ in range(size)]
     mask_S1CK = None
     if prefix_NP.shape[1]:
         # What fills up a branch stands behind its tokens, where they don't look, and has itself
@@ -143,6 +154,10 @@ def plant(trees: Sequence[Sequence[Sequence[int]]]) -> Forest:
         tree_S=tree_S,
         mask_S1CK=mask_S1CK,
         unpack_T=torch.cat([prefix_mask_NP.flatten(), branch_mask_SC.flatten()]).nonzero()[:, 0],
+        tree_T=torch.tensor([n for n, cut in enumerate(cuts) for _ in range(cut)] + owners),
+        branch_T=torch.tensor(
+            [-1] * sum(cuts) + [s for s, n in enumerate(sizes) for _ in range(n)]
+        ),
     )
 
 
@@ -172,7 +187,9 @@ def end_states(body: Any, forest: Forest) -> Tensor:
         )
     device = forest.ids_T.device.type
     low = torch.is_autocast_enabled(device)
-    forest = _additive(forest, torch.get_autocast_dtype(device) if low else body.dtype)
+    forest = _ruled(forest, body)
+    if forest.rule is None:
+        forest = _additive(forest, torch.get_autocast_dtype(device) if low else body.dtype)
     hidden_TH: Tensor = body(
         input_ids=forest.ids_T[None],
         position_ids=forest.positions_T[None],
@@ -182,6 +199,26 @@ def end_states(body: Any, forest: Forest) -> Tensor:
         **{_KEYWORD: forest},
     ).last_hidden_state[0]
     return hidden_TH[forest.ends_S]
+
+
+def _ruled(forest: Forest, body: Any) -> Forest:
+    """Give a forest its rule where flex attention serves the device, and gives what blocks do."""
+    from reward import flex_trees
+
+    config, device = body.config.get_text_config(), forest.ids_T.device
+    if not flex_trees.serves(device) or (body.training and _drops(config)):
+        return forest
+    heads = int(config.num_attention_heads)
+    shared = int(getattr(config, "num_key_value_heads", None) or heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    if not flex_trees.works(device, heads, shared, size):
+        return forest
+    return forest._replace(rule=forest.made_rule())
+
+
+def _drops(config: Any) -> bool:
+    names = ("attention_dropout", "attn_pdrop")
+    return any(getattr(config, name, None) or 0 for name in names)
 
 
 def _additive(forest: Forest, dtype: torch.dtype) -> Forest:
@@ -204,6 +241,10 @@ def attention(
     forest: Forest | None = options.pop(_KEYWORD, None)
     if forest is None:
         return _attend(module, query, key, value, attention_mask, **options), None
+    if forest.rule is not None:
+        from reward.flex_trees import attend
+
+        return attend(query, key, value, forest.rule, options.get("scaling")), None
     packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     q_SChd, k_SKhd, v_SKhd = (_take(t_Thd, forest.branch_SC) for t_Thd in packed)
     blocks = []
