@@ -176,6 +176,7 @@ def test_rewards_advantages_and_losses_are_trls_on_random_inputs(
             torch.zeros_like(theirs["logprobs"]),
             theirs["ref_logprobs"],
             theirs["values"],
+            difference=0.0,
         ),
         scores_B=scores,
         kl_coefficient=hyper.kl_coefficient,
