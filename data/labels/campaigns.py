@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from data.errors import LabelError, UsageError
 from data.labels import selection, tables
 from data.labels.audit import Audit
-from data.labels.database import Database, free_ids, new_id
+from data.labels.database import Database, free_ids, kept_id, new_id
 from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 
 _BATCH = 200
@@ -66,23 +66,17 @@ class Campaigns:
             return self._create(name, settings, guidelines, by, wanted_id)
         except sa.exc.IntegrityError:
             # Somebody else created it just now, so that now it is found.
-            return self._create(name, settings, guidelines, by)
+            return self._create(name, settings, guidelines, by, wanted_id)
 
     def _create(
-        self, name: str, settings: CampaignSettings, guidelines: str, by: str, wanted_id: str = ""
+        self, name: str, settings: CampaignSettings, guidelines: str, by: str, wanted_id: str
     ) -> Campaign:
         with self.database.write() as connection:
             found = _BY_NAME.with_for_update(of=tables.campaigns)
             row = connection.execute(found, {"value": name}).one_or_none()
             if row is None:
-                free = free_ids(connection, tables.campaigns, [wanted_id])
-                campaign = Campaign(
-                    wanted_id if free else new_id(),
-                    name,
-                    settings,
-                    guidelines,
-                    guidelines_version=1,
-                )
+                kept = kept_id(connection, tables.campaigns, wanted_id)
+                campaign = Campaign(kept, name, settings, guidelines, guidelines_version=1)
                 return self._insert(connection, campaign, by)
             _same(name, CampaignSettings(**row.settings), settings)
             campaign = _campaign(row)
@@ -135,13 +129,13 @@ class Campaigns:
         iterator = iter(new_tasks)
         while batch := list(itertools.islice(iterator, _BATCH)):
             rows = [self._task_row(campaign, task) for task in batch]
-            wanted = {key: (wanted_ids or {}).get(key, "") for key in (row["key"] for row in rows)}
+            wanted = {row["key"]: (wanted_ids or {}).get(row["key"], "") for row in rows}
             with self.database.write() as connection:
-                free = free_ids(connection, tables.tasks, wanted.values()) if wanted_ids else set()
+                free = free_ids(connection, tables.tasks, wanted.values())
                 for row in rows:
-                    if wanted[row["key"]] in free:
-                        free.discard(wanted[row["key"]])
-                        row["id"] = wanted[row["key"]]
+                    if (theirs := wanted[row["key"]]) in free:
+                        free.remove(theirs)
+                        row["id"] = theirs
                 result = connection.execute(self._insert_new().returning(tables.tasks.c.id), rows)
                 added += len(result.all())
         if added and campaign.settings.strategy != "random":

@@ -55,7 +55,14 @@ def new_id() -> str:
 def free_ids(connection: sa.Connection, table: sa.Table, wanted: Iterable[str]) -> set[str]:
     """Return which ids, given by another database, are of our form and not taken in a table."""
     fit = {one for one in wanted if _ID.fullmatch(one)}
+    if not fit:
+        return fit
     return fit - {*connection.scalars(sa.select(table.c.id).where(table.c.id.in_(fit)))}
+
+
+def kept_id(connection: sa.Connection, table: sa.Table, wanted: str) -> str:
+    """Return the id that another database gave where it is free here, else a new one."""
+    return wanted if free_ids(connection, table, [wanted]) else new_id()
 
 
 class Database:

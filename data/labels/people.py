@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from data.errors import LabelError, NotYoursError, UsageError
 from data.labels import rows, tables
 from data.labels.audit import Audit
-from data.labels.database import Database, free_ids, new_id
+from data.labels.database import Database, kept_id, new_id
 from data.labels.records import Annotator, AnnotatorKind, Invite, Role, Session
 
 SESSION_HOURS = 7 * 24.0
@@ -251,8 +251,7 @@ class People:
         role: Role,
         wanted_id: str = "",
     ) -> Annotator:
-        free = free_ids(connection, tables.annotators, [wanted_id])
-        annotator = Annotator(wanted_id if free else new_id(), name, kind, role)
+        annotator = Annotator(kept_id(connection, tables.annotators, wanted_id), name, kind, role)
         connection.execute(
             tables.annotators.insert().values(
                 id=annotator.id,

@@ -89,7 +89,8 @@ def add_pretraining_gradient(
         policy.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=ranks.device)
     most = -(-rows // ranks.size)  # on any process: all do as many passes, some of them weightless
-    size = limit.rows_of(max(ranks.every(max(map(len, chosen), default=1))))
+    longest = max(map(len, chosen), default=1)
+    size = limit.rows_of(longest if limit.tokens is None else max(ranks.every(longest)))
     for start in range(0, most, size):
         part = chosen[start : start + size]
         loss = _row_loss(policy, part or [[pad_id, pad_id]], pad_id=pad_id, count=count)
