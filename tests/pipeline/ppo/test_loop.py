@@ -8,29 +8,14 @@ import pytest
 import torch
 
 from data.errors import TrainingError
-from pipeline.ppo.experience import Experience, make_experience
 from pipeline.ppo.learner import Average, rate_share
-from pipeline.ppo.loop import _look, _roll_out, run_update
+from pipeline.ppo.loop import _roll_out, run_update
 from pipeline.ppo.optimize import Steps
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.scoring import RunningMoments
 from pipeline.ppo.settings import Hyperparameters
 
 Build = Callable[..., Any]
-
-
-def experience(ppo: Any) -> Experience:
-    episodes = _roll_out(ppo)
-    scores = ppo.rewards.score(episodes, hyper=ppo.hyper, ranks=ppo.ranks)
-    tokens, scored = _look(ppo, episodes)
-    return make_experience(
-        tokens,
-        scored,
-        scores_B=scores.final_B,
-        kl_coefficient=ppo.kl_coefficient,
-        hyper=ppo.hyper,
-        ranks=ppo.ranks,
-    )
 
 
 def gradients(learner: Any) -> torch.Tensor:
@@ -69,12 +54,14 @@ def test_a_strong_kl_penalty_keeps_the_policy_where_it_was(make_ppo: Build) -> N
 @pytest.mark.parametrize(
     "cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"tokens_per_micro_batch": 20}]
 )
-def test_micro_batches_change_no_gradient(make_ppo: Build, value: str, cut: dict[str, int]) -> None:
+def test_micro_batches_change_no_gradient(
+    make_ppo: Build, experience_of: Build, value: str, cut: dict[str, int]
+) -> None:
     found, figures = [], []
     for settings in ({"micro_batch_size": 8}, cut):
         ppo = make_ppo(value=value, **settings, entropy_coefficient=0.1)
         run = ppo.optimization
-        figures.append(run._gradients(experience(ppo), list(range(8)), warming=False))
+        figures.append(run._gradients(experience_of(ppo), list(range(8)), warming=False))
         found.append([gradients(each) for each in (run.policy, run.value) if each is not None])
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -83,12 +70,13 @@ def test_micro_batches_change_no_gradient(make_ppo: Build, value: str, cut: dict
 
 def test_micro_batches_change_no_gradient_with_the_score_past_the_last_token(
     make_ppo: Build,
+    experience_of: Build,
 ) -> None:
     found, figures = [], []
     for micro in (8, 3, 1):
         ppo = make_ppo(micro_batch_size=micro, score_position="past_last", max_new_tokens=60)
         _random_values(ppo)
-        run, learned = ppo.optimization, experience(ppo)
+        run, learned = ppo.optimization, experience_of(ppo)
         extra = learned.tokens.value_mask_BT & ~learned.tokens.mask_BT
         assert extra.any() and learned.values_BT[extra].all()
         assert not learned.advantages_BT[extra].any() and learned.returns_BT[extra].any()
@@ -141,10 +129,12 @@ def test_scores_that_are_not_finite_stop_the_run(make_ppo: Build) -> None:
         run_update(make_ppo(scorer=Broken()))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(make_ppo: Build) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    make_ppo: Build, experience_of: Build
+) -> None:
     ppo = make_ppo(episodes=16)
     before = ppo.policy.model.lm_head.weight.clone()
-    sample = experience(ppo)
+    sample = experience_of(ppo)
     sample.advantages_BT[0, 0] = math.inf
     with pytest.raises(TrainingError, match="policy_loss became"):
         ppo.optimization.run(sample, update=1, check=False)
@@ -184,13 +174,15 @@ def test_the_pretraining_loss_keeps_the_likelihood_of_its_rows(make_ppo: Build) 
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_pretraining_gradient_is_added_to_that_of_ppo(make_ppo: Build) -> None:
+def test_the_pretraining_gradient_is_added_to_that_of_ppo(
+    make_ppo: Build, experience_of: Build
+) -> None:
     rows = [[40, 41, 42, 43], [50, 51]]
     found = []
     for measure in (True, False):
         ppo = make_ppo(pretraining=rows, ptx_coefficient=2.0, ptx_rows_per_episode=0.25)
         run, done = ppo.optimization, Steps(norm_ratio=None if measure else 1.0)
-        run._gradients(experience(ppo), list(range(8)), warming=False)
+        run._gradients(experience_of(ppo), list(range(8)), warming=False)
         alone = gradients(run.policy)
         run._add_pretraining(done, 8, ppo.pad_id, 0)
         both = gradients(run.policy)
@@ -254,14 +246,14 @@ def test_running_moments_by_hand() -> None:
     assert again == running
 
 
-def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build) -> None:
+def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build, experience_of: Build) -> None:
     found = []
     for setting in (False, True):
         ppo = make_ppo(gradient_checkpointing=setting)
         assert ppo.policy.model.is_activation_checkpointing == setting
         assert ppo.policy.model.training == setting
         run = ppo.optimization
-        run._gradients(experience(ppo), list(range(8)), warming=False)
+        run._gradients(experience_of(ppo), list(range(8)), warming=False)
         found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
     assert torch.allclose(*found, atol=1e-7)
 
@@ -297,9 +289,9 @@ def test_an_end_token_counts_from_its_position_on(make_ppo: Build) -> None:
     assert run_update(ppo).metrics["objective/ended_share"] == 1.0
 
 
-def test_advantages_are_whitened_over_each_minibatch(make_ppo: Build) -> None:
+def test_advantages_are_whitened_over_each_minibatch(make_ppo: Build, experience_of: Build) -> None:
     ppo = make_ppo(minibatches=2, whiten_advantages="minibatch")
-    found = experience(ppo)
+    found = experience_of(ppo)
     rows = [5, 1, 6, 2]
     whitened = ppo.optimization._whitened(found, rows)
     mask_BT = found.tokens.mask_BT[rows]
