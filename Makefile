@@ -9,6 +9,10 @@
 #   MODEL        folder of an instructed checkpoint to measure with, beside the tiny sizes
 #   NANOCHAT     folder that holds nanochat's package, to pretrain beside it
 #   BENCH        further options of tests/benchmarks/run_all.py, such as --threads 2
+#
+# `make test-slow` runs the tests that take minutes:
+#
+#   TESTS        files of them to run alone
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -21,6 +25,7 @@ PEERS_READY := $(PEERS)/.ready
 MODEL ?=
 NANOCHAT ?=
 BENCH ?=
+TESTS ?=
 
 .PHONY: demo test test-slow bench check format clean
 
@@ -31,7 +36,7 @@ test: $(READY)
 	$(BIN)/pytest
 
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(TESTS)
 
 bench: $(READY) $(PEERS_READY)
 	$(BIN)/python tests/benchmarks/run_all.py --peer $(PEERS)/bin/python \

@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for iteration in range(given.iterations + 1):
         for side, run in sides.items():
-            row = timed(lambda run=run, n=iteration: run(given, loaded, greedy=False, seed=n))
+            row = timed(partial(run, given, loaded, greedy=False, seed=iteration))
             if iteration:
                 rows[side].append(row)
     found = {side: median(side_rows) for side, side_rows in rows.items()}
@@ -236,7 +237,7 @@ def main() -> None:
         given.response = min(given.response, 24)
         part = (loaded[0], loaded[1][: given.batch], *loaded[2:])
         for side, run in sides.items():
-            profile = products(lambda run=run: run(given, part, greedy=False, seed=0))
+            profile = products(partial(run, given, part, greedy=False, seed=0))
             found[side] |= profile
             share, speed = profile["products"], profile["GFLOP/s"]
             print(f"{side}: {share:.0%} of the time in matrix products, at {speed:.0f} GFLOP/s")

@@ -183,7 +183,8 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
     policy = save_tiny(scratch / "policy") if given.model == "tiny" else Path(given.model)
     tokenizer = load_tokenizer(policy)
     lora = None if given.role == "separate" else Lora(rank=given.rank)
-    model, scorer = RewardModel.start(policy, seed=1), None
+    model = RewardModel.start(policy, seed=1)
+    scorer: RewardModel | TrunkReward
     if lora is None:
         model.save(scratch / "reward" / "model", trained=True)
         scorer = RewardModel.load(scratch / "reward" / "model", batch_size=given.episodes)

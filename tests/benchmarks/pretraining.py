@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,11 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
         model=llama(), train=shards, hyper=hyper, seed=0,
         accelerator=make_accelerator(bf16=given.bf16),
     )  # fmt: skip
-    found = [timed(lambda n=n: training.step(n)["train/loss"]) for n in range(hyper.steps)]
+
+    def step(number: int) -> float:
+        return training.step(number)["train/loss"]
+
+    found = [timed(partial(step, n)) for n in range(hyper.steps)]
     if given.profile:
         from where_time_goes import tell_profile
 
@@ -225,7 +230,7 @@ def nanochat(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]
         model.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    return [timed(lambda n=n: step(n)) for n in range(len(rows) // ROWS)]
+    return [timed(partial(step, n)) for n in range(len(rows) // ROWS)]
 
 
 if __name__ == "__main__":

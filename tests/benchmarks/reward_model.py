@@ -94,7 +94,7 @@ def made_up_rankings(count: int, tokenizer: Any, length: int) -> Rows:
 
 def one_token_words(tokenizer: Any, most: int = 200) -> list[str]:
     """Return words that are one token each behind a space, so that a text's length is known."""
-    words = []
+    words: list[str] = []
     for token in range(len(tokenizer)):
         text = tokenizer.decode([token])
         if text[:1] == " " and text[1:].isascii() and text[1:].isalpha() and len(words) < most:

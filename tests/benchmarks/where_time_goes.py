@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
@@ -38,7 +39,7 @@ def tell_profile(step: Callable[[], Any], *, bf16: bool, seconds: float) -> None
         busy += event.self_cpu_time_total
         flops += event.flops
         a, b = (torch.randn(*shape, dtype=dtype) for shape in shapes)
-        alone += event.count * min(_seconds(lambda a=a, b=b: a @ b) for _ in range(TRIES))
+        alone += event.count * min(_seconds(partial(torch.matmul, a, b)) for _ in range(TRIES))
     print(
         f"matrix products: {busy / spent:.0%} of the profiled time; the same shapes alone take "
         f"{alone:.2f} s at {flops / alone / 1e9:.0f} GFLOP/s, and a step without the profiler "

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.chat import (
     DEFAULT_TEMPLATE,
+    Rendered,
     RenderReport,
     has_template,
     mask_method,
@@ -46,7 +49,7 @@ def chatml():
     return made
 
 
-def learned(tokenizer, rendered) -> str:
+def learned(tokenizer: Any, rendered: Rendered) -> str:
     return tokenizer.decode([i for i, m in zip(*rendered, strict=True) if m])
 
 
@@ -131,7 +134,7 @@ def test_a_completion_is_learned_with_its_end(tokenizer):
 
 
 def test_long_demonstrations_are_cut_or_dropped_and_counted(tokenizer):
-    records = [
+    records: list[Conversation | Completion] = [
         Conversation(messages=chat("Who?", "Mara.")),
         Conversation(messages=chat("Who?", "Mara. " * 50)),
         Conversation(messages=chat("Who? " * 50, "Mara.")),

@@ -150,7 +150,9 @@ WORDS = st.text(alphabet="ab \n", max_size=12)
 
 
 @given(WORDS, WORDS, WORDS)
-def test_prompt_and_answers_of_a_pair_make_the_texts_again(opening: str, left: str, right: str):
+def test_prompt_and_answers_of_a_pair_make_the_texts_again(
+    opening: str, left: str, right: str
+) -> None:
     try:
         prompt, chosen, rejected = shared_text(opening + left, opening + right)
     except (RowError, RowDropped):

@@ -81,7 +81,8 @@ def test_the_width_of_a_token_follows_the_vocabulary(tmp_path, size, dtype):
     shard=st.integers(1, 20),
 )
 def test_all_tokens_come_back_whatever_the_sizes(tmp_path_factory, documents, length, shard):
-    stream, owners, places = [], [], []
+    stream, owners = [], []
+    places: list[int] = []
     kept = [ids for ids in documents if ids]
     for number, ids in enumerate(kept):
         stream += [*ids, 1]

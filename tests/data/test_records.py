@@ -39,7 +39,7 @@ def test_ranks_become_dense_from_one():
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1))
-def test_dense_ranks_keep_the_order_and_ties(ranks: list[int]):
+def test_dense_ranks_keep_the_order_and_ties(ranks: list[int]) -> None:
     dense = dense_ranks(ranks)
     assert set(dense) == set(range(1, len(set(ranks)) + 1))
     for a, b in zip(ranks, dense, strict=True):

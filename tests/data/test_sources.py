@@ -3,6 +3,7 @@ import csv
 import gzip
 import json
 import os
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pyarrow
@@ -23,7 +24,7 @@ def json_lines(rows: list) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def without_ids(records) -> list:
+def without_ids(records: Iterable) -> list:
     return [type(r)(**{**vars(r), "id": ""}) for r in records]
 
 
@@ -376,6 +377,7 @@ def test_no_file_stays_open_where_reading_stops(tmp_path, name):
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(text.encode()))
     abandoned = read(path=str(tmp_path / name), max_bad_share=1.0)
+    assert isinstance(abandoned, Generator)
     next(abandoned)
     assert len(open_files(tmp_path)) == 1
     abandoned.close()

@@ -55,7 +55,7 @@ def test_a_system_turn_does_not_count_as_the_question():
 
 
 @given(st.text(), st.integers(0, 5))
-def test_values_lie_between_nought_and_one(prompt: str, seed: int):
+def test_values_lie_between_nought_and_one(prompt: str, seed: int) -> None:
     value = split_value(prompt, seed=seed)
     assert 0 <= value < 1
     assert is_heldout(prompt, share=1.0, seed=seed)

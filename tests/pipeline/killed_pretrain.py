@@ -7,6 +7,7 @@ Run by path with `FOLDER`, `TOKENIZER`, `CORPUS`, `STEPS` and `DIE` as globals. 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,9 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before optimiser": (pipeline.training, "save_state"),
     "before digest": (pipeline.checkpoint, "sha256"),
     "before manifest": (pipeline.checkpoint, "write_atomically"),
-    "before rename": (pipeline.checkpoint.os, "replace"),
+    "before rename": (os, "replace"),
     "before flush": (pipeline.checkpoint, "sync_folder"),
-    "before pruning": (pipeline.checkpoint.shutil, "rmtree"),
+    "before pruning": (shutil, "rmtree"),
 }
 
 

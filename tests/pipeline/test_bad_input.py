@@ -229,9 +229,9 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
             raise OSError(28, "No space left on device")
         save(*arguments, **options)
 
-    from pipeline import training
+    from pipeline import checkpoint, training
 
-    save = training.save_state
+    save = checkpoint.save_state
     monkeypatch.setattr(training, "save_state", full)
     refused(rlhf("run", "tiny.yaml", "--only", "base"), "no space left", "stage base")
     assert sorted(p.name for p in (finished / "base/resume").iterdir()) == [

@@ -11,7 +11,7 @@ import pytest
 from data.errors import ArtifactError, ModelError, UsageError
 from pipeline import chat as chat_module
 from pipeline.chat import _pieces, _printable, chat
-from pipeline.talkers import short_names
+from pipeline.talkers import load_talker, short_names
 
 
 @pytest.fixture
@@ -43,10 +43,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
     seen: list[list[int]] = []
     tokenizers: list[PreTrainedTokenizerFast] = []
-    original = chat_module.load_talker
 
     def load(*args: Any, **kwargs: Any) -> Any:
-        talker = original(*args, **kwargs)
+        talker = load_talker(*args, **kwargs)
         tokenizers.append(talker.tokenizer)
         return talker
 

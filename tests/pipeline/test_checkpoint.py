@@ -32,7 +32,10 @@ STEPS = 24
 
 
 def _write(number: int) -> Callable[[Path], None]:
-    return lambda folder: (folder / "state.txt").write_text(f"state {number}") and None
+    def write(folder: Path) -> None:
+        (folder / "state.txt").write_text(f"state {number}")
+
+    return write
 
 
 @pytest.fixture
@@ -69,10 +72,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "one byte flipped": _flip,
     "missing file": lambda folder: (folder / "state.txt").unlink(),
     "no completion manifest": lambda folder: (folder / COMPLETE).unlink(),
-    "half a completion manifest": lambda folder: (
-        (folder / COMPLETE).write_text('{"step": 1') and None
-    ),
-    "a list": lambda folder: (folder / COMPLETE).write_text("[]") and None,
+    "half a completion manifest": lambda folder: _complete(folder, '{"step": 1'),
+    "a list": lambda folder: _complete(folder, "[]"),
 }
 
 
@@ -142,7 +143,7 @@ def test_a_full_disk_in_training_leaves_the_last_state(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StorageError, match="no space left on the disk"):
         run_loop(
-            context, Rhythm(total=6, save=2), step=lambda _: {"train/loss": 0.0}, load=dict,
+            context, Rhythm(total=6, save=2), step=lambda _: {"train/loss": 0.0}, load=load_state,
             save=lambda folder, own: save_training_state(folder, model, optimizer, extra=own),
         )  # fmt: skip
     found = context.resume.latest()

@@ -261,4 +261,4 @@ def test_decode_strips_special_tokens_and_space() -> None:
             return " five \n"
 
     sample = Sample(token_ids=[4, 2], ended=True, logprobs=[0.0, 0.0])
-    assert decode(Tokenizer(), sample) == "five"  # type: ignore[arg-type]
+    assert decode(Tokenizer(), sample) == "five"

@@ -349,7 +349,7 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path) -> None:
         return dense_ranks([-gold.score(chat(prompt), answer) for answer in answers])
 
     recipe, run = str(ROOT / "recipes" / "quickstart.yaml"), tmp_path / "runs" / "quickstart"
-    arguments = ("run", recipe, *QUICKSTART)
+    arguments: tuple[str, ...] = ("run", recipe, *QUICKSTART)
     if finished := os.environ.get("RLHF_TEST_QUICKSTART"):
         shutil.copytree(finished, run)
         arguments = (*arguments, "--from", "rankings")

@@ -47,6 +47,10 @@ class CountSettings(StageSettings):
 RUNS: list[str] = []
 
 
+def write_state(folder: Path) -> None:
+    (folder / "state").write_text("s")
+
+
 def run_count(context: StageContext[CountSettings]) -> dict[str, Any]:
     settings = context.settings
     latest = context.resume.latest()
@@ -54,7 +58,7 @@ def run_count(context: StageContext[CountSettings]) -> dict[str, Any]:
     RUNS.append(f"{context.name}@{start}")
     for step in range(start + 1, 4):
         context.metrics.log(step, {"train/loss": 1.0 / step})
-        context.resume.save(step, lambda folder: (folder / "state").write_text("s") and None)
+        context.resume.save(step, write_state)
         if settings.fail == "signal" and step == 2 and start == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         if context.should_stop():
@@ -86,7 +90,7 @@ def count_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         main_metric="eval/loss",
     )
     monkeypatch.setitem(sys.modules, "count_stage", module)
-    monkeypatch.setitem(config.STAGE_MODULES, "count", "count_stage")  # type: ignore[arg-type]
+    monkeypatch.setitem(config.STAGE_MODULES, "count", "count_stage")
     monkeypatch.setattr("pipeline.runner._report", lambda *arguments: None)
     RUNS.clear()
     yield

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from data.errors import RecipeError, SourceError, UsageError
+from data.records import Message
 from pipeline.scoring import parse_options, score_file
 from reward import functions
 from reward.model import RewardModel
 
-CHAT = [{"role": "user", "content": "hi"}]
+CHAT: list[Message] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def scorer(
 
 
 def test_rows_get_the_scores_the_model_gives(scorer: Path, tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": CHAT, "response": "hello", "id": 7},
         {"prompt": "the mill", "completions": [" is old", " é 🙂"], "ranks": [1, 2]},
         {"prompt": CHAT, "completion": "hello"},

@@ -75,7 +75,7 @@ def test_ppo_refuses_deepspeed() -> None:
         Ranks(SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), 0)
 
 
-def prepared(seed: int) -> tuple[TrainingAccelerator, nn.Module, Any]:
+def prepared(seed: int) -> tuple[TrainingAccelerator, nn.Linear, Any]:
     torch.manual_seed(seed)
     accelerator = make_accelerator(bf16=False)
     module = nn.Linear(3, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sqlite3
@@ -36,6 +37,10 @@ class PowerCut(BaseException):
     """Ends a stage as SIGKILL does: nothing of ours is called after it."""
 
 
+def write_state(folder: Path) -> None:
+    (folder / "state").write_text("s")
+
+
 def run_step(context: StageContext[StepSettings]) -> dict[str, Any]:
     latest = context.resume.latest()
     start = 0 if latest is None else latest[0]
@@ -47,7 +52,7 @@ def run_step(context: StageContext[StepSettings]) -> dict[str, Any]:
             context.metrics.close = lambda: None  # type: ignore[method-assign]
             raise PowerCut
         if step == 3:
-            context.resume.save(step, lambda folder: (folder / "state").write_text("s") and None)
+            context.resume.save(step, write_state)
     return {"eval/loss": 0.5}
 
 
@@ -63,7 +68,7 @@ def step_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         main_metric="eval/loss",
     )
     monkeypatch.setitem(sys.modules, "step_stage", module)
-    monkeypatch.setitem(config.STAGE_MODULES, "step", "step_stage")  # type: ignore[arg-type]
+    monkeypatch.setitem(config.STAGE_MODULES, "step", "step_stage")
     monkeypatch.setattr("pipeline.runner._report", lambda *arguments: None)
 
 
@@ -80,11 +85,10 @@ def go(path: Path, *overrides: str) -> None:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return every value in every event file, by its name."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
+    module = importlib.import_module("tensorboard.backend.event_processing.event_file_loader")
     found: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(folder.glob("events*")):
-        for event in EventFileLoader(str(file)).Load():
+        for event in module.EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 number = value.tensor.float_val[0]
                 found.setdefault(value.tag, []).append((event.step, round(number, 6)))
@@ -93,8 +97,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """Yield the records of an offline run: LevelDB's log format behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     data, place, held = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
         left = 32768 - place % 32768
@@ -105,7 +108,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         held += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            yield Record.FromString(held)
+            yield record.FromString(held)
             held = b""
 
 

@@ -130,7 +130,7 @@ def test_the_first_layer_by_hand() -> None:
     x = torch.tensor([[2.0, 3.0]], requires_grad=True)
     down, up = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
     down.requires_grad_(), up.requires_grad_()
-    y = _Adapted.apply(x, torch.eye(2), None, down, up, 0.5)  # type: ignore[no-untyped-call]
+    y = _Adapted.apply(x, torch.eye(2), None, down, up, 0.5)
     assert y.tolist() == [[2.0, 4.0]]
     y[0, 1].backward()
     assert x.grad is not None and x.grad.tolist() == [[0.5, 1.0]]

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from data.errors import RewardError
+from data.records import Message
 from reward.endpoint import Endpoint
 from reward.scorers import Scorer
 
-CHAT = [{"role": "user", "content": "hi é"}]
+CHAT: list[Message] = [{"role": "user", "content": "hi é"}]
 Answer = tuple[int, dict[str, str], bytes]
 Serve = Callable[..., "Server"]
 

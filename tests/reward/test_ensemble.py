@@ -51,7 +51,7 @@ def test_ways_of_combining_by_hand(how: Any, coefficient: float, expected: list[
 def test_disagreement_never_pays_and_the_worst_is_the_least(rows: list[list[float]]) -> None:
     scores_MB = torch.tensor(rows, dtype=torch.float64)
     mean, least, std, variance = (
-        combined(scores_MB=scores_MB, how=how)  # type: ignore[arg-type]
+        combined(scores_MB=scores_MB, how=how)
         for how in ("mean", "min", "mean_minus_std", "mean_minus_variance")
     )
     for cautious in (least, std, variance):

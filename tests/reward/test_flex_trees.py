@@ -40,7 +40,7 @@ def fresh() -> Any:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a CPU be served, and note each call of the kernel."""
     calls: list[str] = []
-    honest = flex_trees.flex_attention
+    honest = torchs.flex_attention
 
     def noting(*given: Any, **options: Any) -> Any:
         calls.append("kernel")

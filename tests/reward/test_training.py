@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def test_a_run_that_was_cut_off_ends_in_the_same_weights(checkpoint: Build, tmp_
     trainer.train(log=lambda step, metrics: lines.append((step, metrics["train/loss"])))
     states = States(tmp_path / "states")
     resumed: list[tuple[int, float]] = []
+
+    def is_over(left: Iterator[int]) -> bool:
+        return next(left, None) is None
+
     for looks in (3, 4, 99):
         model, part = trainer_of(folder, rows, hyper)
         part.resume(states)
@@ -115,7 +120,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_weights(checkpoint: Build, tmp_
             part.train(
                 log=lambda step, metrics: resumed.append((step, metrics["train/loss"])),
                 states=states,
-                should_stop=lambda left=left: next(left, None) is None,
+                should_stop=partial(is_over, left),
             )
         except Interrupted:
             continue

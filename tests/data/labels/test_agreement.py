@@ -84,7 +84,11 @@ def test_alpha_of_pairs_is_the_packages():
     rows = []
     for n in range(60):
         # Of four annotators some have not seen the task; ties are common.
-        said = {who: generator.integers(1, 3, size=2) for who in "abcd" if generator.random() < 0.6}
+        said = {
+            who: generator.integers(1, 3, size=2).tolist()
+            for who in "abcd"
+            if generator.random() < 0.6
+        }
         rows.append(TaskRanks(f"p{n // 2}", f"t{n}", {w: dense_ranks(r) for w, r in said.items()}))
     table = [
         [
@@ -204,8 +208,11 @@ RANKS = st.lists(st.integers(1, 4), min_size=4, max_size=4).map(dense_ranks)
 @settings(max_examples=30)
 @given(tasks=st.lists(st.lists(RANKS, min_size=2, max_size=4), min_size=1, max_size=5))
 def test_figures_lie_in_their_range_and_do_not_know_names(tasks):
-    held = [TaskRanks(str(i), str(i), dict(enumerate(said))) for i, said in enumerate(tasks)]
-    renamed = [t._replace(ranks={f"x{9 - k}": r for k, r in t.ranks.items()}) for t in held]
+    held = [
+        TaskRanks(str(i), str(i), {str(k): r for k, r in enumerate(said)})
+        for i, said in enumerate(tasks)
+    ]
+    renamed = [t._replace(ranks={f"x{9 - int(k)}": r for k, r in t.ranks.items()}) for t in held]
     for measure, lowest in (
         (lambda t: pair_agreement(tasks=t, ties=True, resamples=20), 0.0),
         (lambda t: pair_agreement(tasks=t, ties=False, resamples=20), 0.0),

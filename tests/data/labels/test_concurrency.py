@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from data.labels.campaigns import Campaigns
 from data.labels.database import open_database
@@ -28,7 +29,7 @@ def start(url: str, prefix: str, threads: int) -> subprocess.Popen[str]:
     )
 
 
-def crowd(url: str, tasks: int, **settings: float) -> str:
+def crowd(url: str, tasks: int, **settings: Any) -> str:
     database = open_database(url)
     campaigns = Campaigns(database)
     campaign = campaigns.create("crowd", CampaignSettings(mode="rank", **settings), "")

@@ -40,7 +40,7 @@ def steps(database: Database) -> dict[str, Callable[[], Any]]:
     tasks = [NewTask(str(n), "p", ["a", "b"]) for n in range(40)]
     Campaigns(database).add_tasks(campaign.id, tasks)
     queue, work, ada = Queue(database), Work(database), People(database).add("Ada", "person").id
-    open_now: Callable[[], str] = lambda: queue.next(ada, campaign.id).id  # type: ignore[union-attr] # noqa: E731
+    open_now: Callable[[], str] = lambda: queue.next(ada, campaign.id).id  # noqa: E731
     return {
         "next": open_now,
         "draft": lambda: work.save_draft(open_now(), ada, {}),

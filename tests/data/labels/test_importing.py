@@ -1,6 +1,9 @@
 import json
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +21,7 @@ from data.labels.records import (
     Assignment,
     Label,
     LabelRow,
+    Mode,
     NewTask,
     Submission,
     Task,
@@ -29,13 +33,13 @@ WHEN = datetime(2026, 5, 4, tzinfo=UTC)
 HH = "\n\nHuman: Hi\n\nAssistant: Hello?\n\nHuman: A joke\n\nAssistant: "
 
 
-def write(folder, rows, name="a.jsonl") -> str:
+def write(folder: Path, rows: Iterable[dict], name: str = "a.jsonl") -> str:
     file = folder / name
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(file)
 
 
-def imported(folder, rows, **settings) -> list:
+def imported(folder: Path, rows: Iterable[dict], **settings: Any) -> list:
     return list(read_labels(write(folder, rows), when=WHEN, **settings))
 
 
@@ -44,9 +48,10 @@ NAME = st.text(min_size=1, max_size=8)
 
 
 @st.composite
-def label_rows(draw) -> LabelRow:
+def label_rows(draw: st.DrawFn) -> LabelRow:
     count = draw(st.integers(2, 5))
-    mode = draw(st.sampled_from(["rate_and_rank", "rank", "pairs"] if count == 2 else ["rank"]))
+    modes: list[Mode] = ["rate_and_rank", "rank", "pairs"] if count == 2 else ["rank"]
+    mode = draw(st.sampled_from(modes))
     ranks = dense_ranks(draw(st.lists(st.integers(1, 4), min_size=count, max_size=count)))
     turns = st.lists(TEXT, min_size=1, max_size=3).map(lambda said: chat(*said))
     strength = None
@@ -181,11 +186,13 @@ def test_hh_dialogues(tmp_path):
     assert found.task.completions[found.submission.ranks.index(1)] == "Knock knock."
 
 
-def message(text, role, rank=None, replies=(), **more) -> dict:
+def message(
+    text: str, role: str, rank: int | None = None, replies: Iterable[dict] = (), **more: Any
+) -> dict:
     return {"text": text, "role": role, "rank": rank, "replies": list(replies), **more}
 
 
-TREE = {
+TREE: dict[str, Any] = {
     "message_tree_id": "tree-1",
     "prompt": message(
         "How do I brew tea?",
@@ -346,7 +353,7 @@ def test_completions_have_names_of_their_own():
     assert completion_id("Q", "a") != completion_id("R", "a") != completion_id("R", "b")
 
 
-def test_soft_labels_come_in_by_their_ranks_and_that_is_told(tmp_path) -> None:
+def test_soft_labels_come_in_by_their_ranks_and_that_is_told(tmp_path: Path) -> None:
     soft = {
         "prompt": "Hi",
         "completions": ["Hello.", "What?"],

@@ -22,8 +22,8 @@ class Store:
         self.clock = clock
 
     def campaign(self, tasks: int = 3, gold: int = 0, **settings: Any) -> Campaign:
-        settings = {"mode": "rank", "overlap": 0.0} | settings
-        campaign = self.campaigns.create("ranking", CampaignSettings(**settings), "Be fair.")
+        chosen: dict[str, Any] = {"mode": "rank", "overlap": 0.0, **settings}
+        campaign = self.campaigns.create("ranking", CampaignSettings(**chosen), "Be fair.")
         new = [NewTask(f"t{n}", f"prompt {n}", ["a", "b", "c"]) for n in range(tasks)]
         new += [
             NewTask(f"g{n}", f"gold {n}", ["a", "b"], gold_ranks=[1, 2], gold_note="a is right")
@@ -264,8 +264,8 @@ def test_tasks_are_stored_once_and_campaigns_found_again(store: Store) -> None:
 def test_pairs_are_of_two_completions(store: Store) -> None:
     made = store.campaigns.create("duel", CampaignSettings(mode="pairs", overlap=0.0), "")
     store.campaigns.add_tasks(made.id, [NewTask("two", "p", ["a", "b"])])
-    for more in ({}, {"gold_ranks": [1, 2, 2]}):
-        three = NewTask("three", "p", ["a", "b", "c"], **more)
+    for gold in (None, [1, 2, 2]):
+        three = NewTask("three", "p", ["a", "b", "c"], gold_ranks=gold)
         with pytest.raises(UsageError, match=r"'three': mode pairs compares 2 completions, not 3"):
             store.campaigns.add_tasks(made.id, [three])
     assert store.campaigns.progress(made.id).tasks == 1

@@ -28,7 +28,7 @@ def asked(record: object) -> str:
     if isinstance(record, Conversation):
         text = record.messages[0]["content"]
     else:
-        assert isinstance(record, PromptRow)
+        assert isinstance(record, PromptRow) and isinstance(record.prompt, list)
         text = record.prompt[-1]["content"]
     return " ".join(text.lower().split())
 

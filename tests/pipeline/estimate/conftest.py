@@ -18,19 +18,22 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+import reward.short_attention  # noqa: F401 - defines the operator that is counted below
+
 
 def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def attention_backward(out: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(out, query, key, value))
+def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-# The processor's attention kernel is not among those that torch counts.
+# The processor's attention kernels are not among those that torch counts.
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    torch.ops.rlhf.short_attention_gradients: attention_backward,
 }
 
 

@@ -35,7 +35,7 @@ def test_scores_without_an_end_by_rule() -> None:
     scores, ended = torch.tensor([2.0, 2.0, -3.0]), torch.tensor([True, False, False])
 
     def ruled(rule: Any) -> list[float]:
-        return end_rule(scores_B=scores, ended_B=ended, rule=rule, penalty=-1.0).tolist()  # type: ignore[no-any-return]
+        return end_rule(scores_B=scores, ended_B=ended, rule=rule, penalty=-1.0).tolist()
 
     assert ruled("min") == [2, -1, -3]  # never ending cannot pay
     assert ruled("replace") == [2, -1, -1]  # N+
@@ -79,14 +79,14 @@ def test_undiscounted_returns_do_not_depend_on_the_place_of_the_score(
             kl_BT=values.roll(1, 0),
             mask_BT=mask,
             coefficient=0.3,
-            score_position=position,  # type: ignore[arg-type]
+            score_position=position,
         )
-        states = value_mask(mask_BT=mask, score_position=position)  # type: ignore[arg-type]
+        states = value_mask(mask_BT=mask, score_position=position)
         returns = generalized_advantages(
             rewards_BT=rewards, values_BT=values, mask_BT=states, gamma=1.0, lam=1.0
         ).returns_BT
         found.append(torch.where(mask, returns, 0.0))
-    assert torch.allclose(*found)
+    assert torch.allclose(found[0], found[1])
 
 
 def test_a_value_past_the_last_token_stands_between_it_and_the_score_by_hand() -> None:

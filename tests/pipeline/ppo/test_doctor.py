@@ -100,7 +100,7 @@ def test_one_bad_update_or_a_short_history_rings_nothing(name: str) -> None:
 
 
 def test_shorter_responses_are_length_hacking_too() -> None:
-    short = {"objective__response_length": 8.0}
+    short: dict[str, Any] = {"objective__response_length": 8.0}
     assert ringing(series(**short, objective__score_length_correlation=-0.9))
     assert not ringing(series(**short, objective__score_length_correlation=0.9))
     assert not ringing(series(**short, objective__score_length_correlation=0.0))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data.errors import TrainingError
+from pipeline.ppo.experience import make_experience
 from pipeline.ppo.invariants import (
     check_equal_ranks,
     check_first_step,
@@ -85,10 +86,9 @@ def test_a_run_checks_the_ratio_at_its_first_update_alone(
 ) -> None:
     import pipeline.ppo.loop as loop
 
-    make = loop.make_experience
     ppo, late = make_ppo(), make_ppo(episodes=16)
     run_update(late)
-    monkeypatch.setattr(loop, "make_experience", lambda *a, **k: shifted(make(*a, **k)))
+    monkeypatch.setattr(loop, "make_experience", lambda *a, **k: shifted(make_experience(*a, **k)))
     with pytest.raises(TrainingError, match="ratio at the first minibatch"):
         run_update(ppo)
     assert run_update(late).metrics["val/ratio"] > 1.1

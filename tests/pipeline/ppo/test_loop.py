@@ -196,7 +196,7 @@ def test_the_pretraining_gradient_is_added_to_that_of_ppo(
             )
             for row in rows
         )
-        (2.0 * loss / 4).backward()  # type: ignore[union-attr]
+        (2.0 * loss / 4).backward()
         own = gradients(run.policy)
         assert torch.allclose(both, alone + own, atol=1e-6)
         if measure:
@@ -255,7 +255,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build, experience_
         run = ppo.optimization
         run._gradients(experience_of(ppo), list(range(8)), warming=False)
         found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
-    assert torch.allclose(*found, atol=1e-7)
+    assert torch.allclose(found[0], found[1], atol=1e-7)
 
 
 def test_a_process_samples_its_share_of_the_same_episodes(make_ppo: Build) -> None:

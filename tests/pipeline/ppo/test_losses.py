@@ -67,7 +67,8 @@ def test_ratio_1_gives_minus_the_mean_advantage_and_the_policy_gradient(seed: in
     assert found.ratio.item() == pytest.approx(1.0) and found.clip_share.item() == 0
     found.loss.backward()
     expected = torch.where(rows["mask"], -rows["advantages"] / count, 0.0)
-    assert torch.allclose(rows["new"].grad, expected)
+    grad = rows["new"].grad
+    assert grad is not None and torch.allclose(grad, expected)
 
 
 @given(st.integers(0, 500), st.integers(1, 6))

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.records import Conversation, Document, PromptRow, Ranking, chat
+from data.records import Conversation, Document, PromptRow, Ranking, Record, chat
 from pipeline.ppo.pretraining import PretrainingRows, text_rows
 from pipeline.ppo.prompts import Order, PromptReport, prepare_prompts
 from pipeline.ppo.ranks import Ranks
@@ -26,7 +26,7 @@ def test_each_pass_of_an_order_is_a_permutation_and_any_place_can_be_asked(
 
 def test_prompts_come_from_every_kind_of_record_once(tiny_tokenizer: Callable[..., Any]) -> None:
     tokenizer, report = tiny_tokenizer(), PromptReport()
-    records = [
+    records: list[Record] = [
         PromptRow(prompt="What is 3 + 4?", id="a"),
         Conversation(messages=chat("Who is the baker?", "Ada Finch."), id="b"),
         Ranking(prompt="What is 3 + 4?", completions=["7", "8"], ranks=[1, 2], id="again"),
@@ -106,7 +106,7 @@ def test_two_processes_share_the_pretraining_rows() -> None:
         ]
 
     whole = OneOfTwo(0)
-    whole.num_processes = 1  # type: ignore[misc]
+    whole.num_processes = 1
     for count in (6, 5, 1):  # the second of two processes gets fewer, or none
         assert taken([OneOfTwo(0), OneOfTwo(1)], count) == taken([whole], count)
     alone = PretrainingRows(rows, Order(12, seed=0, purpose="pretraining"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.records import Message
 from pipeline.config import Lora
 from pipeline.generation import Sample
 from pipeline.ppo.loop import _score, _tokens, run_update
@@ -44,7 +45,9 @@ def episodes(tiny_tokenizer: Build) -> Episodes:
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    asked = [[{"role": "user", "content": text}] for text in ("What is 1 + 2?", "Who?")]
+    asked: list[list[Message]] = [
+        [{"role": "user", "content": text}] for text in ("What is 1 + 2?", "Who?")
+    ]
     prompts = [
         PreparedPrompt(p, tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"])
         for p in (asked[0], asked[1], asked[1], asked[0])

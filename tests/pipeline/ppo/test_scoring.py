@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.errors import RewardError
-from data.records import Completion, Conversation, PromptRow, chat
+from data.records import Completion, Conversation, PromptRow, Record, chat
 from pipeline.generation import Sample
 from pipeline.ppo.loop import restore, run_update, save
 from pipeline.ppo.prompts import PreparedPrompt, PromptReport, prepare_prompts
@@ -167,7 +167,7 @@ def test_a_state_saved_after_a_failure_goes_on_like_an_uninterrupted_run(
 
 
 def test_prompts_carry_the_columns_of_their_rows(tiny_tokenizer: Build) -> None:
-    records = [
+    records: list[Record] = [
         PromptRow(prompt="one", meta={"answer": "1", "hard": True}),
         Completion(prompt="two", completion="2"),
         Conversation(messages=chat("three", "3")),

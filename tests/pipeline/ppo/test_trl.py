@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.records import Prompt
 from pipeline.generation import Sample
 from pipeline.ppo.advantages import end_rule, moments, whitened
 from pipeline.ppo.experience import PolicyScores, Tokens, make_experience
@@ -82,7 +83,7 @@ def differences(request: pytest.FixtureRequest) -> Iterator[Differences]:
 @pytest.fixture(scope="module")
 def trl_folder(request: pytest.FixtureRequest) -> Path:
     """Return a folder to put before the path, with TRL 1.12 alone in it."""
-    folder = Path(request.config.cache.mkdir(f"trl-{TRL}"))  # type: ignore[union-attr]
+    folder = Path(request.config.cache.mkdir(f"trl-{TRL}"))
     if not (folder / f"trl-{TRL}.dist-info").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         done = subprocess.run(
@@ -208,7 +209,7 @@ def test_rewards_advantages_and_losses_are_trls_on_random_inputs(
         count=tokens.value_mask_BT.sum(),
     )
     loss = surrogate.loss + hyper.value_coefficient * regression.loss
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     differences.agree("policy loss", surrogate.loss, theirs["trl_pg_loss"])
     differences.agree("value loss", regression.loss, theirs["trl_vf_loss"])
     differences.agree("share of clipped values", regression.clip_share, theirs["trl_vf_clipfrac"])
@@ -261,8 +262,8 @@ class Update:
     def synchronize(self) -> None:
         """The engine has no weights."""
 
-    def score(self, prompts: list[str], responses: list[str]) -> list[float]:
-        return [float(self.theirs["raw_scores"][int(row)]) for row in prompts]
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return [float(self.theirs["raw_scores"][int(str(row))]) for row in prompts]
 
     def experience(self) -> tuple[Any, Tensor]:
         """Return our experience, and the row that each episode has at TRL's."""
@@ -280,7 +281,7 @@ class Update:
             hyper=ppo.hyper,
             ranks=ppo.ranks,
         )
-        return found, torch.tensor([int(prompt.prompt) for prompt in episodes.prompts])
+        return found, torch.tensor([int(str(prompt.prompt)) for prompt in episodes.prompts])
 
     def modules(self) -> Iterator[tuple[str, Any]]:
         """Yield policy and value model under TRL's names."""

@@ -170,7 +170,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build) -> None:
         run_update(ppo)
         assert ppo.policy.model.training == setting
         found.append(torch.cat([p.flatten() for p in ppo.optimization.policy.parameters()]))
-    assert torch.allclose(*found, atol=1e-6)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("models", [{}, {"value": "shared"}, {"lora": LORA}])

@@ -202,7 +202,7 @@ def test_a_server_that_hangs_is_given_up(serve: Build, tmp_path: Path) -> None:
 
 def test_an_answer_without_tokens_is_refused(serve: Build) -> None:
     server = serve()
-    server.complete = lambda body: {"choices": [{"text": "hello"}]}  # type: ignore[method-assign]
+    server.complete = lambda body: {"choices": [{"text": "hello"}]}
     client = VllmServer(server.url, 30)
     with pytest.raises(RolloutError, match="without token ids"):
         client.complete(client.look(), [1], max_new_tokens=2, temperature=1.0, end_ids=[2], seed=0)

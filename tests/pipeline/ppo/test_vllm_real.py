@@ -69,7 +69,9 @@ class RealServer:
         # The very command that the error of a dead server tells, in fp32 and without compiling.
         path, mode, _, *arguments = shlex.split(serve_command(self.url, self.model))
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-        environment.update(setting.split("=", 1) for setting in (path, mode))
+        for setting in (path, mode):
+            name, value = setting.split("=", 1)
+            environment[name] = value
         environment["PATH"] = f"{Path(self.python).parent}{os.pathsep}{environment['PATH']}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

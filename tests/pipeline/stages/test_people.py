@@ -19,6 +19,7 @@ from data.labels.annotators.working import work_through
 from data.labels.campaigns import Campaigns
 from data.labels.database import Database, open_database
 from data.labels.people import People
+from data.labels.records import AnnotatorKind
 from data.records import Ranking, chat
 from pipeline.stages import rankings
 from pipeline.stages._people import read_tasks
@@ -56,7 +57,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 class Person(GoldJudge):
     """A person who ranks as the gold annotator would."""
 
-    kind = "person"
+    kind: AnnotatorKind = "person"
 
 
 @contextmanager
@@ -346,15 +347,11 @@ def test_reward_models_score_what_is_chosen_by_their_scores(
 def test_says_who_skipped_while_it_waits(
     make_context: Any, settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Shy(GoldJudge):
-        def judge(self, *_: Any) -> None:
-            return None
-
+    shy = GoldJudge(name="shy")
+    monkeypatch.setattr(shy, "judge", lambda *_: None)
     said: list[str] = []
     monkeypatch.setattr("pipeline.stages._people.TOLD_SECONDS", 0.0)
-    monkeypatch.setattr(
-        "pipeline.stages._people_workers.judges_of", lambda *_, **__: [Shy(name="shy")]
-    )
+    monkeypatch.setattr("pipeline.stages._people_workers.judges_of", lambda *_, **__: [shy])
     context = make_context(settings(), {"model": policy}, stop_after=60)
     monkeypatch.setattr(type(context), "say", lambda _, text: said.append(text))
     with pytest.raises(Interrupted):

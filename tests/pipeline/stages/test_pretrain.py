@@ -104,7 +104,7 @@ def test_leaves_a_model_that_loads(pretrain: Callable[..., Any], architecture: s
 
 def test_the_perplexity_starts_at_the_vocabulary_and_falls(pretrain: Callable[..., Any]) -> None:
     context = pretrain(heldout_share=0.2, steps=40, evaluate_every=20, log_every=1)
-    metrics = run(context)
+    metrics: dict[str, Any] = run(context)
     assert rows(context)[0]["train/loss"] == pytest.approx(math.log(320), rel=0.03)
     evaluated = [row for row in rows(context) if "eval/perplexity" in row]
     assert [row["step"] for row in evaluated] == [20, 40]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, SourceError
 from data.records import Ranking, chat
+from pipeline.config import SourceSettings
 from pipeline.generation import Sample
 from pipeline.stages import _ranking_work, rankings
 from pipeline.stages._labelers import GoldLabeler, Unranked
@@ -84,7 +85,7 @@ def test_the_gold_annotator_prefers_the_right_answer(
     path = tmp_path / "sums.jsonl"
     path.write_text(json.dumps(prompt) + "\n")
     chosen = settings().model_copy(
-        update={"prompts": (rankings.SourceSettings(path=str(path), format="prompt"),)}
+        update={"prompts": (SourceSettings(path=str(path), format="prompt"),)}
     )
     context = make_context(chosen, {"model": policy})
     rankings.run(context)

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
+from data.records import Message
 from pipeline.config import Lora
 from pipeline.handover import HandOver
 from pipeline.stages.reward import KIND, RewardSettings, check, run
@@ -31,7 +32,7 @@ FAST = {
 }
 
 
-def chat(text: str) -> list[dict[str, str]]:
+def chat(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
@@ -78,7 +79,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
         policy, rankings, epochs=5, demonstrations=({"path": str(demonstrations)},)
     )
     context = make_context(settings, {"model": policy})
-    metrics = run(context)
+    metrics: dict[str, Any] = run(context)
 
     assert metrics["eval/accuracy"] > 0.85
     assert metrics["eval/accuracy_low"] < metrics["eval/accuracy"] <= metrics["eval/accuracy_high"]
@@ -295,7 +296,7 @@ def test_settings_need_something_to_learn_and_something_to_judge() -> None:
     with pytest.raises(ValidationError, match="nothing is held out"):
         RewardSettings(model="sft", rankings="rankings", heldout_share=0)
     with pytest.raises(ValidationError, match="lerning_rate"):
-        RewardSettings(model="sft", rankings="rankings", lerning_rate=1e-5)
+        RewardSettings(model="sft", rankings="rankings", lerning_rate=1e-5)  # type: ignore[call-arg]
     assert RewardSettings(model="sft", rankings="r", learning_rate="9e-6").learning_rate == 9e-6
 
 

@@ -259,7 +259,7 @@ def test_an_evaluation_judges_by_the_same_rewards(
     policy: Path, prompts: Path, plugin: Path, reward_model: Build, make_context: Build
 ) -> None:
     load_plugin(plugin)
-    reward = [
+    reward: list[dict[str, Any]] = [
         {"models": [str(reward_model("a", 1)), str(reward_model("b", 2))], "combine": "min"},
         {"function": "vowels", "weight": 2.0},
         {"rule": "length_penalty", "weight": 0.5, "clip": 3.0},

@@ -115,7 +115,7 @@ def test_a_list_of_rewards_is_added_up_and_given_the_prompts_columns(
     inputs = {path: target for path, (target, _) in references(settings).items()}
     context = make_context(settings, inputs)
     check(settings, context.hand)
-    metrics = run(context)
+    metrics: dict[str, Any] = run(context)
     rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
     texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
     for row, score in zip(rows, RewardModel.load(scorer).score(*texts), strict=True):

@@ -21,7 +21,7 @@ from data.errors import (
 )
 from data.records import chat
 from pipeline.stages import sft
-from pipeline.stages._sft_setup import labels_of
+from pipeline.stages._sft_setup import labels_of, loss_sum
 
 N_ROWS = 36  # of `sft_rows`
 
@@ -84,7 +84,12 @@ def test_first_loss_is_that_of_the_assistants_tokens_alone(
 
 
 def test_tokens_of_the_user_give_no_gradient(
-    make_context: Any, sft_settings: Any, tmp_path: Path, tiny_tokenizer: Any, save_policy: Any
+    make_context: Any,
+    sft_settings: Any,
+    tmp_path: Path,
+    tiny_tokenizer: Any,
+    save_policy: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another question of the same length and ids elsewhere changes inputs, never the targets."""
     assert labels_of(Rendered([5, 6, 7], [False, True, True])) == [-100, 6, 7]
@@ -99,19 +104,13 @@ def test_tokens_of_the_user_give_no_gradient(
         {"model": model},
     )
     seen: list[torch.Tensor] = []
-    from pipeline.stages import _sft_trainer
-
-    original = _sft_trainer.loss_sum
 
     def spy(model: Any, inputs: dict[str, Any]) -> Any:
         seen.append(inputs["labels"])
-        return original(model, inputs)
+        return loss_sum(model, inputs)
 
-    _sft_trainer.loss_sum = spy
-    try:
-        sft.run(context)
-    finally:
-        _sft_trainer.loss_sum = original
+    monkeypatch.setattr("pipeline.stages._sft_trainer.loss_sum", spy)
+    sft.run(context)
     learned = [i for i in seen[0][0].tolist() if i != -100]
     assert tokenizer.decode(learned) == "Ada.<|end|>"
 
@@ -259,16 +258,14 @@ def test_packing_keeps_demonstrations_apart(
 def test_nan_stops_and_keeps_the_last_good_state(
     make_context: Any, sft_settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.stages import _sft_trainer
-
-    original, calls = _sft_trainer.loss_sum, []
+    calls = []
 
     def poisoned(model: Any, inputs: dict[str, Any]) -> Any:
-        total, count = original(model, inputs)
+        total, count = loss_sum(model, inputs)
         calls.append(1)
         return (total * math.nan if len(calls) == 8 else total), count
 
-    monkeypatch.setattr(_sft_trainer, "loss_sum", poisoned)
+    monkeypatch.setattr("pipeline.stages._sft_trainer.loss_sum", poisoned)
     context = make_context(sft_settings(policy, log_every=50, heldout_share=0.0), {"model": policy})
     with pytest.raises(TrainingError, match="learning_rate"):
         sft.run(context)

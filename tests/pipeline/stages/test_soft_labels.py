@@ -52,7 +52,7 @@ def trained(make_context: Any, policy: Path, file: Path, name: str) -> tuple[flo
         prompts_per_step=18, learning_rate=1e-2, evaluate_every=0, save_every=0, bf16=False,
     )  # fmt: skip
     context = make_context(settings, {"model": str(policy)}, file.parent / name, name=name)
-    metrics = reward.run(context)
+    metrics: dict[str, Any] = reward.run(context)
     rows = (context.folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     leads = [row["better_score"] - row["worse_score"] for row in found]

@@ -79,7 +79,7 @@ class Browser:
 
     def send(self, page: Task, what: str, **changes: Any) -> Any:
         """Send what the script sends."""
-        body = {
+        body: dict[str, Any] = {
             "key": page.key,
             "tiers": [None] * page.count,
             "ratings": [None] * page.count,

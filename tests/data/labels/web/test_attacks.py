@@ -18,6 +18,7 @@ from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.web.app import create_app
 from data.labels.web.security import BODY_CAP
 from data.labels.work import Work
+from data.records import Message
 
 ORIGIN = "http://localhost"
 RATED = {"tiers": [1, 2, 3], "ratings": [7, 4, 1]}
@@ -49,7 +50,7 @@ def test_a_script_in_an_answer_is_text(
     campaign = Campaigns(database).create(
         '"><script>alert(4)</script>', CampaignSettings(mode="rank", overlap=0.0), evil[0]
     )
-    prompt = [{"role": "user", "content": "<!-- --><iframe src=//evil.example>"}]
+    prompt: list[Message] = [{"role": "user", "content": "<!-- --><iframe src=//evil.example>"}]
     Campaigns(database).add_tasks(campaign.id, [NewTask("k", prompt, evil)])
     ann = browser()
     ann.come_in(invite())

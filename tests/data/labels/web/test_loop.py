@@ -16,8 +16,9 @@ from data.labels.records import Campaign, CampaignSettings, NewTask, Submission
 from data.labels.web import own
 from data.labels.web.app import create_app
 from data.labels.work import Work
+from data.records import Message
 
-RATED = {"tiers": [1, 3, 3], "ratings": [7, 2, 2]}
+RATED: dict[str, Any] = {"tiers": [1, 3, 3], "ratings": [7, 2, 2]}
 
 
 def test_from_the_invite_to_the_next_task(
@@ -60,7 +61,7 @@ def test_all_turns_of_a_conversation_are_shown_with_their_roles(
     browser: Callable[[], Any], invite: Callable[..., str], database: Database
 ) -> None:
     campaign = Campaigns(database).create("talk", CampaignSettings(overlap=0.0), "")
-    turns = [
+    turns: list[Message] = [
         {"role": "system", "content": "Answer in rhyme."},
         {"role": "user", "content": "What is tea?"},
         {"role": "assistant", "content": "A leaf for thee."},
