@@ -5,7 +5,8 @@ take their place, so that short answers do not pay for long ones (`pipeline.deco
 and values are written into memory taken once, instead of a new tensor a token; the
 log-probability of every sampled token comes along; and the random numbers of a prompt depend on
 its place among the prompts alone, so that neither the batch size nor what else is in the batch
-changes what is sampled. In fp32 greedy tokens are the same.
+changes what is sampled; in bf16 on a processor the products read weights that are laid out once
+(`pipeline.packed_weights`). In fp32 greedy tokens are the same.
 
 Shapes: B rows, N prompts, T new tokens, V vocabulary.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from pipeline.decoding import Decoder
+from pipeline.packed_weights import packed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,11 +112,12 @@ def generate(
             pad_token_id=pad_token_id,
             slots=batch_size,
         )
-        while not decoder.done:
-            finished = decoder.finished
-            decoder.step()
-            if advance is not None and decoder.finished > finished:
-                advance(decoder.finished - finished)
+        with packed_weights(model, rows=decoder.slots, steps=max(limits)):
+            while not decoder.done:
+                finished = decoder.finished
+                decoder.step()
+                if advance is not None and decoder.finished > finished:
+                    advance(decoder.finished - finished)
     finally:
         model.train(training)
     found = dict(zip(order, decoder.responses, strict=True))

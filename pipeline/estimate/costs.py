@@ -155,6 +155,7 @@ def decoding_part(
     accelerator: Accelerator,
     rates: Rates,
     bf16: bool,
+    answers: int = 1,
 ) -> Part:
     """Return the sampling of responses: each step reads all weights and the cache once.
 
@@ -173,8 +174,9 @@ def decoding_part(
         accelerator: each of them.
         rates: how much of its peak is reached.
         bf16: weights and products in bf16.
+        answers: responses to each prompt.
     """
-    flops = decoding_flops(shape, rows=rows, prompt=prompt, new=new)
+    flops = decoding_flops(shape, rows=rows, prompt=prompt, new=new, answers=answers)
     batches = max(1.0, rows / (layout.processes * batch))
     width = 2 if bf16 else 4
     cache = 2 * width * shape.layers * shape.key_width * (prompt + new / 2)

@@ -94,7 +94,7 @@ class Desk:
 
     def decode(
         self, name: str, shape: ModelShape, layout: Layout, *, rows: float, batch: int,
-        prompt: float, new: float, steps: float, bf16: bool,
+        prompt: float, new: float, steps: float, bf16: bool, answers: int = 1,
     ) -> Part:  # fmt: skip
         """Return a part that samples."""
         return decoding_part(
@@ -105,6 +105,7 @@ class Desk:
             prompt=prompt,
             new=new,
             steps=steps,
+            answers=answers,
             **self._means(layout, bf16),
         )
 

@@ -105,7 +105,9 @@ def training_flops(
     return matrices + attention + logits
 
 
-def decoding_flops(shape: ModelShape, *, rows: float, prompt: float, new: float) -> float:
+def decoding_flops(
+    shape: ModelShape, *, rows: float, prompt: float, new: float, answers: int = 1
+) -> float:
     """Return the FLOPs of sampling with a cache of keys and values.
 
     The prompt goes through once and gives one token; each further one is a pass of one token that
@@ -116,9 +118,10 @@ def decoding_flops(shape: ModelShape, *, rows: float, prompt: float, new: float)
         rows: responses.
         prompt: tokens of a prompt.
         new: tokens of a response.
+        answers: responses to each prompt, which is computed once for all of them.
     """
     prefill = forward_flops(shape, Rows.alike(1, prompt), positions=1)
     steps = max(0.0, new - 1)
     attended = prompt + (steps + 1) / 2
     step = matrix_flops(shape, 1) + attention_flops(shape, attended) + logit_flops(shape, 1)
-    return rows * (prefill + steps * step)
+    return rows * (prefill / answers + steps * step)

@@ -125,7 +125,8 @@ def ppo_phases(
     width = BF16 if bf16 else FP32
     sampling = decoding_memory(
         policy,
-        rows=min(settings.generation_batch_size, work.mine),
+        responses=work.mine,
+        batch=settings.generation_batch_size,
         prompt=work.prompt,
         new=work.most,
         key=FP32 if policy.rotary else width,

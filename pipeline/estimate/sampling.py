@@ -13,6 +13,7 @@ from pipeline.estimate.memory import (
     FP32,
     LOGITS_DRAWN,
     cache_bytes,
+    cast_bytes,
     logit_bytes,
     working_bytes,
 )
@@ -28,42 +29,73 @@ if TYPE_CHECKING:
     _Samples = RankingsSettings | SelectSettings | EvaluateSettings
 
 EVALUATED_LOGITS = 60e6
-"""Logits that an evaluation holds at once, in four fp32 tensors."""
+"""Logits that an evaluation makes at once."""
 
 
 def _sampling_memory(
-    shape: ModelShape, settings: _Samples, *, prompt: int, bf16: bool
+    shape: ModelShape,
+    settings: _Samples,
+    *,
+    responses: float,
+    prompt: int,
+    bf16: bool,
+    on_cpu: bool,
+    answers: int = 1,
 ) -> dict[str, float]:
     """Return the bytes of a stage's sampling beside the weights, the model being in its type."""
     width = BF16 if bf16 else FP32
-    return decoding_memory(
+    memory = decoding_memory(
         shape,
-        rows=settings.batch_size,
+        responses=responses,
+        batch=settings.batch_size,
         prompt=prompt,
         new=settings.max_new_tokens,
         key=width,
         value=width,
         bf16=bf16,
+        answers=answers,
     )
+    if bf16 and on_cpu:
+        from pipeline.packed_weights import LEAST_STEPS
+
+        if settings.max_new_tokens >= LEAST_STEPS:
+            memory["packed weights"] = cast_bytes(shape, bf16=True)
+    return memory
 
 
 def decoding_memory(
-    shape: ModelShape, *, rows: int, prompt: int, new: int, key: int, value: int, bf16: bool
+    shape: ModelShape,
+    *,
+    responses: float,
+    batch: int,
+    prompt: int,
+    new: int,
+    key: int,
+    value: int,
+    bf16: bool,
+    answers: int = 1,
 ) -> dict[str, float]:
     """Return the bytes of sampling beside the weights.
 
+    Where responses wait for others to end, the cache has room for two of the longest, one after the
+    other.
+
     Args:
         shape: the model.
-        rows: responses decoded together.
+        responses: all that are sampled by one process.
+        batch: most of them decoded together.
         prompt: tokens of the longest prompt.
         new: most tokens of a response.
         key: bytes of an element of a key.
         value: bytes of an element of a value.
         bf16: products in bf16.
+        answers: responses to each prompt, which is computed once for all of them.
     """
+    rows = round(min(batch, responses))
+    tokens = (prompt + new) * (2 if responses > rows else 1)
     return {
-        "KV cache": cache_bytes(shape, rows=rows, tokens=prompt + new, key=key, value=value),
-        "activations": working_bytes(shape, tokens=rows * prompt, bf16=bf16),
+        "KV cache": cache_bytes(shape, rows=rows, tokens=tokens, key=key, value=value),
+        "activations": working_bytes(shape, tokens=rows * prompt / answers, bf16=bf16),
         "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
     }
 
@@ -103,7 +135,10 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
     longest = desk.longest(stage, max(read.prompts), math.inf)
     width = BF16 if bf16 else FP32
     cost.parameters = {settings.model: shape.parameters}
-    memory = _sampling_memory(shape, settings, prompt=longest, bf16=bf16)
+    memory = _sampling_memory(
+        shape, settings, responses=prompts * settings.completions, prompt=longest, bf16=bf16,
+        on_cpu=desk.on_cpu, answers=settings.completions,
+    )  # fmt: skip
     cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
     cost.parts.append(
         desk.decode(
@@ -111,6 +146,7 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
             shape,
             cost.layout,
             rows=prompts * settings.completions,
+            answers=settings.completions,
             batch=settings.batch_size,
             prompt=read.prompt_mean,
             new=desk.response(stage, settings.max_new_tokens),
@@ -140,7 +176,9 @@ def estimate_select(stage: str, settings: SelectSettings, desk: Desk) -> StageCo
     new = desk.response(stage, settings.max_new_tokens)
     held = {name: judge.trunk + judge.hidden for name, judge in judges.items()}
     cost.parameters = {settings.model: shape.parameters, **held}
-    memory = _sampling_memory(shape, settings, prompt=longest, bf16=False)
+    memory = _sampling_memory(
+        shape, settings, responses=prompts, prompt=longest, bf16=False, on_cpu=desk.on_cpu
+    )
     weights = {"weights": float(FP32 * shape.parameters)}
     if held:
         weights["reward model"] = float(FP32 * sum(held.values()))
@@ -178,7 +216,10 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> Sta
     for name, reference in settings.checkpoints.items():
         shape = desk.shape(reference, stage)
         cost.parameters[name] = shape.parameters
-        cost.phases += _answering(name, shape, settings, longest=longest, new=new, bf16=bf16)
+        cost.phases += _answering(
+            name, shape, settings, responses=rows.count, longest=longest, new=new, bf16=bf16,
+            on_cpu=desk.on_cpu,
+        )  # fmt: skip
         cost.parts.append(
             desk.decode(
                 f"sampling from {name}", shape, cost.layout, rows=rows.count,
@@ -186,8 +227,8 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, desk: Desk) -> Sta
                 steps=settings.max_new_tokens, bf16=bf16,
             )
         )  # fmt: skip
-        # Under itself and under the reference.
-        seen = rows.times(2) + texts
+        # Under itself, and under the reference where that is another.
+        seen = rows.times(1 if str(reference) == str(measured_to) else 2) + texts
         cost.parts.append(
             desk.compute(
                 f"log-probabilities of {name}", shape, cost.layout,
@@ -209,16 +250,25 @@ def _answering(
     shape: ModelShape,
     settings: EvaluateSettings,
     *,
+    responses: float,
     longest: int,
     new: float,
     bf16: bool,
+    on_cpu: bool,
 ) -> list[Phase]:
     """Return the memory of a checkpoint that answers, and whose answers are looked at."""
     width = BF16 if bf16 else FP32
     weights = {"weights": float(width * shape.parameters)}
-    memory = _sampling_memory(shape, settings, prompt=longest, bf16=bf16)
+    memory = _sampling_memory(
+        shape, settings, responses=responses, prompt=longest, bf16=bf16, on_cpu=on_cpu
+    )
     logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
-    looked_at = {"logits": 4 * FP32 * logits, "activations": memory["activations"]}
+    # As the model makes them, in fp32 divided by the temperature, and what their sum is made of.
+    copied = FP32 if bf16 or settings.temperature not in (0, 1) else 0
+    looked_at = {
+        "logits": (width + copied + FP32) * logits,
+        "activations": memory["activations"],
+    }
     return [
         Phase(f"sampling from {name}", {**weights, **memory}),
         Phase(f"log-probabilities of {name}", {**weights, **looked_at}),

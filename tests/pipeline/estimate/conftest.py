@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,11 +30,16 @@ def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any,
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-# The processor's attention kernels are not among those that torch counts.
-ATTENTION = {
+def packed_product(input: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(input) * int(weight[0])
+
+
+# The processor's own kernels are not among those that torch counts.
+KERNELS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     torch.ops.rlhf.short_attention_gradients: attention_backward,
+    torch.ops.mkldnn._linear_pointwise: packed_product,
 }
 
 
@@ -57,14 +63,18 @@ class LiveBytes(TorchDispatchMode):
         for leaf in leaves:
             if not isinstance(leaf, torch.Tensor) or leaf.device.type != "cpu":
                 continue
-            storage = leaf.untyped_storage()
-            key = storage._cdata
-            if key not in self.known:
-                size = storage.nbytes()
-                self.known.add(key)
-                self.live += size
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._drop, key, size)
+            if leaf.is_mkldnn:  # blocks of its own, in no storage
+                self._hold(leaf, id(leaf), leaf.numel() * leaf.element_size())
+            else:
+                storage = leaf.untyped_storage()
+                self._hold(storage, storage._cdata, storage.nbytes())
+
+    def _hold(self, owner: Any, key: int, size: int) -> None:
+        if key not in self.known:
+            self.known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(owner, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -87,7 +97,7 @@ def measured() -> Callable[..., Measured]:
 
     def run(work: Callable[[], object], *, flops: bool = True) -> Measured:
         found, live = Measured(), LiveBytes()
-        counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        counter = FlopCounterMode(display=False, custom_mapping=KERNELS)
         # The counter keeps what gradient checkpointing computes again alive.
         with counter if flops else contextlib.nullcontext(), live:
             work()

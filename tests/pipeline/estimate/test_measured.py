@@ -69,7 +69,7 @@ def recipe(tmp_path: Path, local_policy: Callable[..., Path]) -> Callable[..., R
             "ppo": {
                 "kind": "ppo", "policy": start, "reward": "reward", "epochs": 2,
                 "prompts": [{"path": str(tmp_path / "asked.jsonl")}], "max_prompt_tokens": 80,
-                "episodes": 32, "batch_size": 16, "max_new_tokens": 24, "temperature": 1.0,
+                "episodes": 32, "batch_size": 16, "max_new_tokens": 40, "temperature": 1.0,
             },
         }  # fmt: skip
         for settings in stages.values():
@@ -161,3 +161,23 @@ def test_one_trunk(
     shape = {"hidden_size": 64, "layers": 4, "kv_heads": 2, "intermediate_size": 160}
     built = recipe("llama", changes, bf16=bf16, **shape)
     assert_near(built, measured, tmp_path / "run", stages=("reward", "ppo"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["rankings", "evaluate"])
+def test_stages_that_only_sample(
+    local_policy: Any, measured: Any, tmp_path: Path, kind: str, architecture: str, bf16: bool
+) -> None:
+    start = str(local_policy(architecture, hidden_size=96, layers=4, intermediate_size=256))
+    stage: dict[str, Any] = {"kind": kind, "max_new_tokens": 40, "batch_size": 16, "bf16": bf16}
+    if kind == "rankings":
+        stage |= {"model": start, "labeler": "gold", "completions": 2}
+        stage["prompts"] = [{"world": "rm_prompts", "limit": 16}]
+    else:
+        stage |= {"checkpoints": {"sft": start}, "reference": "sft"}
+        stage["prompts"] = [{"world": "eval_prompts", "limit": 32}]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"stages": {kind: stage}}))
+    assert_near(load_recipe(path), measured, tmp_path / "run")

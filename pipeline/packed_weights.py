@@ -1,0 +1,89 @@
+"""Weights in the order in which a processor's bf16 products read them, while tokens are decoded.
+
+A product of few rows takes as long as its weights take to be read, and oneDNN reads them fastest
+from blocks of its own. A response is many products with the same weights, so the blocks are made
+once. Outputs are those of plain weights but for the order of sums within a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LEAST_STEPS = 32
+"""Tokens of a response from which on the blocks gain more time than they take to be made."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Takes the place of a layer's `forward`.
+
+    Attributes:
+        weight: oneDNN's blocks.
+        bias: in bf16.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Return the layer's output in bf16, like autocast, of any input."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+            input.to(torch.bfloat16), self.weight, self.bias, "none", [], ""
+        )
+        return output
+
+
+@contextmanager
+def packed_weights(model: PreTrainedModel, *, rows: int, steps: int) -> Iterator[None]:
+    """Let a model's linear layers read packed weights, where it computes in bf16 on a processor.
+
+    Meanwhile nothing may be differentiated and no weight may change. The blocks take the bytes of
+    the weights in bf16, in place of the copies that autocast would keep.
+
+    Args:
+        model: unwrapped, under autocast if it will be.
+        rows: of a product, mostly.
+        steps: products of each layer in a row, at least.
+    """
+    layers = _layers(model) if steps >= LEAST_STEPS else []
+    try:
+        for layer in layers:
+            layer.forward = _pack(layer, rows)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers that can be packed: of plain weights, and not made to run otherwise."""
+    if model.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return []
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return [
+        module
+        for module in model.modules()
+        if type(module) in (nn.Linear, Conv1D)
+        and "forward" not in vars(module)
+        and type(module.weight.detach()) is Tensor
+        and (cast or module.weight.dtype == torch.bfloat16)
+    ]
+
+
+def _pack(layer: nn.Module, rows: int) -> _Packed:
+    found = dict(layer.named_parameters(recurse=False))
+    weight, bias = found["weight"].detach(), found.get("bias")
+    if isinstance(layer, Conv1D):
+        weight = weight.t().contiguous()
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16), rows)
+    return _Packed(blocks, None if bias is None else bias.detach().to(torch.bfloat16))
