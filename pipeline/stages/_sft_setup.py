@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that carries no loss."""
+WIDTHS = 8
+"""Rows of a pass are filled up to a multiple of so many tokens."""
 
 
 @contextlib.contextmanager
@@ -62,6 +64,15 @@ def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, i
     return micro, batch // (micro * processes)
 
 
+def _padding(max_length: int) -> int | None:
+    """Return a number whose multiples rows are padded to, None where they could get too long.
+
+    On a processor each new width is a new program for every product, which oneDNN makes and keeps:
+    of widths that are all different it holds hundreds of megabytes.
+    """
+    return WIDTHS if max_length % WIDTHS == 0 else None
+
+
 def trainer_arguments(
     context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
 ) -> SFTConfig:
@@ -96,6 +107,7 @@ def trainer_arguments(
         packing=settings.packing,
         eval_packing=False,
         max_length=max_length if settings.packing else None,
+        pad_to_multiple_of=_padding(max_length) if not settings.packing else None,
         dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
         per_device_train_batch_size=shape[0],
         gradient_accumulation_steps=shape[1],

@@ -280,7 +280,10 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         size = self.args.per_device_train_batch_size
         batches = [self.heldout[i : i + size] for i in range(0, len(self.heldout), size)]
         ranks, rank = self.args.world_size, self.args.process_index
-        collate = DataCollatorForLanguageModeling(pad_token_id=self.processing_class.pad_token_id)
+        collate = DataCollatorForLanguageModeling(
+            pad_token_id=self.processing_class.pad_token_id,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+        )
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         for place in range(rank, ranks * math.ceil(len(batches) / ranks), ranks):

@@ -115,6 +115,36 @@ def test_tokens_of_the_user_give_no_gradient(
     assert tokenizer.decode(learned) == "Ada.<|end|>"
 
 
+def test_rows_are_filled_up_to_few_widths_and_learn_the_same(
+    make_context: Any,
+    sft_settings: Any,
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths: list[int] = []
+
+    def spy(model: Any, inputs: dict[str, Any]) -> Any:
+        widths.append(inputs["input_ids"].shape[1])
+        return loss_sum(model, inputs)
+
+    monkeypatch.setattr("pipeline.stages._sft_trainer.loss_sum", spy)
+    seen, losses = [], []
+    for multiple, longest in ((8, 128), (1, 128), (8, 127)):
+        monkeypatch.setattr("pipeline.stages._sft_setup.WIDTHS", multiple)
+        chosen = sft_settings(policy, max_length=longest)
+        metrics = sft.run(
+            make_context(chosen, {"model": policy}, tmp_path / f"{multiple}-{longest}")
+        )
+        losses.append(metrics["eval/loss"])
+        seen.append(set(widths))
+        widths.clear()
+    assert all(width % 8 == 0 for width in seen[0])
+    # Multiples could be longer than 127.
+    assert seen[1] == seen[2] and len(seen[0]) < len(seen[1])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+
+
 def test_interrupted_equals_uninterrupted(
     make_context: Any, sft_settings: Any, policy: Path, tmp_path: Path
 ) -> None:
