@@ -1,8 +1,9 @@
-"""How the C library hands out memory while models are trained on a processor."""
+"""How the C library hands out memory, and takes it back, where models are trained."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
@@ -27,3 +28,16 @@ def keep_freed_memory(*, largest: int) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _MOST))
+
+
+def give_back_memory() -> bool:
+    """Let glibc return to the kernel what is free between blocks in use; tell whether it did.
+
+    It returns free memory at the heap's end alone by itself, so that each stage of a run would
+    begin with what the ones before it have left in pieces.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim and trim(0))

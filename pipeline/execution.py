@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError
+from pipeline.allocator import give_back_memory
 from pipeline.artifacts import (
     MANIFEST,
     SCRATCH,
@@ -203,6 +204,7 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
 
     kind = recipe.kind(context.name)
     kind.check(context.settings, context.hand)
+    give_back_memory()
     reset_peak_memory()
     seed_everything(context.seed)
     try:

@@ -65,9 +65,15 @@ def packed_weights(model: PreTrainedModel, *, rows: int, steps: int) -> Iterator
             vars(layer).pop("forward", None)
 
 
+def has_bf16_blocks() -> bool:
+    """Tell whether this torch has oneDNN, and this processor bf16 products by it."""
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(built and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers that can be packed: of plain weights, and not made to run otherwise."""
-    if model.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if model.device.type != "cpu" or not has_bf16_blocks():
         return []
     cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return [

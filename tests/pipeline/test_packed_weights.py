@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.architectures import Shape, build_policy
 from pipeline.generation import Sampling, generate
-from pipeline.packed_weights import LEAST_STEPS, packed_weights
+from pipeline.packed_weights import LEAST_STEPS, has_bf16_blocks, packed_weights
 
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gpt_neox")
 PACKED = "mkldnn._linear_pointwise.default"
-needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the processor has no bf16 products"
-)
+needs_bf16 = pytest.mark.skipif(not has_bf16_blocks(), reason="the processor has no bf16 products")
 
 
 class Operations(TorchDispatchMode):

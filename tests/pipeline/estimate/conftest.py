@@ -39,8 +39,9 @@ KERNELS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     torch.ops.rlhf.short_attention_gradients: attention_backward,
-    torch.ops.mkldnn._linear_pointwise: packed_product,
 }
+if torch.backends.mkldnn.is_available():
+    KERNELS[torch.ops.mkldnn._linear_pointwise] = packed_product
 
 
 class LiveBytes(TorchDispatchMode):
