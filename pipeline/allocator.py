@@ -33,8 +33,8 @@ def keep_freed_memory(*, largest: int) -> bool:
 def give_back_memory() -> bool:
     """Let glibc return to the kernel what is free between blocks in use; tell whether it did.
 
-    It returns free memory at the heap's end alone by itself, so that each stage of a run would
-    begin with what the ones before it have left in pieces.
+    By itself it returns large blocks, and what is free at the heap's end, so that each stage of a
+    run would begin with what the ones before it have left in pieces.
     """
     if not sys.platform.startswith("linux"):
         return False

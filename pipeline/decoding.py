@@ -16,6 +16,7 @@ V vocabulary.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,11 @@ class Decoder:
     def done(self) -> bool:
         """Whether all responses are ready."""
         return not self.rows and not self.waiting
+
+    @property
+    def most_steps(self) -> int:
+        """Tokens that would be sampled one after the other if no response ended by itself."""
+        return max(self.limits) * math.ceil(len(self.prompts) / self.slots)
 
     @torch.no_grad()
     def step(self) -> None:

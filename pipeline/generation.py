@@ -112,7 +112,7 @@ def generate(
             pad_token_id=pad_token_id,
             slots=batch_size,
         )
-        with packed_weights(model, rows=decoder.slots, steps=max(limits)):
+        with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             while not decoder.done:
                 finished = decoder.finished
                 decoder.step()

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAST_STEPS = 32
-"""Tokens of a response from which on the blocks gain more time than they take to be made."""
+"""Products in a row from which on blocks are made: about where they gain the time it takes."""
+MOST_BYTES = 2**31
+"""Bytes of the largest second copy of weights that are in bf16 already."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,22 @@ class _Packed:
     """Takes the place of a layer's `forward`.
 
     Attributes:
+        layer: runs itself where the model turns autocast off.
         weight: oneDNN's blocks.
         bias: in bf16.
     """
 
+    layer: nn.Module
     weight: Tensor
     bias: Tensor | None
 
     def __call__(self, input: Tensor) -> Tensor:
         """Return the layer's output in bf16, like autocast, of any input."""
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+        output: Tensor
+        if not (_casts() or input.dtype == torch.bfloat16):
+            output = type(self.layer).forward(self.layer, input)
+            return output
+        output = torch.ops.mkldnn._linear_pointwise(
             input.to(torch.bfloat16), self.weight, self.bias, "none", [], ""
         )
         return output
@@ -48,12 +56,13 @@ def packed_weights(model: PreTrainedModel, *, rows: int, steps: int) -> Iterator
     """Let a model's linear layers read packed weights, where it computes in bf16 on a processor.
 
     Meanwhile nothing may be differentiated and no weight may change. The blocks take the bytes of
-    the weights in bf16, in place of the copies that autocast would keep.
+    the weights in bf16: under autocast in place of the copies that it would keep, else beside the
+    weights, where they are no more than `MOST_BYTES`.
 
     Args:
         model: unwrapped, under autocast if it will be.
         rows: of a product, mostly.
-        steps: products of each layer in a row, at least.
+        steps: products of each layer in a row, at most.
     """
     layers = _layers(model) if steps >= LEAST_STEPS else []
     try:
@@ -75,15 +84,22 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers that can be packed: of plain weights, and not made to run otherwise."""
     if model.device.type != "cpu" or not has_bf16_blocks():
         return []
-    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return [
+    layers = [
         module
         for module in model.modules()
         if type(module) in (nn.Linear, Conv1D)
         and "forward" not in vars(module)
-        and type(module.weight.detach()) is Tensor
-        and (cast or module.weight.dtype == torch.bfloat16)
+        and (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None
+        and type(weight.detach()) is Tensor
+        and (_casts() or weight.dtype == torch.bfloat16)
     ]
+    size = sum(2 * layer.get_parameter("weight").numel() for layer in layers)
+    return layers if _casts() or size <= MOST_BYTES else []
+
+
+def _casts() -> bool:
+    """Tell whether autocast computes in bf16 on processors."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _pack(layer: nn.Module, rows: int) -> _Packed:
@@ -92,4 +108,4 @@ def _pack(layer: nn.Module, rows: int) -> _Packed:
     if isinstance(layer, Conv1D):
         weight = weight.t().contiguous()
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16), rows)
-    return _Packed(blocks, None if bias is None else bias.detach().to(torch.bfloat16))
+    return _Packed(layer, blocks, None if bias is None else bias.detach().to(torch.bfloat16))

@@ -20,6 +20,7 @@ from pipeline.estimate.memory import (
 from pipeline.estimate.shapes import ModelShape
 from pipeline.estimate.sources import Lengths
 from pipeline.stages._rewards import model_references
+from pipeline.stages.rankings import CHUNK
 
 if TYPE_CHECKING:
     from pipeline.stages.evaluate import EvaluateSettings
@@ -56,10 +57,12 @@ def _sampling_memory(
         answers=answers,
     )
     if bf16 and on_cpu:
-        from pipeline.packed_weights import LEAST_STEPS
+        from pipeline.packed_weights import LEAST_STEPS, MOST_BYTES
 
-        if settings.max_new_tokens >= LEAST_STEPS:
-            memory["packed weights"] = cast_bytes(shape, bf16=True)
+        steps = settings.max_new_tokens * math.ceil(responses / settings.batch_size)
+        packed = cast_bytes(shape, bf16=True)
+        if steps >= LEAST_STEPS and packed <= MOST_BYTES:
+            memory["packed weights"] = packed
     return memory
 
 
@@ -91,11 +94,12 @@ def decoding_memory(
         bf16: products in bf16.
         answers: responses to each prompt, which is computed once for all of them.
     """
-    rows = round(min(batch, responses))
-    tokens = (prompt + new) * (2 if responses > rows else 1)
+    rows = min(batch, round(responses))
+    tokens = (prompt + new) * (2 if round(responses) > batch else 1)
+    prompts = math.ceil(rows / answers)
     return {
         "KV cache": cache_bytes(shape, rows=rows, tokens=tokens, key=key, value=value),
-        "activations": working_bytes(shape, tokens=rows * prompt / answers, bf16=bf16),
+        "activations": working_bytes(shape, tokens=prompts * prompt, bf16=bf16),
         "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
     }
 
@@ -136,7 +140,8 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
     width = BF16 if bf16 else FP32
     cost.parameters = {settings.model: shape.parameters}
     memory = _sampling_memory(
-        shape, settings, responses=prompts * settings.completions, prompt=longest, bf16=bf16,
+        shape, settings, responses=min(prompts, CHUNK) * settings.completions, prompt=longest,
+        bf16=bf16,
         on_cpu=desk.on_cpu, answers=settings.completions,
     )  # fmt: skip
     cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]

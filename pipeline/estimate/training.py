@@ -23,6 +23,7 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.shapes import ModelShape
 from pipeline.estimate.sources import Lengths, Tree
+from pipeline.stages.sft import row_multiple
 
 if TYPE_CHECKING:
     from pipeline.stages.pretrain import PretrainSettings
@@ -204,6 +205,9 @@ def estimate_sft(stage: str, settings: SftSettings, desk: Desk) -> StageCost:
     read = desk.lengths(stage, settings.train, settings.tokenizer or settings.model)
     limit = settings.max_length or context_of(desk, settings.model) or math.inf
     whole = read.whole(limit)
+    multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=desk.on_cpu)
+    if multiple:
+        whole = [multiple * math.ceil(length / multiple) for length in whole]
     longest = desk.longest(stage, max(whole), limit)
     count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
     share = min(1.0, sum(read.answers) / max(1.0, sum(whole)))
@@ -232,7 +236,7 @@ def estimate_sft(stage: str, settings: SftSettings, desk: Desk) -> StageCost:
         accumulating=micro < mine,
         bf16=bf16,
         checkpointed=settings.gradient_checkpointing,
-        masked=not settings.packing and micro > 1,
+        masked=not settings.packing and (micro > 1 or multiple is not None),
     )
     flops = training_flops(
         shape,

@@ -33,6 +33,7 @@ from pipeline.models import (
     resolve_bf16,
 )
 from pipeline.stages._labelers import GoldLabeler, Labeler, Unranked
+from pipeline.stages.rankings import CHUNK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from pipeline.context import StageContext
     from pipeline.stages.rankings import RankingsSettings
 
-CHUNK = 64
-"""Prompts that are sampled from one seed; another number gives other samples."""
 SAVE_SECONDS = 15.0
 """A chunk that ends earlier after a save does not save again."""
 FILE = "rankings.jsonl"

@@ -15,16 +15,14 @@ from trl import SFTConfig
 
 from data.errors import RecipeError
 from pipeline.models import pick_device, resolve_bf16
+from pipeline.stages.sft import SftSettings, row_multiple
 
 if TYPE_CHECKING:
     from data.chat import Rendered
     from pipeline.context import StageContext
-    from pipeline.stages.sft import SftSettings
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-WIDTHS = 8
-"""Rows of a pass are filled up to a multiple of so many tokens."""
 
 
 @contextlib.contextmanager
@@ -64,15 +62,6 @@ def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, i
     return micro, batch // (micro * processes)
 
 
-def _padding(max_length: int) -> int | None:
-    """Return a number whose multiples rows are padded to, None where they could get too long.
-
-    On a processor each new width is a new program for every product, which oneDNN makes and keeps:
-    of widths that are all different it holds hundreds of megabytes.
-    """
-    return WIDTHS if max_length % WIDTHS == 0 else None
-
-
 def trainer_arguments(
     context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
 ) -> SFTConfig:
@@ -107,7 +96,9 @@ def trainer_arguments(
         packing=settings.packing,
         eval_packing=False,
         max_length=max_length if settings.packing else None,
-        pad_to_multiple_of=_padding(max_length) if not settings.packing else None,
+        pad_to_multiple_of=row_multiple(
+            settings, max_length, bf16=bf16, on_cpu=device.type == "cpu"
+        ),
         dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
         per_device_train_batch_size=shape[0],
         gradient_accumulation_steps=shape[1],

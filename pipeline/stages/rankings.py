@@ -40,6 +40,8 @@ NonNegative = Annotated[Number, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 MOST_COMPLETIONS = 9
 """Completions that a person can keep apart; InstructGPT: 4 to 9."""
+CHUNK = 64
+"""Prompts that are sampled from one seed; another number gives other samples."""
 
 
 class RankingsSettings(StageSettings):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
+WIDTHS = 8
+"""Multiple that `row_multiple` fills rows up to."""
 
 
 class SftSettings(StageSettings):
@@ -111,6 +113,23 @@ class SftSettings(StageSettings):
     """Steps between two resume states; 0 saves at candidates and when told to stop."""
     trust_remote_code: bool = False
     """Run code that the checkpoint carries."""
+
+
+def row_multiple(settings: SftSettings, longest: float, *, bf16: bool, on_cpu: bool) -> int | None:
+    """Return a number whose multiples rows are filled up to; None leaves them as they are.
+
+    On a processor oneDNN makes and keeps a program for every width of a product in bf16, and all
+    widths between the shortest and the longest row are more than it can keep. Elsewhere a mask
+    costs more than it saves.
+
+    Args:
+        settings: the stage's.
+        longest: tokens of a row at most, which multiples may not pass.
+        bf16: products in bf16.
+        on_cpu: on a processor.
+    """
+    few = on_cpu and bf16 and not settings.packing and longest % WIDTHS == 0
+    return WIDTHS if few else None
 
 
 def check(settings: SftSettings, hand: HandOver) -> None:

@@ -28,12 +28,13 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 PIECES = """
+import os
 from pathlib import Path
 import torch
 from pipeline.allocator import give_back_memory
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 held = [torch.ones(25_000) for _ in range(4000)]  # 100 kB each
 last = torch.ones(25_000)  # above them all
 full = resident()

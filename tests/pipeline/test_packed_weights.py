@@ -94,14 +94,15 @@ def test_the_logits_are_those_of_plain_weights(
 
 @needs_bf16
 @pytest.mark.parametrize("cast", [True, False], ids=["autocast", "bf16"])
-def test_generation_reads_packed_weights_where_responses_are_long(
+def test_generation_reads_packed_weights_where_there_are_many_tokens(
     cast: bool, tiny_tokenizer: Any
 ) -> None:
     model = policy("llama", tiny_tokenizer())
     with computing(model, cast=cast):
-        for steps, expected in ((LEAST_STEPS, True), (LEAST_STEPS - 1, False)):
+        # Two batches one after the other.
+        for tokens, expected in ((LEAST_STEPS // 2, True), (LEAST_STEPS // 2 - 1, False)):
             with Operations() as done:
-                answers(model, steps)
+                answers(model, tokens)
             assert (done.plain == 0, done.counts[PACKED] > 0) == (expected, expected)
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -132,6 +133,34 @@ def test_logprobs_are_those_that_the_model_gives_afterwards(tiny_tokenizer: Any)
     assert float((torch.tensor(sample.logprobs) - exact).abs().mean()) < 1e-2
 
 
+@needs_bf16
+def test_a_second_copy_of_large_weights_is_not_made(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = policy("llama", tiny_tokenizer())
+    monkeypatch.setattr("pipeline.packed_weights.MOST_BYTES", 1000)
+    # Under autocast it stands in place of another.
+    for cast, packed in ((True, True), (False, False)):
+        with computing(model, cast=cast), Operations() as done:
+            answers(model, LEAST_STEPS)
+        assert (done.counts[PACKED] > 0) == packed
+
+
+@needs_bf16
+def test_a_layer_that_the_model_keeps_in_fp32_stays_there(tiny_tokenizer: Any) -> None:
+    model = policy("llama", tiny_tokenizer())
+    states = torch.randn(2, 32)
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        packed_weights(model, rows=2, steps=LEAST_STEPS),
+    ):
+        assert model.lm_head(states).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            found = model.lm_head(states)
+    assert torch.equal(found, states @ model.lm_head.weight.T)
+
+
 def test_fp32_is_left_alone(tiny_tokenizer: Any) -> None:
     model = policy("llama", tiny_tokenizer())
     with Operations() as done:
@@ -147,11 +176,16 @@ def test_what_runs_otherwise_stays_and_an_error_leaves_no_trace(tiny_tokenizer: 
         return input.new_zeros((*input.shape[:-1], model.lm_head.out_features))
 
     model.lm_head.forward = own
+    made = model.model.layers[1].mlp.up_proj  # its weight is no parameter, as one that is computed
+    weight = made.weight.detach()
+    del made.weight
+    made.weight = weight
     with (
         pytest.raises(KeyboardInterrupt),
         packed_weights(model, rows=2, steps=LEAST_STEPS),
     ):
         assert model.lm_head.forward is own
         assert "forward" in vars(model.model.layers[0].mlp.up_proj)
+        assert "forward" not in vars(made)
         raise KeyboardInterrupt
     assert [name for name, m in model.named_modules() if "forward" in vars(m)] == ["lm_head"]

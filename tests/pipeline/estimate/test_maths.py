@@ -21,6 +21,7 @@ from pipeline.estimate.flops import (
     matrix_flops,
     training_flops,
 )
+from pipeline.estimate.sampling import decoding_memory
 from pipeline.estimate.shapes import ModelShape, shape_of_config, shape_of_size
 from pipeline.estimate.sources import Lengths
 
@@ -70,6 +71,25 @@ def test_decoding_costs_what_one_pass_over_the_response_costs_less_its_logits(
     blocks = matrix_flops(TWO_BLOCKS, prompt + new - 1) + logit_flops(TWO_BLOCKS, new)
     seen = prompt**2 + sum(range(prompt + 1, prompt + new))
     assert found == pytest.approx(blocks + attention_flops(TWO_BLOCKS, seen))
+
+
+def test_a_prompt_is_computed_once_for_its_answers() -> None:
+    one = decoding_flops(TWO_BLOCKS, rows=4, prompt=20, new=1)
+    assert decoding_flops(TWO_BLOCKS, rows=4, prompt=20, new=1, answers=4) == one / 4
+
+
+def test_the_cache_is_twice_as_long_where_responses_wait() -> None:
+    def found(responses: float, batch: int, answers: int = 1) -> dict[str, float]:
+        return decoding_memory(
+            TWO_BLOCKS, responses=responses, batch=batch, prompt=10, new=5, key=4, value=4,
+            bf16=False, answers=answers,
+        )  # fmt: skip
+
+    exact = found(60, 60)
+    assert found(60 + 1e-9, 64) == exact  # as divisions leave it
+    assert found(61, 60)["KV cache"] == 2 * exact["KV cache"]
+    assert found(60, 60, answers=4)["activations"] == exact["activations"] / 4
+    assert found(2, 2, answers=4)["activations"] == found(1, 1)["activations"]
 
 
 def test_bytes_of_a_block_by_hand() -> None:

@@ -16,6 +16,7 @@ from pipeline.estimate.assumptions import Assumptions
 from pipeline.estimate.costs import StageCost
 from pipeline.estimate.hardware import GIB, Accelerator, Cluster
 from pipeline.estimate.planner import estimate_recipe
+from pipeline.models import bf16_supported
 from pipeline.planning import Selection
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import execute
@@ -23,6 +24,17 @@ from pipeline.runner import execute
 # Its speed doesn't matter here; that in bf16 above 0 says that it has such products.
 PROCESSOR = Cluster(Accelerator("cpu", 16 * GIB, 1e11, 1e11, 1e10))
 WITHIN = 0.15
+in_fp32_and_bf16 = pytest.mark.parametrize(
+    "bf16",
+    [
+        pytest.param(False, id="fp32"),
+        pytest.param(
+            True,
+            id="bf16",
+            marks=pytest.mark.skipif(not bf16_supported(), reason="no bf16 products here"),
+        ),
+    ],
+)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -118,7 +130,7 @@ def assert_near(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@in_fp32_and_bf16
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_flops_and_memory_of_every_training_stage(
     recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, architecture: str, bf16: bool
@@ -128,7 +140,7 @@ def test_flops_and_memory_of_every_training_stage(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@in_fp32_and_bf16
 @pytest.mark.parametrize("what", ["flops", "memory"])
 def test_micro_batches_checkpointing_and_a_shared_head(
     recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, what: str, bf16: bool
@@ -148,7 +160,7 @@ def test_micro_batches_checkpointing_and_a_shared_head(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@in_fp32_and_bf16
 @pytest.mark.parametrize("value", ["reward", "shared"])
 def test_one_trunk(
     recipe: Callable[..., Recipe], measured: Any, tmp_path: Path, value: str, bf16: bool
@@ -164,7 +176,7 @@ def test_one_trunk(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@in_fp32_and_bf16
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("kind", ["rankings", "evaluate"])
 def test_stages_that_only_sample(

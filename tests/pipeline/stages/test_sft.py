@@ -20,6 +20,7 @@ from data.errors import (
     TrainingError,
 )
 from data.records import chat
+from pipeline.models import bf16_supported
 from pipeline.stages import sft
 from pipeline.stages._sft_setup import labels_of, loss_sum
 
@@ -115,6 +116,7 @@ def test_tokens_of_the_user_give_no_gradient(
     assert tokenizer.decode(learned) == "Ada.<|end|>"
 
 
+@pytest.mark.skipif(not bf16_supported(), reason="no bf16 products here")
 def test_rows_are_filled_up_to_few_widths_and_learn_the_same(
     make_context: Any,
     sft_settings: Any,
@@ -130,19 +132,27 @@ def test_rows_are_filled_up_to_few_widths_and_learn_the_same(
 
     monkeypatch.setattr("pipeline.stages._sft_trainer.loss_sum", spy)
     seen, losses = [], []
-    for multiple, longest in ((8, 128), (1, 128), (8, 127)):
-        monkeypatch.setattr("pipeline.stages._sft_setup.WIDTHS", multiple)
-        chosen = sft_settings(policy, max_length=longest)
-        metrics = sft.run(
-            make_context(chosen, {"model": policy}, tmp_path / f"{multiple}-{longest}")
-        )
+    for number, (multiple, longest, bf16) in enumerate(
+        [(8, 128, True), (1, 128, True), (8, 127, True), (8, 128, False)]
+    ):
+        monkeypatch.setattr(sft, "WIDTHS", multiple)
+        chosen = sft_settings(policy, max_length=longest, bf16=bf16)
+        metrics = sft.run(make_context(chosen, {"model": policy}, tmp_path / str(number)))
         losses.append(metrics["eval/loss"])
         seen.append(set(widths))
         widths.clear()
     assert all(width % 8 == 0 for width in seen[0])
-    # Multiples could be longer than 127.
-    assert seen[1] == seen[2] and len(seen[0]) < len(seen[1])
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    # Multiples could be longer than 127, and in fp32 there is nothing to gain.
+    assert seen[1] == seen[2] == seen[3] and len(seen[0]) < len(seen[1])
+    assert losses == pytest.approx([losses[3]] * 4, rel=0.01)
+
+
+def test_rows_are_left_alone_where_a_mask_costs_more(sft_settings: Any, policy: Path) -> None:
+    plain, packed = sft_settings(policy), sft_settings(policy, packing=True)
+    assert sft.row_multiple(plain, 128, bf16=True, on_cpu=True) == 8
+    assert sft.row_multiple(plain, 128, bf16=True, on_cpu=False) is None
+    assert sft.row_multiple(packed, 128, bf16=True, on_cpu=True) is None
+    assert sft.row_multiple(plain, math.inf, bf16=True, on_cpu=True) is None
 
 
 def test_interrupted_equals_uninterrupted(
