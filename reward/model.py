@@ -109,6 +109,7 @@ def collate(
     as_trees: bool,
     pad_id: int,
     device: torch.device | str = "cpu",
+    bf16: bool = False,
 ) -> tuple[Any, ...]:
     """Return what `ScoringModule` takes: scores come in the order of trees and their sequences.
 
@@ -117,9 +118,11 @@ def collate(
         as_trees: a forest if True; if not, one row a sequence.
         pad_id: fills up rows.
         device: where the module is.
+        bf16: whether it will compute in bf16.
     """
     if as_trees:
-        return (plant(trees).to(device),)
+        on_cpu = torch.device(device).type == "cpu"
+        return (plant(trees, few_shapes=bf16 and on_cpu).to(device),)
     return pad_sequences([ids for tree in trees for ids in tree], pad_id=pad_id, device=device)
 
 

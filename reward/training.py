@@ -260,7 +260,9 @@ class RankingTrainer:
 
     def _forward(self, trees: Sequence[Sequence[Sequence[int]]], *, as_trees: bool) -> Tensor:
         device = self.accelerator.device
-        batch = collate(trees, as_trees=as_trees, pad_id=self.pad_id, device=device)
+        batch = collate(
+            trees, as_trees=as_trees, pad_id=self.pad_id, device=device, bf16=self.hyper.bf16
+        )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.hyper.bf16):
             scores_S: Tensor = self.prepared(*batch)
         return scores_S

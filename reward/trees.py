@@ -21,26 +21,29 @@ h heads, d size of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, pad
 
 from data.errors import ModelError
 
 IMPLEMENTATION = "sdpa_trees"
 _PLAIN = "sdpa"
 _KEYWORD = "forest"
+WIDTHS, TOKENS = 8, 64
+"""Multiples that blocks and packed tokens are filled up to where shapes shall be few."""
 
 
 class Forest(NamedTuple):
     """Trees as tensors.
 
     Attributes:
-        ids_T: their tokens, prefixes first.
+        ids_T: their tokens, prefixes first; what fills them up stands behind.
         positions_T: place of each token in its own sequence.
         ends_S: where in T each sequence ends.
         prefix_NP: where in T the tokens of each prefix stand; what fills it up may be any place.
@@ -119,20 +122,26 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
     return groups
 
 
-def plant(trees: Sequence[Sequence[Sequence[int]]]) -> Forest:
+def plant(trees: Sequence[Sequence[Sequence[int]]], *, few_shapes: bool = False) -> Forest:
     """Pack trees, each given as its whole sequences, into a forest.
 
     Args:
         trees: sequences of at least one token; those of a tree may begin alike.
+        few_shapes: fill up tokens and blocks, so that many forests have the same shapes. In bf16 on
+            a processor oneDNN makes and keeps a program for each shape of a product.
     """
+    multiple = WIDTHS if few_shapes else 1
     cuts = [shared_prefix(tree) for tree in trees]
     prefixes = [list(tree[0][:cut]) for tree, cut in zip(trees, cuts, strict=True)]
     branches = [list(ids[cut:]) for tree, cut in zip(trees, cuts, strict=True) for ids in tree]
     starts = [cut for tree, cut in zip(trees, cuts, strict=True) for _ in tree]
     tree_S = torch.tensor([n for n, tree in enumerate(trees) for _ in tree])
-    prefix_NP, prefix_mask_NP = _places(cuts, first=0)
+    prefix_NP, prefix_mask_NP = _places(cuts, first=0, multiple=multiple)
     sizes = [len(ids) for ids in branches]
-    branch_SC, branch_mask_SC = _places(sizes, first=sum(cuts))
+    branch_SC, branch_mask_SC = _places(sizes, first=sum(cuts), multiple=multiple)
+    # In no block, so that nothing looks at them; what they see themselves is of no account.
+    filling = -(sum(cuts) + sum(sizes)) % TOKENS if few_shapes else 0
+    unpack_T = torch.cat([prefix_mask_NP.flatten(), branch_mask_SC.flatten()]).nonzero()[:, 0]
     width = branch_SC.shape[1]
     owners = [n for n, size in zip(tree_S.tolist(), sizes, strict=True) for _ in range(size)]
     mask_S1CK = None
@@ -143,28 +152,31 @@ def plant(trees: Sequence[Sequence[Sequence[int]]]) -> Forest:
         prefix_S1CP = prefix_mask_NP[tree_S][:, None, None].expand(-1, 1, width, -1)
         mask_S1CK = torch.cat([prefix_S1CP, own_CC.expand(len(sizes), 1, -1, -1)], dim=-1)
     return Forest(
-        ids_T=torch.tensor([i for ids in (*prefixes, *branches) for i in ids]),
+        ids_T=pad(torch.tensor([i for ids in (*prefixes, *branches) for i in ids]), (0, filling)),
         positions_T=torch.tensor(
             [i for cut in cuts for i in range(cut)]
             + [at + i for at, size in zip(starts, sizes, strict=True) for i in range(size)]
+            + [0] * filling
         ),
         ends_S=torch.tensor(sizes).cumsum(0) + (sum(cuts) - 1),
         prefix_NP=prefix_NP,
         branch_SC=branch_SC,
         tree_S=tree_S,
         mask_S1CK=mask_S1CK,
-        unpack_T=torch.cat([prefix_mask_NP.flatten(), branch_mask_SC.flatten()]).nonzero()[:, 0],
-        tree_T=torch.tensor([n for n, cut in enumerate(cuts) for _ in range(cut)] + owners),
+        unpack_T=pad(unpack_T, (0, filling)),
+        tree_T=torch.tensor(
+            [n for n, cut in enumerate(cuts) for _ in range(cut)] + owners + [len(trees)] * filling
+        ),
         branch_T=torch.tensor(
-            [-1] * sum(cuts) + [s for s, n in enumerate(sizes) for _ in range(n)]
+            [-1] * sum(cuts) + [s for s, n in enumerate(sizes) for _ in range(n)] + [-1] * filling
         ),
     )
 
 
-def _places(sizes: Sequence[int], *, first: int) -> tuple[Tensor, Tensor]:
+def _places(sizes: Sequence[int], *, first: int, multiple: int) -> tuple[Tensor, Tensor]:
     """Return where rows of these sizes stand, one after the other, and the mask of what is real."""
     sizes_R = torch.tensor(sizes)
-    columns = torch.arange(int(sizes_R.max()))[None]
+    columns = torch.arange(multiple * math.ceil(max(sizes) / multiple))[None]
     mask_RW = columns < sizes_R[:, None]
     starts_R = first + sizes_R.cumsum(0) - sizes_R
     return torch.where(mask_RW, starts_R[:, None] + columns, 0), mask_RW

@@ -281,6 +281,34 @@ def test_a_prompt_is_packed_once() -> None:
     assert plant([[[3]], [[4, 5]]]).mask_S1CK is None
 
 
+@pytest.mark.parametrize("trees", [TREES, [[[3]], [[4, 5]]]], ids=["prefixes", "none"])
+def test_forests_of_few_shapes_give_the_same(
+    modules: Callable[[str], ScoringModule], trees: Trees
+) -> None:
+    module, found = modules("llama"), []
+    for few_shapes in (False, True):
+        forest = plant(trees, few_shapes=few_shapes)
+        module.zero_grad()
+        scores_S = module(forest)
+        scores_S.square().sum().backward()
+        grads = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+        found.append([scores_S.detach(), *grads])
+    for name in ("ids_T", "positions_T", "unpack_T", "tree_T", "branch_T"):
+        assert getattr(forest, name).shape == (64,)
+    assert all(blocks.shape[1] % 8 == 0 for blocks in (forest.prefix_NP, forest.branch_SC))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_shapes_are_few_where_a_processor_computes_in_bf16() -> None:
+    def tokens(bf16: bool, device: str) -> int:
+        (forest,) = collate(TREES, as_trees=True, pad_id=0, device=device, bf16=bf16)
+        return len(forest.ids_T)
+
+    plain = len(plant(TREES).ids_T)
+    assert plain % 64
+    assert (tokens(True, "cpu"), tokens(False, "cpu"), tokens(True, "meta")) == (64, plain, plain)
+
+
 @pytest.mark.parametrize(
     ("sequences", "prefix", "tokens"),
     [
