@@ -84,17 +84,17 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers that can be packed: of plain weights, and not made to run otherwise."""
     if model.device.type != "cpu" or not has_bf16_blocks():
         return []
-    layers = [
-        module
-        for module in model.modules()
-        if type(module) in (nn.Linear, Conv1D)
-        and "forward" not in vars(module)
-        and (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None
-        and type(weight.detach()) is Tensor
-        and (_casts() or weight.dtype == torch.bfloat16)
-    ]
-    size = sum(2 * layer.get_parameter("weight").numel() for layer in layers)
-    return layers if _casts() or size <= MOST_BYTES else []
+    casts, layers, size = _casts(), [], 0
+    for module in model.modules():
+        if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
+            continue
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is None or type(weight.detach()) is not Tensor:
+            continue
+        if casts or weight.dtype == torch.bfloat16:
+            layers.append(module)
+            size += 2 * weight.numel()
+    return layers if casts or size <= MOST_BYTES else []
 
 
 def _casts() -> bool:

@@ -141,8 +141,7 @@ def estimate_rankings(stage: str, settings: RankingsSettings, desk: Desk) -> Sta
     cost.parameters = {settings.model: shape.parameters}
     memory = _sampling_memory(
         shape, settings, responses=min(prompts, CHUNK) * settings.completions, prompt=longest,
-        bf16=bf16,
-        on_cpu=desk.on_cpu, answers=settings.completions,
+        bf16=bf16, on_cpu=desk.on_cpu, answers=settings.completions,
     )  # fmt: skip
     cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
     cost.parts.append(
