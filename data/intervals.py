@@ -1,7 +1,8 @@
-"""95 % intervals: Wilson's for shares, the percentile bootstrap over prompts for means and others.
+"""95 % intervals: score intervals for shares, the bootstrap over prompts for means and others.
 
-Pure functions of numbers. Every bootstrap is seeded, so that a figure counted again from the same
-samples is the same figure.
+A share has Wilson's interval; wins against losses over the same prompts, which may mostly tie,
+have Tango's. Pure functions of numbers. Every bootstrap is seeded, so that a figure counted again
+from the same samples is the same figure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+_MANY = 30
+"""Wins, and losses, from which on drawing prompts anew tells how far the two may differ."""
 _CELLS = 4_000_000
 """Numbers drawn at a time, so that many prompts with many resamples fit the memory."""
 
@@ -54,6 +57,89 @@ def wilson(successes: float, n: int, *, level: float = LEVEL) -> Estimate:
     return Estimate(share, max(0.0, low), min(1.0, high), n)
 
 
+def paired_outcomes(
+    wins: int, losses: int, n: int, *, resamples: int, seed: int, level: float = LEVEL
+) -> Estimate:
+    """Return (wins - losses) / n over n prompts, the rest of them ties, with its interval.
+
+    The bootstrap over prompts needs many of both: of 100 prompts that tie but for 3 wins it can
+    only draw wins, and its ends miss the truth far more often than one time in twenty. Below 30
+    wins or 30 losses Tango's score interval stands instead. To draw prompts anew is to draw the
+    three counts from a multinomial distribution, so the counts are all that either needs.
+
+    Args:
+        wins: prompts where the first is better.
+        losses: prompts where the second is.
+        n: all prompts.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+        level: confidence.
+    """
+    if min(wins, losses) < _MANY:
+        return paired_score(wins, losses, n, level=level)
+    counts_R3 = np.random.default_rng(seed).multinomial(
+        n, [wins / n, losses / n, (n - wins - losses) / n], size=resamples
+    )
+    means_R = (counts_R3[:, 0] - counts_R3[:, 1]) / n
+    low, high = np.quantile(means_R, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate((wins - losses) / n, float(low), float(high), n)
+
+
+def paired_score(wins: int, losses: int, n: int, *, level: float = LEVEL) -> Estimate:
+    """Return (wins - losses) / n and its score interval for paired outcomes (Tango, 1998).
+
+    It holds the differences d that a test at the level does not refuse, with the share of losses
+    that is likeliest under each d as its nuisance (Statistics in Medicine 17:891). Without ties it
+    is Wilson's interval, and all ties still leave it a width. A Wilson interval that counts ties
+    half covers too, but is as wide as if nothing tied: four times too wide at 95 % ties.
+
+    Args:
+        wins: prompts where the first is better.
+        losses: prompts where the second is.
+        n: all prompts, ties among them.
+        level: confidence.
+    """
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    value = (wins - losses) / n
+
+    def refused(d: float) -> bool:
+        linear = (2 * n - wins + losses) * d - wins - losses
+        root = math.sqrt(max(0.0, linear**2 + 8 * n * losses * d * (1 - d)))
+        lost = (root - linear) / (4 * n)
+        return (wins - losses - n * d) ** 2 > z * z * n * (2 * lost + d * (1 - d))
+
+    low, high = (_last_kept(refused, value, end) for end in (-1.0, 1.0))
+    return Estimate(value, low, high, n)
+
+
+def _last_kept(refused: Callable[[float], bool], kept: float, end: float) -> float:
+    """Return the last value from `kept` on that is not refused, by halving the way to `end`."""
+    if not refused(end):
+        return end
+    for _ in range(60):
+        middle = (kept + end) / 2
+        kept, end = (kept, middle) if refused(middle) else (middle, end)
+    return kept
+
+
+def mean_or_share(
+    values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
+) -> Estimate:
+    """Return a mean and its interval: of zeros and ones it is a share, with Wilson's interval.
+
+    Args:
+        values: one number a prompt.
+        resamples: how often the prompts are drawn anew.
+        seed: of the draws.
+        level: confidence.
+    """
+    if set(values) <= {0.0, 1.0}:
+        return wilson(math.fsum(values), len(values), level=level)
+    return bootstrap_mean(values, resamples=resamples, seed=seed, level=level)
+
+
 def bootstrap_mean(
     values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
@@ -77,13 +163,19 @@ def bootstrap_mean(
 def paired_difference(
     a: Sequence[float], b: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
-    """Return the mean of a - b over the same prompts, and its bootstrap interval.
+    """Return the mean of a - b over the same prompts, and its interval.
+
+    Of marks, all 0 or 1, only the prompts where they differ count (`paired_outcomes`); of other
+    values it is the bootstrap over prompts.
 
     Raises:
         ValueError: the two have different lengths.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values don't come in pairs")
+    if {*a, *b} <= {0.0, 1.0}:
+        wins, losses = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+        return paired_outcomes(wins, losses, len(a), resamples=resamples, seed=seed, level=level)
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     return bootstrap_mean(differences.tolist(), resamples=resamples, seed=seed, level=level)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError
-from data.intervals import Estimate, bootstrap_mean, paired_difference, wilson
+from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
 from pipeline.evaluation.diversity import distinct, repetition
 from pipeline.evaluation.winrates import compare
 
@@ -101,7 +101,7 @@ def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dic
     found: dict[str, Any] = {"n": len(rows)}
     for key, column in MEANS.items():
         values = [float(row[column]) for row in rows if row[column] is not None]
-        found |= _named(key, bootstrap_mean(values, resamples=resamples, seed=seed))
+        found |= _named(key, mean_or_share(values, resamples=resamples, seed=seed))
     lengths = [float(row["n_tokens"]) for row in rows]
     found |= _named("mean_length", bootstrap_mean(lengths, resamples=resamples, seed=seed))
     found |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.intervals import LEVEL, Estimate, wilson
+from data.intervals import LEVEL, Estimate, paired_outcomes
 
 TIE = 1e-6
 """Scores nearer than this tie: a batch of another shape moves a model's score by less."""
@@ -30,7 +30,7 @@ def compare(
     Args:
         a: scores of one checkpoint's answers.
         b: scores of the other's, to the same prompts in the same order.
-        resamples: draws of the bootstrap.
+        resamples: draws of the bootstrap, where many prompts do not tie.
         seed: of the bootstrap.
         tie: largest difference that is none.
 
@@ -48,18 +48,12 @@ def compare(
 def rate(
     wins: int, ties: int, losses: int, *, resamples: int, seed: int, level: float = LEVEL
 ) -> WinRate:
-    """Return the win rate, ties half, with its bootstrap interval over prompts.
+    """Return the win rate, ties half, with its interval over prompts.
 
-    To draw prompts anew is to draw the three counts from a multinomial distribution, so the counts
-    are all that the interval needs. Where all outcomes agree the bootstrap would claim certainty;
-    Wilson's interval stands in.
+    The rate is half of 1 + (wins - losses) / n, and so are the ends of its interval, which allows
+    for prompts that mostly tie (`data.intervals.paired_outcomes`).
     """
     n = wins + ties + losses
-    if n == 0 or max(wins, ties, losses) == n:
-        return WinRate(wins, ties, losses, wilson(wins + ties / 2, n, level=level))
-    counts = np.random.default_rng(seed).multinomial(
-        n, [wins / n, ties / n, losses / n], size=resamples
-    )
-    rates = (counts[:, 0] + counts[:, 1] / 2) / n
-    low, high = np.quantile(rates, [0.5 - level / 2, 0.5 + level / 2])
-    return WinRate(wins, ties, losses, Estimate((wins + ties / 2) / n, float(low), float(high), n))
+    found = paired_outcomes(wins, losses, n, resamples=resamples, seed=seed, level=level)
+    value, low, high = (None if end is None else (1 + end) / 2 for end in found[:3])
+    return WinRate(wins, ties, losses, Estimate(value, low, high, n))

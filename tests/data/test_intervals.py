@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.intervals import bootstrap_clusters, bootstrap_mean, paired_difference, wilson
+from data.intervals import (
+    bootstrap_clusters,
+    bootstrap_mean,
+    mean_or_share,
+    paired_difference,
+    paired_outcomes,
+    paired_score,
+    wilson,
+)
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
 
@@ -123,3 +131,65 @@ def test_a_statistic_that_is_not_defined_has_no_ends():
     assert one == (7.0, None, None, 1)
     empty = bootstrap_clusters(np.zeros((0, 1)), statistic=undefined, resamples=9, seed=0)
     assert empty.n == 0
+
+
+def test_the_score_interval_of_paired_outcomes_by_hand() -> None:
+    # All 20 tie: n d^2 = z^2 d (1 - d), so the ends are z^2 / (n + z^2) off zero.
+    even = paired_score(0, 0, 20)
+    assert even.value == 0.0
+    assert even.high == pytest.approx(3.841459 / 23.841459, abs=1e-6)
+    assert even.low == pytest.approx(-even.high, abs=1e-9)
+    # Published for 21 children of whom 1 and 7 changed (Fagerland et al., 2014, Bentur's data).
+    found = paired_score(1, 7, 21)
+    assert found.value == pytest.approx(-6 / 21)
+    assert found.low == pytest.approx(-0.517, abs=5e-4)
+    assert found.high == pytest.approx(-0.026, abs=5e-4)
+    assert paired_score(0, 0, 0) == (None, None, None, 0)
+
+
+@given(n=st.integers(1, 400), share=st.floats(0, 1))
+def test_without_ties_the_score_interval_is_wilsons(n: int, share: float) -> None:
+    wins = round(share * n)
+    found, usual = paired_score(wins, n - wins, n), wilson(wins, n)
+    assert (1 + found.low) / 2 == pytest.approx(usual.low, abs=1e-7)
+    assert (1 + found.high) / 2 == pytest.approx(usual.high, abs=1e-7)
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.5, 0.95, 0.99])
+@pytest.mark.parametrize("won", [0.5, 0.7, 0.98])
+@pytest.mark.parametrize("n", [10, 50, 200, 1000])
+def test_the_true_difference_lies_within_19_of_20_intervals(
+    n: int, won: float, ties: float
+) -> None:
+    wins, losses = (1 - ties) * won, (1 - ties) * (1 - won)
+    draws = np.random.default_rng(7).multinomial(n, [wins, losses, ties], size=1500)
+    kinds, often = np.unique(draws[:, :2], axis=0, return_counts=True)
+    held = sum(
+        count * (found.low - 1e-9 <= wins - losses <= found.high + 1e-9)
+        for (won_n, lost_n), count in zip(kinds.tolist(), often.tolist(), strict=True)
+        for found in [paired_outcomes(won_n, lost_n, n, resamples=400, seed=won_n)]
+    )
+    # A score interval of few counts swings around .95; the standard error of the check is .006.
+    assert held / 1500 >= 0.915
+    # Nor is it bought with width: not wider than the truth's own spread, but where counts are few.
+    spread = np.sqrt((wins + losses - (wins - losses) ** 2) / n)
+    typical = paired_outcomes(round(wins * n), round(losses * n), n, resamples=400, seed=0)
+    assert typical.high - typical.low <= 2 * 1.96 * spread + 8 / n
+
+
+def test_marks_that_mostly_agree_are_paired_outcomes() -> None:
+    # 3 of 100 prompts differ, all one way: drawing prompts anew never loses one.
+    a, b = [1.0] * 53 + [0.0] * 47, [1.0] * 50 + [0.0] * 50
+    found = paired_difference(a, b, resamples=500, seed=0)
+    assert found == paired_score(3, 0, 100)
+    assert found.value == 0.03
+    assert found.low < 0 < found.high
+
+
+def test_the_mean_of_zeros_and_ones_is_a_share() -> None:
+    assert mean_or_share([0.0] * 9, resamples=50, seed=0) == wilson(0, 9)
+    assert mean_or_share([0.0, 1.0, 1.0], resamples=50, seed=0) == wilson(2, 3)
+    values = [0.0, 0.5, 1.0]
+    assert mean_or_share(values, resamples=50, seed=3) == bootstrap_mean(
+        values, resamples=50, seed=3
+    )

@@ -62,3 +62,19 @@ def test_the_other_side_has_the_rest(data: st.DataObject, a: list[float]) -> Non
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="1 and 2"):
         compare([1.0], [1.0, 2.0], resamples=5, seed=0)
+
+
+def test_a_few_wins_among_ties_do_not_make_a_certain_winner() -> None:
+    # 3 wins and 97 ties: drawn anew, no prompt is ever lost, and the bootstrap would start at .5.
+    found = rate(3, 97, 0, resamples=4000, seed=0).rate
+    assert found.value == 0.515
+    assert found.low < 0.5 < found.high
+    # Nor does the interval become that of 100 prompts without ties, .42 to .61.
+    assert found.high - found.low < 0.06
+
+
+def test_all_ties_leave_a_width_of_their_own() -> None:
+    found = rate(0, 20, 0, resamples=50, seed=0).rate
+    # z^2 / (n + z^2) on both sides of no difference, halved.
+    assert found.high == pytest.approx(0.5 + 3.841459 / 23.841459 / 2, abs=1e-6)
+    assert found.low == pytest.approx(1 - found.high)
