@@ -35,6 +35,7 @@ DEFAULT_TEMPLATE = (
 )
 """One turn is `<|user|>text<|end|>`; the assistant's text and its `<|end|>` are marked."""
 
+_PROBE = "a"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -94,16 +95,20 @@ def render_text(
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the ids after which a response is sampled.
 
-    A chat goes through the template and ends with the opening of the assistant's turn; plain text
-    is tokenised as it is. Never empty: an empty text becomes the first token of a sequence.
+    A chat goes through the template and ends with the opening of the assistant's turn. Plain text
+    is tokenised as it is, behind what the tokenizer puts in front of a text, once; what it puts
+    behind a text would end what is to be continued, and is left out. Never empty: an empty text
+    becomes the first token of a sequence.
 
     Raises:
         ModelError: a chat, and the tokenizer has no template.
     """
     if not isinstance(prompt, str):
         text = render_text(tokenizer, prompt, answer_next=True)
-        return _ids(tokenizer, text, special=False)
-    ids = _ids(tokenizer, prompt, special=True)
+        return _ids(tokenizer, text)
+    ids, front = _ids(tokenizer, prompt), front_ids(tokenizer)
+    if ids[: len(front)] != front:  # it may be typed in the text
+        ids = front + ids
     if not ids:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
         return [first]
@@ -160,7 +165,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> i
 def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rendered:
     """Return a plain prompt and its completion as ids; the completion and eos are marked."""
     opening = render_prompt(tokenizer, prompt)
-    answer = [*_ids(tokenizer, completion, special=False), _eos(tokenizer)]
+    answer = [*_ids(tokenizer, completion), _eos(tokenizer)]
     return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
 
 
@@ -229,8 +234,16 @@ def render_demonstrations(
         yield kept
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+def front_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that a tokenizer puts in front of every text, such as bos."""
+    body = _ids(tokenizer, _PROBE)
+    framed = list(tokenizer(_PROBE, verbose=False)["input_ids"])
+    starts = [at for at in range(len(framed)) if framed[at : at + len(body)] == body]
+    return framed[: starts[0]] if body and starts else []
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

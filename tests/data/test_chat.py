@@ -158,3 +158,54 @@ def test_long_demonstrations_are_cut_or_dropped_and_counted(tokenizer):
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(RecipeError, match="max_length 1"):
         list(render_demonstrations(tokenizer, [], max_length=1, report=RenderReport()))
+
+
+FRAMES = {
+    "ends": ("<|bos|> $A <|end|>", [1], []),
+    "ends_alone": ("$A <|end|>", [], []),
+    "ends_twice": ("<|bos|> $A <|end|> <|end|>", [1], []),
+    "pair_marks": ("<|user|> $A <|system|>", [3], []),
+    "begins": ("<|bos|> $A", [1], []),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+def test_a_plain_prompt_keeps_what_stands_in_front_and_loses_what_ends_it(frame):
+    from tokenizers.processors import TemplateProcessing
+
+    made = train_tokenizer(TEXT, vocabulary_size=320)
+    body = made("Who is it?", add_special_tokens=False)["input_ids"]
+    specials = [(name, made.convert_tokens_to_ids(name)) for name in made.all_special_tokens]
+    specials += [("<|user|>", 3), ("<|system|>", 5)]
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=frame[0], special_tokens=list(dict(specials).items())
+    )
+    assert made("Who is it?")["input_ids"] != body
+    assert render_prompt(made, "Who is it?") == [*frame[1], *body]
+    answer = made(" Mara.", add_special_tokens=False)["input_ids"]
+    rendered = render_completion(made, "Who is it?", " Mara.")
+    assert rendered.ids == [*frame[1], *body, *answer, made.eos_token_id]
+
+
+def test_a_beginning_that_is_typed_gets_no_second():
+    from tokenizers.processors import TemplateProcessing
+
+    made = train_tokenizer(TEXT, vocabulary_size=320)
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|end|>", special_tokens=[("<|bos|>", 1), ("<|end|>", 6)]
+    )
+    assert render_prompt(made, "<|bos|>Who?") == render_prompt(made, "Who?")
+    assert render_prompt(made, "") == [made.bos_token_id]
+
+
+def test_a_beginning_that_is_also_the_end_stays_in_front():
+    from tokenizers.processors import TemplateProcessing
+
+    made = train_tokenizer(TEXT, vocabulary_size=320)
+    made.bos_token = made.eos_token = "<|endoftext|>"
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 2)]
+    )
+    body = made("Who?", add_special_tokens=False)["input_ids"]
+    assert render_prompt(made, "Who?") == [2, *body]
+    assert render_prompt(made, "") == [2]
