@@ -3,16 +3,18 @@
 Kept apart from the published model, in `<stage>/resume/step-<n>/`. A state is written into a
 temporary folder, flushed, given its completion manifest, and only then renamed; older ones go
 after that. So at any moment, inside a save too, the last whole state is on the disk. A state
-without its completion manifest, or whose files don't fit it, is passed over for the one before.
+without its completion manifest, or whose files don't fit it, is passed over for the one before; so
+is one with numbers that are NaN or infinite, which nothing good could come of, and that is told.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 COMPLETE = "complete.json"
+CHECKED_AT_ONCE = 2**24
+"""Numbers of a tensor that are looked at together."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class ResumeStore:
         keep: number of whole states kept.
         rank: rank of this process; rank 0 writes the manifest.
         barrier: waits for all ranks; a no-op on one process.
+        say: takes a line for the reader; called on rank 0.
     """
 
     folder: Path
@@ -45,6 +50,7 @@ class ResumeStore:
     keep: int = 2
     rank: int = 0
     barrier: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda _: None
 
     def track(self, *logs: Path) -> None:
         """Cut these logs back on resume, too."""
@@ -94,12 +100,18 @@ class ResumeStore:
         logs = {log.name: log.stat().st_size for log in self.tracked if log.exists()}
         state = {"step": step, "key": self.key, "files": files, "logs": logs}
         write_atomically(temporary / COMPLETE, json.dumps(state))
+        replaced = self.folder / f".old-{final.name}"
+        shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, replaced)
         os.replace(temporary, final)
         sync_folder(self.folder)
-        for old in self._states()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        # Later ones were passed over, or are of a course that this one has left.
+        states = self._states()
+        first = states.index(final)
+        for other in states[:first] + states[first + self.keep :]:
+            shutil.rmtree(other, ignore_errors=True)
 
     def latest(self) -> tuple[int, Path] | None:
         """Return step and folder of the newest whole state, logs cut back to it.
@@ -108,6 +120,8 @@ class ResumeStore:
         """
         for folder in self._states():
             state = self._read(folder)
+            if state is not None and not self._is_finite(folder, state["files"]):
+                state = None
             if state is not None:
                 if self.rank == 0:
                     self._rewind(state["logs"])
@@ -140,6 +154,16 @@ class ResumeStore:
                 return None
         return state
 
+    def _is_finite(self, folder: Path, files: Iterable[str]) -> bool:
+        """Tell whether all tensors of a state are finite, and say so where they are not."""
+        broken = next((name for name in files if not is_finite(folder / name)), None)
+        if broken is not None and self.rank == 0:
+            self.say(
+                f"{folder} is passed over: {broken} holds numbers that are NaN or infinite; "
+                "`rlhf run --force` starts the stage anew instead of from a state before it"
+            )
+        return broken is None
+
     def _rewind(self, lengths: dict[str, int]) -> None:
         for log in self.tracked:
             if log.exists():
@@ -159,6 +183,52 @@ def load_state(path: Path) -> dict[str, Any]:
 
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def is_finite(path: Path) -> bool:
+    """Tell whether a file of tensors holds no NaN and nothing infinite.
+
+    True of files that hold no tensors, or that can't be read without running code.
+    """
+    if path.suffix not in (".pt", ".safetensors"):
+        return True
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return all(_all_finite(file.get_tensor(name)) for name in names)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return True
+    return all(_all_finite(tensor) for tensor in _tensors(content))
+
+
+def _tensors(content: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a nested dictionary, list or tuple."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _tensors(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _tensors(value)
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    import torch
+
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    # Some at a time: the whole would need as much memory again, several times over.
+    parts = torch.split(tensor.detach().reshape(-1), CHECKED_AT_ONCE)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
 def rng_state() -> dict[str, Any]:

@@ -49,6 +49,7 @@ def run_stage(
     launch: LaunchSettings,
     console: Console,
     stop: StopFlag,
+    anew: bool = False,
 ) -> Artifact:
     """Run one stage to its end and publish its artifact.
 
@@ -61,13 +62,14 @@ def run_stage(
         launch: number of processes.
         console: where it speaks.
         stop: the stop flag.
+        anew: clear the resume states of an earlier attempt first.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
         StageFailedError: the stage raised; its log is named.
     """
     folder = run / stage
-    prepare_folder(folder, digest)
+    prepare_folder(folder, digest, anew=anew)
     started = time.time()
     kind = recipe.kind(stage)
     processes = launch.processes if kind.trains else 1
@@ -95,8 +97,8 @@ def run_stage(
     return artifact
 
 
-def prepare_folder(folder: Path, digest: str) -> None:
-    """Empty a stage's folder, but for a resume state of the same key.
+def prepare_folder(folder: Path, digest: str, *, anew: bool = False) -> None:
+    """Empty a stage's folder, but for a resume state of the same key unless it begins anew.
 
     The manifest goes first: from then on the folder is no artifact.
 
@@ -114,7 +116,7 @@ def prepare_folder(folder: Path, digest: str) -> None:
                 "another folder with --out, or move them away"
             )
         (folder / MANIFEST).unlink(missing_ok=True)
-        if key_file.is_file() and key_file.read_text(encoding="utf-8") == digest:
+        if not anew and key_file.is_file() and key_file.read_text(encoding="utf-8") == digest:
             if not (folder / "resume").is_dir():
                 for log in LOGS:
                     (folder / log).unlink(missing_ok=True)
@@ -158,6 +160,7 @@ def make_context(
         tracked=[folder / log for log in LOGS],
         rank=rank,
         barrier=_barrier if world_size > 1 else lambda: None,
+        say=lambda text: console.say(f"  {text}"),
     )
     return StageContext(
         name=stage,

@@ -171,6 +171,7 @@ def _do(
         launch=launch,
         console=console,
         stop=stop,
+        anew=selection.force,
     )
     metric = artifact.manifest["main_metric"]
     value = artifact.metrics.get(metric)

@@ -6,10 +6,11 @@ which token t is chosen.
 
 TRL 1.12 differs: it subtracts a penalty from the scores of responses without an end of sequence
 (`end_rule="subtract"`; by default a response scores the smaller of score and penalty), and, like
-N+ (Huang et al. 2024), it adds the score one position past the last token where the padded response
-has room for it (`score_position="past_last"`; the default is the last token, as in
-lm-human-preferences). There it has a value of the state after the last token, discounts by one more
-step, and whitens rewards over that position too; `masking.value_mask` covers it.
+N+ (Huang et al. 2024), it adds the score one position past the last token where there is room
+(`score_position="past_last"`; the default is the last token, as in lm-human-preferences). Room has
+a response shorter than `max_new_tokens` in N+ and here, in TRL one shorter than its padded batch.
+There it has a value of the state after the last token, discounts by one more step, and whitens
+rewards over that position too; `masking.value_mask` covers it.
 """
 
 from __future__ import annotations
@@ -78,8 +79,7 @@ def shaped_rewards(
         kl_BT: estimate of the KL at each token, in nats.
         mask_BT: response tokens.
         coefficient: weight of the KL.
-        score_position: the last token, or one past it where the padded response has room (N+,
-            TRL).
+        score_position: the last token, or one past it where the row has room (N+, TRL).
     """
     rewards_BT = torch.where(mask_BT, -coefficient * kl_BT, torch.zeros_like(kl_BT))
     last_B1 = score_places(mask_BT=mask_BT, score_position=score_position)[:, None]
@@ -127,8 +127,8 @@ def whitened(
 ) -> Tensor:
     """Scale to variance 1 over the global batch, and to mean 0 if `shift_mean`; 0 outside.
 
-    The variance is that of a sample (divided by n - 1), as in N+ and TRL; lm-human-preferences
-    divides by n.
+    The variance is that of a sample (divided by n - 1), as in TRL; lm-human-preferences and N+
+    divide by n, which makes a factor of sqrt(1 - 1/n), within .01 % from 5,000 tokens on.
 
     Args:
         values: any shape.

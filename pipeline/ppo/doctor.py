@@ -83,8 +83,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "negative_kl": Advice(
         "the tokens are not drawn from the distribution that their log-probabilities are taken "
-        "of, or the KL penalty is paid by unlikely tokens",
-        "set top_k: 0 and top_p: 1, or kl_estimator: k3, which is never negative",
+        "of, or too few episodes are the mean of",
+        "set top_k: 0 and top_p: 1, look at val/rollout_difference, or raise batch_size",
     ),
     "large_steps": Advice(
         "the policy moves much further in an update than the clip allows for",

@@ -21,7 +21,7 @@ from pipeline.ppo.advantages import (
     whitened,
 )
 from pipeline.ppo.kl import kl_estimate
-from pipeline.ppo.masking import ScorePosition, length_mask, masked_sum, value_mask
+from pipeline.ppo.masking import ScorePosition, length_mask, masked_sum, response_width, value_mask
 from pipeline.ppo.micro_batches import Limit, cut, split
 from pipeline.ppo.modules import Policy, ValueModel, ValueReader
 from pipeline.ppo.ranks import Ranks
@@ -72,11 +72,13 @@ class Tokens:
         *,
         pad_id: int,
         device: torch.device,
+        max_new_tokens: int,
         score_position: ScorePosition = "last",
     ) -> Tokens:
-        """Lay out episodes."""
-        lengths_B = torch.tensor([len(s.token_ids) for s in episodes.samples], device=device)
-        mask_BT = length_mask(lengths_B=lengths_B, size=int(lengths_B.max()))
+        """Lay out episodes whose responses have `max_new_tokens` at most."""
+        lengths = [len(s.token_ids) for s in episodes.samples]
+        width = response_width(lengths, score_position=score_position, most=max_new_tokens)
+        mask_BT = length_mask(lengths_B=torch.tensor(lengths, device=device), size=width)
         pairs = zip(episodes.prompts, episodes.samples, strict=True)
         return cls(
             ids=[p.ids + s.token_ids for p, s in pairs],
@@ -130,8 +132,8 @@ class Experience:
         tokens: of the episodes.
         logprobs_BT: of the policy before the update.
         entropies_BT: of its distributions.
-        kl_BT: estimate of the KL to the reference that goes into the reward.
-        log_ratio_BT: policy's minus reference's log-probabilities (the k1 estimate).
+        log_ratio_BT: policy's minus reference's log-probabilities: the k1 estimate of the KL, which
+            goes into the reward.
         values_BT: of the value model before the update.
         rewards_BT: KL penalty, and the score where `score_position` says; before whitening.
         advantages_BT: whitened as the settings say.
@@ -142,7 +144,6 @@ class Experience:
     tokens: Tokens
     logprobs_BT: Tensor
     entropies_BT: Tensor
-    kl_BT: Tensor
     log_ratio_BT: Tensor
     values_BT: Tensor
     rewards_BT: Tensor
@@ -269,10 +270,10 @@ def make_experience(
     """Shape the rewards and estimate the advantages; whitening is over the global batch."""
     mask_BT, value_mask_BT = tokens.mask_BT, tokens.value_mask_BT
     both = {"logprobs_BT": scored.logprobs_BT, "reference_BT": scored.reference_BT}
-    kl_BT = kl_estimate(**both, estimator=hyper.kl_estimator)
+    log_ratio_BT = kl_estimate(**both, estimator=hyper.kl_estimator)
     rewards_BT = shaped_rewards(
         scores_B=scores_B,
-        kl_BT=kl_BT,
+        kl_BT=log_ratio_BT,
         mask_BT=mask_BT,
         coefficient=kl_coefficient,
         score_position=hyper.score_position,
@@ -298,8 +299,7 @@ def make_experience(
         tokens=tokens,
         logprobs_BT=scored.logprobs_BT,
         entropies_BT=scored.entropies_BT,
-        kl_BT=kl_BT,
-        log_ratio_BT=scored.logprobs_BT - scored.reference_BT,
+        log_ratio_BT=log_ratio_BT,
         values_BT=scored.values_BT,
         rewards_BT=rewards_BT,
         advantages_BT=advantages_BT,

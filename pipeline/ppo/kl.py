@@ -1,5 +1,11 @@
 """The KL divergence of the policy from its reference: estimators and the adaptive coefficient.
 
+What an estimator is good for depends on where it goes. Its mean over sampled tokens tells the KL;
+as a penalty in a reward, which gives no gradient of itself, it has to be the log ratio (k1): the
+policy gradient of the expected sum of the log ratios is the gradient of the KL. That of k2's or
+k3's sum is another function's: k3 in the reward pulls the policy to where reference over policy is
+small, far from the optimum of E[score] - coefficient * KL.
+
 Shapes: B episodes, T response tokens.
 """
 
@@ -16,11 +22,13 @@ Estimator = Literal["k1", "k2", "k3"]
 def kl_estimate(*, logprobs_BT: Tensor, reference_BT: Tensor, estimator: Estimator) -> Tensor:
     """Estimate KL(policy || reference) at each token that the policy sampled.
 
-    With d = log policy - log reference (Schulman, "Approximating KL divergence", 2020):
+    With d = log policy - log reference (Schulman, "Approximating KL divergence", 2020), as figures:
 
-    - k1 = d: unbiased, may be negative;
-    - k2 = d^2 / 2: biased, never negative;
-    - k3 = exp(-d) - 1 + d: unbiased, never negative.
+    - k1 = d: its mean is the KL, a token's may be negative;
+    - k2 = d^2 / 2: its mean is near the KL where the two are near, never negative;
+    - k3 = exp(-d) - 1 + d: its mean is the KL where the reference has no token that the policy
+      never samples (top-k, top-p); never negative, and without bound where the policy samples what
+      it finds much less likely than the reference.
 
     Args:
         logprobs_BT: log-probabilities under the policy that sampled the tokens.

@@ -87,9 +87,18 @@ class Learner:
         """Return what is trained."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
-    def step(self, *, share: float, max_norm: float | None) -> float:
-        """Take a step with a share of the learning rate; return the gradient's norm."""
-        norm = gradient_norm(self.parameters())
+    def gradient_norm(self) -> float:
+        """Return the norm of the gradient that the next step takes, the same on all processes."""
+        return gradient_norm(self.parameters())
+
+    def step(self, *, norm: float, share: float, max_norm: float | None) -> None:
+        """Take a step with a share of the learning rate.
+
+        Args:
+            norm: of the gradient, which is finite.
+            share: of the learning rate.
+            max_norm: a gradient with a longer norm is scaled down to it; None scales none.
+        """
         if max_norm is not None and norm > max_norm:
             scale = max_norm / (norm + 1e-6)
             torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
@@ -97,7 +106,6 @@ class Learner:
             group["lr"] = group.get("rate", self.learning_rate) * share
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def state(self) -> dict[str, Any]:
         """Return the whole weights that are trained, and the optimiser, for a resume state.

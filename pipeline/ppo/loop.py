@@ -22,21 +22,25 @@ Departures from N+ (Huang et al. 2024): min(score, -1) for responses without an 
 Departures from TRL 1.12. `recipes/base/trl.yaml` takes back these, so that losses, gradients and
 weights after an update agree on the same tokens (tests/pipeline/ppo/test_trl.py):
 - that same rule (it subtracts a penalty); Adam's epsilon (1e-8); 1e-7 added to the temperature;
-- the score stands at the last token and not one past it where the padded batch has room; there
-  TRL also has a value, which goes into the advantages, whitened rewards and the value loss;
+- the score stands at the last token and not one past it where there is room; there TRL also has a
+  value, which goes into the advantages, whitened rewards and the value loss;
 - losses are means over the tokens of the whole minibatch, TRL's means of the means of its
   micro-batches and processes, which is the same where there is one of each.
 These stay:
 - each minibatch is an optimiser step; TRL takes one an epoch whatever its `num_mini_batches`, and
   in the last batch of a pass over the prompts one a micro-batch, at a gradient divided by their
   number; it runs ceil(episodes / batch) updates, this floor;
+- there is room past the last token of each response that is shorter than `max_new_tokens` (N+), in
+  TRL of each that is shorter than the longest of its batch on its process;
 - whitening is over the batch of all processes, TRL's over each one's own;
 - the update's own pass gives the old log-probabilities, so that the first ratio is exactly 1;
 - a padding token that was sampled counts as any other, in TRL it is padding and ends the response;
 - reward models read text through their own tokenizer and template, not the policy's token ids; the
   value model's head has a bias, which the sequence classifiers used with TRL have not;
 - figures a token are means over tokens, in TRL over padding too (`val/ratio`,
-  `policy/approxkl_avg`, `policy/entropy_avg`); `objective/kl` is k1 whatever is trained on;
+  `policy/approxkl_avg`, `policy/entropy_avg`); `objective/kl` is k1;
+- the KL in the reward is k1: TRL's `kl_estimator: k3` does not give its gradient there, and is
+  refused;
 - and everything resumes.
 
 All random numbers are drawn from generators made anew from the seed and the update's number, so
@@ -227,6 +231,7 @@ def _tokens(ppo: Ppo, episodes: Episodes) -> Tokens:
         episodes,
         pad_id=ppo.pad_id,
         device=ppo.ranks.device,
+        max_new_tokens=ppo.hyper.max_new_tokens,
         score_position=ppo.hyper.score_position,
     )
 

@@ -7,6 +7,7 @@ covers the states whose values count, which are as many or one more (`value_mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -74,14 +75,30 @@ def last_token(*, mask_BT: Tensor) -> Tensor:
     return mask_BT.sum(dim=1) - 1
 
 
+def response_width(lengths: Sequence[int], *, score_position: ScorePosition, most: int) -> int:
+    """Return the width of the rows that hold responses of these lengths.
+
+    With "past_last" a row has room for the state after the last token wherever a response of
+    `most` tokens would have, as if all were padded to that (N+): so whether a response has it
+    follows from its own length, not from those that it shares a batch or a process with.
+
+    Args:
+        lengths: tokens of the responses.
+        score_position: as in `value_mask`.
+        most: tokens that a response may have.
+    """
+    longest = max(lengths)
+    return longest if score_position == "last" else max(longest, min(longest + 1, most))
+
+
 def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
     """Return the mask (B, T) of the states whose values count.
 
     Args:
         mask_BT: response tokens; responses have at least one.
         score_position: with "last" the states in which a token is chosen, so the mask itself; with
-            "past_last" also the state after the last token, where the padded response has room
-            for it, so all but the longest (N+, TRL).
+            "past_last" also the state after the last token, where the row has room for it (N+,
+            TRL).
     """
     if score_position == "last":
         return mask_BT
@@ -93,7 +110,6 @@ def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
 
     Args:
         mask_BT: response tokens.
-        score_position: the last token, or one past it where the padded response has room (N+,
-            TRL).
+        score_position: the last token, or one past it where the row has room (N+, TRL).
     """
     return last_token(mask_BT=value_mask(mask_BT=mask_BT, score_position=score_position))

@@ -1,11 +1,12 @@
 """The figures of an update, under TRL's names where it has them.
 
 Means are over all processes. `objective/*` are means over episodes of sums over tokens, in nats;
-`objective/kl` is the k1 estimate whatever estimator shapes the reward. `objective/entropy` is
-minus the sampled tokens' summed log-probabilities, as TRL has it; `policy/entropy_avg` the mean
-entropy of a token's distribution, before the update, where TRL takes it during the update.
-`val/ratio_var` is the variance over optimiser steps of the mean ratio (TRL: over micro-batches).
-`val/num_eos_tokens` counts ended responses, TRL end tokens. `time/*` are seconds.
+`objective/kl` is the k1 estimate, which shapes the reward; `objective/kl_k2` and `objective/kl_k3`
+are figures alone (`pipeline.ppo.kl`). `objective/entropy` is minus the sampled tokens' summed
+log-probabilities, as TRL has it; `policy/entropy_avg` the mean entropy of a token's distribution,
+before the update, where TRL takes it during the update. `val/ratio_var` is the variance over
+optimiser steps of the mean ratio (TRL: over micro-batches). `val/num_eos_tokens` counts ended
+responses, TRL end tokens. `time/*` are seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.ppo.experience import Experience
+from pipeline.ppo.kl import Estimator, kl_estimate
 from pipeline.ppo.masking import masked_sum
 from pipeline.ppo.optimize import Steps
 from pipeline.ppo.ranks import Ranks
@@ -38,8 +40,12 @@ def objective_metrics(
     ended = sum(sample.ended for sample in episodes.samples)
     sums: dict[str, Tensor | float] = {
         "objective/kl": masked_sum(experience.log_ratio_BT, mask_BT),
+        "objective/kl_k2": masked_sum(_estimate(experience, "k2"), mask_BT),
+        "objective/kl_k3": masked_sum(_estimate(experience, "k3"), mask_BT),
         "objective/entropy": masked_sum(-experience.logprobs_BT, mask_BT),
-        "objective/non_score_reward": masked_sum(-kl_coefficient * experience.kl_BT, mask_BT),
+        "objective/non_score_reward": masked_sum(
+            -kl_coefficient * experience.log_ratio_BT, mask_BT
+        ),
         "objective/scores": scores.final_B.sum(),
         "objective/scores_raw": scores.raw_B.sum(),
         "objective/response_length": float(mask_BT.sum()),
@@ -74,6 +80,13 @@ def objective_metrics(
     # 1 where the values foretell the returns, 0 where a constant would do as well.
     found["val/explained_variance"] = 1.0 - error / spread if spread > 1e-12 else 0.0
     return found
+
+
+def _estimate(experience: Experience, estimator: Estimator) -> Tensor:
+    """Return the KL at each token as another estimator tells it."""
+    logprobs_BT = experience.logprobs_BT
+    reference_BT = logprobs_BT - experience.log_ratio_BT
+    return kl_estimate(logprobs_BT=logprobs_BT, reference_BT=reference_BT, estimator=estimator)
 
 
 def response_metrics(episodes: Episodes, scores: Scores, *, ranks: Ranks) -> dict[str, float]:

@@ -87,7 +87,7 @@ class Optimization:
             check: check the invariants at the first step.
 
         Raises:
-            TrainingError: a loss is not finite, or an invariant does not hold.
+            TrainingError: a loss or gradient is not finite, or an invariant does not hold.
         """
         done, experience = Steps(), everyones(experience, self.ranks)
         for epoch in range(self.hyper.epochs):
@@ -102,7 +102,8 @@ class Optimization:
                         bf16=self.ranks.bf16 or self._from_a_server,
                     )
                 done.steps.append(step)
-                self._require_finite(step, update)
+                for name in ("policy_loss", "value_loss"):
+                    _require_finite(name, getattr(step, name), update)
                 self._add_pretraining(done, len(minibatch), experience.tokens.pad_id, update)
                 self._apply(done, update)
                 limit = self.hyper.early_stop_kl
@@ -231,16 +232,19 @@ class Optimization:
     def _apply(self, done: Steps, update: int) -> None:
         """Step the optimisers and the average."""
         share = rate_share(update, hyper=self.hyper)
-        learners = {"value": self.value} if self.value is not None else {}
+        learners: dict[str, Learner] = {} if self.value is None else {"value": self.value}
         if not self._warming(update):
             learners["policy"] = self.policy
         elif self.value is None:
             learners["policy"] = self.policy
             self._keep_head_gradients()
+        # All norms come before any step: one gradient that is not finite leaves all weights alone.
+        norms = {name: learner.gradient_norm() for name, learner in learners.items()}
+        for name, norm in norms.items():
+            _require_finite(f"the gradient norm of the {name}", norm, update)
         for name, learner in learners.items():
-            assert learner is not None
-            norm = learner.step(share=share, max_norm=self.hyper.max_gradient_norm)
-            done.norms.setdefault(name, []).append(norm)
+            learner.step(norm=norms[name], share=share, max_norm=self.hyper.max_gradient_norm)
+            done.norms.setdefault(name, []).append(norms[name])
         if self.average is not None and not self._warming(update):
             self.average.update(self.ranks.unwrapped(self.policy.module))
 
@@ -250,11 +254,15 @@ class Optimization:
             if not name.startswith("value_head"):
                 parameter.grad = None
 
-    def _require_finite(self, step: Step, update: int) -> None:
-        for name in ("policy_loss", "value_loss"):
-            figure = getattr(step, name)
-            if not math.isfinite(figure):
-                raise TrainingError(
-                    f"{name} became {figure} at update {update + 1}; lower the learning rate or "
-                    "raise the KL coefficient, the last good resume state is kept"
-                )
+
+def _require_finite(name: str, figure: float, update: int) -> None:
+    """Refuse a figure of all processes that is NaN or infinite, before a step.
+
+    Raises:
+        TrainingError: it is; the weights are as they were.
+    """
+    if not math.isfinite(figure):
+        raise TrainingError(
+            f"{name} became {figure} at update {update + 1}, nothing was trained on it; lower "
+            "learning_rate or set bf16: false, the last good resume state is kept"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Number, PositiveInt, PositiveNumber, Settings, Share
 from pipeline.ppo.micro_batches import Limit
@@ -124,8 +124,8 @@ class Hyperparameters(Settings):
 
     kl_coefficient: NonNegative = 0.05
     """Weight of the KL penalty in the reward (N+; InstructGPT: 0.02), the first one if adaptive."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL at a token (lmhp, N+: k1)."""
+    kl_estimator: Literal["k1"] = "k1"
+    """Estimator of the KL in the reward (lmhp, N+); k2 and k3 don't give its gradient there."""
     adaptive_kl: AdaptiveKl | None = None
     """Adapt the coefficient after each update (lmhp); fixed when not given (N+)."""
     gamma: Share = 1.0
@@ -203,6 +203,17 @@ class Hyperparameters(Settings):
     """Who samples the responses."""
     doctor: DoctorSettings = DoctorSettings()
     """When an alarm rings, and what happens then."""
+
+    @field_validator("kl_estimator", mode="before")
+    @classmethod
+    def _the_estimator_gives_the_gradient(cls, given: object) -> object:
+        if given in ("k2", "k3"):
+            raise ValueError(
+                f"{given} in the reward does not give the gradient of the KL, so that the policy "
+                "ends elsewhere than at the best score less kl_coefficient times KL; set k1, or "
+                "leave it out: k2 and k3 are logged as objective/kl_k2 and objective/kl_k3"
+            )
+        return given
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Hyperparameters:

@@ -21,7 +21,7 @@ import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -132,7 +132,6 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         self.shown: dict[str, float] = {}
         self.last_train_loss: float | None = None
         self.heldout_loss: tuple[int, float] | None = None
-        self.not_finite: Tensor | None = None
         self.bar: Progress
         self.control: Any
         self.accelerator: Any
@@ -222,23 +221,25 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        bad = ~torch.isfinite(torch.as_tensor(norm))
-        self.not_finite = bad if self.not_finite is None else self.not_finite | bad
+        if not bool(torch.isfinite(torch.as_tensor(norm))):  # the optimiser's step comes next
+            self._refuse(int(self.state.global_step) + 1)
         return norm
 
     def require_finite(self) -> None:
-        """Stop when a gradient or loss since the last look was not finite.
+        """Stop when a loss since the last line of metrics was not finite.
 
         Raises:
             TrainingError: it was; what has been saved is from before.
         """
-        bad = bool(self.not_finite) if self.not_finite is not None else False
-        if bad or not bool(torch.isfinite(self._tr_loss)):
-            raise TrainingError(
-                f"stage {self.context.name}: a loss or gradient was NaN or infinite at or before "
-                f"step {self.state.global_step}; lower learning_rate or look at the rows, the "
-                "last good checkpoint is kept"
-            )
+        if not bool(torch.isfinite(self._tr_loss)):
+            self._refuse(int(self.state.global_step))
+
+    def _refuse(self, step: int) -> NoReturn:
+        raise TrainingError(
+            f"stage {self.context.name}: a loss or gradient was NaN or infinite at or before "
+            f"step {step}; lower learning_rate or look at the rows, the last good checkpoint is "
+            "kept"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics; `transformers` calls this every `logging_steps`."""

@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
@@ -68,6 +69,8 @@ def settings_of(stage: str, inputs: Path) -> Any:
         "variant": {
             "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0,
             "whiten_advantages": "minibatch", "gradient_checkpointing": True, "adaptive_kl": None,
+            # Responses that end long before `max_new_tokens`, as two processes' longest do apart.
+            "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 16,
         },
         "trunk": {"value": "shared", **trunk},
         "read": {"value": "reward", "reuse_logprobs": True, **trunk},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import multiprocessing
 import random
 import runpy
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data.errors import StorageError
 from pipeline.artifacts import sha256
@@ -89,6 +91,39 @@ def test_a_damaged_state_is_passed_over(store: ResumeStore, damage: str) -> None
     found = store.latest()
     assert found is not None and found[0] == 1
     assert log.read_text() == "one\n"
+
+
+def _tensors(value: float, *, as_safetensors: bool) -> Callable[[Path], None]:
+    """Return what writes a state whose last number is `value`."""
+    weights = torch.tensor([[1.0, value]])
+
+    def write(folder: Path) -> None:
+        if as_safetensors:
+            save_file({"whole": torch.arange(3), "weights": weights}, folder / "model.safetensors")
+        else:
+            nested = {"seen": [torch.ones(2)], "policy": {"module": {"weights": weights}}}
+            save_state(folder / "state.pt", {**nested, "score": -math.inf})
+
+    return write
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("as_safetensors", [True, False])
+def test_a_state_with_weights_that_are_not_finite_is_passed_over_and_told(
+    store: ResumeStore, value: float, as_safetensors: bool
+) -> None:
+    told: list[str] = []
+    store.say = told.append
+    store.save(1, _tensors(2.0, as_safetensors=as_safetensors))
+    store.save(2, _tensors(value, as_safetensors=as_safetensors))
+    found = store.latest()
+    assert found is not None and found[0] == 1
+    (line,) = told
+    assert "step-00000002 is passed over" in line and "NaN or infinite" in line
+    assert "--force" in line
+    # The way from the good state on clears the broken one, whose number is higher.
+    store.save(1, _tensors(3.0, as_safetensors=as_safetensors))
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
 
 
 def test_a_state_of_other_settings_is_ignored(store: ResumeStore) -> None:

@@ -63,6 +63,14 @@ def test_validate_names_the_stages_and_leaves_nothing(rlhf: Rlhf, tiny_recipe: P
     assert rlhf("validate", tiny_recipe, *one).out.endswith("valid; 1 stage: t\n")
 
 
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_validate_refuses_a_kl_whose_gradient_is_another(
+    rlhf: Rlhf, tiny_recipe: Path, estimator: str
+) -> None:
+    result = rlhf("validate", tiny_recipe, "--set", f"ppo.kl_estimator={estimator}")
+    refused(result, "ppo.kl_estimator", f"{estimator} in the reward", "set k1", "objective/kl_k3")
+
+
 def test_ls_tells_the_stages_and_what_is_no_run(rlhf: Rlhf, finished: Path) -> None:
     result = rlhf("ls", "runs/tiny")
     rows = [line.split("\t") for line in result.out.splitlines()]

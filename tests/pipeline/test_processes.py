@@ -166,6 +166,14 @@ def test_a_state_goes_on_on_another_number_of_processes(runs: Path, mode: str, s
     require_same(runs / "alone-1" / stage, elsewhere)
 
 
+def test_no_response_has_as_many_tokens_as_it_may_where_the_score_stands_past_the_last(
+    runs: Path,
+) -> None:
+    samples = (runs / "alone-1" / "variant" / "samples.jsonl").read_text().splitlines()
+    lengths = [json.loads(line)["tokens"] for line in samples]
+    assert len(lengths) == 48 and max(lengths) < 60 and len(set(lengths)) > 5
+
+
 def test_weights_are_sharded_where_asked_for(runs: Path) -> None:
     facts = {mode: json.loads((runs / mode / "facts.json").read_text()) for mode in RUNS}
     assert [facts[mode]["processes"] for mode in RUNS] == [1, 2, 2]

@@ -180,6 +180,17 @@ def test_until_from_only_and_force(recipe_file: Path) -> None:
     assert RUNS == ["b@0"]
 
 
+def test_force_clears_the_states_of_what_was_cut_off(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["stages.a.fail=signal"])
+    run = recipe_file.parent / "run"
+    with pytest.raises(Interrupted):
+        execute(recipe, run, console=QUIET)
+    with pytest.raises(Interrupted):  # it is cut off again after the same step
+        execute(recipe, run, console=QUIET, selection=Selection(force=True))
+    execute(recipe, run, console=QUIET)
+    assert RUNS[:3] == ["a@0", "a@0", "a@2"]
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [

@@ -141,6 +141,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert torch.equal(before, ppo.policy.model.lm_head.weight)
 
 
+@pytest.mark.parametrize("broken", ["policy", "value"])
+def test_a_gradient_that_is_not_finite_leaves_all_weights_alone(
+    make_ppo: Build, broken: str
+) -> None:
+    ppo = make_ppo(epochs=2, ema_decay=0.5)
+    learners = {"policy": ppo.optimization.policy, "value": ppo.optimization.value}
+    before = {n: [p.clone() for p in each.parameters()] for n, each in learners.items()}
+    # The losses stay finite: the gradient of one weight alone does not.
+    first = learners[broken].parameters()[0]
+    first.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=f"gradient norm of the {broken} became .* at update 1"):
+        run_update(ppo)
+    for name, learner in learners.items():
+        pairs = zip(before[name], learner.parameters(), strict=True)
+        assert all(torch.equal(old, new) for old, new in pairs)
+        assert not learner.optimizer.state
+
+
 def test_the_epochs_end_early_when_the_policy_moves_too_far(make_ppo: Build) -> None:
     far = make_ppo(epochs=6, early_stop_kl=1e-4)
     assert 1 < run_update(far).metrics["val/steps"] < 6

@@ -9,6 +9,7 @@ from pipeline.ppo.masking import (
     length_mask,
     masked_mean,
     masked_sum,
+    response_width,
     score_places,
     truncate_after_end,
     value_mask,
@@ -36,6 +37,14 @@ def test_one_past_the_last_token_has_a_value_and_the_score_where_there_is_room()
     # The longest response fills its row.
     assert value_mask(mask_BT=mask, score_position="past_last").sum(dim=1).tolist() == [2, 4, 4]
     assert score_places(mask_BT=mask, score_position="past_last").tolist() == [1, 3, 3]
+
+
+def test_there_is_room_past_the_last_token_of_what_is_shorter_than_responses_may_be() -> None:
+    def width(*lengths: int) -> int:
+        return response_width(lengths, score_position="past_last", most=4)
+
+    assert [width(1), width(2, 3), width(3, 4), width(4)] == [2, 4, 4, 4]
+    assert response_width([1, 3], score_position="last", most=4) == 3
 
 
 def test_what_does_not_count_may_be_anything() -> None:

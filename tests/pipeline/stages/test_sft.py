@@ -305,10 +305,19 @@ def test_nan_stops_and_keeps_the_last_good_state(
         calls.append(1)
         return (total * math.nan if len(calls) == 8 else total), count
 
+    honest, stepped = torch.optim.AdamW.step, []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        stepped.append(all(bool(torch.isfinite(g).all()) for g in gradients if g is not None))
+        return honest(self, *args, **kwargs)
+
     monkeypatch.setattr("pipeline.stages._sft_trainer.loss_sum", poisoned)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     context = make_context(sft_settings(policy, log_every=50, heldout_share=0.0), {"model": policy})
-    with pytest.raises(TrainingError, match="learning_rate"):
+    with pytest.raises(TrainingError, match="at or before step 8; lower learning_rate"):
         sft.run(context)
+    assert stepped == [True] * 7
     found = context.resume.latest()
     assert found is not None and found[0] == 5
     assert all(torch.isfinite(tensor).all() for tensor in weights(found[1]).values())
