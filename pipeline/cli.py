@@ -92,10 +92,13 @@ def _show_answers(recipe: Recipe, folder: Path) -> None:
     """Print the same prompts answered by each checkpoint, and where the report is."""
     from pipeline.artifacts import find
     from pipeline.evaluation.table import answers_table
+    from pipeline.standing import not_done
 
-    for stage, settings in recipe.stages.items():
-        artifact = find(folder / stage) if settings.kind == "evaluate" else None
-        if artifact is not None:
+    found = {name: find(folder / name) for name in recipe.stages}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    states = not_done(recipe, folder, artifacts)
+    for stage, artifact in artifacts.items():
+        if artifact.kind == "evaluate" and stage not in states:
             typer.echo(answers_table(artifact.folder))
     report = folder / "report" / "index.html"
     if report.is_file():

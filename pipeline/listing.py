@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data.errors import ArtifactError, RecipeError, RlhfError
+from data.errors import ArtifactError, RecipeError
 from pipeline.artifacts import Artifact, find, verify
 from pipeline.planning import Planner, Selection
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import RESOLVED
+from pipeline.standing import holder, unfinished
 
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
 
@@ -34,10 +34,13 @@ def list_run(run: Path) -> list[tuple[str, ...]]:
             "with the version that made it"
         ) from error
     planner = Planner(recipe, run, Selection())
-    return [_row(recipe, planner, stage, run) for stage in recipe.stages]
+    held = holder(run)
+    return [_row(recipe, planner, stage, run, held) for stage in recipe.stages]
 
 
-def _row(recipe: Recipe, planner: Planner, stage: str, run: Path) -> tuple[str, ...]:
+def _row(
+    recipe: Recipe, planner: Planner, stage: str, run: Path, held: tuple[str, str] | None
+) -> tuple[str, ...]:
     parents = ", ".join(recipe.parents(stage)) or "-"
     kind = recipe.stages[stage].kind
     try:
@@ -49,27 +52,10 @@ def _row(recipe: Recipe, planner: Planner, stage: str, run: Path) -> tuple[str, 
         return (stage, kind, f"damaged: {error}", "-", "-", parents, "-")
     if artifact is None:
         planner.stale.add(stage)
-        return (stage, kind, _unfinished(run / stage), "-", "-", parents, "-")
-    state = _state(planner, stage)
-    if state != "done":
-        planner.stale.add(stage)
+        return (stage, kind, unfinished(run, stage, held), "-", "-", parents, "-")
+    why = planner.why_outdated(stage)
+    state = "done" if why is None else f"outdated: {why}"
     return (stage, kind, state, _age(artifact), _size(artifact.size), parents, _metric(artifact))
-
-
-def _state(planner: Planner, stage: str) -> str:
-    """Tell whether a finished stage still fits the recipe, its sources and its parents."""
-    try:
-        step = planner.step(stage)
-    except RlhfError as error:
-        return f"outdated: {error}"
-    return "done" if step.action == "up to date" else f"outdated: {step.reason}"
-
-
-def _unfinished(folder: Path) -> str:
-    states = sorted((folder / "resume").glob("step-*/complete.json"))
-    if states:
-        return f"cut off, resumes at step {int(states[-1].parent.name.removeprefix('step-'))}"
-    return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
 
 
 def _metric(artifact: Artifact) -> str:

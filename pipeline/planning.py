@@ -13,6 +13,7 @@ from data.errors import (
     ArtifactError,
     HandOverError,
     RecipeError,
+    RlhfError,
     SourceError,
     UsageError,
     nearest,
@@ -235,6 +236,22 @@ class Planner:
         if artifact.manifest["key"] == key_digest(key):
             return Step(stage, "up to date", "nothing it depends on changed")
         return Step(stage, "run", why_changed(artifact.manifest["inputs"], key))
+
+    def why_outdated(self, stage: str) -> str | None:
+        """Tell why a finished stage no longer fits the recipe, its sources or its parents.
+
+        What is outdated makes the stages after it so; None for a stage that still fits.
+        """
+        try:
+            step = self.step(stage)
+        except RlhfError as error:
+            why = str(error)
+        else:
+            if step.action == "up to date":
+                return None
+            why = step.reason
+        self.stale.add(stage)
+        return why
 
     def key(self, stage: str) -> dict[str, Any]:
         """Return the key of a stage whose parents have all finished."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.errors import ArtifactError, Interrupted, RunLockedError
+from data.errors import ArtifactError, Interrupted, RlhfError, RunLockedError
 from pipeline.artifacts import (
     Artifact,
     find,
@@ -26,9 +25,9 @@ from pipeline.orphans import await_orphans
 from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_merged
+from pipeline.standing import LOCK, lock_text, not_done
 
 RESOLVED = "recipe.yaml"
-LOCK = ".lock"
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def locked(run: Path) -> Iterator[None]:
                 "with --out"
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
+        file.write(lock_text())
         file.flush()
         yield
 
@@ -128,16 +127,17 @@ def execute(
         await_orphans(run)
         steps = plan(recipe, run, selection, launch)
         write_atomically(run / RESOLVED, recipe.to_yaml())
-        ran = False
-        for step in steps:
-            if stop.signum is not None:
-                raise Interrupted("stopped between two stages")
-            ran |= _do(recipe, run, step, selection, launch or recipe.top.launch, console, stop)
+        try:
+            for step in steps:
+                if stop.signum is not None:
+                    raise Interrupted("stopped between two stages")
+                _do(recipe, run, step, selection, launch or recipe.top.launch, console, stop)
+        except (Interrupted, RlhfError):
+            _report_after_stop(recipe, run, console)
+            raise
         found = {name: find(run / name) for name in recipe.stages}
-        done = {name: artifact for name, artifact in found.items() if artifact is not None}
-        if len(done) == len(recipe.stages) and (ran or not (run / "report").is_dir()):
-            _report(recipe, run, done, console)
-        return done
+        _report(recipe, run, console)
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
 def _do(
@@ -148,19 +148,22 @@ def _do(
     launch: LaunchSettings,
     console: Console,
     stop: StopFlag,
-) -> bool:
-    """Carry out one step; return whether a stage ran."""
+) -> None:
+    """Carry out one step."""
     if step.action == "not selected":
-        return False
+        return
     # A parent that ran may have given the same content as before; then this stage is up to date.
     planner = Planner(recipe, run, selection)
     if step.action != "up to date":
         step = planner.step(step.stage)
     if step.action == "up to date":
         console.say(f"{step.stage}: up to date")
-        return False
+        return
     key = planner.key(step.stage)
     console.say(f"{step.stage} ({recipe.stages[step.stage].kind}): {step.reason}")
+    with storage_errors(run):
+        (run / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
+    _mark_report(run, step.stage)
     started = time.monotonic()
     artifact = run_stage(
         recipe,
@@ -177,11 +180,36 @@ def _do(
     value = artifact.metrics.get(metric)
     shown = f", {metric} {value:.4g}" if isinstance(value, (int, float)) else ""
     console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
-    return True
 
 
-def _report(recipe: Recipe, run: Path, artifacts: dict[str, Artifact], console: Console) -> None:
-    from pipeline.evaluation.report import write_report
+def _mark_report(run: Path, stage: str) -> None:
+    """Say in a report of before that a stage runs anew, for whoever reads it until it is written.
 
-    path = write_report(run, recipe.name, artifacts)
-    console.say(f"report: {path}")
+    Also for the one who reads it later: a killed run writes none.
+    """
+    from pipeline.evaluation.report import mark_report
+
+    mark_report(
+        run,
+        f"Stage {stage} was begun after this report was made, and no report was made since: what "
+        "stands here is older. The next `rlhf run` that ends makes a new one.",
+    )
+
+
+def _report(recipe: Recipe, run: Path, console: Console) -> None:
+    """Write the report of what is there, if it is not the one that is there."""
+    from pipeline.evaluation.report import is_current, write_report
+
+    found = {name: find(run / name) for name in recipe.stages}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    states = not_done(recipe, run, artifacts)
+    if not is_current(run, artifacts, states):
+        console.say(f"report: {write_report(run, recipe.name, artifacts, states)}")
+
+
+def _report_after_stop(recipe: Recipe, run: Path, console: Console) -> None:
+    """Write the report of what is there; why it can't be must not hide why the run stopped."""
+    try:
+        _report(recipe, run, console)
+    except (RlhfError, OSError) as error:
+        console.say(f"no report was made: {error}")

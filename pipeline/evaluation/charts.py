@@ -11,6 +11,8 @@ from pipeline.evaluation.plots import Curve, Point, line_plot, path_plot, point_
 
 TRAINING, HELD_OUT = 2, 1
 """Series colours."""
+SCORES = ("objective/scores_raw", "objective/scores")
+"""What the reward model said, and what PPO was paid, which stands in where the first is missing."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,13 @@ class Panel:
         title: what is plotted.
         metrics: metric -> what the legend calls it.
         percent: whether the values are shares.
+        instead: metric -> the one to plot where a run did not log it.
     """
 
     title: str
     metrics: Mapping[str, str]
     percent: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         ),
     ),
     "ppo": (
-        Panel("Reward model's score", {"objective/scores": "score"}),
+        Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
         Panel("KL to the reference, nats", {"objective/kl": "KL"}),
         Panel("Response length, tokens", {"objective/response_length": "length"}),
         Panel("Entropy, nats", {"objective/entropy": "entropy"}),
@@ -76,7 +80,7 @@ def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
         curves = [
             Curve(label, *values, colour=HELD_OUT if "eval/" in key else TRAINING, dots=sparse)
             for key, label in panel.metrics.items()
-            for values, sparse in [_series(rows, key)]
+            for values, sparse in [_series(rows, _logged(rows, key, panel.instead))]
             if values[0]
         ]
         if curves:
@@ -84,6 +88,11 @@ def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
             svg = line_plot(curves, x_label=x_label, percent=panel.percent)
             charts.append(Chart(panel.title, svg, legend if len(legend) > 1 else ()))
     return charts
+
+
+def _logged(rows: Sequence[Mapping[str, Any]], key: str, instead: Mapping[str, str]) -> str:
+    """Return a metric, or what stands for it in runs that did not log it."""
+    return key if any(_is_number(row.get(key)) for row in rows) else instead.get(key, key)
 
 
 def _series(
@@ -100,11 +109,15 @@ def _series(
 
 
 def over_optimisation(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Return the reward model's score against KL over the updates of PPO."""
+    """Return the reward model's score against KL over the updates of PPO.
+
+    The raw score: what PPO is paid is clipped and shaped, and levels off where the clip begins.
+    """
+    key = _logged(rows, SCORES[0], {SCORES[0]: SCORES[1]})
     kept = [
-        (float(row["objective/kl"]), float(row["objective/scores"]))
+        (float(row["objective/kl"]), float(row[key]))
         for row in rows
-        if all(_is_number(row.get(key)) for key in ("objective/kl", "objective/scores"))
+        if _is_number(row.get("objective/kl")) and _is_number(row.get(key))
     ]
     if len(kept) < 2:
         return None

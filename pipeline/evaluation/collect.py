@@ -19,28 +19,41 @@ ALARMS = "doctor.jsonl"
 
 
 def collect(
-    run_folder: Path, recipe_name: str, artifacts: Mapping[str, Artifact]
+    run_folder: Path,
+    recipe_name: str,
+    artifacts: Mapping[str, Artifact],
+    not_done: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the report of a run; sections of stages that the recipe lacks are empty.
+
+    What an outdated stage left stands in its own entry under `stages` and nowhere else: it is of
+    another age than the rest.
 
     Args:
         run_folder: holds the resolved recipe, for seed and description.
         recipe_name: name of the recipe.
         artifacts: what each stage left, in the order they ran.
+        not_done: how each stage stands that is not done: outdated, cut off, not run.
     """
+    current = {name: a for name, a in artifacts.items() if name not in not_done}
     recipe = _recipe(run_folder)
-    stages = {name: _stage(artifact) for name, artifact in artifacts.items()}
+    stages = {
+        name: {"state": not_done.get(name, "done"), **_stage(artifact)}
+        for name, artifact in artifacts.items()
+    }
+    done = [stages[name] for name in current]
     found: dict[str, Any] = {
         "recipe": recipe_name,
         "description": recipe.get("description", ""),
         "seed": recipe.get("seed", _common_seed(artifacts)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(sum(stage["seconds"] or 0 for stage in stages.values()), 2),
-        "peak_rss_mb": max((s["peak_rss_mb"] or 0 for s in stages.values()), default=None) or None,
+        "seconds": round(sum(stage["seconds"] or 0 for stage in done), 2),
+        "peak_rss_mb": max((s["peak_rss_mb"] or 0 for s in done), default=None) or None,
         "versions": library_versions(),
+        "not_done": dict(not_done),
         "stages": stages,
-        "reward_model": _quality(artifacts),
-        **_evaluations(artifacts),
+        "reward_model": _quality(current),
+        **_evaluations(current),
     }
     cleaned = without_nan(found)
     assert isinstance(cleaned, dict)

@@ -67,6 +67,7 @@ class Plan:
         resamples: draws of each bootstrap.
         seed: of sampling and of each bootstrap.
         trust_remote_code: run code that a checkpoint carries.
+        seen: counts what of prompts and texts was seen in training; None where nobody knows.
     """
 
     checkpoints: Mapping[str, str | Path]
@@ -83,6 +84,7 @@ class Plan:
     resamples: int = RESAMPLES
     seed: int = 0
     trust_remote_code: bool = False
+    seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -384,6 +386,7 @@ def _results(
     return {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),
+        "seen": None if plan.seen is None else plan.seen(plan.prompts, plan.texts),
         "reference": plan.reference,
         "sampling": dataclasses.asdict(plan.sampling),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},

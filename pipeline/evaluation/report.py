@@ -6,6 +6,7 @@ content policy forbids it), and shows what models wrote as text, never as markup
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from itertools import count
@@ -15,18 +16,29 @@ from typing import Any
 from pipeline.artifacts import Artifact, storage_errors, write_atomically
 from pipeline.evaluation import view
 from pipeline.evaluation.collect import collect, read_metrics
+from pipeline.evaluation.notices import notices
+from pipeline.evaluation.overlap import held_out
 from pipeline.evaluation.recount import read_samples
 
+MARK = "made_before"
+"""In the JSON of a report that something happened after: what."""
+_MARK_STYLE = "border:2px solid #c62;padding:.6em 1em;font-weight:600"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run_folder: Path, recipe_name: str, artifacts: Mapping[str, Artifact]) -> Path:
-    """Write the report of a finished run.
+def write_report(
+    run_folder: Path,
+    recipe_name: str,
+    artifacts: Mapping[str, Artifact],
+    not_done: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the report of a run, or of what there is of it.
 
     Args:
         run_folder: `runs/<recipe>`; the report goes into its `report/`.
         recipe_name: name of the recipe.
         artifacts: what each stage left, in the order they ran.
+        not_done: how each stage stands that is not done, such as "outdated: ...".
 
     Returns:
         The path of the page.
@@ -34,7 +46,7 @@ def write_report(run_folder: Path, recipe_name: str, artifacts: Mapping[str, Art
     Raises:
         StorageError: the folder can't be written.
     """
-    report = collect(run_folder, recipe_name, artifacts)
+    report = collect(run_folder, recipe_name, artifacts, not_done or {})
     folder = run_folder / "report"
     page = render(report, artifacts)
     with storage_errors(folder):
@@ -43,6 +55,47 @@ def write_report(run_folder: Path, recipe_name: str, artifacts: Mapping[str, Art
     write_atomically(folder / "report.json", text + "\n")
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
+
+
+def is_current(
+    run_folder: Path, artifacts: Mapping[str, Artifact], not_done: Mapping[str, str]
+) -> bool:
+    """Tell whether the report that is there is of these artifacts, as they stand."""
+    folder = run_folder / "report"
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        told = {
+            name: (stage["digest"], stage["created"]) for name, stage in report["stages"].items()
+        }
+        states, marked = report["not_done"], report.get(MARK)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    made = {name: (a.digest, a.manifest.get("created")) for name, a in artifacts.items()}
+    whole = not marked and (folder / "index.html").is_file()
+    return whole and told == made and states == dict(not_done)
+
+
+def mark_report(run_folder: Path, sentence: str) -> None:
+    """Say at the head of a report, and in its JSON, that something happened after it was made.
+
+    Does nothing without a report, or where it says so already.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    folder = run_folder / "report"
+    try:
+        page = (folder / "index.html").read_text(encoding="utf-8")
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(report, dict) or MARK in report:
+        return
+    # With a style of its own: the page may be of an earlier version.
+    said = f'<p role="note" style="{_MARK_STYLE}">{html.escape(sentence)}</p>'
+    write_atomically(folder / "index.html", page.replace("<main>", f"<main>\n{said}", 1))
+    text = json.dumps({MARK: sentence, **report}, indent=2, ensure_ascii=False)
+    write_atomically(folder / "report.json", text + "\n")
 
 
 def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
@@ -68,11 +121,13 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
     plots = count(1)
     environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
     environment.globals["answer_tags"] = view.answer_tags
+    environment.globals["held_out"] = held_out
     page = environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         report=report,
         names=list(report["checkpoints"]),
         shades=view.colours(report["checkpoints"]),
+        notices=notices(report),
         headline=view.headline(report),
         cards=view.cards(report),
         win_rates=view.win_rate_groups(report),
@@ -106,6 +161,8 @@ def _charts(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dic
 
     training, trade_offs = [], []
     for name, artifact in artifacts.items():
+        if name in report["not_done"]:
+            continue
         rows = read_metrics(artifact)
         charts = stage_charts(artifact.kind, rows)
         if charts:

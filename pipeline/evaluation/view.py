@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.overlap import held_out
 from pipeline.evaluation.summary import main_win_rate
 
 SAMPLES = 12
@@ -14,8 +15,8 @@ FIGURES = (
     ("Gold reward", "gold_reward", "number", "by the embedded world's judge, 0 to 1"),
     ("Proxy reward", "proxy_reward", "number", "by the reward model that PPO trains against"),
     ("KL to the reference", "kl_to_reference", "number", "nats a response, on own samples"),
-    ("Perplexity", "perplexity", "number", "of held-out texts"),
-    ("Bits per byte", "bits_per_byte", "number", "of held-out texts"),
+    ("Perplexity", "perplexity", "number", "of the evaluation’s texts"),
+    ("Bits per byte", "bits_per_byte", "number", "of the evaluation’s texts"),
     ("Response length", "mean_length", "short", "tokens"),
     ("Ends by itself", "ended_share", "percent", "responses with an end of sequence"),
     ("Repetition", "repetition", "percent", "three-word runs seen before in the response"),
@@ -82,11 +83,20 @@ def _preference(report: Figures) -> str:
         return ""
     by = {"gold": "the gold annotator", "proxy": "the reward model"}[rate["judge"]]
     low, high = rate["ci95"]
+    prompts = f"{rate['n']:,} {_held_out(report, rate)}prompts"
     return (
         f"{by.capitalize()} prefers {rate['a']} to {rate['b']} on "
-        f"{number(rate['rate'], 'percent')} of {rate['n']:,} held-out prompts, ties half "
+        f"{number(rate['rate'], 'percent')} of {prompts}, ties half "
         f"(95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}\u00a0%)."
     )
+
+
+def _held_out(report: Figures, rate: Figures) -> str:
+    """Return "held-out " where the prompts of a win rate are known to be."""
+    for evaluation in report["evaluations"].values():
+        if rate["a"] in evaluation["checkpoints"].values():
+            return held_out(evaluation)
+    return ""
 
 
 def _main_rate(report: Figures) -> Figures | None:
@@ -143,7 +153,8 @@ def cards(report: Figures) -> list[dict[str, str]]:
     quality = report["reward_model"] or {}
     accuracy = number(quality.get("accuracy"), "percent")
     _card(found, "Reward model", accuracy, "of held-out pairs")
-    _card(found, "Time", clock(report["seconds"]), "all stages")
+    whole = "stages that are up to date" if report["not_done"] else "all stages"
+    _card(found, "Time", clock(report["seconds"]), whole)
     if report["peak_rss_mb"]:
         _card(found, "Memory", f"{report['peak_rss_mb'] / 1000:.1f} GB", "at the peak")
     return found
@@ -166,7 +177,7 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
             {
                 "name": name,
                 "kind": stage["kind"],
-                "state": "done",
+                "state": stage["state"].partition(":")[0],
                 "time": clock(stage["seconds"]),
                 "memory": f"{memory:,.0f} MB" if memory else "–",
                 "size": _size(stage["size"]),
@@ -175,7 +186,9 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
                 "digest": str(stage["digest"])[:12],
             }
         )
-    return rows
+    left = [name for name in report["not_done"] if name not in report["stages"]]
+    blank = dict.fromkeys(("kind", "time", "memory", "size", "metric", "value", "digest"), "")
+    return rows + [{**blank, "name": n, "kind": n, "state": report["not_done"][n]} for n in left]
 
 
 def alarm_rows(report: Figures) -> list[dict[str, str]]:
@@ -189,6 +202,7 @@ def alarm_rows(report: Figures) -> list[dict[str, str]]:
             "advice": f"Likely cause: {alarm['cause']}. What to do: {alarm['remedy']}.",
         }
         for name, stage in report["stages"].items()
+        if name not in report["not_done"]
         for alarm in stage["alarms"]
     ]
 

@@ -45,12 +45,16 @@ def _referred(context: StageContext[Any], field: str) -> list[Ranking]:
     if artifact is not None:
         source = SourceSettings(path=str(artifact.folder / "rankings.jsonl"), max_bad_share=0.0)
     else:
-        location = str(context.input(field))
-        stage_file = Path(location).expanduser() / "rankings.jsonl"
-        location = str(stage_file) if stage_file.is_file() else location
-        local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
-        source = SourceSettings(**{"path" if local else "hub": location})
+        source = rankings_source(str(context.input(field)))
     return read_rankings(context, (source,), field)
+
+
+def rankings_source(location: str) -> SourceSettings:
+    """Return the source of rankings made elsewhere: a stage's folder, a file or a hub id."""
+    stage_file = Path(location).expanduser() / "rankings.jsonl"
+    location = str(stage_file) if stage_file.is_file() else location
+    local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
+    return SourceSettings(**{"path" if local else "hub": location})
 
 
 def read_rankings(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from data.records import Prompt, PromptRow
     from pipeline.context import StageContext
     from pipeline.evaluation.engine import Plan
+    from pipeline.evaluation.inputs import Opening
     from pipeline.handover import HandOver
 
 CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
@@ -151,19 +152,26 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
 def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
     """Judge all checkpoints; return the final metrics."""
     from pipeline.evaluation.engine import Desk, evaluate
+    from pipeline.evaluation.overlap import seen_lines
     from pipeline.evaluation.summary import say_results, stage_metrics
 
     plan = _plan(context)
     desk = Desk(context.folder, _key(context), context.console, context.stop_if_asked)
     results = evaluate(plan, desk)
     say_results(results, context.say)
+    for line in seen_lines(
+        results["seen"], n_prompts=results["prompts"]["n"], n_texts=results["texts"]
+    ):
+        context.say(line)
     return stage_metrics(results)
 
 
 def _plan(context: StageContext[EvaluateSettings]) -> Plan:
     from pipeline.evaluation.engine import Plan
+    from pipeline.evaluation.overlap import seen_before
     from pipeline.generation import Sampling
     from pipeline.models import pick_device, resolve_bf16
+    from pipeline.stages._readings import made_elsewhere, readings
 
     settings, prompts = context.settings, _prompts(context)
     return Plan(
@@ -186,26 +194,39 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         resamples=settings.resamples,
         seed=context.seed,
         trust_remote_code=settings.trust_remote_code,
+        seen=lambda prompts, texts: seen_before(
+            prompts,
+            texts,
+            readings=readings(context.hand),
+            elsewhere=made_elsewhere(context.hand),
+            document_prompt=_opening(context),
+        ),
     )
 
 
 def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
-    from pipeline.evaluation.inputs import document_opening, read_prompts
+    from pipeline.evaluation.inputs import read_prompts
 
     settings = context.settings
-    opening = None
-    if settings.prefix_tokens is not None:
-        from pipeline.models import load_tokenizer
-
-        tokenizer = load_tokenizer(
-            context.input(f"checkpoints.{settings.measured_to}"),
-            trust_remote_code=settings.trust_remote_code,
-        )
-        opening = document_opening(tokenizer, settings.prefix_tokens)
     sources = [source.read_arguments() for source in settings.prompts]
     return read_prompts(
-        sources, limit=settings.limit, seed=context.seed, say=context.say, opening=opening
+        sources, limit=settings.limit, seed=context.seed, say=context.say, opening=_opening(context)
     )
+
+
+def _opening(context: StageContext[EvaluateSettings]) -> Opening | None:
+    """Return what makes documents into prompts, None where the recipe doesn't ask for it."""
+    from pipeline.evaluation.inputs import document_opening
+    from pipeline.models import load_tokenizer
+
+    settings = context.settings
+    if settings.prefix_tokens is None:
+        return None
+    tokenizer = load_tokenizer(
+        context.input(f"checkpoints.{settings.measured_to}"),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return document_opening(tokenizer, settings.prefix_tokens)
 
 
 def _texts(context: StageContext[EvaluateSettings]) -> list[str]:

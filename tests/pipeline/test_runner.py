@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import pipeline.config as config
+import pipeline.runner
 from data.errors import (
     ArtifactError,
     HandOverError,
@@ -34,6 +36,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import execute, plan
 
 QUIET = Console(quiet=True)
+real_report = pipeline.runner._report
 
 
 class CountSettings(StageSettings):
@@ -310,3 +313,120 @@ def test_listing_shows_state_parents_and_metric(recipe_file: Path) -> None:
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no run folder"):
         list_run(tmp_path)
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.runner._report", real_report)
+
+
+def report_of(recipe_file: Path) -> dict[str, Any]:
+    folder = recipe_file.parent / "run" / "report"
+    content = json.loads((folder / "report.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_stage_whose_parent_ran_since_is_outdated_in_the_report(recipe_file: Path) -> None:
+    go(recipe_file)
+    assert report_of(recipe_file)["not_done"] == {}
+    go(recipe_file, "a.text=w", only="a")
+    assert report_of(recipe_file)["not_done"] == {
+        "b": "outdated: stage a changed",
+        "c": "outdated: b runs before it",
+    }
+    go(recipe_file, "a.text=w")
+    assert report_of(recipe_file)["not_done"] == {}
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_part_of_a_run_has_a_report_of_what_is_there(recipe_file: Path) -> None:
+    go(recipe_file, until="a")
+    report = report_of(recipe_file)
+    assert (list(report["stages"]), report["not_done"]) == (
+        ["a"],
+        {"b": "not run", "c": "not run"},
+    )
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_run_that_stops_leaves_a_report_of_what_is_there(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    assert report_of(recipe_file)["not_done"] == {
+        "b": "cut off, resumes at step 2",
+        "c": "not run",
+    }
+    with pytest.raises(StageFailedError):
+        go(recipe_file, "b.fail=bug")
+    report = report_of(recipe_file)
+    assert report["not_done"]["b"] == "cut off, resumes at step 3"
+    assert "made_before" not in report
+    go(recipe_file)
+    assert report_of(recipe_file)["not_done"] == {}
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_report_from_before_a_killed_run_says_so(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+
+    def killed(context: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.execution.run_in_process", lambda *arguments: killed(None))
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe_file, "c.text=w")
+    page = recipe_file.parent / "run" / "report" / "index.html"
+    assert "Stage c was begun after this report was made" in page.read_text()
+    assert "Stage c was begun" in report_of(recipe_file)["made_before"]
+    go(recipe_file, "c.text=w")
+    assert "was begun after" not in page.read_text()
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_report_that_was_not_made_after_the_last_stage_is_made_by_the_next_run(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runner._report", lambda *arguments: None)
+        go(recipe_file, "c.text=w")
+    go(recipe_file, "c.text=w")
+    report = report_of(recipe_file)
+    manifest = json.loads((recipe_file.parent / "run/c/manifest.json").read_text())
+    assert report["stages"]["c"]["digest"] == manifest["digest"]
+    assert "made_before" not in report
+
+
+def test_listing_names_the_process_that_runs_a_stage(recipe_file: Path) -> None:
+    run, seen = recipe_file.parent / "run", []
+
+    def look(context: Any) -> dict[str, Any]:
+        seen.append({row[0]: row[2] for row in list_run(run)})
+        return {"eval/loss": 0.0}
+
+    kind = sys.modules["count_stage"].KIND
+    go(recipe_file, until="a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["count_stage"], "KIND", dataclasses.replace(kind, run=look))
+        go(recipe_file, until="b")
+    assert seen == [{"a": "done", "b": f"running, process {os.getpid()}", "c": "not run"}]
+    assert "running" not in str(list_run(run))
+
+
+def test_a_process_that_was_killed_is_not_running(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    # The file still names the process that held it.
+    lock = recipe_file.parent / "run" / ".lock"
+    assert lock.read_text() == f"process {os.getpid()}, at stage b"
+    states = {row[0]: row[2] for row in list_run(recipe_file.parent / "run")}
+    assert states["b"] == "cut off, resumes at step 2"
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        states = {row[0]: row[2] for row in list_run(recipe_file.parent / "run")}
+    assert states["b"] == f"running, process {os.getpid()}"

@@ -80,3 +80,19 @@ def test_checkpoints_prompted_otherwise_are_not_compared_by_kl() -> None:
     assert chart is not None
     assert ">sft<" in chart.svg
     assert ">base<" not in chart.svg
+
+
+def test_reward_against_kl_is_of_what_the_reward_model_said() -> None:
+    rows = [
+        {
+            "step": i,
+            "objective/kl": 1.0 * i,
+            "objective/scores": 1.0,
+            "objective/scores_raw": 7.0 * i,
+        }
+        for i in range(4)
+    ]
+    chart = over_optimisation(rows)
+    assert chart is not None
+    # The axis reaches 21, where a clip at 1 would have kept it flat.
+    assert ">20<" in chart.svg.replace(" ", "")

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.artifacts import Artifact, publish
 from pipeline.evaluation.recount import figures
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import TEMPLATES, is_current, mark_report, write_report
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)> & \"quoted\""
 QUALITY = {
@@ -121,7 +121,7 @@ def whole_run(run: Path) -> dict[str, Artifact]:
     """Publish every stage that the report draws."""
     losses = [{"step": i, "train/loss": 3 / (i + 1), "eval/loss": 1.0} for i in range(60)]
     updates = [
-        {"step": i, "objective/kl": 0.1 * i, "objective/scores": 0.5, "objective/entropy": 9.0}
+        {"step": i, "objective/kl": 0.1 * i, "objective/scores_raw": 0.5, "objective/entropy": 9.0}
         for i in range(9)
     ]
     return {
@@ -270,3 +270,101 @@ def test_writing_again_replaces_the_report(run: Path) -> None:
     report, _ = written(run, artifacts | {"more": stage(run, "more", "sft")})
     assert list(report["stages"]) == ["base", "more"]
     assert sorted(p.name for p in (run / "report").iterdir()) == ["index.html", "report.json"]
+
+
+def test_what_an_outdated_stage_left_is_no_figure(run: Path) -> None:
+    artifacts = whole_run(run)
+    states = {"reward": "outdated: stage base changed", "evaluate": "outdated: reward runs first"}
+    write_report(run, "quick", artifacts, states)
+    report = json.loads((run / "report" / "report.json").read_text())
+    text = Page((run / "report" / "index.html").read_text(encoding="utf-8")).text
+    assert (report["reward_model"], report["checkpoints"], report["win_rates"]) == (None, {}, [])
+    assert {name: stage["state"].partition(":")[0] for name, stage in report["stages"].items()} == {
+        "base": "done", "reward": "outdated", "ppo": "done", "evaluate": "outdated",
+    }  # fmt: skip
+    assert "held-out pairs" not in text
+    assert "prefers ppo" not in text
+    assert "reward (stage base changed), evaluate (reward runs first)" in text
+    assert report["seconds"] == 25.0
+
+
+def test_what_has_not_run_is_told(run: Path) -> None:
+    artifacts = {"base": stage(run, "base", "pretrain")}
+    write_report(run, "quick", artifacts, {"sft": "cut off, resumes at step 7", "ppo": "not run"})
+    text = Page((run / "report" / "index.html").read_text(encoding="utf-8")).text
+    assert "Stages cut off, resumes at step 7: sft." in text
+    assert "Stages not run: ppo." in text
+
+
+def test_a_report_is_current_until_anything_it_tells_changes(run: Path) -> None:
+    artifacts = {"base": stage(run, "base", "pretrain")}
+    assert not is_current(run, artifacts, {})
+    write_report(run, "quick", artifacts)
+    assert is_current(run, artifacts, {})
+    assert not is_current(run, artifacts, {"base": "outdated: seed: 0 -> 1"})
+    assert not is_current(run, artifacts | {"more": stage(run, "more", "sft")}, {})
+    mark_report(run, f"begun <later> {NASTY}")
+    mark_report(run, "once is enough")
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"begun <later> {NASTY}" in Page(page).text
+    assert "once is enough" not in page
+    assert not is_current(run, artifacts, {})
+    write_report(run, "quick", artifacts)
+    assert "begun" not in (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert is_current(run, artifacts, {})
+
+
+def test_an_alarm_tells_the_number_of_its_update(run: Path) -> None:
+    alarm = {
+        "update": 41, "alarm": "kl_blow_up", "figure": 9.0, "threshold": 2.0,
+        "told": "the KL is 9.0", "cause": "a cause", "remedy": "a remedy",
+    }  # fmt: skip
+    folder = run / "ppo"
+    artifact = stage(run, "ppo", "ppo")
+    (folder / "doctor.jsonl").write_text(json.dumps(alarm) + "\n")
+    _, html = written(run, {"ppo": artifact})
+    assert re.search(r'<td class="n">41</td>', html)
+    assert "built-in method" not in html
+
+
+def test_templates_never_take_a_method_for_a_value() -> None:
+    """`row.update` is a dictionary's method, whatever key the row has."""
+    methods = "|".join(name for name in dir(dict) if not name.startswith("_"))
+    template = (TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
+    assert re.findall(rf"\.(?:{methods})\b(?!\()", template) == []
+
+
+SEEN = {
+    "prompts": 0, "texts": 0, "stages": {}, "compared": ["sft", "ppo"], "unread": [],
+    "elsewhere": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "not_said"),
+    [
+        (SEEN, "of 5 held-out prompts, ties half", "not held out"),
+        (None, "of 5 prompts, ties half", "held-out prompts"),
+        ({**SEEN, "compared": []}, "of 5 prompts, ties half", "held-out prompts"),
+        ({**SEEN, "unread": ["sft"]}, "What sft learnt from is not known", "held-out prompts"),
+        (
+            {**SEEN, "prompts": 4, "stages": {
+                "sft": {"kind": "sft", "prompts": 1, "texts": 0},
+                "ppo": {"kind": "ppo", "prompts": 4, "texts": 0},
+            }},
+            "4 of the 5 prompts (80 %) are not held out: 1 learnt by sft, 4 sampled on in ppo.",
+            "held-out prompts",
+        ),
+    ],
+)  # fmt: skip
+def test_held_out_is_said_where_it_is_known(
+    run: Path, seen: dict[str, Any] | None, said: str, not_said: str
+) -> None:
+    artifact = evaluation(run)
+    path = artifact.folder / "evaluation.json"
+    content = {**json.loads(path.read_text()), "seen": seen, "texts": 0}
+    path.write_text(json.dumps(content))
+    _, html = written(run, {"evaluate": artifact})
+    text = Page(html).text
+    assert said in text
+    assert not_said not in text

@@ -263,3 +263,34 @@ def test_a_reward_model_is_no_checkpoint_that_answers(
     swapped = settings_for({"sft": checkpoints["sft"]}, reward=str(checkpoints["sft"]))
     with pytest.raises(HandOverError, match="reward"):
         check(swapped, make_context(swapped, inputs(swapped)).hand)
+
+
+def test_prompts_that_ppo_sampled_on_are_told(
+    make_context: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    from pipeline.stages.ppo import PpoSettings
+    from pipeline.stages.sft import SftSettings
+
+    def write(name: str, *questions: str) -> SourceSettings:
+        rows = [{"prompt": question, "completion": "Ada."} for question in questions]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return SourceSettings(path=str(tmp_path / name))
+
+    asked = write("asked.jsonl", "Who bakes?", "Who mills?", "Who teaches?", "Who sings?")
+    taught = write("taught.jsonl", "Who mills?", "Who rows?")
+    stages = {
+        "sft": SftSettings(model=str(checkpoints["base"]), train=(taught,), heldout_share=0.0),
+        "ppo": PpoSettings(policy="sft", reward=str(checkpoints["sft"]), prompts=(asked,)),
+        "other": SftSettings(model=str(checkpoints["base"]), train=(asked,)),
+    }
+    settings = settings_for({}, checkpoints={"ppo": "ppo"}, prompts=[asked], gold=False)
+    context = make_context(settings, {"checkpoints.ppo": checkpoints["ppo"]}, stages=stages)
+    run(context)
+    seen = json.loads((context.folder / "evaluation.json").read_text())["seen"]
+    # `other` is no part of how ppo came to be.
+    assert (seen["prompts"], seen["compared"]) == (4, ["sft", "ppo"])
+    assert {name: stage["prompts"] for name, stage in seen["stages"].items()} == {
+        "sft": 1,
+        "ppo": 4,
+    }
+    assert seen["elsewhere"] == [str(checkpoints["sft"]), str(checkpoints["base"])]
