@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from data.errors import SourceError, nearest
 from data.formats import TEXT_LAYOUTS
+from data.values import plain
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text", ".md")
 PACKED = (".gz", ".zst")
@@ -36,6 +37,11 @@ class RawRow(NamedTuple):
     value: dict[str, Any] | None
     problem: str = ""
     note: str = ""
+
+
+def readable(row: RawRow) -> RawRow:
+    """Return a row whose values JSON can hold, as text where they are something else."""
+    return row if row.value is None else row._replace(value=plain(row.value))
 
 
 def find_files(path: str) -> list[Path]:
@@ -98,10 +104,10 @@ def raw_rows(file: Path, layout: str = "auto") -> Generator[RawRow]:
         )
     try:
         if kind == ".parquet":
-            yield from _parquet(file)
+            yield from map(readable, _parquet(file))
         else:
             with open_packed(file) as stream:
-                yield from _READERS.get(kind, _text)(file, stream, layout)
+                yield from map(readable, _READERS.get(kind, _text)(file, stream, layout))
     except UnicodeDecodeError as error:
         raise SourceError(f"{file} is not UTF-8 text: {error.reason}") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:

@@ -1,45 +1,35 @@
-"""The formats a row can have: told from its columns, and turned into records.
+"""The formats a row can have: told from its columns, and which columns each of them reads.
 
-A row is a mapping of columns to values, from a JSON, Parquet or CSV file or a hub data set. What
-is wrong with one row raises `RowError` (it counts as malformed), what is fine but of no use raises
-`RowDropped` (counted apart, with its reason); `data.sources` knows the file and the line.
+A row is a mapping of columns to values, from a JSON, Parquet or CSV file or a hub data set;
+`data.converting` makes a record of it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data.asking import (
+    ABOUT_COLUMNS,
+    ALONE,
+    ASKING_COLUMNS,
+    FRAME_COLUMNS,
+    MESSAGE_COLUMNS,
+    QUESTION_COLUMNS,
+    QUESTIONS,
+    Row,
+    is_about,
+    picked,
+)
 from data.errors import SourceError, nearest
-from data.records import (
-    Completion,
-    Conversation,
-    Document,
-    PromptRow,
-    Ranking,
-    Record,
-    dense_ranks,
-)
-from data.values import (
-    RowDropped,
-    RowError,
-    as_list,
-    as_messages,
-    as_number,
-    as_text,
-    as_transcript,
-    is_transcript,
-    shared_text,
-    shared_turns,
-)
+from data.shared import is_transcript
+from data.turns import is_nothing, last_role, turns_in, unknown_keys
+from data.values import RowError
 
-Row = Mapping[str, Any]
-
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-QUESTION_COLUMNS = ("instruction", "question", "query")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
+LABEL_COLUMNS = ("label", "kto_tag")
+"""Beside an answer: whether it is a good one (true) or one to avoid."""
 SCORE_COLUMNS = ("ranks", "rank", "scores")
 POLICY_COLUMNS = ("policies", "models", "systems")
 SOFT_PAIR, SOFT_RANKING = "probability", "probabilities"
@@ -60,19 +50,27 @@ FORMATS: dict[str, str] = {
 }
 
 _ALWAYS = ("id", "meta", "annotator")
-_ASKING = ("prompt", *MESSAGE_COLUMNS, *QUESTION_COLUMNS)
+_ANSWERED = frozenset((*_ALWAYS, *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
+_PAIRED = frozenset((*_ALWAYS, *ASKING_COLUMNS, "chosen", "rejected", SOFT_PAIR))
 _USED: dict[str, frozenset[str]] = {
     "text": frozenset((*_ALWAYS, "text")),
-    "prompt_completion": frozenset((*_ALWAYS, "prompt", *ANSWER_COLUMNS)),
-    "instruction": frozenset((*_ALWAYS, "prompt", "input", *QUESTION_COLUMNS, *ANSWER_COLUMNS)),
-    "messages": frozenset((*_ALWAYS, *MESSAGE_COLUMNS)),
-    "prompt": frozenset((*_ALWAYS, *_ASKING)),
-    "preference": frozenset((*_ALWAYS, *_ASKING, "chosen", "rejected", SOFT_PAIR)),
-    "hh": frozenset((*_ALWAYS, "chosen", "rejected", SOFT_PAIR)),
+    "prompt_completion": _ANSWERED,
+    "instruction": _ANSWERED,
+    "messages": frozenset((*_ALWAYS, *ASKING_COLUMNS)),
+    "prompt": frozenset((*_ALWAYS, *ASKING_COLUMNS)),
+    "preference": _PAIRED,
+    "hh": _PAIRED,
     "rankings": frozenset(
-        (*_ALWAYS, *_ASKING, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS, SOFT_RANKING)
+        (*_ALWAYS, *ASKING_COLUMNS, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS, SOFT_RANKING)
     ),
 }
+_OF_TURNS = ("chosen", "rejected", *ANSWER_COLUMNS, *QUESTIONS, *ALONE)
+"""Columns that may hold turns."""
+
+
+def first(row: Row, names: Sequence[str]) -> Any:
+    """Return the value of the first of some columns that a row has, None where it has none."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def check_format(name: str) -> None:
@@ -110,7 +108,7 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
 
 def _detect(row: Row) -> str | None:
     def has(names: tuple[str, ...]) -> bool:
-        return _first(row, names) is not None
+        return first(row, names) is not None
 
     if "completions" in row and has(SCORE_COLUMNS):
         return "rankings"
@@ -118,23 +116,45 @@ def _detect(row: Row) -> str | None:
         both = is_transcript(row["chosen"]) and is_transcript(row["rejected"])
         return "hh" if both else "preference"
     if has(MESSAGE_COLUMNS):
-        return _messages_or_prompt(row)
-    if has(QUESTION_COLUMNS) and has(ANSWER_COLUMNS):
+        asking = last_role(first(row, MESSAGE_COLUMNS)) in ("user", "tool")
+        return "prompt" if asking else "messages"
+    answered = has(ANSWER_COLUMNS)
+    if has(QUESTION_COLUMNS) and answered:
         return "instruction"
-    asks = isinstance(row.get("prompt"), (str, list))
-    if asks and has(ANSWER_COLUMNS):
+    asks = isinstance(row.get("prompt"), (str, list, tuple))
+    if asks and answered:
         return "prompt_completion"
+    alone = [row[name] for name in ALONE if not is_nothing(row.get(name)) and is_about(row[name])]
+    if alone and answered:
+        return "prompt_completion" if turns_in(alone[0]) else "instruction"
     if "text" in row:
         return "text"
-    return "prompt" if asks or has(QUESTION_COLUMNS) else None
+    return "prompt" if asks or has(QUESTION_COLUMNS) or alone else None
 
 
-def _messages_or_prompt(row: Row) -> str:
-    try:
-        messages = as_messages(_first(row, MESSAGE_COLUMNS))
-    except RowError:
-        return "messages"
-    return "prompt" if messages[-1]["role"] == "user" else "messages"
+def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the columns of a row that hold something and are not read, and such keys of turns.
+
+    Args:
+        row: columns under our names.
+        name: the format it is read as.
+        columns: those that the recipe maps.
+    """
+    used = _USED["text" if name in TEXT_LAYOUTS else name]
+    only = picked(columns)
+    answers = [column for column in ANSWER_COLUMNS if row.get(column) is not None]
+    kept = name == "prompt" and not isinstance(row.get("meta"), Mapping)
+    for column, value in row.items():
+        if is_nothing(value) or kept:
+            continue
+        passed = bool(only) and column in ASKING_COLUMNS and column not in (*only, *FRAME_COLUMNS)
+        passed = passed or (column in ABOUT_COLUMNS and not is_about(value))
+        if column not in used or passed or column in answers[1:]:
+            yield f"column '{column}'"
+    for column in _OF_TURNS if name not in TEXT_LAYOUTS else ():
+        value = row.get(column)
+        if isinstance(value, (list, tuple, Mapping)):
+            yield from {f"key '{key}' of turns": None for key in unknown_keys(value)}
 
 
 def map_columns(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:
@@ -173,197 +193,3 @@ def _look_up(row: Row, name: str) -> Any:
 def _text_of(row: Row, name: str) -> str:
     value = _look_up(row, name.strip())
     return value if isinstance(value, str) else "" if value is None else str(value)
-
-
-def convert(row: Row, name: str, *, default_id: str = "") -> Record:
-    """Return the record a row holds, read as the named format.
-
-    Args:
-        row: columns under our names.
-        name: one of `FORMATS`.
-        default_id: the record's id where the row has no `id`.
-
-    Raises:
-        RowError: a column is missing or holds something else.
-        RowDropped: nothing is wrong, but the row is of no use.
-    """
-    given = row.get("id")
-    identity = default_id if given is None or given == "" else str(given)
-    return _CONVERTERS["text" if name in TEXT_LAYOUTS else name](row, identity)
-
-
-def _first(row: Row, names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _need(row: Row, *names: str) -> Any:
-    value = _first(row, names)
-    if value is None:
-        raise RowError(
-            f"no column '{names[0]}'; columns: {', '.join(row)}.{nearest(names[0], row)}"
-        )
-    return value
-
-
-def _filled(text: str, what: str) -> str:
-    if not text.strip():
-        raise RowDropped(f"the {what} is empty")
-    return text
-
-
-def _document(row: Row, identity: str) -> Record:
-    text = as_text(_need(row, "text"), "text")
-    if not text.strip():
-        raise RowDropped("empty text")
-    return Document(text=text, id=identity)
-
-
-def _prompt_completion(row: Row, identity: str) -> Record:
-    prompt, completion = _need(row, "prompt"), _need(row, *ANSWER_COLUMNS)
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Completion(
-            prompt=_filled(as_text(prompt, "prompt"), "prompt"),
-            completion=_filled(as_text(completion, "completion"), "completion"),
-            id=identity,
-        )
-    opening = as_messages(prompt)
-    answer = as_messages(completion, role="assistant")
-    return _ending_in_answer(Conversation(messages=[*opening, *answer], id=identity))
-
-
-def _instruction(row: Row, identity: str) -> Record:
-    question = _filled(as_text(_need(row, *QUESTION_COLUMNS, "prompt"), "instruction"), "question")
-    extra = as_text(row.get("input") or "", "input")
-    answer = _filled(as_text(_need(row, *ANSWER_COLUMNS), "answer"), "answer")
-    asked = f"{question}\n\n{extra}" if extra.strip() else question
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return Conversation(messages=as_messages(turns), id=identity)
-
-
-def _conversation(row: Row, identity: str) -> Record:
-    messages = as_messages(_need(row, *MESSAGE_COLUMNS))
-    return _ending_in_answer(Conversation(messages=messages, id=identity))
-
-
-def _ending_in_answer(conversation: Conversation) -> Conversation:
-    last = conversation.messages[-1]
-    if last["role"] != "assistant":
-        raise RowError(f"the last turn is the {last['role']}'s, not the assistant's")
-    if not any(turn["role"] == "user" for turn in conversation.messages):
-        raise RowError("the conversation has no turn of the user")
-    _filled(last["content"], "assistant's last turn")
-    return conversation
-
-
-def _prompt_value(row: Row) -> Any:
-    """Return the prompt: text that is not empty, or messages with the user's last."""
-    value = _need(row, "prompt", *MESSAGE_COLUMNS, *QUESTION_COLUMNS)
-    if isinstance(value, str) and not value.lstrip().startswith('[{"'):
-        return _filled(as_text(value, "prompt"), "prompt")
-    messages = as_messages(value)
-    if messages[-1]["role"] != "user":
-        raise RowError(f"the prompt ends with the {messages[-1]['role']}'s turn, not the user's")
-    return messages
-
-
-def _prompt(row: Row, identity: str) -> Record:
-    used = {"id", "meta", "prompt", *MESSAGE_COLUMNS, *QUESTION_COLUMNS}
-    meta = row.get("meta")
-    if not isinstance(meta, Mapping):
-        meta = {name: value for name, value in row.items() if name not in used}
-    return PromptRow(prompt=_prompt_value(row), id=identity, meta=dict(meta))
-
-
-def _preference(row: Row, identity: str) -> Record:
-    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        chosen, rejected = as_text(chosen, "chosen"), as_text(rejected, "rejected")
-        if row.get("prompt") is not None:
-            return _pair(_prompt_value(row), chosen, rejected, row, identity)
-        return _pair(*shared_text(chosen, rejected), row, identity)
-    chosen, rejected = as_messages(chosen), as_messages(rejected)
-    if [len(chosen), len(rejected)] == [1, 1] and row.get("prompt") is not None:
-        prompt = _prompt_value(row)
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        chosen, rejected = [*prompt, *chosen], [*prompt, *rejected]
-    return _pair(*shared_turns(chosen, rejected), row, identity)
-
-
-def _transcripts(row: Row, identity: str) -> Record:
-    chosen = as_transcript(_need(row, "chosen"), "chosen")
-    rejected = as_transcript(_need(row, "rejected"), "rejected")
-    return _pair(*shared_turns(chosen, rejected), row, identity)
-
-
-def _pair(prompt: Any, chosen: str, rejected: str, row: Row, identity: str) -> Record:
-    if chosen == rejected:
-        raise RowDropped("chosen and rejected are the same")
-    soft = row.get(SOFT_PAIR)
-    return Ranking(
-        prompt=prompt,
-        completions=[chosen, rejected],
-        ranks=[1, 2],
-        id=identity,
-        annotator=str(row.get("annotator") or ""),
-        meta=dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {},
-        probabilities=[] if soft is None else _soft_pair(as_number(soft, SOFT_PAIR)),
-    )
-
-
-def _soft_pair(share: float) -> list[list[float]]:
-    if not 0 <= share <= 1:
-        raise RowError(f"column '{SOFT_PAIR}' holds {share:g}, not a share from 0 to 1 for chosen")
-    return [[0.5, share], [1 - share, 0.5]]
-
-
-def _ranking(row: Row, identity: str) -> Record:
-    prompt = _prompt_value(row)
-    completions = [_completion(item) for item in as_list(_need(row, "completions"), "completions")]
-    if len(completions) < 2:
-        raise RowDropped("fewer than two completions")
-    given = _first(row, ("ranks", "rank"))
-    sign, name = (1.0, "ranks") if given is not None else (-1.0, "scores")
-    marks = as_list(given if given is not None else _need(row, "ranks", "scores"), name)
-    if len(marks) != len(completions):
-        raise RowError(f"{len(completions)} completions but {len(marks)} {name}")
-    policies = _first(row, POLICY_COLUMNS)
-    named = isinstance(policies, (list, tuple)) and len(policies) == len(completions)
-    found = Ranking(
-        prompt=prompt,
-        completions=completions,
-        ranks=dense_ranks([sign * as_number(mark, name) for mark in marks]),
-        id=identity,
-        annotator=str(row.get("annotator") or ""),
-        policies=[str(policy) for policy in policies] if named else [],
-        meta=dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {},
-    )
-    soft = [
-        [as_number(share, SOFT_RANKING) for share in as_list(shares, SOFT_RANKING)]
-        for shares in as_list(row.get(SOFT_RANKING) or [], SOFT_RANKING)
-    ]
-    try:
-        return replace(found, probabilities=soft)
-    except ValueError as problem:
-        raise RowError(str(problem)) from problem
-
-
-def _completion(value: Any) -> str:
-    if isinstance(value, str):
-        return as_text(value, "completions")
-    messages = as_messages([value] if isinstance(value, Mapping) else value, role="assistant")
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise RowError("a completion is more than one turn of the assistant")
-    return messages[0]["content"]
-
-
-_CONVERTERS: dict[str, Callable[[Row, str], Record]] = {
-    "text": _document,
-    "prompt_completion": _prompt_completion,
-    "instruction": _instruction,
-    "messages": _conversation,
-    "prompt": _prompt,
-    "preference": _preference,
-    "hh": _transcripts,
-    "rankings": _ranking,
-}

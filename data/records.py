@@ -14,16 +14,30 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class Message(TypedDict):
-    """One turn of a chat; `role` is one of `ROLES`."""
+    """One turn of a chat; `role` is one of `ROLES`. What else it holds goes to the template."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Calls of the assistant; arguments are an object where they are known to be one."""
+    reasoning_content: NotRequired[str]
+    """What the assistant thought before it answered; also `reasoning` and `thinking`."""
+    reasoning: NotRequired[str]
+    thinking: NotRequired[str]
+    name: NotRequired[str]
+    """Of the tool (or person) that speaks."""
+    tool_call_id: NotRequired[str]
+    """Which call a tool's turn answers."""
+    tools: NotRequired[list[dict[str, Any]]]
+    """On the first turn alone: the tools that the chat may call."""
+    weight: NotRequired[int]
+    """0 for a turn of the assistant that is not learned."""
 
 
 Prompt = str | list[Message]
@@ -170,7 +184,23 @@ def prompt_hash(prompt: Prompt) -> str:
 
 def _canonical(messages: Iterable[Message]) -> str:
     """Return messages as one line of JSON that depends on nothing but their content."""
-    return json.dumps([[turn["role"], turn["content"]] for turn in messages], ensure_ascii=False)
+    turns = [
+        [turn["role"], turn["content"], *([beside] if (beside := beside_content(turn)) else [])]
+        for turn in messages
+    ]
+    return json.dumps(turns, ensure_ascii=False, sort_keys=True)
+
+
+def beside_content(turn: Message) -> dict[str, Any]:
+    """Return what a turn holds beside role and content, such as calls of tools."""
+    return {k: v for k, v in turn.items() if k not in ("role", "content", "weight")}
+
+
+def turn_text(turn: Message) -> str:
+    """Return all that a turn says as text, for a reader: calls and reasoning as JSON below it."""
+    beside = beside_content(turn)
+    told = [f"{key}: {json.dumps(held, ensure_ascii=False)}" for key, held in beside.items()]
+    return "\n".join([*([turn["content"]] if turn["content"] or not told else []), *told])
 
 
 def prompt_of(record: Record) -> Prompt:
@@ -228,9 +258,9 @@ def to_text(record: Record) -> str:
     if isinstance(record, Completion):
         return record.prompt + record.completion
     if isinstance(record, Conversation):
-        return "\n".join(turn["content"] for turn in record.messages)
+        return "\n".join(turn_text(turn) for turn in record.messages)
     prompt = record.prompt
-    opening = prompt if isinstance(prompt, str) else "\n".join(t["content"] for t in prompt)
+    opening = prompt if isinstance(prompt, str) else "\n".join(turn_text(t) for t in prompt)
     if isinstance(record, PromptRow):
         return opening
     return "\n".join([opening, *record.completions])

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
-import json
+import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from data.converting import convert
 from data.errors import BadRowsError, Interrupted, SourceError, nearest
-from data.files import RawRow, find_files, raw_rows
-from data.formats import check_format, convert, detect, map_columns
+from data.files import RawRow, find_files, raw_rows, readable
+from data.formats import check_format, detect, map_columns, unused
 from data.records import Record
 from data.values import RowDropped, RowError
 
+SAMPLE = 50
+"""Rows of a file that tell its format: that of most of them."""
 SHOWN = 5
 """How many malformed rows are named."""
-HASHED_BYTES = 64 << 20
-"""Files up to this size are digested whole, larger ones by size and time of change."""
 _HOPELESS = 200
 """After so many malformed rows, if they are most of what was read, reading stops at once."""
 
@@ -48,6 +47,8 @@ class ReadReport:
     """Rows that are well formed but of no use, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
     """What else was done to rows, with how many."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns, and keys of turns, that hold something and were not read, with how many rows."""
     formats: dict[str, str] = field(default_factory=dict)
     """Format of each source, and whether it was given or told from the columns."""
 
@@ -57,6 +58,9 @@ class ReadReport:
         told.append(f"{self.records:,} records from {self.rows:,} rows")
         told += [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
         told += [f"{what} ({count:,} times)" for what, count in self.notes.most_common()]
+        if self.unused:
+            named = (f"{what} ({count:,} rows)" for what, count in self.unused.most_common())
+            told.append("not used: " + ", ".join(named))
         if self.bad:
             told.append(f"{self.bad:,} malformed rows, the first: " + "; ".join(self.first_bad))
         return told
@@ -101,7 +105,7 @@ def read(
         SourceError: nothing there, unreadable, or of no known format.
         BadRowsError: too many rows are malformed; names the first.
     """
-    _one_origin(path, hub, world)
+    one_origin(path, hub, world)
     check_format(format)
     report = ReadReport() if report is None else report
     check: Callable[[], object] = bool
@@ -112,7 +116,7 @@ def read(
         rows = (
             hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
             if hub is not None
-            else _file_rows(_paths(path), format)
+            else _file_rows(paths_of(path), format)
         )
         reading = _Reading(
             format=format, columns=columns, max_bad_share=max_bad_share, report=report
@@ -121,19 +125,22 @@ def read(
         check = reading.check
     # Closed here, so that no file stays open where reading ends early or in an error.
     with contextlib.closing(records), contextlib.closing(rows or records):
-        yield from _window(records, skip, limit, report, check, place=_place(path, hub, world))
+        yield from _window(records, skip, limit, report, check, place=place_of(path, hub, world))
 
 
-def _place(path: str | Sequence[str] | None, hub: str | None, world: str | None) -> str:
-    return f"world:{world}" if world is not None else hub or ", ".join(_paths(path))
+def place_of(path: str | Sequence[str] | None, hub: str | None, world: str | None) -> str:
+    """Return what a source is called in errors."""
+    return f"world:{world}" if world is not None else hub or ", ".join(paths_of(path))
 
 
-def _one_origin(*origins: object) -> None:
+def one_origin(*origins: object) -> None:
+    """Refuse a source that names not exactly one of path, hub and world."""
     if sum(origin is not None for origin in origins) != 1:
         raise SourceError("a source names exactly one of path, hub and world")
 
 
-def _paths(path: str | Sequence[str] | None) -> list[str]:
+def paths_of(path: str | Sequence[str] | None) -> list[str]:
+    """Return the paths of a source as a list."""
     return [path] if isinstance(path, str) else list(path or [])
 
 
@@ -179,11 +186,46 @@ class _Reading:
     by_origin: dict[str, str] = field(default_factory=dict)
 
     def records(self, rows: Iterator[tuple[str, RawRow]]) -> Generator[Record]:
-        """Yield the records of rows; the first good row of a file tells its format."""
-        for origin, row in rows:
-            record = self.take(origin, row)
-            if record is not None:
-                yield record
+        """Yield the records of rows; most of the first rows of a file tell its format."""
+        for origin, held in itertools.groupby(rows, key=lambda pair: pair[0]):
+            row_of = (row for _, row in held)
+            sample = self._sample(row_of)
+            if sample:
+                self._settle(origin, sample)
+            for row in itertools.chain(sample, row_of):
+                record = self.take(origin, row)
+                if record is not None:
+                    yield record
+
+    def _sample(self, rows: Iterator[RawRow]) -> list[RawRow]:
+        """Return the first rows of a file; of documents, which may be large, the first alone."""
+        sample: list[RawRow] = []
+        for row in itertools.islice(rows, SAMPLE):
+            sample.append(row)
+            if row.value is not None and list(row.value) == ["text"]:
+                break
+        return sample
+
+    def _settle(self, origin: str, sample: Sequence[RawRow]) -> None:
+        """Settle the format of a file by its first rows; a file of bad rows has none yet."""
+        if self.format != "auto":
+            self._note_format(origin, self.format, "given")
+            return
+        told: Counter[str] = Counter()
+        problem: SourceError | None = None
+        for row in sample:
+            if row.value is None:
+                continue
+            try:
+                told[detect(self._columns(row), self.columns)] += 1
+            except SourceError as error:
+                problem = problem or error
+            except RowError:
+                continue
+        if told:
+            self._note_format(origin, told.most_common(1)[0][0], "told from its columns")
+        elif problem is not None:
+            raise SourceError(f"{origin}: {problem}") from None
 
     def take(self, origin: str, row: RawRow) -> Record | None:
         """Return the row's record, or None after counting why there is none."""
@@ -195,8 +237,21 @@ class _Reading:
             if row.value is None:
                 raise RowError(row.problem)
             columns = self._columns(row)
-            name = self.by_origin.get(origin) or self._format_of(origin, columns)
-            return convert(columns, name, default_id=_short(row.where))
+            name, told = self._formats_of(origin, columns)
+            record = convert(
+                columns,
+                name,
+                default_id=_short(row.where),
+                columns=self.columns,
+                told=self.format != "auto",
+            )
+            if told != name:
+                raise RowError(
+                    f"its columns {', '.join(columns)} tell {told}, those of most rows {name}; "
+                    "name one with `format`"
+                )
+            self.report.unused.update(set(unused(columns, name, self.columns)))
+            return record
         except RowDropped as reason:
             self.report.dropped[str(reason)] += 1
         except RowError as problem:
@@ -214,24 +269,29 @@ class _Reading:
         self.mapped = True
         return columns
 
-    def _format_of(self, origin: str, row: Mapping[str, Any]) -> str:
-        """Return the format of a file: as given, or told from its first row."""
+    def _formats_of(self, origin: str, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the format of the row's file, and the one that the row itself tells."""
         if self.format != "auto":
-            name, how = self.format, "given"
-        else:
-            try:
-                name, how = detect(row, self.columns), "told from its columns"
-            except SourceError as error:
+            return self.format, self.format
+        try:
+            told = detect(row, self.columns)
+        except SourceError as error:
+            if origin not in self.by_origin:
                 raise SourceError(f"{origin}: {error}") from None
-            other = next((place for place, was in self.by_origin.items() if was != name), None)
-            if other is not None:
-                raise SourceError(
-                    f"one source holds two formats: {other} is {self.by_origin[other]}, {origin} "
-                    f"is {name}; name one with `format` or read them as two sources"
-                )
+            return self.by_origin[origin], "no known format"
+        if origin not in self.by_origin:
+            self._note_format(origin, told, "told from its columns")
+        return self.by_origin[origin], told
+
+    def _note_format(self, origin: str, name: str, how: str) -> None:
+        other = next((place for place, was in self.by_origin.items() if was != name), None)
+        if other is not None:
+            raise SourceError(
+                f"one source holds two formats: {other} is {self.by_origin[other]}, {origin} "
+                f"is {name}; name one with `format` or read them as two sources"
+            )
         self.by_origin[origin] = name
         self.report.formats[origin] = f"{name} ({how})"
-        return name
 
     def _count_bad(self, where: str, problem: str) -> None:
         self.bad += 1
@@ -284,7 +344,7 @@ def hub_rows(
             hub, name=name, split=split, revision=revision, data_files=listed, streaming=True
         )
         for number, row in enumerate(stream, start=1):
-            yield place, RawRow(f"{place}:row {number}", dict(row))
+            yield place, readable(RawRow(f"{place}:row {number}", dict(row)))
     except (SourceError, Interrupted):
         raise
     except Exception as error:
@@ -302,14 +362,14 @@ def _hub_problem(hub: str, split: str, error: Exception) -> str:
 
 
 def _world_records(part: str, seed: int, report: ReadReport) -> Generator[Record]:
-    module = _world(part)
+    module = world_module(part)
     report.formats[f"world:{part}"] = "records (built in)"
     for record in module.World(seed).records(part):
         report.rows += 1
         yield record
 
 
-def _world(part: str) -> Any:
+def world_module(part: str) -> Any:
     """Return the module of the world, which has this part."""
     module = importlib.import_module("data.world")
     if part not in module.PARTS:
@@ -319,72 +379,8 @@ def _world(part: str) -> Any:
     return module
 
 
-def fingerprint(
-    *,
-    path: str | Sequence[str] | None = None,
-    hub: str | None = None,
-    hub_name: str | None = None,
-    hub_split: str = "train",
-    hub_revision: str | None = None,
-    hub_files: str | Sequence[str] | None = None,
-    world: str | None = None,
-    world_seed: int = 0,
-    format: str = "auto",
-    **_settings: object,
-) -> str:
-    """Return a digest (hex) that changes when the content of a source does.
-
-    Local files count with their bytes, those over 64 MB with size and time of change; a hub data
-    set with its id and revision; the world with its part, seed and version.
-
-    Args:
-        path: as for `read`, like all others.
-        hub: see `read`.
-        hub_name: see `read`.
-        hub_split: see `read`.
-        hub_revision: see `read`.
-        hub_files: see `read`.
-        world: see `read`.
-        world_seed: see `read`.
-        format: see `read`; it is looked at, but leaves the content as it is.
-        _settings: the other settings of `read`, which leave it as it is too.
-
-    Raises:
-        SourceError: a file is missing or unreadable, all are empty, or there is no such part of
-            the world or format.
-    """
-    _one_origin(path, hub, world)
-    check_format(format)
-    parts: list[Any]
-    if world is not None:
-        parts = ["world", world, world_seed, _world(world).VERSION]
-    elif hub is not None:
-        listed = [hub_files] if isinstance(hub_files, str) else list(hub_files or [])
-        parts = ["hub", hub, hub_name, hub_split, hub_revision, listed]
-        if Path(hub).is_dir():
-            inside = sorted(file for file in Path(hub).rglob("*") if file.is_file())
-            parts += [file_digest(file) for file in inside]
-    else:
-        files = [file for place in _paths(path) for file in find_files(place)]
-        parts = ["path", *(file_digest(file) for file in files)]
-        if not any(file.stat().st_size for file in files):
-            raise SourceError(f"nothing to read in {_place(path, hub, world)}: it is empty")
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """Return the sha256 of a file's bytes, or of size and time of change for a large one."""
-    try:
-        facts = file.stat()
-        if facts.st_size > HASHED_BYTES:
-            return f"{facts.st_size}:{facts.st_mtime_ns}"
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise SourceError(f"can't read {file}: {error.strerror or error}") from error
-
-
 def as_report_row(report: ReadReport) -> dict[str, Any]:
     """Return a report as a JSON object, for a manifest or metrics."""
-    counts = {"dropped": dict(report.dropped), "notes": dict(report.notes)}
+    names = ("dropped", "notes", "unused")
+    counts = {name: dict(getattr(report, name)) for name in names}
     return {**dataclasses.asdict(report), **counts}

@@ -130,7 +130,7 @@ def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     Raises:
         SourceError: a local source is not there; names the setting.
     """
-    from data.sources import fingerprint
+    from data.fingerprint import fingerprint
 
     found = {}
     for place, source in find_sources(settings).items():

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from data.converting import convert
 from data.errors import BadRowsError, SourceError
 from data.files import RawRow, find_files, raw_rows
-from data.formats import convert, detect
+from data.formats import detect, unused
 from data.labels.oasst import Forest, is_message, is_tree, tree_rankings
 from data.labels.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
@@ -166,8 +167,9 @@ class _Reading:
         elif name == "oasst":
             yield from self.of_tree(raw.value, where)
         else:
-            record = convert(raw.value, name, default_id=where)
+            record = convert(raw.value, name, default_id=where, told=not auto)
             assert isinstance(record, Ranking)
+            self.report.unused.update(set(unused(raw.value, name)))
             if record.probabilities:
                 self.report.notes["a soft label came in by its ranks alone"] += 1
             yield _foreign_row(record, self.foreign, f"{where}:0")

@@ -26,7 +26,8 @@ from data.labels.records import (
     Task,
 )
 from data.records import Prompt, prompt_hash
-from data.values import RowError, as_list, as_messages, as_number, as_text
+from data.turns import as_messages
+from data.values import RowError, as_list, as_number, as_text
 
 LABEL = "_label"
 """Key of a ranking's `meta` under which the label stands."""

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.converting import convert
 from data.errors import SourceError
-from data.formats import check_format, convert, detect, map_columns
+from data.formats import check_format, detect, map_columns
 from data.records import (
     Completion,
     Conversation,
@@ -14,7 +15,8 @@ from data.records import (
     from_json,
     to_json,
 )
-from data.values import RowDropped, RowError, shared_text
+from data.shared import shared_text
+from data.values import RowDropped, RowError
 
 RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -52,7 +54,7 @@ def test_a_mapped_column_that_the_others_have_no_use_for_decides():
     row = {"context": "x", "prompt": "a", "completions": ["b", "c"], "ranks": [0, 0]}
     row = map_columns(row, columns)
     assert detect(row, columns) == "rankings"
-    assert convert(row, "rankings").prompt == "x a"
+    assert convert(row, "rankings", columns=columns).prompt == "x a"
 
 
 def test_columns_that_tell_nothing_are_listed_with_the_known_formats():
@@ -227,7 +229,7 @@ def test_columns_are_renamed_reached_by_path_and_joined_by_template():
     row = {"q": "Why?", "context": "It rains.", "instances": [{"output": "So."}]}
     columns = {"prompt": "{context}\n\n{q}", "completion": "instances.0.output"}
     mapped = map_columns(row, columns)
-    assert convert(mapped, "prompt_completion") == Completion(
+    assert convert(mapped, "prompt_completion", columns=columns) == Completion(
         prompt="It rains.\n\nWhy?", completion="So."
     )
 
@@ -245,7 +247,7 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest():
         ({"prompt": "a"}, "prompt_completion", "no column 'completion'"),
         ({"messages": []}, "messages", "empty"),
         ({"messages": chat("a")}, "messages", "the user's, not the assistant's"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "role is 'tool'"),
+        ({"messages": [{"role": "oracle", "content": "a"}]}, "messages", "role is 'oracle'"),
         ({"messages": ["a"]}, "messages", "not an object"),
         ({"messages": chat("a", "b")}, "prompt", "ends with the assistant's"),
         ({"chosen": "a b", "rejected": None}, "preference", "no column 'rejected'"),

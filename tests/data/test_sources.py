@@ -13,8 +13,9 @@ import zstandard
 
 from data import files
 from data.errors import BadRowsError, SourceError
+from data.fingerprint import fingerprint
 from data.records import Completion, Conversation, Document, PromptRow, Ranking, chat
-from data.sources import ReadReport, as_report_row, fingerprint, read
+from data.sources import ReadReport, as_report_row, read
 
 PAIRS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
 RECORDS = [Completion(prompt=f"p{i}", completion=f"c{i}") for i in range(5)]
@@ -347,7 +348,7 @@ def test_fingerprints_of_hub_and_world_tell_what_they_name(tmp_path):
 
 
 def test_a_large_file_counts_by_size_and_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.sources.HASHED_BYTES", 2)
+    monkeypatch.setattr("data.fingerprint.HASHED_BYTES", 2)
     file = write(tmp_path / "a.txt", "abcdef")
     before = fingerprint(path=file)
     assert fingerprint(path=file) == before
