@@ -196,6 +196,29 @@ def beside_content(turn: Message) -> dict[str, Any]:
     return {k: v for k, v in turn.items() if k not in ("role", "content", "weight")}
 
 
+def template_input(
+    messages: Iterable[Message],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Return turns as a chat template takes them, and the tools that it takes beside them."""
+    given = list(messages)
+    tools = next((turn["tools"] for turn in given if turn.get("tools")), None)
+    turns = [{k: v for k, v in turn.items() if k not in ("weight", "tools")} for turn in given]
+    return turns, tools
+
+
+def arguments_as_text(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn with the arguments of its calls as JSON text."""
+    made = dict(turn)
+    if "tool_calls" in turn:
+        calls = [{**call, "function": dict(call["function"])} for call in turn["tool_calls"]]
+        for call in calls:
+            given = call["function"].get("arguments")
+            if given is not None and not isinstance(given, str):
+                call["function"]["arguments"] = json.dumps(given, ensure_ascii=False)
+        made["tool_calls"] = calls
+    return made
+
+
 def turn_text(turn: Message) -> str:
     """Return all that a turn says as text, for a reader: calls and reasoning as JSON below it."""
     beside = beside_content(turn)

@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.converting import convert
 from data.errors import SourceError
@@ -15,7 +13,6 @@ from data.records import (
     from_json,
     to_json,
 )
-from data.shared import shared_text
 from data.values import RowDropped, RowError
 
 RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
@@ -135,33 +132,6 @@ def test_pairs_with_and_without_a_prompt(row, prompt, chosen, rejected):
             True,
             True,
         ]
-
-
-def test_a_prompt_of_a_pair_cuts_no_word_and_leaves_no_answer_empty():
-    assert shared_text("The sky is blue.", "The sky is black.") == (
-        "The sky is",
-        " blue.",
-        " black.",
-    )
-    assert shared_text("a b", "a b c") == ("a", " b", " b c")
-    with pytest.raises(RowError, match="no prompt"):
-        shared_text("blue", "black")
-
-
-WORDS = st.text(alphabet="ab \n", max_size=12)
-
-
-@given(WORDS, WORDS, WORDS)
-def test_prompt_and_answers_of_a_pair_make_the_texts_again(
-    opening: str, left: str, right: str
-) -> None:
-    try:
-        prompt, chosen, rejected = shared_text(opening + left, opening + right)
-    except (RowError, RowDropped):
-        return
-    assert prompt + chosen == opening + left
-    assert prompt + rejected == opening + right
-    assert prompt.strip() and chosen and rejected and chosen[0].isspace()
 
 
 def test_hh_dialogues_give_the_shared_turns_as_prompt():

@@ -388,3 +388,38 @@ def test_no_file_stays_open_where_reading_stops(tmp_path, name):
             list(read(path=str(tmp_path / name)))
         # The error holds every frame it came through.
         assert open_files(tmp_path) == [] and caught.value.__traceback__
+
+
+ODD = [
+    {"prompt": "p", "level": 3},
+    {"text": "p0 c0", "note": "x"},
+    {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]},
+    {"Frage": "p", "Antwort": "c"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_first_row_unlike_the_others_does_not_tell_the_format(tmp_path, odd):
+    file = write(tmp_path / "a.jsonl", json_lines([odd, *PAIRS]))
+    with pytest.raises(BadRowsError, match=r"1 of 6 rows are malformed.*a\.jsonl:1: "):
+        list(read(path=file))
+    report = ReadReport()
+    assert without_ids(read(path=file, max_bad_share=0.2, report=report)) == RECORDS
+    assert report.formats == {file: "prompt_completion (told from its columns)"}
+
+
+def test_a_row_that_tells_another_format_is_not_read_as_that_of_most_rows(tmp_path):
+    rows = [{"question": f"q{i}"} for i in range(5)] + [{"question": "q", "answer": "a"}]
+    file = write(tmp_path / "a.jsonl", json_lines(rows))
+    with pytest.raises(BadRowsError, match="tell instruction, those of most rows prompt; name"):
+        list(read(path=file))
+    assert len(list(read(path=file, format="prompt"))) == 6
+
+
+def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
+    rows = [{"messages": [dict(turn, stamp=i) for turn in chat("a", "b")]} for i in range(1, 4)]
+    rows[0] |= {"source": "x", "empty": None, "none": ""}
+    report = ReadReport()
+    list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))
+    assert "not used: key 'stamp' of turns (3 rows), column 'source' (1 rows)" in report.lines()
+    assert as_report_row(report)["unused"] == {"key 'stamp' of turns": 3, "column 'source'": 1}
