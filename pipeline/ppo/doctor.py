@@ -39,6 +39,9 @@ KEPT = (
 """Metrics that the doctor looks at; a row of a history needs these alone."""
 
 
+OR_ELSE = "or, which moves the optimum,"
+
+
 class Finding(NamedTuple):
     """A figure beside its threshold.
 
@@ -56,7 +59,11 @@ class Finding(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What an alarm likely comes from, and what to change."""
+    """What an alarm likely comes from, and what to change.
+
+    What changes the objective, and so where training leads, comes last and behind `OR_ELSE`; all
+    else leaves the optimum of score less KL where it is.
+    """
 
     cause: str
     remedy: str
@@ -65,21 +72,21 @@ class Advice(NamedTuple):
 ADVICE: Mapping[str, Advice] = {
     "collapse": Advice(
         "the steps are too long, or the policy left what the reward can judge",
-        "lower learning_rate, raise kl_coefficient, or set early_stop_kl",
+        f"lower learning_rate or set early_stop_kl, {OR_ELSE} raise kl_coefficient",
     ),
     "length_hacking": Advice(
         "the reward goes by length instead of content",
-        "look at the reward model's accuracy by length difference, add a reward with a weight "
-        "against length, or raise kl_coefficient",
+        f"look at the reward model's accuracy by length difference, {OR_ELSE} add a reward with a "
+        "weight against length or raise kl_coefficient",
     ),
     "lost_ends": Advice(
         "responses that never end score as well as those that do",
-        "set end_rule to min or replace with an end_penalty below all scores, raise "
-        "max_new_tokens, or raise kl_coefficient",
+        f"look at whether answers fit max_new_tokens, {OR_ELSE} set end_rule to min or replace "
+        "with an end_penalty below all scores, or raise kl_coefficient",
     ),
     "kl_blow_up": Advice(
         "the reward outweighs the KL penalty, or the steps are too long",
-        "raise kl_coefficient, set adaptive_kl, or lower learning_rate",
+        f"lower learning_rate, {OR_ELSE} raise kl_coefficient or set adaptive_kl",
     ),
     "negative_kl": Advice(
         "the tokens are not drawn from the distribution that their log-probabilities are taken "
@@ -97,15 +104,15 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "entropy_collapse": Advice(
         "the policy gives the same tokens whatever the prompt",
-        "raise kl_coefficient, set entropy_coefficient, or lower learning_rate",
+        f"lower learning_rate, {OR_ELSE} raise kl_coefficient or set entropy_coefficient",
     ),
     "repetition": Advice(
         "the reward pays for text that repeats itself",
-        "raise kl_coefficient, or add a reward against repetition",
+        f"{OR_ELSE} raise kl_coefficient or add a reward against repetition",
     ),
     "identical_responses": Advice(
         "one response scores well whatever the prompt",
-        "raise kl_coefficient, or look at whether the reward model reads the prompt",
+        f"look at whether the reward model reads the prompt, {OR_ELSE} raise kl_coefficient",
     ),
 }
 
