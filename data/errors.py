@@ -109,3 +109,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or "" when none is near."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def told(error: BaseException, *, most: int = 400) -> str:
+    """Return what a library's error says, on one line: of many, those that fit into `most`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."

@@ -114,15 +114,13 @@ def validate(
 ) -> None:
     """Check a recipe and all its hand-overs without loading any weights."""
     from pipeline.artifacts import require_writable_place
-    from pipeline.planning import Planner, Selection, check_stages
+    from pipeline.checking import check_recipe
 
     load_plugins(plugin)
     checked = _recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     require_writable_place(folder)
-    planner = Planner(checked, folder, Selection())
-    planner.plan()
-    check_stages(checked, planner)
+    check_recipe(checked, folder)
     noun = "stage" if len(checked.stages) == 1 else "stages"
     typer.echo(f"{recipe}: valid; {len(checked.stages)} {noun}: {', '.join(checked.stages)}")
 
@@ -160,20 +158,24 @@ def plan(
     read_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds after which a source is not read on.")
     ] = 10.0,
+    plugin: PluginOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate memory, FLOPs and hours of every stage before anything is started."""
+    from pipeline.checking import check_recipe
     from pipeline.estimate.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
     from pipeline.estimate.hardware import parse_gpus
     from pipeline.estimate.planner import check_sharding, estimate_recipe
     from pipeline.estimate.render import print_plan
 
+    load_plugins(plugin)
     checked = _recipe(recipe, overrides)
     assumed = Assumptions(
         given=parse_assumed(assume or [], stages=checked.stages),
         sizes=parse_sizes(size or []),
         rates=Rates(utilisation, bandwidth, overhead / 1000),
     )
+    check_recipe(checked, Path("runs") / checked.name, absent=assumed.sizes)
     found = estimate_recipe(
         checked,
         parse_gpus(gpus, nodes=nodes, reserve=reserve),
@@ -277,7 +279,11 @@ def main() -> None:
         print(f"rlhf: {error}", file=sys.stderr)
         sys.exit(1)
     except RlhfError as error:
-        print(f"rlhf: {error}", file=sys.stderr)
+        # Behind an empty line stands what may be pasted into a recipe.
+        sentence, _, lines = str(error).partition("\n\n")
+        print(f"rlhf: {sentence}", file=sys.stderr)
+        if lines:
+            print(lines)
         sys.exit(2)
     except Interrupted as stopped:
         print(f"rlhf: {stopped}; the next `rlhf run` goes on there", file=sys.stderr)

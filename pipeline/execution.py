@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError
+from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError, told
 from pipeline.allocator import give_back_memory
 from pipeline.artifacts import (
     MANIFEST,
@@ -168,7 +168,7 @@ def make_context(
         seed=recipe.seed(stage),
         folder=folder,
         inputs=inputs,
-        hand=HandOver(stage, recipe.stages, lambda name: find(run / name)),
+        hand=HandOver(stage, recipe.stages, lambda name: find(run / name), world_size),
         resume=resume,
         metrics=MetricsLog(
             metrics,
@@ -242,10 +242,9 @@ def _failures(stage: str, log: Path) -> Iterator[None]:
         raise type(error)(_naming(stage, error)) from error
     except Exception as error:
         _append(log, traceback.format_exc())
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise StageFailedError(
-            f"stage {stage} failed with {type(error).__name__}: {first}; its log is {log}, and "
-            "the next `rlhf run` goes on there"
+            f"stage {stage} failed with {type(error).__name__}: {told(error)}; its log is "
+            f"{log}, and the next `rlhf run` goes on there"
         ) from error
 
 

@@ -7,45 +7,23 @@ settings, and again by its files right before the stage that reads it starts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import HandOverError, ModelError
 from pipeline.artifacts import Artifact, find, verify
 from pipeline.config import StageSettings, external_location, is_external
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the small files of a checkpoint tell; None where they don't.
-
-    Attributes:
-        source: stage, path or hub id it was read from.
-        tokenizer: digest of vocabulary and merges.
-        vocabulary: digest of the vocabulary alone, without added tokens.
-        template: digest of the chat template.
-        vocab_size: rows of the model's embedding.
-        tokenizer_size: ids the tokenizer can give.
-        context_length: longest input in tokens.
-        pad_token: text of the padding token.
-        eos_token: text of the end-of-sequence token.
-        architecture: class that wrote the model.
-    """
-
-    source: str
-    tokenizer: str | None = None
-    vocabulary: str | None = None
-    template: str | None = None
-    vocab_size: int | None = None
-    tokenizer_size: int | None = None
-    context_length: int | None = None
-    pad_token: str | None = None
-    eos_token: str | None = None
-    architecture: str | None = None
+from pipeline.facts import (
+    CLASSIFIER,
+    ModelFacts,
+    adapter_problem,
+    cached_folder,
+    read_facts,
+)
+from pipeline.generation_settings import generation_problem
+from pipeline.heads import AUTO_CLASSES, Head
+from pipeline.padding import another_pad
 
 
 @dataclass(frozen=True)
@@ -56,11 +34,13 @@ class HandOver:
         name: the stage that is checked.
         stages: settings of all stages.
         finished: returns the artifact of a stage, None when it has not run.
+        processes: that the stage is started on.
     """
 
     name: str
     stages: Mapping[str, StageSettings]
     finished: Callable[[str], Artifact | None]
+    processes: int = 1
 
     def settings(self, reference: str) -> StageSettings | None:
         """Return the settings of the stage a reference names, None for a path or hub id."""
@@ -101,6 +81,9 @@ class HandOver:
             raise HandOverError(
                 f"{where} is a file; a checkpoint is a folder with a config.json, or a .gguf file"
             )
+        problem = adapter_problem(model_folder(path)) if path.is_dir() else None
+        if problem is not None:
+            raise HandOverError(f"{where} {problem}")
         if path.is_dir() and not (model_folder(path) / "config.json").is_file():
             raise HandOverError(
                 f"{where} is no checkpoint: it has no config.json; name the folder that "
@@ -110,7 +93,25 @@ class HandOver:
     def facts(self, reference: str) -> ModelFacts | None:
         """Return what is known of a checkpoint, None when it is not on this machine yet."""
         folder = self.folder(reference)
+        if folder is None and is_external(reference):
+            folder = cached_folder(external_location(reference))
         return None if folder is None else read_facts(folder, source=reference)
+
+    def origin(self, reference: str) -> str:
+        """Follow a reference to the checkpoint whose architecture it has.
+
+        Returns:
+            The nearest checkpoint that is on this machine; where there is none, the path or hub id
+            that the chain of stages starts from, or the stage that makes its model from scratch.
+        """
+        seen: set[str] = set()
+        while reference in self.stages and reference not in seen:
+            seen.add(reference)
+            start = model_source(self.stages[reference])
+            if start is None or self.folder(reference) is not None:
+                break
+            reference = start
+        return reference
 
     def tokenizer_origin(self, reference: str) -> str:
         """Follow a reference to the stage, path or hub id its tokenizer comes from."""
@@ -144,8 +145,12 @@ class HandOver:
                     f"({a}: {value_a[:12]}, {b}: {value_b[:12]}); use checkpoints of one chain"
                 )
 
-    def require_usable_tokenizer(self, reference: str) -> None:
+    def require_usable_tokenizer(self, reference: str, *, way_out: str | None = None) -> None:
         """Refuse a checkpoint whose pad token is its end-of-sequence token, or that is too small.
+
+        Args:
+            reference: whose tokenizer is used.
+            way_out: ends the sentence, as `with_another_pad` gives it.
 
         Raises:
             HandOverError: pad equals end-of-sequence, or the tokenizer outgrows the embedding.
@@ -153,13 +158,24 @@ class HandOver:
         facts = self.facts(reference)
         if facts is None:
             return
-        if facts.pad_token is not None and facts.pad_token == facts.eos_token:
+        if facts.has_tokenizer and facts.pad_token in (None, facts.eos_token):
             raise HandOverError(
                 f"stage {self.name}: {reference} has pad token {facts.pad_token!r} and "
                 f"end-of-sequence token {facts.eos_token!r}; they must differ, or the model "
-                "never learns to end: set `pad_token` in the tokenizer"
+                f"never learns to end: {way_out or 'set `pad_token` in the tokenizer'}"
             )
-        if facts.vocab_size and facts.tokenizer_size and facts.tokenizer_size > facts.vocab_size:
+        self.require_rows(reference)
+
+    def require_rows(self, reference: str) -> None:
+        """Refuse a checkpoint whose tokenizer has more tokens than its model an embedding for.
+
+        Raises:
+            HandOverError: with both numbers.
+        """
+        facts = self.facts(reference)
+        if facts is None or not facts.vocab_size or not facts.tokenizer_size:
+            return
+        if facts.tokenizer_size > facts.vocab_size:
             raise HandOverError(
                 f"stage {self.name}: the tokenizer of {reference} has {facts.tokenizer_size} "
                 f"tokens, its model an embedding of {facts.vocab_size}; use the model's own"
@@ -172,7 +188,10 @@ class HandOver:
             HandOverError: pad equals end-of-sequence, the tokenizer has more tokens than the
                 model's embedding, or its vocabulary is not the one the model was trained with.
         """
-        self.require_usable_tokenizer(model if tokenizer is None else tokenizer)
+        if tokenizer is None:
+            self.require_usable_tokenizer(model, way_out=self.with_another_pad(model))
+        else:
+            self.require_usable_tokenizer(tokenizer)
         new = self.facts(tokenizer) if tokenizer is not None else None
         old = self.facts(model)
         if tokenizer is None or new is None or old is None:
@@ -189,49 +208,116 @@ class HandOver:
                 f"({new.vocabulary[:12]}, {old.vocabulary[:12]}); adopt the model's own tokenizer"
             )
 
+    def with_another_pad(self, model: str) -> str | None:
+        """Return what to add to the recipe so that a stage pads with another token than it ends.
+
+        The lines stand as they do under `stages:`, and mean the same in a recipe that `extends`
+        this one.
+
+        Args:
+            model: reference to the model whose own tokenizer the stage takes.
+        """
+        facts = self.facts(model)
+        if facts is None or not is_external(model):
+            return None
+        return another_pad(facts, model, stage=self.name, taken=self.stages)
+
     def require_fits_context(self, reference: str, tokens: int, what: str) -> None:
         """Refuse inputs longer than a checkpoint's context.
 
         Raises:
             HandOverError: with both lengths.
         """
-        facts = self.facts(reference)
-        length = facts.context_length if facts is not None else self._context_setting(reference)
+        length = self.context_length(reference)
         if length is not None and tokens > length:
             raise HandOverError(
                 f"stage {self.name}: {what} is {tokens} tokens, the context of {reference} holds "
                 f"{length}; lower the former or train with a longer context"
             )
 
-    def _context_setting(self, reference: str) -> int | None:
-        seen: set[str] = set()
-        while not is_external(reference) and reference not in seen:
-            seen.add(reference)
-            settings = self.stages[reference]
-            length = getattr(settings, "positions", None) or getattr(
-                settings, "context_length", None
-            )
-            if isinstance(length, int):
-                return length
-            following = getattr(settings, "model", None) or getattr(settings, "policy", None)
-            if not isinstance(following, str):
-                return None
-            reference = following
-        return None
+    def context_length(self, reference: str) -> int | None:
+        """Return the longest input of a checkpoint, or of what its stage will make, if known."""
+        origin = self.origin(reference)
+        facts = self.facts(origin)
+        if facts is not None or origin not in self.stages:
+            return None if facts is None else facts.context_length
+        settings = self.stages[origin]
+        length = getattr(settings, "positions", None) or getattr(settings, "context_length", None)
+        return length if isinstance(length, int) else None
 
-    def require_reward_head(self, reference: str) -> None:
-        """Refuse a checkpoint without a scalar head.
+    def require_writer(self, reference: str, setting: str, why: str) -> None:
+        """Refuse a checkpoint that is no causal language model.
+
+        Args:
+            reference: as it stands in the settings.
+            setting: where it stands.
+            why: what it is needed for.
 
         Raises:
-            HandOverError: the checkpoint is of another architecture.
+            HandOverError: it is a classifier, an encoder or an encoder-decoder, or its generation
+                settings can't be used.
+        """
+        facts = self.facts(reference)
+        if facts is not None and not facts.writes:
+            kind = ", an encoder-decoder" if facts.encoder_decoder else ""
+            raise HandOverError(
+                f"stage {self.name}: {setting}: {reference} is a "
+                f"{facts.architecture or facts.model_type}{kind}; {why}; name one"
+            )
+        folder = self.folder(reference)
+        problem = None if folder is None else generation_problem(folder)
+        if problem is not None:
+            raise HandOverError(f"stage {self.name}: {setting}: {problem}")
+
+    def require_class(
+        self, reference: str, setting: str, head: Head, *, way_out: str, trust: bool = False
+    ) -> None:
+        """Refuse an architecture for which transformers has no model with a head of some kind.
+
+        Args:
+            reference: as it stands in the settings; a stage has the architecture it starts from.
+            setting: where it stands.
+            head: kind of head.
+            way_out: ends the sentence.
+            trust: whether the checkpoint's own code may run.
+
+        Raises:
+            HandOverError: naming architecture and class.
+        """
+        origin = self.origin(reference)
+        facts = self.facts(origin)
+        if facts is not None and facts.lacks(head, trust=trust):
+            through = "" if origin == reference else f" (from {origin})"
+            raise HandOverError(
+                f"stage {self.name}: {setting}: {reference}{through} is of the architecture "
+                f"{facts.model_type}, for which transformers has no {AUTO_CLASSES[head]}; {way_out}"
+            )
+
+    def require_reward_head(self, reference: str) -> None:
+        """Refuse a checkpoint without a trained head of one score.
+
+        Raises:
+            HandOverError: the checkpoint is of another architecture, has more labels, or its head
+                was never trained.
         """
         facts = self.facts(reference)
         if facts is None or facts.architecture is None:
             return
-        if not facts.architecture.endswith("ForSequenceClassification"):
+        way_out = "train one with a reward stage"
+        if not facts.architecture.endswith(CLASSIFIER):
             raise HandOverError(
                 f"stage {self.name}: {reference} is a {facts.architecture}, a reward model is a "
-                "*ForSequenceClassification with one label; train one with a reward stage"
+                f"*{CLASSIFIER} with one label; {way_out}"
+            )
+        if facts.labels not in (None, 1):
+            raise HandOverError(
+                f"stage {self.name}: {reference} is a classifier with {facts.labels} labels, a "
+                f"reward model has one; {way_out}, which may start from it"
+            )
+        if facts.untrained:
+            raise HandOverError(
+                f"stage {self.name}: {reference} was saved with a reward head that was never "
+                f"trained; {way_out}"
             )
 
 
@@ -262,6 +348,9 @@ def local_checkpoint(given: str) -> Path | None:
     if artifact is not None:
         verify(artifact)
     folder = model_folder(path)
+    problem = adapter_problem(folder)
+    if problem is not None:
+        raise ModelError(f"{given} {problem}")
     if not (folder / "config.json").is_file():
         stages = sorted(p.parent.parent.name for p in path.glob("*/model/config.json"))
         hint = f" a stage of this run: {', '.join(stages)}" if stages else " one with a config.json"
@@ -286,59 +375,10 @@ def tokenizer_source(settings: StageSettings) -> str | None:
     return None
 
 
-def read_facts(folder: Path, *, source: str) -> ModelFacts:
-    """Read the facts of a checkpoint or tokenizer from its small files."""
-    config = _json(folder / "config.json")
-    tokenizer_config = _json(folder / "tokenizer_config.json")
-    tokenizer = _json(folder / "tokenizer.json")
-    template = folder / "chat_template.jinja"
-    template_text = (
-        template.read_text(encoding="utf-8")
-        if template.is_file()
-        else tokenizer_config.get("chat_template")
-    )
-    vocabulary = tokenizer.get("model", {}).get("vocab")
-    added = [t["id"] for t in tokenizer.get("added_tokens", [])]
-    return ModelFacts(
-        source=source,
-        tokenizer=_digest(_tokenizer_content(tokenizer)) if vocabulary is not None else None,
-        vocabulary=_digest(vocabulary) if vocabulary is not None else None,
-        template=_digest(template_text) if template_text else None,
-        vocab_size=config.get("vocab_size"),
-        tokenizer_size=(
-            max([*_ids(vocabulary), *added], default=-1) + 1 if vocabulary is not None else None
-        ),
-        context_length=config.get("max_position_embeddings") or config.get("n_positions"),
-        pad_token=_token(tokenizer_config.get("pad_token")),
-        eos_token=_token(tokenizer_config.get("eos_token")),
-        architecture=(config.get("architectures") or [None])[0],
-    )
-
-
-def _tokenizer_content(tokenizer: dict[str, Any]) -> Any:
-    # Truncation and padding are settings of a call that happen to be saved; they are no identity.
-    return {k: v for k, v in tokenizer.items() if k not in ("truncation", "padding")}
-
-
-def _ids(vocabulary: Any) -> list[int]:
-    if isinstance(vocabulary, dict):
-        return list(vocabulary.values())
-    return list(range(len(vocabulary)))
-
-
-def _token(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HandOverError(f"{path} is no JSON ({error}); restore the file") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def model_source(settings: StageSettings) -> str | None:
+    """Return the reference whose model a stage goes on from, None when it makes its own."""
+    for field in ("model", "policy"):
+        value = getattr(settings, field, None)
+        if isinstance(value, str):
+            return value
+    return None

@@ -133,6 +133,16 @@ def launch_command(launch: LaunchSettings) -> list[str]:
     return [*command, str(Path(sys.executable).with_name("rlhf"))]
 
 
+def require_launchable(launch: LaunchSettings) -> None:
+    """Refuse an accelerate configuration that is not there or can't start the processes.
+
+    Raises:
+        UsageError: naming the setting and the file.
+    """
+    if launch.config is not None:
+        _read(launch.config) if launch.processes == 1 else _machines(launch)
+
+
 def shards_weights(launch: LaunchSettings) -> bool:
     """Tell whether no process of a launch holds all weights.
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from data.errors import ModelError
+from data.errors import ModelError, told
 from reward.loading import locate
 
 if TYPE_CHECKING:
@@ -141,6 +142,11 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
     location, _ = locate(source, "value model")
     config = AutoConfig.from_pretrained(location)
     architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise ModelError(
+            f"{source} is a classifier with {config.num_labels} labels; a value model starts from "
+            "a reward model, which has one"
+        )
     if architecture.endswith("ForTokenClassification"):
         return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
     with _quiet_loading():
@@ -203,7 +209,7 @@ def _load(
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise _unloadable("model", source, error) from error
     missing = sorted(info["missing_keys"])
     if strict and missing:
@@ -270,9 +276,20 @@ def halve_products(model: torch.nn.Module) -> None:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Save a model and its tokenizer so that `from_pretrained` loads them; safetensors only."""
+    """Save a model and its tokenizer so that `from_pretrained` loads them; safetensors only.
+
+    Args:
+        model: what is saved.
+        tokenizer: saved beside it.
+        folder: made if it isn't there.
+        weights: saved instead of the model's own, such as those gathered from many processes.
+    """
     from transformers.utils import logging
 
     from pipeline.artifacts import storage_errors
@@ -280,7 +297,8 @@ def save_model(
     logging.disable_progress_bar()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        more = {} if weights is None else {"state_dict": weights}
+        model.save_pretrained(folder, **more)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
@@ -330,8 +348,8 @@ def require_rows(
 
 
 def _unloadable(what: str, source: str | Path, error: BaseException) -> ModelError:
-    """Return the error with the first line of a library's, and whether anything is there."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Return the error with a library's reason, and whether anything is there."""
+    reason = told(error)
     if not Path(source).expanduser().exists():
         reason = f"no folder of that name is here, and of the hub: {reason}"
     return ModelError(f"no {what} can be loaded from {source}: {reason}")

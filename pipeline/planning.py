@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from data.errors import (
     ArtifactError,
-    HandOverError,
     RecipeError,
     RlhfError,
     SourceError,
@@ -20,19 +19,15 @@ from data.errors import (
 )
 from pipeline.artifacts import Artifact, find
 from pipeline.config import (
-    LaunchSettings,
     Settings,
     SourceSettings,
-    StageSettings,
     UserFunction,
     external_location,
     is_external,
     references,
 )
 from pipeline.handover import HandOver
-from pipeline.launching import shards_weights
 from pipeline.recipe import Recipe
-from pipeline.tracking import require_installed
 
 Action = Literal["up to date", "run", "resume", "not selected"]
 
@@ -274,13 +269,13 @@ class Planner:
             digests[parent] = artifact.digest
         return digests
 
-    def hand_over(self, stage: str) -> HandOver:
+    def hand_over(self, stage: str, *, processes: int = 1) -> HandOver:
         """Return the view that the stage's check has: only artifacts that will not be replaced."""
 
         def finished(name: str) -> Artifact | None:
             return None if name in self.stale else find(self.run / name)
 
-        return HandOver(stage, self.recipe.stages, finished)
+        return HandOver(stage, self.recipe.stages, finished, processes)
 
     def _unselected(self, stage: str, artifact: Artifact | None) -> Step:
         needed = any(stage in self.recipe.parents(other) for other in self.selected)
@@ -337,34 +332,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in items:
         flat |= _flat(item, f"{prefix}{key}.")
     return flat
-
-
-def check_stages(recipe: Recipe, planner: Planner, launch: LaunchSettings | None = None) -> None:
-    """Check all hand-overs before any work starts.
-
-    Args:
-        recipe: the recipe.
-        planner: knows which stages are selected.
-        launch: how they are started; as the recipe says when not given.
-
-    Raises:
-        HandOverError: two stages do not fit each other, or a stage not the way it is started.
-        SourceError: a local source is not there.
-        RecipeError: a reward function is in no `--plugin` file, or a tracker is not installed.
-    """
-    launch = launch or recipe.top.launch
-    require_installed(recipe.top.trackers)
-    for stage in planner.selected:
-        settings: StageSettings = recipe.stages[stage]
-        source_fingerprints(settings, stage)
-        function_fingerprints(settings, stage)
-        hand = planner.hand_over(stage)
-        for place, (target, mark) in references(settings).items():
-            hand.require_present(target, mark.provides, place)
-        recipe.kind(stage).check(settings, hand)
-        if getattr(settings, "lora", None) is not None and shards_weights(launch):
-            raise HandOverError(
-                f"stage {stage}: its adapters (`lora`) need one whole model a process, and "
-                f"launch.config {launch.config} shards the weights; use recipes/launch/ddp.yaml, "
-                "or train without adapters"
-            )

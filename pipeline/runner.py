@@ -17,12 +17,13 @@ from pipeline.artifacts import (
     verify,
     write_atomically,
 )
+from pipeline.checking import check_stages
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.execution import run_stage
 from pipeline.orphans import await_orphans
-from pipeline.planning import Planner, Selection, Step, check_stages, key_digest
+from pipeline.planning import Planner, Selection, Step, key_digest
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_merged
 from pipeline.standing import LOCK, lock_text, not_done

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from data.errors import ModelError
+from data.errors import ModelError, told
 
 
 def load_classifier(
@@ -49,8 +49,8 @@ def load_classifier(
         )
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        line = told(error)
         if not Path(source).expanduser().exists():
             line = f"no folder of that name is here, and of the hub: {line}"
         raise ModelError(f"no reward model can be loaded from {source}: {line}") from error
@@ -72,7 +72,8 @@ def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
         )
     if config.num_labels != 1:
         raise ModelError(
-            f"{source} is a classifier with {config.num_labels} labels; a reward model has one"
+            f"{source} is a classifier with {config.num_labels} labels, a reward model has one; "
+            "train one with a reward stage, which may start from it"
         )
 
 
@@ -88,7 +89,7 @@ def load_tokenizer(source: str | Path, *, trust: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = told(error)
         raise ModelError(f"{source} has no tokenizer that can be loaded: {line}") from error
 
 
@@ -115,13 +116,59 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
     return text, {}
 
 
-def draw_head(classifier: Any) -> None:
-    """Draw a new head's weights; its bias, if it has one, starts at 0."""
-    head = getattr(classifier, "score", None) or getattr(classifier, "classifier", None)
-    layers = [m for m in head.modules() if isinstance(m, nn.Linear)] if head is not None else []
+def head_weights(classifier: Any) -> set[str]:
+    """Return the names of the weights that only the head of a classifier uses.
+
+    Those outside of its trunk, and those of the trunk that the architecture does without under
+    another head, as a pooler.
+    """
+    trunk = f"{classifier.base_model_prefix}."
+    names = set(classifier.state_dict())
+    found = {name for name in names if not name.startswith(trunk)}
+    for auto in ("AutoModelForTokenClassification", "AutoModelForMaskedLM"):
+        other = _unfilled(auto, classifier.config)
+        if other is not None and f"{other.base_model_prefix}." == trunk:
+            found |= names - set(other.state_dict())
+    return found
+
+
+def _unfilled(auto: str, config: Any) -> Any:
+    """Return a model without memory for its weights; None where there is no such class."""
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, auto).from_config(config)
+    except (ValueError, KeyError):
+        return None
+
+
+def draw_head(classifier: Any, new: Collection[str]) -> None:
+    """Draw the weights of the layer that gives the score, if they are new; its bias starts at 0.
+
+    What else of the head is new has been drawn as the architecture draws it.
+
+    Args:
+        classifier: with one label.
+        new: names of the weights that its files did not hold.
+
+    Raises:
+        ModelError: no linear layer gives the score.
+    """
+    head = head_weights(classifier)
+    layers = {
+        name: module
+        for name, module in classifier.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in head
+    }
     if not layers:
-        raise ModelError(f"{type(classifier).__name__} has no linear head to train")
-    last = layers[-1]
+        raise ModelError(
+            f"{type(classifier).__name__} has no linear layer that gives a score; start the reward "
+            "model from another architecture"
+        )
+    name, last = layers.popitem()
+    if f"{name}.weight" not in new:
+        return
     with torch.no_grad():
         last.weight.normal_(std=1 / math.sqrt(last.in_features + 1))
         if last.bias is not None:

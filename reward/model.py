@@ -26,6 +26,7 @@ from reward.encoding import Encoder, longest_input
 from reward.loading import (
     disable_dropout,
     draw_head,
+    head_weights,
     load_classifier,
     load_tokenizer,
     quiet_loading,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 TRAINED = "reward_head_trained"
 BIAS = "reward_bias"
-_HEAD_PARTS = ("score.", "classifier.", "pooler.")
 
 
 class ScoringModule(nn.Module):
@@ -239,14 +239,13 @@ class RewardModel:
                 source, dtype=torch.float32, trust=trust_remote_code, num_labels=1
             )
             new = set(info["missing_keys"]) | {str(k[0]) for k in info["mismatched_keys"]}
-            strange = sorted(k for k in new if not any(part in k for part in _HEAD_PARTS))
+            strange = sorted(new - head_weights(classifier)) if new else []
             if strange:
                 raise ModelError(
                     f"{source} lacks weights of {type(classifier).__name__}: "
                     f"{', '.join(strange[:3])}; it is a checkpoint of another architecture"
                 )
-            if any("score." in key or "classifier." in key for key in new):
-                draw_head(classifier)
+            draw_head(classifier, new)
         disable_dropout(classifier)
         source = source if tokenizer_source is None else tokenizer_source
         model = cls._assemble(source, classifier, device=device, trust=trust_remote_code)

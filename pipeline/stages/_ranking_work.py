@@ -29,7 +29,6 @@ from pipeline.models import (
     load_policy,
     load_tokenizer,
     pick_device,
-    require_distinct_pad,
     resolve_bf16,
 )
 from pipeline.stages._labelers import GoldLabeler, Labeler, Unranked
@@ -197,7 +196,7 @@ def make_desk(context: StageContext[RankingsSettings]) -> Desk:
     return Desk(
         model=model.to(device),
         tokenizer=tokenizer,
-        pad_token_id=require_distinct_pad(tokenizer, source),
+        pad_token_id=int(tokenizer.pad_token_id or 0),
     )
 
 

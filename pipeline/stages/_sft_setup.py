@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from trl import SFTConfig
 
-from data.errors import RecipeError
 from pipeline.models import pick_device, resolve_bf16
 from pipeline.stages.sft import SftSettings, row_multiple
 
@@ -43,29 +42,10 @@ def quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
-    """Return rows of one forward pass of one process, and passes of one optimiser step.
-
-    Raises:
-        RecipeError: the batch can't be divided so.
-    """
-    if batch % processes:
-        raise RecipeError(
-            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
-        )
-    micro = batch // processes if micro is None else micro
-    if batch % (micro * processes):
-        raise RecipeError(
-            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
-            "processes"
-        )
-    return micro, batch // (micro * processes)
-
-
 def trainer_arguments(
     context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
 ) -> SFTConfig:
-    """Return TRL's arguments for a stage; `shape` is what `micro_batches` returned."""
+    """Return TRL's arguments for a stage; `shape` is what `sft.micro_batches` returned."""
     settings, device = context.settings, pick_device()
     bf16 = resolve_bf16(settings.bf16, device)
     arguments = SFTConfig(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.errors import HandOverError, nearest
+from data.errors import HandOverError, RecipeError, nearest
 from pipeline.config import (
     Number,
     PositiveInt,
@@ -29,6 +29,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._checks import require_prompts, require_texts
 from pipeline.stages._rewards import (
     Reward,
     RewardTerm,
@@ -137,16 +138,24 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     Raises:
         HandOverError: with the values that do not fit.
     """
-    for reference in settings.checkpoints.values():
-        hand.require_fits_context(reference, settings.max_new_tokens, "max_new_tokens")
-        facts = hand.facts(reference)
-        architecture = facts.architecture if facts is not None else None
-        if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise HandOverError(
-                f"stage {hand.name}: {reference} is a {architecture}; checkpoints that answer are "
-                "causal language models"
-            )
+    opening = settings.prefix_tokens or 1
+    for name, reference in settings.checkpoints.items():
+        what = "prefix_tokens" if settings.prefix_tokens else "a prompt of one token"
+        hand.require_fits_context(
+            reference, opening + settings.max_new_tokens, f"{what} and max_new_tokens"
+        )
+        why = "checkpoints that answer are causal language models"
+        hand.require_writer(reference, f"checkpoints.{name}", why)
+    if settings.rule is not None:
+        from reward.rules import rule
+
+        try:
+            rule(settings.rule, **settings.rule_options)
+        except RecipeError as error:
+            raise HandOverError(f"stage {hand.name}: rule: {error}") from error
     check_rewards(settings.terms, hand)
+    require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
+    require_texts(hand, "perplexity", settings.perplexity)
 
 
 def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:

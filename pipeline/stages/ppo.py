@@ -2,7 +2,8 @@
 
 The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in `pipeline/ppo/loop.py`.
 What is left behind: `model/` (the policy, or its average), `adapter/` (of it, on a shared trunk, in
-peft's layout), `value_model/` (a token classifier with one label), `samples.jsonl`
+peft's layout), `value_model/` (a token classifier with one label; where transformers has none for
+the architecture, `value_head.safetensors` of a head on the policy's trunk), `samples.jsonl`
 (episodes with their scores, every so many updates), `metrics.jsonl`, and `doctor.jsonl` where an
 alarm rang.
 """
@@ -26,14 +27,13 @@ from pipeline.config import (
     SourceSettings,
     StageKind,
     StageSettings,
-    is_external,
 )
 from pipeline.ppo.settings import Hyperparameters
-from pipeline.stages._ppo_sources import carried_sources, pretraining_rows, records
+from pipeline.stages._ppo_checks import check, check_processes
+from pipeline.stages._ppo_sources import pretraining_rows, records
 from pipeline.stages._rewards import (
     Reward,
     RewardTerm,
-    check_rewards,
     load_terms,
     model_references,
     reported_name,
@@ -42,7 +42,6 @@ from pipeline.stages._rewards import (
 
 if TYPE_CHECKING:
     from pipeline.context import StageContext
-    from pipeline.handover import HandOver
     from pipeline.ppo.prompts import PreparedPrompt
     from pipeline.ppo.scoring import Term
     from pipeline.ppo.trunk import TrunkReward
@@ -56,6 +55,8 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Kind of stage."""
     policy: Annotated[str, Ref("policy")]
     """Checkpoint the policy starts from, as a rule the sft stage's."""
+    tokenizer: Annotated[str | None, Ref("tokenizer")] = None
+    """Tokenizer instead of the policy's own, such as one adopted with another padding token."""
     reward: Annotated[Reward, Ref("reward")]
     """Reward model, or a list of rewards."""
     reference: Annotated[str | None, Ref("policy")] = None
@@ -143,6 +144,8 @@ class PpoSettings(StageSettings, Hyperparameters):
         found = super().key_settings()
         if self.tokens_per_micro_batch is None:
             del found["tokens_per_micro_batch"]
+        if self.tokenizer is None:
+            del found["tokenizer"]
         del found["rollout"]
         if self.rollout.engine != "own":
             found["rollout"] = {"engine": self.rollout.engine}
@@ -156,63 +159,24 @@ class PpoSettings(StageSettings, Hyperparameters):
         return reward_terms(self.reward)
 
 
-def check(settings: PpoSettings, hand: HandOver) -> None:
-    """Refuse checkpoints that do not fit each other, and prompts that do not fit the context.
-
-    Raises:
-        HandOverError: naming both.
-    """
-    hand.require_usable_tokenizer(settings.policy)
-    hand.require_fits_context(
-        settings.policy,
-        settings.max_prompt_tokens + settings.max_new_tokens,
-        "max_prompt_tokens + max_new_tokens",
-    )
-    if settings.reference is not None:
-        hand.require_same_tokenizer(settings.policy, settings.reference)
-    if settings.pretraining is not None:
-        carried_sources(settings, hand)
-    if settings.ptx_coefficient > 0:
-        hand.require_fits_context(
-            settings.policy, settings.pretraining_row_tokens, "pretraining_row_tokens"
-        )
-    if settings.value_start is not None:
-        hand.require_same_tokenizer(settings.policy, settings.value_start)
-        hand.require_reward_head(settings.value_start)
-    check_rewards(settings.terms, hand)
-    for term in settings.terms.values():
-        if term.model is not None:
-            _check_trunk(settings, term.model, hand)
-
-
-def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
-    """Refuse a reward model whose adapter is trained on another trunk than the policy's."""
-    trained = hand.settings(reward)
-    if settings.trunk == "separate" or getattr(trained, "lora", None) is None:
-        return
-    base: str = getattr(trained, "model", "")
-    if base != settings.policy and not is_external(base) and not is_external(settings.policy):
-        raise HandOverError(
-            f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "
-            f"{settings.policy} and the adapter of {reward} from {base}; start both from one"
-        )
-
-
 def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     """Train, publish policy and value model, return the last update's metrics."""
     from pipeline.models import load_tokenizer, pick_device, resolve_bf16
     from pipeline.ppo.assemble import assemble
     from pipeline.ppo.loop import restore, save
-    from pipeline.ppo.publishing import publish
+    from pipeline.ppo.publishing import publish, try_publishing
     from pipeline.ppo.ranks import Ranks, make_accelerator
     from pipeline.ppo.train import Outlets, train
 
     settings = context.settings
     bf16 = resolve_bf16(settings.bf16, pick_device())
     ranks = Ranks(make_accelerator(bf16=bf16), context.seed)
-    _check_processes(settings, ranks.size)
+    check_processes(settings, ranks.size)
     source = context.input("policy")
-    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(
+        source if settings.tokenizer is None else context.input("tokenizer"),
+        trust_remote_code=settings.trust_remote_code,
+    )
     prompts = _prompts(context, tokenizer)
     ppo = assemble(
         policy_source=source,
@@ -230,6 +194,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scratch=context.folder / "work",
         read_values=settings.value == "reward",
     )
+    try_publishing(context, ppo)
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     context.resume.track(samples, alarms)
     if restore(ppo, context.resume):
@@ -254,15 +219,6 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
             raise
     publish(ppo, context.folder)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
-
-
-def _check_processes(settings: PpoSettings, processes: int) -> None:
-    share = processes * settings.minibatches
-    if settings.batch_size % share:
-        raise HandOverError(
-            f"batch_size {settings.batch_size} does not divide by {processes} processes times "
-            f"{settings.minibatches} minibatches; choose a multiple of {share}"
-        )
 
 
 def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[PreparedPrompt]:

@@ -28,6 +28,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._checks import require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -197,25 +198,40 @@ def check(settings: PretrainSettings, hand: HandOver) -> None:
     """
     if settings.tokenizer is not None:
         hand.require_usable_tokenizer(settings.tokenizer)
-    if settings.model is None:
-        return
+    require_texts(hand, "train", settings.train)
+    require_texts(hand, "heldout", settings.heldout)
+    if settings.batch_size % hand.processes:
+        raise HandOverError(
+            f"stage {hand.name}: batch_size {settings.batch_size} can't be shared by "
+            f"{hand.processes} processes; make it a multiple"
+        )
+    if settings.model is not None:
+        _check_start(settings, settings.model, hand)
+
+
+def _check_start(settings: PretrainSettings, start: str, hand: HandOver) -> None:
     if settings.tokenizer is None:
-        hand.require_usable_tokenizer(settings.model)
+        hand.require_usable_tokenizer(start, way_out=hand.with_another_pad(start))
     else:
-        model, tokenizer = hand.facts(settings.model), hand.facts(settings.tokenizer)
+        model, tokenizer = hand.facts(start), hand.facts(settings.tokenizer)
         rows = model.vocab_size if model is not None else None
         ids = tokenizer.tokenizer_size if tokenizer is not None else None
         if rows is not None and ids is not None and ids > rows:
             raise HandOverError(
                 f"stage {hand.name}: the tokenizer of {settings.tokenizer} has {ids} tokens, "
-                f"{settings.model} an embedding of {rows}; use the model's own tokenizer"
+                f"{start} an embedding of {rows}; use the model's own tokenizer"
             )
-    hand.require_fits_context(settings.model, settings.context_length, "context_length")
+    hand.require_fits_context(start, settings.context_length, "context_length")
+    hand.require_writer(start, "model", "pretraining goes on from a causal language model")
+    hand.require_class(
+        start, "model", "causal", way_out="name another model", trust=settings.trust_remote_code
+    )
 
 
 def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]:
     """Pack the text, train, judge and save; return the final metrics."""
     from pipeline.models import load_tokenizer
+    from pipeline.saving import try_saving
     from pipeline.training import Rhythm, run_loop
     from pipeline.training_corpus import prepare_corpus
     from pipeline.training_lm import LmTrainer
@@ -226,6 +242,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         trust_remote_code=settings.trust_remote_code,
     )
     model = _model(context, tokenizer)
+    try_saving(context, model, tokenizer)
     corpus = prepare_corpus(
         context,
         tokenizer,

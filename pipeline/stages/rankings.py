@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.errors import HandOverError
 from pipeline.config import (
     Number,
     PositiveInt,
@@ -30,6 +29,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._checks import require_prompts, require_rankings
 from pipeline.stages._people_settings import PeopleSettings
 
 if TYPE_CHECKING:
@@ -144,17 +144,16 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     Raises:
         HandOverError: with the values that do not fit.
     """
+    require_rankings(hand, "rankings", settings.rankings)
     if settings.model is None:
         return
-    hand.require_usable_tokenizer(settings.model)
-    hand.require_fits_context(settings.model, settings.max_new_tokens, "max_new_tokens")
-    facts = hand.facts(settings.model)
-    architecture = facts.architecture if facts is not None else None
-    if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise HandOverError(
-            f"stage {hand.name}: {settings.model} is a {architecture}; completions are sampled "
-            "from a causal language model"
-        )
+    hand.require_rows(settings.model)
+    hand.require_fits_context(
+        settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
+    )
+    why = "completions are sampled from a causal language model"
+    hand.require_writer(settings.model, "model", why)
+    require_prompts(hand, settings.prompts)
     if settings.labeler == "people":
         settings.asked.read_guidelines()
         for reference in settings.asked.scored_by:

@@ -35,8 +35,12 @@ from pipeline.config import (
     SourceSettings,
     StageKind,
     StageSettings,
+    external_location,
+    is_external,
+    references,
 )
-from pipeline.stages._reward_rows import RankingRows, read_rows, report_rows
+from pipeline.stages._checks import require_demonstrations, require_rankings
+from pipeline.stages._reward_rows import RankingRows, rankings_source, read_rows, report_rows
 
 if TYPE_CHECKING:
     from data.records import Ranking
@@ -139,12 +143,26 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
     hand.require_tokenizer_for(settings.model, settings.tokenizer)
     if settings.max_length is not None:
         hand.require_fits_context(settings.model, settings.max_length, "max_length")
-    facts = hand.facts(settings.model)
-    if facts is not None and facts.architecture and "ConditionalGeneration" in facts.architecture:
+    facts = hand.facts(hand.origin(settings.model))
+    written = (facts.architecture if facts is not None else None) or ""
+    paired = "ConditionalGeneration" in written
+    if facts is not None and (facts.encoder_decoder or (paired and not facts.writes)):
         raise HandOverError(
-            f"stage {hand.name}: {settings.model} is a {facts.architecture}; a reward model starts "
-            "from a causal or an encoder model"
+            f"stage {hand.name}: model: {settings.model} is a {written or facts.model_type}, an "
+            "encoder-decoder; a reward model starts from a causal or an encoder model"
         )
+    hand.require_class(
+        settings.model, "model", "sequence", trust=settings.trust_remote_code,
+        way_out="start the reward model from another architecture",
+    )  # fmt: skip
+    for field, sources in (("train", settings.train), ("heldout", settings.heldout)):
+        require_rankings(hand, field, sources)
+    require_demonstrations(hand, "demonstrations", settings.demonstrations)
+    for field, (target, mark) in references(settings).items():
+        if mark.provides == "rankings" and is_external(target):
+            source = rankings_source(external_location(target))
+            if source.path is not None:
+                require_rankings(hand, field, (source,))
 
 
 def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
@@ -152,6 +170,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     from accelerate.utils import DistributedType
 
     from pipeline.compiling import compile_layers, refuse_sharded
+    from pipeline.saving import try_saving
     from pipeline.sharding import make_accelerator
     from reward.batching import encode_rankings
     from reward.model import RewardModel
@@ -170,6 +189,7 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         tokenizer_source=context.input("tokenizer") if settings.tokenizer is not None else None,
         trust_remote_code=settings.trust_remote_code,
     )
+    try_saving(context, model.module.classifier, model.tokenizer)
     trunk = None if settings.lora is None else _adapt(context, settings.lora, model)
     if settings.gradient_checkpointing:
         model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})

@@ -31,6 +31,7 @@ from pipeline.config import (
     StageSettings,
     is_external,
 )
+from pipeline.stages._checks import require_prompts
 from pipeline.stages._rewards import (
     Reward,
     RewardTerm,
@@ -92,7 +93,7 @@ def check(settings: SelectSettings, hand: HandOver) -> None:
         HandOverError: one of the two does not fit.
     """
     check_rewards(settings.terms, hand)
-    hand.require_usable_tokenizer(settings.model)
+    hand.require_rows(settings.model)
     folder = hand.folder(settings.model)
     if folder is not None:
         _candidates(_artifact_folder(folder), settings.model, hand.name)
@@ -108,6 +109,11 @@ def check(settings: SelectSettings, hand: HandOver) -> None:
                 f"stage {hand.name}: {settings.model} has candidates: 1; set it to 2 or more, or "
                 "leave this stage out"
             )
+    hand.require_writer(settings.model, "model", "candidates are causal language models")
+    hand.require_fits_context(
+        settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
+    )
+    require_prompts(hand, settings.prompts)
 
 
 def _artifact_folder(folder: Path) -> Path:
@@ -217,7 +223,7 @@ def _answer(
             top_p=settings.top_p,
         ),
         eos_token_ids=eos_ids(tokenizer, model),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=int(tokenizer.pad_token_id or 0),
         generator=torch.Generator().manual_seed(context.seed),
         batch_size=settings.batch_size,
         advance=advance,

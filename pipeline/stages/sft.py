@@ -31,6 +31,7 @@ from pipeline.config import (
     StageKind,
     StageSettings,
 )
+from pipeline.stages._checks import require_demonstrations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,6 +133,25 @@ def row_multiple(settings: SftSettings, longest: float, *, bf16: bool, on_cpu: b
     return WIDTHS if few else None
 
 
+def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
+    """Return rows of one forward pass of one process, and passes of one optimiser step.
+
+    Raises:
+        RecipeError: the batch can't be divided so.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
+        )
+    micro = batch // processes if micro is None else micro
+    if batch % (micro * processes):
+        raise RecipeError(
+            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
+            "processes"
+        )
+    return micro, batch // (micro * processes)
+
+
 def check(settings: SftSettings, hand: HandOver) -> None:
     """Refuse a model that can't be fine-tuned on these settings.
 
@@ -141,18 +161,19 @@ def check(settings: SftSettings, hand: HandOver) -> None:
     hand.require_tokenizer_for(settings.model, settings.tokenizer)
     if settings.max_length is not None:
         hand.require_fits_context(settings.model, settings.max_length, "max_length")
-    facts = hand.facts(settings.model)
-    architecture = facts.architecture if facts is not None else None
-    if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise HandOverError(
-            f"stage {hand.name}: {settings.model} is a {architecture}; fine-tuning starts from a "
-            "causal language model"
-        )
+    hand.require_writer(settings.model, "model", "fine-tuning starts from a causal language model")
+    hand.require_class(
+        settings.model, "model", "causal", way_out="name another model",
+        trust=settings.trust_remote_code,
+    )  # fmt: skip
+    micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
+    require_demonstrations(hand, "train", settings.train)
+    require_demonstrations(hand, "heldout", settings.heldout)
 
 
 def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
     """Train, keep the candidates and publish the best; return the final metrics."""
-    from pipeline.stages._sft_setup import micro_batches, quiet_libraries
+    from pipeline.stages._sft_setup import quiet_libraries
     from pipeline.stages._sft_trainer import build_trainer
 
     with quiet_libraries():
@@ -170,6 +191,7 @@ def _load(
     context: StageContext[SftSettings],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from pipeline.models import load_policy, load_tokenizer, require_distinct_pad, require_rows
+    from pipeline.saving import try_saving
 
     settings = context.settings
     source = context.input("model" if settings.tokenizer is None else "tokenizer")
@@ -177,6 +199,7 @@ def _load(
     require_distinct_pad(tokenizer, source)
     model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
     require_rows(model, tokenizer, source)
+    try_saving(context, model, tokenizer)
     return model, tokenizer
 
 

@@ -26,6 +26,7 @@ from pipeline.config import (
     StageSettings,
     expand,
 )
+from pipeline.stages._checks import require_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,6 +85,7 @@ def check(settings: TokenizerSettings, hand: HandOver) -> None:
             f"stage {hand.name}: chat_template: {settings.chat_template}: no such file; give the "
             "path of a Jinja template, or leave it out for ours"
         )
+    require_texts(hand, "train", settings.train)
     if settings.adopt is None or settings.pad_token is not None:
         return
     facts = hand.facts(settings.adopt)

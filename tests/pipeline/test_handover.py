@@ -10,7 +10,8 @@ import pytest
 from data.errors import HandOverError
 from pipeline.artifacts import Artifact
 from pipeline.config import Ref, StageSettings
-from pipeline.handover import HandOver, read_facts
+from pipeline.facts import read_facts
+from pipeline.handover import HandOver
 
 
 class ModelStage(StageSettings):

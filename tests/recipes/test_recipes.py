@@ -16,7 +16,8 @@ import yaml
 from data.errors import HandOverError
 from pipeline.config import SourceSettings, is_external, references
 from pipeline.console import Console
-from pipeline.planning import Planner, Selection, check_stages
+from pipeline.checking import check_stages
+from pipeline.planning import Planner, Selection
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import execute, plan
 

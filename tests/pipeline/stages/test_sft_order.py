@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.errors import RecipeError
 from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
-from pipeline.stages._sft_setup import micro_batches
+from pipeline.stages.sft import micro_batches
 
 
 @given(
