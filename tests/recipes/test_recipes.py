@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from data.errors import HandOverError
+from pipeline.checking import check_stages
 from pipeline.config import SourceSettings, is_external, references
 from pipeline.console import Console
-from pipeline.checking import check_stages
 from pipeline.planning import Planner, Selection
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import execute, plan
