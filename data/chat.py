@@ -1,23 +1,42 @@
 """Turns prompts and conversations into token ids through a tokenizer's chat template.
 
-Which tokens are the assistant's comes from the template's `{% generation %}` marks; a template
-without them is rendered turn by turn, and what a turn adds after the opening of the assistant's
-is taken as the assistant's (`mask_method` says which way is used). A tokenizer is any of
+Which tokens of a conversation are learned is found in `data.answers`; which of them are the
+template's own, and which a text only spells, in `data.control_tokens`. A tokenizer is any of
 `transformers`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from data.errors import ModelError, RecipeError
+from data.answers import AnswerNotes, answer_mask
+from data.control_tokens import encode_ids, render, spelled
+from data.errors import ControlTokenError, ModelError, RecipeError
 from data.records import Completion, Conversation, Message, Prompt
+from data.templates import apply_template, has_template, mask_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "RenderReport",
+    "Rendered",
+    "front_ids",
+    "has_template",
+    "mask_method",
+    "render_completion",
+    "render_conversation",
+    "render_demonstration",
+    "render_demonstrations",
+    "render_prompt",
+    "render_text",
+    "response_ids",
+    "spelled_line",
+    "spells_control_tokens",
+]
 
 DEFAULT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -36,7 +55,6 @@ DEFAULT_TEMPLATE = (
 """One turn is `<|user|>text<|end|>`; the assistant's text and its `<|end|>` are marked."""
 
 _PROBE = "a"
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Rendered(NamedTuple):
@@ -44,38 +62,6 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     assistant_mask: list[bool]
-
-
-def mask_method(tokenizer: PreTrainedTokenizerBase) -> Literal["marks", "turns"]:
-    """Return how the assistant's tokens are found: by the template's marks, or turn by turn."""
-    return "marks" if _GENERATION.search(_template(tokenizer)) else "turns"
-
-
-def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer can render a chat."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    if not has_template(tokenizer):
-        name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
-        raise ModelError(
-            f"{name} has no chat template, so it can't render messages; set one (an instruct model "
-            "carries its own) or use plain prompts"
-        )
-    return str(tokenizer.get_chat_template())
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Any:
-    """Apply the chat template; what it refuses is told with its own words."""
-    import jinja2
-
-    _template(tokenizer)
-    try:
-        return tokenizer.apply_chat_template([dict(turn) for turn in messages], **options)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in messages)
-        raise ModelError(f"the chat template refuses the turns {roles}: {error}") from error
 
 
 def render_text(
@@ -88,8 +74,7 @@ def render_text(
         messages: the turns.
         answer_next: whether the assistant's next turn is opened at the end.
     """
-    text = _render(tokenizer, messages, tokenize=False, add_generation_prompt=answer_next)
-    return str(text)
+    return apply_template(tokenizer, messages, answer_next=answer_next).text
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -100,13 +85,18 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     behind a text would end what is to be continued, and is left out. Never empty: an empty text
     becomes the first token of a sequence.
 
+    Control tokens that the text of a message or a plain prompt spells stay text; at the very start
+    of a plain prompt they are what the tokenizer puts in front.
+
     Raises:
         ModelError: a chat, and the tokenizer has no template.
+        ControlTokenError: the text spells a control token that can't be kept as text.
     """
     if not isinstance(prompt, str):
-        text = render_text(tokenizer, prompt, answer_next=True)
-        return _ids(tokenizer, text)
-    ids, front = _ids(tokenizer, prompt), front_ids(tokenizer)
+        rendering = render(tokenizer, prompt, answer_next=True)
+        return encode_ids(tokenizer, rendering.text, rendering.typed)
+    front = front_ids(tokenizer)
+    ids = encode_ids(tokenizer, prompt, _spelled_in_plain(tokenizer, prompt))
     if ids[: len(front)] != front:  # it may be typed in the text
         ids = front + ids
     if not ids:
@@ -115,67 +105,89 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return ids
 
 
+def _spelled_in_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return the control tokens that a plain prompt spells, behind what belongs in front of it."""
+    typed = spelled(tokenizer, text)
+    if not typed:
+        return []
+    usual = "".join(tokenizer.convert_ids_to_tokens(front_ids(tokenizer)))
+    known = [name for name in (usual, tokenizer.bos_token) if name and text.startswith(name)]
+    opening = max(map(len, known), default=0)
+    return [span for span in typed if span[0] >= opening]
+
+
 def render_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    notes: AnswerNotes | None = None,
 ) -> Rendered:
     """Return a conversation's ids and which of them are the assistant's.
 
+    Answers that can't be learned are left out and noted, see `data.answers`.
+
     Raises:
-        ModelError: there is no template, or it has no marks and does not render turn by turn.
+        ModelError: there is no template, it refuses the turns, or no answer can be learned.
+        ControlTokenError: a turn spells a control token that can't be kept as text.
     """
-    if mask_method(tokenizer) == "marks":
-        out = _render(
-            tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return Rendered(list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]])
-    return _render_by_turns(tokenizer, messages)
+    kept = AnswerNotes() if notes is None else notes
+    rendered = Rendered(*answer_mask(tokenizer, messages, kept))
+    if notes is None and not any(rendered.assistant_mask):
+        raise ModelError("; ".join(kept.lines()) or "the conversation holds no answer")
+    return rendered
 
 
-def _render_by_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Rendered:
-    """Find the assistant's characters by rendering the chat up to and with each of its turns."""
-    whole = render_text(tokenizer, messages, answer_next=False)
-    spans: list[tuple[int, int]] = []
-    for index, turn in enumerate(messages):
-        if turn["role"] != "assistant":
-            continue
-        before = render_text(tokenizer, messages[:index], answer_next=True)
-        after = render_text(tokenizer, messages[: index + 1], answer_next=False)
-        if not (after.startswith(before) and whole.startswith(after)):
-            raise ModelError(
-                f"the chat template has no {{% generation %}} marks and changes earlier turns "
-                f"(turn {index + 1} of {len(messages)}), so the assistant's tokens can't be told; "
-                "mark them in the template"
-            )
-        spans.append((len(before), _end_of_turn(tokenizer, after, len(before))))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    mask = [
-        any(start <= first and last <= end for start, end in spans) and first < last
-        for first, last in encoded["offset_mapping"]
-    ]
-    return Rendered(list(encoded["input_ids"]), mask)
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a response's text, control tokens that it spells kept as text.
 
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int:
-    """Return where a turn ends: after its end-of-sequence token, without the line break behind."""
-    eos = tokenizer.eos_token
-    place = text.rfind(eos, start) if isinstance(eos, str) and eos else -1
-    return len(text) if place < 0 else place + len(eos)
+    Raises:
+        ControlTokenError: they can't be.
+    """
+    return encode_ids(tokenizer, text, spelled(tokenizer, text, own=True))
 
 
 def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rendered:
-    """Return a plain prompt and its completion as ids; the completion and eos are marked."""
-    opening = render_prompt(tokenizer, prompt)
-    answer = [*_ids(tokenizer, completion), _eos(tokenizer)]
+    """Return a plain prompt and its completion as ids; the completion and eos are marked.
+
+    A completion that spells eos at its very end has ended: it gets no second one.
+    """
+    opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
+    while (said := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
+        completion = said.removesuffix(name)
+    answer = [*response_ids(tokenizer, completion), eos]
     return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
 
 
+def spells_control_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *responses: str
+) -> bool:
+    """Tell whether a prompt or responses spell control tokens, which are taken as text."""
+    if any(spelled(tokenizer, text, own=True) for text in responses):
+        return True
+    if isinstance(prompt, str):
+        return bool(_spelled_in_plain(tokenizer, prompt))
+    return any(
+        spelled(tokenizer, str(turn.get("content") or ""), own=turn["role"] == "assistant")
+        for turn in prompt
+    )
+
+
+def spelled_line(count: int, what: str) -> str:
+    """Return the sentence on texts that spell control tokens."""
+    return (
+        f"{count:,} {what} spell control tokens such as those that end a turn; they stay text "
+        "(`typed_control_tokens: tokens` in a tokenizer stage makes them tokens)"
+    )
+
+
 def render_demonstration(
-    tokenizer: PreTrainedTokenizerBase, record: Conversation | Completion
+    tokenizer: PreTrainedTokenizerBase,
+    record: Conversation | Completion,
+    notes: AnswerNotes | None = None,
 ) -> Rendered:
     """Return what is to be imitated as ids and mask."""
     if isinstance(record, Completion):
         return render_completion(tokenizer, record.prompt, record.completion)
-    return render_conversation(tokenizer, record.messages)
+    return render_conversation(tokenizer, record.messages, notes)
 
 
 @dataclass
@@ -188,10 +200,16 @@ class RenderReport:
     """Those of them that were cut at the end."""
     dropped: int = 0
     """Those too long, or without a token of the assistant once cut."""
+    unlearnable: int = 0
+    """Those of which no answer can be learned, whatever their length."""
+    spelling: int = 0
+    """Those that spell control tokens, which stay text."""
     tokens: int = 0
     """Tokens handed out."""
     tokens_cut: int = 0
     """Tokens cut off, dropped demonstrations among them."""
+    answers: AnswerNotes = field(default_factory=AnswerNotes)
+    """Answers that are left out, and why."""
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
@@ -201,7 +219,11 @@ class RenderReport:
                 f"too long: {self.truncated:,} cut, {self.dropped:,} dropped, "
                 f"{self.tokens_cut:,} tokens in all"
             )
-        return told
+        if self.unlearnable:
+            told.append(f"{self.unlearnable:,} dropped: they hold no answer that can be learned")
+        if self.spelling:
+            told.append(spelled_line(self.spelling, "demonstrations"))
+        return [*told, *self.answers.lines()]
 
 
 def render_demonstrations(
@@ -220,7 +242,16 @@ def render_demonstrations(
     if max_length < 2:
         raise RecipeError(f"max_length {max_length} leaves no room for prompt and answer")
     for record in records:
-        ids, mask = render_demonstration(tokenizer, record)
+        try:
+            ids, mask = render_demonstration(tokenizer, record, report.answers)
+        except ControlTokenError as error:
+            report.answers.left_out[str(error)] += 1
+            report.unlearnable += 1
+            continue
+        report.spelling += _spells(tokenizer, record)
+        if not any(mask):
+            report.unlearnable += 1
+            continue
         over = max(0, len(ids) - max_length)
         kept = Rendered(ids[:max_length], mask[:max_length])
         if not any(kept.assistant_mask) or (over and too_long == "drop"):
@@ -234,16 +265,18 @@ def render_demonstrations(
         yield kept
 
 
+def _spells(tokenizer: PreTrainedTokenizerBase, record: Conversation | Completion) -> bool:
+    if isinstance(record, Completion):
+        return spells_control_tokens(tokenizer, record.prompt, record.completion)
+    return spells_control_tokens(tokenizer, record.messages)
+
+
 def front_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that a tokenizer puts in front of every text, such as bos."""
-    body = _ids(tokenizer, _PROBE)
+    body = encode_ids(tokenizer, _PROBE)
     framed = list(tokenizer(_PROBE, verbose=False)["input_ids"])
     starts = [at for at in range(len(framed)) if framed[at : at + len(body)] == body]
     return framed[: starts[0]] if body and starts else []
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,6 +6,7 @@
     |- SourceError          a data source can't be found or read
     |  |- BadRowsError      too many of its rows are malformed
     |- ModelError           a checkpoint can't be loaded or lacks what is asked of it
+    |  |- ControlTokenError a text spells a control token that can't be kept as text
     |- ArtifactError        what a stage left is missing, damaged or of an older version
     |- RunLockedError       another run works in the same folder
     |- TrainingError        training can't go on (NaN, an invariant that fails)
@@ -51,6 +52,10 @@ class BadRowsError(SourceError):
 
 class ModelError(RlhfError):
     """A checkpoint can't be loaded, or lacks what is asked of it."""
+
+
+class ControlTokenError(ModelError):
+    """A text spells a control token, and this tokenizer or template can't keep it as text."""
 
 
 class ArtifactError(RlhfError):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.chat import render_prompt
+from data.chat import render_prompt, response_ids, spells_control_tokens
 from data.errors import ModelError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Encoder:
         pairs: whether prompt and response go in as a pair, as encoders want it.
         seen: texts encoded so far.
         truncated: how many of them were too long.
+        spelling: how many spell control tokens, which stay text.
     """
 
     tokenizer: Any
@@ -44,6 +45,7 @@ class Encoder:
     pairs: bool = False
     seen: int = 0
     truncated: int = 0
+    spelling: int = 0
     _end_of_turn: int | None = field(default=None, init=False)
 
     def encode(self, prompt: Prompt, response: str, *, ended: bool = True) -> list[int]:
@@ -55,12 +57,14 @@ class Encoder:
             ended: False for a response that was cut off before its end.
         """
         self.seen += 1
+        spells = spells_control_tokens(self.tokenizer, prompt, response)
+        self.spelling += spells
         if self.pairs:
-            return self._encode_pair(prompt, response)
+            return self._encode_pair(prompt, response, as_text=spells)
         if not isinstance(prompt, str):
             response = response.strip()
         ids = list(render_prompt(self.tokenizer, prompt))
-        ids += self._plain_ids(response)
+        ids += response_ids(self.tokenizer, response)
         if ended:
             ids.append(self._end(prompt))
         if not ids:
@@ -80,9 +84,11 @@ class Encoder:
             return [ids[0], *ids[over + 1 :]]
         return ids[over:]
 
-    def _encode_pair(self, prompt: Prompt, response: str) -> list[int]:
+    def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> list[int]:
         texts = (self._as_text(prompt), response.strip())
-        ids: list[int] = self.tokenizer(*texts, verbose=False)["input_ids"]
+        ids: list[int] = self.tokenizer(*texts, split_special_tokens=as_text, verbose=False)[
+            "input_ids"
+        ]
         if len(ids) <= self.max_length:
             return ids
         self.truncated += 1
@@ -93,6 +99,7 @@ class Encoder:
             *texts,
             truncation="only_first" if room > 0 else "longest_first",
             max_length=self.max_length,
+            split_special_tokens=as_text,
         )["input_ids"]
         return cut
 

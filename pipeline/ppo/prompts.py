@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.chat import render_prompt
+from data.chat import render_prompt, spelled_line, spells_control_tokens
+from data.errors import ControlTokenError
 from data.records import (
     Completion,
     Conversation,
@@ -40,15 +41,20 @@ class PreparedPrompt:
 
 @dataclass
 class PromptReport:
-    """What became of the rows: how many were kept, how many dropped and why."""
+    """What became of the rows: how many were kept, how many dropped and why.
+
+    `spelling` are those kept that spell control tokens, which stay text.
+    """
 
     kept: int = 0
+    spelling: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console."""
         lost = [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
-        return [f"{self.kept:,} prompts", *lost]
+        told = [spelled_line(self.spelling, "prompts")] if self.spelling else []
+        return [f"{self.kept:,} prompts", *told, *lost]
 
 
 def prepare_prompts(
@@ -78,7 +84,11 @@ def prepare_prompts(
         if row is None:
             report.dropped["a document shorter than prefix_tokens, or no prefix_tokens"] += 1
             continue
-        ids = list(render_prompt(tokenizer, row.prompt))
+        try:
+            ids = list(render_prompt(tokenizer, row.prompt))
+        except ControlTokenError as error:
+            report.dropped[str(error)] += 1
+            continue
         digest = prompt_hash(row.prompt)
         if len(ids) > max_tokens:
             report.dropped[f"longer than max_prompt_tokens {max_tokens}"] += 1
@@ -86,6 +96,7 @@ def prepare_prompts(
             report.dropped["the same prompt again"] += 1
         else:
             seen.add(digest)
+            report.spelling += spells_control_tokens(tokenizer, row.prompt)
             meta = {**_answer(record), **row.meta}
             prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id, meta=meta))
     report.kept += len(prepared)

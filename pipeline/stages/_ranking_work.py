@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.chat import render_prompt
+from data.chat import render_prompt, spelled_line, spells_control_tokens
 from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources import ReadReport, read
@@ -242,6 +242,9 @@ def _prompts(
         chosen = drawn(chosen, settings.limit, context.seed)
     limit = context_length(desk.model)
     encoded = [(row, render_prompt(desk.tokenizer, row.prompt)) for row in chosen]
+    spelling = sum(spells_control_tokens(desk.tokenizer, row.prompt) for row in chosen)
+    if spelling:
+        context.say(spelled_line(spelling, "prompts"))
     fitting = [
         (row, ids)
         for row, ids in encoded

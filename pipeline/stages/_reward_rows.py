@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.chat import spelled_line
 from data.errors import SourceError
 from pipeline.config import SourceSettings
 
@@ -133,6 +134,8 @@ def report_rows(
     if dropped:
         context.say(f"{dropped} rankings dropped: all their completions tie")
     encoder = model.encoder
+    if encoder.spelling:
+        context.say(spelled_line(encoder.spelling, "texts"))
     if encoder.truncated:
         share = encoder.truncated / encoder.seen
         lost = (

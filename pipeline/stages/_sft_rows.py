@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from data.chat import Rendered, RenderReport, render_demonstrations
-from data.errors import SourceError
+from data.errors import ModelError, SourceError
 from data.records import Completion, Conversation, prompt_of, to_demonstration
 from data.sources import ReadReport, read
 from data.split import is_heldout, opening
@@ -22,13 +22,19 @@ Demonstration = Conversation | Completion
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised demonstrations of at most `max_length`, and how many were cut and dropped."""
+    """Tokenised demonstrations of at most `max_length`, and how many were cut and dropped.
+
+    `unlearnable` are those without an answer that can be learned, `ends` the tokens that end the
+    answers of chats.
+    """
 
     train: list[Rendered]
     heldout: list[Rendered]
     max_length: int
     cut: int = 0
     dropped: int = 0
+    unlearnable: int = 0
+    ends: frozenset[int] = frozenset()
 
 
 def read_demonstrations(
@@ -76,6 +82,7 @@ def prepare_rows(
 
     Raises:
         SourceError: more are too long than allowed.
+        ModelError: no demonstration can be learned with this chat template.
     """
     if heldout:
         judged = {opening(prompt_of(record)) for record in heldout}
@@ -105,6 +112,9 @@ def prepare_rows(
     )
     for line in report.lines():
         say(f"train: {line}")
+    if report.unlearnable and not rows:
+        why = "; ".join(report.answers.lines())
+        raise ModelError(f"no demonstration holds an answer that can be learned: {why}")
     say(f"heldout: {len(held):,} demonstrations")
     cut = report.truncated + heldout_report.truncated
     dropped = report.dropped + heldout_report.dropped
@@ -115,4 +125,12 @@ def prepare_rows(
             f"({cut} cut, {dropped} dropped), more than max_too_long_share {max_too_long_share} "
             "allows; raise max_length, or that share to go on without them"
         )
-    return Rows(rows, held, max_length, cut=cut, dropped=dropped)
+    return Rows(
+        rows,
+        held,
+        max_length,
+        cut=cut,
+        dropped=dropped,
+        unlearnable=report.unlearnable + heldout_report.unlearnable,
+        ends=frozenset(report.answers.ends),
+    )

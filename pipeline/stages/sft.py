@@ -179,6 +179,7 @@ def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
     with quiet_libraries():
         model, tokenizer = _load(context)
         rows = _rows(context, model, tokenizer)
+        _end_where_taught(context, model, tokenizer, rows)
         shape = micro_batches(
             context.settings.batch_size, context.settings.micro_batch_size, context.world_size
         )
@@ -242,6 +243,26 @@ def _rows(
     return rows
 
 
+def _end_where_taught(
+    context: StageContext[SftSettings],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+) -> None:
+    """Have the model's generation end at the tokens that end the answers it learns."""
+    from pipeline.models import eos_ids
+
+    known = set(eos_ids(tokenizer, model))
+    if not rows.ends or known & rows.ends or model.generation_config is None:
+        return
+    model.generation_config.eos_token_id = sorted(known | rows.ends)
+    names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(rows.ends)))
+    context.say(
+        f"the chat template ends answers with {names}, at which this model did not end; it is "
+        "added to the end tokens of its generation_config.json"
+    )
+
+
 def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
     """Train from the last resume state, or from the start.
 
@@ -274,6 +295,7 @@ def _publish(
         "n_tokens": sum(len(row.ids) for row in rows.train),
         "n_cut": rows.cut,
         "n_dropped": rows.dropped,
+        "n_unlearnable": rows.unlearnable,
     }
     if best.loss is not None:
         metrics["eval/loss"] = best.loss

@@ -28,9 +28,9 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 FORGETFUL = (
-    "{% for message in messages %}"
-    "{% if message.role != 'assistant' or loop.last %}[{{ message.content }}]{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    "{% for message in messages %}{% if message.role != 'assistant' %}<|user|>{{ message.content }}"
+    "{% elif loop.last %}<|assistant|>{{ message.content }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TEXT = ["Who is it? It is Mara. What does she do? She bakes bread."]
 
@@ -105,10 +105,11 @@ def test_marks_and_turns_agree_on_our_own_template(tokenizer):
     assert render_conversation(other, turns) == render_conversation(tokenizer, turns)
 
 
-def test_a_template_that_forgets_earlier_answers_is_refused():
+def test_of_a_template_that_forgets_earlier_answers_the_last_is_learned():
     made = train_tokenizer(TEXT, vocabulary_size=320, chat_template=FORGETFUL)
-    with pytest.raises(ModelError, match="changes earlier turns"):
-        render_conversation(made, chat("a", "b", "c", "d"))
+    rendered = render_conversation(made, chat("a", "b", "c", "d"))
+    assert made.decode(rendered.ids) == "<|user|>a<|user|>c<|assistant|>d<|end|>"
+    assert learned(made, rendered) == "d<|end|>"
 
 
 def test_messages_without_a_template_are_refused():
@@ -160,12 +161,12 @@ def test_a_length_without_room_is_refused(tokenizer):
         list(render_demonstrations(tokenizer, [], max_length=1, report=RenderReport()))
 
 
-FRAMES = {
-    "ends": ("<|bos|> $A <|end|>", [1], []),
-    "ends_alone": ("$A <|end|>", [], []),
-    "ends_twice": ("<|bos|> $A <|end|> <|end|>", [1], []),
-    "pair_marks": ("<|user|> $A <|system|>", [3], []),
-    "begins": ("<|bos|> $A", [1], []),
+FRAMES: dict[str, tuple[str, list[int]]] = {
+    "ends": ("<|bos|> $A <|end|>", [1]),
+    "ends_alone": ("$A <|end|>", []),
+    "ends_twice": ("<|bos|> $A <|end|> <|end|>", [1]),
+    "pair_marks": ("<|user|> $A <|system|>", [3]),
+    "begins": ("<|bos|> $A", [1]),
 }
 
 

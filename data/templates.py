@@ -1,0 +1,92 @@
+"""Applies a tokenizer's chat template to turns, and tells what the template marks.
+
+A tokenizer is any of `transformers`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from data.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Span = tuple[int, int]
+"""Characters of a text, from the first to the one behind the last."""
+
+
+class RenderedText(NamedTuple):
+    """A chat as text, and what the template marks as the assistant's."""
+
+    text: str
+    marks: list[Span]
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer can render a chat."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def mask_method(tokenizer: PreTrainedTokenizerBase) -> Literal["marks", "turns"]:
+    """Return how the assistant's tokens are found: by the template's marks, or turn by turn."""
+    return "marks" if _GENERATION.search(template_of(tokenizer)) else "turns"
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
+    """Return the chat template.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not has_template(tokenizer):
+        name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
+        raise ModelError(
+            f"{name} has no chat template, so it can't render messages; set one (an instruct model "
+            "carries its own) or use plain prompts"
+        )
+    return str(tokenizer.get_chat_template(tools=tools))
+
+
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    answer_next: bool,
+    **options: Any,
+) -> RenderedText:
+    """Apply the chat template; what it refuses is told with its own words.
+
+    Args:
+        tokenizer: carries the template.
+        messages: the turns.
+        answer_next: whether the assistant's next turn is opened at the end.
+        options: what else the template takes, such as `tools`.
+
+    Raises:
+        ModelError: there is no template, or it refuses the turns.
+    """
+    import jinja2
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = template_of(tokenizer, options.get("tools"))
+    turns = [dict(turn) for turn in messages]
+    options["add_generation_prompt"] = answer_next
+    try:
+        if answer_next or not _GENERATION.search(template):
+            text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+            return RenderedText(str(text), [])
+        texts, marks = render_jinja_template(
+            conversations=[[{k: v for k, v in turn.items() if v is not None} for turn in turns]],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **{**tokenizer.special_tokens_map, **options},
+        )
+    except jinja2.TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise ModelError(f"the chat template refuses the turns {roles}: {error}") from error
+    return RenderedText(str(texts[0]), [(int(start), int(end)) for start, end in marks[0]])
