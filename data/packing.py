@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import ArtifactError, RecipeError, SourceError, StorageError
+from data.errors import ArtifactError, RecipeError, SourceError
+from data.storage import storage_errors, write_atomically
 
 FORMAT = 1
 INDEX = "index.json"
@@ -113,7 +113,7 @@ def write_shards(
     if context_length < 2:
         raise RecipeError(f"context_length {context_length} is too short to predict anything")
     place = Path(folder)
-    try:
+    with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
         (place / INDEX).unlink(missing_ok=True)
         with _Writer(
@@ -125,11 +125,7 @@ def write_shards(
                     tail = [] if separator_id is None else [separator_id]
                     writer.add([*head, *ids, *tail])
             index = writer.finish(keep_tail)
-        _write_index(place, index)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"can't write ({error.strerror or error})"
-        raise StorageError(f"{place}: {what}; free space or choose another folder") from error
+        write_atomically(place / INDEX, json.dumps(dataclasses.asdict(index), indent=2))
     return PackedShards(place)
 
 
@@ -261,15 +257,6 @@ def _make_durable(file: BinaryIO) -> None:
 def shard_name(number: int) -> str:
     """Return the name of a shard's file."""
     return f"tokens-{number:05d}.bin"
-
-
-def _write_index(folder: Path, index: Index) -> None:
-    temporary = folder / f".{INDEX}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(index), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / INDEX)
 
 
 class PackedShards:

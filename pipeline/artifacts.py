@@ -9,12 +9,10 @@ parent's files, not on the time they were made.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError, StorageError
+from data.storage import remove_leftovers, storage_errors, sync_tree, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -29,6 +28,8 @@ FORMAT = 1
 RECORDS = ("metrics.jsonl", "stage.log")
 # Never part of an artifact.
 SCRATCH = ("resume", "work")
+# What file systems and their browsers leave in a folder that is only looked at.
+_OF_THE_SYSTEM = (".nfs", ".DS_Store", "Thumbs.db", "desktop.ini")
 # Without these a manifest tells nothing.
 _NEEDED = ("stage", "kind", "key", "digest", "metrics", "files")
 
@@ -67,34 +68,6 @@ class Artifact:
         return sum(int(f["size"]) for f in self.manifest["files"].values())
 
 
-_REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO,
-)  # fmt: skip
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write into one clear sentence.
-
-    Raises:
-        StorageError: the disk is full, or the path can't be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"no space left on the disk of {path}; free some and run again, "
-                "the last whole checkpoint is kept"
-            ) from error
-        if error.errno in _REFUSED:
-            raise StorageError(
-                f"{path} can't be written ({error.strerror}); choose another folder with --out"
-            ) from error
-        raise
-
-
 def require_writable_place(folder: Path) -> None:
     """Refuse a folder that can't be: itself or one above it is a file.
 
@@ -115,36 +88,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that after a crash it is there whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage_errors(path), temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return every file of a stage's folder but scratch: relative path -> size and sha256."""
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name.split("/")[0] in SCRATCH or name == MANIFEST or name == f".{MANIFEST}.tmp":
-            continue
-        if path.is_file():
-            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    return files
+    return {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in _names(folder)
+    }
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the relative paths of what belongs to a stage's folder."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(
+        name
+        for name in names
+        if name != MANIFEST
+        and name.split("/")[0] not in SCRATCH
+        and not name.rpartition("/")[2].startswith(_OF_THE_SYSTEM)
+    )
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -171,9 +132,9 @@ def publish(folder: Path, **entries: Any) -> Artifact:
         **entries: what the manifest holds beside files, digest, versions and time:
             stage, kind, version, key, parents, settings, seed, device, seconds, metrics ...
     """
+    remove_leftovers(folder)
+    sync_tree(folder, leave_out=SCRATCH)
     files = list_files(folder)
-    for name in files:
-        _sync_file(folder / name)
     manifest = {
         "format": FORMAT,
         **entries,
@@ -184,11 +145,6 @@ def publish(folder: Path, **entries: Any) -> Artifact:
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return Artifact(folder, manifest)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def find(folder: Path) -> Artifact | None:
@@ -241,5 +197,13 @@ def verify(artifact: Artifact) -> Artifact:
     if content_digest(expected) != artifact.digest:
         raise ArtifactError(
             f"{artifact.folder / MANIFEST} was edited: its digest does not fit its files; {way_out}"
+        )
+    added = [name for name in _names(artifact.folder) if name not in expected]
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise ArtifactError(
+            f"{artifact.folder / added[0]}{more} was added after the stage had finished: the "
+            f"manifest does not list it; move it away, or delete {artifact.folder} to run the "
+            "stage again"
         )
     return artifact

@@ -5,6 +5,8 @@ temporary folder, flushed, given its completion manifest, and only then renamed;
 after that. So at any moment, inside a save too, the last whole state is on the disk. A state
 without its completion manifest, or whose files don't fit it, is passed over for the one before; so
 is one with numbers that are NaN or infinite, which nothing good could come of, and that is told.
+The attempt that goes on from there counts its steps anew, so that newer is what was written later,
+not what has the higher step.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import sha256, storage_errors, sync_folder, write_atomically
+from data.storage import storage_errors, sync_folder, sync_tree, write_atomically
+from pipeline.artifacts import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +54,7 @@ class ResumeStore:
     rank: int = 0
     barrier: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda _: None
+    _passed_over: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def track(self, *logs: Path) -> None:
         """Cut these logs back on resume, too."""
@@ -67,7 +71,7 @@ class ResumeStore:
         Raises:
             StorageError: no space left, or no permission. Earlier states stay usable.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self._free_name(step)
         temporary = self.folder / f".tmp-step-{step:08d}"
         with storage_errors(self.folder):
             if self.rank == 0:
@@ -87,10 +91,9 @@ class ResumeStore:
         return final
 
     def _complete(self, step: int, temporary: Path, final: Path) -> None:
+        sync_tree(temporary)
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
             name = path.relative_to(temporary).as_posix()
             files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         for log in self.tracked:
@@ -98,31 +101,39 @@ class ResumeStore:
                 with log.open("rb") as file:
                     os.fsync(file.fileno())
         logs = {log.name: log.stat().st_size for log in self.tracked if log.exists()}
-        state = {"step": step, "key": self.key, "files": files, "logs": logs}
+        written = 1 + max((_written(old)[0] for old in states_of(self.folder)), default=0)
+        state = {"step": step, "key": self.key, "written": written, "files": files, "logs": logs}
         write_atomically(temporary / COMPLETE, json.dumps(state))
-        replaced = self.folder / f".old-{final.name}"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            os.replace(final, replaced)
         os.replace(temporary, final)
         sync_folder(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-        # Later ones were passed over, or are of a course that this one has left.
-        states = self._states()
-        first = states.index(final)
-        for other in states[:first] + states[first + self.keep :]:
-            shutil.rmtree(other, ignore_errors=True)
+        sync_folder(self.folder.parent)
+        self._prune()
+
+    def _free_name(self, step: int) -> Path:
+        """Return where a state goes: never where one is, which would be gone for a moment."""
+        final, again = self.folder / f"step-{step:08d}", 1
+        while final.exists():
+            again += 1
+            final = self.folder / f"step-{step:08d}-{again}"
+        return final
+
+    def _prune(self) -> None:
+        """Remove the oldest states, those that nothing can go on from before all others."""
+        states = [s for s in states_of(self.folder) if s not in self._passed_over]
+        for old in {*states[self.keep :], *self._passed_over}:
+            shutil.rmtree(old, ignore_errors=True)
+        self._passed_over.clear()
 
     def latest(self) -> tuple[int, Path] | None:
         """Return step and folder of the newest whole state, logs cut back to it.
 
         None when there is none; the logs are then emptied, since the stage starts anew.
         """
-        for folder in self._states():
+        for folder in states_of(self.folder):
             state = self._read(folder)
-            if state is not None and not self._is_finite(folder, state["files"]):
-                state = None
-            if state is not None:
+            if state is None or not self._is_finite(folder, state["files"]):
+                self._passed_over.add(folder)
+            else:
                 if self.rank == 0:
                     self._rewind(state["logs"])
                 self.barrier()
@@ -136,15 +147,9 @@ class ResumeStore:
         """Remove all states."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _states(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
-
     def _read(self, folder: Path) -> dict[str, Any] | None:
-        try:
-            state = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(state, dict) or state.get("key") != self.key:
+        state = read_manifest(folder)
+        if state is None or state.get("key") != self.key:
             return None
         for name, entry in state["files"].items():
             path = folder / name
@@ -170,11 +175,38 @@ class ResumeStore:
                 os.truncate(log, min(log.stat().st_size, lengths.get(log.name, 0)))
 
 
+def states_of(folder: Path) -> list[Path]:
+    """Return the states in a folder of resume states, whole or not, the newest first."""
+    return sorted(folder.glob("step-*"), key=_written, reverse=True)
+
+
+def _written(state: Path) -> tuple[int, str]:
+    """Return what orders states by when they were written; those of no number come first."""
+    content = read_manifest(state) or {}
+    number = content.get("written", 0)
+    return (number if isinstance(number, int) else 0, f"{state.name:>20}")
+
+
+def read_manifest(state: Path) -> dict[str, Any] | None:
+    """Return a state's completion manifest, its files not looked at; None when it has none."""
+    try:
+        content = json.loads((state / COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a nested dictionary of tensors, numbers, strings, lists and tuples."""
+    """Write a nested dictionary of tensors, numbers, strings, lists and tuples.
+
+    Raises:
+        StorageError: the disk is full, or the path can't be written.
+    """
     import torch
 
-    torch.save(state, path)
+    # Through a file of Python's: torch's own says of a full disk only that a position is off.
+    with storage_errors(path), path.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

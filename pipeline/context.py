@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from data.errors import Interrupted, TrainingError
-from pipeline.artifacts import Artifact, storage_errors
+from data.storage import storage_errors
+from pipeline.artifacts import Artifact
 from pipeline.checkpoint import ResumeStore
 from pipeline.config import StageSettings, external_location
 from pipeline.console import Console, Progress

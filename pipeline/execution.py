@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError, told
+from data.storage import space_errors, storage_errors, write_atomically
 from pipeline.allocator import give_back_memory
-from pipeline.artifacts import (
-    MANIFEST,
-    SCRATCH,
-    Artifact,
-    find,
-    publish,
-    storage_errors,
-    verify,
-    write_atomically,
-)
+from pipeline.artifacts import MANIFEST, SCRATCH, Artifact, find, publish, verify
 from pipeline.checkpoint import ResumeStore
 from pipeline.config import LaunchSettings, is_external, references
 from pipeline.console import Console
@@ -211,7 +204,8 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
     reset_peak_memory()
     seed_everything(context.seed)
     try:
-        metrics = kind.run(context)
+        with space_errors(context.folder):
+            metrics = kind.run(context)
     finally:
         context.metrics.close()
     return {
@@ -261,10 +255,23 @@ def _append(log: Path, text: str) -> None:
         file.write(text)
 
 
+class _StageLog(logging.FileHandler):
+    """A log that says once when it can't be written any more, and lets the stage go on."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it; logging's own way is a traceback for every line."""
+        if not self.told:
+            self.told = True
+            print(f"rlhf: {self.baseFilename} misses lines: {sys.exc_info()[1]}", file=sys.stderr)
+
+
 @contextmanager
 def _logged(log: Path) -> Iterator[None]:
     """Send what libraries log to the stage's log."""
-    handler = logging.FileHandler(log, encoding="utf-8")
+    with storage_errors(log):
+        handler = _StageLog(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from data.errors import Interrupted, StageFailedError, UsageError
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag

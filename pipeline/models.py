@@ -292,7 +292,7 @@ def save_model(
     """
     from transformers.utils import logging
 
-    from pipeline.artifacts import storage_errors
+    from data.storage import storage_errors
 
     logging.disable_progress_bar()
     with storage_errors(folder):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import RunLockedError
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 
 STARTER = "RLHF_STARTER"
 """In the environment of a stage's processes: which `rlhf run` waits for them."""

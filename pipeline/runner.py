@@ -9,14 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import ArtifactError, Interrupted, RlhfError, RunLockedError
-from pipeline.artifacts import (
-    Artifact,
-    find,
-    require_writable_place,
-    storage_errors,
-    verify,
-    write_atomically,
-)
+from data.storage import storage_errors, write_atomically
+from pipeline.artifacts import Artifact, find, require_writable_place, verify
 from pipeline.checking import check_stages
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
@@ -52,9 +46,10 @@ def locked(run: Path) -> Iterator[None]:
                 f"{run} is in use by {holder}; wait for it, stop it, or choose another folder "
                 "with --out"
             ) from None
-        file.truncate(0)
-        file.write(lock_text())
-        file.flush()
+        with storage_errors(run / LOCK):
+            file.truncate(0)
+            file.write(lock_text())
+            file.flush()
         yield
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import yaml
 
 from data.errors import SourceError, UsageError
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 from pipeline.handover import local_checkpoint
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RecipeError, TrainingError
-from pipeline.artifacts import storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
 
 PROJECT = "rlhf-pipeline"
 RUN_ID = "run-id"

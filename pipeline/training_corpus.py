@@ -16,8 +16,8 @@ from data.errors import ArtifactError, SourceError
 from data.packing import Chunk, PackedShards, write_shards
 from data.records import to_text
 from data.sources import ReadReport, read
+from data.storage import write_atomically
 from data.tokenizer import token_byte_lengths, tokenize_documents
-from pipeline.artifacts import write_atomically
 from pipeline.evaluation.perplexity import separator_id
 from pipeline.language_modelling import IGNORED, LmBatch, next_token_batch
 

@@ -30,7 +30,7 @@ import torch
 
 from data.errors import SourceError
 from data.records import PromptRow
-from pipeline.artifacts import storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
 from pipeline.console import Console, Progress
 from pipeline.evaluation.perplexity import text_perplexity
 from pipeline.evaluation.recount import RESAMPLES, figures

@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
+from pipeline.artifacts import Artifact
 from pipeline.evaluation import view
 from pipeline.evaluation.collect import collect, read_metrics
 from pipeline.evaluation.notices import notices

@@ -22,7 +22,7 @@ from data.errors import Interrupted, SourceError
 from data.labels.extra import FIGURES, STORE, require_packages
 from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
 from data.records import Ranking, prompt_hash
-from pipeline.artifacts import write_atomically
+from data.storage import write_atomically
 from pipeline.label_server import read_address
 from pipeline.stages._people_settings import database_place
 from pipeline.stages._people_workers import Workers

@@ -22,7 +22,7 @@ from data.chat import render_prompt, spelled_line, spells_control_tokens
 from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources import ReadReport, read
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 from pipeline.generation import Sample, Sampling, context_length, decode, generate
 from pipeline.models import (
     eos_ids,

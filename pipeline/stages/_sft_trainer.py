@@ -30,7 +30,8 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data.errors import TrainingError
-from pipeline.artifacts import storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
+from pipeline.checkpoint import save_state
 from pipeline.sharding import (
     TrainingAccelerator,
     take_over_sharding,
@@ -336,13 +337,13 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
             self._save(folder, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.accelerator.sharded:
-            content = whole_optimizer_state(self.optimizer)
-            if self.args.should_save:
-                torch.save(content, Path(output_dir) / "optimizer.pt")
-                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
             return
-        super()._save_optimizer_and_scheduler(output_dir)
+        content = whole_optimizer_state(self.optimizer)
+        if self.args.should_save:
+            save_state(Path(output_dir, "optimizer.pt"), content)
+            save_state(Path(output_dir, "scheduler.pt"), self.lr_scheduler.state_dict())
 
     def _write_state(self, folder: Path) -> None:
         target = str(folder)

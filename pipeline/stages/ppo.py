@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data.errors import HandOverError, RewardError, RolloutError, SourceError
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 from pipeline.config import (
     Lora,
     PositiveInt,

@@ -345,7 +345,7 @@ def _save(
 ) -> None:
     from transformers.utils import logging
 
-    from pipeline.artifacts import storage_errors
+    from data.storage import storage_errors
 
     gathered = trainer.weights()
     if not context.main_process:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.errors import HandOverError, SourceError
-from pipeline.artifacts import storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
 from pipeline.config import (
     Lora,
     Number,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data.errors import HandOverError, SourceError
-from pipeline.artifacts import storage_errors, write_atomically
+from data.storage import storage_errors, write_atomically
 from pipeline.config import (
     Number,
     PositiveInt,

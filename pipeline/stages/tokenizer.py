@@ -99,7 +99,7 @@ def check(settings: TokenizerSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str]:
     """Learn or adopt the tokenizer, save it, and measure it on the text."""
-    from pipeline.artifacts import storage_errors
+    from data.storage import storage_errors
 
     settings = context.settings
     sample: list[str] = []

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from data.errors import ArtifactError, StorageError
-from pipeline.artifacts import MANIFEST, Artifact, find, publish, verify, write_atomically
+from data.storage import write_atomically
+from pipeline.artifacts import MANIFEST, Artifact, find, publish, verify
 
 
 def make(folder: Path, text: str = "weights", log: str = "1\n") -> Artifact:
     (folder / "model").mkdir(parents=True)
+    return make_files(folder, text, log)
+
+
+def make_files(folder: Path, text: str = "weights", log: str = "1\n") -> Artifact:
     (folder / "model" / "w.bin").write_text(text)
     (folder / "metrics.jsonl").write_text(log)
     return publish(folder, stage="base", kind="pretrain", key="k", metrics={"eval/loss": 1.0})
@@ -48,6 +53,39 @@ def test_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ArtifactError, match=r"w\.bin is missing"):
         verify(artifact)
+
+
+def test_an_added_file_is_refused_by_name(tmp_path: Path) -> None:
+    artifact = make(tmp_path / "base")
+    for name in ("resume/step-1", "work/chunks", ".DS_Store", "model/.nfs0001"):
+        path = tmp_path / "base" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    verify(artifact)  # scratch, and what systems leave, is nobody's model
+    (tmp_path / "base/model/adapter_config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"model/adapter_config\.json was added.*move it away"):
+        verify(artifact)
+    (tmp_path / "base/extra").write_text("x")
+    with pytest.raises(ArtifactError, match=r"base/extra and 1 more was added"):
+        verify(artifact)
+
+
+def test_what_a_killed_writer_left_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("model/.config.json.4711.tmp", ".manifest.json.tmp", "model/kept.tmp"):
+        (tmp_path / name).write_text("half")
+    made = make_files(tmp_path)
+    assert set(made.manifest["files"]) == {"model/kept.tmp", "model/w.bin", "metrics.jsonl"}
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_published_files_have_the_rights_of_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    secret = tmp_path / "model" / "s.bin"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    make_files(tmp_path)
+    assert secret.stat().st_mode == (tmp_path / MANIFEST).stat().st_mode
 
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:

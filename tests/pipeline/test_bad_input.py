@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,24 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     assert "base: resume" in rlhf("run", "tiny.yaml", "--only", "base", "--dry-run").out
     assert rlhf("run", "tiny.yaml", "--only", "base").code == 0
     assert digests(finished, "base") == before
+
+
+@pytest.mark.parametrize("stage", ["base", "sft", "reward", "ppo"])
+def test_a_limit_on_files_is_told_by_every_stage(rlhf: Rlhf, finished: Path, stage: str) -> None:
+    before = digests(finished, stage)
+    shutil.rmtree(finished / stage)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        result = rlhf("run", "tiny.yaml", "--only", stage)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(result, f"stage {stage}", f"runs/tiny/{stage}/", "ulimit -f", "run again")
+    assert not (finished / stage / "manifest.json").exists()
+    assert not list((finished / stage / "resume").glob("*"))
+    assert "StorageError" in (finished / stage / "stage.log").read_text()
+    assert rlhf("run", "tiny.yaml", "--only", stage).code == 0
+    assert digests(finished, stage) == before
 
 
 def test_a_folder_of_somebody_else_is_never_emptied(rlhf: Rlhf, tiny_recipe: Path) -> None:

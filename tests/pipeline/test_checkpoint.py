@@ -123,7 +123,74 @@ def test_a_state_with_weights_that_are_not_finite_is_passed_over_and_told(
     assert "--force" in line
     # The way from the good state on clears the broken one, whose number is higher.
     store.save(1, _tensors(3.0, as_safetensors=as_safetensors))
-    assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
+    assert not (store.folder / "step-00000002").exists()
+    found = store.latest()
+    assert found is not None and found[0] == 1
+
+
+def test_newer_is_what_was_written_later(store: ResumeStore) -> None:
+    """An attempt that went on from before damaged states keeps its own, of lower steps."""
+    for step in (10, 100, 110):
+        store.save(step, _write(step))
+    for step in (100, 110):
+        _flip(store.folder / f"step-{step:08d}")
+    store.save(20, _write(20))  # one that has not looked: nothing newer is lost to its number
+    found = store.latest()
+    assert found is not None and found[0] == 20
+    store.save(30, _write(30))
+    assert sorted(p.name for p in store.folder.iterdir()) == ["step-00000020", "step-00000030"]
+    _flip(store.folder / "step-00000030")
+    found = store.latest()
+    assert found is not None and found[0] == 20
+
+
+def test_damaged_states_go_before_whole_ones(store: ResumeStore) -> None:
+    for step in (10, 20):
+        store.save(step, _write(step))
+    _flip(store.folder / "step-00000020")
+    assert store.latest() == (10, store.folder / "step-00000010")
+    store.save(15, _write(15))
+    assert sorted(p.name for p in store.folder.iterdir()) == ["step-00000010", "step-00000015"]
+
+
+def test_states_from_before_they_were_numbered_are_the_oldest(store: ResumeStore) -> None:
+    for step in (8, 9, 10):
+        folder = store.save(step, _write(step))
+        manifest = json.loads((folder / COMPLETE).read_text())
+        del manifest["written"]
+        (folder / COMPLETE).write_text(json.dumps(manifest))
+    assert store.latest() == (10, store.folder / "step-00000010")
+    store.save(3, _write(3))
+    assert store.latest() == (3, store.folder / "step-00000003")
+
+
+def test_the_same_step_again_never_leaves_the_disk_without_it(
+    store: ResumeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(5, _write(5))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.checkpoint.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(5, _write(6))
+    assert store.latest() == (5, store.folder / "step-00000005")
+    store.save(5, _write(6))
+    found = store.latest()
+    assert found is not None and found[0] == 5
+    assert (found[1] / "state.txt").read_text() == "state 6"
+
+
+def test_a_state_has_the_rights_of_new_files(store: ResumeStore) -> None:
+    def write(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep/weights").write_text("x")
+        (folder / "deep/weights").chmod(0o600)
+
+    folder = store.save(1, write)
+    assert (folder / "deep/weights").stat().st_mode == (folder / COMPLETE).stat().st_mode
 
 
 def test_a_state_of_other_settings_is_ignored(store: ResumeStore) -> None:

@@ -1,0 +1,210 @@
+"""Writing files so that they are whole or not there, and errors that speak of the disk.
+
+Libraries tell a full disk each in their own way: Python with an errno, those written in Rust with
+`(os error 28)` in their text, torch's zip writer with a position in its file that it did not
+expect, NumPy and datasets with a sentence. All of them become one `StorageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from data.errors import RlhfError, StorageError
+
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that writing alone gives."""
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+)  # fmt: skip
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) name the system's error."""
+_UNNUMBERED = re.compile(
+    r"unexpected pos \d+ vs|PytorchStreamWriter|iostream error"  # torch.save
+    r"|\d+ requested and \d+ written"  # NumPy
+    "|Not enough disk space"  # datasets
+    "|database or disk is full"  # SQLite
+)
+"""Errors of writing that keep the system's own to themselves."""
+_LEFTOVER = ".*.tmp"
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a refused write into one clear sentence.
+
+    Args:
+        path: what is written in the block, or the folder it goes to.
+
+    Raises:
+        StorageError: the disk is full, or the path can't be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = _full(error, path) or _refused(error, path)
+        if told is None:
+            raise
+        raise StorageError(told) from error
+
+
+@contextlib.contextmanager
+def space_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one clear sentence, around work that reads as well as writes.
+
+    Args:
+        folder: where the work writes.
+
+    Raises:
+        StorageError: there is no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = _full(error, folder)
+        if told is None:
+            raise
+        raise StorageError(told) from error
+
+
+def _full(error: Exception, path: Path) -> str | None:
+    """Return the sentence of an error that says there is no room, None of any other."""
+    number = _number(error)
+    if number not in (*_SPACE, 0):
+        return None
+    place = _named(error, path)
+    kept = "the last whole checkpoint is kept"
+    if number == errno.EROFS:
+        return f"{place} can't be written: its disk is read-only; choose another folder with --out"
+    if number == errno.EFBIG:
+        return (
+            f"{place} grew larger than a file may be here; raise the limit (`ulimit -f`, or the "
+            f"file system's) or choose another folder with --out, and run again: {kept}"
+        )
+    if number == errno.EDQUOT:
+        return f"no space left in the disk quota of {place}; free some and run again, {kept}"
+    if number == errno.ENOSPC:
+        return f"no space left on the disk of {place}; free some and run again, {kept}"
+    return (
+        f"{place} can't be written whole: no space left on its disk ({_free(path)} free) or in a "
+        "quota, or the file is larger than one may be (`ulimit -f`); make room or choose another "
+        f"folder with --out, and run again: {kept}"
+    )
+
+
+def _refused(error: Exception, path: Path) -> str | None:
+    number = _number(error)
+    if number not in _REFUSED:
+        return None
+    return f"{path} can't be written ({os.strerror(number)}); choose another folder with --out"
+
+
+def _number(error: Exception) -> int | None:
+    """Return the system's number of an error of writing, 0 when it is not told; None for none."""
+    if isinstance(error, RlhfError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    named = _OS_ERROR.search(text)
+    if named is not None:
+        return int(named[1])
+    if not _UNNUMBERED.search(text):
+        return None
+    # torch closes its file after the write has failed, and that fails too: the first one knows.
+    first = error.__context__
+    return _number(first) or 0 if isinstance(first, Exception) else 0
+
+
+def _named(error: Exception, path: Path) -> Path:
+    """Return the file that an error names, where it lies inside the path."""
+    name = getattr(error, "filename", None)
+    if isinstance(name, (str, os.PathLike)) and Path(name).is_relative_to(path):
+        return Path(name)
+    return path
+
+
+def _free(path: Path) -> str:
+    place = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+    return f"{shutil.disk_usage(place).free / 1e9:.1f} GB"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that after a crash it is there whole or as it was before.
+
+    Several processes may write the same one: each through a temporary file of its own.
+
+    Raises:
+        StorageError: the disk is full, or the path can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for path in folder.rglob(_LEFTOVER):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path, *, leave_out: Collection[str] = ()) -> None:
+    """Flush a folder to the disk: files, entries of every folder inside, and its own name.
+
+    On the way each file gets the rights that the umask gives new ones; some libraries write
+    through temporary files that are their maker's alone.
+
+    Args:
+        folder: the folder.
+        leave_out: names right inside it that stay as they are.
+    """
+    rights = 0o666 & ~_umask()
+    for inner, folders, names in os.walk(folder):
+        if Path(inner) == folder:
+            folders[:] = [name for name in folders if name not in leave_out]
+        for name in names:
+            _sync_file(Path(inner, name), rights)
+        sync_folder(Path(inner))
+    sync_folder(folder.parent)
+
+
+def _sync_file(path: Path, rights: int) -> None:
+    if path.is_symlink() or not path.is_file():
+        return
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+        if mode | rights != mode:
+            os.fchmod(file.fileno(), mode | rights)
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    # It can't be read without being set; what another thread makes meanwhile is its owner's alone.
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
