@@ -129,6 +129,9 @@ class ResumeStore:
 
         None when there is none; the logs are then emptied, since the stage starts anew.
         """
+        if self.rank == 0:
+            for half in self.folder.glob(".tmp-step-*"):  # of a process that was killed
+                shutil.rmtree(half, ignore_errors=True)
         for folder in states_of(self.folder):
             state = self._read(folder)
             if state is None or not self._is_finite(folder, state["files"]):

@@ -19,6 +19,7 @@ from pipeline.command_options import (
     RecipeArgument,
     SeedOption,
     SetOption,
+    command_line,
     load_plugins,
 )
 from pipeline.label_commands import label
@@ -66,6 +67,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a recipe; done stages are skipped, cut off ones go on."""
+    from data.errors import Interrupted
     from pipeline.config import LaunchSettings
     from pipeline.console import Console
     from pipeline.planning import Selection
@@ -83,7 +85,16 @@ def run(
     if processes is not None:
         launch = LaunchSettings(processes=processes, config=launch.config)
     console = Console(quiet=quiet)
-    execute(checked, folder, selection=selection, launch=launch, console=console)
+    # Without --force, which would begin done stages again.
+    same = command_line("run", recipe, {
+        "--out": out, "--set": overrides, "--seed": seed, "--from": start, "--until": until,
+        "--only": only, "--processes": processes, "--plugin": plugin, "--quiet": quiet,
+    })  # fmt: skip
+    try:
+        execute(checked, folder, selection=selection, launch=launch, console=console)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        told = str(stopped) or "stopped at once"
+        raise Interrupted(f"{told}; to go on: {same}") from stopped
     if not quiet:
         _show_answers(checked, folder)
 
@@ -285,9 +296,6 @@ def main() -> None:
         if lines:
             print(lines)
         sys.exit(2)
-    except Interrupted as stopped:
-        print(f"rlhf: {stopped}; the next `rlhf run` goes on there", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except KeyboardInterrupt:
-        print("rlhf: stopped at once; the last checkpoint is kept", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(f"rlhf: {str(stopped) or 'stopped at once'}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -38,3 +40,22 @@ def load_plugins(paths: list[Path] | None, expected: list[str] | None = None) ->
 
         for place, path in enumerate(paths):
             load_plugin(path, sha256=expected[place] if expected else None)
+
+
+def command_line(command: str, argument: Path, options: Mapping[str, object]) -> str:
+    """Return a command as it is typed.
+
+    Args:
+        command: of `rlhf`.
+        argument: its argument.
+        options: value by option; a list repeats it, true is a flag, None and false leave it out.
+    """
+    words = ["rlhf", command, str(argument)]
+    for option, value in options.items():
+        if value is True:
+            words.append(option)
+        elif isinstance(value, list):
+            words += [word for item in value for word in (option, str(item))]
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return shlex.join(words)

@@ -8,7 +8,7 @@ file is imported only when a recipe names its kind, and imports nothing heavy at
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -84,6 +84,20 @@ class UserFunction:
     """Marks a settings field as the name of a function in a file that `--plugin` gives."""
 
 
+@dataclass(frozen=True)
+class SameResult:
+    """Marks a settings field that changes how a stage computes, logs or saves, never its result.
+
+    Every other field changes the result. Rounding does not count: sums taken in another order.
+    A stage whose marked fields alone change stays up to date, and its resume states are taken up.
+
+    Attributes:
+        where: property of the settings that tells whether it holds; always when not given.
+    """
+
+    where: str | None = None
+
+
 def is_external(reference: str) -> bool:
     """Tell whether a reference is a path or a hub id instead of a stage's name."""
     return reference.startswith((".", "/", "~", "hub:")) or "/" in reference
@@ -140,7 +154,7 @@ class SourceSettings(Settings):
     """At most so many rows."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Rows to pass over at the start."""
-    max_bad_share: Share = 0.01
+    max_bad_share: Annotated[Share, SameResult()] = 0.01
     """Share of malformed rows above which the stage stops."""
 
     @model_validator(mode="after")
@@ -176,9 +190,18 @@ class StageSettings(Settings):
     seed: Seed | None = None
     """Seed of this stage; the recipe's when not given."""
 
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        return self.model_dump(mode="json", exclude={"seed"})
+
     def key_settings(self) -> dict[str, Any]:
         """Return the settings that the stage's result follows from, as JSON; the seed apart."""
-        return self.model_dump(mode="json", exclude={"seed"})
+        return without(self.recorded_settings(), same_result(self))
+
+    @property
+    def takes_older_states(self) -> bool:
+        """Whether resume states go on whose key still held what is marked `SameResult`."""
+        return True
 
 
 class LaunchSettings(Settings):
@@ -271,6 +294,65 @@ def _collect_value(
             _collect_value(item, mark, f"{path}.{key}", found)
 
 
+def same_result(settings: Settings) -> list[str]:
+    """Return the dotted places of the fields that are marked `SameResult`, and are it here."""
+    return [
+        place
+        for place, _, marks, owner in walk(settings)
+        for mark in marks
+        if isinstance(mark, SameResult) and (mark.where is None or getattr(owner, mark.where))
+    ]
+
+
+def beside_result(settings: StageSettings) -> dict[str, Any]:
+    """Return by their dotted places, as JSON, the settings that the result does not follow from."""
+    whole = settings.model_dump(mode="json")
+    return {place: _at(whole, place.split(".")) for place in same_result(settings)}
+
+
+def _at(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content[int(key)] if isinstance(content, list) else content[key]
+    return content
+
+
+def walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[Any], Settings]]:
+    """Yield every value that settings hold: dotted place, value, its field's marks, its owner.
+
+    Of lists and mappings the items are yielded too.
+    """
+    for field, info in type(settings).model_fields.items():
+        value = getattr(settings, field)
+        found: list[tuple[str, Any]] = [(prefix + field, value)]
+        if isinstance(value, Mapping):
+            found += [(f"{prefix}{field}.{key}", item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            found += [(f"{prefix}{field}.{place}", item) for place, item in enumerate(value)]
+        for place, item in found:
+            yield place, item, info.metadata, settings
+            if isinstance(item, Settings):
+                yield from walk(item, f"{place}.")
+
+
+def without(content: Mapping[str, Any], places: Collection[str]) -> dict[str, Any]:
+    """Return nested mappings and lists without the values at some dotted places.
+
+    >>> without({"a": 1, "b": {"c": 2, "d": 3}}, ["a", "b.d"])
+    {'b': {'c': 2}}
+    """
+    found: dict[str, Any] = _without(content, frozenset(places), "")
+    return found
+
+
+def _without(value: Any, places: Collection[str], prefix: str) -> Any:
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in places}
+        return {k: _without(v, places, f"{prefix}{k}.") for k, v in kept.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without(item, places, f"{prefix}{n}.") for n, item in enumerate(value)]
+    return value
+
+
 def expand(path: str) -> Path:
     """Return a path with `~` expanded."""
     return Path(path).expanduser()
@@ -284,6 +366,7 @@ __all__ = [
     "PositiveInt",
     "PositiveNumber",
     "Ref",
+    "SameResult",
     "Seed",
     "Settings",
     "Share",
@@ -291,9 +374,13 @@ __all__ = [
     "StageKind",
     "StageSettings",
     "UserFunction",
+    "beside_result",
     "expand",
     "external_location",
     "is_external",
     "references",
+    "same_result",
     "stage_kind",
+    "walk",
+    "without",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -26,11 +28,27 @@ from pipeline.tracking import Trackers
 S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
 
 
+STOPPING = "rlhf: stopping as soon as the step at work is done; once more stops at once"
+
+
 @dataclass
 class StopFlag:
-    """Set by SIGINT or SIGTERM; training loops look at it after each step."""
+    """Set by SIGINT or SIGTERM; training loops look at it after each step.
+
+    Attributes:
+        signum: the signal that came.
+        file: a file that says the same, to a process that another one started.
+        tells: whether a signal is answered at once, on stderr.
+    """
 
     signum: int | None = None
+    file: Path | None = None
+    tells: bool = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self.signum is not None or (self.file is not None and self.file.exists())
 
     @contextmanager
     def installed(self) -> Iterator[StopFlag]:
@@ -47,13 +65,17 @@ class StopFlag:
 
     def raise_if_asked(self) -> None:
         """Raise `Interrupted` when a signal asked to stop."""
-        if self.signum is not None:
-            raise Interrupted("asked to stop")
+        if self.asked:
+            raise Interrupted("asked to stop; the same command goes on there")
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
+        if self.tells:
+            # Not by print: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{STOPPING}\n".encode())
 
 
 @dataclass
@@ -168,7 +190,7 @@ class StageContext(Generic[S_co]):
 
     def should_stop(self) -> bool:
         """Tell whether a signal asked to stop; all ranks agree on the answer."""
-        flag = self.stop.signum is not None
+        flag = self.stop.asked
         if self.world_size == 1:
             return flag
         import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import platform
 import shutil
@@ -20,14 +19,15 @@ from data.storage import space_errors, storage_errors, write_atomically
 from pipeline.allocator import give_back_memory
 from pipeline.artifacts import MANIFEST, SCRATCH, Artifact, find, publish, verify
 from pipeline.checkpoint import ResumeStore
-from pipeline.config import LaunchSettings, is_external, references
+from pipeline.config import LaunchSettings, beside_result, is_external, references
 from pipeline.console import Console
 from pipeline.context import MetricsLog, StageContext, StopFlag
 from pipeline.handover import HandOver
-from pipeline.launching import RESULT, run_launched
+from pipeline.launching import STOP, run_launched, write_result
 from pipeline.orphans import ends_with_starter
 from pipeline.recipe import Recipe
 from pipeline.tracking import Trackers
+from pipeline.unfinished import KEY, Attempt, attempt_in, forget
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
 
@@ -39,6 +39,7 @@ def run_stage(
     *,
     key: Mapping[str, Any],
     digest: str,
+    attempt: Attempt,
     launch: LaunchSettings,
     console: Console,
     stop: StopFlag,
@@ -52,24 +53,30 @@ def run_stage(
         run: the run folder; the parents' artifacts are there.
         key: all that the result follows from.
         digest: digest of the key.
+        attempt: what it goes on with, or begins.
         launch: number of processes.
         console: where it speaks.
         stop: the stop flag.
         anew: clear the resume states of an earlier attempt first.
 
     Raises:
-        Interrupted: a signal asked to stop; the state is saved.
+        Interrupted: a signal asked to stop.
         StageFailedError: the stage raised; its log is named.
     """
+    from reward.functions import plugins
+
     folder = run / stage
-    prepare_folder(folder, digest, anew=anew)
+    beside = beside_result(recipe.stages[stage])
+    prepare_folder(folder, attempt, anew=anew)
+    facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}
+    attempt.record(recipe.to_yaml(), facts)
     started = time.time()
     kind = recipe.kind(stage)
     processes = launch.processes if kind.trains else 1
     if processes == 1:
-        outcome = _run_here(recipe, stage, run, digest, console, stop)
+        outcome = _run_here(recipe, stage, run, attempt.digest, console, stop)
     else:
-        outcome = run_launched(stage, run, digest, launch, console=console, stop=stop)
+        outcome = run_launched(stage, run, attempt.digest, launch, console=console, stop=stop)
     with storage_errors(folder):
         artifact = publish(
             folder,
@@ -78,6 +85,7 @@ def run_stage(
             main_metric=kind.main_metric,
             key=digest,
             inputs=dict(key),
+            beside=beside,
             parents=key["parents"],
             seed=recipe.seed(stage),
             processes=processes,
@@ -87,13 +95,15 @@ def run_stage(
     # Only now: killed before it is published, the stage goes on from its last resume state.
     for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
+    forget(folder)
     return artifact
 
 
-def prepare_folder(folder: Path, digest: str, *, anew: bool = False) -> None:
-    """Empty a stage's folder, but for a resume state of the same key unless it begins anew.
+def prepare_folder(folder: Path, attempt: Attempt, *, anew: bool = False) -> None:
+    """Make a stage's folder that of an attempt: as it left it, or empty where it begins anew.
 
-    The manifest goes first: from then on the folder is no artifact.
+    The manifest goes first: from then on the folder is no artifact. Unfinished work of another
+    attempt is set aside.
 
     Raises:
         ArtifactError: the folder holds files that no stage left there.
@@ -101,23 +111,34 @@ def prepare_folder(folder: Path, digest: str, *, anew: bool = False) -> None:
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        key_file = folder / "work" / "key"
-        ours = any((folder / name).exists() for name in (MANIFEST, "work", "stage.log"))
+        finished = (folder / MANIFEST).exists()
+        ours = finished or any((folder / name).exists() for name in ("work", "stage.log"))
         if not ours and any(folder.iterdir()):
             raise ArtifactError(
                 f"{folder} holds files that no stage left there, and would be emptied; choose "
                 "another folder with --out, or move them away"
             )
         (folder / MANIFEST).unlink(missing_ok=True)
-        if not anew and key_file.is_file() and key_file.read_text(encoding="utf-8") == digest:
+        if not anew and _has_key(folder, attempt):
             if not (folder / "resume").is_dir():
                 for log in LOGS:
                     (folder / log).unlink(missing_ok=True)
             return
+        former = None if finished else attempt_in(folder)
+        if former is not None and former.digest != attempt.digest:
+            former.set_aside()
+            folder.mkdir()
+        if not anew and attempt.take_up():
+            return
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        key_file.parent.mkdir()
-        write_atomically(key_file, digest)
+        (folder / "work").mkdir()
+        write_atomically(folder / "work" / KEY, attempt.digest)
+
+
+def _has_key(folder: Path, attempt: Attempt) -> bool:
+    path = folder / "work" / KEY
+    return path.is_file() and path.read_text(encoding="utf-8") == attempt.digest
 
 
 def make_context(
@@ -238,7 +259,7 @@ def _failures(stage: str, log: Path) -> Iterator[None]:
         _append(log, traceback.format_exc())
         raise StageFailedError(
             f"stage {stage} failed with {type(error).__name__}: {told(error)}; its log is "
-            f"{log}, and the next `rlhf run` goes on there"
+            f"{log}, and the same command goes on there"
         ) from error
 
 
@@ -299,8 +320,7 @@ def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: b
     state = PartialState(cpu=not _has_cuda())
     rank, size = state.process_index, state.num_processes
     folder = run / stage
-    result = folder / "work" / RESULT
-    stop = StopFlag()
+    stop = StopFlag(file=folder / "work" / STOP, tells=False)
     try:
         with stop.installed():
             context = make_context(
@@ -308,13 +328,13 @@ def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: b
                 stop=stop, rank=rank, world_size=size,
             )  # fmt: skip
             outcome = run_in_process(recipe, context)
-    except Interrupted:
-        outcome = {"interrupted": True}
+    except Interrupted as stopped:
+        outcome = {"interrupted": str(stopped)}
     except RlhfError as error:
-        write_atomically(result, json.dumps({"error": _naming(stage, error)}))
+        write_result(folder, rank, {"error": _naming(stage, error)})
         raise
     if rank == 0:
-        write_atomically(result, json.dumps(outcome))
+        write_result(folder, rank, outcome)
     state.wait_for_everyone()
     state.destroy_process_group()
 

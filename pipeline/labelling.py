@@ -273,7 +273,7 @@ def let_label(
     )
 
     def stopped() -> bool:
-        return stop.signum is not None
+        return stop.asked
 
     for judge in judges:
         try:

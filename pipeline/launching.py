@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data.errors import Interrupted, StageFailedError, UsageError
-from data.storage import storage_errors
+from data.storage import storage_errors, write_atomically
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
 from pipeline.orphans import STARTER, starter
 
-RESULT = "result.json"
-"""What the processes leave in the stage's `work/`: outcome, or error."""
+STOP = "stop"
+"""File in the stage's `work/` that asks its processes to stop."""
+RESULTS = "results"
+"""Folder there, with what became of each of them: outcome, or error."""
 _FAILURE = re.compile(r"rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)")
 """torch's summary of a failed process; the first one is the cause."""
 
@@ -43,13 +48,13 @@ def run_launched(
         What `run_in_process` returned on rank 0.
 
     Raises:
-        Interrupted: a signal asked to stop; the state is saved.
+        Interrupted: a signal asked to stop.
         StageFailedError: a process raised or was killed.
         UsageError: the accelerate configuration can't be used.
     """
     folder, log = run / stage, run / stage / "stage.log"
-    result = folder / "work" / RESULT
-    result.unlink(missing_ok=True)
+    (folder / "work" / STOP).unlink(missing_ok=True)
+    shutil.rmtree(folder / "work" / RESULTS, ignore_errors=True)
     command = [
         *launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
         *_plugin_options(), *(["--quiet"] if console.quiet else []),
@@ -60,32 +65,69 @@ def run_launched(
         console.say(f"  start on the other {elsewhere} machine(s), --machine_rank 1 and so on:")
         console.say(f"  {shlex.join(_with_machine_rank(other, 1))}")
     start = log.stat().st_size if log.exists() else 0
-    with log.open("a", encoding="utf-8") as file, storage_errors(log):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: starter()}
-        process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
-        asked = False
-        while process.poll() is None:
-            time.sleep(0.2)
-            if stop.signum is not None and not asked:
-                asked = True
-                os.killpg(process.pid, signal.SIGTERM)
-    outcome: dict[str, Any] = {}
-    if result.is_file():
-        outcome = json.loads(result.read_text(encoding="utf-8"))
-    if outcome.get("interrupted") or asked:
-        raise Interrupted(f"stage {stage} stopped and saved its state")
+    code = _wait(command, folder, log, stop)
+    outcome = _outcome(folder)
     if outcome.get("error"):
         raise StageFailedError(f"{outcome['error']}")
-    if process.returncode != 0 or "metrics" not in outcome:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(start)
-            what = first_failure(file.read())
-        raise StageFailedError(
-            f"stage {stage} on {launch.processes} processes ended: "
-            f"{what or f'exit code {process.returncode}'}; its log is {log}, its last checkpoint "
-            "is kept and the next `rlhf run` goes on there"
-        )
-    return outcome
+    if code == 0 and "metrics" in outcome:
+        return outcome
+    if outcome.get("interrupted"):
+        raise Interrupted(f"{outcome['interrupted']}")
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        what = first_failure(file.read())
+    what = f"stage {stage} on {launch.processes} processes ended: {what or f'exit code {code}'}"
+    if stop.asked:
+        raise Interrupted(f"{what}, before it had saved")
+    raise StageFailedError(
+        f"{what}; its log is {log}, its last checkpoint is kept and the same command goes on there"
+    )
+
+
+def _wait(command: list[str], folder: Path, log: Path, stop: StopFlag) -> int:
+    """Run a launcher to its end and return its exit code.
+
+    A signal is passed on as a file: the launcher, given one, kills after 30 seconds, and a step may
+    take longer.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: starter()}
+    with storage_errors(log), log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
+        try:
+            asked = False
+            while process.poll() is None:
+                time.sleep(0.2)
+                if stop.asked and not asked:
+                    asked = True
+                    (folder / "work" / STOP).touch()
+        except BaseException:
+            # Stopped at once; the processes it started see that it is gone, and end.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    return process.returncode
+
+
+def write_result(folder: Path, rank: int, content: Mapping[str, Any]) -> None:
+    """Leave what became of a stage on one of its processes, in a file of its own.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    path = folder / "work" / RESULTS / f"{rank}.json"
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(content))
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """Return what rank 0 left, unless another failed on its own: then that."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in (folder / "work" / RESULTS).glob("*.json"):
+        found[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
+    failed = [rank for rank in sorted(found) if "error" in found[rank]]
+    return found[failed[0]] if failed else found.get(0, {})
 
 
 def _plugin_options() -> list[str]:

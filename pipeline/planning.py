@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,17 @@ from pipeline.config import (
     Settings,
     SourceSettings,
     UserFunction,
+    beside_result,
     external_location,
     is_external,
     references,
+    same_result,
+    walk,
+    without,
 )
 from pipeline.handover import HandOver
 from pipeline.recipe import Recipe
+from pipeline.unfinished import Attempt, attempt_in
 
 Action = Literal["up to date", "run", "resume", "not selected"]
 
@@ -138,7 +143,7 @@ def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
 
 def find_sources(settings: Settings) -> dict[str, SourceSettings]:
     """Return the sources that settings hold, by their dotted place."""
-    return {place: item for place, item, _ in _walk(settings) if isinstance(item, SourceSettings)}
+    return {place: item for place, item, *_ in walk(settings) if isinstance(item, SourceSettings)}
 
 
 def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
@@ -150,31 +155,13 @@ def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     from reward.functions import require_function
 
     found = {}
-    for place, name, marks in _walk(settings):
+    for place, name, marks, _ in walk(settings):
         if name is not None and any(isinstance(mark, UserFunction) for mark in marks):
             try:
                 found[name] = require_function(name)
             except RecipeError as error:
                 raise RecipeError(f"stages.{stage}.{place}: {error}") from None
     return found
-
-
-def _walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[Any]]]:
-    """Yield every value that settings hold with its dotted place and its field's marks."""
-    for field, info in type(settings).model_fields.items():
-        value = getattr(settings, field)
-        items = (
-            value.items()
-            if isinstance(value, dict)
-            else enumerate(value)
-            if isinstance(value, (list, tuple))
-            else [("", value)]
-        )
-        for key, item in items:
-            place = f"{prefix}{field}.{key}".rstrip(".")
-            yield place, item, info.metadata
-            if isinstance(item, Settings) and not isinstance(item, SourceSettings):
-                yield from _walk(item, f"{place}.")
 
 
 def _external_fingerprint(target: str) -> str:
@@ -222,13 +209,11 @@ class Planner:
             return Step(stage, "run", "--force")
         changed = [p for p in self.recipe.parents(stage) if p in self.stale]
         if changed:
-            return Step(stage, "run", f"{', '.join(changed)} runs before it")
+            return Step(stage, "run", self._after(stage, ", ".join(changed)))
         key = self.key(stage)
         if artifact is None:
-            if self._has_state(stage, key_digest(key)):
-                return Step(stage, "resume", "was cut off, goes on from its last checkpoint")
-            return Step(stage, "run", "has not run yet")
-        if artifact.manifest["key"] == key_digest(key):
+            return self._unfinished(stage, key)
+        if self._is_of(artifact, key):
             return Step(stage, "up to date", "nothing it depends on changed")
         return Step(stage, "run", why_changed(artifact.manifest["inputs"], key))
 
@@ -247,6 +232,58 @@ class Planner:
             why = step.reason
         self.stale.add(stage)
         return why
+
+    def _is_of(self, artifact: Artifact, key: Mapping[str, Any]) -> bool:
+        """Tell whether an artifact has a key, or had it when more settings were part of it."""
+        if artifact.manifest["key"] == key_digest(key):
+            return True
+        inputs = artifact.manifest["inputs"]
+        beside = same_result(self.recipe.stages[artifact.name])
+        kept = without(inputs.get("settings", {}), beside)
+        return key_digest({**inputs, "settings": kept}) == key_digest(key)
+
+    def _unfinished(self, stage: str, key: Mapping[str, Any]) -> Step:
+        """Decide a stage that has not finished: go on, begin anew, or begin."""
+        attempt = self.attempt(stage, key)
+        if attempt.step is not None:
+            beside = attempt.facts().get("beside", {})
+            others = changes(beside, beside_result(self.recipe.stages[stage]))
+            told = f", with {'; '.join(others)}" if others and beside else ""
+            return Step(stage, "resume", f"was cut off, goes on from its last checkpoint{told}")
+        former = attempt_in(self.run / stage)
+        if former is None or former.digest == attempt.digest:
+            return Step(stage, "run", "has not run yet")
+        before = former.facts().get("key")
+        why = "an earlier version began it" if before is None else why_changed(before, key)
+        command = former.command()
+        on = f"; to go on with that: {command}" if command else ""
+        return Step(
+            stage,
+            "run",
+            f"begins anew, {why}: {former.what} is set aside in {former.aside} until the stage "
+            f"is done{on}",
+        )
+
+    def _after(self, stage: str, parents: str) -> str:
+        """Tell why a stage runs whose parents do, and what becomes of what it has begun."""
+        told = f"{parents} runs before it"
+        former = attempt_in(self.run / stage)
+        if former is None or find(self.run / stage) is not None:
+            return told
+        return f"{told}; {former.what} is set aside if that changes anything"
+
+    def attempt(self, stage: str, key: Mapping[str, Any]) -> Attempt:
+        """Return the attempt that a stage of this key goes on with, or else begins.
+
+        Keys once held the settings that change no result: its state may be of such a one.
+        """
+        settings = self.recipe.stages[stage]
+        attempt = Attempt(self.run / stage, key_digest(key))
+        if attempt.step is not None or not settings.takes_older_states:
+            return attempt
+        older = key_digest({**key, "settings": settings.recorded_settings()})
+        before = Attempt(self.run / stage, older)
+        return before if before.step is not None else attempt
 
     def key(self, stage: str) -> dict[str, Any]:
         """Return the key of a stage whose parents have all finished."""
@@ -286,16 +323,6 @@ class Planner:
             )
         return Step(stage, "not selected", "used as it is" if needed else "")
 
-    def _has_state(self, stage: str, digest: str) -> bool:
-        for path in (self.run / stage / "resume").glob("step-*/complete.json"):
-            try:
-                state = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(state, dict) and state.get("key") == digest:
-                return True
-        return False
-
 
 def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Tell in words how two keys of a stage differ."""
@@ -303,10 +330,7 @@ def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for part, label in (("seed", "seed"), ("version", "code of the stage"), ("kind", "kind")):
         if before.get(part) != now.get(part):
             reasons.append(f"{label}: {before.get(part)} -> {now.get(part)}")
-    old, new = _flat(before.get("settings", {})), _flat(now.get("settings", {}))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            reasons.append(f"{key}: {old.get(key)!r:.40} -> {new.get(key)!r:.40}")
+    reasons += changes(before.get("settings", {}), now.get("settings", {}))
     for part, label in (
         ("parents", "stage"),
         ("sources", "source"),
@@ -319,6 +343,16 @@ def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
                 reasons.append(f"{label} {key} changed")
     shown = "; ".join(reasons[:3])
     return f"{shown}; and {len(reasons) - 3} more" if len(reasons) > 3 else shown
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which settings differ."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key}: {old.get(key)!r:.40} -> {new.get(key)!r:.40}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.planning import Planner, Selection, Step, key_digest
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_merged
 from pipeline.standing import LOCK, lock_text, not_done
+from pipeline.unfinished import Attempt
 
 RESOLVED = "recipe.yaml"
 
@@ -125,7 +126,7 @@ def execute(
         write_atomically(run / RESOLVED, recipe.to_yaml())
         try:
             for step in steps:
-                if stop.signum is not None:
+                if stop.asked:
                     raise Interrupted("stopped between two stages")
                 _do(recipe, run, step, selection, launch or recipe.top.launch, console, stop)
         except (Interrupted, RlhfError):
@@ -161,21 +162,34 @@ def _do(
         (run / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
     _mark_report(run, step.stage)
     started = time.monotonic()
-    artifact = run_stage(
-        recipe,
-        step.stage,
-        run,
-        key=key,
-        digest=key_digest(key),
-        launch=launch,
-        console=console,
-        stop=stop,
-        anew=selection.force,
-    )
+    attempt = planner.attempt(step.stage, key)
+    with _saying_what_is_kept(attempt):
+        artifact = run_stage(
+            recipe, step.stage, run, key=key, digest=key_digest(key), attempt=attempt,
+            launch=launch, console=console, stop=stop, anew=selection.force,
+        )  # fmt: skip
     metric = artifact.manifest["main_metric"]
     value = artifact.metrics.get(metric)
     shown = f", {metric} {value:.4g}" if isinstance(value, (int, float)) else ""
     console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
+
+
+@contextmanager
+def _saying_what_is_kept(attempt: Attempt) -> Iterator[None]:
+    """Add to the word that a stage was stopped which checkpoint of it is there."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; {_kept(attempt)}") from stopped
+    except KeyboardInterrupt as stopped:
+        told = f"stage {attempt.folder.name} was stopped at once; {_kept(attempt)}"
+        raise KeyboardInterrupt(told) from stopped
+
+
+def _kept(attempt: Attempt) -> str:
+    if attempt.step is None:
+        return "there is no checkpoint of it yet"
+    return f"its last whole checkpoint is of step {attempt.step}"
 
 
 def _mark_report(run: Path, stage: str) -> None:

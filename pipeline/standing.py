@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.artifacts import Artifact
 from pipeline.planning import Planner, Selection
 from pipeline.recipe import Recipe
+from pipeline.unfinished import attempt_in
 
 LOCK = ".lock"
 """In a run folder: held by the process that works in it, and names it."""
@@ -54,9 +55,9 @@ def unfinished(run: Path, stage: str, held: tuple[str, str] | None) -> str:
     if held is not None and held[1] == stage:
         return f"running, process {held[0]}"
     folder = run / stage
-    states = sorted((folder / "resume").glob("step-*/complete.json"))
-    if states:
-        return f"cut off, resumes at step {int(states[-1].parent.name.removeprefix('step-'))}"
+    attempt = attempt_in(folder)
+    if attempt is not None and attempt.step is not None:
+        return f"cut off, resumes at step {attempt.step}"
     return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
 
 

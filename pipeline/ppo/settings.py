@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import Number, PositiveInt, PositiveNumber, Settings, Share
+from pipeline.config import Number, PositiveInt, PositiveNumber, SameResult, Settings, Share
 from pipeline.ppo.micro_batches import Limit
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -83,13 +83,15 @@ class RolloutSettings(Settings):
 
     engine: Literal["own", "vllm"] = "own"
     """The sampler in the training process, or a vLLM server beside it that you start."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s?#]*)?$")] = "http://127.0.0.1:8000"
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s?#]*)?$"), SameResult()] = (
+        "http://127.0.0.1:8000"
+    )
     """Address of the server."""
-    timeout: PositiveNumber = 600.0
+    timeout: Annotated[PositiveNumber, SameResult()] = 600.0
     """Seconds without an answer, to a request or to new weights, after which the run stops."""
-    weights: str | None = None
+    weights: Annotated[str | None, SameResult()] = None
     """Folder both see, for the weights on their way; the stage's own when not given."""
-    max_difference: PositiveNumber = 0.05
+    max_difference: Annotated[PositiveNumber, SameResult()] = 0.05
     """Mean absolute log ratio of server and policy, in nats a token, above which the run stops."""
 
 
@@ -104,13 +106,13 @@ class Hyperparameters(Settings):
     """Optimiser steps an epoch (N+; InstructGPT: 8)."""
     epochs: PositiveInt = 4
     """Passes over the episodes of an update (N+; InstructGPT: 1)."""
-    micro_batch_size: PositiveInt = 32
+    micro_batch_size: Annotated[PositiveInt, SameResult()] = 32
     """Episodes of one backward pass on one process; changes memory and time, never the result."""
-    score_batch_size: PositiveInt = 64
+    score_batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Episodes of one pass without gradients on one process."""
-    tokens_per_micro_batch: PositiveInt | None = None
+    tokens_per_micro_batch: Annotated[PositiveInt | None, SameResult()] = None
     """Tokens of such a pass, with padding, in place of micro_batch_size and score_batch_size."""
-    generation_batch_size: PositiveInt = 128
+    generation_batch_size: Annotated[PositiveInt, SameResult()] = 128
     """Episodes decoded together on one process, or requests to a server at a time."""
 
     max_new_tokens: PositiveInt = 64
@@ -187,21 +189,21 @@ class Hyperparameters(Settings):
 
     bf16: bool | Literal["auto"] = "auto"
     """bf16 products under fp32 weights; auto where the hardware has them."""
-    compile: bool = False
+    compile: Annotated[bool, SameResult()] = False
     """Compile the layers with torch.compile: up to minutes at the start, less an update."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Compute activations again in the backward pass, to save memory."""
     reuse_logprobs: bool = False
     """Take the roll-out's log-probabilities where they agree with the policy's: one pass less."""
-    save_every: NonNegativeInt = 10
+    save_every: Annotated[NonNegativeInt, SameResult()] = 10
     """Updates between resume states; 0 saves only when asked to stop."""
-    sample_every: NonNegativeInt = 10
+    sample_every: Annotated[NonNegativeInt, SameResult()] = 10
     """Updates between samples in samples.jsonl; 0 writes none."""
-    sample_count: PositiveInt = 8
+    sample_count: Annotated[PositiveInt, SameResult()] = 8
     """Episodes written then."""
     rollout: RolloutSettings = RolloutSettings()
     """Who samples the responses."""
-    doctor: DoctorSettings = DoctorSettings()
+    doctor: Annotated[DoctorSettings, SameResult("doctor_only_tells")] = DoctorSettings()
     """When an alarm rings, and what happens then."""
 
     @field_validator("kl_estimator", mode="before")
@@ -245,6 +247,11 @@ class Hyperparameters(Settings):
                 "the policy; set top_k 0 and top_p 1, or rollout.engine: own"
             )
         return self
+
+    @property
+    def doctor_only_tells(self) -> bool:
+        """Whether the doctor decides nothing that is published."""
+        return self.doctor.on_alarm != "best"
 
     @property
     def update_limit(self) -> Limit:

@@ -15,15 +15,15 @@ from pipeline.config import (
     PositiveInt,
     PositiveNumber,
     Ref,
+    SameResult,
     Settings,
     Share,
     expand,
+    same_result,
 )
 
 ENVIRONMENT = "env:"
 """Begins a `database` that is the name of an environment variable."""
-UNKEYED = ("poll_seconds", "lease_minutes", "guidelines", "database")
-"""Settings that the labels do not follow from."""
 
 
 class GoldAnnotatorSettings(Settings):
@@ -59,7 +59,7 @@ class JudgeSettings(Settings):
     """Base address, such as http://localhost:8000/v1."""
     model: str
     """The model's name there."""
-    key_variable: str | None = None
+    key_variable: Annotated[str | None, SameResult()] = None
     """Environment variable that holds the service's key."""
     max_calls: PositiveInt | None = None
     """Calls that may be made in all; K completions take K (K - 1), and K more for ratings."""
@@ -69,11 +69,11 @@ class JudgeSettings(Settings):
     """Tokens of one answer."""
     temperature: Annotated[Number, Field(ge=0)] = 0.0
     """Of its answers; 0 is the likeliest."""
-    concurrency: PositiveInt = 4
+    concurrency: Annotated[PositiveInt, SameResult()] = 4
     """Calls at the same time."""
-    timeout: PositiveNumber = 60.0
+    timeout: Annotated[PositiveNumber, SameResult()] = 60.0
     """Seconds without an answer after which a try has failed."""
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: Annotated[int, Field(ge=0), SameResult()] = 5
     """Further tries of a call, after 1, 2, 4 ... seconds."""
 
 
@@ -119,20 +119,20 @@ class PeopleSettings(Settings):
     """Tasks of `gold` that a person does first, and is told the answer of."""
     qualification_share: Share = 0.7
     """Share of their pairs that must be ordered as known."""
-    lease_minutes: PositiveNumber = 30.0
+    lease_minutes: Annotated[PositiveNumber, SameResult()] = 30.0
     """How long a task stays with a person who does not submit it."""
     needed: Annotated[Number, Field(gt=0)] = 1.0
     """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
     consolidation: Literal["per_annotator", "majority", "soft"] = "per_annotator"
     """Several labels of a task are a ranking each (InstructGPT), one by majority of pairs, or that
     with the share of annotators for each, which the reward stage takes as its target."""
-    guidelines: str | None = None
+    guidelines: Annotated[str | None, SameResult()] = None
     """File of the guidelines, Markdown; people read them first."""
     campaign: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """Name of the campaign; the stage's when not given."""
-    database: str | None = None
+    database: Annotated[str | None, SameResult()] = None
     """Where labels are kept: a PostgreSQL address, `env:NAME` of one, or a file; RUN/labels."""
-    poll_seconds: PositiveNumber = 2.0
+    poll_seconds: Annotated[PositiveNumber, SameResult()] = 2.0
     """Seconds between two looks at how many labels are there."""
     annotators: tuple[AnnotatorSettings, ...] = ()
     """Annotators that are no people, who label while the stage waits."""
@@ -169,9 +169,10 @@ class PeopleSettings(Settings):
                 raise ValueError(f"two annotators are '{name}'; a judge can have another `name`")
         return self
 
-    def key_settings(self) -> dict[str, Any]:
-        """Return the settings that the labels follow from, as JSON."""
-        return self.model_dump(mode="json", exclude=set(UNKEYED))
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return the settings that labels or annotators follow from, as JSON."""
+        own = {place for place in same_result(self) if "." not in place}
+        return self.model_dump(mode="json", exclude=own)
 
     @property
     def judges_the_world(self) -> bool:

@@ -14,6 +14,7 @@ from pipeline.config import (
     PositiveInt,
     PositiveNumber,
     Ref,
+    SameResult,
     Settings,
     UserFunction,
     is_external,
@@ -48,11 +49,11 @@ class RewardTerm(Settings):
     """Options of the rule or function."""
     url: Annotated[str | None, Field(pattern=r"^https?://[^/\s]+\S*$")] = None
     """HTTP server: takes POST of {"prompts": [], "responses": []}, answers {"scores": []}."""
-    timeout: PositiveNumber = 60.0
+    timeout: Annotated[PositiveNumber, SameResult()] = 60.0
     """Seconds without an answer of the server after which a try has failed."""
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: Annotated[int, Field(ge=0), SameResult()] = 5
     """Further tries of a request, after 1, 2, 4 ... seconds, at most 30."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Responses of one request to the server."""
     normalize: bool = False
     """Take off its running mean and divide by its running deviation."""

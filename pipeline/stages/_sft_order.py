@@ -22,7 +22,8 @@ class BucketSampler(Sampler[int]):
 
     Grouped, rows of similar length share a batch: the rows are shuffled, sorted by length inside
     windows of batches, and the batches shuffled. What fills no batch comes last, as random rows.
-    `batch_size` must not depend on the number of processes, or else the order would.
+    `batch_size` is that of an optimiser step, not of a pass or process, or else the order would
+    depend on how a step is computed.
 
     For many processes `multiple` is the rows of a pass of all of them, and the order is filled up
     to it with the number behind the last row: that of a row without labels.

@@ -144,7 +144,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         pass_rows = self.args.per_device_train_batch_size * self.args.world_size
         self.order = BucketSampler(
             [len(ids) for ids in self.train_dataset["input_ids"]],
-            batch_size=context.settings.micro_batch_size or context.settings.batch_size,
+            batch_size=context.settings.batch_size,
             seed=context.seed,
             grouped=context.settings.group_by_length and not context.settings.packing,
             multiple=pass_rows if self.args.world_size > 1 else 1,

@@ -15,6 +15,7 @@ Leaves `samples.jsonl`, one judged sample a line, and `evaluation.json`, each fi
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,7 @@ from pipeline.config import (
     Number,
     PositiveInt,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -62,7 +64,7 @@ class EvaluateSettings(StageSettings):
     """Held-out prompts; of a conversation or ranking the prompt alone is used."""
     limit: PositiveInt | None = None
     """At most so many prompts, drawn by the seed."""
-    max_too_long_share: Share = 0.05
+    max_too_long_share: Annotated[Share, SameResult()] = 0.05
     """Share of prompts too long for a checkpoint's context above which the stage stops."""
     prefix_tokens: PositiveInt | None = None
     """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
@@ -90,7 +92,7 @@ class EvaluateSettings(StageSettings):
     """Draw among so many of the likeliest tokens; 0 draws among all."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Draw among the likeliest tokens whose probabilities reach this sum."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Responses sampled together."""
     bf16: bool | Literal["auto"] = False
     """Compute in bfloat16; off, since it blurs the KL."""
@@ -269,7 +271,7 @@ def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
 
 def _key(context: StageContext[EvaluateSettings]) -> str:
     """Return the digest that work of an earlier try must have."""
-    parts = [context.resume.key, context.settings.model_dump_json(), str(context.seed)]
+    parts = [context.resume.key, json.dumps(context.settings.key_settings()), str(context.seed)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

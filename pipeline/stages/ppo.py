@@ -23,6 +23,7 @@ from pipeline.config import (
     Lora,
     PositiveInt,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -73,7 +74,7 @@ class PpoSettings(StageSettings, Hyperparameters):
     """Where the prompts come from."""
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt in tokens; longer ones are dropped and counted."""
-    max_dropped_share: Share = 0.5
+    max_dropped_share: Annotated[Share, SameResult()] = 0.5
     """Share of dropped prompts above which the stage stops."""
     end_tokens: tuple[str, ...] = ()
     """Tokens that end a response beside the model's own, such as `<|endoftext|>`."""
@@ -136,12 +137,12 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError("end_after is for end_tokens, and none are named")
         return self
 
-    def key_settings(self) -> dict[str, Any]:
-        """Leave out the doctor unless it decides what is published, and where a server is.
+    def recorded_settings(self) -> dict[str, Any]:
+        """Leave out the doctor unless it decides what is published, and a server there is not.
 
         Nor is a limit there that is not set: runs from before there was one go on.
         """
-        found = super().key_settings()
+        found = super().recorded_settings()
         if self.tokens_per_micro_batch is None:
             del found["tokens_per_micro_batch"]
         if self.tokenizer is None:
@@ -149,7 +150,7 @@ class PpoSettings(StageSettings, Hyperparameters):
         del found["rollout"]
         if self.rollout.engine != "own":
             found["rollout"] = {"engine": self.rollout.engine}
-        if self.doctor.on_alarm != "best":
+        if self.doctor_only_tells:
             del found["doctor"]
         return found
 

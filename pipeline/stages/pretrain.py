@@ -23,6 +23,7 @@ from pipeline.config import (
     PositiveInt,
     PositiveNumber,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -92,7 +93,7 @@ class PretrainSettings(StageSettings):
     """Tokens to learn instead of `steps`."""
     batch_size: PositiveInt = 32
     """Chunks of one step, over all processes."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Annotated[PositiveInt | None, SameResult()] = None
     """Chunks of one forward pass; gradients gather until the batch is done."""
     learning_rate: PositiveNumber = 1e-3
     """Peak learning rate."""
@@ -112,17 +113,17 @@ class PretrainSettings(StageSettings):
     """Longer gradients are scaled down to it."""
     bf16: bool | Literal["auto"] = "auto"
     """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
-    compile: bool = False
+    compile: Annotated[bool, SameResult()] = False
     """Compile the model with torch.compile."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Compute activations twice to save memory."""
-    log_every: PositiveInt = 10
+    log_every: Annotated[PositiveInt, SameResult()] = 10
     """Steps between two lines of metrics."""
-    evaluate_every: NonNegativeInt = 100
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 100
     """Steps between two looks at the held-out text; 0 for the end alone."""
     heldout_chunks: PositiveInt = 256
     """At most so many held-out chunks are looked at, spread evenly."""
-    save_every: NonNegativeInt = 100
+    save_every: Annotated[NonNegativeInt, SameResult()] = 100
     """Steps between two resume states; 0 saves only when told to stop."""
     trust_remote_code: bool = False
     """Run code that the checkpoint carries."""

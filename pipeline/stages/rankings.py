@@ -24,6 +24,7 @@ from pipeline.config import (
     Number,
     PositiveInt,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -73,9 +74,9 @@ class RankingsSettings(StageSettings):
     """Draw among so many of the likeliest tokens; 0 draws among all."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Draw among the likeliest tokens whose probabilities reach this sum."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Completions sampled together."""
-    max_too_long_share: Share = 0.05
+    max_too_long_share: Annotated[Share, SameResult()] = 0.05
     """Share of prompts too long for the context above which the stage stops."""
     bf16: bool | Literal["auto"] = "auto"
     """Sample in bfloat16; "auto" where the hardware has it."""
@@ -131,11 +132,13 @@ class RankingsSettings(StageSettings):
         """How people are asked."""
         return self.people or PeopleSettings()
 
-    def key_settings(self) -> dict[str, Any]:
-        """Return the settings that the stage's result follows from, as JSON; the seed apart."""
-        found = super().key_settings()
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        found = super().recorded_settings()
         del found["people"]
-        return found if self.labeler != "people" else {**found, "people": self.asked.key_settings()}
+        if self.labeler == "people":
+            found["people"] = self.asked.recorded_settings()
+        return found
 
 
 def check(settings: RankingsSettings, hand: HandOver) -> None:

@@ -31,6 +31,7 @@ from pipeline.config import (
     PositiveInt,
     PositiveNumber,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -79,7 +80,7 @@ class RewardSettings(StageSettings):
     """At most so many demonstrations are scored for the bias."""
     max_length: PositiveInt | None = None
     """Longest prompt with response, tokens; the model's own limit when not given."""
-    max_truncated_share: Share = 0.05
+    max_truncated_share: Annotated[Share, SameResult()] = 0.05
     """Share of texts longer than that above which the stage stops."""
     ties: Literal["drop", "half"] = "drop"
     """Leave tied pairs out, or pull the probability that one is better to one half; not of rankings
@@ -90,7 +91,7 @@ class RewardSettings(StageSettings):
     """Passes over the prompts; InstructGPT saw overfitting after one."""
     prompts_per_step: PositiveInt = 64
     """Prompts of one optimiser step, over all processes; InstructGPT: 64."""
-    tokens_per_micro_batch: PositiveInt = 16384
+    tokens_per_micro_batch: Annotated[PositiveInt, SameResult()] = 16384
     """Tokens of one forward pass, padding included; bounds the memory."""
     learning_rate: PositiveNumber = 9e-6
     """Peak learning rate; InstructGPT's for 6B."""
@@ -112,13 +113,13 @@ class RewardSettings(StageSettings):
     """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
     lora: Lora | None = None
     """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Compute activations twice to save memory."""
-    compile: bool = False
+    compile: Annotated[bool, SameResult()] = False
     """Compile the layers with torch.compile: up to minutes at the start, a third less a step."""
-    evaluate_every: NonNegativeInt = 50
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 50
     """Steps between two looks at the held-out rankings; 0 for none."""
-    save_every: NonNegativeInt = 50
+    save_every: Annotated[NonNegativeInt, SameResult()] = 50
     """Steps between two resume states; 0 saves only when told to stop."""
     trust_remote_code: bool = False
     """Run code that the checkpoint carries."""

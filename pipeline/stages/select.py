@@ -25,6 +25,7 @@ from pipeline.config import (
     Number,
     PositiveInt,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -70,7 +71,7 @@ class SelectSettings(StageSettings):
     """Draw among so many of the likeliest tokens; 0 among all."""
     top_p: Share = 1.0
     """Draw among the likeliest tokens whose probabilities reach this sum."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Prompts sampled, and texts scored, together."""
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from pipeline.config import (
     PositiveInt,
     PositiveNumber,
     Ref,
+    SameResult,
     Share,
     SourceSettings,
     StageKind,
@@ -68,7 +69,7 @@ class SftSettings(StageSettings):
     """Longest demonstration, tokens; the model's context when not given."""
     too_long: Literal["cut", "drop"] = "cut"
     """Cut longer demonstrations at the end, or leave them out; both are counted."""
-    max_too_long_share: Share = 0.05
+    max_too_long_share: Annotated[Share, SameResult()] = 0.05
     """Share of demonstrations longer than that above which the stage stops."""
     packing: bool = False
     """Put several demonstrations into one row; for accelerators, no one sees another's tokens."""
@@ -78,7 +79,7 @@ class SftSettings(StageSettings):
     """Optimiser steps instead of epochs."""
     batch_size: PositiveInt = 32
     """Demonstrations (packed rows) of one optimiser step, over all processes; InstructGPT: 32."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Annotated[PositiveInt | None, SameResult("no_dropout")] = None
     """Those of one forward pass of one process; all at once when not given."""
     learning_rate: PositiveNumber = 9.65e-6
     """Peak learning rate; InstructGPT's for 1.3B and 6B, smaller models want more."""
@@ -102,18 +103,29 @@ class SftSettings(StageSettings):
     """Batches of rows of similar length, which saves padding."""
     bf16: bool | Literal["auto"] = "auto"
     """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Compute activations twice to save memory."""
     candidates: PositiveInt = 1
     """Checkpoints at equal distances, the last step among them, to choose from."""
-    evaluate_every: NonNegativeInt = 0
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 0
     """Steps between two looks at the held-out loss; 0 for candidates alone."""
-    log_every: PositiveInt = 10
+    log_every: Annotated[PositiveInt, SameResult()] = 10
     """Steps between two lines of metrics."""
-    save_every: NonNegativeInt = 200
+    save_every: Annotated[NonNegativeInt, SameResult()] = 200
     """Steps between two resume states; 0 saves at candidates and when told to stop."""
     trust_remote_code: bool = False
     """Run code that the checkpoint carries."""
+
+    @property
+    def no_dropout(self) -> bool:
+        """Whether nothing is drawn for each pass by itself."""
+        return self.dropout == 0
+
+    @property
+    def takes_older_states(self) -> bool:
+        """Whether they had rows in the same order; it went by micro-batches of similar length."""
+        ordered = not self.group_by_length or self.packing
+        return ordered or self.micro_batch_size in (None, self.batch_size)
 
 
 def row_multiple(settings: SftSettings, longest: float, *, bf16: bool, on_cpu: bool) -> int | None:
