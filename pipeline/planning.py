@@ -213,9 +213,10 @@ class Planner:
         key = self.key(stage)
         if artifact is None:
             return self._unfinished(stage, key)
-        if self._is_of(artifact, key):
+        before = self._inputs(artifact)
+        if key_digest(key) in (artifact.manifest["key"], key_digest(before)):
             return Step(stage, "up to date", "nothing it depends on changed")
-        return Step(stage, "run", why_changed(artifact.manifest["inputs"], key))
+        return Step(stage, "run", why_changed(before, key))
 
     def why_outdated(self, stage: str) -> str | None:
         """Tell why a finished stage no longer fits the recipe, its sources or its parents.
@@ -233,14 +234,11 @@ class Planner:
         self.stale.add(stage)
         return why
 
-    def _is_of(self, artifact: Artifact, key: Mapping[str, Any]) -> bool:
-        """Tell whether an artifact has a key, or had it when more settings were part of it."""
-        if artifact.manifest["key"] == key_digest(key):
-            return True
+    def _inputs(self, artifact: Artifact) -> dict[str, Any]:
+        """Return what an artifact follows from; once settings beside that were part of it."""
         inputs = artifact.manifest["inputs"]
         beside = same_result(self.recipe.stages[artifact.name])
-        kept = without(inputs.get("settings", {}), beside)
-        return key_digest({**inputs, "settings": kept}) == key_digest(key)
+        return {**inputs, "settings": without(inputs.get("settings", {}), beside)}
 
     def _unfinished(self, stage: str, key: Mapping[str, Any]) -> Step:
         """Decide a stage that has not finished: go on, begin anew, or begin."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from data.errors import UsageError
+from data.errors import Interrupted, StageFailedError, UsageError
 from pipeline.config import LaunchSettings
-from pipeline.launching import first_failure, launch_command
+from pipeline.console import Console
+from pipeline.context import STOPPING, StopFlag
+from pipeline.launching import first_failure, launch_command, run_launched
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
@@ -119,6 +123,105 @@ def test_the_process_that_failed_first_is_named(code: int, what: str) -> None:
     assert first_failure("nothing of the kind") is None
 
 
+# What one waits for, who stands for the processes of a stage
+
+START = """
+import json, os, pathlib, signal, sys, time
+work = pathlib.Path(sys.argv[2]) / sys.argv[3] / "work"
+(work / "pid").write_text(str(os.getpid()))
+def leave(rank, **content):
+    (work / "results").mkdir(exist_ok=True)
+    (work / "results" / f"{rank}.json").write_text(json.dumps(content))
+def await_stop():
+    while not (work / "stop").exists():
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what launches a script in place of the processes of stage `a`."""
+    work = tmp_path / "a" / "work"
+    (work / "results").mkdir(parents=True)
+    (work / "results" / "0.json").write_text('{"error": "of an earlier start"}')
+    (work / "stop").touch()
+
+    def launch(script: str, stop: StopFlag) -> dict[str, Any]:
+        command = [sys.executable, "-c", START + script]
+        monkeypatch.setattr("pipeline.launching.launch_command", lambda _: command)
+        return run_launched(
+            "a", tmp_path, "key", LaunchSettings(processes=2),
+            console=Console(quiet=True), stop=stop,
+        )  # fmt: skip
+
+    return launch
+
+
+def asked() -> StopFlag:
+    return StopFlag(signum=signal.SIGINT)
+
+
+def test_a_signal_reaches_the_processes_without_one_that_kills_them(
+    launched: Callable[..., Any],
+) -> None:
+    script = """
+signal.signal(signal.SIGTERM, lambda *_: os._exit(9))
+await_stop()
+time.sleep(0.5)  # a step that takes its time
+leave(0, interrupted="stage a stopped after step 3")
+"""
+    with pytest.raises(Interrupted, match=r"^stage a stopped after step 3$"):
+        launched(script, asked())
+
+
+def test_a_stop_that_saved_nothing_does_not_claim_it(launched: Callable[..., Any]) -> None:
+    with pytest.raises(Interrupted, match=r"ended: exit code 7, before it had saved$"):
+        launched("await_stop(); sys.exit(7)", asked())
+
+
+def test_a_stage_that_was_done_before_it_saw_the_signal_is_done(
+    launched: Callable[..., Any],
+) -> None:
+    assert launched("await_stop(); leave(0, metrics={})", asked()) == {"metrics": {}}
+    assert launched("leave(0, metrics={})", StopFlag()) == {"metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("leave(1, error='row 7 is bad'); sys.exit(1)", "^row 7 is bad$"),
+        ("leave(1, error='b'); leave(0, error='a'); sys.exit(1)", "^a$"),
+        ("leave(0, metrics={}); leave(1, error='row 7'); sys.exit(1)", "^row 7$"),
+        ("sys.exit(5)", r"on 2 processes ended: exit code 5; its log is .*same command goes on"),
+    ],
+)
+def test_the_process_that_failed_is_heard_whichever_it_is(
+    launched: Callable[..., Any], script: str, told: str
+) -> None:
+    with pytest.raises(StageFailedError, match=told):
+        launched(script, StopFlag())
+
+
+def test_a_second_signal_ends_the_processes_at_once(
+    launched: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def signals() -> None:
+        while not (tmp_path / "a/work/pid").exists():
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=signals)
+    with StopFlag().installed() as stop, pytest.raises(KeyboardInterrupt):
+        thread.start()
+        launched("time.sleep(600)", stop)
+    thread.join()
+    assert capfd.readouterr().err.strip() == STOPPING
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "a/work/pid").read_text()), 0)
+
+
 STEPS = 60
 
 
@@ -171,6 +274,29 @@ def process_of(rank: int, run: Path) -> int:
         if str(run).encode() in command and f"RANK={rank}".encode() in environment:
             return int(folder.name)
     raise LookupError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_are_asked_to_stop_save_what_is_claimed(
+    tmp_path: Path, recipe: Path, number: int
+) -> None:
+    run = tmp_path / "stopped"
+    arguments = ("run", str(recipe), "--out", str(run), "--set", "launch.processes=2")
+    running = typed(*arguments, "--set", "base.steps=2000")
+    while not list((run / "base" / "resume").glob("step-*")):
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.05)
+    running.send_signal(number)
+    said, _ = running.communicate(timeout=300)
+    assert running.returncode == 130
+    found = re.search(r"stage base stopped after step (\d+); its last whole checkpoint is", said)
+    assert found is not None, said
+    assert f"checkpoint is of step {found[1]}; to go on: rlhf run {recipe} --out {run}" in said
+    assert (run / "base" / "resume" / f"step-{int(found[1]):08d}" / "complete.json").is_file()
+    planned, _ = typed(*arguments, "--set", "base.steps=2000", "--dry-run").communicate(timeout=60)
+    assert "base: resume" in planned
 
 
 @pytest.mark.slow

@@ -242,12 +242,21 @@ def test_sigterm_saves_and_the_next_run_resumes(recipe_file: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-def test_a_changed_setting_throws_the_resume_state_away(recipe_file: Path) -> None:
+def test_a_changed_setting_sets_the_resume_state_aside(recipe_file: Path) -> None:
     with pytest.raises(Interrupted):
         go(recipe_file, "a.fail=signal")
     RUNS.clear()
-    go(recipe_file)
-    assert RUNS[0] == "a@0"
+    with pytest.raises(StageFailedError):
+        go(recipe_file, "a.fail=bug")
+    with pytest.raises(Interrupted):
+        go(recipe_file, "a.text=q", "a.fail=signal")
+    assert RUNS == ["a@0", "a@0"]
+    # Two states wait, each for its own settings.
+    assert len([p for p in (recipe_file.parent / "run/.unfinished/a").iterdir() if p.is_dir()]) == 2
+    go(recipe_file, "a.fail=signal", until="a")
+    assert RUNS[2:] == ["a@2"]
+    assert not (recipe_file.parent / "run/.unfinished").exists()
+    assert (recipe_file.parent / "run/a/model/out.txt").read_text() == "x"
 
 
 def test_a_damaged_parent_is_refused_by_name(recipe_file: Path) -> None:
