@@ -1,0 +1,50 @@
+"""How two keys of a stage differ, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Tell in words how two keys of a stage differ."""
+    reasons = []
+    for part, label in (("seed", "seed"), ("version", "code of the stage"), ("kind", "kind")):
+        if before.get(part) != now.get(part):
+            reasons.append(f"{label}: {before.get(part)} -> {now.get(part)}")
+    reasons += changes(before.get("settings", {}), now.get("settings", {}))
+    for part, label in (
+        ("parents", "stage"),
+        ("sources", "source"),
+        ("external", "checkpoint"),
+        ("functions", "reward function"),
+    ):
+        older, newer = before.get(part, {}), now.get(part, {})
+        for key in sorted(older.keys() | newer.keys()):
+            if older.get(key) != newer.get(key):
+                reasons.append(f"{label} {key} changed")
+    shown = "; ".join(reasons[:3])
+    return f"{shown}; and {len(reasons) - 3} more" if len(reasons) > 3 else shown
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which settings differ."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key}: {old.get(key)!r:.40} -> {new.get(key)!r:.40}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}{key}.")
+    return flat
