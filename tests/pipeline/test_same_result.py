@@ -69,7 +69,7 @@ RESULT: dict[str, str] = {
         "model models combine coefficient rule function options url normalize clip weight"
     ),
     "PpoSettings": (
-        "episodes batch_size minibatches epochs max_new_tokens temperature top_k top_p "
+        "tokenizer episodes batch_size minibatches epochs max_new_tokens temperature top_k top_p "
         "kl_coefficient kl_estimator adaptive_kl gamma gae_lambda whiten_advantages "
         "whiten_rewards clip value_clip value_coefficient entropy_coefficient early_stop_kl "
         "end_after end_rule end_penalty score_position score_clip normalize_scores "
