@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, load_model, save_file
@@ -33,8 +33,6 @@ from pipeline.sharding import (
 if TYPE_CHECKING:
     from pipeline.context import StageContext
 
-Schedule = Literal["cosine", "linear", "constant"]
-
 
 def build_optimizer(
     model: nn.Module,
@@ -52,22 +50,6 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
-
-
-def schedule_factor(
-    step: int, *, total: int, warmup: int, schedule: Schedule, final_share: float
-) -> float:
-    """Return the share of the peak learning rate for a step, counted from 0.
-
-    It rises linearly over the `warmup` steps, and reaches `final_share` with the last step.
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    done = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
-    shape = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return final_share + (1 - final_share) * shape
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

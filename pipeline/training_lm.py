@@ -24,15 +24,14 @@ from pipeline.evaluation.perplexity import batches_loss, perplexity_figures
 from pipeline.language_modelling import LmBatch, summed_loss
 from pipeline.sharding import TrainingAccelerator, make_accelerator
 from pipeline.training import (
-    Schedule,
     build_optimizer,
     clip_gradients,
     load_training_state,
     save_training_state,
-    schedule_factor,
     set_learning_rate,
 )
 from pipeline.training_corpus import ChunkOrder, chunk_batch
+from reward.schedule import Schedule, schedule_factor
 from reward.short_attention import use_short_attention
 
 if TYPE_CHECKING:

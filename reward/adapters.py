@@ -39,6 +39,16 @@ _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
+def _merged(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+    """Return W + s B A in the type of the weights, mixed precision or not.
+
+    Rounded to bf16 before they are added, W and B A would give another matrix than the merged
+    weights do that sample and are published.
+    """
+    with torch.autocast(weight_OI.device.type, enabled=False):
+        return torch.addmm(weight_OI, up_OR, down_RI, alpha=scale)
+
+
 class _Adapted(torch.autograd.Function):
     """x (W + s B A)^T + b, with gradients of x, A and B alone; the merged matrix is not kept."""
 
@@ -57,7 +67,7 @@ class _Adapted(torch.autograd.Function):
             x = x.to(torch.get_autocast_dtype(kind))
         ctx.save_for_backward(x, weight_OI, down_RI, up_OR)
         ctx.scale = scale
-        merged_OI = torch.addmm(weight_OI, up_OR, down_RI, alpha=scale).to(x.dtype)
+        merged_OI = _merged(weight_OI, down_RI, up_OR, scale).to(x.dtype)
         return functional.linear(x, merged_OI, None if bias_O is None else bias_O.to(x.dtype))
 
     @staticmethod
@@ -105,11 +115,10 @@ class AdaptedLinear(LoraLinear):  # type: ignore[misc]
 
     def merged_with(self, name: str) -> Tensor:
         """Return the weight with an adapter in it, in the layout of the base's."""
-        weight, scale = self.base_layer.weight, self.scaling[name]
+        weight = self.base_layer.weight
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        if self.transposed:
-            return torch.addmm(weight, down.T, up.T, alpha=scale)
-        return torch.addmm(weight, up, down, alpha=scale)
+        merged_OI = _merged(weight.T if self.transposed else weight, down, up, self.scaling[name])
+        return merged_OI.T.contiguous() if self.transposed else merged_OI
 
 
 @dataclass(frozen=True)

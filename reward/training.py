@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -38,8 +38,8 @@ from reward.batching import (
 )
 from reward.losses import PaddedRankings, Ties, pad_rankings, ranking_loss
 from reward.model import ScoringModule, collate
+from reward.schedule import Schedule, schedule_factor
 
-Schedule = Literal["cosine", "linear", "constant"]
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -94,16 +94,13 @@ class Hyperparameters:
 
 def learning_rate(step: int, *, total: int, hyper: Hyperparameters) -> float:
     """Return the rate of a step, counted from 0."""
-    warmup = round(hyper.warmup_share * total)
-    if step < warmup:
-        return hyper.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, total - warmup)
-    shape = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-        "linear": 1 - done,
-        "constant": 1.0,
-    }[hyper.schedule]
-    return hyper.learning_rate * (hyper.final_share + (1 - hyper.final_share) * shape)
+    return hyper.learning_rate * schedule_factor(
+        step,
+        total=total,
+        warmup=round(hyper.warmup_share * total),
+        schedule=hyper.schedule,
+        final_share=hyper.final_share,
+    )
 
 
 @dataclass

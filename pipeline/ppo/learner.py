@@ -20,6 +20,7 @@ from pipeline.sharding import (
     whole_optimizer_state,
     whole_state,
 )
+from reward.schedule import schedule_factor
 
 
 @dataclass
@@ -181,13 +182,15 @@ def rate_share(update: int, *, hyper: Hyperparameters) -> float:
     """Return the share of the learning rate at an update, from 0 on.
 
     Linear to 0 at the end of the run, the first update at the whole rate (N+), after a rise over
-    `warmup_updates`.
+    `warmup_updates`. It is 0 one update after the last, which would teach nothing at 0.
     """
-    if update < hyper.warmup_updates:
-        return (update + 1) / (hyper.warmup_updates + 1)
-    if hyper.schedule == "constant":
-        return 1.0
-    return 1.0 - (update - hyper.warmup_updates) / max(1, hyper.updates - hyper.warmup_updates)
+    return schedule_factor(
+        update,
+        total=hyper.updates + 1,
+        warmup=hyper.warmup_updates,
+        schedule=hyper.schedule,
+        final_share=0.0,
+    )
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

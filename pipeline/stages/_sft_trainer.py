@@ -46,7 +46,7 @@ from pipeline.stages._sft_setup import (
     trainer_arguments,
     with_unlabelled_row,
 )
-from pipeline.training import schedule_factor
+from reward.schedule import schedule_factor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,8 +22,8 @@ from pipeline.training import (
     load_training_state,
     run_loop,
     save_training_state,
-    schedule_factor,
 )
+from reward.schedule import schedule_factor
 
 
 def test_schedules_by_hand() -> None:

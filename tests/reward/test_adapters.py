@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,23 @@ def test_the_first_layer_by_hand() -> None:
     assert up.grad is not None and up.grad.tolist() == [[0.0], [1.0]]
 
 
-def test_in_bf16_the_result_is_that_of_the_merged_weights() -> None:
-    trunk = adapted(llama)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@MODELS
+@pytest.mark.parametrize("merge_in_bf16", [False, True], ids=["outside", "inside"])
+def test_in_bf16_the_result_is_that_of_the_merged_weights(
+    build: Callable[[], Any], merge_in_bf16: bool
+) -> None:
+    """Whether autocast is on or off where they are merged: sampling merges before it is on."""
+    trunk = adapted(build)
+    bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    with bf16():
         found = trunk.model(IDS).logits
         found.float().square().sum().backward()
-        with trunk.merged("policy"):
-            assert torch.equal(trunk.model(IDS).logits, found)
+    with bf16(enabled=merge_in_bf16), trunk.merged("policy"), bf16():
+        assert torch.equal(trunk.model(IDS).logits, found)
+    with trunk.merged("policy"):
+        plain = {k: v.clone() for k, v in trunk.model.state_dict().items()}
+    with bf16(), trunk.merged("policy"):
+        assert all(torch.equal(v, plain[k]) for k, v in trunk.model.state_dict().items())
     grads = [p.grad for p in trunk.parameters("policy")]
     assert all(g is not None and g.dtype == torch.float32 for g in grads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -210,14 +211,16 @@ def test_pulled_ties_bring_scores_together(checkpoint: Build) -> None:
 
 def test_the_schedule_rises_then_falls_to_its_share() -> None:
     hyper = replace(HYPER, learning_rate=1.0, warmup_share=0.2, final_share=0.1)
-    rates = [learning_rate(step, total=10, hyper=hyper) for step in range(11)]
+    rates = [learning_rate(step, total=10, hyper=hyper) for step in range(10)]
     assert rates[0] == pytest.approx(1 / 3)
     assert rates[1] == pytest.approx(2 / 3)
     assert rates[2] == 1.0
-    assert rates[6] == pytest.approx(0.55)
-    assert rates[10] == pytest.approx(0.1)
+    # Three of the seven steps from the peak to the share.
+    assert rates[5] == pytest.approx(0.1 + 0.9 * (1 + math.cos(3 * math.pi / 7)) / 2)
+    assert rates[9] == pytest.approx(0.1)
     linear = replace(hyper, schedule="linear")
-    assert learning_rate(6, total=10, hyper=linear) == pytest.approx(0.55)
+    assert learning_rate(5, total=10, hyper=linear) == pytest.approx(0.1 + 0.9 * 4 / 7)
+    assert learning_rate(9, total=10, hyper=linear) == pytest.approx(0.1)
     assert learning_rate(9, total=10, hyper=replace(hyper, schedule="constant")) == 1.0
 
 
