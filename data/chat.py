@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from data.answers import AnswerNotes, answer_mask
+from data.continuation import continuation_ids
 from data.control_tokens import encode_ids, render, spelled
 from data.errors import ControlTokenError, ModelError, RecipeError
 from data.records import Completion, Conversation, Message, Prompt
@@ -136,13 +137,22 @@ def render_conversation(
     return rendered
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
     """Return the ids of a response's text, control tokens that it spells kept as text.
+
+    Args:
+        tokenizer: of the model that is asked.
+        text: the response.
+        behind: plain prompt that it goes on from; nothing for an answer to a chat.
 
     Raises:
         ControlTokenError: they can't be.
     """
-    return encode_ids(tokenizer, text, spelled(tokenizer, text, own=True))
+
+    def encoded(part: str) -> list[int]:
+        return encode_ids(tokenizer, part, spelled(tokenizer, part, own=True))
+
+    return continuation_ids(encoded, behind, text)
 
 
 def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rendered:
@@ -153,7 +163,7 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
     while (said := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
         completion = said.removesuffix(name)
-    answer = [*response_ids(tokenizer, completion), eos]
+    answer = [*response_ids(tokenizer, completion, behind=prompt), eos]
     return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
 
 

@@ -22,6 +22,7 @@ from data.formats import (
     first,
 )
 from data.records import (
+    ENDED,
     Completion,
     Conversation,
     Document,
@@ -32,6 +33,7 @@ from data.records import (
     Record,
     beside_content,
     dense_ranks,
+    endings_in,
 )
 from data.shared import as_transcript, shared_text, shared_turns
 from data.turns import as_messages, turns_in
@@ -263,7 +265,21 @@ def _pair(prompt: Any, chosen: str, rejected: str, reading: _Reading) -> Record:
         annotator=str(reading.row.get("annotator") or ""),
         meta=reading.meta,
         probabilities=[] if soft is None else _soft_pair(as_number(soft, SOFT_PAIR)),
+        ended=_ended(reading.row.get(ENDED), 2),
     )
+
+
+def _ended(value: Any, size: int) -> list[bool]:
+    """Return whether each of so many completions ended by itself; empty where nothing is told.
+
+    A column of that name that is no list is another's, such as the time of an end.
+    """
+    if not isinstance(value, (list, tuple)) and not str(value).lstrip().startswith("["):
+        return []
+    told = as_list(value, ENDED)
+    if told and (len(told) != size or not all(isinstance(one, bool) for one in told)):
+        raise RowError(f"column '{ENDED}' holds {value!r:.60}, not true or false of {size}")
+    return told
 
 
 def _soft_pair(share: float) -> list[list[float]]:
@@ -283,8 +299,8 @@ def _ranking(reading: _Reading) -> Record:
     marks = as_list(given if given is not None else _need(row, "ranks", "scores"), name)
     if len(marks) != len(completions):
         raise RowError(f"{len(completions)} completions but {len(marks)} {name}")
-    policies = first(row, POLICY_COLUMNS)
-    named = isinstance(policies, (list, tuple)) and len(policies) == len(completions)
+    policies, size = first(row, POLICY_COLUMNS), len(completions)
+    named = isinstance(policies, (list, tuple)) and len(policies) == size
     found = Ranking(
         prompt=prompt,
         completions=completions,
@@ -293,6 +309,7 @@ def _ranking(reading: _Reading) -> Record:
         annotator=str(row.get("annotator") or ""),
         policies=[str(policy) for policy in policies] if named else [],
         meta=reading.meta,
+        ended=_ended(row.get(ENDED), size) or endings_in(reading.meta, size),
     )
     soft = [
         [as_number(share, SOFT_RANKING) for share in as_list(shares, SOFT_RANKING)]

@@ -23,6 +23,7 @@ from data.asking import (
     picked,
 )
 from data.errors import SourceError, nearest
+from data.records import ENDED
 from data.shared import is_transcript
 from data.turns import is_nothing, last_role, turns_in, unknown_keys
 from data.values import RowError
@@ -51,7 +52,7 @@ FORMATS: dict[str, str] = {
 
 _ALWAYS = ("id", "meta", "annotator")
 _ANSWERED = frozenset((*_ALWAYS, *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
-_PAIRED = frozenset((*_ALWAYS, *ASKING_COLUMNS, "chosen", "rejected", SOFT_PAIR))
+_PAIRED = frozenset((*_ALWAYS, *ASKING_COLUMNS, "chosen", "rejected", ENDED, SOFT_PAIR))
 _USED: dict[str, frozenset[str]] = {
     "text": frozenset((*_ALWAYS, "text")),
     "prompt_completion": _ANSWERED,
@@ -61,7 +62,15 @@ _USED: dict[str, frozenset[str]] = {
     "preference": _PAIRED,
     "hh": _PAIRED,
     "rankings": frozenset(
-        (*_ALWAYS, *ASKING_COLUMNS, "completions", *SCORE_COLUMNS, *POLICY_COLUMNS, SOFT_RANKING)
+        (
+            *_ALWAYS,
+            *ASKING_COLUMNS,
+            "completions",
+            ENDED,
+            *SCORE_COLUMNS,
+            *POLICY_COLUMNS,
+            SOFT_RANKING,
+        )
     ),
 }
 _OF_TURNS = ("chosen", "rejected", *ANSWER_COLUMNS, *QUESTIONS, *ALONE)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
+ENDED = "ended"
+"""Column that tells of each completion whether it ended by itself; of a pair the chosen first."""
 
 
 class Message(TypedDict):
@@ -93,6 +95,8 @@ class Ranking:
         probabilities: soft labels, K rows of K: the share of annotators, or a chance, by which
             completion i is preferred to j, those of (i, j) and (j, i) adding up to 1; empty where
             there are none.
+        ended: whether each completion ended by itself, False where it was cut off; empty where all
+            did, or nobody knows.
     """
 
     prompt: Prompt
@@ -103,15 +107,23 @@ class Ranking:
     policies: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     probabilities: list[list[float]] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse ranks and soft labels that do not fit the completions."""
+        """Refuse ranks, ends and soft labels that do not fit the completions."""
+        if self.ended and len(self.ended) != len(self.completions):
+            raise ValueError(f"{len(self.completions)} completions but {len(self.ended)} ended")
         if len(self.completions) != len(self.ranks):
             raise ValueError(f"{len(self.completions)} completions but {len(self.ranks)} ranks")
         if list(self.ranks) != dense_ranks(self.ranks):
             raise ValueError(f"ranks {self.ranks} are not dense from 1; use dense_ranks()")
         if self.probabilities:
             _check_probabilities(self.probabilities, len(self.completions))
+
+    @property
+    def endings(self) -> list[bool]:
+        """Whether each completion is taken as ended: where nobody knows, it is."""
+        return self.ended or [True] * len(self.completions)
 
 
 def _check_probabilities(rows: Sequence[Sequence[float]], size: int) -> None:
@@ -125,6 +137,16 @@ def _check_probabilities(rows: Sequence[Sequence[float]], size: int) -> None:
                     f"probabilities {there:g} and {back:g} of completions {i} and {j} over each "
                     "other are no shares that add up to 1"
                 )
+
+
+def endings_in(meta: Mapping[str, Any], size: int) -> list[bool]:
+    """Return what `meta` tells of the ends of so many completions; empty where it tells nothing.
+
+    Tasks for people tell it there.
+    """
+    told = meta.get(ENDED)
+    fits = isinstance(told, list) and len(told) == size
+    return list(told) if fits and all(isinstance(one, bool) for one in told) else []
 
 
 Record = Document | Completion | Conversation | PromptRow | Ranking

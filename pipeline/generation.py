@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from data.continuation import continuation_text
 from data.errors import ModelError
 from pipeline.decoding import Decoder
 from pipeline.packed_weights import packed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.records import Prompt
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,17 @@ def stream(
             yield decoder.responses[0].token_ids[-1]
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
-    """Return a response's text without special tokens and surrounding white space."""
-    return str(tokenizer.decode(sample.token_ids, skip_special_tokens=True)).strip()
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int], sample: Sample
+) -> str:
+    """Return a response's text without special tokens.
+
+    An answer to a chat comes without white space around it. What goes on from plain text is left as
+    it is, the space before its first word too: as rankings have it, and reward models read it.
+    """
+    if isinstance(prompt, str):
+        return continuation_text(tokenizer, prompt_ids, sample.token_ids)
+    return continuation_text(tokenizer, [], sample.token_ids).strip()
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import yaml
 
 from data.errors import SourceError, UsageError
+from data.records import ENDED
 from data.storage import storage_errors
 from pipeline.handover import local_checkpoint
 
@@ -62,7 +63,10 @@ def score_file(
     """Score every row of a JSONL file and write the rows with their scores.
 
     A row has `prompt` (a text, or a list of messages) and either `response` (or `completion`),
-    which gets `score`, or `completions`, which get `scores`. All other keys are kept. The output
+    which gets `score`, or `completions`, which get `scores`. A response to a plain prompt goes on
+    from it as it stands, so that it begins with the space before its first word. `ended: false`
+    says of a response that it was cut off (a list of `completions`): a reward model then reads no
+    end after it. All other keys are kept. The output
     appears under its name only when it is whole.
 
     Args:
@@ -178,11 +182,12 @@ def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | N
 
 @dataclass(frozen=True)
 class _Row:
-    """One line: the object, its prompt and its responses."""
+    """One line: the object, its prompt, its responses, and whether they ended; None: not told."""
 
     content: dict[str, Any]
     prompt: Prompt
     responses: list[str]
+    ended: list[bool] | None = None
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -214,7 +219,20 @@ def _parse(line: bytes, place: str) -> _Row:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(f"{place} holds half a character (a lone surrogate)") from error
-    return _Row(content, content["prompt"], responses)
+    return _Row(content, content["prompt"], responses, _ended(content, len(responses), place))
+
+
+def _ended(content: dict[str, Any], size: int, place: str) -> list[bool] | None:
+    told = content.get(ENDED)
+    if told is None:
+        return None
+    ended = told if isinstance(told, list) else [told]
+    if len(ended) != size or not all(isinstance(one, bool) for one in ended):
+        raise SourceError(
+            f"{place} has `{ENDED}` {told!r:.60}; it is true or false, or a list of that for each "
+            "of `completions`"
+        )
+    return ended
 
 
 def _is_prompt(value: Any) -> bool:
@@ -237,7 +255,10 @@ def _score_chunk(
 ) -> None:
     prompts = [row.prompt for row in chunk for _ in row.responses]
     responses = [text for row in chunk for text in row.responses]
-    scores = _scores(scorer, chunk, prompts, responses, advance)
+    ended = None
+    if any(row.ended is not None for row in chunk):
+        ended = [one for row in chunk for one in row.ended or [True] * len(row.responses)]
+    scores = _scores(scorer, chunk, prompts, responses, ended, advance)
     left = iter(scores)
     for row in chunk:
         mine = [next(left) for _ in row.responses]
@@ -253,14 +274,15 @@ def _scores(
     chunk: Sequence[_Row],
     prompts: list[Prompt],
     responses: list[str],
+    ended: list[bool] | None,
     advance: Callable[[int], None] | None,
 ) -> list[float]:
     from reward.model import RewardModel
     from reward.scorers import Facts, scores_of
 
     if isinstance(scorer, RewardModel):
-        return scorer.score(prompts, responses, advance=advance)
-    facts = Facts(rows=[row.content for row in chunk for _ in row.responses])
+        return scorer.score(prompts, responses, ended=ended, advance=advance)
+    facts = Facts(rows=[row.content for row in chunk for _ in row.responses], ended=ended)
     scores = scores_of(scorer, prompts, responses, facts)
     if advance is not None:
         advance(len(scores))

@@ -59,12 +59,18 @@ def encode_rankings(
         r for r in rankings if has_comparable_pair(r.ranks, ties=ties, soft=bool(r.probabilities))
     ]
     encoded = [
-        EncodedRanking(
-            [encoder.encode(r.prompt, c) for c in r.completions], list(r.ranks), r.probabilities
-        )
+        EncodedRanking(encoded_completions(r, encoder), list(r.ranks), r.probabilities)
         for r in useful
     ]
     return encoded, len(rankings) - len(useful)
+
+
+def encoded_completions(ranking: Ranking, encoder: Encoder) -> list[list[int]]:
+    """Return the ids of a ranking's completions; one that was cut off gets no mark of an end."""
+    return [
+        encoder.encode(ranking.prompt, text, ended=ended)
+        for text, ended in zip(ranking.completions, ranking.endings, strict=True)
+    ]
 
 
 def split_by_prompt(

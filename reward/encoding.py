@@ -5,16 +5,22 @@ that a text has the same score wherever it is scored.
 
 - Decoder: the prompt as the policy sees it (chat template with generation prompt, or plain
   tokenisation), the response, and the token that ends a turn. The score is read at that token.
-- Encoder: prompt and response as a pair, with the encoder's own separators and one segment id for
-  both.
+- Encoder: prompt and response as a pair, with the encoder's own separators and segment ids.
 
-A response counts as finished unless the caller says it was cut off; then it gets no end marker.
+A response is stripped but for one that a decoder reads on from plain text: there it is taken as it
+stands. It counts as finished unless the caller says it was cut off; then it gets no end marker.
+
+A checkpoint that was trained elsewhere is given what `transformers` and TRL give it: a chat ends
+as its template ends it, and what is read is the last token that is no padding, also where the end
+of a sequence is padding (`unread`).
+
 What is too long loses tokens from its left, the prompt's side, but keeps a leading
 beginning-of-sequence token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +31,20 @@ if TYPE_CHECKING:
     from data.records import Prompt
 
 _MARK = "qzxjk"
+LENGTH = "reward_max_length"
+"""Where a configuration has the longest input that the model was trained with."""
+
+
+class Pair(list[int]):
+    """Ids of a pair of texts, with the segment of each.
+
+    Attributes:
+        segments: one an id, empty where the tokenizer tells none.
+    """
+
+    def __init__(self, ids: Iterable[int], segments: Iterable[int] = ()) -> None:
+        super().__init__(ids)
+        self.segments = list(segments)
 
 
 @dataclass
@@ -35,6 +55,9 @@ class Encoder:
         tokenizer: the reward model's own.
         max_length: longest input in tokens.
         pairs: whether prompt and response go in as a pair, as encoders want it.
+        unread: padding, which the model passes over at the end and reads what stands before.
+        whole_turns: whether a chat ends with all that its template puts behind the last turn, and
+            not with the token that ends the turn.
         seen: texts encoded so far.
         truncated: how many of them were too long.
         spelling: how many spell control tokens, which stay text.
@@ -43,32 +66,39 @@ class Encoder:
     tokenizer: Any
     max_length: int
     pairs: bool = False
+    unread: int | None = None
+    whole_turns: bool = False
     seen: int = 0
     truncated: int = 0
     spelling: int = 0
-    _end_of_turn: int | None = field(default=None, init=False)
+    _end_of_turn: list[int] | None = field(default=None, init=False)
 
     def encode(self, prompt: Prompt, response: str, *, ended: bool = True) -> list[int]:
         """Return the ids of one prompt with one response, at most `max_length` of them.
 
         Args:
             prompt: plain text to be continued, or a chat whose last turn is the user's.
-            response: the text of the response without special tokens.
+            response: the text of the response without special tokens; what goes on from a plain
+                prompt begins with the space before its first word.
             ended: False for a response that was cut off before its end.
         """
         self.seen += 1
         spells = spells_control_tokens(self.tokenizer, prompt, response)
         self.spelling += spells
+        if self.pairs or not isinstance(prompt, str):
+            response = response.strip()
         if self.pairs:
             return self._encode_pair(prompt, response, as_text=spells)
-        if not isinstance(prompt, str):
-            response = response.strip()
         ids = list(render_prompt(self.tokenizer, prompt))
-        ids += response_ids(self.tokenizer, response)
+        behind = prompt if isinstance(prompt, str) else ""
+        ids += response_ids(self.tokenizer, response, behind=behind)
         if ended:
-            ids.append(self._end(prompt))
+            ids += self._end(prompt)
         if not ids:
             raise ModelError("an empty prompt with an empty, unfinished response has no score")
+        # In a causal model what stands behind the token that is read changes nothing.
+        while len(ids) > 1 and ids[-1] == self.unread:
+            ids.pop()
         return self._cut(ids)
 
     def _plain_ids(self, text: str) -> list[int]:
@@ -84,24 +114,23 @@ class Encoder:
             return [ids[0], *ids[over + 1 :]]
         return ids[over:]
 
-    def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> list[int]:
-        texts = (self._as_text(prompt), response.strip())
-        ids: list[int] = self.tokenizer(*texts, split_special_tokens=as_text, verbose=False)[
-            "input_ids"
-        ]
-        if len(ids) <= self.max_length:
-            return ids
-        self.truncated += 1
-        frame = self.tokenizer.num_special_tokens_to_add(pair=True)
-        room = self.max_length - frame - len(self._plain_ids(texts[1]))
-        self.tokenizer.truncation_side = "left"
-        cut: list[int] = self.tokenizer(
+    def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> Pair:
+        texts = (self._as_text(prompt), response)
+        found = self.tokenizer(
             *texts,
-            truncation="only_first" if room > 0 else "longest_first",
-            max_length=self.max_length,
             split_special_tokens=as_text,
-        )["input_ids"]
-        return cut
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        ids, segments = list(found["input_ids"]), list(found.get("token_type_ids") or ())
+        over = len(ids) - self.max_length
+        if over <= 0:
+            return Pair(ids, segments)
+        self.truncated += 1
+        words = [at for at, special in enumerate(found["special_tokens_mask"]) if not special]
+        cut = set(words[:over])
+        kept = [at for at in range(len(ids)) if at not in cut]
+        return Pair([ids[at] for at in kept], [segments[at] for at in kept if segments])
 
     def _as_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
@@ -115,23 +144,24 @@ class Encoder:
             return prompt[0]["content"]
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
-    def _end(self, prompt: Prompt) -> int:
+    def _end(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            return self._eos()
+            return [self._eos()]
         if self._end_of_turn is None:
             self._end_of_turn = self._find_end_of_turn()
         return self._end_of_turn
 
-    def _find_end_of_turn(self) -> int:
-        # Some templates end a turn with another token than the end-of-sequence token.
+    def _find_end_of_turn(self) -> list[int]:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = self._plain_ids(text.rpartition(_MARK)[2])
+        if self.whole_turns:
+            return ids
+        # Some templates end a turn with another token than the end-of-sequence token.
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
-        for token in self._plain_ids(text.rpartition(_MARK)[2]):
-            if token in special:
-                return token
-        return self._eos()
+        found = [token for token in ids if token in special]
+        return found[:1] or [self._eos()]
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -144,6 +174,7 @@ class Encoder:
 def longest_input(config: Any, tokenizer: Any) -> int:
     """Return the longest input in tokens that both a model and its tokenizer take."""
     limits = [
+        getattr(config, LENGTH, None),
         getattr(config, "max_position_embeddings", None),
         getattr(config, "n_positions", None),
         getattr(tokenizer, "model_max_length", None),

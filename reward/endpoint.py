@@ -1,7 +1,8 @@
 """Rewards from an HTTP server: any model or program, on any machine, in any language.
 
 The server is sent `{"prompts": [...], "responses": [...]}` as JSON by POST, a prompt being a text
-or a list of messages, and answers `{"scores": [...]}`, one number a response. What may pass (no
+or a list of messages, and answers `{"scores": [...]}`, one number a response. Where it is known
+whether the responses ended by themselves, `"ended": [...]` says so of each. What may pass (no
 connection, a time-out, status 408, 425, 429 or 5xx) is tried again after 1, 2, 4 ... seconds,
 at most 30, or as many as the server asks for by `Retry-After`; anything else is an error at once.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
 from data.posting import RefusedError, UnansweredError, post_json
-from reward.scorers import require_same_length, require_scores
+from reward.scorers import Facts, require_same_length, require_scores
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -48,7 +49,13 @@ class Endpoint:
     wait: Callable[[float], None] = time.sleep
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """Return the server's score of each response.
+        """Return the server's score of each response, without facts."""
+        return self.score_informed(prompts, responses, Facts(rows=[{} for _ in prompts]))
+
+    def score_informed(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts
+    ) -> list[float]:
+        """Return the server's score of each response, which is told whether they ended.
 
         Raises:
             RewardError: the server can't be reached, refuses, or answers something else.
@@ -57,11 +64,17 @@ class Endpoint:
         scores: list[float] = []
         for start in range(0, len(responses), self.batch_size):
             part = slice(start, start + self.batch_size)
-            scores += self._request(list(prompts[part]), list(responses[part]))
+            content: dict[str, list[Any]] = {
+                "prompts": list(prompts[part]),
+                "responses": list(responses[part]),
+            }
+            if facts.ended is not None:
+                content["ended"] = list(facts.ended[part])
+            scores += self._request(content)
         return scores
 
-    def _request(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
-        body = json.dumps({"prompts": prompts, "responses": responses}).encode()
+    def _request(self, content: dict[str, list[Any]]) -> list[float]:
+        body = json.dumps(content).encode()
         try:
             answer = post_json(
                 self.url,
@@ -82,7 +95,7 @@ class Endpoint:
                 f"the reward server {self.url} refused: {failure}; it takes POST of "
                 '{"prompts": [...], "responses": [...]}'
             ) from failure
-        return self._scores(answer, len(responses))
+        return self._scores(answer, len(content["responses"]))
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
         origin = f"the reward server {self.url}"

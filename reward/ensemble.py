@@ -66,9 +66,21 @@ class Ensemble:
     name: str = "ensemble"
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """Return the combined score of each response."""
+        """Return the combined score of each response, without facts."""
+        return self._combined(prompts, responses, None)
+
+    def score_informed(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts
+    ) -> list[float]:
+        """Return the combined score of each response; its members are given the facts."""
+        return self._combined(prompts, responses, facts)
+
+    def _combined(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts | None
+    ) -> list[float]:
         scores_MB = torch.tensor(
-            [scores_of(member, prompts, responses) for member in self.members], dtype=torch.float64
+            [scores_of(member, prompts, responses, facts) for member in self.members],
+            dtype=torch.float64,
         )
         scores_B = combined(scores_MB=scores_MB, how=self.how, coefficient=self.coefficient)
         return [float(score) for score in scores_B]

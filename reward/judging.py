@@ -80,6 +80,8 @@ def pair_rows(sets: Mapping[str, Sequence[ScoredRanking]]) -> Iterator[dict[str,
                         "prompt": ranking.prompt,
                         "better": ranking.completions[a],
                         "worse": ranking.completions[b],
+                        "better_ended": ranking.endings[a],
+                        "worse_ended": ranking.endings[b],
                         "better_score": scores[a],
                         "worse_score": scores[b],
                     }

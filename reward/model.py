@@ -1,16 +1,18 @@
 """The reward model: a sequence classifier with one label, read at the last real token.
 
 Departs from what `transformers` does by itself in three things. The token that is read is found by
-the attention mask, not by comparing ids with a pad token, and rows are shifted to the left first,
-so that padding changes nothing on either side. `reward_bias` of `config.json` is added here, since
-a decoder's `score` head has no bias and drops one on load; plain transformers gives the score
-without it. And a head that was never trained is refused, where transformers only warns.
+the attention mask, and rows are shifted to the left first, so that padding changes nothing on
+either side; at the end of a text padding is passed over, as there (`Encoder.unread`). `reward_bias`
+of `config.json` is added here, since a decoder's `score` head has no bias and drops one on load;
+plain transformers gives the score without it. And a head that was never trained is refused, where
+transformers only warns.
 
 Shapes: S sequences, L tokens, H hidden.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from data.errors import ModelError
 from reward.batching import scoring_batches
-from reward.encoding import Encoder, longest_input
+from reward.encoding import LENGTH, Encoder, longest_input
 from reward.loading import (
     disable_dropout,
     draw_head,
@@ -31,8 +33,9 @@ from reward.loading import (
     load_tokenizer,
     quiet_loading,
 )
-from reward.scorers import require_same_length
-from reward.trees import Forest, can_plant, end_states, longest_sequence, plant
+from reward.rows import collate, shift_left
+from reward.scorers import Facts, require_same_length
+from reward.trees import Forest, can_plant, end_states, longest_sequence
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -47,6 +50,7 @@ class ScoringModule(nn.Module):
     Attributes:
         classifier: of `transformers`.
         reads_last_token: whether its head reads the last token (a decoder) or does more.
+        tells_segments: whether it has an embedding for each of the two texts of a pair.
         takes_trees: whether sequences that begin alike can share what they begin with; those
             longer than `longest_in_tree`, if that is set, can't.
     """
@@ -55,6 +59,7 @@ class ScoringModule(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.reads_last_token = isinstance(getattr(classifier, "score", None), nn.Module)
+        self.tells_segments = (getattr(classifier.config, "type_vocab_size", None) or 0) > 1
         self.try_trees()
         self.longest_in_tree = longest_sequence(classifier.config)
         # What accelerate's FSDP looks for to decide which layers to wrap.
@@ -71,21 +76,31 @@ class ScoringModule(nn.Module):
             longest is None or all(len(ids) <= longest for ids in sequences)
         )
 
-    def forward(self, batch: Tensor | Forest, mask_SL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Tensor | Forest,
+        mask_SL: Tensor | None = None,
+        segments_SL: Tensor | None = None,
+    ) -> Tensor:
         """Return the float32 scores of the sequences.
 
         Args:
             batch: a forest, or rows of token ids (S, L); what the mask hides may be anything.
             mask_SL: for rows, True on real tokens, which stand together; at least one a row. It
                 does not matter on which side padding is.
+            segments_SL: for rows of pairs, the segment of each token; 0 where not given.
         """
         if isinstance(batch, Forest):
             return self.head(end_states(self.classifier.base_model, batch))
         assert mask_SL is not None, "rows come with a mask"
+        if segments_SL is not None:
+            segments_SL, _ = shift_left(segments_SL, mask_SL)
         input_ids_SL, mask_SL = shift_left(batch, mask_SL)
         attention_mask_SL = mask_SL.long()
         if not self.reads_last_token:
             inputs = {"input_ids": input_ids_SL, "attention_mask": attention_mask_SL}
+            if segments_SL is not None and self.tells_segments:
+                inputs["token_type_ids"] = segments_SL
             logits: Tensor = self.classifier(**inputs).logits
             return logits[:, 0].float()
         hidden_SLH = self.classifier.base_model(
@@ -103,47 +118,21 @@ class ScoringModule(nn.Module):
         return scores[:, 0].float()
 
 
-def collate(
-    trees: Sequence[Sequence[Sequence[int]]],
-    *,
-    as_trees: bool,
-    pad_id: int,
-    device: torch.device | str = "cpu",
-    bf16: bool = False,
-) -> tuple[Any, ...]:
-    """Return what `ScoringModule` takes: scores come in the order of trees and their sequences.
+def encoder_for(config: Any, tokenizer: Any, *, pairs: bool = False) -> Encoder:
+    """Return what gives texts to a model as it was trained on them.
 
     Args:
-        trees: token ids of the sequences of each tree.
-        as_trees: a forest if True; if not, one row a sequence.
-        pad_id: fills up rows.
-        device: where the module is.
-        bf16: whether it will compute in bf16.
+        config: of the classifier.
+        tokenizer: its own.
+        pairs: whether prompt and response go in as a pair.
     """
-    if as_trees:
-        on_cpu = torch.device(device).type == "cpu"
-        return (plant(trees, few_shapes=bf16 and on_cpu).to(device),)
-    return pad_sequences([ids for tree in trees for ids in tree], pad_id=pad_id, device=device)
-
-
-def shift_left(input_ids_SL: Tensor, mask_SL: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the real tokens of each row to its start and drop columns that no row uses."""
-    mask_SL = mask_SL.bool()
-    order_SL = (~mask_SL).long().argsort(dim=1, stable=True)
-    longest = int(mask_SL.sum(1).max())
-    shifted_SL = input_ids_SL.gather(1, order_SL)[:, :longest]
-    return shifted_SL, mask_SL.gather(1, order_SL)[:, :longest]
-
-
-def pad_sequences(
-    sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Return ids padded on the right, and the mask that is True on real tokens."""
-    longest = max(len(ids) for ids in sequences)
-    ids_SL = torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in sequences])
-    sizes_S = torch.tensor([len(ids) for ids in sequences])
-    mask_SL = torch.arange(longest)[None] < sizes_S[:, None]
-    return ids_SL.to(device), mask_SL.to(device)
+    return Encoder(
+        tokenizer,
+        longest_input(config, tokenizer),
+        pairs=pairs,
+        unread=config.get_text_config().pad_token_id,
+        whole_turns=getattr(config, TRAINED, None) is None,
+    )
 
 
 @dataclass
@@ -160,6 +149,7 @@ class RewardModel:
         batch_tokens: tokens of one, padding included, instead of `batch_size`; None counts
             sequences.
         name: what reports call it.
+        as_it_came: the tokenizer to be saved, which no use has touched; None saves the used one.
     """
 
     module: ScoringModule
@@ -170,6 +160,7 @@ class RewardModel:
     batch_size: int = 64
     batch_tokens: int | None = None
     name: str = "reward_model"
+    as_it_came: Any = None
 
     @classmethod
     def load(
@@ -257,10 +248,11 @@ class RewardModel:
                 "in the tokenizer"
             )
         classifier.config.pad_token_id = pad
+        model.encoder.unread, model.encoder.whole_turns = pad, False
         if max_length is not None:
             model.encoder.max_length = min(max_length, model.encoder.max_length)
-            # Saved with the tokenizer, so that scoring cuts where training did.
-            model.tokenizer.model_max_length = model.encoder.max_length
+            # Saved, so that scoring cuts where training did.
+            setattr(classifier.config, LENGTH, model.encoder.max_length)
         model.set_bias(0.0)
         setattr(classifier.config, TRAINED, False)
         return model
@@ -283,19 +275,15 @@ class RewardModel:
                 f"of {rows}; use the model's own tokenizer"
             )
         module = ScoringModule(classifier)
-        if not module.reads_last_token:
-            # One segment id for both texts, for plain transformers too.
-            names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
-            tokenizer.model_input_names = names
-        limit = longest_input(classifier.config, tokenizer)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(
             module=module.to(device).eval(),
             tokenizer=tokenizer,
-            encoder=Encoder(tokenizer, limit, pairs=not module.reads_last_token),
+            encoder=encoder_for(classifier.config, tokenizer, pairs=not module.reads_last_token),
             bias=float(getattr(classifier.config, BIAS, 0.0) or 0.0),
             device=device,
             batch_size=batch_size,
+            as_it_came=copy.deepcopy(tokenizer),
         )
 
     @property
@@ -307,6 +295,12 @@ class RewardModel:
         """Set what is added to every score, here and in the configuration that is saved."""
         self.bias = bias
         setattr(self.module.classifier.config, BIAS, bias)
+
+    def score_informed(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], facts: Facts
+    ) -> list[float]:
+        """Return the score of each response, those that were cut off without an end marker."""
+        return self.score(prompts, responses, ended=facts.ended)
 
     def score(
         self,
@@ -322,7 +316,7 @@ class RewardModel:
             prompts: plain texts or chats.
             responses: one response a prompt, without special tokens.
             ended: False where a response was cut off and shall be scored without an end marker;
-                by default all count as finished, as in training.
+                by default all count as finished.
             advance: called with the number of texts scored since the last call.
 
         Raises:
@@ -378,4 +372,5 @@ class RewardModel:
         more = {} if state is None else {"state_dict": state}
         with quiet_loading():
             self.module.classifier.save_pretrained(folder, **more)
-        self.tokenizer.save_pretrained(folder)
+        words = self.tokenizer if self.as_it_came is None else self.as_it_came
+        words.save_pretrained(folder)

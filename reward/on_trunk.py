@@ -16,9 +16,8 @@ from torch import Tensor
 from data.errors import ModelError
 from reward.adapter_files import adapter_folder
 from reward.adapters import Targets, Trunk
-from reward.encoding import Encoder, longest_input
 from reward.loading import load_tokenizer, quiet_loading
-from reward.model import BIAS, RewardModel, ScoringModule
+from reward.model import BIAS, RewardModel, ScoringModule, encoder_for
 from reward.trees import Forest
 
 NAME = "reward"
@@ -32,10 +31,15 @@ class TrunkScoring(ScoringModule):
             super().__init__(classifier)
         self.trunk, self.name = trunk, name
 
-    def forward(self, batch: Tensor | Forest, mask_SL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Tensor | Forest,
+        mask_SL: Tensor | None = None,
+        segments_SL: Tensor | None = None,
+    ) -> Tensor:
         """Return the float32 scores of the sequences, given as `ScoringModule` takes them."""
         with self.trunk.using(self.name):
-            return super().forward(batch, mask_SL)
+            return super().forward(batch, mask_SL, segments_SL)
 
     def hidden(self, ids_SL: Tensor) -> Tensor:
         """Return the last hidden states (S, L, H) of rows padded on the right.
@@ -138,7 +142,7 @@ def hang(
     return RewardModel(
         module=TrunkScoring(classifier, trunk, name),
         tokenizer=tokenizer,
-        encoder=Encoder(tokenizer, longest_input(config, tokenizer)),
+        encoder=encoder_for(config, tokenizer),
         bias=float(getattr(config, BIAS, 0.0) or 0.0),
         device=device,
         batch_size=batch_size,

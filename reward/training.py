@@ -37,7 +37,8 @@ from reward.batching import (
     steps_per_epoch,
 )
 from reward.losses import PaddedRankings, Ties, pad_rankings, ranking_loss
-from reward.model import ScoringModule, collate
+from reward.model import ScoringModule
+from reward.rows import collate
 from reward.schedule import Schedule, schedule_factor
 
 Log = Callable[[int, Mapping[str, float]], None]

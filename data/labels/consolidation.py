@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from data.labels.rankings_file import VOTES, own_meta
 from data.labels.records import LabelRow
-from data.records import Ranking, dense_ranks
+from data.records import Ranking, dense_ranks, endings_in
 
 Consolidation = Literal["per_annotator", "majority", "soft"]
 
@@ -126,6 +126,7 @@ def _single(row: LabelRow) -> Ranking:
         annotator=row.annotator.id,
         policies=list(new.policies),
         meta=own_meta(new.meta),
+        ended=endings_in(new.meta, len(new.completions)),
     )
 
 
@@ -142,4 +143,5 @@ def _joined(rows: list[LabelRow], *, soft: bool) -> Ranking:
         policies=list(new.policies),
         meta={**own_meta(new.meta), VOTES: votes},
         probabilities=pair_probabilities(given) if soft else [],
+        ended=endings_in(new.meta, len(new.completions)),
     )

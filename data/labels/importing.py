@@ -30,7 +30,7 @@ from data.labels.records import (
     Submission,
     Task,
 )
-from data.records import Ranking, prompt_hash
+from data.records import ENDED, Ranking, prompt_hash
 from data.sources import SHOWN, ReadReport, hub_rows
 from data.values import RowDropped, RowError
 
@@ -217,7 +217,10 @@ def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:
                 prompt=ranking.prompt,
                 completions=ranking.completions,
                 policies=ranking.policies,
-                meta=own_meta(ranking.meta),
+                meta={
+                    **own_meta(ranking.meta),
+                    **({ENDED: ranking.ended} if ranking.ended else {}),
+                },
             ),
         ),
         annotator_id=annotator.id,
@@ -248,6 +251,7 @@ def _in_order_of_hash(pair: Ranking) -> Ranking:
         annotator=pair.annotator,
         policies=[pair.policies[place] for place in places] if pair.policies else [],
         meta=pair.meta,
+        ended=[pair.ended[place] for place in places] if pair.ended else [],
     )
 
 

@@ -25,7 +25,7 @@ from data.labels.records import (
     Submission,
     Task,
 )
-from data.records import Prompt, prompt_hash
+from data.records import ENDED, Prompt, endings_in, prompt_hash
 from data.turns import as_messages
 from data.values import RowError, as_list, as_number, as_text
 
@@ -80,6 +80,8 @@ def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
         "created_at": row.label.created_at.isoformat(),
     }
     policies = {} if blind or not new.policies else {"policies": list(new.policies)}
+    ended = endings_in(new.meta, len(new.completions))
+    endings = {ENDED: ended} if ended else {}
     return {
         "prompt": new.prompt,
         "completions": list(new.completions),
@@ -87,6 +89,7 @@ def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
         "id": row.label.id,
         "annotator": row.annotator.id,
         **policies,
+        **endings,
         "meta": {**meta, LABEL: label},
     }
 
@@ -186,6 +189,7 @@ def _label_row(row: Mapping[str, Any], label: Mapping[str, Any]) -> LabelRow:
 
 def _new_task(row: Mapping[str, Any], facts: Mapping[str, Any]) -> NewTask:
     prompt, gold = row["prompt"], facts["gold_ranks"]
+    endings = {ENDED: list(row[ENDED])} if row.get(ENDED) else {}
     return NewTask(
         key=as_text(facts["key"], "task.key"),
         prompt=as_text(prompt, "prompt") if isinstance(prompt, str) else as_messages(prompt),
@@ -199,7 +203,7 @@ def _new_task(row: Mapping[str, Any], facts: Mapping[str, Any]) -> NewTask:
         ],
         gold_ranks=None if gold is None else [int(rank) for rank in as_list(gold, "gold_ranks")],
         gold_note=as_text(facts["gold_note"], "gold_note"),
-        meta=own_meta(row["meta"]),
+        meta={**own_meta(row["meta"]), **endings},
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from data.errors import SourceError
 from data.labels.consolidation import Judged
 from data.labels.records import RATINGS, STRENGTHS
-from data.records import Message, Prompt, prompt_hash
+from data.records import ENDED, Message, Prompt, Ranking, prompt_hash
 
 Margin = Literal["none", "strength", "ratings", "ranks", "votes"]
 MIDDLE = (RATINGS[0] + RATINGS[-1]) / 2
@@ -79,8 +79,15 @@ def preference_rows(
                 row["margin"] = _margin(one, better, worse, margin)
             if soft:
                 row["probability"] = one.shares[better][worse]
+            row |= _endings(ranking, better, worse)
             row["weight"] = 1 / n_pairs[prompt_hash(ranking.prompt)]
             yield ranking.prompt, row
+
+
+def _endings(ranking: Ranking, first: int, second: int) -> dict[str, list[bool]]:
+    """Return the column that tells of a pair which was cut off; none where both ended."""
+    ended = [ranking.endings[first], ranking.endings[second]]
+    return {} if all(ended) else {ENDED: ended}
 
 
 def _strict_pairs(judged: Judged) -> Iterator[tuple[int, int]]:
@@ -127,6 +134,7 @@ def tie_rows(judged: Iterable[Judged]) -> Iterator[tuple[Prompt, dict[str, Any]]
                 "completions": [ranking.completions[i], ranking.completions[j]],
                 "ranks": [1, 1],
                 "annotator": ranking.annotator,
+                **_endings(ranking, i, j),
                 "meta": {"weight": 1 / counts[prompt_hash(ranking.prompt)]},
             },
         )

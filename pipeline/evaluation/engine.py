@@ -8,8 +8,8 @@ The KL to the reference is estimated on a checkpoint's own samples, log p_checkp
 p_reference summed over the response's tokens (k1), both at the sampling temperature and given the
 same tokens. It is left out where the two have different tokenizers.
 
-The proxy reward is the reward model's score of the text, whether it ended or not, without PPO's
-penalty for responses that don't: judge and reward model then see the same.
+The proxy reward is the reward model's score of the text, without the mark of an end where it was
+cut off, and without PPO's penalty for that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.console import Console, Progress
 from pipeline.evaluation.perplexity import text_perplexity
 from pipeline.evaluation.recount import RESAMPLES, figures
 from pipeline.evaluation.sampling import document_end_ids, prompt_ids, response_logprobs
-from pipeline.generation import Sampling, decode, generate
+from pipeline.generation import Sampling, generate, response_text
 from pipeline.models import eos_ids, load_config, load_policy, load_tokenizer, pick_device
 from reward.scorers import Facts, scores_of
 
@@ -228,7 +228,10 @@ def _answer(plan: Plan, desk: Desk, name: str) -> dict[str, Any]:
         "plain": plain,
         "prompts": prompts,
         "tokens": responses,
-        "texts": [decode(tokenizer, sample) for sample in samples],
+        "texts": [
+            response_text(tokenizer, row.prompt, ids, sample)
+            for row, ids, sample in zip(plan.prompts, prompts, samples, strict=True)
+        ],
         "ended": [sample.ended for sample in samples],
         "logprobs": _logprobs(plan, model, prompts, responses) if plan.reference else None,
         "perplexity": None,

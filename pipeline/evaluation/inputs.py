@@ -69,7 +69,10 @@ def document_opening(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Opening
         ids = tokenizer(document.text[: 64 * tokens], add_special_tokens=False)["input_ids"]
         if len(ids) <= tokens:
             return None
-        return PromptRow(prompt=str(tokenizer.decode(ids[:tokens])), id=document.id)
+        return PromptRow(
+            prompt=str(tokenizer.decode(ids[:tokens], clean_up_tokenization_spaces=False)),
+            id=document.id,
+        )
 
     return opening
 

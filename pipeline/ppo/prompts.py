@@ -120,7 +120,10 @@ def _opening(
     ids = tokenizer(document.text[: 64 * tokens], add_special_tokens=False)["input_ids"]
     if len(ids) <= tokens:
         return None
-    return PromptRow(prompt=str(tokenizer.decode(ids[:tokens])), id=document.id)
+    return PromptRow(
+        prompt=str(tokenizer.decode(ids[:tokens], clean_up_tokenization_spaces=False)),
+        id=document.id,
+    )
 
 
 class Order:

@@ -3,10 +3,10 @@
 The score is read at the last token of what the reward model sees, the values at every token of the
 response before its next one. In a causal model both come from the same hidden states wherever the
 reward model's tokens begin with the episode's own. They do where its template, and the response's
-text tokenised anew, give those tokens back, and then differ at most in the mark of the end, which
-a response that was cut off has not sampled. Where they don't (a response with white space around
-it, or in tokens that the tokeniser would have chosen otherwise, or one whose beginning is cut off
-to fit) the score takes a pass of its own.
+text tokenised anew, give those tokens back, and then differ at most in the mark of the end, where
+another token than its own ended the response. Where they don't (an answer to a chat with white
+space around it, a response in tokens that the tokeniser would have chosen otherwise, or one whose
+beginning is cut off to fit) the score takes a pass of its own.
 
 Mixed precision holds for scores here, as for all that is computed of the trunk in this pass.
 """
@@ -72,8 +72,12 @@ class Reader:
         Raises:
             ModelError: a text can't be encoded.
         """
-        pairs = zip(episodes.prompts, episodes.texts, strict=True)
-        seen = [self.model.encoder.encode(prompt.prompt, text) for prompt, text in pairs]
+        seen = [
+            self.model.encoder.encode(asked.prompt, text, ended=sample.ended)
+            for asked, text, sample in zip(
+                episodes.prompts, episodes.texts, episodes.samples, strict=True
+            )
+        ]
         alike = [ids == s[: len(ids)] for ids, s in zip(tokens.ids, seen, strict=True)]
         joined = [s if a else ids for ids, s, a in zip(tokens.ids, seen, alike, strict=True)]
         wide = replace(tokens, ids=joined)

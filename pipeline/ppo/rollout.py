@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.compiling import uncompiled
-from pipeline.generation import Sample, Sampling, decode, generate
+from pipeline.generation import Sample, Sampling, generate, response_text
 from pipeline.ppo.learner import Learner
 from pipeline.ppo.masking import length_mask, truncate_after_end
 from pipeline.ppo.prompts import Order, PreparedPrompt
@@ -155,7 +155,11 @@ def roll_out(
     samples = engine.sample([p.ids for p in chosen], generator=generator)
     if end_ids:
         samples = _cut(samples, end_ids=end_ids, start=end_after)
-    return Episodes(chosen, samples, [decode(tokenizer, sample) for sample in samples])
+    texts = [
+        response_text(tokenizer, asked.prompt, asked.ids, sample)
+        for asked, sample in zip(chosen, samples, strict=True)
+    ]
+    return Episodes(chosen, samples, texts)
 
 
 def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> list[Sample]:

@@ -24,6 +24,7 @@ class Unranked:
         prompt: what was answered.
         completions: the answers, at least two.
         id: the same whenever the stage is run with the same settings.
+        ended: whether each completion ended by itself.
         policies: who wrote each completion.
         meta: carried into the ranking.
     """
@@ -31,6 +32,7 @@ class Unranked:
     prompt: Prompt
     completions: list[str]
     id: str
+    ended: list[bool] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +46,7 @@ class Unranked:
             annotator=annotator,
             policies=self.policies,
             meta=self.meta,
+            ended=self.ended,
         )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import Interrupted, SourceError
 from data.labels.extra import FIGURES, STORE, require_packages
 from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
-from data.records import Ranking, prompt_hash
+from data.records import ENDED, Ranking, prompt_hash
 from data.storage import write_atomically
 from pipeline.label_server import read_address
 from pipeline.stages._people_settings import database_place
@@ -131,7 +131,7 @@ def _task_row(item: Unranked, model: str) -> dict[str, Any]:
         "prompt": item.prompt,
         "completions": item.completions,
         "policies": [model] * len(item.completions),
-        "meta": {**item.meta, "id": item.id},
+        "meta": {**item.meta, ENDED: item.ended, "id": item.id},
     }
 
 
@@ -153,6 +153,7 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
 
         prompts = [task.prompt for task in tasks for _ in task.completions]
         texts = [text for task in tasks for text in task.completions]
+        ended = [end for task in tasks for end in task.meta[ENDED]]
         columns = []
         for place, name in enumerate(sources):
             model = RewardModel.load(
@@ -161,7 +162,7 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
                 trust_remote_code=context.settings.trust_remote_code,
             )
             with context.progress(len(texts), f"scoring by {name}", unit="texts") as bar:
-                columns.append(iter(model.score(prompts, texts, advance=bar.advance)))
+                columns.append(iter(model.score(prompts, texts, ended=ended, advance=bar.advance)))
             del model
             context.stop_if_asked()
         rows = [[[next(column) for _ in task.completions] for column in columns] for task in tasks]
@@ -247,7 +248,7 @@ def _gold_task(ranking: Ranking) -> NewTask:
         policies=list(ranking.policies),
         gold_ranks=list(ranking.ranks),
         gold_note=str(ranking.meta.get("note", "")),
-        meta=dict(ranking.meta),
+        meta={**ranking.meta, **({ENDED: ranking.ended} if ranking.ended else {})},
     )
 
 

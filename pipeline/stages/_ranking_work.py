@@ -23,7 +23,7 @@ from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources import ReadReport, read
 from data.storage import storage_errors
-from pipeline.generation import Sample, Sampling, context_length, decode, generate
+from pipeline.generation import Sample, Sampling, context_length, generate, response_text
 from pipeline.models import (
     eos_ids,
     load_policy,
@@ -286,21 +286,21 @@ def _sample_chunk(
         advance=advance,
     )
     items: list[Unranked] = []
-    for place, (row, _) in enumerate(chunk):
+    for place, (row, ids) in enumerate(chunk):
         mine = samples[place * each : (place + 1) * each]
-        item = _distinct(row, mine, desk, name=f"{context.name}/{number * CHUNK + place}")
+        texts = [response_text(desk.tokenizer, row.prompt, ids, sample) for sample in mine]
+        item = _distinct(row, mine, texts, desk, name=f"{context.name}/{number * CHUNK + place}")
         if item is not None:
             items.append(item)
     return items
 
 
 def _distinct(
-    row: PromptRow, samples: Sequence[Sample], desk: Desk, *, name: str
+    row: PromptRow, samples: Sequence[Sample], texts: Sequence[str], desk: Desk, *, name: str
 ) -> Unranked | None:
     """Return a prompt's different completions, or None when there are fewer than two."""
     ended: dict[str, bool] = {}
-    for sample in samples:
-        text = decode(desk.tokenizer, sample)
+    for sample, text in zip(samples, texts, strict=True):
         ended[text] = ended.get(text, False) or sample.ended
         desk.counts["samples"] += 1
         desk.counts["ended"] += sample.ended
@@ -313,7 +313,8 @@ def _distinct(
         prompt=row.prompt,
         completions=list(ended),
         id=row.id or name,
-        meta={**row.meta, "ended": list(ended.values())},
+        ended=list(ended.values()),
+        meta=row.meta,
     )
 
 

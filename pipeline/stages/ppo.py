@@ -10,6 +10,7 @@ alarm rang.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,7 +179,9 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         source if settings.tokenizer is None else context.input("tokenizer"),
         trust_remote_code=settings.trust_remote_code,
     )
-    prompts = _prompts(context, tokenizer)
+    # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
+    used = copy.deepcopy(tokenizer)
+    prompts = _prompts(context, used)
     ppo = assemble(
         policy_source=source,
         reference_source=context.input("reference") if settings.reference else None,
@@ -186,7 +189,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scorers=_rewards(context, prompts[0], ranks.device),
         tokenizer=tokenizer,
         prompts=prompts,
-        pretraining=pretraining_rows(context, tokenizer),
+        pretraining=pretraining_rows(context, used),
         end_ids=_end_ids(settings, tokenizer),
         hyper=settings,
         ranks=ranks,

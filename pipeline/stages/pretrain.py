@@ -13,6 +13,7 @@ Leaves `model/`. `work/` holds the chunks until the stage is done.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -246,7 +247,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     try_saving(context, model, tokenizer)
     corpus = prepare_corpus(
         context,
-        tokenizer,
+        copy.deepcopy(tokenizer),  # to use one forgets how it fills up and cuts; it is published
         train=settings.train,
         heldout=settings.heldout,
         heldout_share=settings.heldout_share,

@@ -8,7 +8,8 @@ annotator; `labeler: people` samples them into `tasks.jsonl` and waits until peo
 (`rlhf label serve RUN`); `labeler: file` takes rankings or pairs that exist.
 
 Completions of a prompt that read the same are kept once; a prompt with fewer than two is dropped.
-Both are counted. A prompt's `meta` tells for each completion whether it ended by itself.
+Both are counted. `ended` tells of each completion whether it ended by itself: one that was cut off
+is learnt without the mark of an end.
 
 Leaves `rankings.jsonl`; with `labeler: people` also `tasks.jsonl`, what they were shown. The labels
 themselves are outside the stage's folder, in the database of the run, and survive it.

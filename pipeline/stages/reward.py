@@ -307,9 +307,10 @@ def _judge(
 def _scored(
     rankings: list[Ranking], model: RewardModel, trainer: RankingTrainer
 ) -> list[ScoredRanking]:
+    from reward.batching import encoded_completions
     from reward.judging import ScoredRanking
 
-    sequences = [model.encoder.encode(r.prompt, c) for r in rankings for c in r.completions]
+    sequences = [ids for r in rankings for ids in encoded_completions(r, model.encoder)]
     scores = iter(trainer.score(sequences))
     return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
 

@@ -207,16 +207,17 @@ def _answer(
     import torch
 
     from data.chat import render_prompt
-    from pipeline.generation import Sampling, decode, generate
+    from pipeline.generation import Sampling, generate, response_text
     from pipeline.models import eos_ids, load_policy, load_tokenizer, pick_device
 
     settings = context.settings
     tokenizer = load_tokenizer(folder)
     device = pick_device()
     model = load_policy(folder).to(device)
+    encoded = [render_prompt(tokenizer, prompt) for prompt in prompts]
     samples = generate(
         model,
-        [render_prompt(tokenizer, prompt) for prompt in prompts],
+        encoded,
         sampling=Sampling(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -229,7 +230,10 @@ def _answer(
         batch_size=settings.batch_size,
         advance=advance,
     )
-    return [decode(tokenizer, sample) for sample in samples], samples
+    texts = [
+        response_text(tokenizer, *asked) for asked in zip(prompts, encoded, samples, strict=True)
+    ]
+    return texts, samples
 
 
 def selection_of(scores: dict[str, list[float]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ Leaves `model/` (the best candidate), `candidates/<step>/` when there is more th
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -190,7 +191,8 @@ def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
 
     with quiet_libraries():
         model, tokenizer = _load(context)
-        rows = _rows(context, model, tokenizer)
+        # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
+        rows = _rows(context, model, copy.deepcopy(tokenizer))
         _end_where_taught(context, model, tokenizer, rows)
         shape = micro_batches(
             context.settings.batch_size, context.settings.micro_batch_size, context.world_size

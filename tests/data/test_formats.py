@@ -268,3 +268,17 @@ def test_rows_of_no_use_are_dropped_with_a_reason(row, name, why):
 def test_the_row_number_stands_in_for_a_missing_id():
     assert convert({"text": "a"}, "text", default_id="x.jsonl:3") == Document("a", "x.jsonl:3")
     assert convert({"text": "a", "id": 0}, "text", default_id="x").id == "0"
+
+
+def test_what_was_cut_off_is_told_of_each_completion() -> None:
+    row = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+    assert convert({**row, "ended": [True, False]}, "rankings").ended == [True, False]
+    assert convert({**row, "ended": None}, "rankings").endings == [True, True]
+    # Tasks for people tell it in their meta; what else stands there under that name is theirs.
+    assert convert({**row, "meta": {"ended": [False, True]}}, "rankings").ended == [False, True]
+    assert convert({**row, "meta": {"ended": "later"}}, "rankings").ended == []
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "ended": [False, True]}
+    assert convert(pair, "preference").ended == [False, True]
+    for bad in ([True], [1, 0], "yes"):
+        with pytest.raises(RowError, match="ended"):
+            convert({**row, "ended": bad}, "rankings")

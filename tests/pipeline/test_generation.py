@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data.errors import ModelError
-from pipeline.generation import Sample, Sampling, _draw, decode, generate, stream
+from data.records import chat
+from pipeline.generation import Sample, Sampling, _draw, generate, response_text, stream
 
 VOCABULARY = 50
 
@@ -254,11 +255,38 @@ def test_generation_reports_progress_and_leaves_the_mode() -> None:
     assert model.training
 
 
-def test_decode_strips_special_tokens_and_space() -> None:
+def test_an_answer_to_a_chat_is_stripped_and_what_goes_on_from_text_is_not() -> None:
     class Tokenizer:
-        def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-            assert skip_special_tokens and ids == [4, 2]
-            return " five \n"
+        def decode(
+            self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+        ) -> str:
+            assert skip_special_tokens and not clean_up_tokenization_spaces
+            return "".join({3: "two", 4: " five", 5: " \n", 2: ""}[i] for i in ids)
 
-    sample = Sample(token_ids=[4, 2], ended=True, logprobs=[0.0, 0.0])
-    assert decode(Tokenizer(), sample) == "five"
+    sample = Sample(token_ids=[4, 5, 2], ended=True, logprobs=[0.0, 0.0, 0.0])
+    assert response_text(Tokenizer(), "two", [3], sample) == " five \n"
+    assert response_text(Tokenizer(), chat("two"), [3], sample) == "five"
+
+
+@pytest.mark.parametrize("prompt", ["TL;DR:", chat("What is 3 + 4?")], ids=["plain", "chat"])
+@pytest.mark.parametrize("text", [" The cat .", "The cat", "  two\n"])
+def test_a_sample_is_scored_as_the_text_that_taught_it(
+    tiny_tokenizer: Any, prompt: Any, text: str
+) -> None:
+    from data.chat import render_demonstration, render_prompt
+    from data.records import Completion, Conversation
+    from reward.encoding import Encoder
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    record: Any = Completion(prompt, text)
+    if not isinstance(prompt, str):
+        record = Conversation([*prompt, {"role": "assistant", "content": text}])
+    opening = render_prompt(tokenizer, prompt)
+    ids = render_demonstration(tokenizer, record).ids[len(opening) :]
+    sample = Sample(ids, True, [0.0] * len(ids))
+    encoder = Encoder(tokenizer, 128)
+    told = response_text(tokenizer, prompt, opening, sample)
+    assert encoder.encode(prompt, told) == encoder.encode(prompt, text)
+    if isinstance(prompt, str):
+        assert encoder.encode(prompt, told) == [*opening, *ids]

@@ -50,6 +50,28 @@ def test_rows_get_the_scores_the_model_gives(scorer: Path, tmp_path: Path) -> No
     assert score_file(scorer, source, output, limit=1).rows == 1
 
 
+def test_a_response_that_was_cut_off_is_read_without_an_end(scorer: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": CHAT, "response": "hello", "ended": False},
+        {"prompt": "the mill", "completions": [" is", " is old"], "ended": [False, True]},
+        {"prompt": CHAT, "response": "hello"},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_file(scorer, source, output)
+    model = RewardModel.load(scorer / "model")
+    texts, ended = ["hello", " is", " is old", "hello"], [False, False, True, True]
+    expected = model.score([CHAT, "the mill", "the mill", CHAT], texts, ended=ended)
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    scores = [found[0]["score"], *found[1]["scores"], found[2]["score"]]
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert abs(scores[0] - scores[3]) > 1e-3
+    for bad in ("no", [False], 0):
+        source.write_text(json.dumps({**rows[1], "ended": bad}) + "\n")
+        with pytest.raises(SourceError, match=r"in\.jsonl:1 has `ended`"):
+            score_file(scorer, source, output)
+
+
 def test_rules_and_functions_score_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functions, "_functions", {})
 

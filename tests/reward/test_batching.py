@@ -90,3 +90,10 @@ def test_every_ranking_is_dealt_once_and_budgets_are_kept(
     for micro in (m for plan in plans for m in plan if len(m) > 1):
         n_rows = sum(len(rankings[i].sequences) for i in micro)
         assert n_rows * max(rankings[i].longest for i in micro) <= tokens
+
+
+def test_a_completion_that_was_cut_off_is_learnt_without_an_end(tokenizer: Any) -> None:
+    row = Ranking("the mill", [" is old", " is"], [1, 2], ended=[True, False])
+    (encoded,), _ = encode_rankings([row], encoder=Encoder(tokenizer, 64))
+    whole, cut = (tokenizer.decode(ids) for ids in encoded.sequences)
+    assert whole.endswith("the mill is old<|end|>") and cut.endswith("the mill is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ModelError
-from reward.model import RewardModel, pad_sequences, shift_left
+from reward.model import RewardModel
+from reward.rows import pad_sequences, shift_left
 from reward.scorers import Scorer
 
 Build = Callable[[str], Path]
@@ -122,6 +124,136 @@ def test_plain_transformers_pads_to_the_same_scores(trained: Any) -> None:
         logits = plain(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
     ours = RewardModel.load(folder, device="cpu").score(["a", "a longer"], [" b", " text"])
     assert ours == pytest.approx(logits, abs=1e-5)
+
+
+@pytest.fixture
+def foreign(tokenizer: Any, tmp_path: Path) -> Callable[..., Path]:
+    """A classifier as TRL trains and saves it: padding is the end of a sequence."""
+
+    def build(pad: str | None = "<|end|>", template: str = FOREIGN_TEMPLATE) -> Path:
+        from transformers import LlamaConfig, LlamaForSequenceClassification
+
+        words = copy.deepcopy(tokenizer)
+        words.chat_template, words.pad_token = template, pad
+        torch.manual_seed(2)
+        scored = LlamaForSequenceClassification(
+            LlamaConfig(
+                vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                num_attention_heads=2, max_position_embeddings=64, num_labels=1,
+                pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id,
+            )
+        )  # fmt: skip
+        torch.nn.init.normal_(scored.score.weight)
+        scored.save_pretrained(tmp_path / "foreign")
+        words.save_pretrained(tmp_path / "foreign")
+        return tmp_path / "foreign"
+
+    return build
+
+
+FOREIGN_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", ["<|end|>", "<|pad|>"])
+def test_a_classifier_from_elsewhere_is_read_where_transformers_reads_it(
+    foreign: Any, pad: str, side: str
+) -> None:
+    """Padded rows of TRL's texts: plain ones with eos behind, chats as their template ends them."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = foreign(pad)
+    words = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    asked = [*PROMPTS, "the end of all"]
+    said = [*RESPONSES, ""]
+    texts = [
+        prompt + response + words.eos_token
+        if isinstance(prompt, str)
+        else words.apply_chat_template(
+            [*prompt, {"role": "assistant", "content": response}], tokenize=False
+        )
+        for prompt, response in zip(asked, said, strict=True)
+    ]
+    assert texts[0].endswith("<|end|>\n")
+    with torch.no_grad():
+        logits = plain(**words(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+    assert RewardModel.load(folder).score(asked, said) == pytest.approx(logits, abs=1e-5)
+
+
+def test_where_the_end_is_padding_it_is_the_last_word_that_is_read(foreign: Any) -> None:
+    model = RewardModel.load(foreign())
+    assert model.encoder.unread == model.tokenizer.eos_token_id == model.tokenizer.pad_token_id
+    ended, cut = model.score(["a b", "a b"], [" c", " c"], ended=[True, False])
+    assert ended == cut
+    # Inside a chat the ends of earlier turns stay, and trees read as rows do.
+    ids = model.encoder.encode(PROMPTS[0], "yes")
+    assert model.tokenizer.decode(ids) == "<|user|>who bakes?<|end|>\n<|assistant|>yes<|end|>\n"
+    together = model.score(["a b"] * 3, [" c", " d", ""])
+    assert together == pytest.approx([model.score(["a b"], [t])[0] for t in (" c", " d", "")])
+
+
+def test_where_nothing_is_padding_the_end_is_read(foreign: Any) -> None:
+    model = RewardModel.load(foreign(pad=None))
+    assert model.encoder.encode("a", " b")[-1] == model.tokenizer.eos_token_id
+
+
+def test_an_own_reward_model_ends_a_chat_at_the_end_of_its_turn(foreign: Any) -> None:
+    model = RewardModel.start(foreign("<|pad|>"), seed=0)
+    ids = model.encoder.encode(PROMPTS[0], "yes")
+    assert model.tokenizer.decode(ids).endswith("<|assistant|>yes<|end|>")
+    model.save(foreign("<|pad|>").parent / "own")
+    again = RewardModel.load(foreign("<|pad|>").parent / "own")
+    assert again.encoder.encode(PROMPTS[0], "yes") == ids
+
+
+def test_an_encoder_is_told_the_two_segments_as_plain_transformers_tells_them(
+    trained: Any,
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = trained("bert")
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    words = AutoTokenizer.from_pretrained(folder, model_input_names=names)
+    words.save_pretrained(folder)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    asked, said = ["who bakes?", "hi", "the mill"], ["ada does.", "hello there, you", "is old"]
+    inputs = words(asked, said, padding=True, return_tensors="pt")
+    assert inputs["token_type_ids"].any()
+    with torch.no_grad():
+        logits = plain(**inputs).logits[:, 0].tolist()
+        del inputs["token_type_ids"]
+        others = plain(**inputs).logits[:, 0].tolist()
+    scores = RewardModel.load(folder).score(asked, said)
+    assert scores == pytest.approx(logits, abs=1e-6)
+    assert scores != pytest.approx(others, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_tokenizer_is_saved_as_it_came(
+    checkpoint: Build, tmp_path: Path, architecture: str
+) -> None:
+    """Also where texts were cut, and with what `tokenizer.json` says of cutting and filling up."""
+    from transformers import AutoTokenizer
+
+    source = checkpoint(architecture)
+    words = AutoTokenizer.from_pretrained(source, padding_side="left", model_max_length=60)
+    words._tokenizer.enable_truncation(50)
+    words._tokenizer.enable_padding(length=50)
+    words.save_pretrained(source)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "untouched")
+    model = RewardModel.start(source, seed=1, max_length=12)
+    model.score(["a long question, " * 2] * 2, [" that", " has an answer longer than it may be"])
+    assert model.encoder.truncated == 2
+    model.save(tmp_path / "saved")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        saved = (tmp_path / "saved" / name).read_text()
+        assert saved == (tmp_path / "untouched" / name).read_text()
+    again = RewardModel.load(tmp_path / "saved")
+    assert again.encoder.max_length == 12
 
 
 def test_saving_and_loading_keeps_scores(checkpoint: Build, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_one_pass_gives_the_scores_and_states_of_two(
     assert reading.apart == 0.25
     alone = RewardModel.load(tmp_path / "hung" / "stage" / "model", device="cpu")
     asked = [p.prompt for p in episodes.prompts]
-    expected = torch.tensor(alone.score(asked, episodes.texts))
+    ended = [sample.ended for sample in episodes.samples]
+    assert not all(ended)
+    expected = torch.tensor(alone.score(asked, episodes.texts, ended=ended))
     assert expected.std() > 0.01
     assert torch.allclose(scores.parts["rm"], expected, atol=1e-5)
     tokens = _tokens(ppo, episodes)
@@ -99,7 +101,9 @@ def test_one_pass_gives_the_scores_and_states_of_two(
         assert not found[count:].any()
 
 
-def test_what_was_cut_off_is_scored_with_its_end(reading_ppo: Build, episodes: Episodes) -> None:
+def test_what_was_cut_off_is_scored_at_its_last_token(
+    reading_ppo: Build, episodes: Episodes, tmp_path: Path
+) -> None:
     ppo = reading_ppo()
     cut = Episodes(episodes.prompts[1:2], episodes.samples[1:2], episodes.texts[1:2])
     ended = [*cut.samples[0].token_ids, END]
@@ -107,7 +111,12 @@ def test_what_was_cut_off_is_scored_with_its_end(reading_ppo: Build, episodes: E
     (of_cut, _), rows = calls(ppo, lambda: _score(ppo, cut))
     assert rows == [1]
     of_whole, _ = _score(ppo, whole)
-    assert torch.equal(of_cut.parts["rm"], of_whole.parts["rm"])
+    alone = RewardModel.load(tmp_path / "hung" / "stage" / "model", device="cpu")
+    asked = [cut.prompts[0].prompt] * 2
+    expected = alone.score(asked, cut.texts * 2, ended=[False, True])
+    assert abs(expected[0] - expected[1]) > 1e-3
+    found = [float(scores.parts["rm"]) for scores in (of_cut, of_whole)]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_update_passes_each_episode_through_each_model_once(reading_ppo: Build) -> None:

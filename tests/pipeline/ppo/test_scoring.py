@@ -17,7 +17,10 @@ from pipeline.ppo.ranks import Ranks, make_accelerator
 from pipeline.ppo.rollout import Episodes
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
+from reward.ensemble import Ensemble
+from reward.model import RewardModel
 from reward.rules import rule
+from reward.scorers import Facts
 
 Build = Callable[..., Any]
 
@@ -119,6 +122,48 @@ def test_rewards_look_at_tokens_and_at_the_prompts_row() -> None:
     found = scored(rewards, "a", "four")
     # 2 and 5 tokens, the end included; the answer is "a"
     assert found.raw_B.tolist() == pytest.approx([0.98, -0.05])
+
+
+class Tells:
+    """Keeps what it is told of the responses' ends."""
+
+    name = "tells"
+
+    def __init__(self) -> None:
+        self.ended: list[bool] = []
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        raise AssertionError("the ends are known")
+
+    def score_informed(
+        self, prompts: Sequence[Any], responses: Sequence[str], facts: Facts
+    ) -> list[float]:
+        self.ended += facts.ended or []
+        return [0.0 for _ in responses]
+
+
+def test_every_member_of_an_ensemble_is_told_what_was_cut_off() -> None:
+    members = [Tells(), Tells()]
+    asked = episodes("a", "b")
+    asked.samples[1] = Sample([5], False, [0.0])
+    ranks = Ranks(make_accelerator(bf16=False), 0)
+    hyper = Hyperparameters(episodes=8, batch_size=8)
+    RewardSum([(Ensemble(members), 1.0)]).score(asked, hyper=hyper, ranks=ranks)
+    assert [member.ended for member in members] == [[True, False]] * 2
+
+
+def test_a_reward_model_reads_no_end_where_none_was_sampled(
+    tiny_tokenizer: Build, save_policy: Build
+) -> None:
+    model = RewardModel.start(save_policy(tiny_tokenizer()), seed=1)
+    asked = episodes(" old", " old")
+    asked.samples[1] = Sample([5, 6], False, [0.0, 0.0])
+    ranks = Ranks(make_accelerator(bf16=False), 0)
+    hyper = Hyperparameters(episodes=8, batch_size=8, end_rule="none")
+    found = RewardSum([(model, 1.0)]).score(asked, hyper=hyper, ranks=ranks).final_B.tolist()
+    expected = model.score(["?", "?"], [" old", " old"], ended=[True, False])
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_a_failing_term_leaves_the_statistics_as_they_were() -> None:

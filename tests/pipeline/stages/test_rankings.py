@@ -70,7 +70,7 @@ def test_samples_and_ranks_every_prompt(make_context: Any, settings: Any, policy
         assert 2 <= len(row["completions"]) <= 3
         assert len(set(row["completions"])) == len(row["completions"])
         assert row["annotator"] == "gold"
-        assert row["meta"]["ended"] and "kind" in row["meta"]
+        assert len(row["ended"]) == len(row["completions"]) and "kind" in row["meta"]
 
 
 def test_the_gold_annotator_prefers_the_right_answer(
@@ -92,7 +92,7 @@ def test_the_gold_annotator_prefers_the_right_answer(
     row = rows(context.folder)[0]
     by_text = dict(zip(row["completions"], row["ranks"], strict=True))
     assert by_text["7"] == 1 and by_text["8"] > 1
-    assert row["meta"]["ended"] == [True, True, True]
+    assert row["ended"] == [True, True, True]
 
 
 def test_completions_that_read_the_same_are_kept_once(
@@ -109,7 +109,7 @@ def test_completions_that_read_the_same_are_kept_once(
     assert metrics["n_dropped_prompts"] == 12
     assert metrics["n_same_completions"] == 12 * 1 + 12 * 2
     assert metrics["ended_share"] == 0
-    assert rows(context.folder)[0]["meta"]["ended"] == [False, False]
+    assert rows(context.folder)[0]["ended"] == [False, False]
 
 
 def test_says_when_nothing_can_be_ranked(
