@@ -142,9 +142,9 @@ def test_tokens_bound_a_reading_too(reading_ppo: Build, episodes: Episodes) -> N
 
 
 def test_values_start_at_nothing_and_learn(reading_ppo: Build) -> None:
-    ppo = reading_ppo(episodes=64, value_learning_rate=1e-2)
+    ppo = reading_ppo(episodes=256, batch_size=32, value_learning_rate=3e-2)
     head = ppo.optimization.value.module
     assert not any(bool(p.any()) for p in head.parameters())
-    foretold = [run_update(ppo).metrics["val/explained_variance"] for _ in range(4)]
-    assert foretold[-1] > foretold[0]
+    losses = [run_update(ppo).metrics["loss/value_avg"] for _ in range(8)]
+    assert sum(losses[4:]) < 0.9 * sum(losses[:4])
     assert any(bool(p.any()) for p in head.parameters())

@@ -317,8 +317,10 @@ def test_reward_models_score_what_is_chosen_by_their_scores(
         def __init__(self, source: str) -> None:
             self.sign = -1 if source.endswith("b") else 1
 
-        def score(self, prompts: Any, texts: list[str], *, advance: Any) -> list[float]:
-            assert len(prompts) == len(texts)
+        def score(
+            self, prompts: Any, texts: list[str], *, ended: list[bool], advance: Any
+        ) -> list[float]:
+            assert len(prompts) == len(texts) == len(ended)
             return [float(self.sign * len(text)) for text in texts]
 
     monkeypatch.setattr(

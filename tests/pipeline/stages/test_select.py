@@ -118,7 +118,9 @@ def test_a_list_of_rewards_is_added_up_and_given_the_prompts_columns(
     metrics: dict[str, Any] = run(context)
     rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
     texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    for row, score in zip(rows, RewardModel.load(scorer).score(*texts), strict=True):
+    ended = [row["ended"] for row in rows]
+    scores = RewardModel.load(scorer).score(*texts, ended=ended)
+    for row, score in zip(rows, scores, strict=True):
         # Left are a penalty of half a token each, and 1 for the right answer.
         doubled = 2 * (row["score"] - 2 * max(-0.01, min(0.01, score)))
         assert doubled == pytest.approx(round(doubled), abs=1e-3) and -6 <= round(doubled) <= 1
