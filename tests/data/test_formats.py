@@ -279,6 +279,6 @@ def test_what_was_cut_off_is_told_of_each_completion() -> None:
     assert convert({**row, "meta": {"ended": "later"}}, "rankings").ended == []
     pair = {"prompt": "a", "chosen": "b", "rejected": "c", "ended": [False, True]}
     assert convert(pair, "preference").ended == [False, True]
-    for bad in ([True], [1, 0], "yes"):
+    for bad in ([True], [1, 0], "[1]"):
         with pytest.raises(RowError, match="ended"):
             convert({**row, "ended": bad}, "rankings")
