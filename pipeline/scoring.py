@@ -1,4 +1,8 @@
-"""Scores a file of responses with a reward model or any other reward: the body of `rlhf score`."""
+"""Scores a file of responses with a reward model or any other reward: the body of `rlhf score`.
+
+A response to a plain prompt goes on from it as it stands, so that it begins with the space before
+its first word. After one that was cut off, `ended: false`, a reward model reads no end.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +67,9 @@ def score_file(
     """Score every row of a JSONL file and write the rows with their scores.
 
     A row has `prompt` (a text, or a list of messages) and either `response` (or `completion`),
-    which gets `score`, or `completions`, which get `scores`. A response to a plain prompt goes on
-    from it as it stands, so that it begins with the space before its first word. `ended: false`
-    says of a response that it was cut off (a list of `completions`): a reward model then reads no
-    end after it. All other keys are kept. The output
-    appears under its name only when it is whole.
+    which gets `score`, or `completions`, which get `scores`. `ended` (false, of completions a list)
+    says what was cut off. All other keys are kept. The output appears under its name only when it
+    is whole.
 
     Args:
         model: reward model (a folder, a stage's folder, or a hub id), `rule:NAME`,

@@ -215,7 +215,7 @@ class RewardModel:
         Args:
             source: folder, `.gguf` file or hub id, an SFT checkpoint as a rule.
             seed: of the new head.
-            max_length: longest input in tokens; the model's own when None.
+            max_length: longest input in tokens, saved with the model; its own when None.
             tokenizer_source: where the tokenizer is; the model's own when None.
             device: where it is put.
             trust_remote_code: runs code that the checkpoint carries.
@@ -248,12 +248,11 @@ class RewardModel:
                 "in the tokenizer"
             )
         classifier.config.pad_token_id = pad
-        model.encoder.unread, model.encoder.whole_turns = pad, False
         if max_length is not None:
             model.encoder.max_length = min(max_length, model.encoder.max_length)
-            # Saved, so that scoring cuts where training did.
             setattr(classifier.config, LENGTH, model.encoder.max_length)
         model.set_bias(0.0)
+        model.encoder.unread, model.encoder.whole_turns = pad, False
         setattr(classifier.config, TRAINED, False)
         return model
 

@@ -3,8 +3,7 @@
 One update, numbered in `run_update` as here:
 
 1. Roll out: sample a response y to each prompt x of the batch from the policy pi.
-2. Score: R(x, y) from reward models and rules, weighted; a response without an end of sequence
-   is read without one, and scores min(R, -1).
+2. Score: R(x, y) from reward models and rules, weighted; without an end min(R, -1).
 3. Look: log pi(y_t), log pi_ref(y_t) and the values V_t, without gradients.
 4. Shape: r_t = -b * (log pi - log pi_ref) at each token, plus R at the last one (Ouyang et al.
    2022, equation 2), and estimate advantages A_t with lambda 0.95, whitened (Schulman et al.
