@@ -179,9 +179,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         source if settings.tokenizer is None else context.input("tokenizer"),
         trust_remote_code=settings.trust_remote_code,
     )
-    # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
-    used = copy.deepcopy(tokenizer)
-    prompts = _prompts(context, used)
+    prompts = _prompts(context, tokenizer)
     ppo = assemble(
         policy_source=source,
         reference_source=context.input("reference") if settings.reference else None,
@@ -189,7 +187,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scorers=_rewards(context, prompts[0], ranks.device),
         tokenizer=tokenizer,
         prompts=prompts,
-        pretraining=pretraining_rows(context, used),
+        pretraining=pretraining_rows(context, copy.deepcopy(tokenizer)),
         end_ids=_end_ids(settings, tokenizer),
         hyper=settings,
         ranks=ranks,
@@ -231,7 +229,8 @@ def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[Prepare
     settings, report = context.settings, PromptReport()
     prompts = prepare_prompts(
         records(context, settings.prompts, "prompts"),
-        tokenizer=tokenizer,
+        # To use one forgets how it fills up and cuts; it is published as it came.
+        tokenizer=copy.deepcopy(tokenizer),
         max_tokens=settings.max_prompt_tokens,
         prefix_tokens=settings.prefix_tokens,
         report=report,
