@@ -220,7 +220,7 @@ class Session:
 
     def _fit(self, talker: Talker, asked: Message) -> list[int]:
         """Return the tokens of the conversation, its oldest turns dropped where it is too long."""
-        from pipeline.generation import context_length
+        from pipeline.models import context_length
 
         limit, kept = context_length(talker.model), list(talker.messages)
         while True:
@@ -238,7 +238,7 @@ class Session:
         return ids
 
     def _require_room(self, talker: Talker, ids: list[int]) -> None:
-        from pipeline.generation import context_length
+        from pipeline.models import context_length
 
         limit = context_length(talker.model)
         if limit is not None and len(ids) >= limit:
@@ -260,6 +260,7 @@ class Session:
             sampling=self.sampling,
             eos_token_ids=talker.end_ids(),
             generator=talker.generator,
+            say=self._say,
         )
         reply = ""
         try:

@@ -7,7 +7,9 @@ no other, and there is no padding but the difference between the lengths of runn
 prompts are computed once, and their keys and values copied to each of their rows.
 
 Where a model needs a cache of its own kind (sliding windows, recurrent states) rows leave the
-batch, but others join only when it is empty.
+batch, but others join only when it is empty. Where its cache does not give what it says without
+one (see `pipeline.decoding_trial`), whole rows are read again for each token: padded on the right,
+where a causal model does not look, and with neither mask nor positions.
 
 Shapes: B running rows, N prompts, T columns, S new columns, H key heads, D head width,
 V vocabulary.
@@ -20,7 +22,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From logits (B, V) and numbers of [0, 1) (B,) to tokens and their log-probabilities (B,)."""
+
+Memory = Literal["window", "own", "none"]
+"""Where keys, values and states are kept: in columns of ours, in the model's cache, nowhere."""
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
@@ -79,6 +84,7 @@ class Decoder:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
         slots: int,
+        memory: Memory = "window",
     ) -> None:
         """Start with all prompts waiting.
 
@@ -91,6 +97,7 @@ class Decoder:
             eos_token_ids: tokens that end a response.
             pad_token_id: fills up short prompts; never attended to.
             slots: most rows in the batch.
+            memory: what its rows remember; "window" is "own" where the layers are not plain ones.
         """
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
@@ -106,8 +113,10 @@ class Decoder:
         longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
         # Room to go on for as long as the longest row before the window has to be moved back.
         refilled = len(prompts) > self.slots
-        self.cache = _cache(model, self.slots, longest + (longest if refilled else 0))
+        capacity = longest + (longest if refilled else 0)
+        self.cache = None if memory == "none" else _cache(model, self.slots, capacity, memory)
         self.extra = _forward_extras(model)
+        self.cache_name = _cache_name(model)
 
     @property
     def done(self) -> bool:
@@ -122,6 +131,9 @@ class Decoder:
     @torch.no_grad()
     def step(self) -> None:
         """Let waiting prompts in where there is room, else sample the rows' next tokens."""
+        if self.cache is None:
+            self._read_again()
+            return
         if isinstance(self.cache, _Columns):
             self._move_back(self.cache)
         free = self.slots - len(self.rows)
@@ -138,6 +150,21 @@ class Decoder:
         rows = [_Row(p, self.end - len(self.prompts[p]), self.pad) for p in places]
         self.rows += rows
         self._take(rows, logits_BV)
+
+    def _read_again(self) -> None:
+        """Let waiting prompts in and sample the next token of every row, without a cache."""
+        while self.waiting and len(self.rows) < self.slots:
+            self.rows.append(_Row(self.waiting.popleft(), 0, self.pad))
+        texts = [[*self.prompts[r.place], *self.responses[r.place].token_ids] for r in self.rows]
+        width = max(map(len, texts))
+        ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
+        ends_B = torch.tensor([len(ids) - 1 for ids in texts])
+        wanted_E, places_B = ends_B.unique(return_inverse=True)
+        device = self.model.device
+        extra = {"logits_to_keep": wanted_E.to(device)} if self.extra else {}
+        logits_BXV = self.model(input_ids=ids_BS.to(device), use_cache=False, **extra).logits
+        places_B = (places_B if self.extra else ends_B).to(device)
+        self._take(self.rows, logits_BXV[torch.arange(len(texts), device=device), places_B])
 
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""
@@ -172,13 +199,16 @@ class Decoder:
 
     def _decode(self) -> None:
         """Sample the next token of every row."""
+        assert self.cache is not None
         starts = [row.start for row in self.rows]
         first = self.cache.open(len(starts), min(starts), self.end)
         start_B1 = torch.tensor(starts)[:, None]
+        # A purely recurrent model has its past in a state, and no column to look away from.
+        masked = max(starts) > first and self.cache_name != "cache_params"
         logits_BV = self._forward(
             torch.tensor([[row.token] for row in self.rows]),
             self.end - start_B1,
-            torch.arange(first, self.end + 1) >= start_B1 if max(starts) > first else None,
+            torch.arange(first, self.end + 1) >= start_B1 if masked else None,
             self.cache.layers,
         )
         self.end += 1
@@ -212,7 +242,7 @@ class Decoder:
             if self.rows[number].place in places:
                 order[number] = next(movers)
         self.rows = [self.rows[number] for number in order]
-        if order:
+        if order and self.cache is not None:
             self.cache.keep(order, slice(min(row.start for row in self.rows), self.end))
 
     def _move_back(self, cache: _Columns) -> None:
@@ -235,8 +265,8 @@ class Decoder:
             input_ids=ids_BS.to(device),
             attention_mask=None if seen_BT is None else seen_BT.to(device),
             position_ids=positions_BS.to(device),
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
             **self.extra,
         )
         logits_BV: Tensor = output.logits[:, -1]
@@ -249,10 +279,16 @@ def _forward_extras(model: PreTrainedModel) -> dict[str, Any]:
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
 
-def _cache(model: PreTrainedModel, slots: int, capacity: int) -> _Columns | _Own:
+def _cache_name(model: PreTrainedModel) -> str:
+    """Return the name of the argument that takes a cache; purely recurrent models have another."""
+    known = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in known else "past_key_values"
+
+
+def _cache(model: PreTrainedModel, slots: int, capacity: int, memory: Memory) -> _Columns | _Own:
     """Return an empty cache; sliding and other special layers keep transformers' own."""
     own = _Own(model)
-    plain = all(type(layer) is DynamicLayer for layer in own.layers.layers)
+    plain = memory == "window" and all(type(layer) is DynamicLayer for layer in own.layers.layers)
     return _Columns(model, slots, capacity) if plain and own.layers.layers else own
 
 
@@ -267,8 +303,11 @@ class _Own:
         return 0
 
     def keep(self, order: list[int], used: slice) -> None:
-        """Keep these rows alone, in this order."""
-        self.layers.batch_select_indices(torch.tensor(order, device=self.layers.layers[0].device))
+        """Keep these rows alone, in this order.
+
+        As beams are reordered: `batch_select_indices` passes over recurrent states.
+        """
+        self.layers.reorder_cache(torch.tensor(order))
 
 
 class _Columns:

@@ -24,6 +24,8 @@ from torch import Tensor
 from data.continuation import continuation_text
 from data.errors import ModelError
 from pipeline.decoding import Decoder
+from pipeline.decoding_trial import fitting_memory
+from pipeline.models import context_length
 from pipeline.packed_weights import packed_weights
 
 if TYPE_CHECKING:
@@ -75,10 +77,11 @@ def generate(
     generator: torch.Generator,
     batch_size: int = 64,
     advance: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Sample one response to each prompt.
 
-    A response also stops where the model's context is full.
+    A response also stops where the context is full. A model is tried at first: `decoding_trial`.
 
     Args:
         model: a causal model of transformers, unwrapped.
@@ -89,12 +92,13 @@ def generate(
         generator: source of the random numbers; moves on by the same amount whatever is sampled.
         batch_size: prompts decoded together.
         advance: called with the number of responses that are ready.
+        say: told once of a model that is sampled from without a cache.
 
     Returns:
         The samples in the order of the prompts.
 
     Raises:
-        ModelError: a prompt is empty or fills the model's context.
+        ModelError: a prompt is empty or fills the context, or the model can't be sampled from.
     """
     if not prompts:
         return []
@@ -114,17 +118,23 @@ def generate(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             slots=batch_size,
+            memory=fitting_memory(model, say=say),
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
-            while not decoder.done:
-                finished = decoder.finished
-                decoder.step()
-                if advance is not None and decoder.finished > finished:
-                    advance(decoder.finished - finished)
+            _finish(decoder, advance)
     finally:
         model.train(training)
     found = dict(zip(order, decoder.responses, strict=True))
     return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(found.items())]
+
+
+def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:
+    """Decode to the end."""
+    while not decoder.done:
+        finished = decoder.finished
+        decoder.step()
+        if advance is not None and decoder.finished > finished:
+            advance(decoder.finished - finished)
 
 
 def _longest_first(prompts: Sequence[list[int]]) -> list[int]:
@@ -142,11 +152,13 @@ def stream(
     sampling: Sampling,
     eos_token_ids: Sequence[int],
     generator: torch.Generator,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of one response as they are sampled; the end-of-sequence token is not.
 
     Raises:
-        ModelError: the prompt is empty or fills the model's context.
+        ModelError: the prompt is empty or fills the model's context, or the model can't be sampled
+            from.
     """
     model.eval()
     limits = _limits(model, [prompt], sampling.max_new_tokens)
@@ -161,6 +173,7 @@ def stream(
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
         slots=1,
+        memory=fitting_memory(model, say=say),
     )
     while not decoder.done:
         decoder.step()
@@ -179,12 +192,6 @@ def response_text(
     if isinstance(prompt, str):
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
     return continuation_text(tokenizer, [], sample.token_ids).strip()
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Return the most tokens a model takes, None when its configuration does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
 
 
 def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:

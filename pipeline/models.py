@@ -242,17 +242,24 @@ def _quiet_loading() -> Any:
 def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout to 0, in the modules and in the configuration.
 
-    With dropout the probability ratio of PPO is not 1 at the first update.
+    With dropout the probability ratio of PPO is not 1 at the first update. Some architectures, such
+    as OPT, keep its share as a number of their own, beside that of layers to leave out.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        _drop_nothing(module)
     config = getattr(model, "config", None)
-    for name in list(vars(config)) if config is not None else ():
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(
-            getattr(config, name), float
+    if config is not None:
+        _drop_nothing(config)
+
+
+def _drop_nothing(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and (
+            "dropout" in name or "layerdrop" in name or name.endswith("_pdrop")
         ):
-            setattr(config, name, 0.0)
+            setattr(owner, name, 0.0)
 
 
 def halve_products(model: torch.nn.Module) -> None:
@@ -301,6 +308,12 @@ def save_model(
         model.save_pretrained(folder, **more)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return the most tokens a model takes, None when its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length and length > 0 else None
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:

@@ -19,7 +19,7 @@ from data.sources import ReadReport, read
 from data.storage import write_atomically
 from data.tokenizer import token_byte_lengths, tokenize_documents
 from pipeline.evaluation.perplexity import separator_id
-from pipeline.language_modelling import IGNORED, LmBatch, next_token_batch
+from pipeline.language_modelling import BY_POSITIONS, IGNORED, Documents, LmBatch, next_token_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,14 +183,19 @@ class ChunkOrder:
         return [self[place] for place in range(step * size, (step + 1) * size)]
 
 
-def chunk_batch(chunks: Sequence[Chunk], *, attend_across_documents: bool) -> LmBatch:
-    """Return chunks as a batch; one shorter than the others is filled up and not predicted."""
+def chunk_batch(chunks: Sequence[Chunk], *, apart: Documents | None) -> LmBatch:
+    """Return chunks as a batch; one shorter than the others is filled up and not predicted.
+
+    Args:
+        chunks: of one length, but for the last.
+        apart: how a model is told of documents, None to attend across them.
+    """
     length = max(len(chunk.ids) for chunk in chunks)
     tokens_BT = _stacked([chunk.ids for chunk in chunks], length, fill=0)
     documents_BT = None
-    if not attend_across_documents:
+    if apart is not None:
         documents_BT = _stacked([chunk.document_ids for chunk in chunks], length, fill=-1)
-    batch = next_token_batch(tokens_BT, documents_BT)
+    batch = next_token_batch(tokens_BT, documents_BT, apart or BY_POSITIONS)
     for row, chunk in enumerate(chunks):
         batch.targets_BT[row, len(chunk.ids) - 1 :] = IGNORED
     return batch

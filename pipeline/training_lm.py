@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 
-from data.errors import RecipeError
+from data.errors import ModelError, RecipeError
 from pipeline.checkpoint import load_state, save_state
 from pipeline.compiling import require_compiler
 from pipeline.evaluation.perplexity import batches_loss, perplexity_figures
-from pipeline.language_modelling import LmBatch, summed_loss
+from pipeline.language_modelling import Documents, LmBatch, find_documents, summed_loss
 from pipeline.sharding import TrainingAccelerator, make_accelerator
 from pipeline.training import (
     build_optimizer,
@@ -104,7 +104,8 @@ class LmTrainer:
 
         Raises:
             RecipeError: the batch can't be shared out evenly.
-            ModelError: the model is to be compiled, and no compiler is here.
+            ModelError: the model is to be compiled, and no compiler is here; or it can't keep
+                documents apart, and shall.
         """
         world = self.accelerator.num_processes
         if self.hyper.batch_size % world:
@@ -121,12 +122,23 @@ class LmTrainer:
         )
         self.model.train()
         use_short_attention(self.model, self.accelerator.device)
+        self.apart = None if self.hyper.attend_across_documents else self._documents()
         if self.hyper.compile:
             require_compiler(self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.forward = torch.compile(self.prepared) if self.hyper.compile else self.prepared
         self.parameters = [p for p in self.prepared.parameters() if p.requires_grad]
         self.order = ChunkOrder(len(self.train), seed=self.seed)
+
+    def _documents(self) -> Documents:
+        found = find_documents(self.model, self.train.about.context_length)
+        if found is None:
+            raise ModelError(
+                "attend_across_documents is false, but in a "
+                f"{type(self.model).__name__} documents of a chunk see each other whatever mask "
+                "it is given; set attend_across_documents: true or use another architecture"
+            )
+        return found
 
     @property
     def _engine(self) -> bool:
@@ -167,7 +179,7 @@ class LmTrainer:
         mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
         return chunk_batch(
             [self.train[place] for place in mine],
-            attend_across_documents=self.hyper.attend_across_documents,
+            apart=self.apart,
         ).to(self.accelerator.device)
 
     def _backward(self, batch: LmBatch, tokens: float) -> torch.Tensor:
@@ -233,7 +245,7 @@ class LmTrainer:
         for start in range(0, len(places), size):
             yield chunk_batch(
                 [self.heldout[place] for place in places[start : start + size]],
-                attend_across_documents=self.hyper.attend_across_documents,
+                apart=self.apart,
             )
 
     def save(self, folder: Path, own: dict[str, Any]) -> None:

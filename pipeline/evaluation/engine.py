@@ -222,6 +222,7 @@ def _answer(plan: Plan, desk: Desk, name: str) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(_sampling_seed(plan.seed, name)),
             batch_size=plan.batch_size,
             advance=bar.advance,
+            say=desk.console.say,
         )
     responses = [sample.token_ids for sample in samples]
     answers: dict[str, Any] = {

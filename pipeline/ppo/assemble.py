@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from data.errors import ModelError
@@ -33,6 +32,7 @@ from pipeline.ppo.reading import Reader
 from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
+from pipeline.trials import require_causal
 from reward.model import RewardModel
 from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
@@ -60,6 +60,7 @@ def assemble(
     lora: Lora | None = None,
     scratch: Path | None = None,
     read_values: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Ppo:
     """Load the models and put a run together.
 
@@ -78,6 +79,7 @@ def assemble(
         lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
         scratch: folder for the weights on their way to a server, where the settings name none.
         read_values: read values off the hidden states of the first reward that hangs on the trunk.
+        say: told what the user should know of how the policy is sampled from.
 
     Raises:
         ModelError: a model can't be loaded or can't do its part.
@@ -91,19 +93,14 @@ def assemble(
     run = _optimization(policy, read_head or value_source, pretraining, hyper, ranks)
     ends = [*eos_ids(tokenizer, model), *(() if hyper.end_after else end_ids)]
     return Ppo(
-        hyper=hyper,
-        ranks=ranks,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        engine=make_engine(run.policy, trunk, ends, pad_id, hyper, ranks, policy_source, scratch),
-        rewards=RewardSum(rewards),
-        optimization=run,
-        reference=reference,
+        hyper=hyper, ranks=ranks, tokenizer=tokenizer, prompts=prompts, pad_id=pad_id,
+        engine=make_engine(
+            run.policy, trunk, ends, pad_id, hyper, ranks, policy_source, scratch, say
+        ),
+        rewards=RewardSum(rewards), optimization=run, reference=reference, reader=reader,
         reference_is_start=reference_source is None,
-        pad_id=pad_id,
         later_end_ids=end_ids if hyper.end_after else (),
-        reader=reader,
-    )
+    )  # fmt: skip
 
 
 def _start(
@@ -127,26 +124,6 @@ def _policy(
     head = _zero_head(model) if with_head else None
     _hasten(model, hyper, ranks)
     return Policy(model, head, trunk, None if trunk is None else POLICY)
-
-
-@torch.no_grad()
-def require_causal(model: PreTrainedModel, source: str | Path) -> None:
-    """Refuse a model in which later tokens change what is said of earlier ones.
-
-    Raises:
-        ModelError: it is an encoder, or attends to both sides.
-    """
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
-    ids = ids % model.get_input_embeddings().num_embeddings
-    training = model.training
-    model.eval()
-    logits = model(input_ids=ids).logits[:, :3].float()
-    model.train(training)
-    if not torch.allclose(logits[0], logits[1], atol=1e-4):
-        raise ModelError(
-            f"{source} is a {type(model).__name__}, in which later tokens change what is said of "
-            "earlier ones; policy and value model must be causal"
-        )
 
 
 def fits_as_value_model(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> str | None:

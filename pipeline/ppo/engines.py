@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ def make_engine(
     ranks: Ranks,
     source: str | Path,
     scratch: Path | None,
+    say: Callable[[str], None] | None = None,
 ) -> RolloutEngine:
     """Return what samples responses.
 
@@ -43,6 +44,7 @@ def make_engine(
         ranks: the processes.
         source: what the policy started from, the model that a server must hold.
         scratch: folder for the weights on their way to a server, where the settings name none.
+        say: told once of a policy that is sampled from without a cache.
     """
     end_ids = sorted(set(end_ids))
     if hyper.rollout.engine == "vllm":
@@ -55,6 +57,7 @@ def make_engine(
         batch_size=hyper.generation_batch_size,
         ranks=ranks,
         weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
+        say=say,
     )
 
 

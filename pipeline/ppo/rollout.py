@@ -48,6 +48,7 @@ class LocalEngine:
         batch_size: responses decoded together.
         ranks: for mixed precision.
         weights: context in which the model has the policy's weights, such as a merged adapter's.
+        say: told once of a model that is sampled from without a cache.
     """
 
     policy: Learner
@@ -57,6 +58,7 @@ class LocalEngine:
     batch_size: int
     ranks: Ranks
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    say: Callable[[str], None] | None = None
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
@@ -75,6 +77,7 @@ class LocalEngine:
                 pad_token_id=self.pad_id,
                 generator=generator,
                 batch_size=self.batch_size,
+                say=self.say,
             )
 
     def synchronize(self) -> None:

@@ -23,8 +23,9 @@ from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources import ReadReport, read
 from data.storage import storage_errors
-from pipeline.generation import Sample, Sampling, context_length, generate, response_text
+from pipeline.generation import Sample, Sampling, generate, response_text
 from pipeline.models import (
+    context_length,
     eos_ids,
     load_policy,
     load_tokenizer,
@@ -284,6 +285,7 @@ def _sample_chunk(
         generator=torch.Generator().manual_seed(seed),
         batch_size=settings.batch_size,
         advance=advance,
+        say=context.say,
     )
     items: list[Unranked] = []
     for place, (row, ids) in enumerate(chunk):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -24,20 +24,44 @@ IGNORED = -100
 """Label of a token that carries no loss."""
 
 
+class _Tell(logging.Handler):
+    """Passes a library's warnings on, each once and in one line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say, self.told = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a warning that was not said yet."""
+        text = " ".join(record.getMessage().split())
+        if text not in self.told:
+            self.told.add(text)
+            self.say(f"{record.name.partition('.')[0]}: {text}")
+
+
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence the progress bars and notes of the libraries while the block runs."""
+def quiet_libraries(say: Callable[[str], None]) -> Iterator[None]:
+    """Silence the progress bars and notes of the libraries while the block runs, but no warning.
+
+    Args:
+        say: told of what TRL and transformers warn of.
+    """
     bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
-    trl_logger = logging.getLogger("trl")
-    level = trl_logger.level
+    loggers = [logging.getLogger(name) for name in ("trl", "transformers")]
+    before = [(each.level, each.propagate, each.handlers) for each in loggers]
+    tell = _Tell(say)
     datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    trl_logger.setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_warning()
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+        each.propagate, each.handlers = False, [tell]
     try:
         yield
     finally:
-        trl_logger.setLevel(level)
         transformers.logging.set_verbosity(verbosity)
+        for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            each.setLevel(level)
+            each.propagate, each.handlers = propagate, handlers
         if not bars:
             datasets.enable_progress_bars()
 
@@ -59,7 +83,7 @@ def trainer_arguments(
         activation_offloading=False,
         report_to="none",
         disable_tqdm=True,
-        log_level="error",
+        log_level="warning",
         log_level_replica="error",
         logging_nan_inf_filter=False,
         logging_steps=settings.log_every,

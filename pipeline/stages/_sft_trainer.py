@@ -6,8 +6,9 @@ What differs from it, and why:
   restored before a resumed epoch begins; here the order follows from seed and epoch alone. It also
   goes from long to short rows inside a window; here the batches of a window are shuffled.
 - Checkpoints go through our resume store: whole or not there.
-- On a CPU the loss is taken from the model's logits, without TRL's entropy and accuracy of every
-  token; elsewhere TRL's fused head computes it.
+- On a CPU, and where packed rows need a mask (see `_sft_packing.py`), the loss is taken from the
+  model's logits, without TRL's entropy and accuracy of every token; elsewhere TRL's fused head
+  computes it.
 - The held-out loss is the mean over tokens; `transformers` averages the means of batches.
 - A loss or gradient that is not finite stops before anything is saved; `transformers` hides it in
   the log and goes on.
@@ -39,6 +40,7 @@ from pipeline.sharding import (
     whole_state,
 )
 from pipeline.stages._sft_order import BucketSampler, add_residual_dropout
+from pipeline.stages._sft_packing import MaskedRows, packing_collator
 from pipeline.stages._sft_setup import (
     labels_of,
     loss_sum,
@@ -139,6 +141,11 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         self.train_dataset: Any
         self._sums: dict[str, float] = {}
         super().__init__(**kwargs)
+        if context.settings.packing:
+            self.data_collator = packing_collator(
+                self.model, self.data_collator, longest=self.args.max_length, stage=context.name
+            )
+        self.masked = isinstance(self.data_collator, MaskedRows)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self))
         pass_rows = self.args.per_device_train_batch_size * self.args.world_size
@@ -211,7 +218,8 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the sum of the losses of the assistant's tokens over the tokens of the step."""
-        if inputs["input_ids"].device.type != "cpu" or return_outputs or self.aux_loss_enabled:
+        own = inputs["input_ids"].device.type == "cpu" or self.masked
+        if not own or return_outputs or self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         total, count = loss_sum(model, inputs)
         if num_items_in_batch is None:

@@ -195,6 +195,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         lora=settings.lora,
         scratch=context.folder / "work",
         read_values=settings.value == "reward",
+        say=context.say,
     )
     try_publishing(context, ppo)
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"

@@ -293,12 +293,14 @@ def _model(
     """Return the model to train: new, or the checkpoint's."""
     from pipeline.architectures import build_policy, vocabulary_size
     from pipeline.models import load_policy
+    from pipeline.trials import require_causal
 
     settings = context.settings
     if settings.model is None:
         model = build_policy(settings.architecture, settings.shape, tokenizer, seed=context.seed)
     else:
         model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
+        require_causal(model, settings.model)
         rows = model.get_input_embeddings().weight.shape[0]
         if vocabulary_size(tokenizer) > rows:
             raise HandOverError(

@@ -229,6 +229,7 @@ def _answer(
         generator=torch.Generator().manual_seed(context.seed),
         batch_size=settings.batch_size,
         advance=advance,
+        say=context.say,
     )
     texts = [
         response_text(tokenizer, *asked) for asked in zip(prompts, encoded, samples, strict=True)

@@ -189,7 +189,7 @@ def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
     from pipeline.stages._sft_setup import quiet_libraries
     from pipeline.stages._sft_trainer import build_trainer
 
-    with quiet_libraries():
+    with quiet_libraries(context.say):
         model, tokenizer = _load(context)
         # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
         rows = _rows(context, model, copy.deepcopy(tokenizer))
@@ -207,6 +207,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from pipeline.models import load_policy, load_tokenizer, require_distinct_pad, require_rows
     from pipeline.saving import try_saving
+    from pipeline.trials import require_causal
 
     settings = context.settings
     source = context.input("model" if settings.tokenizer is None else "tokenizer")
@@ -215,6 +216,7 @@ def _load(
     model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
     require_rows(model, tokenizer, source)
     try_saving(context, model, tokenizer)
+    require_causal(model, settings.model)
     return model, tokenizer
 
 
@@ -222,7 +224,7 @@ def _rows(
     context: StageContext[SftSettings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Rows:
     """Read, split and tokenise the demonstrations, and say what was lost on the way."""
-    from pipeline.generation import context_length
+    from pipeline.models import context_length
     from pipeline.stages._sft_rows import prepare_rows, read_demonstrations
 
     settings = context.settings

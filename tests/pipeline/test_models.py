@@ -80,3 +80,20 @@ def test_a_value_model_starts_with_the_head_and_the_bias_of_a_reward_model(
     assert abs(score - 2.5) > 0.05  # the head says something
     assert last_value(tmp_path / "reward", ids) == pytest.approx(score, abs=1e-5)
     assert last_value(base, ids) == 0.0  # a policy has no such head
+
+
+def test_dropout_is_off_where_an_architecture_keeps_its_share_itself(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from pipeline.models import load_policy
+
+    config = OPTConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
+        word_embed_proj_dim=16, dropout=0.3, attention_dropout=0.3, layerdrop=0.5,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    model = load_policy(tmp_path).train()
+    ids = torch.arange(4, 12)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)

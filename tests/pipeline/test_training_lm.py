@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import RecipeError, TrainingError
+from data.errors import ModelError, RecipeError, TrainingError
 from data.packing import PackedShards, write_shards
 from pipeline.language_modelling import (
     IGNORED,
+    Documents,
     document_inputs,
     next_token_batch,
     next_token_logits,
@@ -69,7 +70,8 @@ def test_targets_by_hand() -> None:
 
 
 def test_document_mask_by_hand() -> None:
-    inputs = document_inputs(torch.tensor([[3, 3, 4, 4, 4]]))
+    numbers = torch.tensor([[3, 3, 4, 4, 4]])
+    inputs = document_inputs(numbers, Documents("boolean"))
     assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
     assert inputs["attention_mask"][0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -78,6 +80,16 @@ def test_document_mask_by_hand() -> None:
         [0, 0, 1, 1, 0],
         [0, 0, 1, 1, 1],
     ]
+    assert set(document_inputs(numbers, Documents())) == {"position_ids"}
+    added = document_inputs(numbers, Documents("additive"), torch.bfloat16)["attention_mask"]
+    assert added.dtype == torch.bfloat16
+    assert (
+        added[0, 0, 2].tolist()
+        == [torch.finfo(torch.bfloat16).min] * 2 + [0] + [torch.finfo(torch.bfloat16).min] * 2
+    )
+    layers = document_inputs(numbers, Documents("layers", window=2))["attention_mask"]
+    assert (layers["full_attention"][0, 0, 4] == 0).tolist() == [False, False, True, True, True]
+    assert (layers["sliding_attention"][0, 0, 4] == 0).tolist() == [False] * 3 + [True] * 2
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gpt_neox"])
@@ -136,12 +148,23 @@ def make_trainer(
     return build
 
 
+def test_an_architecture_that_mixes_documents_is_refused(shards: PackedShards) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2))
+    hyper = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 1e-3}
+    LmTrainer(model, shards, LmHyperparameters(**hyper), seed=0)
+    with pytest.raises(ModelError, match=r"BloomForCausalLM .* attend_across_documents: true"):
+        LmTrainer(model, shards, LmHyperparameters(**hyper, attend_across_documents=False), seed=0)
+
+
 def test_chunks_hold_whole_documents_and_separators(shards: PackedShards) -> None:
-    batch = chunk_batch([shards[0], shards[1]], attend_across_documents=False)
+    batch = chunk_batch([shards[0], shards[1]], apart=Documents())
     assert batch.tokens_BT[0, 5] == 2 and batch.tokens_BT[0, 11] == 2  # after 5 tokens each
     # 6 + 6 + 4 tokens, then 2 + 6 + 6 + 2: the first of each later document is not predicted.
     assert batch.predicted() == (15 - 2) + (15 - 3)
-    assert chunk_batch([shards[0]], attend_across_documents=True).predicted() == 15
+    assert chunk_batch([shards[0]], apart=None).predicted() == 15
 
 
 def test_a_short_chunk_is_filled_up_and_not_predicted(tmp_path: Path) -> None:
@@ -149,7 +172,7 @@ def test_a_short_chunk_is_filled_up_and_not_predicted(tmp_path: Path) -> None:
         tmp_path / "s", [[7, 8, 9, 10, 11, 12]], context_length=4, vocabulary_size=20,
         keep_tail=True,
     )  # fmt: skip
-    batch = chunk_batch([short[0], short[1]], attend_across_documents=True)
+    batch = chunk_batch([short[0], short[1]], apart=None)
     assert batch.tokens_BT.tolist() == [[7, 8, 9, 10], [11, 12, 0, 0]]
     assert batch.targets_BT.tolist() == [[8, 9, 10, IGNORED], [12, IGNORED, IGNORED, IGNORED]]
 

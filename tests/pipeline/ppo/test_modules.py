@@ -8,9 +8,9 @@ import torch
 
 import pipeline.ppo.modules as modules
 from data.errors import ModelError
-from pipeline.ppo.assemble import require_causal
 from pipeline.ppo.masking import length_mask
 from pipeline.ppo.modules import Policy, ValueModel
+from pipeline.trials import require_causal
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
 
@@ -149,5 +149,5 @@ def test_models_that_see_later_tokens_are_refused() -> None:
     require_causal(llama(), "fine")
     encoder = BertForTokenClassification(BertConfig(**SHAPE, intermediate_size=24, num_labels=1))
     torch.nn.init.normal_(encoder.classifier.weight)
-    with pytest.raises(ModelError, match="must be causal"):
+    with pytest.raises(ModelError, match="use a causal language model"):
         require_causal(encoder, "bert")
