@@ -1,4 +1,4 @@
-"""Local files as rows: JSON Lines, JSON, CSV, Parquet and text, compressed with gz or zst or not.
+"""Files as rows: JSON Lines, JSON, CSV, Parquet, Arrow and text, compressed with gz or zst or not.
 
 Every row comes with where it stands (`file:line`), so that a malformed one can be named. A file
 that can't be read at all is a `SourceError`; a line that can't be is a `RawRow` with a problem.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import glob
 import gzip
 import io
 import json
@@ -17,12 +16,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from data.errors import SourceError, nearest
+from data.errors import SourceError
+from data.folders import SUFFIXES, kind_of
 from data.formats import TEXT_LAYOUTS
+from data.tables import arrow_rows, parquet_rows
 from data.values import plain
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text", ".md")
-PACKED = (".gz", ".zst")
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT = 4_000_000
 """Characters after which a document of a text file is cut at the end of a line."""
@@ -44,48 +43,7 @@ def readable(row: RawRow) -> RawRow:
     return row if row.value is None else row._replace(value=plain(row.value))
 
 
-def find_files(path: str) -> list[Path]:
-    """Return the files of a path, a folder (with those below it), or a glob, sorted.
-
-    Of a folder only the kinds of file we read are taken; hidden ones are passed over.
-
-    Raises:
-        SourceError: there is none; suggests the nearest name.
-    """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        inside = (file for file in sorted(place.rglob("*")) if file.is_file())
-        found = [file for file in inside if kind_of(file) and not _hidden(file, place)]
-        if not found:
-            raise SourceError(f"folder {path} holds no {', '.join(SUFFIXES)} file (or .gz, .zst)")
-        return found
-    if glob.has_magic(path):
-        found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise SourceError(f"no file matches {path}")
-        return found
-    parent = place.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    hint = nearest(place.name, names) if names else f" Its folder {parent} does not exist either."
-    raise SourceError(f"no such file: {path}.{hint}")
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def kind_of(file: Path) -> str:
-    """Return the suffix that tells how a file is read, "" for none we know."""
-    name = file.name.lower()
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-
-
-def raw_rows(file: Path, layout: str = "auto") -> Generator[RawRow]:
+def raw_rows(file: Path | str, layout: str = "auto") -> Generator[RawRow]:
     """Yield a file's rows.
 
     Args:
@@ -103,8 +61,8 @@ def raw_rows(file: Path, layout: str = "auto") -> Generator[RawRow]:
             ".gz or .zst (or say `format: text`)"
         )
     try:
-        if kind == ".parquet":
-            yield from map(readable, _parquet(file))
+        if kind in (".parquet", ".arrow"):
+            yield from map(readable, _table(file, kind))
         else:
             with open_packed(file) as stream:
                 yield from map(readable, _READERS.get(kind, _text)(file, stream, layout))
@@ -117,18 +75,26 @@ def raw_rows(file: Path, layout: str = "auto") -> Generator[RawRow]:
 
 
 @contextlib.contextmanager
-def open_packed(file: Path) -> Iterator[BinaryIO]:
+def open_packed(file: Path | str) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, unpacked when its name ends in .gz or .zst."""
-    suffix = file.suffix.lower()
-    if suffix == ".gz":
-        with gzip.open(file, "rb") as stream:
-            yield cast(BinaryIO, stream)
-    elif suffix == ".zst":
-        with open(file, "rb") as packed:
-            yield cast(BinaryIO, io.BufferedReader(_ZstdStream(packed), _CHUNK))
-    else:
-        with open(file, "rb") as stream:
+    suffix = Path(file).suffix.lower()
+    with _opened(file) as stream:
+        if suffix == ".gz":
+            with gzip.open(stream, "rb") as unpacked:
+                yield cast(BinaryIO, unpacked)
+        elif suffix == ".zst":
+            yield cast(BinaryIO, io.BufferedReader(_ZstdStream(stream), _CHUNK))
+        else:
             yield stream
+
+
+def _opened(file: Path | str) -> BinaryIO:
+    """Open a local file, or one of the hub by its address."""
+    if isinstance(file, Path):
+        return open(file, "rb")
+    from datasets.utils.file_utils import xopen
+
+    return cast(BinaryIO, xopen(file, "rb"))
 
 
 class _ZstdStream(io.RawIOBase):
@@ -166,7 +132,7 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
-def _json_lines(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
+def _json_lines(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             yield _json_row(f"{file}:{number}", line)
@@ -188,7 +154,7 @@ def _object(where: str, value: Any) -> RawRow:
     return RawRow(where, None, f"not a JSON object but {json.dumps(value)[:40]}")
 
 
-def _json(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
+def _json(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     """Read an array of objects, an object that holds one, or JSON Lines under the wrong name."""
     first = stream.readline()
     while first and not first.strip():
@@ -224,7 +190,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _json_array(file: Path, text: str) -> Iterator[RawRow]:
+def _json_array(file: Path | str, text: str) -> Iterator[RawRow]:
     decoder = json.JSONDecoder()
     place, line, counted = text.index("[") + 1, 1, 0
     while True:
@@ -244,7 +210,7 @@ def _json_array(file: Path, text: str) -> Iterator[RawRow]:
         yield _object(f"{file}:{line}", value)
 
 
-def _csv(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
+def _csv(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     csv.field_size_limit(1 << 27)
     comma = "\t" if kind_of(file) == ".tsv" else ","
     with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
@@ -268,23 +234,21 @@ def _csv(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
                 yield RawRow(where, dict(row))
 
 
-def _parquet(file: Path) -> Iterator[RawRow]:
+def _table(file: Path | str, kind: str) -> Iterator[RawRow]:
     import pyarrow
-    import pyarrow.parquet
 
-    number = 0
+    what = "Parquet" if kind == ".parquet" else "Arrow"
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield RawRow(f"{file}:row {number}", row)
+        with open_packed(file) as stream:
+            rows = parquet_rows(stream) if kind == ".parquet" else arrow_rows(stream)
+            for number, row in enumerate(rows, start=1):
+                yield RawRow(f"{file}:row {number}", row)
     except pyarrow.ArrowException as error:
         first_line = str(error).splitlines()[0]
-        raise SourceError(f"{file} is not a readable Parquet file: {first_line}") from error
+        raise SourceError(f"{file} is not a readable {what} file: {first_line}") from error
 
 
-def _text(file: Path, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
+def _text(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     parts: list[str] = []
     begun, size = 1, 0
     with contextlib.closing(_parts(stream, layout)) as found:

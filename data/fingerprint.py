@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import SourceError
-from data.files import find_files
+from data.folders import find_files
 from data.formats import check_format
 from data.sources import one_origin, paths_of, place_of, world_module
 
@@ -63,7 +63,7 @@ def fingerprint(
             inside = sorted(file for file in Path(hub).rglob("*") if file.is_file())
             parts += [file_digest(file) for file in inside]
     else:
-        files = [file for place in paths_of(path) for file in find_files(place)]
+        files = [file for place in paths_of(path) for file in find_files(place, hub_split).files]
         parts = ["path", *(file_digest(file) for file in files)]
         if not any(file.stat().st_size for file in files):
             raise SourceError(f"nothing to read in {place_of(path, hub, world)}: it is empty")

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.converting import convert
-from data.errors import BadRowsError, Interrupted, SourceError, nearest
-from data.files import RawRow, find_files, raw_rows, readable
+from data.errors import BadRowsError, SourceError, nearest
+from data.files import RawRow, raw_rows
+from data.folders import find_files
 from data.formats import check_format, detect, map_columns, unused
+from data.hub import hub_rows
 from data.records import Record
 from data.values import RowDropped, RowError
 
@@ -49,12 +51,15 @@ class ReadReport:
     """What else was done to rows, with how many."""
     unused: Counter[str] = field(default_factory=Counter)
     """Columns, and keys of turns, that hold something and were not read, with how many rows."""
+    left_out: list[str] = field(default_factory=list)
+    """Splits and files of a folder that were not read."""
     formats: dict[str, str] = field(default_factory=dict)
     """Format of each source, and whether it was given or told from the columns."""
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
         told = [f"read {place} as {name}" for place, name in self.formats.items()]
+        told += [f"left out {what}" for what in self.left_out]
         told.append(f"{self.records:,} records from {self.rows:,} rows")
         told += [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
         told += [f"{what} ({count:,} times)" for what, count in self.notes.most_common()]
@@ -89,7 +94,7 @@ def read(
         path: file, folder or glob, or several.
         hub: id of a hub data set, or a local folder in its layout.
         hub_name: its configuration.
-        hub_split: its split.
+        hub_split: its split, or that of a folder that holds several.
         hub_revision: its commit, tag or branch.
         hub_files: which of its files to read.
         world: part of the built-in world.
@@ -116,7 +121,7 @@ def read(
         rows = (
             hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
             if hub is not None
-            else _file_rows(paths_of(path), format)
+            else _file_rows(paths_of(path), format, hub_split, report)
         )
         reading = _Reading(
             format=format, columns=columns, max_bad_share=max_bad_share, report=report
@@ -318,47 +323,16 @@ def _short(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _file_rows(paths: list[str], format: str) -> Generator[tuple[str, RawRow]]:
+def _file_rows(
+    paths: list[str], format: str, split: str, report: ReadReport
+) -> Generator[tuple[str, RawRow]]:
     # All paths are looked up before the first row is read, so that a wrong one stops at once.
-    files = [file for path in paths for file in find_files(path)]
-    for file in files:
+    found = [find_files(path, split) for path in paths]
+    report.left_out += [what for one in found for what in one.left_out]
+    for file in (file for one in found for file in one.files):
         with contextlib.closing(raw_rows(file, format)) as rows:
             for row in rows:
                 yield str(file), row
-
-
-def hub_rows(
-    hub: str,
-    name: str | None,
-    split: str,
-    revision: str | None,
-    files: str | Sequence[str] | None,
-) -> Generator[tuple[str, RawRow]]:
-    """Yield the raw rows of a hub data set with its name; the arguments are those of `read`."""
-    import datasets
-
-    listed = files if files is None or isinstance(files, str) else list(files)
-    place = f"{hub}[{split}]"
-    try:
-        stream = datasets.load_dataset(
-            hub, name=name, split=split, revision=revision, data_files=listed, streaming=True
-        )
-        for number, row in enumerate(stream, start=1):
-            yield place, readable(RawRow(f"{place}:row {number}", dict(row)))
-    except (SourceError, Interrupted):
-        raise
-    except Exception as error:
-        raise SourceError(_hub_problem(hub, split, error)) from error
-
-
-def _hub_problem(hub: str, split: str, error: Exception) -> str:
-    first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    if isinstance(error, ConnectionError) or "offline" in first_line.lower():
-        return (
-            f"can't reach the hub for data set '{hub}': {first_line}; without a network point "
-            "`path` at local files instead"
-        )
-    return f"can't read data set '{hub}', split '{split}': {first_line}"
 
 
 def _world_records(part: str, seed: int, report: ReadReport) -> Generator[Record]:

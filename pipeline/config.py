@@ -137,7 +137,7 @@ class SourceSettings(Settings):
     hub_name: str | None = None
     """Configuration of the hub data set."""
     hub_split: str = "train"
-    """Split of the hub data set."""
+    """Split of the hub data set, or of a folder that holds several."""
     hub_revision: str | None = None
     """Commit, tag or branch of the hub data set."""
     hub_files: str | tuple[str, ...] | None = None

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 from data.converting import convert
 from data.errors import BadRowsError, SourceError
-from data.files import RawRow, find_files, raw_rows
+from data.files import RawRow, raw_rows
+from data.folders import find_files
 from data.formats import detect, unused
+from data.hub import hub_rows
 from data.labels.oasst import Forest, is_message, is_tree, tree_rankings
 from data.labels.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
@@ -31,7 +33,7 @@ from data.labels.records import (
     Task,
 )
 from data.records import ENDED, Ranking, prompt_hash
-from data.sources import SHOWN, ReadReport, hub_rows
+from data.sources import SHOWN, ReadReport
 from data.values import RowDropped, RowError
 
 FORMATS = {
@@ -85,7 +87,7 @@ def read_labels(
         annotator: who gave labels whose file names nobody.
         format: one of `FORMATS`, or "auto" to tell it of each row.
         max_bad_share: share of malformed rows above which reading ends in an error.
-        hub_split: of a hub data set.
+        hub_split: of a hub data set, or of a folder that holds several.
         report: where the counts go.
 
     Raises:
@@ -96,7 +98,7 @@ def read_labels(
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
     reading = _Reading(_Foreign(when=when, campaign=campaign, annotator=annotator), format, report)
-    for place, raw in _raw(source, hub_split):
+    for place, raw in _raw(source, hub_split, report):
         report.rows += 1
         yield from reading.counted(raw.where, reading.labels(place, raw))
     for tree in reading.forest.trees(dropped=report.dropped):
@@ -112,11 +114,13 @@ def read_labels(
         raise SourceError(f"no labels in {source}{': ' + told if told else ''}")
 
 
-def _raw(source: str, hub_split: str) -> Iterator[tuple[str, RawRow]]:
+def _raw(source: str, hub_split: str, report: ReadReport) -> Iterator[tuple[str, RawRow]]:
     if source.startswith(HUB):
         yield from hub_rows(source.removeprefix(HUB), None, hub_split, None, None)
         return
-    for file in find_files(source):
+    found = find_files(source, hub_split)
+    report.left_out += found.left_out
+    for file in found.files:
         for raw in raw_rows(file):
             yield str(file), raw
 

@@ -1,0 +1,195 @@
+"""Which files a path names: a file, a glob, a folder, a saved data set, a copy of one of the hub.
+
+A folder may hold several splits, told as on the hub from the names of its files and folders
+(`train-00000-of-00001.parquet`, `test.jsonl`, `validation/`), from the README of a copy, or from
+what `save_to_disk` writes: the asked split alone is read. What describes a data set is no data.
+What was left out is told.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.errors import SourceError, nearest
+
+SUFFIXES = (
+    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
+    *(".txt", ".text", ".md"),
+)
+PACKED = (".gz", ".zst")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""Beside the tables of a saved data set; beside the folders of one with splits."""
+_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""As `datasets` tells splits from names."""
+_SHARD = re.compile(r"^(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
+_ABOUT = re.compile(
+    r"^(readme|licen[cs]e|copying|notice|changelog|contributing|citation)([._-].*)?$|^\.git"
+    r"|^(dataset_infos?|dataset_dict|state)\.json$",
+    re.IGNORECASE,
+)
+
+
+class Found(NamedTuple):
+    """The files to read, in order, and sentences on what else is there."""
+
+    files: list[Path]
+    left_out: Sequence[str] = ()
+
+
+def kind_of(file: Path | str) -> str:
+    """Return the suffix that tells how a file is read, "" for none we know."""
+    name = Path(file).name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def find_files(path: str, split: str = "train") -> Found:
+    """Return the files of a path, a folder (with those below it), or a glob, sorted.
+
+    Of a folder only the kinds of file we read are taken; hidden ones are passed over.
+
+    Args:
+        path: what to look for.
+        split: the split to read where a folder holds several.
+
+    Raises:
+        SourceError: there is none, or not that split; suggests the nearest name.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return Found([place])
+    if place.is_dir():
+        return _of_folder(place, path, split)
+    if glob.has_magic(path):
+        named = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
+        files = [file for file in named if file.is_file()]
+        kept = [file for file in files if not _ABOUT.match(file.name)]
+        if not kept:
+            raise SourceError(f"no file matches {path}")
+        return Found(kept, _no_data(files, kept))
+    parent = place.parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    hint = nearest(place.name, names) if names else f" Its folder {parent} does not exist either."
+    raise SourceError(f"no such file: {path}.{hint}")
+
+
+def _of_folder(place: Path, path: str, split: str) -> Found:
+    if (place / SAVED_SPLITS).is_file():
+        splits = [str(name) for name in _read_json(place / SAVED_SPLITS).get("splits", [])]
+        if split not in splits:
+            raise _no_split(path, split, splits)
+        others = [f"split {name}" for name in splits if name != split]
+        return Found(_saved(place / split), others)
+    if (place / SAVED).is_file() and any(place.glob("*.arrow")):
+        return Found(_saved(place))
+    inside = [file for file in sorted(place.rglob("*")) if file.is_file()]
+    seen = [file for file in inside if not _hidden(file, place) and kind_of(file)]
+    found = [file for file in seen if not _ABOUT.match(file.name)]
+    if not found:
+        raise SourceError(f"folder {path} holds no {', '.join(SUFFIXES)} file (or .gz, .zst)")
+    kept, others = _of_split(found, place, path, split)
+    return Found(kept, [*others, *_no_data(seen, found)])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"can't read {file}: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _saved(place: Path) -> list[Path]:
+    """Return the tables of a data set saved by `save_to_disk`, in their order."""
+    named = _read_json(place / SAVED).get("_data_files") or []
+    files = [place / str(entry["filename"]) for entry in named if "filename" in entry]
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
+        lost = missing[0] if missing else place / "data-00000-of-00001.arrow"
+        raise SourceError(f"{place} is a saved data set that is not whole: {lost} is missing")
+    return files
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _no_data(seen: Iterable[Path], kept: Iterable[Path]) -> list[str]:
+    names = sorted({file.name for file in set(seen) - set(kept)})
+    return [f"{', '.join(names)}: no data"] if names else []
+
+
+def _no_split(path: str, split: str, splits: Iterable[str]) -> SourceError:
+    there = ", ".join(sorted(splits))
+    return SourceError(
+        f"{path} holds no split '{split}'; name one with `hub_split`, or a file with `path`: it "
+        f"holds {there}"
+    )
+
+
+def _of_split(
+    found: list[Path], place: Path, path: str, split: str
+) -> tuple[list[Path], list[str]]:
+    """Return the files of a split, and what is said of those of others.
+
+    Files whose name tells no split are of the split train. Where all are of one split, they are
+    what was named, whatever it is called.
+    """
+    named = _from_readme(place, found)
+    splits = {file: named.get(file) or split_of(file.relative_to(place)) for file in found}
+    asked = next((name for name, words in _NAMES.items() if split in words), split)
+    kept = [file for file in found if (splits[file] or "train") == asked]
+    told = {name for name in splits.values() if name is not None}
+    if not kept:
+        if len({name or "train" for name in splits.values()}) > 1 or (split != "train" and told):
+            raise _no_split(path, split, {name or "train" for name in splits.values()})
+        return found, [f"nothing: all files of {path} are of split {next(iter(told))}"] * bool(told)
+    others = Counter(name for file, name in splits.items() if file not in kept and name)
+    return kept, [f"split {name} ({count} files)" for name, count in sorted(others.items())]
+
+
+def split_of(file: Path) -> str | None:
+    """Return the split that the names of a file and of its folders tell, None where none does."""
+    shard = _SHARD.match(file.name)
+    if shard is not None:
+        return next((name for name, words in _NAMES.items() if shard[1] in words), shard[1])
+    for part in (*file.parts[:-1], file.name):
+        for name, words in _NAMES.items():
+            if any(re.search(rf"(^|[-._ 0-9]){word}([-._ 0-9]|$)", part) for word in words):
+                return name
+    return None
+
+
+def _from_readme(place: Path, found: Sequence[Path]) -> dict[Path, str]:
+    """Return the splits of files that the README of a copy of the hub names."""
+    import yaml
+
+    readme = place / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        card = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return {}
+    configs = card.get("configs") if isinstance(card, dict) else None
+    splits: dict[Path, str] = {}
+    for config in configs if isinstance(configs, list) else []:
+        listed = config.get("data_files") if isinstance(config, dict) else None
+        for entry in listed if isinstance(listed, list) else []:
+            if not isinstance(entry, dict) or "path" not in entry:
+                continue
+            paths = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
+            inside = {file for one in paths for file in place.glob(str(one))}
+            splits |= {file: str(entry.get("split", "train")) for file in found if file in inside}
+    return splits

@@ -1,0 +1,101 @@
+"""Rows of Parquet and Arrow tables, with the JSON that `datasets` keeps in some of their columns.
+
+A column of mixed types is written as JSON text, where text that reads as JSON (`007`, `null`) is
+written as it is: read back by the library it is a number, or nothing. Here text stays text, and
+lists and objects inside of turns become what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+_ROWS = 1024
+
+
+def parquet_rows(source: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, given by its path or as a stream that can seek."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(source) as table:
+        for batch in table.iter_batches(batch_size=_ROWS):
+            yield from _rows(batch)
+
+
+def arrow_rows(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow file, a stream as `datasets` writes them or a file with a foot."""
+    import pyarrow
+
+    try:
+        batches: Any = pyarrow.ipc.open_stream(stream)
+    except pyarrow.ArrowInvalid:
+        stream.seek(0)
+        reader = pyarrow.ipc.open_file(stream)
+        batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS):
+            yield from _rows(batch.slice(start, _ROWS))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    encoded = {field.name: field.type for field in batch.schema if _holds_json(field.type)}
+    for row in batch.to_pylist():
+        for name, kind in encoded.items():
+            row[name] = _decoded(row[name], kind, inside=False)
+        yield row
+
+
+def _children(kind: Any) -> dict[str, Any]:
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return {kind.field(place).name: kind.field(place).type for place in range(kind.num_fields)}
+    if any(
+        test(kind)
+        for test in (
+            pyarrow.types.is_list,
+            pyarrow.types.is_large_list,
+            pyarrow.types.is_fixed_size_list,
+        )
+    ):
+        return {"": kind.value_type}
+    return {}
+
+
+def _is_json(kind: Any) -> bool:
+    return getattr(kind, "extension_name", "") == "arrow.json"
+
+
+def _holds_json(kind: Any) -> bool:
+    return _is_json(kind) or any(map(_holds_json, _children(kind).values()))
+
+
+def _decoded(value: Any, kind: Any, *, inside: bool) -> Any:
+    if value is None or not _holds_json(kind):
+        return value
+    if _is_json(kind):
+        return _meant(value, inside=inside)
+    children = _children(kind)
+    if "" in children:
+        return [_decoded(one, children[""], inside=True) for one in value]
+    return {name: _decoded(held, children[name], inside=True) for name, held in value.items()}
+
+
+def _meant(text: str, *, inside: bool) -> Any:
+    """Return the value that JSON text was written for.
+
+    A whole column of lists or objects stays text, which whoever reads such a column takes: it may
+    as well be an answer that is JSON.
+    """
+    opens = text.lstrip()[:1]
+    if opens == '"' or (inside and opens in ("[", "{")):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        nested = isinstance(found, dict) or (
+            isinstance(found, list) and bool(found) and all(isinstance(one, dict) for one in found)
+        )
+        return found if isinstance(found, str) or nested else text
+    return text
