@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIRST = "a chat begins with them, so that nothing asks for them"
+_WEIGHTLESS = "their rows give them weight 0"
 _REFUSED = "the chat template refuses the turns before them alone"
 _OPENING = (
     "the chat template opens them otherwise for sampling than in training; make what "
@@ -100,7 +101,10 @@ def answer_mask(
     rendering = render(tokenizer, messages, answer_next=False, **options)
     whole = _Whole(*rendering, controls=control_spans(tokenizer, rendering))
     places = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    found = [_locate(tokenizer, messages, i, whole, notes, options) for i in places]
+    learned = [i for i in places if messages[i].get("weight") != 0]
+    if len(learned) < len(places):
+        notes.left_out[_WEIGHTLESS] += len(places) - len(learned)
+    found = [_locate(tokenizer, messages, i, whole, notes, options) for i in learned]
     answers = [answer for answer in found if answer is not None]
     encoded, firsts = _encoded(tokenizer, whole, answers)
     mask = [False] * len(encoded.ids)

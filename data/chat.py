@@ -7,6 +7,8 @@ template's own, and which a text only spells, in `data.control_tokens`. A tokeni
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -15,6 +17,7 @@ from data.answers import AnswerNotes, answer_mask
 from data.continuation import continuation_ids
 from data.control_tokens import encode_ids, render, spelled
 from data.errors import ControlTokenError, ModelError, RecipeError
+from data.left_out import NEEDED, left_out
 from data.records import Completion, Conversation, Message, Prompt
 from data.templates import apply_template, has_template, mask_method
 
@@ -34,6 +37,7 @@ __all__ = [
     "render_demonstrations",
     "render_prompt",
     "render_text",
+    "require_shown",
     "response_ids",
     "spelled_line",
     "spells_control_tokens",
@@ -90,10 +94,11 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     of a plain prompt they are what the tokenizer puts in front.
 
     Raises:
-        ModelError: a chat, and the tokenizer has no template.
+        ModelError: a chat, and the tokenizer has no template, or one that leaves out its calls.
         ControlTokenError: the text spells a control token that can't be kept as text.
     """
     if not isinstance(prompt, str):
+        _require_shown_prompt(tokenizer, prompt)
         rendering = render(tokenizer, prompt, answer_next=True)
         return encode_ids(tokenizer, rendering.text, rendering.typed)
     front = front_ids(tokenizer)
@@ -220,6 +225,8 @@ class RenderReport:
     """Tokens cut off, dropped demonstrations among them."""
     answers: AnswerNotes = field(default_factory=AnswerNotes)
     """Answers that are left out, and why."""
+    not_shown: Counter[str] = field(default_factory=Counter)
+    """What the chat template shows nothing of, with how many demonstrations hold it."""
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
@@ -233,6 +240,8 @@ class RenderReport:
             told.append(f"{self.unlearnable:,} dropped: they hold no answer that can be learned")
         if self.spelling:
             told.append(spelled_line(self.spelling, "demonstrations"))
+        for what, count in self.not_shown.most_common():
+            told.append(f"the chat template leaves out {what} of {count:,} demonstrations")
         return [*told, *self.answers.lines()]
 
 
@@ -252,6 +261,8 @@ def render_demonstrations(
     if max_length < 2:
         raise RecipeError(f"max_length {max_length} leaves no room for prompt and answer")
     for record in records:
+        if isinstance(record, Conversation):
+            report.not_shown.update(require_shown(tokenizer, record.messages))
         try:
             ids, mask = render_demonstration(tokenizer, record, report.answers)
         except ControlTokenError as error:
@@ -273,6 +284,40 @@ def render_demonstrations(
         report.tokens += len(kept.ids)
         report.tokens_cut += over
         yield kept
+
+
+def require_shown(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[str]:
+    """Return what the template shows nothing of in a chat that makes sense without it.
+
+    Raises:
+        ModelError: it leaves out calls of tools or what they gave.
+    """
+    found = left_out(messages, lambda turns: render_text(tokenizer, turns, answer_next=False))
+    missing = [what for what in found if what in NEEDED]
+    if missing:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} leaves out "
+            f"{' and '.join(missing)}; use a model whose template shows them, or leave out the "
+            "rows that hold them"
+        )
+    return found
+
+
+def _require_shown_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> None:
+    """Refuse a template that shows no tools, and warn where it shows no reasoning of any turn."""
+    for what in require_shown(tokenizer, prompt):
+        if what == "tools":
+            raise ModelError(
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} shows no "
+                "tools, which prompts hold; use a model whose template does, or leave out the "
+                "column `tools`"
+            )
+        last: Message = {"role": "assistant", "content": _PROBE, what: _PROBE}  # type: ignore[misc]
+        if left_out(
+            [{"role": "user", "content": _PROBE}, last],
+            lambda turns: render_text(tokenizer, turns, answer_next=False),
+        ):
+            warnings.warn(f"the chat template leaves out {what} of prompts' turns", stacklevel=3)
 
 
 def _spells(tokenizer: PreTrainedTokenizerBase, record: Conversation | Completion) -> bool:

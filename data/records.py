@@ -219,7 +219,7 @@ def beside_content(turn: Message) -> dict[str, Any]:
 
 
 def template_input(
-    messages: Iterable[Message],
+    messages: Iterable[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Return turns as a chat template takes them, and the tools that it takes beside them."""
     given = list(messages)

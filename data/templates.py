@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from data.errors import ModelError
+from data.records import arguments_as_text, template_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def apply_template(
 
     Args:
         tokenizer: carries the template.
-        messages: the turns.
+        messages: the turns; the first may hold the tools of the chat.
         answer_next: whether the assistant's next turn is opened at the end.
         options: what else the template takes, such as `tools`.
 
@@ -71,22 +72,37 @@ def apply_template(
         ModelError: there is no template, or it refuses the turns.
     """
     import jinja2
+
+    turns, tools = template_input(messages)
+    if tools is not None:
+        options.setdefault("tools", tools)
+    options["add_generation_prompt"] = answer_next
+    try:
+        try:
+            return _applied(tokenizer, turns, options)
+        except (jinja2.TemplateError, TypeError):
+            # Some templates join the arguments of a call as text, most write an object as JSON.
+            if not any("tool_calls" in turn for turn in turns):
+                raise
+            return _applied(tokenizer, [arguments_as_text(turn) for turn in turns], options)
+    except (jinja2.TemplateError, TypeError) as error:
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise ModelError(f"the chat template refuses the turns {roles}: {error}") from error
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], options: dict[str, Any]
+) -> RenderedText:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = template_of(tokenizer, options.get("tools"))
-    turns = [dict(turn) for turn in messages]
-    options["add_generation_prompt"] = answer_next
-    try:
-        if answer_next or not _GENERATION.search(template):
-            text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-            return RenderedText(str(text), [])
-        texts, marks = render_jinja_template(
-            conversations=[[{k: v for k, v in turn.items() if v is not None} for turn in turns]],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **{**tokenizer.special_tokens_map, **options},
-        )
-    except jinja2.TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in messages)
-        raise ModelError(f"the chat template refuses the turns {roles}: {error}") from error
+    if options["add_generation_prompt"] or not _GENERATION.search(template):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        return RenderedText(str(text), [])
+    texts, marks = render_jinja_template(
+        conversations=[[{k: v for k, v in turn.items() if v is not None} for turn in turns]],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **{**tokenizer.special_tokens_map, **options},
+    )
     return RenderedText(str(texts[0]), [(int(start), int(end)) for start, end in marks[0]])

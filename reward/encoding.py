@@ -24,11 +24,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.chat import render_prompt, response_ids, spells_control_tokens
+from data.chat import render_prompt, render_text, response_ids, spells_control_tokens
 from data.errors import ModelError
 
 if TYPE_CHECKING:
-    from data.records import Prompt
+    from data.records import Prompt, turn_text
 
 _MARK = "qzxjk"
 LENGTH = "reward_max_length"
@@ -136,13 +136,10 @@ class Encoder:
         if isinstance(prompt, str):
             return prompt
         if self.tokenizer.chat_template:
-            text: str = self.tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=True
-            )
-            return text
+            return render_text(self.tokenizer, prompt, answer_next=True)
         if len(prompt) == 1:
-            return prompt[0]["content"]
-        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+            return turn_text(prompt[0])
+        return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
 
     def _end(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

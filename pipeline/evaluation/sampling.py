@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.chat import render_prompt
-from data.records import Prompt
+from data.records import Prompt, turn_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ def plain_prompt(prompt: Prompt) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    return "".join(turn["content"] + "\n" for turn in prompt)
+    return "".join(turn_text(turn) + "\n" for turn in prompt)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: bool) -> list[int]:

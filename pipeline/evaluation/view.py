@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.records import Prompt, turn_text
 from pipeline.evaluation.overlap import held_out
 from pipeline.evaluation.summary import main_win_rate
 
@@ -346,13 +347,13 @@ def sample_groups(
     ]
 
 
-def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """Return a prompt as a reader wants it: a lone question as it is, a chat with its roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+        return turn_text(prompt[0])
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
 
 
 def answer_tags(answer: Figures) -> list[tuple[str, str]]:

@@ -225,7 +225,7 @@ def test_tables_with_json_inside_give_text_without_quotes(tmp_path, form):
     (table.to_parquet if form == "parquet" else table.save_to_disk)(str(place))
     got = list(read(path=str(place), format="messages"))
     assert [r.messages[1]["content"] for r in got] == ["x", "p", "007", "null", "[Verse]"]
-    picked = read(path=str(place), format="instruction")
+    picked = read(path=str(place), format="instruction", columns={"question": "question"})
     assert [r.messages[1]["content"] for r in picked] == ["007", "null", "text", "[1, 2]", "7"]
 
 

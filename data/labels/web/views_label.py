@@ -15,6 +15,7 @@ from data.labels.web.forms import from_submission, read_sheet, to_submission
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, hold
 from data.labels.work import REVISABLE
+from data.records import turn_text
 
 _SAID = ("tiers", "ratings", "flags", "choice", "comment")
 """What a correction may change of a label."""
@@ -218,7 +219,7 @@ def _page(
     if isinstance(new.prompt, str):
         turns = [{"role": "user", "content": new.prompt}]
     else:
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in new.prompt]
+        turns = [{"role": turn["role"], "content": turn_text(turn)} for turn in new.prompt]
     qualifying = assignment.purpose == "qualification"
     status = visit.site.queue.qualification(visit.me.id, campaign.id) if qualifying else None
     return render(
