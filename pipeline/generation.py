@@ -27,6 +27,7 @@ from pipeline.decoding import Decoder
 from pipeline.decoding_trial import fitting_memory
 from pipeline.models import context_length
 from pipeline.packed_weights import packed_weights
+from pipeline.unused_ids import without_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +60,8 @@ class Sample:
         token_ids: its tokens; the end-of-sequence token is the last when it ended.
         ended: whether it ended by itself.
         logprobs: log-probability of each token under the temperature-scaled distribution over
-            the whole vocabulary, whatever top-k and top-p; unscaled when the temperature is 0.
+            all ids that texts have (see `pipeline.unused_ids`), whatever top-k and top-p; unscaled
+            when the temperature is 0.
     """
 
     token_ids: list[int]
@@ -113,7 +115,7 @@ def generate(
             model,
             [prompts[i] for i in order],
             limits=[limits[i] for i in order],
-            draw=partial(_draw, sampling=sampling),
+            draw=partial(_draw, sampling=sampling, model=model),
             uniforms_NT=uniforms_NT[order],
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
@@ -168,7 +170,7 @@ def stream(
         model,
         [prompt],
         limits=limits,
-        draw=partial(_draw, sampling=drawn),
+        draw=partial(_draw, sampling=drawn, model=model),
         uniforms_NT=_uniforms(1, drawn, generator),
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
@@ -221,11 +223,14 @@ def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens
     return limits
 
 
-def _draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def _draw(
+    logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, model: PreTrainedModel | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw a token from each row by its uniform number; return tokens and log-probabilities."""
     greedy = sampling.temperature == 0
     if not greedy and sampling.temperature != 1.0:
         logits_BV = logits_BV / sampling.temperature
+    logits_BV = without_unused(logits_BV, model)
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     if greedy:
         tokens_B = logprobs_BV.argmax(dim=-1)

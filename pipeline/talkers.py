@@ -66,6 +66,7 @@ def load_talker(
 
     from data.chat import has_template
     from pipeline.models import bf16_supported, load_policy, load_tokenizer, pick_device
+    from pipeline.unused_ids import leave_out_unused
 
     device = pick_device()
     source, pretrained = _locate(checkpoint)
@@ -78,7 +79,7 @@ def load_talker(
     )
     return Talker(
         name=name,
-        model=model.to(device),
+        model=leave_out_unused(model, tokenizer).to(device),
         tokenizer=tokenizer,
         generator=torch.Generator().manual_seed(seed),
         plain=plain or pretrained or not has_template(tokenizer),

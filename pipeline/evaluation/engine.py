@@ -37,6 +37,7 @@ from pipeline.evaluation.recount import RESAMPLES, figures
 from pipeline.evaluation.sampling import document_end_ids, prompt_ids, response_logprobs
 from pipeline.generation import Sampling, generate, response_text
 from pipeline.models import eos_ids, load_config, load_policy, load_tokenizer, pick_device
+from pipeline.unused_ids import leave_out_unused
 from reward.scorers import Facts, scores_of
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
     gc.collect()  # the model before this one is gone, but for cycles
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
     model = load_policy(source, dtype=dtype, trust_remote_code=plan.trust_remote_code)
-    return model.to(pick_device()).eval()
+    return leave_out_unused(model, _tokenizer(plan, source)).to(pick_device()).eval()
 
 
 def _is_plain(plan: Plan, name: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.chat import render_prompt
 from data.records import Prompt, turn_text
+from pipeline.unused_ids import without_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,6 +113,7 @@ def _batch_logprobs(
     logits_BLV: Tensor = output.logits[:, :-1].float()
     if temperature not in (0, 1):
         logits_BLV = logits_BLV / temperature
+    logits_BLV = without_unused(logits_BLV, model)
     targets_BL = ids_BL[:, 1:]
     chosen_BL = logits_BLV.gather(2, targets_BL[:, :, None])[:, :, 0]
     logprobs_BL = chosen_BL - logits_BLV.logsumexp(dim=-1)

@@ -33,6 +33,7 @@ from pipeline.ppo.scoring import RewardSum, Term
 from pipeline.ppo.settings import Hyperparameters
 from pipeline.ppo.trunk import TrunkReward, make_trunk, with_rewards
 from pipeline.trials import require_causal
+from pipeline.unused_ids import leave_out_unused, unused_ids
 from reward.model import RewardModel
 from reward.on_trunk import TrunkScoring
 from reward.scorers import Scorer
@@ -85,7 +86,7 @@ def assemble(
         ModelError: a model can't be loaded or can't do its part.
     """
     pad_id = require_distinct_pad(tokenizer, policy_source)
-    model, trunk = _start(policy_source, lora, hyper, ranks, trust=trust_remote_code)
+    model, trunk = _start(policy_source, tokenizer, lora, hyper, ranks, trust=trust_remote_code)
     reference = _reference(model, reference_source, trunk, hyper, ranks, trust=trust_remote_code)
     rewards = with_rewards(trunk, scorers, ranks=ranks)
     reader, read_head = (_reader(rewards), _zero_head(model)) if read_values else (None, None)
@@ -104,12 +105,19 @@ def assemble(
 
 
 def _start(
-    source: str | Path, lora: Lora | None, hyper: Hyperparameters, ranks: Ranks, *, trust: bool
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    lora: Lora | None,
+    hyper: Hyperparameters,
+    ranks: Ranks,
+    *,
+    trust: bool,
 ) -> tuple[PreTrainedModel, Trunk | None]:
     """Load the policy's start, and make a trunk of it if the policy is an adapter."""
     refuse_sharded(hyper.compile and ranks.sharded)
     model = load_policy(source, trust_remote_code=trust)
     require_causal(model, source)
+    leave_out_unused(model, tokenizer)
     return model, None if lora is None else _trunk(model, lora, source, ranks)
 
 
@@ -200,6 +208,7 @@ def _fitting(model: PreTrainedModel, source: str | Path, *, trust: bool) -> PreT
             f"the policy has an embedding of {sizes[0]} tokens and the reference {source} one of "
             f"{sizes[1]}; the reference must have the policy's tokenizer"
         )
+    reference.unused_ids = unused_ids(model)
     return reference
 
 

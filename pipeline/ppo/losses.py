@@ -18,6 +18,8 @@ from torch import Tensor
 
 from pipeline.ppo.masking import masked_mean
 
+_NEVER = -1e9
+"""Logit of what is never sampled; not infinite, which would make an entropy NaN."""
 LOGITS_IN_CACHE = 2**18
 """Logits worked on at a time: 1 MiB in fp32."""
 
@@ -128,7 +130,12 @@ def language_loss(*, logprobs_BT: Tensor, mask_BT: Tensor, count: float | Tensor
 
 
 def token_scores(
-    *, logits_NV: Tensor, tokens_N: Tensor, temperature: float, entropy: bool
+    *,
+    logits_NV: Tensor,
+    tokens_N: Tensor,
+    temperature: float,
+    entropy: bool,
+    unused_U: Tensor | None = None,
 ) -> TokenScores:
     """Return log-probabilities and entropies under the temperature-scaled distribution.
 
@@ -137,14 +144,17 @@ def token_scores(
         tokens_N: the tokens that were sampled.
         temperature: divides the logits, in roll-out, reference and update alike.
         entropy: whether to compute the entropies; zeros else.
+        unused_U: ids left out of the distribution, in roll-out, reference and update alike.
     """
     if not entropy:
-        parts = (logits_NV, tokens_N, temperature)
+        parts = (logits_NV, tokens_N, temperature, unused_U)
         logprobs_N: Tensor = _TokenLogprobs.apply(*parts)  # type: ignore[no-untyped-call]
         return TokenScores(logprobs_N, torch.zeros_like(logprobs_N))
     scaled_NV = logits_NV.float()
     if temperature != 1.0:
         scaled_NV = scaled_NV / temperature
+    if unused_U is not None:
+        scaled_NV = scaled_NV.index_fill(1, unused_U, _NEVER)
     logprobs_NV = scaled_NV.log_softmax(dim=-1)
     entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
     return TokenScores(logprobs_NV.gather(1, tokens_N[:, None])[:, 0], entropies_N)
@@ -158,28 +168,32 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, logits_NV: Tensor, tokens_N: Tensor, temperature: float, unused_U: Tensor | None
+    ) -> Tensor:
         lse_N = torch.empty(len(tokens_N), device=logits_NV.device)
         chosen_N = torch.empty_like(lse_N)
-        for rows, scaled in _some_scaled(logits_NV, temperature):
+        for rows, scaled in _some_scaled(logits_NV, temperature, unused_U):
             lse_N[rows] = scaled.logsumexp(dim=-1)
             chosen_N[rows] = scaled.gather(1, tokens_N[rows, None])[:, 0]
-        ctx.save_for_backward(logits_NV, tokens_N, lse_N)
+        ctx.save_for_backward(logits_NV, tokens_N, lse_N, unused_U)
         ctx.temperature = temperature
         return chosen_N - lse_N
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
-        logits_NV, tokens_N, lse_N = ctx.saved_tensors
+        logits_NV, tokens_N, lse_N, unused_U = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)
-        for rows, scaled in _some_scaled(logits_NV, ctx.temperature):
+        for rows, scaled in _some_scaled(logits_NV, ctx.temperature, unused_U):
             weight = gradient_N[rows, None] / ctx.temperature
             part = scaled.sub_(lse_N[rows, None]).exp_().mul_(-weight)
             gradient_NV[rows] = part.scatter_add_(1, tokens_N[rows, None], weight)
-        return gradient_NV, None, None
+        return gradient_NV, None, None, None
 
 
-def _some_scaled(logits_NV: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+def _some_scaled(
+    logits_NV: Tensor, temperature: float, unused_U: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Cut rows into pieces that fit a processor's cache; an accelerator takes more at a time.
 
     Each comes with its scaled logits in fp32: a copy, which may be overwritten.
@@ -188,4 +202,5 @@ def _some_scaled(logits_NV: Tensor, temperature: float) -> Iterator[tuple[slice,
     step = max(1, elements // logits_NV.shape[1])
     for start in range(0, len(logits_NV), step):
         rows = slice(start, start + step)
-        yield rows, logits_NV[rows].to(torch.float32, copy=True).div_(temperature)
+        scaled = logits_NV[rows].to(torch.float32, copy=True).div_(temperature)
+        yield rows, scaled if unused_U is None else scaled.index_fill_(1, unused_U, _NEVER)

@@ -10,6 +10,7 @@ rows, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data.errors import ModelError
 from pipeline.ppo.losses import token_scores
+from pipeline.unused_ids import unused_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,8 +101,9 @@ class Policy(nn.Module):
         head: Any = self.model.get_output_embeddings() if self._hidden_first else nn.Identity()
         tokens_N = ids_BL[rows_N, places_N]
         logprobs_N, entropies_N = _score_in_pieces(
-            states_NX, head, tokens_N, temperature=temperature, entropy=entropy
-        )
+            states_NX, head, tokens_N, temperature=temperature, entropy=entropy,
+            unused=unused_ids(self.model),
+        )  # fmt: skip
         return PolicyOutput(
             _spread(logprobs_N, rows_N, steps_N, mask_BT),
             _spread(entropies_N, rows_N, steps_N, mask_BT),
@@ -154,14 +157,22 @@ def _spread(values_N: Tensor, rows_N: Tensor, steps_N: Tensor, mask_BT: Tensor) 
 
 
 def _score_in_pieces(
-    states_NX: Tensor, head: nn.Module, tokens_N: Tensor, *, temperature: float, entropy: bool
+    states_NX: Tensor,
+    head: nn.Module,
+    tokens_N: Tensor,
+    *,
+    temperature: float,
+    entropy: bool,
+    unused: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Score tokens from hidden states (or logits), never holding too many logits at once."""
+    unused_U = torch.tensor(unused, device=tokens_N.device) if unused else None
 
     def score(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return token_scores(
-            logits_NV=head(states), tokens_N=tokens, temperature=temperature, entropy=entropy
-        )
+            logits_NV=head(states), tokens_N=tokens, temperature=temperature, entropy=entropy,
+            unused_U=unused_U,
+        )  # fmt: skip
 
     width = getattr(head, "out_features", None) or states_NX.shape[-1]
     step = max(1, LOGITS_AT_ONCE // width)

@@ -30,6 +30,7 @@ from pipeline.models import save_model
 from pipeline.ppo.learner import Learner
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.vllm_server import LOGPROBS_MODE, Served, VllmServer
+from pipeline.unused_ids import unused_ids
 
 COMPARED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """What the configurations of server and policy must agree in, where both have it."""
@@ -131,6 +132,7 @@ class VllmEngine:
     def _ask(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Sample]:
         served = self._served
         assert served is not None
+        unused = unused_ids(self.ranks.unwrapped(self.policy.module).model)
         pool = ThreadPoolExecutor(max_workers=max(1, min(self.at_once, len(prompts))))
         try:
             asked = [
@@ -142,6 +144,7 @@ class VllmEngine:
                     temperature=self.temperature,
                     end_ids=self.end_ids,
                     seed=seed,
+                    unused_ids=unused,
                 )
                 for prompt, seed in zip(prompts, seeds, strict=True)
             ]

@@ -134,6 +134,7 @@ class VllmServer:
         temperature: float,
         end_ids: Sequence[int],
         seed: int,
+        unused_ids: Sequence[int] = (),
     ) -> Sample:
         """Sample a response.
 
@@ -144,6 +145,7 @@ class VllmServer:
             temperature: divides the logits.
             end_ids: tokens that end a response.
             seed: of the response's random numbers.
+            unused_ids: tokens that are not sampled.
 
         Raises:
             RolloutError: the server can't be reached, refuses, or answers something else.
@@ -167,6 +169,8 @@ class VllmServer:
                 "stop_token_ids": list(end_ids),
                 "logprobs": 0,
                 "return_token_ids": True,
+                # The lowest bias that vLLM takes: a share of e^-100 at most.
+                **({"logit_bias": {str(i): -100.0 for i in unused_ids}} if unused_ids else {}),
             },
         )
         try:

@@ -34,6 +34,7 @@ from pipeline.models import (
 )
 from pipeline.stages._labelers import GoldLabeler, Labeler, Unranked
 from pipeline.stages.rankings import CHUNK
+from pipeline.unused_ids import leave_out_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -195,7 +196,7 @@ def make_desk(context: StageContext[RankingsSettings]) -> Desk:
         trust_remote_code=settings.trust_remote_code,
     )
     return Desk(
-        model=model.to(device),
+        model=leave_out_unused(model, tokenizer).to(device),
         tokenizer=tokenizer,
         pad_token_id=int(tokenizer.pad_token_id or 0),
     )

@@ -138,6 +138,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         self.bar: Progress
         self.control: Any
         self.accelerator: Any
+        self.data_collator: Any
         self.train_dataset: Any
         self._sums: dict[str, float] = {}
         super().__init__(**kwargs)

@@ -193,10 +193,9 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         ranks=ranks,
         trust_remote_code=settings.trust_remote_code,
         lora=settings.lora,
-        scratch=context.folder / "work",
+        scratch=context.folder / "work", say=context.say,
         read_values=settings.value == "reward",
-        say=context.say,
-    )
+    )  # fmt: skip
     try_publishing(context, ppo)
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     context.resume.track(samples, alarms)

@@ -209,11 +209,12 @@ def _answer(
     from data.chat import render_prompt
     from pipeline.generation import Sampling, generate, response_text
     from pipeline.models import eos_ids, load_policy, load_tokenizer, pick_device
+    from pipeline.unused_ids import leave_out_unused
 
     settings = context.settings
     tokenizer = load_tokenizer(folder)
     device = pick_device()
-    model = load_policy(folder).to(device)
+    model = leave_out_unused(load_policy(folder), tokenizer).to(device)
     encoded = [render_prompt(tokenizer, prompt) for prompt in prompts]
     samples = generate(
         model,

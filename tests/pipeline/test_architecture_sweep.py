@@ -27,7 +27,12 @@ from pipeline.language_modelling import (
 from pipeline.trials import require_causal
 
 VOCABULARY = 48
-IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+IDS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 ROTARY = IDS | {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -37,7 +42,13 @@ ROTARY = IDS | {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
-GPT = IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
+GPT: dict[str, Any] = IDS | {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "n_inner": 48,
+}
 GPT |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 PLAIN = IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WINDOW = ROTARY | {"sliding_window": 4}
@@ -238,6 +249,7 @@ def test_a_mask_for_all_layers_would_lift_a_sliding_window() -> None:
 def test_masks_hold_in_mixed_precision(name: str) -> None:
     model = tiny(name)
     told = find_documents(model, 12)
+    assert told is not None
     tokens = torch.randint(3, VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(1))
     numbers = torch.tensor([[0] * 5 + [1] * 7])
     other = torch.cat([tokens[:, :5].flip(1), tokens[:, 5:]], dim=1)

@@ -153,7 +153,12 @@ def test_an_architecture_that_mixes_documents_is_refused(shards: PackedShards) -
 
     torch.manual_seed(0)
     model = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2))
-    hyper = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 1e-3}
+    hyper: dict[str, Any] = {
+        "steps": 1,
+        "batch_size": 1,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-3,
+    }
     LmTrainer(model, shards, LmHyperparameters(**hyper), seed=0)
     with pytest.raises(ModelError, match=r"BloomForCausalLM .* attend_across_documents: true"):
         LmTrainer(model, shards, LmHyperparameters(**hyper, attend_across_documents=False), seed=0)
