@@ -145,8 +145,9 @@ def endings_in(meta: Mapping[str, Any], size: int) -> list[bool]:
     Tasks for people tell it there.
     """
     told = meta.get(ENDED)
-    fits = isinstance(told, list) and len(told) == size
-    return list(told) if fits and all(isinstance(one, bool) for one in told) else []
+    if not isinstance(told, list) or len(told) != size:
+        return []
+    return list(told) if all(isinstance(one, bool) for one in told) else []
 
 
 Record = Document | Completion | Conversation | PromptRow | Ranking

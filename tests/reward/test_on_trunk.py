@@ -11,8 +11,9 @@ import torch
 
 from data.errors import ModelError
 from reward.adapters import AdaptedLinear, Trunk
-from reward.model import RewardModel, collate
+from reward.model import RewardModel
 from reward.on_trunk import adapt, hang, publish
+from reward.rows import collate
 
 TEXTS = (["zu", "bab", "ab"], ["ab", "zz", "b a b"])
 

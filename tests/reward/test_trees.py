@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data.errors import ModelError
 from reward.batching import EncodedRanking, scoring_batches
-from reward.model import RewardModel, ScoringModule, collate
+from reward.model import RewardModel, ScoringModule
+from reward.rows import collate
 from reward.training import Hyperparameters, RankingTrainer
 from reward.trees import can_plant, group_by_prefix, plant, shared_prefix, tree_tokens
 
