@@ -155,7 +155,9 @@ def score(
             help="Reward model (stage or model folder, hub id), rule:NAME, function:NAME, http://..."
         ),
     ],
-    source: Annotated[Path, typer.Argument(help="JSONL of prompt with response or completions.")],
+    source: Annotated[
+        Path, typer.Argument(help="JSONL of prompt with response or completions, and ended.")
+    ],
     out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
