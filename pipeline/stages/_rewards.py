@@ -48,8 +48,8 @@ class RewardTerm(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the rule or function."""
     url: Annotated[str | None, Field(pattern=r"^https?://[^/\s]+\S*$")] = None
-    """HTTP server: takes POST of {"prompts": [], "responses": [], "ended": []}, answers {"scores": []};
-    `ended` where it is known."""
+    """HTTP server: takes POST of {"prompts": [], "responses": []}, and "ended" where it is known;
+    answers {"scores": []}."""
     timeout: Annotated[PositiveNumber, SameResult()] = 60.0
     """Seconds without an answer of the server after which a try has failed."""
     retries: Annotated[int, Field(ge=0), SameResult()] = 5
