@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from data.chat import render_prompt, render_text, response_ids, spells_control_tokens
 from data.errors import ModelError
+from data.records import turn_text
 
 if TYPE_CHECKING:
-    from data.records import Prompt, turn_text
+    from data.records import Prompt
 
 _MARK = "qzxjk"
 LENGTH = "reward_max_length"
