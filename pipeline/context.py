@@ -137,6 +137,8 @@ class StageContext(Generic[S_co]):
         stop: flag that the signal handlers set.
         rank: rank of this process, 0 on one process.
         world_size: number of processes.
+        follows_from: settings marked `SameResult` that the result follows from after all, with the
+            model that was loaded; a stage adds them.
     """
 
     name: str
@@ -151,6 +153,7 @@ class StageContext(Generic[S_co]):
     stop: StopFlag = field(default_factory=StopFlag)
     rank: int = 0
     world_size: int = 1
+    follows_from: set[str] = field(default_factory=set)
 
     @property
     def main_process(self) -> bool:

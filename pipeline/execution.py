@@ -231,6 +231,7 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
         context.metrics.close()
     return {
         "metrics": metrics,
+        "follows_from": sorted(context.follows_from),
         "peak_rss_mb": peak_memory_mb(),
         "device": _device_name(pick_device()),
     }

@@ -216,6 +216,10 @@ class Planner:
             return self._unfinished(stage, key)
         before = self._inputs(artifact)
         if key_digest(key) in (artifact.manifest["key"], key_digest(before)):
+            others = self._following(artifact)
+            if others:
+                told = f"{'; '.join(others)}: it changes the result with this model"
+                return Step(stage, "run", told)
             return Step(stage, "up to date", "nothing it depends on changed")
         return Step(stage, "run", why_changed(before, key))
 
@@ -234,6 +238,14 @@ class Planner:
             why = step.reason
         self.stale.add(stage)
         return why
+
+    def _following(self, artifact: Artifact) -> list[str]:
+        """Return in words what differs of the settings that matter with this model alone."""
+        before = artifact.manifest.get("beside", {})
+        now = beside_result(self.recipe.stages[artifact.name])
+        names = artifact.manifest.get("follows_from", ())
+        old, new = ({n: part[n] for n in names if n in part} for part in (before, now))
+        return changes(old, new)
 
     def _inputs(self, artifact: Artifact) -> dict[str, Any]:
         """Return what an artifact follows from; once settings beside that were part of it."""

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.errors import ModelError
-from pipeline.artifacts import storage_errors
+from data.storage import storage_errors
 from pipeline.models import save_model, value_head
 from pipeline.ppo.loop import Ppo
 from pipeline.ppo.modules import POLICY, ValueModel, ValueReader

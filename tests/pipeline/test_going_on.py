@@ -134,6 +134,36 @@ def test_dropout_draws_for_each_pass_so_micro_batches_change_the_result(
     assert "micro_batch_size" not in load_recipe(Path("tiny.yaml")).stages["sft"].key_settings()
 
 
+def test_micro_batches_matter_where_experts_are_balanced(
+    rlhf: Rlhf, finished: Path, stop_at: Callable[..., None]
+) -> None:
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(finished / "base/model")
+    tokenizer.save_pretrained("experts")
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+        max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained("experts")
+    other = ["--set", "sft.micro_batch_size=2"]
+    Path("experts.yaml").write_text(
+        "stages:\n  sft: {kind: sft, model: ./experts, train: [{path: chats.jsonl}], max_steps: 3, "
+        "batch_size: 4, save_every: 1}\n"
+    )
+    stop_at(1)
+    assert rlhf("run", "experts.yaml").code == 130
+    refused = rlhf("run", "experts.yaml", *other)
+    assert refused.code == 2 and "micro_batch_size was None and is 2 now" in refused.err
+    assert rlhf("run", "experts.yaml").code == 0
+    said = rlhf("run", "experts.yaml", "--dry-run", "--set", "sft.save_every=2").out
+    assert "up to date" in said
+    said = rlhf("run", "experts.yaml", "--dry-run", *other).out
+    assert "sft: run (micro_batch_size: None -> 2: it changes the result with this model)" in said
+
+
 # Runs from before keys left such settings out
 
 
