@@ -57,21 +57,15 @@ def run_stage(
         launch: number of processes.
         console: where it speaks.
         stop: the stop flag.
-        anew: clear the resume states of an earlier attempt first.
+        anew: clear its resume states first.
 
     Raises:
         Interrupted: a signal asked to stop.
         StageFailedError: the stage raised; its log is named.
     """
-    from reward.functions import plugins
-
-    folder = run / stage
-    beside = beside_result(recipe.stages[stage])
+    folder, kind = run / stage, recipe.kind(stage)
     prepare_folder(folder, attempt, anew=anew)
-    facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}
-    attempt.record(recipe.to_yaml(), facts)
-    started = time.time()
-    kind = recipe.kind(stage)
+    beside, started = _record(attempt, recipe, key), time.time()
     processes = launch.processes if kind.trains else 1
     if processes == 1:
         outcome = _run_here(recipe, stage, run, attempt.digest, console, stop)
@@ -97,6 +91,16 @@ def run_stage(
         shutil.rmtree(folder / scratch, ignore_errors=True)
     forget(folder)
     return artifact
+
+
+def _record(attempt: Attempt, recipe: Recipe, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Note what an attempt is started with; return the settings beside its key."""
+    from reward.functions import plugins
+
+    beside = beside_result(recipe.stages[attempt.folder.name])
+    facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}
+    attempt.record(recipe.to_yaml(), facts)
+    return beside
 
 
 def prepare_folder(folder: Path, attempt: Attempt, *, anew: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from trl import SFTConfig
 
-from data.errors import RecipeError
 from pipeline.models import pick_device, resolve_bf16
 from pipeline.stages.sft import SftSettings, row_multiple
 
@@ -65,26 +64,6 @@ def quiet_libraries(say: Callable[[str], None]) -> Iterator[None]:
             each.propagate, each.handlers = propagate, handlers
         if not bars:
             datasets.enable_progress_bars()
-
-
-def require_same_passes(context: StageContext[SftSettings], progress: Mapping[str, Any]) -> None:
-    """Refuse other micro-batches for a model whose experts are balanced in each of them.
-
-    Args:
-        context: of the stage.
-        progress: of the resume state.
-
-    Raises:
-        RecipeError: names both sizes.
-    """
-    size = context.settings.micro_batch_size
-    before = progress.get("micro_batch_size", size)
-    if before != size:
-        raise RecipeError(
-            f"stage {context.name}: micro_batch_size was {before} and is {size} now, and the loss "
-            "that balances this model's experts is of each micro-batch; set it back, or begin "
-            "anew with --force"
-        )
 
 
 def trainer_arguments(

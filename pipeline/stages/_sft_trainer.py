@@ -44,7 +44,6 @@ from pipeline.stages._sft_packing import MaskedRows, packing_collator
 from pipeline.stages._sft_setup import (
     labels_of,
     loss_sum,
-    require_same_passes,
     token_dataset,
     trainer_arguments,
     with_unlabelled_row,
@@ -148,8 +147,6 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
                 self.model, self.data_collator, longest=self.args.max_length, stage=context.name
             )
         self.masked = isinstance(self.data_collator, MaskedRows)
-        if self.aux_loss_enabled:
-            context.follows_from.add("micro_batch_size")
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self))
         pass_rows = self.args.per_device_train_batch_size * self.args.world_size
@@ -379,8 +376,6 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         """Train to the last step, from a resume state if one is given."""
         if resume_from_checkpoint is not None:
             progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text("utf-8"))
-            if self.aux_loss_enabled:
-                require_same_passes(self.context, progress)
             self.candidates = [Candidate(**entry) for entry in progress["candidates"]]
             self._sums = {key: progress[key] for key in ("loss_sum", "last_logged")}
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -17,6 +17,8 @@ Leaves `model/` (the best candidate), `candidates/<step>/` when there is more th
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -287,6 +289,8 @@ def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
     """
     total = trainer.total_steps
     found = context.resume.latest()
+    if trainer.aux_loss_enabled:
+        _keep_passes(context, None if found is None else found[1])
     done = 0 if found is None else found[0]
     if found is not None:
         context.say(f"going on after step {done} of {total}")
@@ -295,6 +299,26 @@ def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
         trainer.train(resume_from_checkpoint=None if found is None else str(found[1]))
     if trainer.state.global_step < total:
         raise Interrupted(f"stage {context.name} stopped after step {trainer.state.global_step}")
+
+
+def _keep_passes(context: StageContext[SftSettings], state: Path | None) -> None:
+    """Let the result follow from micro-batches: a model's experts are balanced in each of them.
+
+    Raises:
+        RecipeError: the state is of others.
+    """
+    from pipeline.stages._sft_trainer import PROGRESS
+
+    context.follows_from.add("micro_batch_size")
+    size = context.settings.micro_batch_size
+    text = "{}" if state is None else (state / PROGRESS).read_text(encoding="utf-8")
+    before = json.loads(text).get("micro_batch_size", size)
+    if before != size:
+        raise RecipeError(
+            f"stage {context.name}: micro_batch_size was {before} and is {size} now, and the loss "
+            "that balances this model's experts is of each micro-batch; set it back, or begin "
+            "anew with --force"
+        )
 
 
 def _publish(

@@ -172,6 +172,18 @@ def test_a_cut_off_evaluation_goes_on_and_ends_in_the_same_samples(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_work_goes_on_in_other_batches(
+    make_context: Callable[..., Any], checkpoints: dict[str, Path]
+) -> None:
+    from pipeline.stages.evaluate import _key
+
+    first, larger, longer = (
+        make_context(settings_for(checkpoints, **changes), {})
+        for changes in ({"batch_size": 2}, {"batch_size": 3}, {"max_new_tokens": 3})
+    )
+    assert _key(first) == _key(larger) != _key(longer)
+
+
 def test_work_of_other_settings_is_not_taken_over(
     make_context: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
