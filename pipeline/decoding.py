@@ -158,13 +158,14 @@ class Decoder:
         texts = [[*self.prompts[r.place], *self.responses[r.place].token_ids] for r in self.rows]
         width = max(map(len, texts))
         ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
-        ends_B = torch.tensor([len(ids) - 1 for ids in texts])
-        wanted_E, places_B = ends_B.unique(return_inverse=True)
+        ends = [len(ids) - 1 for ids in texts]
+        wanted = sorted(set(ends)) if self.extra else list(range(width))
+        places_B = torch.tensor([wanted.index(end) for end in ends])
         device = self.model.device
-        extra = {"logits_to_keep": wanted_E.to(device)} if self.extra else {}
+        extra = {"logits_to_keep": torch.tensor(wanted, device=device)} if self.extra else {}
         logits_BXV = self.model(input_ids=ids_BS.to(device), use_cache=False, **extra).logits
-        places_B = (places_B if self.extra else ends_B).to(device)
-        self._take(self.rows, logits_BXV[torch.arange(len(texts), device=device), places_B])
+        rows_B = torch.arange(len(texts), device=device)
+        self._take(self.rows, logits_BXV[rows_B, places_B.to(device)])
 
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""

@@ -117,7 +117,7 @@ def keeps_apart(
         return found
 
     with on_trial(model) as exact:
-        alone = torch.cat([logits(ids) for ids in ids_1T.split(list(sizes), dim=1)])
+        alone = torch.cat([logits(ids) for ids in torch.split(ids_1T, list(sizes), dim=1)])
         try:
             together, before, after = (
                 logits(ids, **inputs(ids, documents_1T)) for ids in (ids_1T, before_1T, after_1T)

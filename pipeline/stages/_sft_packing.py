@@ -80,7 +80,7 @@ def packing_collator(
 
     def as_trl(ids_1T: Tensor, documents_1T: Tensor) -> dict[str, Any]:
         ids = ids_1T[0].tolist()
-        lengths = documents_1T[0].unique_consecutive(return_counts=True)[1].tolist()
+        lengths = torch.bincount(documents_1T[0]).tolist()
         made = plain([{"input_ids": ids, "labels": ids, "seq_lengths": lengths}])
         tensors = {k: v.to(ids_1T.device) if isinstance(v, Tensor) else v for k, v in made.items()}
         return {key: value for key, value in tensors.items() if key != "labels"}
