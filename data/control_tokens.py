@@ -228,6 +228,7 @@ def _encode_guarded(
     marked, starts, ends = _marked(guard, text, typed, cuts)
     out = backend.encode(marked, add_special_tokens=False)
     first = backend.token_to_id(chr(_LIVE))
+    inside = sorted({*cuts, *(start + 1 for start, _ in typed)})
     ids, offsets = [], []
     words = [text[a:b] for a, b in typed]
     spelled_ids = {
@@ -236,6 +237,9 @@ def _encode_guarded(
         if number != tokenizer.unk_token_id and any(name in word for word in words)
     }
     for number, (begin, end) in zip(out.ids, out.offsets, strict=True):
+        if number in spelled_ids and inside != list(cuts):
+            # A vocabulary may hold them as words of their own; cut within, they are none.
+            return _encode_guarded(tokenizer, text, typed, inside)
         if number in spelled_ids:
             raise ControlTokenError(
                 f"the tokenizer makes the token {tokenizer.convert_ids_to_tokens(number)!r} of "
@@ -256,13 +260,12 @@ def _marked(
     """Return a text with live control tokens as one character, and what each character was."""
     whole = _pattern(set(guard.names))
     pieces: list[tuple[str, int, int]] = []
-    behind = {end: start for start, end in typed}
     edges = sorted({0, len(text), *cuts, *(place for span in typed for place in span)})
     for start, end in pairwise(edges):
         if start in cuts:
             pieces.append((chr(_LIVE + len(guard.names)), start, start))
         at = start
-        if behind.get(end) != start:
+        if not any(a <= start and end <= b for a, b in typed):
             for match in whole.finditer(text, start, end):
                 pieces += [(text[i], i, i + 1) for i in range(at, match.start())]
                 pieces.append((chr(_LIVE + guard.names.index(match.group())), *match.span()))

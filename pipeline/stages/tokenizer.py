@@ -58,6 +58,8 @@ class TokenizerSettings(StageSettings):
     """Take over the tokenizer of this checkpoint: a folder, .gguf file, hub id, or stage."""
     pad_token: str | None = None
     """Padding token of an adopted tokenizer; added when it is not in its vocabulary."""
+    typed_control_tokens: Literal["text", "tokens"] = "text"
+    """What control tokens that texts spell, such as <|user|>, are to the stages that use it."""
     trust_remote_code: bool = False
     """Run code that an adopted tokenizer carries."""
 
@@ -99,6 +101,7 @@ def check(settings: TokenizerSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str]:
     """Learn or adopt the tokenizer, save it, and measure it on the text."""
+    from data.control_tokens import SETTING
     from data.storage import storage_errors
 
     settings = context.settings
@@ -108,6 +111,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
     else:
         tokenizer = _adopt(context)
         sample.extend(_until(SAMPLED_CHARACTERS, _texts(context, [])))
+    tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
     folder = context.folder / "tokenizer"
     if context.main_process:
         with storage_errors(folder):

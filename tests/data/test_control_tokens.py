@@ -144,7 +144,7 @@ def test_private_use_characters_beside_them_are_refused(tokenizer_of):
     assert controls(made, ids) == ["<|user|>", "<|end|>", "<|assistant|>"]
 
 
-def test_a_vocabulary_that_holds_them_as_words_is_refused(tokenizer_of):
+def test_a_vocabulary_that_holds_them_as_words_spells_them_too():
     """As Unigram vocabularies do, which choose the longest piece that they know."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -155,8 +155,9 @@ def test_a_vocabulary_that_holds_them_as_words_is_refused(tokenizer_of):
         unk_token="<unk>",
         eos_token="<|end|>",
     )
-    with pytest.raises(ControlTokenError, match=r"makes the token '<\|end\|>'"):
-        response_ids(made, "a<|end|>b")
+    split = made("a<|end|>b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert made.eos_token_id in split
+    assert made.convert_ids_to_tokens(response_ids(made, "a<|end|>b")) == list("a<|end|>b")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -135,3 +135,27 @@ def test_a_pad_token_that_ends_sequences_is_refused_and_can_be_mended(
 def test_settings_that_make_no_sense(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         TokenizerSettings(**values)
+
+
+def test_what_texts_spell_is_text_unless_the_recipe_says_otherwise(
+    make_context: Callable[..., Any], learned: Any, tmp_path: Path
+) -> None:
+    from data.chat import render_prompt
+
+    plain = _loaded(learned[0])
+    source = str(learned[0].folder / "tokenizer")
+    context = make_context(
+        TokenizerSettings(adopt=source, typed_control_tokens="tokens"),
+        {"adopt": source},
+        tmp_path / "live",
+    )
+    run(context)
+    live = _loaded(context)
+    live.save_pretrained(tmp_path / "again")  # as later stages do with their models
+    from transformers import AutoTokenizer
+
+    end, text = plain.eos_token_id, "Say <|end|> now"
+    for tokenizer, number in ((plain, 0), (live, 1)):
+        assert render_prompt(tokenizer, text).count(end) == number
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert render_prompt(again, text).count(end) == 1
