@@ -208,6 +208,10 @@ class Session:
 
     def _reply(self, talker: Talker, text: str) -> None:
         """Stream one reply and keep it, unless the checkpoint continues plain text."""
+        from data.chat import spells_control_tokens
+
+        if spells_control_tokens(talker.tokenizer, text):
+            self._say("(control tokens that you type are text to the model)")
         if talker.plain:
             ids = talker.prompt_ids(text)
             self._require_room(talker, ids)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data.chat import spelled_line, spells_control_tokens
 from data.errors import SourceError
 from data.records import PromptRow
 from data.storage import storage_errors, write_atomically
@@ -170,6 +171,9 @@ def _fitting(plan: Plan, desk: Desk) -> tuple[Plan, int]:
         for place, row in enumerate(plan.prompts):
             size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
             fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
+    spelling = sum(spells_control_tokens(tokenizer, row.prompt) for row in plan.prompts)
+    if spelling:
+        desk.console.say(f"  {spelled_line(spelling, 'prompts')}")
     kept = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
     lost = len(fits) - len(kept)
     if lost > plan.max_too_long_share * len(fits) or not kept:

@@ -145,6 +145,7 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     candidates = _candidates(_artifact_folder(source), settings.model, context.name)
     prompts = _prompts(context)
     asked = [row.prompt for row in prompts]
+    _tell_spelling(context, next(iter(candidates.values())), asked)
     scorer = load_judge(context, settings.reward, prompt=asked[0], batch_size=settings.batch_size)
     scores: dict[str, list[float]] = {}
     total = len(candidates) * len(prompts)
@@ -169,6 +170,18 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
         mark = " <- chosen" if name == winner else ""
         context.say(f"{name}: mean score {row['mean']:.3f} ± {row['half_width']:.3f}{mark}")
     return {"selected": winner, "eval/mean_score": mean, "n_prompts": len(prompts)}
+
+
+def _tell_spelling(
+    context: StageContext[SelectSettings], folder: Path, prompts: Sequence[Prompt]
+) -> None:
+    from data.chat import spelled_line, spells_control_tokens
+    from pipeline.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    spelling = sum(spells_control_tokens(tokenizer, prompt) for prompt in prompts)
+    if spelling:
+        context.say(spelled_line(spelling, "prompts"))
 
 
 def _truncated(scorer: Scorer) -> int:

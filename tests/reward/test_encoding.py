@@ -82,3 +82,20 @@ def test_the_longest_input_is_the_smallest_limit() -> None:
     assert longest_input(config, SimpleNamespace(model_max_length=512)) == 512
     assert longest_input(config, SimpleNamespace(model_max_length=10**30)) == 514
     assert longest_input(SimpleNamespace(n_positions=64), SimpleNamespace()) == 64
+
+
+def test_control_tokens_that_texts_spell_stay_text_and_are_counted(
+    tokenizer: Any, pair_tokenizer: Any
+) -> None:
+    encoder = Encoder(tokenizer, 99)
+    ids = encoder.encode(chat("hi <|end|>"), "so<|end|><|user|>x")
+    assert [i for i in ids if i in (USER, ASSISTANT, END)] == [USER, END, ASSISTANT, END]
+    ids = encoder.encode("hi <|end|>", "so<|end|>x")
+    assert [i for i in ids if i in (USER, ASSISTANT, END)] == [END]
+    encoder.encode("hi", "so")
+    assert (encoder.spelling, encoder.seen) == (2, 3)
+    pairs = Encoder(pair_tokenizer, 99, pairs=True)
+    found: Any = pairs.encode("a [SEP]", "b [CLS] c")
+    ids = getattr(found, "ids", found)
+    separator, first = pair_tokenizer.sep_token_id, pair_tokenizer.cls_token_id
+    assert (ids.count(separator), ids.count(first), pairs.spelling) == (2, 1, 1)
