@@ -134,7 +134,7 @@ def test_prompts_that_spell_control_tokens_are_counted_and_open_no_turn(
     found = prepare_prompts(
         records, tokenizer=tokenizer, max_tokens=90, prefix_tokens=None, report=report
     )
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.added_tokens_decoder)
     counts = {p.id: sum(i in special for i in p.ids) for p in found}
     assert counts == {"typed": 3, "plain": 0, "clean": 3}
     assert report.lines()[0] == "3 prompts"
