@@ -167,7 +167,7 @@ def _fitting(plan: Plan, desk: Desk) -> tuple[Plan, int]:
         limit = _context_length(plan, source)
         if limit is None:
             continue
-        plain = _is_plain(plan, name, tokenizer)
+        plain = name in plan.plain or not tokenizer.chat_template
         for place, row in enumerate(plan.prompts):
             size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
             fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
@@ -204,15 +204,11 @@ def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
     return leave_out_unused(model, _tokenizer(plan, source)).to(pick_device()).eval()
 
 
-def _is_plain(plan: Plan, name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return name in plan.plain or not tokenizer.chat_template
-
-
 def _answer(plan: Plan, desk: Desk, name: str) -> dict[str, Any]:
     """Return a checkpoint's answers, its own log-probability of each, and its perplexity."""
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
-    plain = _is_plain(plan, name, tokenizer)
+    plain = name in plan.plain or not tokenizer.chat_template
     prompts = [prompt_ids(tokenizer, row.prompt, plain=plain) for row in plan.prompts]
     endings = eos_ids(tokenizer, model)
     if plain or all(isinstance(row.prompt, str) for row in plan.prompts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.chat import Rendered, RenderReport, render_demonstrations
 from data.errors import ModelError, SourceError
@@ -84,32 +84,14 @@ def prepare_rows(
         SourceError: more are too long than allowed.
         ModelError: no demonstration can be learned with this chat template.
     """
-    if heldout:
-        judged = {opening(prompt_of(record)) for record in heldout}
-        kept = [r for r in training if opening(prompt_of(r)) not in judged]
-        if len(kept) < len(training):
-            say(f"{len(training) - len(kept)} demonstrations left out: their prompts are held out")
-    else:
-        sides = [is_heldout(prompt_of(r), share=heldout_share, seed=seed) for r in training]
-        kept = [r for r, out in zip(training, sides, strict=True) if not out]
-        heldout = [r for r, out in zip(training, sides, strict=True) if out]
+    kept, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
     if len(heldout) > max_heldout:
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
     report, heldout_report = RenderReport(), RenderReport()
-    rows = list(
-        render_demonstrations(
-            tokenizer, kept, max_length=max_length, too_long=too_long, report=report
-        )
-    )
-    held = list(
-        render_demonstrations(
-            tokenizer,
-            heldout[:max_heldout],
-            max_length=max_length,
-            too_long=too_long,
-            report=heldout_report,
-        )
-    )
+    lengths: Any = {"max_length": max_length, "too_long": too_long}
+    rows = list(render_demonstrations(tokenizer, kept, **lengths, report=report))
+    measured = heldout[:max_heldout]
+    held = list(render_demonstrations(tokenizer, measured, **lengths, report=heldout_report))
     for line in report.lines():
         say(f"train: {line}")
     if report.unlearnable and not rows:
@@ -118,7 +100,7 @@ def prepare_rows(
     say(f"heldout: {len(held):,} demonstrations")
     cut = report.truncated + heldout_report.truncated
     dropped = report.dropped + heldout_report.dropped
-    seen = len(kept) + min(len(heldout), max_heldout)
+    seen = len(kept) + len(measured)
     if seen and (cut + dropped) / seen > max_too_long_share:
         raise SourceError(
             f"{cut + dropped} of {seen} demonstrations are longer than max_length {max_length} "
@@ -134,3 +116,24 @@ def prepare_rows(
         unlearnable=report.unlearnable + heldout_report.unlearnable,
         ends=frozenset(report.answers.ends),
     )
+
+
+def _parted(
+    training: list[Demonstration],
+    heldout: list[Demonstration],
+    *,
+    share: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return what is learned and what is held out; no prompt is in both."""
+    if heldout:
+        judged = {opening(prompt_of(record)) for record in heldout}
+        kept = [r for r in training if opening(prompt_of(r)) not in judged]
+        if len(kept) < len(training):
+            say(f"{len(training) - len(kept)} demonstrations left out: their prompts are held out")
+    else:
+        sides = [is_heldout(prompt_of(r), share=share, seed=seed) for r in training]
+        kept = [r for r, out in zip(training, sides, strict=True) if not out]
+        heldout = [r for r, out in zip(training, sides, strict=True) if out]
+    return kept, heldout
