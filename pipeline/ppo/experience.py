@@ -138,7 +138,9 @@ class Experience:
         rewards_BT: KL penalty, and the score where `score_position` says; before whitening.
         advantages_BT: whitened as the settings say.
         returns_BT: targets of the values.
-        states_BTH: hidden states that values are read off (`value: reward`); else None.
+        states_BTH: hidden states that values are read off (`value: reward`), of this process's own
+            episodes whoever's the other tensors hold; else None.
+        first: place of this process's first episode among those that are held.
     """
 
     tokens: Tokens
@@ -150,6 +152,13 @@ class Experience:
     advantages_BT: Tensor
     returns_BT: Tensor
     states_BTH: Tensor | None = None
+    first: int = 0
+
+    @property
+    def own(self) -> range:
+        """Places of this process's episodes that `states_BTH` is of."""
+        assert self.states_BTH is not None
+        return range(self.first, self.first + len(self.states_BTH))
 
 
 class PolicyScores(NamedTuple):
@@ -309,20 +318,21 @@ def make_experience(
 
 
 def everyones(experience: Experience, ranks: Ranks) -> Experience:
-    """Return the experience of all processes, in their order, on every process."""
+    """Return the experience of all processes, in their order, on every process.
+
+    Hidden states, a thousand times a token's other figures, stay where they were computed.
+    """
     if ranks.size == 1:
         return experience
-    names = [f.name for f in fields(Experience) if f.name != "tokens"]
-    if experience.states_BTH is None:
-        names.remove("states_BTH")
+    apart_fields = ("tokens", "states_BTH", "first")
+    names = [f.name for f in fields(Experience) if f.name not in apart_fields]
     own, tokens = {name: getattr(experience, name).cpu() for name in names}, experience.tokens
     masks = (tokens.mask_BT.cpu(), tokens.value_mask_BT.cpu())
     parts = ranks.gather((tokens.ids, tokens.starts_B.cpu(), masks, own))
     width = max(mask_BT.shape[1] for _, _, (mask_BT, _), _ in parts)
 
     def joined(rows: list[Tensor]) -> Tensor:
-        inner = (0, 0) * (rows[0].dim() - 2)
-        wide = [functional.pad(w, (*inner, 0, width - w.shape[1])) for w in rows]
+        wide = [functional.pad(w, (0, width - w.shape[1])) for w in rows]
         return torch.cat(wide).to(tokens.device)
 
     mask_BT = joined([mask_BT for _, _, (mask_BT, _), _ in parts])
@@ -335,7 +345,12 @@ def everyones(experience: Experience, ranks: Ranks) -> Experience:
         pad_id=tokens.pad_id,
         device=tokens.device,
     )
-    return Experience(whole, **{name: joined([p[3][name] for p in parts]) for name in names})
+    return Experience(
+        whole,
+        **{name: joined([p[3][name] for p in parts]) for name in names},
+        states_BTH=experience.states_BTH,
+        first=sum(len(ids) for ids, *_ in parts[: ranks.rank]),
+    )
 
 
 def global_moments(values: Tensor, mask: Tensor, ranks: Ranks) -> Moments:

@@ -1,7 +1,8 @@
 """The optimiser steps of one update.
 
 Every process holds the tokens and figures of all episodes (little beside a model), so that a
-minibatch is the same whatever the number of processes, which share it evenly.
+minibatch is the same whatever the number of processes, which share it evenly. Hidden states that
+values are read off are not little: each process reads those of its own episodes.
 
 Shapes: B episodes of all processes, M episodes of a micro-batch, T response tokens.
 """
@@ -20,7 +21,7 @@ from pipeline.ppo.advantages import whitened
 from pipeline.ppo.experience import Experience, Piece, everyones, global_moments
 from pipeline.ppo.invariants import check_first_step
 from pipeline.ppo.learner import Average, Learner, rate_share
-from pipeline.ppo.losses import policy_loss, value_loss
+from pipeline.ppo.losses import ValueLoss, policy_loss, value_loss
 from pipeline.ppo.masking import masked_mean
 from pipeline.ppo.pretraining import PretrainingRows, add_pretraining_gradient
 from pipeline.ppo.ranks import Ranks
@@ -93,7 +94,8 @@ class Optimization:
         for epoch in range(self.hyper.epochs):
             for minibatch in self._minibatches(experience, update, epoch):
                 rows = self._share(experience, minibatch)
-                step = self._gradients(experience, rows, warming=self._warming(update))
+                warming = self._warming(update)
+                step = self._gradients(experience, rows, warming=warming, minibatch=minibatch)
                 if check and not done.steps:
                     check_first_step(
                         ratio=step.ratio,
@@ -133,8 +135,18 @@ class Optimization:
         ids = experience.tokens.ids
         return self.ranks.share(sorted(minibatch, key=lambda row: (-len(ids[row]), row)))
 
-    def _gradients(self, experience: Experience, rows: list[int], *, warming: bool) -> Step:
-        """Accumulate the gradients of a minibatch; micro-batches do not change them."""
+    def _gradients(
+        self,
+        experience: Experience,
+        rows: list[int],
+        *,
+        warming: bool,
+        minibatch: list[int] | None = None,
+    ) -> Step:
+        """Accumulate the gradients of a minibatch; micro-batches do not change them.
+
+        `rows` are this process's share of the minibatch, which is of these alone when not given.
+        """
         tokens = experience.tokens
         masks = (tokens.mask_BT[rows], tokens.value_mask_BT[rows])
         counts = self.ranks.sum(torch.stack([mask.sum().float() for mask in masks]))
@@ -142,10 +154,14 @@ class Optimization:
             experience = self._whitened(experience, rows)
         pieces = list(tokens.pieces(rows, limit=self.hyper.update_limit, ranks=self.ranks))
         told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
-        modules = [self.policy.module, *([self.value.module] if self.value else [])]
+        modules = [self.policy.module]
+        if self.value is not None and experience.states_BTH is None:
+            modules.append(self.value.module)
         for place, piece in enumerate(pieces):
             with self.ranks.gradient_sync(*modules, when=place == len(pieces) - 1):
                 told += self._piece(experience, piece, counts, warming=warming)
+        if experience.states_BTH is not None:
+            told += self._read(experience, minibatch or rows, counts[1])
         return Step(*self.ranks.sum(told).tolist())
 
     def _whitened(self, experience: Experience, rows: list[int]) -> Experience:
@@ -181,37 +197,67 @@ class Optimization:
             clip=hyper.clip,
             count=count,
         )
-        values_MT = output.values_BT
-        if experience.states_BTH is not None:
-            assert self.value is not None
-            values_MT = self.value.module(part(experience.states_BTH), value_mask_MT)
-        elif self.value is not None:
-            values_MT = self.value.module(*places, value_mask_MT)
-        regression = value_loss(
-            values_BT=values_MT,
-            old_values_BT=part(experience.values_BT),
-            returns_BT=part(experience.returns_BT),
-            mask_BT=value_mask_MT,
-            clip=hyper.value_clip,
-            count=value_count,
-        )
         entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
-        loss = hyper.value_coefficient * regression.loss
+        loss = torch.zeros((), device=self.ranks.device)
         if not skip_policy:
             bonus = hyper.entropy_coefficient * entropy
             # A shared trunk keeps a (zero) gradient for every parameter while it warms up.
-            loss = loss + (0.0 if warming else 1.0) * (surrogate.loss - bonus)
-        self.ranks.backward(loss)
-        figures = {  # the fields of Step
+            loss = (0.0 if warming else 1.0) * (surrogate.loss - bonus)
+        figures = {
             "policy_loss": surrogate.loss,
-            "value_loss": regression.loss,
             "approximate_kl": surrogate.approximate_kl,
             "clip_share": surrogate.clip_share,
-            "value_clip_share": regression.clip_share,
             "ratio": surrogate.ratio,
             "entropy": entropy,
         }
-        return torch.stack([figures[name].detach().double() for name in Step._fields])
+        if experience.states_BTH is None:
+            values_MT = output.values_BT
+            if self.value is not None:
+                values_MT = self.value.module(*places, value_mask_MT)
+            regression = value_loss(
+                values_BT=values_MT,
+                old_values_BT=part(experience.values_BT),
+                returns_BT=part(experience.returns_BT),
+                mask_BT=value_mask_MT,
+                clip=hyper.value_clip,
+                count=value_count,
+            )
+            loss = hyper.value_coefficient * regression.loss + loss
+            figures |= _value_figures(regression)
+        if loss.requires_grad:
+            self.ranks.backward(loss)
+        return _told(figures)
+
+    def _read(self, experience: Experience, minibatch: list[int], count: Tensor) -> Tensor:
+        """Add the value head's gradients of this process's own episodes in a minibatch.
+
+        Returns this process's share of the step's figures. A process may have none of them; `count`
+        are the values of the global minibatch.
+        """
+        assert self.value is not None and experience.states_BTH is not None
+        own, tokens, width = experience.own, experience.tokens, experience.states_BTH.shape[1]
+        rows = [row for row in minibatch if row in own]
+        size = self.hyper.update_limit.rows_of(
+            max((len(tokens.ids[row]) for row in rows), default=1)
+        )
+        told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
+        for start in range(0, max(1, len(rows)), size):
+            some = rows[start : start + size]
+            mask_MT = tokens.value_mask_BT[some, :width]
+            states_MTH = experience.states_BTH[[row - own.start for row in some]]
+            last = start + size >= len(rows)
+            with self.ranks.gradient_sync(self.value.module, when=last):
+                regression = value_loss(
+                    values_BT=self.value.module(states_MTH, mask_MT),
+                    old_values_BT=experience.values_BT[some, :width],
+                    returns_BT=experience.returns_BT[some, :width],
+                    mask_BT=mask_MT,
+                    clip=self.hyper.value_clip,
+                    count=count,
+                )
+                self.ranks.backward(self.hyper.value_coefficient * regression.loss)
+            told += _told(_value_figures(regression))
+        return told
 
     def _add_pretraining(self, done: Steps, episodes: int, pad_id: int, update: int) -> None:
         if self.pretraining is None or self._warming(update):
@@ -253,6 +299,18 @@ class Optimization:
         for name, parameter in self.ranks.unwrapped(self.policy.module).named_parameters():
             if not name.startswith("value_head"):
                 parameter.grad = None
+
+
+def _value_figures(regression: ValueLoss) -> dict[str, Tensor]:
+    return {"value_loss": regression.loss, "value_clip_share": regression.clip_share}
+
+
+def _told(figures: dict[str, Tensor]) -> Tensor:
+    """Return figures in the order of the fields of `Step`, 0 where there is none."""
+    zero = torch.zeros((), dtype=torch.float64)
+    found = [figures[name] if name in figures else zero for name in Step._fields]
+    device = next(iter(figures.values())).device
+    return torch.stack([figure.detach().double().to(device) for figure in found])
 
 
 def _require_finite(name: str, figure: float, update: int) -> None:

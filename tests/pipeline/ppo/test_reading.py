@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from data.records import Message
 from pipeline.config import Lora
 from pipeline.generation import Sample
-from pipeline.ppo.loop import _score, _tokens, run_update
+from pipeline.ppo.experience import Experience, everyones, make_experience
+from pipeline.ppo.loop import _look, _roll_out, _score, _tokens, run_update
 from pipeline.ppo.modules import Policy
 from pipeline.ppo.prompts import PreparedPrompt
 from pipeline.ppo.rollout import Episodes
@@ -148,3 +150,84 @@ def test_values_start_at_nothing_and_learn(reading_ppo: Build) -> None:
     losses = [run_update(ppo).metrics["loss/value_avg"] for _ in range(8)]
     assert sum(losses[4:]) < 0.9 * sum(losses[:4])
     assert any(bool(p.any()) for p in head.parameters())
+
+
+class Half:
+    """One of two processes that have each half the episodes; keeps what it sends to the other."""
+
+    size = 2
+
+    def __init__(self, rank: int, halves: list[Any]) -> None:
+        self.rank, self.halves, self.sent = rank, halves, set[str]()
+
+    def gather(self, value: Any) -> list[Any]:
+        other = self.halves[1 - self.rank]
+        self.sent = set(value[3])
+        theirs = (
+            other.tokens.ids,
+            other.tokens.starts_B,
+            (other.tokens.mask_BT, other.tokens.value_mask_BT),
+            {name: getattr(other, name) for name in self.sent},
+        )
+        return [value, theirs] if self.rank == 0 else [theirs, value]
+
+
+def read_experience(ppo: Any) -> Experience:
+    found = _roll_out(ppo)
+    scores, reading = _score(ppo, found)
+    tokens, scored = _look(ppo, found, reading)
+    return make_experience(
+        tokens,
+        scored,
+        scores_B=scores.final_B,
+        kl_coefficient=0.1,
+        hyper=ppo.hyper,
+        ranks=ppo.ranks,
+    )
+
+
+def half(whole: Experience, rows: slice) -> Experience:
+    """Return the experience of a process that has these episodes, as narrow as they are."""
+    mask_BT = whole.tokens.mask_BT[rows]
+    width = int(mask_BT.sum(dim=1).max())
+    mask_BT = mask_BT[:, :width]
+    tokens = replace(
+        whole.tokens, ids=whole.tokens.ids[rows], starts_B=whole.tokens.starts_B[rows],
+        mask_BT=mask_BT, value_mask_BT=mask_BT,
+    )  # fmt: skip
+    names = [f.name for f in fields(Experience) if f.name.endswith(("_BT", "_BTH"))]
+    return replace(
+        whole, tokens=tokens, **{name: getattr(whole, name)[rows, :width] for name in names}
+    )
+
+
+def test_states_stay_on_their_process_and_the_values_learn_alike(reading_ppo: Build) -> None:
+    ppo = reading_ppo(micro_batch_size=3)
+    torch.nn.init.normal_(ppo.optimization.value.module.value_head.weight, std=0.3)
+    whole = read_experience(ppo)
+    run, minibatch = ppo.optimization, [7, 1, 0, 4, 5]
+    count = whole.tokens.value_mask_BT[minibatch].sum()
+    told = run._read(whole, minibatch, count)
+    gradients = [p.grad.clone() for p in run.value.parameters()]
+    run.value.optimizer.zero_grad()
+    halves = [half(whole, slice(0, 3)), half(whole, slice(3, 8))]
+    parts = torch.zeros_like(told)
+    for rank, own in enumerate(halves):
+        process: Any = Half(rank, halves)
+        joined = everyones(own, process)
+        assert joined.states_BTH is own.states_BTH and len(joined.own) == len(own.tokens.ids)
+        assert process.sent and "states_BTH" not in process.sent
+        assert torch.equal(joined.returns_BT, whole.returns_BT)
+        parts += run._read(joined, minibatch, count)
+    assert torch.allclose(parts, told, atol=1e-9) and told.abs().sum() > 1e-3
+    for before, parameter in zip(gradients, run.value.parameters(), strict=True):
+        assert before.abs().max() > 1e-3
+        assert torch.allclose(parameter.grad, before, atol=1e-6)
+
+
+def test_a_process_without_episodes_in_a_minibatch_adds_nothing(reading_ppo: Build) -> None:
+    ppo = reading_ppo()
+    own = read_experience(ppo)
+    told = ppo.optimization._read(replace(own, first=8), [0, 1], torch.tensor(5.0))
+    assert not told.any()
+    assert all(not p.grad.any() for p in ppo.optimization.value.parameters())

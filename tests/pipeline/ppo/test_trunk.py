@@ -157,7 +157,7 @@ def test_what_is_published_is_merged_and_apart(make_ppo: Build, tmp_path: Path) 
 def test_the_head_may_have_a_rate_of_its_own(make_ppo: Build) -> None:
     ppo = make_ppo(lora=LORA, episodes=16, value_learning_rate=5e-2)
     learner = ppo.optimization.policy
-    learner.step(share=0.5, max_norm=None)
+    learner.step(norm=1.0, share=0.5, max_norm=None)
     body, head = learner.optimizer.param_groups
     assert (body["lr"], head["lr"]) == (5e-3, 2.5e-2)
     assert len(head["params"]) == 2
