@@ -237,9 +237,8 @@ class Optimization:
         assert self.value is not None and experience.states_BTH is not None
         own, tokens, width = experience.own, experience.tokens, experience.states_BTH.shape[1]
         rows = [row for row in minibatch if row in own]
-        size = self.hyper.update_limit.rows_of(
-            max((len(tokens.ids[row]) for row in rows), default=1)
-        )
+        longest = max((len(tokens.ids[row]) for row in rows), default=1)
+        size = self.hyper.update_limit.rows_of(longest)
         told = torch.zeros(len(Step._fields), device=self.ranks.device, dtype=torch.float64)
         for start in range(0, max(1, len(rows)), size):
             some = rows[start : start + size]
@@ -307,10 +306,8 @@ def _value_figures(regression: ValueLoss) -> dict[str, Tensor]:
 
 def _told(figures: dict[str, Tensor]) -> Tensor:
     """Return figures in the order of the fields of `Step`, 0 where there is none."""
-    zero = torch.zeros((), dtype=torch.float64)
-    found = [figures[name] if name in figures else zero for name in Step._fields]
-    device = next(iter(figures.values())).device
-    return torch.stack([figure.detach().double().to(device) for figure in found])
+    zero = torch.zeros_like(next(iter(figures.values())))
+    return torch.stack([figures.get(name, zero).detach().double() for name in Step._fields])
 
 
 def _require_finite(name: str, figure: float, update: int) -> None:
