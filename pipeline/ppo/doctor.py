@@ -3,7 +3,8 @@
 Pure functions over the history of the metrics, oldest first. The first row tells of the policy the
 run started from, since an update's episodes are sampled before its optimiser steps. "Now" is the
 mean of the last `window` rows, "the best so far" the highest mean of any `window` rows, or the
-first row. A figure that the history does not give yet is left out.
+first row. A figure that the history does not give yet is left out. What `START_CHECKS` find is of
+the policy that the run started from, from the first batch on: it is told, and ends no run.
 
 Where the thresholds come from: PPO's clip of 0.2 keeps half the squared log ratio near 0.01, so
 that 0.2 is twenty times as much; Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and
@@ -23,6 +24,8 @@ History = Sequence[Mapping[str, float]]
 
 SCORE = "objective/scores_raw"
 """What two updates are compared by: no running statistics are in it."""
+ENTROPY_SHARE = "policy/entropy_share"
+"""The mean entropy of a token's distribution over that of a uniform one."""
 KEPT = (
     SCORE,
     "objective/scores_raw_std",
@@ -33,6 +36,7 @@ KEPT = (
     "objective/repeated_share",
     "objective/distinct_share",
     "policy/entropy_avg",
+    ENTROPY_SHARE,
     "policy/approxkl_avg",
     "val/explained_variance",
 )
@@ -108,17 +112,38 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "repetition": Advice(
         "the reward pays for text that repeats itself",
-        f"{OR_ELSE} raise kl_coefficient or add a reward against repetition",
+        f"look at the answers in samples.jsonl, {OR_ELSE} raise kl_coefficient or add a reward "
+        "against repetition",
     ),
     "identical_responses": Advice(
         "one response scores well whatever the prompt",
         f"look at whether the reward model reads the prompt, {OR_ELSE} raise kl_coefficient",
     ),
+    "never_ends": Advice(
+        "the start never learned to end an answer, or none fits max_new_tokens",
+        f"look at the answers in samples.jsonl, {OR_ELSE} name as policy an sft stage whose "
+        "answers end and fit max_new_tokens",
+    ),
+    "equal_scores": Advice(
+        "the reward does not tell the start's answers apart, so that there is nothing to learn",
+        f"look at the scores in samples.jsonl, {OR_ELSE} name as policy a start with better "
+        "answers or another reward",
+    ),
+    "random_start": Advice(
+        "the start's answers are about as good as random, as an untrained model's are",
+        f"look at the answers in samples.jsonl, {OR_ELSE} name as policy a checkpoint that was "
+        "trained longer",
+    ),
 }
 
 
 def findings(
-    history: History, *, settings: DoctorSettings, ends_matter: bool = True, value_warmup: int = 0
+    history: History,
+    *,
+    settings: DoctorSettings,
+    ends_matter: bool = True,
+    value_warmup: int = 0,
+    batch_size: int = 1,
 ) -> dict[str, Finding]:
     """Return every figure that the history gives, by the name of its alarm.
 
@@ -127,13 +152,15 @@ def findings(
         settings: thresholds.
         ends_matter: whether a response should end.
         value_warmup: updates that train the value model alone.
+        batch_size: responses of an update.
     """
-    if len(history) <= settings.window:
-        return {}
+    responses = batch_size * len(history)
+    found = {name: check(history, responses, settings) for name, check in START_CHECKS.items()}
+    if len(history) > settings.window:
+        found |= {name: check(history, settings) for name, check in CHECKS.items()}
     patient = len(history) > max(settings.value_grace, settings.window) + value_warmup
-    found = {name: check(history, settings) for name, check in CHECKS.items()}
     if not ends_matter:
-        found["lost_ends"] = None
+        found["lost_ends"] = found["never_ends"] = None
     if not patient:
         found["dead_value"] = None
     return {
@@ -276,4 +303,37 @@ CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
     "entropy_collapse": _entropy_collapse,
     "repetition": _repetition,
     "identical_responses": _identical_responses,
+}
+
+
+def _never_ends(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    if any(row["objective/ended_share"] > 0 for row in history):
+        return None
+    limit = settings.start_responses
+    told = f"none of the {responses} responses so far ended by itself"
+    return Finding(responses, limit, responses >= limit, told)
+
+
+def _equal_scores(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    score = history[0][SCORE]
+    alike = (abs(row[SCORE] - score) < 1e-6 for row in history)
+    if not all(alike) or any(row["objective/scores_raw_std"] > 1e-6 for row in history):
+        return None
+    limit = settings.start_responses
+    told = f"all {responses} responses so far score {score:.3g}"
+    return Finding(responses, limit, responses >= limit, told)
+
+
+def _random_start(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    figure = history[0].get(ENTROPY_SHARE)
+    if figure is None:  # a state from before the figure was kept
+        return None
+    told = f"a token of the start has {100 * figure:.0f} % of the entropy of tokens drawn evenly"
+    return Finding(figure, settings.random_share, figure > settings.random_share, told)
+
+
+START_CHECKS: Mapping[str, Callable[[History, int, DoctorSettings], Finding | None]] = {
+    "never_ends": _never_ends,
+    "equal_scores": _equal_scores,
+    "random_start": _random_start,
 }

@@ -48,6 +48,7 @@ that a resumed run goes on bit for bit with no generator's state to keep.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
 from pipeline.checkpoint import ResumeStore, load_state, restore_rng, rng_state, save_state
+from pipeline.ppo.doctor import ENTROPY_SHARE
 from pipeline.ppo.experience import (
     Experience,
     PolicyScores,
@@ -184,6 +186,7 @@ def run_update(
     metrics = objective_metrics(
         episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, ranks=ppo.ranks
     ) | response_metrics(episodes, scores, ranks=ppo.ranks)
+    metrics[ENTROPY_SHARE] = metrics["policy/entropy_avg"] / math.log(len(ppo.tokenizer))
     if judge is not None:
         judge(metrics)
     clock.lap("time/judge")

@@ -4,7 +4,8 @@ Means are over all processes. `objective/*` are means over episodes of sums over
 `objective/kl` is the k1 estimate, which shapes the reward; `objective/kl_k2` and `objective/kl_k3`
 are figures alone (`pipeline.ppo.kl`). `objective/entropy` is minus the sampled tokens' summed
 log-probabilities, as TRL has it; `policy/entropy_avg` the mean entropy of a token's distribution,
-before the update, where TRL takes it during the update. `val/ratio_var` is the variance over
+before the update, where TRL takes it during the update, and `policy/entropy_share` that over the
+entropy of tokens drawn evenly. `val/ratio_var` is the variance over
 optimiser steps of the mean ratio (TRL: over micro-batches). `val/num_eos_tokens` counts ended
 responses, TRL end tokens. `time/*` are seconds.
 """

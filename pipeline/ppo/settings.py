@@ -38,6 +38,9 @@ AlarmName = Literal[
     "entropy_collapse",
     "repetition",
     "identical_responses",
+    "never_ends",
+    "equal_scores",
+    "random_start",
 ]
 
 
@@ -45,7 +48,7 @@ class DoctorSettings(Settings):
     """When an alarm rings, and what happens then; figures are means over `window` updates."""
 
     on_alarm: Literal["warn", "stop", "best"] = "warn"
-    """Say so; or save and stop; or end the run with the best policy before it."""
+    """Say so; or save and stop; or end with the best policy before it. A bad start is said only."""
     ignore: tuple[AlarmName, ...] = ()
     """Alarms that never ring."""
     window: PositiveInt = 5
@@ -76,6 +79,10 @@ class DoctorSettings(Settings):
     """repetition: share of four-token runs that stood in the response before."""
     distinct_share: Share = 0.25
     """identical_responses: share of different responses over the first update's."""
+    start_responses: PositiveInt = 64
+    """never_ends, equal_scores: responses from the start on, all without an end or of one score."""
+    random_share: Share = 0.7
+    """random_start: entropy of a token at the start over that of tokens drawn evenly."""
 
 
 class RolloutSettings(Settings):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import Interrupted, TrainingError
 from pipeline.checkpoint import ResumeStore
+from pipeline.ppo.doctor import START_CHECKS
 from pipeline.ppo.loop import Ppo, run_update, save, take_up, write_state
 from pipeline.ppo.watch import BestPolicy, alarm_lines, alarm_row
 
@@ -48,6 +49,9 @@ def train(
             `doctor.on_alarm` is stop; the state has been saved then.
     """
     best = BestPolicy.of(states, ppo.hyper, drifts=ppo.rewards.drifts(ppo.hyper))
+    if ppo.watch.ended_by and ppo.hyper.doctor.on_alarm == "best":  # killed before it was published
+        _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
+        return ppo.metrics
     while ppo.update < ppo.hyper.updates:
         result = run_update(ppo, judge=lambda metrics: _keep_if_best(ppo, best, metrics))
         figures, begins = ppo.watch.look(result.metrics)
@@ -55,17 +59,18 @@ def train(
         outlets.log(ppo.update, ppo.metrics)
         if _is_due(ppo, ppo.hyper.sample_every):
             outlets.write_samples(result.samples)
-        lines = alarm_lines(begins, update=ppo.update)
-        for line in lines:
+        for line in alarm_lines(begins, update=ppo.update):
             outlets.say(line)
         outlets.write_alarms([alarm_row(n, r, update=ppo.update) for n, r in begins.items()])
         outlets.advance(ppo.metrics)
-        ends = bool(begins) and ppo.hyper.doctor.on_alarm != "warn"
+        ending = {name: found for name, found in begins.items() if name not in START_CHECKS}
+        ends = bool(ending) and ppo.hyper.doctor.on_alarm != "warn"
         stop = should_stop()
+        ppo.watch.ended_by = alarm_lines(ending, update=ppo.update) if ends else []
         if stop or ends or _is_due(ppo, ppo.hyper.save_every):
             save(ppo, states)
         if ends:
-            _end_on_alarm(ppo, best, lines, outlets)
+            _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
             break
         if stop and ppo.update < ppo.hyper.updates:
             raise Interrupted(f"PPO was asked to stop after update {ppo.update}")
@@ -74,7 +79,7 @@ def train(
 
 def _keep_if_best(ppo: Ppo, best: BestPolicy, metrics: Mapping[str, float]) -> None:
     """Save the state of a policy that scores better than all before it."""
-    if not best.is_better(metrics, update=ppo.update, ringing=bool(ppo.watch.ringing)):
+    if not best.is_better(metrics, update=ppo.update, ringing=ppo.watch.unwell):
         return
 
     def write(folder: Path) -> None:

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import ResumeStore, load_state, save_state
-from pipeline.ppo.doctor import ADVICE, KEPT, SCORE, Finding, findings, sentence
+from pipeline.ppo.doctor import (
+    ADVICE,
+    KEPT,
+    SCORE,
+    START_CHECKS,
+    Finding,
+    findings,
+    sentence,
+)
 from pipeline.ppo.settings import Hyperparameters
 
 BEST = "best.pt"
@@ -30,11 +38,14 @@ class Watch:
         hyper: settings of the run.
         history: what the doctor needs of each update's metrics.
         ringing: alarms that ring now.
+        ended_by: the alarms that ended the run, in words; the state with them is saved before what
+            then happens, which a run that is killed meanwhile takes up again.
     """
 
     hyper: Hyperparameters
     history: list[dict[str, float]] = field(default_factory=list)
     ringing: list[str] = field(default_factory=list)
+    ended_by: list[str] = field(default_factory=list)
 
     def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
         """Take in an update; return metrics to log and the alarms that begin to ring."""
@@ -44,6 +55,7 @@ class Watch:
             settings=self.hyper.doctor,
             ends_matter=self.hyper.end_rule != "none",
             value_warmup=self.hyper.value_warmup_updates,
+            batch_size=self.hyper.batch_size,
         )
         rings = [name for name, finding in found.items() if finding.rings]
         begins = {name: found[name] for name in rings if name not in self.ringing}
@@ -51,13 +63,19 @@ class Watch:
         figures = {f"doctor/{name}": finding.figure for name, finding in found.items()}
         return {"doctor/alarms": len(rings), **figures}, begins
 
+    @property
+    def unwell(self) -> bool:
+        """Whether an alarm rings of what training did, not of the start alone."""
+        return not START_CHECKS.keys() >= set(self.ringing)
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"history": self.history, "ringing": self.ringing}
+        return {"history": self.history, "ringing": self.ringing, "ended_by": self.ended_by}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
         self.history, self.ringing = list(state["history"]), list(state["ringing"])
+        self.ended_by = list(state.get("ended_by", ()))  # states from before have none
 
 
 @dataclass
@@ -81,7 +99,12 @@ class BestPolicy:
     def of(cls, states: ResumeStore, hyper: Hyperparameters, *, drifts: bool) -> BestPolicy:
         """Look for one beside the resume states, left by an earlier part of the same run."""
         store = ResumeStore(
-            states.folder / "best", states.key, keep=1, rank=states.rank, barrier=states.barrier
+            states.folder / "best",
+            states.key,
+            keep=1,
+            rank=states.rank,
+            barrier=states.barrier,
+            say=states.say,
         )
         found = store.latest() if hyper.doctor.on_alarm == "best" else None
         score = -math.inf if found is None else float(load_state(found[1] / BEST)["score"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.checkpoint import ResumeStore
-from pipeline.ppo.doctor import ADVICE, CHECKS, KEPT, findings, sentence
+from pipeline.ppo.doctor import ADVICE, CHECKS, KEPT, START_CHECKS, findings, sentence
 from pipeline.ppo.loop import run_update
 from pipeline.ppo.settings import AlarmName, DoctorSettings, Hyperparameters
 from pipeline.ppo.watch import BestPolicy, Watch
@@ -27,6 +27,7 @@ HEALTHY = {
     "objective/repeated_share": 0.05,
     "objective/distinct_share": 0.8,
     "policy/entropy_avg": 1.5,
+    "policy/entropy_share": 0.3,
     "policy/approxkl_avg": 0.01,
     "val/explained_variance": 0.4,
 }
@@ -63,13 +64,38 @@ UNHEALTHY: dict[str, tuple[list[dict[str, float]], float, str]] = {
 }
 
 
+BAD_STARTS: dict[str, tuple[dict[str, float], str]] = {
+    "never_ends": ({"objective/ended_share": 0.0}, "none of the 64 responses so far ended"),
+    "equal_scores": ({"objective/scores_raw_std": 0.0}, "all 64 responses so far score 0"),
+    "random_start": ({"policy/entropy_share": 0.97}, "97 % of the entropy of tokens drawn evenly"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STARTS)
+def test_a_bad_start_rings_after_the_first_batches_until_it_is_none_any_more(name: str) -> None:
+    bad, told = BAD_STARTS[name]
+    history = [{**HEALTHY, **bad}] * 2
+    found = ringing(history, batch_size=32)
+    assert list(found) == [name] and told in sentence(name, found[name])
+    assert not ringing(history, batch_size=32, settings=DoctorSettings(ignore=(name,)))
+    if name != "random_start":  # an update is too little to say so, and the next one may differ
+        assert not ringing(history, batch_size=31)
+        assert not ringing([*history, HEALTHY], batch_size=32)
+    if name == "never_ends":
+        assert not ringing(history, batch_size=32, ends_matter=False)
+    if name == "equal_scores":
+        other = {**history[0], "objective/scores_raw": 1.0}
+        assert not ringing([*history, other], batch_size=32)
+
+
 def test_every_alarm_has_a_check_advice_and_a_case_here() -> None:
-    assert set(get_args(AlarmName)) == set(CHECKS) == set(ADVICE) == set(UNHEALTHY)
+    assert set(get_args(AlarmName)) == {*CHECKS, *START_CHECKS} == set(ADVICE)
+    assert set(CHECKS) == set(UNHEALTHY) and set(START_CHECKS) == set(BAD_STARTS)
     assert set(HEALTHY) == set(KEPT)
 
 
 def test_advice_names_settings_that_exist() -> None:
-    known = {*Hyperparameters.model_fields, "value_start"}
+    known = {*Hyperparameters.model_fields, "value_start", "policy"}
     for name, advice in ADVICE.items():
         assert known & set(advice.remedy.replace(",", " ").replace(":", " ").split()), name
 

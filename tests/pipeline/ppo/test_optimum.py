@@ -215,9 +215,9 @@ KEEPS: dict[str, dict[str, Any]] = {
 }
 """Settings that the doctor names as leaving the optimum alone, as they are tried."""
 MOVES = {
-    "kl_coefficient", "adaptive_kl", "entropy_coefficient", "end_rule", "end_penalty",
+    "kl_coefficient", "adaptive_kl", "entropy_coefficient", "end_rule", "end_penalty", "policy",
 }  # fmt: skip
-"""Settings that change the objective."""
+"""Settings that change the objective; with another policy comes another reference."""
 NAMES = set(PpoSettings.model_fields)
 
 

@@ -228,6 +228,50 @@ def test_the_best_policy_on_a_shared_trunk_survives_an_interruption(context: Bui
     assert same(whole.folder, short.folder) and same(whole.folder, short.folder, "value_model")
 
 
+def test_a_run_killed_before_its_best_policy_is_published_still_publishes_it(
+    context: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = context("whole", doctor=BEST)
+    expected = run(whole)
+    assert expected["doctor/back_to_update"] < len(rows(whole.folder / "metrics.jsonl")) < 7
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ppo.publishing.publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(context("cut", doctor=BEST))
+    cut = context("cut", doctor=BEST)
+    metrics = run(cut)
+    assert same(cut.folder, whole.folder) and same(cut.folder, whole.folder, "value_model")
+    for name in ("doctor/back_to_update", "updates", "objective/scores", "doctor/alarms"):
+        assert metrics[name] == expected[name], name
+    for log in ("doctor.jsonl", "metrics.jsonl"):
+        assert len(rows(cut.folder / log)) == len(rows(whole.folder / log))
+
+
+def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
+    context: Build, capsys: pytest.CaptureFixture[str], tiny_tokenizer: Build, tiny_policy: Build,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    tokenizer = tiny_tokenizer()
+    tiny_policy(tokenizer, hidden=32).save_pretrained(tmp_path / "untrained")
+    tokenizer.save_pretrained(tmp_path / "untrained")
+    told = context(
+        "told", policy=str(tmp_path / "untrained"), end_rule="min", max_new_tokens=2,
+        doctor={"on_alarm": "stop", "window": 7, "start_responses": 32},
+    )  # fmt: skip
+    told.console.quiet = False
+    metrics = run(told)
+    assert metrics["updates"] == 7  # alarms of the start end no run
+    alarms = {row["alarm"]: row for row in rows(told.folder / "doctor.jsonl")}
+    assert alarms["never_ends"]["update"] == 2 and alarms["random_start"]["update"] == 1
+    said = capsys.readouterr().out
+    assert "never_ends: none of the 32 responses so far ended by itself" in said
+    assert "random_start: a token of the start has 9" in said
+
+
 def test_where_no_update_was_sound_the_start_is_published(context: Build) -> None:
     doctor = {**BEST, "kl_per_token": 1e-3, "ignore": ["length_hacking"]}
     ended = context("none", doctor=doctor, value="shared")
