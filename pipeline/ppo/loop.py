@@ -49,7 +49,6 @@ that a resumed run goes on bit for bit with no generator's state to keep.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +70,7 @@ from pipeline.ppo.kl import adapted_coefficient
 from pipeline.ppo.learner import rate_share
 from pipeline.ppo.masking import masked_sum
 from pipeline.ppo.metrics import (
+    Clock,
     objective_metrics,
     response_metrics,
     sample_rows,
@@ -162,7 +162,7 @@ def run_update(
         ppo: the run.
         judge: called before the optimiser steps, with what the episodes tell of the policy.
     """
-    clock = _Clock()
+    clock = Clock()
     # 1. Sample responses from the policy.
     episodes = _roll_out(ppo)
     clock.lap("time/rollout")
@@ -387,16 +387,3 @@ def _state(ppo: Ppo) -> dict[str, Any]:
         "metrics": ppo.metrics,
         "doctor": ppo.watch.state(),
     }
-
-
-class _Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self.last, 4)
-        self.last = now

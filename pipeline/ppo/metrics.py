@@ -12,6 +12,7 @@ responses, TRL end tokens. `time/*` are seconds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from statistics import variance as sample_variance
@@ -181,3 +182,17 @@ def sample_rows(
         }
         for i in range(min(count, len(episodes)))
     ]
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap under a name."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self.last, 4)
+        self.last = now
