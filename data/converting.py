@@ -134,8 +134,7 @@ def _answered(reading: _Reading) -> tuple[Prompt, Any]:
     """Return what is asked and its answer, which is no bad one."""
     row = reading.row
     answer = _need(row, *ANSWER_COLUMNS)
-    label = first(row, LABEL_COLUMNS)
-    if label is False or label in ("False", "false"):
+    if str(first(row, LABEL_COLUMNS)).lower() == "false":
         raise RowDropped("its label says that the answer is one to avoid")
     answers = [turn["content"] for turn in as_messages(answer, role="assistant")]
     return _needed_prompt(reading, answers), answer
@@ -197,9 +196,9 @@ def _preference(reading: _Reading) -> Record:
             reading.asked() is not None or reading.row.get("prompt") is not None
         ):
             return _pair(_needed_prompt(reading, (chosen, rejected)), chosen, rejected, reading)
-        prompt, left, right = shared_text(chosen, rejected)
-        _no_other_question(reading, prompt)
-        return _pair(prompt, left, right, reading)
+        parts = shared_text(chosen, rejected)
+        _no_other_question(reading, parts[0])
+        return _pair(*parts, reading)
     left, right = (as_messages(value, role="assistant") for value in (chosen, rejected))
     answers = (left[-1]["content"], right[-1]["content"])
     if len(left) == len(right) == 1 or left[0]["role"] == "assistant":

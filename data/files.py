@@ -281,7 +281,7 @@ def _parts(stream: BinaryIO, layout: str) -> Generator[tuple[int, str, bool]]:
                     yield number, rest, False
 
 
-_READERS: dict[str, Callable[[Path, BinaryIO, str], Iterator[RawRow]]] = {
+_READERS: dict[str, Callable[[Path | str, BinaryIO, str], Iterator[RawRow]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

@@ -158,6 +158,7 @@ def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Ite
             continue
         passed = bool(only) and column in ASKING_COLUMNS and column not in (*only, *FRAME_COLUMNS)
         passed = passed or (column in ABOUT_COLUMNS and not is_about(value))
+        passed = passed or (column in LABEL_COLUMNS and str(value).lower() not in ("true", "false"))
         if column not in used or passed or column in answers[1:]:
             yield f"column '{column}'"
     for column in _OF_TURNS if name not in TEXT_LAYOUTS else ():

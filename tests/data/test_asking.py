@@ -177,6 +177,11 @@ def test_chats_that_do_not_fit_together_are_malformed():
         record_of(row)
 
 
+def test_a_label_that_is_no_yes_or_no_is_told():
+    row = {"prompt": "Who?", "completion": "Mara.", "label": 3}
+    assert list(unused(row, "prompt_completion")) == ["column 'label'"]
+
+
 @pytest.mark.parametrize("bad", [False, "False", "false"])
 def test_an_answer_to_avoid_is_not_imitated(bad):
     with pytest.raises(RowDropped, match="one to avoid"):
@@ -222,7 +227,7 @@ def test_beside_turns_each_text_is_in_the_prompt(turns, columns, where):
         row["chosen"], row["rejected"] = (
             [*before, assistant(answer)] for answer in ("x", "y")
         )  # fmt: skip
-    record = convert(row, "preference", told=False)
+    record: Any = convert(row, "preference", told=False)
     assert [turn["role"] for turn in record.prompt] == [turn["role"] for turn in before]
     said = " ".join(" ".join(turn["content"] for turn in record.prompt).split())
     for text in [*turns, *columns.values()]:

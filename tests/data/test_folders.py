@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -30,7 +31,7 @@ def table(place: Path, split: str) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(split)), place)
 
 
-def prompts(path: Path, report: ReadReport | None = None, **settings: str) -> list[str]:
+def prompts(path: Path, report: ReadReport | None = None, **settings: Any) -> list:
     return [r.prompt for r in read(path=str(path), report=report or ReadReport(), **settings)]
 
 
@@ -140,8 +141,9 @@ def test_what_save_to_disk_leaves_is_read(tmp_path, origin):
     several = {"train": one, "test": datasets.Dataset.from_list(rows("test"))}
     datasets.DatasetDict(several).save_to_disk(str(tmp_path / "several"))
 
-    def got(name: str, **settings: str) -> list[str]:
-        return [r.prompt for r in read(**{origin: str(tmp_path / name)}, **settings)]
+    def got(name: str, **settings: Any) -> list:
+        place: dict[str, Any] = {origin: str(tmp_path / name)}
+        return [r.prompt for r in read(**place, **settings)]
 
     assert got("one") == [f"train {i}" for i in range(5)]
     assert got("several") == [f"train {i}" for i in range(5)]

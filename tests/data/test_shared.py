@@ -1,10 +1,11 @@
 import pytest
-import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.shared import shared_text
 from data.values import RowDropped, RowError
+
+regex = pytest.importorskip("regex")
 
 
 def test_a_prompt_of_a_pair_cuts_no_word_and_leaves_no_answer_empty():

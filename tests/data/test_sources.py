@@ -417,7 +417,9 @@ def test_a_row_that_tells_another_format_is_not_read_as_that_of_most_rows(tmp_pa
 
 
 def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
-    rows = [{"messages": [dict(turn, stamp=i) for turn in chat("a", "b")]} for i in range(1, 4)]
+    rows: list[dict] = [
+        {"messages": [dict(turn, stamp=i) for turn in chat("a", "b")]} for i in range(1, 4)
+    ]
     rows[0] |= {"source": "x", "empty": None, "none": ""}
     report = ReadReport()
     list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))

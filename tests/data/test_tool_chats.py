@@ -52,7 +52,7 @@ def learned(made: Any, turns: list[Any]) -> str:
 def test_calls_tools_and_reasoning_reach_the_template_and_are_learned(arguments):
     made = tokenizer(HEAD + REASON + arguments + TAIL)
     row = {"messages": CALLING, "tools": [TOOL]}
-    record = convert(row, "messages")
+    record: Any = convert(row, "messages")
     text = render_text(made, record.messages, answer_next=False)
     assert text.startswith('[[{"type": "function", "function": {"name": "ferry"')
     assert '(ferry {"day": "monday"})' in text and "<It says so.>At nine." in text

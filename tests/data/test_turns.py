@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,15 @@ from data.records import (
 from data.turns import as_messages, last_role, unknown_keys
 from data.values import RowDropped, RowError
 
-CALL = {"type": "function", "function": {"name": "ferry", "arguments": {"day": "monday"}}}
-TOOL = {"type": "function", "function": {"name": "ferry", "parameters": {"type": "object"}}}
-CALLING = [
+CALL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "ferry", "arguments": {"day": "monday"}},
+}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "ferry", "parameters": {"type": "object"}},
+}
+CALLING: list[Any] = [
     {"role": "user", "content": "When?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": '{"at": 9}', "name": "ferry"},
@@ -72,7 +79,7 @@ def test_reasoning_is_kept():
 
 @pytest.mark.parametrize("key", ["weight", "train", "loss"])
 def test_turns_of_weight_0_are_told_and_a_chat_of_them_is_dropped(key):
-    turns = chat("a", "b", "c", "d")
+    turns: list[Any] = [*chat("a", "b", "c", "d")]
     turns[1] = {**turns[1], key: 0}
     assert as_messages(turns)[1] == {"role": "assistant", "content": "b", "weight": 0}
     turns[3] = {**turns[3], key: False}

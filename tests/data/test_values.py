@@ -4,7 +4,6 @@ import json
 import uuid
 
 import numpy
-import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -27,8 +26,6 @@ NAME = uuid.UUID(int=5)
         (datetime.datetime(2025, 3, 1, tzinfo=datetime.UTC), "2025-03-01T00:00:00+00:00"),
         (datetime.time(9, 30), "09:30:00"),
         (datetime.timedelta(hours=1), "1:00:00"),
-        (pandas.Timestamp("2025-03-01"), "2025-03-01T00:00:00"),
-        (pandas.NaT, None),
         (decimal.Decimal("1.50"), "1.50"),
         (NAME, str(NAME)),
         (b"caf\xc3\xa9", "café"),
@@ -67,6 +64,7 @@ def test_columns_of_any_type_are_passed_on(tmp_path):
         "prompt": ["Where?"],
         "created": [moment],
         "fine": pyarrow.array([1], pyarrow.timestamp("ns")),
+        "never": pyarrow.array([None], pyarrow.timestamp("ns")),
         "day": [DAY],
         "price": [decimal.Decimal("2.50")],
         "raw": [b"\xff"],
@@ -81,6 +79,7 @@ def test_columns_of_any_type_are_passed_on(tmp_path):
     assert written["meta"] == {
         "created": "2025-01-02T03:04:05",
         "fine": "1970-01-01T00:00:00.000000001",
+        "never": None,
         "day": "2025-03-01",
         "price": "2.50",
         "raw": "/w==",
