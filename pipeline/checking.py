@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from data.errors import HandOverError, RlhfError
+from data.errors import HandOverError, RlhfError, UsageError
 from pipeline.config import LaunchSettings, StageSettings, references
 from pipeline.launching import require_launchable, shards_weights
 from pipeline.planning import (
@@ -57,7 +57,10 @@ def check_stages(
     """
     launch = launch or recipe.top.launch
     require_installed(recipe.top.trackers)
-    require_launchable(launch)
+    try:
+        require_launchable(launch)
+    except UsageError as error:
+        raise UsageError(f"{recipe.path}: {error}") from error
     for stage in planner.selected:
         try:
             _check_stage(recipe, stage, planner, launch, absent)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import SourceError
+from data.errors import BadRowsError, SourceError
 from pipeline.config import SourceSettings, expand
 
 if TYPE_CHECKING:
@@ -43,23 +43,22 @@ def require_readable(
         SourceError: a source can't be read, most of its first rows are malformed, a column that
             `columns` names is missing, or its rows are of another kind.
     """
-    from data.sources import read
+    from data.sources import ReadReport, read
 
     for place, source in enumerate(sources):
         if not _here(source):
             continue
-        arguments = source.read_arguments() | {
-            "skip": 0,
-            "limit": min(ROWS, source.limit or ROWS),
-            "max_bad_share": max(_BAD_SHARE, source.max_bad_share),
-        }
+        report = ReadReport()
+        window = {"skip": 0, "limit": min(ROWS, source.limit or ROWS), "report": report}
         where = f"stage {hand.name}: {setting}.{place}"
         kind = ""
         try:
-            for record in read(**arguments):
+            for record in read(**source.read_arguments() | window):
                 kind = type(record).__name__
                 convert(record)
         except SourceError as error:
+            if isinstance(error, BadRowsError) and report.bad <= _BAD_SHARE * report.rows:
+                continue
             raise type(error)(f"{where}: {error}") from error
         except TypeError as error:
             raise SourceError(
