@@ -15,6 +15,7 @@ _HARMLESS = frozenset(
     (
         "_from_model_config", "transformers_version", "do_sample", "temperature", "top_p", "top_k",
         "bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "max_length",
+        "use_cache", "output_attentions", "output_hidden_states",
     )
 )  # fmt: skip
 """Keys that transformers takes with any value, alone or once those nothing reads are unset."""

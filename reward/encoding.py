@@ -177,4 +177,4 @@ def longest_input(config: Any, tokenizer: Any) -> int:
         getattr(config, "n_positions", None),
         getattr(tokenizer, "model_max_length", None),
     ]
-    return min((int(n) for n in limits if n and n < 10**7), default=10**7)
+    return min((int(n) for n in limits if n and 0 < n < 10**7), default=10**7)

@@ -33,6 +33,7 @@ from reward.loading import (
     load_tokenizer,
     quiet_loading,
 )
+from reward.padding import pads_on_the_left, shift_right
 from reward.rows import collate, shift_left
 from reward.scorers import Facts, require_same_length
 from reward.trees import Forest, can_plant, end_states, longest_sequence
@@ -49,6 +50,7 @@ class ScoringModule(nn.Module):
 
     Attributes:
         classifier: of `transformers`.
+        pads_left: whether padding stands left of a text; else it stands right.
         reads_last_token: whether its head reads the last token (a decoder) or does more.
         tells_segments: whether it has an embedding for each of the two texts of a pair.
         takes_trees: whether sequences that begin alike can share what they begin with; those
@@ -59,6 +61,7 @@ class ScoringModule(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.reads_last_token = isinstance(getattr(classifier, "score", None), nn.Module)
+        self.pads_left = not self.reads_last_token and pads_on_the_left(classifier)
         self.tells_segments = (getattr(classifier.config, "type_vocab_size", None) or 0) > 1
         self.try_trees()
         self.longest_in_tree = longest_sequence(classifier.config)
@@ -93,9 +96,10 @@ class ScoringModule(nn.Module):
         if isinstance(batch, Forest):
             return self.head(end_states(self.classifier.base_model, batch))
         assert mask_SL is not None, "rows come with a mask"
+        shift = shift_right if self.pads_left else shift_left
         if segments_SL is not None:
-            segments_SL, _ = shift_left(segments_SL, mask_SL)
-        input_ids_SL, mask_SL = shift_left(batch, mask_SL)
+            segments_SL, _ = shift(segments_SL, mask_SL)
+        input_ids_SL, mask_SL = shift(batch, mask_SL)
         attention_mask_SL = mask_SL.long()
         if not self.reads_last_token:
             inputs = {"input_ids": input_ids_SL, "attention_mask": attention_mask_SL}

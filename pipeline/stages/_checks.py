@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.errors import BadRowsError, SourceError
 from pipeline.config import SourceSettings, expand
@@ -44,12 +44,19 @@ def require_readable(
             `columns` names is missing, or its rows are of another kind.
     """
     from data.sources import ReadReport, read
+    from data.world import PARTS
 
     for place, source in enumerate(sources):
         if not _here(source):
             continue
         report = ReadReport()
-        window = {"skip": 0, "limit": min(ROWS, source.limit or ROWS), "report": report}
+        window: dict[str, Any] = {
+            "skip": 0,
+            "limit": min(ROWS, source.limit or ROWS),
+            "report": report,
+        }
+        if f"{source.world}_heldout" in PARTS:  # of the same kind, and made sooner
+            window["world"] = f"{source.world}_heldout"
         where = f"stage {hand.name}: {setting}.{place}"
         kind = ""
         try:
