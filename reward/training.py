@@ -256,12 +256,12 @@ class RankingTrainer:
         values = [result.loss.item(), result.correct.item(), float(result.n_ranked)]
         return torch.tensor(values, dtype=torch.float64) * weight
 
-    def _forward(self, trees: Sequence[Sequence[Sequence[int]]], *, as_trees: bool) -> Tensor:
-        device = self.accelerator.device
-        batch = collate(
-            trees, as_trees=as_trees, pad_id=self.pad_id, device=device, bf16=self.hyper.bf16
-        )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.hyper.bf16):
+    def _forward(
+        self, trees: Sequence[Sequence[Sequence[int]]], *, as_trees: bool, exact: bool = False
+    ) -> Tensor:
+        device, bf16 = self.accelerator.device, self.hyper.bf16 and not exact
+        batch = collate(trees, as_trees=as_trees, pad_id=self.pad_id, device=device, bf16=bf16)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             scores_S: Tensor = self.prepared(*batch)
         return scores_S
 
@@ -296,8 +296,13 @@ class RankingTrainer:
         )
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Return the scores of encoded sequences without bias, in order, on every process."""
+    def score(self, sequences: Sequence[Sequence[int]], *, exact: bool = False) -> list[float]:
+        """Return the scores of encoded sequences without bias, in order, on every process.
+
+        Args:
+            sequences: token ids.
+            exact: as a loaded reward model gives them, never in bf16.
+        """
         as_trees = self.module.takes_as_trees(sequences)
         batches = scoring_batches(
             sequences, trees=as_trees, tokens=self.hyper.tokens_per_micro_batch
@@ -311,7 +316,7 @@ class RankingTrainer:
             trees = [[sequences[i] for i in tree] for tree in chosen]
             # What is compiled is compiled for training; without gradients it would be once more.
             with torch.compiler.set_stance("force_eager"):
-                scores = self._forward(trees, as_trees=as_trees).tolist()
+                scores = self._forward(trees, as_trees=as_trees, exact=exact).tolist()
             if start + rank < len(batches):
                 found += zip([i for tree in chosen for i in tree], scores, strict=True)
         everywhere = gather_object(found) if world > 1 else found

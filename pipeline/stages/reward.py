@@ -282,7 +282,7 @@ def _judge(
     from reward.calibration import demonstration_bias
     from reward.judging import judge, pair_rows, summary
 
-    calibration = demonstration_bias(trainer.score(_demonstrations(context, model)))
+    calibration = demonstration_bias(trainer.score(_demonstrations(context, model), exact=True))
     model.set_bias(calibration.bias)
     sets = {
         name: _scored(rankings, model, trainer)
@@ -311,7 +311,7 @@ def _scored(
     from reward.judging import ScoredRanking
 
     sequences = [ids for r in rankings for ids in encoded_completions(r, model.encoder)]
-    scores = iter(trainer.score(sequences))
+    scores = iter(trainer.score(sequences, exact=True))
     return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
 
 

@@ -93,6 +93,17 @@ def test_it_learns_what_separates_the_ranks(checkpoint: Build, architecture: str
     assert model.score(prompts, texts) == pytest.approx(scored, abs=1e-5)
 
 
+def test_a_model_trained_in_bf16_is_judged_by_the_scores_it_will_give(checkpoint: Build) -> None:
+    hyper = replace(HYPER, bf16=True)
+    model, trainer = trainer_of(checkpoint("llama"), separable(24), hyper)
+    trainer.train(log=ignore)
+    sequences = [ids for example in trainer.examples for ids in example.sequences]
+    scores = model.raw_scores(sequences)
+    assert trainer.score(sequences, exact=True) == pytest.approx(scores, abs=1e-5)
+    rounded = trainer.score(sequences)
+    assert max(abs(a - b) for a, b in zip(rounded, scores, strict=True)) > 1e-3
+
+
 def test_an_encoder_learns_too(checkpoint: Build) -> None:
     rows = [Ranking(f"say {w}", ["good dog", "bad cat"], [1, 2]) for w in "abcdefgh" * 4]
     model, trainer = trainer_of(checkpoint("bert"), rows, replace(HYPER, epochs=4))

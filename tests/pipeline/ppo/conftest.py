@@ -21,7 +21,7 @@ from pipeline.ppo.ranks import Ranks
 
 
 class ShareOf:
-    """Scores a text by the share of its characters that are wanted."""
+    """Scores a text by the share of its characters that are wanted, white space around it apart."""
 
     name = "share"
 
@@ -29,7 +29,8 @@ class ShareOf:
         self.wanted = wanted
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return [sum(c in self.wanted for c in text) / max(1, len(text)) for text in responses]
+        texts = [text.strip() for text in responses]
+        return [sum(c in self.wanted for c in text) / max(1, len(text)) for text in texts]
 
 
 @pytest.fixture

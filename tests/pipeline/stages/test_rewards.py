@@ -124,6 +124,12 @@ def every_kind(reward_model: Build, url: str) -> list[dict[str, Any]]:
     ]
 
 
+def scores_again(model: RewardModel, samples: list[dict[str, Any]]) -> list[float]:
+    columns = ([s[name] for s in samples] for name in ("prompt", "response", "ended"))
+    prompts, responses, ended = columns
+    return model.score(prompts, responses, ended=ended)
+
+
 def test_a_reward_model_may_have_another_tokenizer_and_template(
     setting: Build, reward_model: Build, policy: Path
 ) -> None:
@@ -137,7 +143,7 @@ def test_a_reward_model_may_have_another_tokenizer_and_template(
     run(context)
     model = RewardModel.load(folder)
     samples = rows(context.folder / "samples.jsonl")
-    expected = model.score([s["prompt"] for s in samples], [s["response"] for s in samples])
+    expected = scores_again(model, samples)
     assert len(samples) == 32 and len(set(expected)) > 1
     assert [s["score"] for s in samples] == pytest.approx(expected, abs=1e-4)
     # Nor can it become the value model, which then starts from the policy.
@@ -162,8 +168,7 @@ def test_an_ensemble_is_the_combination_of_its_members(setting: Build, reward_mo
     ]  # fmt: skip
     run(context)
     samples = rows(context.folder / "samples.jsonl")
-    texts = ([s["prompt"] for s in samples], [s["response"] for s in samples])
-    members = [RewardModel.load(place).score(*texts) for place in places]
+    members = [scores_again(RewardModel.load(place), samples) for place in places]
     expected = [min(scores) for scores in zip(*members, strict=True)]
     assert [s["score"] for s in samples] == pytest.approx(expected, abs=1e-4)
 
@@ -273,8 +278,7 @@ def test_an_evaluation_judges_by_the_same_rewards(
     evaluate_stage.check(settings, context.hand)
     evaluate_stage.run(context)
     samples = rows(context.folder / "samples.jsonl")
-    texts = ([s["prompt"] for s in samples], [s["response"] for s in samples])
-    members = [RewardModel.load(place).score(*texts) for place in reward[0]["models"]]
+    members = [scores_again(RewardModel.load(place), samples) for place in reward[0]["models"]]
     for sample, scores in zip(samples, zip(*members, strict=True), strict=True):
         vowels = sum(c in "aeiou" for c in sample["response"]) / sample["n_tokens"]
         penalty = min(3.0, sample["n_tokens"])
