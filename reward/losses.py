@@ -29,9 +29,9 @@ class RankingLoss(NamedTuple):
 
     Attributes:
         loss: scalar; the sum over the given prompts divided by the global number of prompts.
-        correct: scalar; sum over prompts of the share of strictly ranked pairs in the right order,
-            equal scores counting half (no gradient).
-        n_ranked: number of prompts with a strictly ranked pair, what `correct` is out of.
+        correct: scalar; number of strictly ranked pairs in the right order, equal scores counting
+            half (no gradient). Pairs count alike, as in a stage's final accuracy, whatever K.
+        n_ranked: number of strictly ranked pairs, what `correct` is out of.
         n_used: number of prompts that the loss counts.
     """
 
@@ -139,14 +139,13 @@ def ranking_loss(
         soft_N = _cross_entropy_sum(difference_NKK, targets_NKK, soft_NKK, margin)
         total_N, n_pairs_N = total_N + soft_N, n_pairs_N + soft_NKK.sum((1, 2))
 
-    n_ahead_N = ahead_NKK.sum((1, 2))
     with torch.no_grad():
         won_NKK = (difference_NKK > 0).float() + 0.5 * (difference_NKK == 0).float()
-        correct = (_masked_sum(won_NKK, ahead_NKK) / n_ahead_N.clamp(min=1)).sum()
+        correct = _masked_sum(won_NKK, ahead_NKK).sum()
     return RankingLoss(
         loss=(total_N / n_pairs_N.clamp(min=1)).sum() / n_prompts,
         correct=correct,
-        n_ranked=int((n_ahead_N > 0).sum()),
+        n_ranked=int(ahead_NKK.sum()),
         n_used=int((n_pairs_N > 0).sum()),
     )
 

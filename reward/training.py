@@ -323,7 +323,10 @@ class RankingTrainer:
         return [score for _, score in sorted(everywhere)]
 
     def evaluate(self, rankings: Sequence[EncodedRanking]) -> dict[str, float]:
-        """Return loss and pair accuracy on held-out rankings, each prompt counting once."""
+        """Return the loss on held-out rankings, a prompt counting once, and the accuracy of pairs.
+
+        The accuracy is that of `reward.quality.pair_accuracy`: one pair counts like another.
+        """
         scores = self.score([ids for r in rankings for ids in r.sequences])
         padded = _padded(torch.tensor(scores), rankings)
         result = ranking_loss(**padded._asdict(), n_prompts=len(rankings), ties=self.hyper.ties)

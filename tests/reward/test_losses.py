@@ -37,7 +37,8 @@ def test_a_tie_is_left_out() -> None:
     # Pairs 0-2 and 1-2 remain: differences 0 and log 3.
     result = loss_of([[0.0, math.log(3), 0.0]], [[1, 1, 2]])
     assert result.loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
-    assert result.correct.item() == pytest.approx((0.5 + 1) / 2)
+    # Equal scores are half right, the other pair is right: 1.5 of 2.
+    assert (result.correct.item(), result.n_ranked) == (1.5, 2)
 
 
 def test_a_tie_can_be_pulled_to_one_half() -> None:

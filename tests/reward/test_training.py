@@ -17,6 +17,7 @@ from data.errors import Interrupted, SourceError, TrainingError
 from data.records import Ranking, chat
 from reward.batching import EncodedRanking, encode_rankings, split_by_prompt
 from reward.model import RewardModel
+from reward.quality import pair_accuracy, scored_pairs
 from reward.training import Hyperparameters, RankingTrainer, learning_rate
 
 Build = Callable[[str], Path]
@@ -244,10 +245,14 @@ def test_scores_come_back_in_order_whatever_the_batches(checkpoint: Build) -> No
     assert trainer.score([]) == []
 
 
-def test_evaluation_counts_a_prompt_once(checkpoint: Build) -> None:
+def test_evaluation_counts_pairs_as_the_final_quality_does(checkpoint: Build) -> None:
     _, trainer = trainer_of(checkpoint("llama"), separable(8))
     held = [EncodedRanking([[7, 8], [9]], [1, 2]), EncodedRanking([[7], [8], [9]], [1, 2, 3])]
     scores = trainer.score([ids for r in held for ids in r.sequences])
-    first = float(scores[0] > scores[1])
-    second = sum(scores[a] > scores[b] for a, b in ((2, 3), (2, 4), (3, 4))) / 3
-    assert trainer.evaluate(held)["eval/accuracy"] == pytest.approx((first + second) / 2)
+    right = [scores[a] > scores[b] for a, b in ((0, 1), (2, 3), (2, 4), (3, 4))]
+    found = trainer.evaluate(held)["eval/accuracy"]
+    assert found == pytest.approx(sum(right) / 4)
+    texts = [["a b", "c"], ["a", "b", "c"]]
+    rankings = [Ranking(str(i), texts[i], r.ranks) for i, r in enumerate(held)]
+    pairs = scored_pairs(rankings, [scores[:2], scores[2:]])
+    assert found == pytest.approx(pair_accuracy(pairs).mean)
