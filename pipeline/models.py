@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data.errors import ModelError, told
-from reward.loading import locate
+from data.errors import ModelError
+from reward.loading import hub_problem, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -362,7 +362,4 @@ def require_rows(
 
 def _unloadable(what: str, source: str | Path, error: BaseException) -> ModelError:
     """Return the error with a library's reason, and whether anything is there."""
-    reason = told(error)
-    if not Path(source).expanduser().exists():
-        reason = f"no folder of that name is here, and of the hub: {reason}"
-    return ModelError(f"no {what} can be loaded from {source}: {reason}")
+    return ModelError(f"no {what} can be loaded from {source}: {hub_problem(source, error)}")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from data.errors import ModelError, told
+from data.network import hub_trouble
 
 
 def load_classifier(
@@ -50,10 +51,8 @@ def load_classifier(
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        line = told(error)
-        if not Path(source).expanduser().exists():
-            line = f"no folder of that name is here, and of the hub: {line}"
-        raise ModelError(f"no reward model can be loaded from {source}: {line}") from error
+        problem = hub_problem(source, error)
+        raise ModelError(f"no reward model can be loaded from {source}: {problem}") from error
     return model, info
 
 
@@ -89,8 +88,8 @@ def load_tokenizer(source: str | Path, *, trust: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        line = told(error)
-        raise ModelError(f"{source} has no tokenizer that can be loaded: {line}") from error
+        problem = hub_problem(source, error)
+        raise ModelError(f"{source} has no tokenizer that can be loaded: {problem}") from error
 
 
 def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
@@ -113,7 +112,22 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
         if not path.is_dir():
             raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
         return str(path), {}
+    if not path.exists():
+        hub_trouble()  # half a minute of tries is spared where there is no network
     return text, {}
+
+
+def hub_problem(source: str | Path, error: BaseException) -> str:
+    """Return what a library says of a source, and why the hub has nothing."""
+    if Path(source).expanduser().exists():
+        return told(error)
+    trouble = hub_trouble()
+    if trouble is None:
+        return f"no folder of that name is here, and of the hub: {told(error)}"
+    return (
+        f"no folder of that name is here, no copy is in the hub's cache, and {trouble}; "
+        "name a folder, or try again with a network"
+    )
 
 
 def head_weights(classifier: Any) -> set[str]:
