@@ -16,7 +16,8 @@ such as `rows[i]["answer"]`), `tokens` (tokens of each response), `ended` (wheth
 itself), and any that the recipe gives in `options`.
 
 The file's sha256 is part of the key of the stages that use its functions, so a changed file runs
-them again. What else the file imports is not looked at.
+them again. What else the file imports is not looked at. It may import modules that stand beside it
+or on PYTHONPATH, whatever their names (`reward.plugin_modules`).
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.errors import RecipeError, RewardError, RlhfError, UsageError, nearest
+from reward.plugin_modules import PREFIX, forget_plugin, plugin_package
 from reward.scorers import Facts, require_same_length, require_scores
 
 if TYPE_CHECKING:
@@ -136,16 +136,14 @@ def _forget(file: Path) -> None:
 
 
 def _run(source: bytes, file: Path, where: str) -> None:
-    module = ModuleType(f"rlhf_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}")
-    module.__file__ = str(file)
-    # Dataclasses and the like look their module up.
-    sys.modules[module.__name__] = module
+    name = f"{PREFIX}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    module = plugin_package(name, file)
     _loading.append(file)
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         _forget(file)
-        del sys.modules[module.__name__]
+        forget_plugin(name)
         if isinstance(error, RlhfError):
             raise UsageError(f"{where}: {error}") from error
         line = error.lineno if isinstance(error, SyntaxError) else _line(error, file)

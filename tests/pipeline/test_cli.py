@@ -62,20 +62,31 @@ def test_a_package_that_shadows_ours_does_not(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_clash_of_packages_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["package", "folder"])
+def test_packages_of_our_names_on_the_users_path_do_not_shadow_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
     for name in ("data", "reward"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("")
-    (tmp_path / "data" / "errors.py").write_text(
-        (RECIPES.parent / "data" / "errors.py").read_text()
-    )
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.cli import main; main()"
+        (tmp_path / name / "errors.py").write_text("raise SystemExit('shadowed')")
+        if whole:
+            (tmp_path / name / "__init__.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    result = rlhf("validate", str(RECIPES / "quickstart.yaml"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "valid" in result.stdout
+
+
+def test_a_package_that_took_our_name_before_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import data; import pipeline"
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert result.returncode == 2
-    assert "the package 'data' is taken from" in result.stderr
+    assert result.returncode == 1
+    assert "the package 'data' was already imported from" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
@@ -85,3 +96,25 @@ def test_every_recipe_can_be_shown(recipe: Path, tmp_path: Path) -> None:
     result = rlhf("show", str(recipe), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "stages:" in result.stdout
+
+
+@pytest.mark.parametrize("taken", ["pipeline.py", "pipeline/__init__.py"])
+def test_the_command_begins_in_our_package_whatever_is_called_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("raise SystemExit('shadowed')")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    # As the installed script does, which finds this file as a package of its own name.
+    start = RECIPES.parent / "pipeline" / "start" / "__init__.py"
+    code = (
+        "import importlib.util as u, sys; sys.argv[0] = 'rlhf'; "
+        f"spec = u.spec_from_file_location('rlhf_start', {str(start)!r}); "
+        "module = u.module_from_spec(spec); spec.loader.exec_module(module); module.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "validate", str(RECIPES / "quickstart.yaml")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "valid" in result.stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,72 @@ def test_functions_of_an_imported_module_work_and_a_cell_may_run_again() -> None
     assert function("cell").score(["q"], ["a"]) == [2.0]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     assert require_function("cell") == digest
+
+
+OWN = {
+    "data/utils.py": """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from data.more import HALF
+        import helper
+        @dataclass
+        class Row:
+            text: str
+        def worth(row):
+            from data import later
+            return len(row.text) + HALF + helper.HALF + later.ONE
+        """,
+    "data/more.py": "HALF = 0.5",
+    "data/later.py": "from .more import HALF\nONE = 2 * HALF",
+    "helper.py": "from data.more import HALF",
+    "reward/__init__.py": "",
+    "reward/mine.py": "HERE = True",
+    "pipeline.py": "KIND = 'theirs'",
+    "rewards.py": """
+        import data.utils
+        from data.utils import Row, worth
+        from pipeline import KIND
+        from reward.functions import reward
+        from reward.mine import HERE
+        @reward("own")
+        def own(prompts, responses):
+            assert HERE and KIND == "theirs" and data.utils.Row is Row
+            return [worth(Row(text)) for text in responses]
+        """,
+}
+
+
+@pytest.mark.parametrize("placed", ["beside", "on the path"])
+def test_a_plugin_may_import_packages_of_our_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placed: str
+) -> None:
+    """A folder `data` of the user's own, and all else a project may have."""
+    import data.records
+
+    for name, text in OWN.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    plugin = tmp_path / "project" / "rewards.py"
+    if placed == "on the path":
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "project"))
+        plugin = plugin.rename(tmp_path / "elsewhere.py")
+    ours = sys.modules["data.records"]
+    load_plugin(plugin)
+    # 3 letters, two halves and one, which is imported only now.
+    assert function("own").score(["q"], ["abc"]) == [5.0]
+    assert sys.modules["data.records"] is ours is data.records
+    assert "data.utils" not in sys.modules
+
+
+def test_an_own_module_that_fails_or_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "broken.py").write_text("import no_such_thing")
+    plugin = tmp_path / "p.py"
+    for text, told in (
+        ("import data.broken", "line 1: ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("import data.absent", "line 1: ModuleNotFoundError: No module named 'data.absent'"),
+    ):
+        plugin.write_text(text)
+        with pytest.raises(UsageError, match=told):
+            load_plugin(plugin)
