@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 PLAIN_SECONDS = 10.0
@@ -18,15 +18,13 @@ class Progress(Protocol):
         """Count `count` more; `info` is shown beside the bar, such as `loss=1.23`."""
 
 
-class _Silent:
-    def advance(self, count: int = 1, **info: object) -> None:
-        """Count nothing."""
-
-
 class _Lines:
     """Progress as a plain line every ten seconds."""
 
-    def __init__(self, label: str, total: int | None, done: int, unit: str) -> None:
+    def __init__(
+        self, label: str, total: int | None, done: int, unit: str, say: Callable[[str], None]
+    ) -> None:
+        self.say = say
         self.label, self.total, self.done, self.unit = label, total, done, unit
         self.first, self.started = done, time.monotonic()
         self.last = self.started
@@ -43,14 +41,17 @@ class _Lines:
             left = f", {_clock((self.total - self.done) / rate)} left"
         of = f"/{self.total}" if self.total is not None else ""
         extra = f" {_info(info)}" if info else ""
-        print(f"  {self.label}: {self.done}{of} {self.unit}, {rate:.1f}/s{left}{extra}", flush=True)
+        self.say(f"  {self.label}: {self.done}{of} {self.unit}, {rate:.1f}/s{left}{extra}")
 
 
 class _Bar:
-    def __init__(self, bar: Any, task: Any) -> None:
-        self.bar, self.task = bar, task
+    """A bar for the screen, and lines for the log."""
+
+    def __init__(self, bar: Any, task: Any, lines: _Lines) -> None:
+        self.bar, self.task, self.lines = bar, task, lines
 
     def advance(self, count: int = 1, **info: object) -> None:
+        self.lines.advance(count, **info)
         fields = {"info": _info(info)} if info else {}
         self.bar.update(self.task, advance=count, **fields)
 
@@ -74,16 +75,31 @@ class Console:
     Attributes:
         quiet: say nothing but errors and what a command was asked to print.
         rank: rank of this process; only rank 0 speaks.
+        log: takes every line, too, quiet or not; None outside of a stage.
+        headline: what was said when the stage began.
     """
 
     def __init__(self, *, quiet: bool = False, rank: int = 0) -> None:
         self.quiet = quiet or rank != 0
         self.terminal = sys.stdout.isatty()
+        self.log: Callable[[str], None] | None = None
+        self.headline = ""
 
     def say(self, text: str) -> None:
         """Print one line."""
+        self.note(text)
         if not self.quiet:
             print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """Write lines into the log alone."""
+        if self.log is not None:
+            self.log(text)
+
+    def begin(self, text: str) -> None:
+        """Print the line that a stage begins with."""
+        self.headline = text
+        self.say(text)
 
     @contextlib.contextmanager
     def progress(
@@ -97,13 +113,13 @@ class Console:
             done: count at the start, for a resumed stage.
             unit: what one count is.
         """
-        if self.quiet:
-            yield _Silent()
-        elif not self.terminal:
-            yield _Lines(label, total, done, unit)
-        else:
-            with _rich_bar(unit) as bar:
-                yield _Bar(bar, bar.add_task(label, total=total, completed=done, info=""))
+        bars = self.terminal and not self.quiet
+        lines = _Lines(label, total, done, unit, self.note if bars else self.say)
+        if not bars:
+            yield lines
+            return
+        with _rich_bar(unit) as bar:
+            yield _Bar(bar, bar.add_task(label, total=total, completed=done, info=""), lines)
 
 
 def _rich_bar(unit: str) -> Any:

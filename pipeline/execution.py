@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -26,6 +24,7 @@ from pipeline.handover import HandOver
 from pipeline.launching import STOP, run_launched, write_result
 from pipeline.orphans import ends_with_starter
 from pipeline.recipe import Recipe
+from pipeline.stage_log import append, logged
 from pipeline.tracking import Trackers
 from pipeline.unfinished import KEY, Attempt, attempt_in, forget
 
@@ -66,11 +65,14 @@ def run_stage(
     folder, kind = run / stage, recipe.kind(stage)
     prepare_folder(folder, attempt, anew=anew)
     beside, started = _record(attempt, recipe, key), time.time()
+    append(folder / "stage.log", console.headline or f"{stage}: begins")
     processes = launch.processes if kind.trains else 1
     if processes == 1:
         outcome = _run_here(recipe, stage, run, attempt.digest, console, stop)
     else:
         outcome = run_launched(stage, run, attempt.digest, launch, console=console, stop=stop)
+    # Not after: the log, too, is a file that the manifest answers for.
+    append(folder / "stage.log", f"{stage}: done in {time.time() - started:.1f} s")
     with storage_errors(folder):
         artifact = publish(
             folder,
@@ -245,23 +247,24 @@ def _run_here(
     recipe: Recipe, stage: str, run: Path, digest: str, console: Console, stop: StopFlag
 ) -> dict[str, Any]:
     log = run / stage / "stage.log"
-    with _logged(log), _failures(stage, log):
+    with logged(log, console), _failures(stage, log, console):
         context = make_context(recipe, stage, run, digest=digest, console=console, stop=stop)
         return run_in_process(recipe, context)
 
 
 @contextmanager
-def _failures(stage: str, log: Path) -> Iterator[None]:
+def _failures(stage: str, log: Path, console: Console) -> Iterator[None]:
     """Write a stage's failure into its log, and name stage and log in the error."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        console.note(f"stopped: {stopped or 'at once'}")
         raise
     except RlhfError as error:
-        _append(log, f"{type(error).__name__}: {error}\n")
+        console.note(traceback.format_exc())
         raise type(error)(_naming(stage, error)) from error
     except Exception as error:
-        _append(log, traceback.format_exc())
+        console.note(traceback.format_exc())
         raise StageFailedError(
             f"stage {stage} failed with {type(error).__name__}: {told(error)}; its log is "
             f"{log}, and the same command goes on there"
@@ -273,41 +276,6 @@ def _naming(stage: str, error: RlhfError) -> str:
     text = str(error)
     named = (f"stage {stage}", f"stages.{stage}")
     return text if any(name in text for name in named) else f"stage {stage}: {text}"
-
-
-def _append(log: Path, text: str) -> None:
-    # On a full disk the sentence itself matters more than its copy in the log.
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-class _StageLog(logging.FileHandler):
-    """A log that says once when it can't be written any more, and lets the stage go on."""
-
-    told = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say it; logging's own way is a traceback for every line."""
-        if not self.told:
-            self.told = True
-            print(f"rlhf: {self.baseFilename} misses lines: {sys.exc_info()[1]}", file=sys.stderr)
-
-
-@contextmanager
-def _logged(log: Path) -> Iterator[None]:
-    """Send what libraries log to the stage's log."""
-    with storage_errors(log):
-        handler = _StageLog(log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()
 
 
 def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
@@ -326,16 +294,21 @@ def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: b
     rank, size = state.process_index, state.num_processes
     folder = run / stage
     stop = StopFlag(file=folder / "work" / STOP, tells=False)
+    console = Console(quiet=quiet, rank=rank)
     try:
-        with stop.installed():
+        log = logged(folder / "stage.log", console, errors_only=rank != 0)
+        with stop.installed(), log:
             context = make_context(
-                recipe, stage, run, digest=digest, console=Console(quiet=quiet, rank=rank),
-                stop=stop, rank=rank, world_size=size,
+                recipe, stage, run, digest=digest, console=console, stop=stop,
+                rank=rank, world_size=size,
             )  # fmt: skip
             outcome = run_in_process(recipe, context)
     except Interrupted as stopped:
         outcome = {"interrupted": str(stopped)}
+        if rank == 0:
+            append(folder / "stage.log", f"stopped: {stopped}")
     except RlhfError as error:
+        append(folder / "stage.log", f"rank {rank}: {traceback.format_exc()}")
         write_result(folder, rank, {"error": _naming(stage, error)})
         raise
     if rank == 0:

@@ -157,7 +157,7 @@ def _do(
         console.say(f"{step.stage}: up to date")
         return
     key = planner.key(step.stage)
-    console.say(f"{step.stage} ({recipe.stages[step.stage].kind}): {step.reason}")
+    console.begin(f"{step.stage} ({recipe.stages[step.stage].kind}): {step.reason}")
     with storage_errors(run):
         (run / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
     _mark_report(run, step.stage)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import os
+import re
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +62,11 @@ def run_count(context: StageContext[CountSettings]) -> dict[str, Any]:
     latest = context.resume.latest()
     start = 0 if latest is None else latest[0]
     RUNS.append(f"{context.name}@{start}")
+    context.say(f"goes on after {start}\nin two lines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("a word of warning", stacklevel=1)
+    logging.getLogger("transformers.models").warning("of a library that keeps to itself")
     for step in range(start + 1, 4):
         context.metrics.log(step, {"train/loss": 1.0 / step})
         context.resume.save(step, write_state)
@@ -439,3 +447,46 @@ def test_a_process_that_was_killed_is_not_running(recipe_file: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         states = {row[0]: row[2] for row in list_run(recipe_file.parent / "run")}
     assert states["b"] == f"running, process {os.getpid()}"
+
+
+@pytest.mark.usefixtures("library_logger")
+def test_the_log_of_a_stage_holds_what_it_said_with_times(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    log = recipe_file.parent / "run" / "b" / "stage.log"
+    first = log.read_text()
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in lines(first))
+    told = [line[24:] for line in lines(first)]
+    assert told[:3] == ["b (count): has not run yet", "  goes on after 0", "in two lines"]
+    assert sum("UserWarning: a word of warning" in line for line in told) == 1
+    assert told[-2:] == [
+        "WARNING transformers.models: of a library that keeps to itself",
+        "stopped: stopped",
+    ]
+
+
+def test_a_stage_that_goes_on_writes_behind_its_log(recipe_file: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(StageFailedError):
+            go(recipe_file, "a.fail=bug")
+    log = (recipe_file.parent / "run" / "a" / "stage.log").read_text()
+    said = [line[24:] for line in lines(log)]
+    assert [line for line in said if "goes on after" in line] == [
+        "  goes on after 0",
+        "  goes on after 3",
+    ]
+    assert said.count("KeyError: 'no such thing'") == 2
+    assert said.count("Traceback (most recent call last):") == 2
+    go(recipe_file)
+    kept = recipe_file.parent / "run" / "a" / "stage.log"
+    assert re.fullmatch(r"a: done in \d+\.\d s", lines(kept.read_text())[-1][24:])
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+@pytest.fixture
+def library_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the records of a library from the root logger, as transformers does."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", False)
