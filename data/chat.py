@@ -20,6 +20,7 @@ from data.errors import ControlTokenError, ModelError, RecipeError
 from data.left_out import NEEDED, left_out
 from data.records import Completion, Conversation, Message, Prompt
 from data.templates import apply_template, has_template, mask_method
+from data.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,11 +231,11 @@ class RenderReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
-        told = [f"{self.rendered:,} demonstrations, {self.tokens:,} tokens"]
+        told = [f"{counted(self.rendered, 'demonstration')}, {counted(self.tokens, 'token')}"]
         if self.truncated or self.dropped:
             told.append(
                 f"too long: {self.truncated:,} cut, {self.dropped:,} dropped, "
-                f"{self.tokens_cut:,} tokens in all"
+                f"{counted(self.tokens_cut, 'token')} in all"
             )
         if self.unlearnable:
             told.append(f"{self.unlearnable:,} dropped: they hold no answer that can be learned")

@@ -15,6 +15,7 @@ from typing import Any
 from data.errors import Interrupted, SourceError
 from data.files import RawRow, raw_rows, readable
 from data.folders import SAVED, SAVED_SPLITS, find_files, kind_of
+from data.network import hub_trouble
 
 _AS_FILES = {"json": ("field",), "csv": ("sep", "delimiter", "names"), "parquet": (), "arrow": ()}
 """Builders of `datasets` whose files we read, unless the card sets these."""
@@ -32,6 +33,8 @@ def hub_rows(
     Raises:
         SourceError: there is no such data set, split or file, or it can't be reached.
     """
+    if not Path(hub).expanduser().exists():
+        hub_trouble()  # half a minute of tries is spared where there is no network
     place = f"{hub}[{split}]"
     try:
         found = _own_files(hub, name, split, revision, files)
@@ -98,6 +101,12 @@ def _library_rows(
 
 def _problem(hub: str, split: str, error: Exception) -> str:
     first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    trouble = None if Path(hub).expanduser().exists() else hub_trouble()
+    if trouble is not None:
+        return (
+            f"can't read data set '{hub}', of which the cache alone was used ({trouble}): "
+            f"{first_line}; without a network point `path` at local files instead"
+        )
     if isinstance(error, ConnectionError) or "offline" in first_line.lower():
         return (
             f"can't reach the hub for data set '{hub}': {first_line}; without a network point "

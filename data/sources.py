@@ -24,6 +24,7 @@ from data.formats import check_format, detect, map_columns, unused
 from data.hub import hub_rows
 from data.records import Record
 from data.values import RowDropped, RowError
+from data.words import counted
 
 SAMPLE = 50
 """Rows of a file that tell its format: that of most of them."""
@@ -59,15 +60,19 @@ class ReadReport:
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
         told = [f"read {place} as {name}" for place, name in self.formats.items()]
+        lost = self.dropped.most_common()
         told += [f"left out {what}" for what in self.left_out]
-        told.append(f"{self.records:,} records from {self.rows:,} rows")
-        told += [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
-        told += [f"{what} ({count:,} times)" for what, count in self.notes.most_common()]
+        told.append(f"{counted(self.records, 'record')} from {counted(self.rows, 'row')}")
+        told += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        told += [f"{what} ({counted(count, 'time')})" for what, count in self.notes.most_common()]
         if self.unused:
-            named = (f"{what} ({count:,} rows)" for what, count in self.unused.most_common())
+            rows = self.unused.most_common()
+            named = (f"{what} ({counted(count, 'row')})" for what, count in rows)
             told.append("not used: " + ", ".join(named))
         if self.bad:
-            told.append(f"{self.bad:,} malformed rows, the first: " + "; ".join(self.first_bad))
+            told.append(
+                f"{counted(self.bad, 'malformed row')}, the first: " + "; ".join(self.first_bad)
+            )
         return told
 
 

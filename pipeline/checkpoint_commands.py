@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data.words import counted
 from pipeline.command_options import PluginOption, QuietOption, load_plugins
 
 if TYPE_CHECKING:
@@ -184,4 +185,5 @@ def score(
             options=parse_options(options or []),
             advance=progress.advance,
         )
-    console.say(f"{out}: {report.rows} rows, {report.texts} texts, mean score {report.mean:.4g}")
+    counts = f"{counted(report.rows, 'row')}, {counted(report.texts, 'text')}"
+    console.say(f"{out}: {counts}, mean score {report.mean:.4g}")

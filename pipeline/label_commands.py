@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from data.words import counted
 from pipeline.command_options import QuietOption
 
 label = typer.Typer(
@@ -26,7 +27,7 @@ DatabaseOption = Annotated[
 ]
 CampaignOption = Annotated[
     str | None,
-    typer.Option("--campaign", help="Campaign; the newest when not given."),
+    typer.Option("--campaign", help="Campaign; the newest of this run when not given."),
 ]
 KindOption = Annotated[
     list[str] | None,
@@ -56,12 +57,13 @@ def serve(
     """Serve the tasks of a run to people's browsers until Ctrl-C."""
     from data.labels.extra import PAGES, STORE, require_packages
     from pipeline.label_server import server_file
-    from pipeline.labelling import first_invite, opened
+    from pipeline.labelling import chosen, first_invite, opened
 
     require_packages(*STORE, *PAGES)
     from data.labels.web.server import serve as serve_pages
 
     with opened(run, database, create=True) as store:
+        names = [chosen(store, name).name for name in campaign or ()]
 
         def ready(address: str) -> None:
             typer.echo(f"serving {run} at {address}; Ctrl-C ends it, the labels stay")
@@ -74,7 +76,7 @@ def serve(
             store,
             host=host,
             port=port,
-            campaigns=campaign,
+            campaigns=names or None,
             allowed_hosts=allowed_host or [],
             certificate=certificate,
             key=key,
@@ -144,22 +146,27 @@ def stats(
 ) -> None:
     """Tell how well the annotators agree with each other, with gold and with themselves."""
     from data.labels.extra import FIGURES, require_packages
-    from pipeline.labelling import chosen, kinds_of, opened
+    from pipeline.labelling import chosen, kinds_of, opened, others_line
 
     require_packages(*FIGURES)
     with opened(run, database) as store:
+        from data.labels.campaigns import Campaigns
         from data.labels.statistics import label_statistics
         from data.labels.statistics_text import to_text
         from data.labels.work import Work
 
         found, work = chosen(store, campaign), Work(store)
+        others = None if campaign else others_line(store, found)
         figures = label_statistics(
             work.labels(found.id),
             work.skips(found.id),
             campaign=found.name,
             kinds=kinds_of(kind),
+            n_tasks=Campaigns(store).progress(found.id).tasks,
             seed=seed,
         )
+    if others:
+        typer.echo(others, err=True)
     typer.echo(json.dumps(figures.to_json(), indent=2) if as_json else to_text(figures), nl=as_json)
 
 
@@ -197,7 +204,7 @@ def export(
     database: DatabaseOption = None,
 ) -> None:
     """Write labels as files."""
-    from pipeline.labelling import chosen, kinds_of, opened
+    from pipeline.labelling import chosen, kinds_of, opened, others_line
 
     with opened(run, database) as store:
         from data.labels.chosen import TRAINING
@@ -216,8 +223,12 @@ def export(
             kinds=kinds_of(kind),
             revisions=revisions,
         )
-        rows = Work(store).labels(chosen(store, campaign).id, revisions=revisions)
+        found = chosen(store, campaign)
+        others = None if campaign else others_line(store, found)
+        rows = Work(store).labels(found.id, revisions=revisions)
         exported = export_labels(rows, settings, folder=out)
+    if others:
+        typer.echo(others, err=True)
     for line in exported.lines():
         typer.echo(line)
 
@@ -272,4 +283,4 @@ def run_annotators(
     console = Console(quiet=quiet)
     with StopFlag().installed() as stop, opened(run, database, stage=stage) as store:
         for name, given in let_label(run, store, stage, limit=limit, stop=stop):
-            console.say(f"{name}: {given} labels")
+            console.say(f"{name}: {counted(given, 'label')}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast, get_args
 from data.errors import ArtifactError, InvalidLabelError, UsageError, nearest
 from data.labels.extra import STORE, require_packages
 from data.labels.records import AnnotatorKind, CampaignSettings
+from data.words import counted
 from pipeline.stages._people_settings import database_place
 
 if TYPE_CHECKING:
@@ -118,18 +119,23 @@ def first_invite(database: Database) -> str | None:
 
 
 def chosen(database: Database, name: str | None) -> Campaign:
-    """Return a campaign by name or by the start of its name; the newest where none is given.
+    """Return a campaign by name or by the start of its name.
+
+    Where none is given it is the newest, and one that an import made only where there is no other.
 
     Raises:
         UsageError: there is none, or several begin so.
     """
     from data.labels.campaigns import Campaigns
 
-    campaigns = Campaigns(database).list()
+    store = Campaigns(database)
+    campaigns = store.list()
     if not campaigns:
         raise UsageError(f"{database.url} holds no campaign yet; a stage makes it, or an import")
     if name is None:
-        return campaigns[-1]
+        imported = store.imported()
+        own = [one for one in campaigns if one.id not in imported]
+        return (own or campaigns)[-1]
     found = [one for one in campaigns if one.name == name] or [
         one for one in campaigns if one.name.startswith(name)
     ]
@@ -138,6 +144,16 @@ def chosen(database: Database, name: str | None) -> Campaign:
         problem = "several campaigns begin with" if found else "there is no campaign"
         raise UsageError(f"{problem} '{name}'; there are {', '.join(names)}.{nearest(name, names)}")
     return found[0]
+
+
+def others_line(database: Database, taken: Campaign) -> str | None:
+    """Return which campaigns a command leaves aside that named none; None where there is one."""
+    from data.labels.campaigns import Campaigns
+
+    names = [one.name for one in Campaigns(database).list() if one.id != taken.id]
+    if not names:
+        return None
+    return f"of campaign {taken.name}; --campaign takes another: {', '.join(names)}"
 
 
 def campaign_rows(database: Database) -> Iterator[tuple[str, ...]]:
@@ -221,12 +237,12 @@ def import_file(
     lines = report.lines()
     for name, rows in by_campaign.items():
         new = _record(database, name, rows)
-        lines.append(f"campaign {name}: {new:,} new labels of {len(rows):,}")
+        lines.append(f"campaign {name}: {counted(new, 'new label')} of {len(rows):,}")
     return lines
 
 
 def _record(database: Database, name: str, labels: Sequence[ImportedLabel]) -> int:
-    from data.labels.campaigns import Campaigns
+    from data.labels.campaigns import IMPORT, Campaigns
     from data.labels.recording import Recording
 
     campaigns = Campaigns(database)
@@ -241,7 +257,7 @@ def _record(database: Database, name: str, labels: Sequence[ImportedLabel]) -> i
     if known is None:
         settings = CampaignSettings(mode=mode, overlap=0.0)
         theirs = labels[0].row.assignment.task.campaign_id
-        known = campaigns.create(name, settings, "", by="import", wanted_id=theirs)
+        known = campaigns.create(name, settings, "", by=IMPORT, wanted_id=theirs)
     try:
         return Recording(database).record(known.id, (one.row for one in labels))
     except InvalidLabelError as error:

@@ -20,6 +20,7 @@ import yaml
 
 from data.errors import Interrupted, StageFailedError, UsageError
 from data.storage import storage_errors, write_atomically
+from data.words import counted
 from pipeline.config import LaunchSettings
 from pipeline.console import Console
 from pipeline.context import StopFlag
@@ -62,7 +63,9 @@ def run_launched(
     elsewhere = _machines(launch) - 1
     if elsewhere:
         other = command if console.quiet else [*command, "--quiet"]
-        console.say(f"  start on the other {elsewhere} machine(s), --machine_rank 1 and so on:")
+        console.say(
+            f"  start on {counted(elsewhere, 'other machine')}, --machine_rank 1 and so on:"
+        )
         console.say(f"  {shlex.join(_with_machine_rank(other, 1))}")
     start = log.stat().st_size if log.exists() else 0
     code = _wait(command, folder, log, stop)

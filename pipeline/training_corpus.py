@@ -18,6 +18,11 @@ from data.records import to_text
 from data.sources import ReadReport, read
 from data.storage import write_atomically
 from data.tokenizer import token_byte_lengths, tokenize_documents
+<<<<<<< HEAD
+=======
+from data.words import counted
+from pipeline.artifacts import write_atomically
+>>>>>>> 2763861 (labels: the run's own campaign first, campaigns that are none refused, one is singular)
 from pipeline.evaluation.perplexity import separator_id
 from pipeline.language_modelling import BY_POSITIONS, IGNORED, Documents, LmBatch, next_token_batch
 
@@ -147,9 +152,9 @@ class _Packer:
         index = shards.about
         lost = 0 if index.tail_kept else index.tail_tokens
         self.context.say(
-            f"{name}: {index.documents:,} documents, {index.tokens:,} tokens in {index.chunks:,} "
-            f"chunks of {index.context_length}"
-            + (f"; {lost} tokens at the end fill no chunk and are left out" if lost else "")
+            f"{name}: {counted(index.documents, 'document')}, {counted(index.tokens, 'token')} in "
+            f"{counted(index.chunks, 'chunk')} of {index.context_length}"
+            + (f"; {counted(lost, 'token')} at the end fill no chunk, left out" if lost else "")
         )
         return {
             f"{name}_documents": index.documents,

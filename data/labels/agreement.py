@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from data.intervals import bootstrap_clusters, wilson
 from data.labels.figures import Figure, figure, missing, share
+from data.words import counted
 
 RESAMPLES = 1000
 TOO_FEW = "too few labels: no task has labels of two annotators"
@@ -125,8 +126,8 @@ def alpha(
         return missing(TOO_FEW)
     if (counts_NV.sum(axis=0) > 0).sum() < 2:
         return missing(
-            f"unanimous: one and the same value in all {int(counts_NV.sum())} labels; alpha "
-            "compares with chance, and there is no second value to meet by chance"
+            f"unanimous: one and the same value in all {counted(int(counts_NV.sum()), 'label')}; "
+            "alpha compares with chance, and there is no second value to meet by chance"
         )
     n_values = counts_NV.shape[1]
     by_prompt: dict[str, NDArray[np.float64]] = {}
@@ -235,7 +236,7 @@ def rating_alpha(
     """
     rows = [(prompt, given) for prompt, given in ratings if given]
     if not rows:
-        return missing("no ratings were asked")
+        return missing("no ratings were given")
     table = np.array([[list(given).count(value) for value in values] for _, given in rows])
     return alpha(
         counts_NV=table,
@@ -284,7 +285,7 @@ def tau_to_others(
                 continue
             sums[task.prompt][0] += tau
             sums[task.prompt][1] += 1.0
-    told = f"{undefined} labels left out, all tied" if undefined else ""
+    told = f"{counted(undefined, 'label')} left out, all tied" if undefined else ""
     if not sums:
         return missing(told or TOO_FEW)
     estimate = bootstrap_clusters(

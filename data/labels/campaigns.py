@@ -16,6 +16,8 @@ from data.labels.audit import Audit
 from data.labels.database import Database, free_ids, kept_id, new_id
 from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 
+IMPORT = "import"
+"""Who creates the campaigns of labels that are brought in."""
 _BATCH = 200
 """Tasks stored in one transaction: annotators never wait long behind a large import."""
 
@@ -104,6 +106,13 @@ class Campaigns:
         query = _CAMPAIGN.order_by(tables.campaigns.c.created_at, tables.campaigns.c.name)
         with self.database.look() as connection:
             return [_campaign(row) for row in connection.execute(query).all()]
+
+    def imported(self) -> set[str]:
+        """Return the ids of the campaigns that an import made, from the audit log."""
+        entry = tables.audit.c
+        query = sa.select(entry.subject).where(entry.who == IMPORT, entry.action == "create")
+        with self.database.look() as connection:
+            return set(connection.execute(query).scalars())
 
     def add_tasks(
         self,

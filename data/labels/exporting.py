@@ -31,6 +31,7 @@ from data.labels.records import AnnotatorKind, LabelRow, Purpose
 from data.labels.training_rows import Margin, preference_rows, tie_rows, unpaired_rows
 from data.records import Message, to_json
 from data.split import is_heldout
+from data.words import counted
 
 What = Literal["rankings", "preferences", "ties", "unpaired", "csv"]
 
@@ -74,7 +75,7 @@ class Exported:
 
     def lines(self) -> list[str]:
         """Return it as lines for the console."""
-        told = [f"{name}: {count:,} rows" for name, count in self.files.items()]
+        told = [f"{name}: {counted(count, 'row')}" for name, count in self.files.items()]
         return told + [f"left out {count:,}: {why}" for why, count in self.left_out.items()]
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from data.intervals import wilson
 from data.labels.figures import Figure, figure, share
+from data.words import counted
 
 RESAMPLES = 1000
 CUT = 3.5
@@ -138,7 +139,7 @@ def seconds(*, times: Sequence[float]) -> Seconds:
     """
     timed = [time for time in times if time > 0]
     left_out = len(times) - len(timed)
-    told = f"{left_out} labels without a time" if left_out else ""
+    told = f"{counted(left_out, 'label')} without a time" if left_out else ""
     if not timed:
         return Seconds(None, None, 0.0, 0, 0, 0, told or "no labels")
     logs = [math.log(time) for time in timed]

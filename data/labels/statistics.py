@@ -79,6 +79,8 @@ class LabelStatistics:
         whole: figures over all annotators.
         ceiling: what the agreement allows a reward model.
         annotators: the most labels first.
+        n_tasks: tasks of the campaign, labelled or not, gold ones apart; None where not known.
+        kinds: whose labels these are; empty for everybody's.
     """
 
     campaign: str
@@ -86,6 +88,8 @@ class LabelStatistics:
     whole: Group
     ceiling: Ceiling
     annotators: list[AnnotatorStatistics]
+    n_tasks: int | None = None
+    kinds: tuple[AnnotatorKind, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object; no value is NaN."""
@@ -98,6 +102,7 @@ def label_statistics(
     *,
     campaign: str = "",
     kinds: Collection[AnnotatorKind] | None = None,
+    n_tasks: int | None = None,
     resamples: int = agreement.RESAMPLES,
     seed: int = 0,
 ) -> LabelStatistics:
@@ -108,6 +113,7 @@ def label_statistics(
         skips: what was skipped.
         campaign: its name.
         kinds: only labels of these kinds of annotators; None takes all.
+        n_tasks: tasks of the campaign, labelled or not.
         resamples: of the cluster bootstrap over prompts.
         seed: of its draws, and of the turns of pairs.
     """
@@ -142,6 +148,8 @@ def label_statistics(
         whole=whole,
         ceiling=accuracy_ceiling(agreement=whole.figures["agreement_no_ties"]),
         annotators=sorted(each, key=lambda one: (-one.group.labels, one.name, one.id)),
+        n_tasks=n_tasks,
+        kinds=tuple(kinds or ()),
     )
 
 

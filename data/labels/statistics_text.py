@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from data.labels.ceiling import Ceiling
+from data.labels.figures import Figure
 from data.labels.habits import Seconds
 from data.labels.records import FLAGS, SKIP_REASONS
 from data.labels.statistics import FIGURES, PLAIN, Group, LabelStatistics
+from data.words import counted
 
 
 class Line(NamedTuple):
@@ -36,7 +38,7 @@ def _group_lines(group: Group) -> list[Line]:
     for name, (title, says) in FIGURES.items():
         one = group.figures.get(name)
         if one is not None:
-            rests_on = f"{one.n:,} {one.of}" if one.n else ""
+            rests_on = _rests_on(one) if one.n else ""
             value = one.text(percent=name not in PLAIN)
             told.append(Line(title, value, rests_on, says, one.note))
     return [*told, _time_line(group.seconds)]
@@ -46,7 +48,9 @@ def _time_line(time: Seconds) -> Line:
     value = "-" if time.median is None else f"{time.median:.0f} s (MAD {time.mad:.0f} s)"
     odd = f"{time.fast} far too fast, {time.slow} far too slow" if time.fast or time.slow else ""
     note = "; ".join(part for part in (odd, time.note) if part)
-    return Line("Time a task", value, f"{time.n:,} labels", "median, while the page was seen", note)
+    return Line(
+        "Time a task", value, counted(time.n, "label"), "median, while the page was seen", note
+    )
 
 
 def _ceiling_line(ceiling: Ceiling) -> Line:
@@ -64,11 +68,7 @@ def _ceiling_line(ceiling: Ceiling) -> Line:
 def to_text(statistics: LabelStatistics) -> str:
     """Return the report as plain text, at most 100 columns wide but for long names and notes."""
     whole = statistics.whole
-    head = (
-        f"{statistics.campaign or 'labels'}: {whole.labels:,} labels of {whole.tasks:,} tasks by "
-        f"{len(statistics.annotators)} annotators; {statistics.overlapping:,} tasks labelled by "
-        "several"
-    )
+    head = f"{statistics.campaign or 'labels'}: {summary(statistics)}"
     rows = [(line.title, line.value, line.rests_on, line.note) for line in lines(statistics)]
     parts = [head, "", _table(rows)]
     for title, counts, names in (
@@ -81,6 +81,27 @@ def to_text(statistics: LabelStatistics) -> str:
     if statistics.annotators:
         parts += ["", _table([_HEADS, *_annotator_rows(statistics)])]
     return "\n".join(parts) + "\n"
+
+
+def summary(statistics: LabelStatistics) -> str:
+    """Return how many labels there are, of how many tasks and by how many annotators."""
+    whole, n_tasks = statistics.whole, statistics.n_tasks
+    if not whole.labels:
+        of = "" if n_tasks is None else f" of its {counted(n_tasks, 'task')}"
+        return f"no labels{of}" + (
+            f" by {' or '.join(statistics.kinds)}" if statistics.kinds else ""
+        )
+    told = (
+        f"{counted(whole.labels, 'label')} of {counted(whole.tasks, 'task')} by "
+        f"{counted(len(statistics.annotators), 'annotator')}; "
+        f"{counted(statistics.overlapping, 'task')} labelled by several"
+    )
+    return told if n_tasks is None else f"{told}; {counted(n_tasks, 'task')} in all"
+
+
+def _rests_on(one: Figure) -> str:
+    noun, *rest = one.of.split(" ") if one.of.startswith("tasks ") else [one.of]
+    return " ".join([counted(one.n, noun.removesuffix("s")), *rest])
 
 
 def _annotator_rows(statistics: LabelStatistics) -> Iterable[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import SourceError
 from data.records import Document, PromptRow, Record, to_prompt, to_text
 from data.sources import ReadReport, read
+from data.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ def read_prompts(
             short += row is None
             prompts += [row] if row is not None else []
     if short:
-        say(f"dropped {short:,} documents: shorter than prefix_tokens")
+        say(f"dropped {counted(short, 'document')}: shorter than prefix_tokens")
     if limit is not None and len(prompts) > limit:
         chosen = random.Random(f"prompts/{seed}").sample(range(len(prompts)), limit)
         prompts = [prompts[place] for place in sorted(chosen)]

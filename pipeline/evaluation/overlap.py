@@ -16,6 +16,7 @@ from data.errors import SourceError
 from data.records import Document, PromptRow, Record, prompt_of, to_text
 from data.sources import read
 from data.split import opening
+from data.words import counted
 from pipeline.evaluation.inputs import Opening
 
 DOINGS: Mapping[str, str] = {
@@ -153,8 +154,8 @@ def seen_lines(seen: Mapping[str, Any], *, n_prompts: int, n_texts: int) -> list
             ]
             share = 100 * seen[key] / count
             lines.append(
-                f"{seen[key]:,} of the {count:,} {key} ({share:.0f} %) are not held out: "
-                f"{', '.join(by)}."
+                f"{seen[key]:,} of {counted(count, key.removesuffix('s'))} ({share:.0f} %) "
+                f"not held out: {', '.join(by)}."
             )
     unknown = [*seen["unread"], *seen["elsewhere"]]
     if unknown:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.storage import storage_errors, write_atomically
+from data.words import counted
 from pipeline.artifacts import Artifact
 from pipeline.evaluation import view
 from pipeline.evaluation.collect import collect, read_metrics
@@ -123,6 +124,7 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
     environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
     environment.globals["answer_tags"] = view.answer_tags
     environment.globals["held_out"] = held_out
+    environment.globals["counted"] = counted
     page = environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         report=report,

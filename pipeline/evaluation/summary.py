@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data.words import counted
+
 PLAIN_FIGURES = (
     "perplexity",
     "bits_per_byte",
@@ -64,5 +66,5 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
         low, high = rate["ci95"]
         say(
             f"{rate['a']} over {rate['b']} by {rate['judge']}: {rate['rate']:.1%} "
-            f"({low:.1%} to {high:.1%}) of {rate['n']} prompts"
+            f"({low:.1%} to {high:.1%}) of {counted(rate['n'], 'prompt')}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.records import Prompt, turn_text
+from data.words import counted
 from pipeline.evaluation.overlap import held_out
 from pipeline.evaluation.summary import main_win_rate
 
@@ -84,7 +85,7 @@ def _preference(report: Figures) -> str:
         return ""
     by = {"gold": "the gold annotator", "proxy": "the reward model"}[rate["judge"]]
     low, high = rate["ci95"]
-    prompts = f"{rate['n']:,} {_held_out(report, rate)}prompts"
+    prompts = counted(rate["n"], f"{_held_out(report, rate)}prompt")
     return (
         f"{by.capitalize()} prefers {rate['a']} to {rate['b']} on "
         f"{number(rate['rate'], 'percent')} of {prompts}, ties half "
@@ -128,7 +129,7 @@ def _judge(report: Figures) -> str:
     shorter, longer = quality.get("shorter_wins"), quality.get("longer_wins")
     text = (
         f"The reward model agrees with {number(quality['accuracy'], 'percent')} of "
-        f"{quality['n_pairs']:,} held-out pairs"
+        f"{counted(quality['n_pairs'], 'held-out pair')}"
     )
     if shorter is None or longer is None:
         return text + "."
@@ -358,7 +359,9 @@ def prompt_text(prompt: Prompt) -> str:
 
 def answer_tags(answer: Figures) -> list[tuple[str, str]]:
     """Return the labels of a judged answer: text and tone (good, bad or plain)."""
-    tags = [("plain", f"{answer['n_tokens']} tokens" + ("" if answer["ended"] else ", cut off"))]
+    tags = [
+        ("plain", counted(answer["n_tokens"], "token") + ("" if answer["ended"] else ", cut off"))
+    ]
     if answer["proxy"] is not None:
         tags.insert(0, ("plain", f"proxy {answer['proxy']:.2f}"))
     if answer["gold"] is not None:

@@ -20,6 +20,7 @@ from data.records import (
     prompt_hash,
     to_prompt,
 )
+from data.words import counted
 from pipeline.ppo.ranks import derived_seed
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class PromptReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console."""
-        lost = [f"dropped {count:,} rows: {why}" for why, count in self.dropped.most_common()]
+        lost = self.dropped.most_common()
         told = [spelled_line(self.spelling, "prompts")] if self.spelling else []
-        return [f"{self.kept:,} prompts", *told, *lost]
+        told += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        return [counted(self.kept, "prompt"), *told]
 
 
 def prepare_prompts(

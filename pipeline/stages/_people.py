@@ -23,6 +23,7 @@ from data.labels.extra import FIGURES, STORE, require_packages
 from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
 from data.records import ENDED, Ranking, prompt_hash
 from data.storage import write_atomically
+from data.words import counted
 from pipeline.label_server import read_address
 from pipeline.stages._people_settings import database_place
 from pipeline.stages._people_workers import Workers
@@ -279,7 +280,9 @@ def _wait(
             seen = progress.complete
             known = campaigns.by_id(campaign.id)
             if known is not None and known.closed:
-                context.say(f"campaign {campaign.name} is closed at {seen} of {needed} tasks")
+                context.say(
+                    f"campaign {campaign.name} is closed at {seen} of {counted(needed, 'task')}"
+                )
                 break
             if seen < needed and not worked:
                 _sleep(context, asked.poll_seconds)
@@ -311,9 +314,9 @@ def _tell(
     skips = Work(database).skipped_by(campaign.id)
     who = ", ".join(f"{count} by {name}" for name, count in skips.items())
     context.say(
-        f"waiting for labels {where}: {progress.complete} of {needed} tasks, {progress.labels} "
-        f"labels by {progress.annotators} annotators (campaign {campaign.name}"
-        + (f"; skipped: {who})" if skips else ")")
+        f"waiting for labels {where}: {progress.complete} of {counted(needed, 'task')}, "
+        f"{counted(progress.labels, 'label')} by {counted(progress.annotators, 'annotator')} "
+        f"(campaign {campaign.name}" + (f"; skipped: {who})" if skips else ")")
     )
 
 
@@ -328,8 +331,8 @@ def _stop_if_asked(
 ) -> None:
     if context.should_stop():
         raise Interrupted(
-            f"stage {context.name} stopped waiting at {progress.complete} of {needed} tasks, all "
-            "labels are kept"
+            f"stage {context.name} stopped waiting at {progress.complete} of "
+            f"{counted(needed, 'task')}, all labels are kept"
         )
 
 

@@ -23,6 +23,7 @@ from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources import ReadReport, read
 from data.storage import storage_errors
+from data.words import counted
 from pipeline.generation import Sample, Sampling, generate, response_text
 from pipeline.models import (
     context_length,
@@ -376,6 +377,10 @@ def _say_counts(
     if counts["n_same_completions"]:
         context.say(f"{counts['n_same_completions']} of {sampled} completions repeated another")
     if counts["n_dropped_prompts"]:
-        context.say(f"{counts['n_dropped_prompts']} prompts dropped: all completions the same")
+        context.say(
+            f"{counted(counts['n_dropped_prompts'], 'prompt')} dropped: all completions the same"
+        )
     if counts["n_too_long_prompts"]:
-        context.say(f"{counts['n_too_long_prompts']} prompts dropped: too long for the context")
+        context.say(
+            f"{counted(counts['n_too_long_prompts'], 'prompt')} dropped: too long for the context"
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.chat import spelled_line
 from data.errors import SourceError
+from data.words import counted
 from pipeline.config import SourceSettings
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
     kept = [r for r in training if prompt_hash(r.prompt) not in judged]
     if len(kept) < len(training):
         context.say(
-            f"{len(training) - len(kept)} rankings left out of training: their prompts are held out"
+            f"{counted(len(training) - len(kept), 'ranking')} left out of training: "
+            "what they answer is held out"
         )
     if not settings.heldout:
         kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
@@ -127,12 +129,12 @@ def report_rows(
     """
     soft = sum(bool(row.probabilities) for row in rows.training)
     context.say(
-        f"{len(rows.training)} rankings to learn, {len(rows.heldout)} held out"
+        f"{counted(len(rows.training), 'ranking')} to learn, {len(rows.heldout)} held out"
         + (f", {len(rows.evaluation)} to judge by" if rows.evaluation else "")
         + (f"; {soft} to learn by soft labels" if soft else "")
     )
     if dropped:
-        context.say(f"{dropped} rankings dropped: all their completions tie")
+        context.say(f"{counted(dropped, 'ranking')} dropped: all completions tie")
     encoder = model.encoder
     if encoder.spelling:
         context.say(spelled_line(encoder.spelling, "texts"))

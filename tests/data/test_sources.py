@@ -128,7 +128,7 @@ def test_a_document_of_huge_length_is_cut_at_a_line(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", "12345678\n12345678\n1234\n")
     report = ReadReport()
     assert [r.text for r in read(path=file, report=report)] == ["12345678\n12345678", "1234"]
-    assert "cut a text longer than 10 characters at a line (1 times)" in report.lines()
+    assert "cut a text longer than 10 characters at a line (1 time)" in report.lines()
 
 
 def test_folders_and_globs_are_read_sorted_and_hidden_or_other_files_are_not(tmp_path):
@@ -178,7 +178,7 @@ def test_malformed_rows_are_counted_with_file_and_line(tmp_path):
     assert len(got) == 100
     assert (report.rows, report.bad) == (101, 1)
     assert "a.jsonl:101: not JSON" in report.first_bad[0]
-    assert "1 malformed rows, the first" in report.lines()[-1]
+    assert "1 malformed row, the first" in report.lines()[-1]
     assert json.loads(json.dumps(as_report_row(report)))["bad"] == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def test_tasks_lists_campaigns_and_closes_them(rlhf: Any, run: Path) -> None:
 
 
 def test_stats_are_text_or_json(rlhf: Any, run: Path) -> None:
-    assert "2 labels of 2 tasks by 1 annotators" in rlhf("label", "stats", run).out
+    assert (
+        "2 labels of 2 tasks by 1 annotator; 0 tasks labelled by several; 3 tasks in all"
+        in rlhf("label", "stats", run).out
+    )
     figures = json.loads(rlhf("label", "stats", run, "--json").out)
     assert figures["whole"]["labels"] == 2
     people = json.loads(rlhf("label", "stats", run, "--json", "--kind", "person").out)
@@ -201,8 +205,50 @@ stages:
 """
     (run / "recipe.yaml").write_text(recipe)
     told = rlhf("label", "run", run, "rankings")
-    assert told.out.splitlines() == ["gold: 1 labels", "simulated 1: 0 labels"], told.err
+    assert told.out.splitlines() == ["gold: 1 label", "simulated 1: 0 labels"], told.err
     assert rlhf("label", "tasks", run).out.splitlines()[1].endswith("done")
     (run / "recipe.yaml").write_text(recipe.replace("annotators:", "annotatos:"))
     broken = rlhf("label", "tasks", run)
     assert broken.code == 2 and "name the labels' place by --database" in broken.err
+
+
+def test_labels_of_elsewhere_do_not_take_the_place_of_the_runs_own(
+    rlhf: Any, run: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"P{n}", "chosen": "yes", "rejected": "no"} for n in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rlhf("label", "import", run, "pairs.jsonl")
+    told = rlhf("label", "stats", run)
+    assert told.out.startswith("rankings-1a2b3c4d: 2 labels of 2 tasks by 1 annotator")
+    assert told.err == "of campaign rankings-1a2b3c4d; --campaign takes another: pairs\n"
+    written = rlhf("label", "export", run, "--out", "own")
+    assert written.out == "rankings.jsonl: 2 rows\n"
+    assert "--campaign takes another: pairs" in written.err
+    named = rlhf("label", "export", run, "--campaign", "pairs", "--out", "theirs")
+    assert (named.out, named.err) == ("rankings.jsonl: 5 rows\n", "")
+    # Where nothing but imports is there, they are what is meant.
+    (tmp_path / "bare").mkdir()
+    rlhf("label", "import", "bare", "pairs.jsonl")
+    assert rlhf("label", "stats", "bare").out.startswith("pairs: 5 labels of 5 tasks")
+
+
+def test_a_campaign_that_is_none_is_not_served(rlhf: Any, run: Path) -> None:
+    refused = rlhf("label", "serve", run, "--campaign", "nope", "--port", "0")
+    assert refused.code == 2
+    assert "there is no campaign 'nope'; there are rankings-1a2b3c4d." in refused.err
+    assert len(refused.err.splitlines()) == 1
+
+
+def test_statistics_before_any_label_tell_how_many_tasks_wait(rlhf: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "r"
+    folder.mkdir(parents=True)
+    with closing(open_database(str(folder / "labels" / "labels.sqlite"))) as database:
+        asked = CampaignSettings(mode="rate_and_rank", overlap=0.0)
+        campaign = Campaigns(database).create("rankings-1a2b3c4d", asked, "Be kind.")
+        tasks = [NewTask(f"t{n}", f"Ask {n}", ["a", "b"], policies=[]) for n in range(12)]
+        Campaigns(database).add_tasks(campaign.id, tasks)
+    told = rlhf("label", "stats", folder).out
+    assert told.startswith("rankings-1a2b3c4d: no labels of its 12 tasks\n")
+    assert "no ratings were asked" not in told
+    kind = rlhf("label", "stats", folder, "--kind", "person").out
+    assert kind.startswith("rankings-1a2b3c4d: no labels of its 12 tasks by person\n")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.errors import InvalidLabelError
 from data.labels.records import RATINGS, Mode, Submission
 from data.records import dense_ranks
+from data.words import counted
 
 _Flags = list[str]
 
@@ -50,7 +51,7 @@ def read_sheet(body: bytes, *, completions: int) -> Sheet:
         raise InvalidLabelError(f"{where}: {first['msg'].lower()}") from error
     sizes = {len(sheet.tiers), len(sheet.ratings), len(sheet.flags)}
     if sizes != {completions}:
-        raise InvalidLabelError(f"this task has {completions} answers")
+        raise InvalidLabelError(f"this task has {counted(completions, 'answer')}")
     if any(tier is not None and not 1 <= tier <= completions for tier in sheet.tiers):
         raise InvalidLabelError(f"tiers go from 1 to {completions}")
     if any(rating is not None and rating not in RATINGS for rating in sheet.ratings):

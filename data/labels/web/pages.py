@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 from data.labels.records import FLAGS, RATINGS, Mode
 from data.labels.web.markdown import to_html, to_text
 from data.labels.web.sessions import Visit
+from data.words import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
@@ -35,6 +36,7 @@ def _environment() -> Environment:
     environment.globals["letters"] = LETTERS
     environment.globals["controls"] = controls
     environment.globals["version"] = _version()
+    environment.globals["counted"] = counted
     return environment
 
 

@@ -85,6 +85,7 @@ def statistics(visit: Visit) -> Response:
         campaign=one,
         report=report,
         lines=statistics_text.lines(report),
+        summary=statistics_text.summary(report),
         columns=[(name, FIGURES[name][0]) for name in statistics_text.COLUMNS],
         plain=PLAIN,
     )
@@ -92,7 +93,9 @@ def statistics(visit: Visit) -> Response:
 
 def _report(visit: Visit, one: Campaign) -> LabelStatistics:
     work = visit.site.work
-    return label_statistics(work.labels(one.id), work.skips(one.id), campaign=one.name)
+    tasks = visit.site.store.progress(one.id).tasks
+    labels, skips = work.labels(one.id), work.skips(one.id)
+    return label_statistics(labels, skips, campaign=one.name, n_tasks=tasks)
 
 
 def export(visit: Visit) -> Response:

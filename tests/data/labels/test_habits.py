@@ -43,7 +43,7 @@ def test_hasty_and_forgotten_tasks_are_outliers():
     assert (found.fast, found.slow, found.n) == (1, 1, 10)
     assert found.mad == 5
     assert found.total == 3825
-    assert found.note == "1 labels without a time"
+    assert found.note == "1 label without a time"
 
 
 def test_times_that_tell_nothing_are_told_in_words():

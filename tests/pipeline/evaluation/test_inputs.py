@@ -60,7 +60,7 @@ def test_documents_are_gone_on_from_after_so_many_tokens(
     )
     assert [len(tokenizer(str(row.prompt))["input_ids"]) for row in prompts] == [4]
     assert text.startswith(str(prompts[0].prompt))
-    assert said == ["dropped 1 documents: shorter than prefix_tokens"]
+    assert said == ["dropped 1 document: shorter than prefix_tokens"]
 
 
 def test_texts_stop_at_the_limit_and_malformed_rows_are_told(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ SEEN = {
                 "sft": {"kind": "sft", "prompts": 1, "texts": 0},
                 "ppo": {"kind": "ppo", "prompts": 4, "texts": 0},
             }},
-            "4 of the 5 prompts (80 %) are not held out: 1 learnt by sft, 4 sampled on in ppo.",
+            "4 of 5 prompts (80 %) not held out: 1 learnt by sft, 4 sampled on in ppo.",
             "held-out prompts",
         ),
     ],

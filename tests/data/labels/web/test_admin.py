@@ -79,13 +79,13 @@ def test_progress_statistics_and_closing(
     ann: Any, root: Any, campaign: Campaign, database: Database
 ) -> None:
     base = f"/admin/campaigns/{campaign.id}"
-    assert "0 labels of 0 tasks" in root.get(f"{base}/statistics").text
+    assert "No labels of its " in root.get(f"{base}/statistics").text
     empty = root.form("/admin/annotators", f"{base}/exports/rankings")
     assert (empty.status_code, "nothing to export" in empty.text.lower()) == (422, True)
     ann.send(ann.task("/"), "submit", tiers=[1, 2, 3], ratings=[7, 4, 1])
     assert "1 of 3" in root.get("/admin").text and "1 of 3" in root.get(base).text
     statistics = root.get(f"{base}/statistics").text
-    assert "1 labels of 1 tasks" in statistics and "First shown wins" in statistics
+    assert "1 label of 1 task by 1 annotator" in statistics and "First shown wins" in statistics
     page = ann.task("/")
     root.form(base, f"{base}/close")
     assert ann.task("/").base == page.base  # what is out stays
