@@ -212,6 +212,8 @@ def _report(recipe: Recipe, run: Path, console: Console) -> None:
 
     found = {name: find(run / name) for name in recipe.stages}
     artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    if not artifacts and not (run / "report").is_dir():
+        return
     states = not_done(recipe, run, artifacts)
     if not is_current(run, artifacts, states):
         console.say(f"report: {write_report(run, recipe.name, artifacts, states)}")
