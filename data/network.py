@@ -55,7 +55,7 @@ def _look(endpoint: str) -> str | None:
     found = [f"{endpoint} did not answer within {SECONDS:g} seconds"]
 
     def ask() -> None:
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import get_session
 
         try:
             get_session().head(endpoint, timeout=SECONDS)

@@ -166,5 +166,6 @@ def seen_lines(seen: Mapping[str, Any], *, n_prompts: int, n_texts: int) -> list
 def held_out(evaluation: Mapping[str, Any], key: str = "prompts") -> str:
     """Return "held-out " where the stages before saw none of the prompts (or texts), else ""."""
     seen = evaluation.get("seen")
-    known = seen and seen["compared"] and not seen["unread"]
-    return "held-out " if known and not seen[key] else ""
+    if not seen or not seen["compared"] or seen["unread"]:
+        return ""
+    return "" if seen[key] else "held-out "

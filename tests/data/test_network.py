@@ -100,7 +100,12 @@ def test_models_tokenizers_and_data_sets_tell_it_in_one_sentence(
 
     looks: list[str] = []
     look = network._look
-    monkeypatch.setattr(network, "_look", lambda place: [looks.append(place), look(place)][1])
+
+    def counted(place: str) -> str | None:
+        looks.append(place)
+        return look(place)
+
+    monkeypatch.setattr(network, "_look", counted)
     hub(free_port())
     loads: list[Callable[[str], Any]] = [
         load_config,
