@@ -125,8 +125,8 @@ def hub_problem(source: str | Path, error: BaseException) -> str:
     if trouble is None:
         return f"no folder of that name is here, and of the hub: {told(error)}"
     return (
-        f"no folder of that name is here, no copy is in the hub's cache, and {trouble}; "
-        "name a folder, or try again with a network"
+        f"no folder of that name is here, and of the hub the cache alone was used ({trouble}): "
+        f"{told(error)}; name a folder, or try again with a network"
     )
 
 
