@@ -18,11 +18,7 @@ from data.records import to_text
 from data.sources import ReadReport, read
 from data.storage import write_atomically
 from data.tokenizer import token_byte_lengths, tokenize_documents
-<<<<<<< HEAD
-=======
 from data.words import counted
-from pipeline.artifacts import write_atomically
->>>>>>> 2763861 (labels: the run's own campaign first, campaigns that are none refused, one is singular)
 from pipeline.evaluation.perplexity import separator_id
 from pipeline.language_modelling import BY_POSITIONS, IGNORED, Documents, LmBatch, next_token_batch
 
