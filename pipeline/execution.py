@@ -64,15 +64,8 @@ def run_stage(
     """
     folder, kind = run / stage, recipe.kind(stage)
     prepare_folder(folder, attempt, anew=anew)
-    beside, started = _record(attempt, recipe, key), time.time()
-    append(folder / "stage.log", console.headline or f"{stage}: begins")
-    processes = launch.processes if kind.trains else 1
-    if processes == 1:
-        outcome = _run_here(recipe, stage, run, attempt.digest, console, stop)
-    else:
-        outcome = run_launched(stage, run, attempt.digest, launch, console=console, stop=stop)
-    # Not after: the log, too, is a file that the manifest answers for.
-    append(folder / "stage.log", f"{stage}: done in {time.time() - started:.1f} s")
+    beside = _record(attempt, recipe, key)
+    outcome = _carry_out(recipe, stage, run, attempt.digest, launch, console, stop)
     with storage_errors(folder):
         artifact = publish(
             folder,
@@ -84,8 +77,6 @@ def run_stage(
             beside=beside,
             parents=key["parents"],
             seed=recipe.seed(stage),
-            processes=processes,
-            seconds=round(time.time() - started, 2),
             **outcome,
         )
     # Only now: killed before it is published, the stage goes on from its last resume state.
@@ -103,6 +94,29 @@ def _record(attempt: Attempt, recipe: Recipe, key: Mapping[str, Any]) -> dict[st
     facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}
     attempt.record(recipe.to_yaml(), facts)
     return beside
+
+
+def _carry_out(
+    recipe: Recipe,
+    stage: str,
+    run: Path,
+    digest: str,
+    launch: LaunchSettings,
+    console: Console,
+    stop: StopFlag,
+) -> dict[str, Any]:
+    """Run a stage, here or on many processes; return what its manifest tells of that."""
+    processes = launch.processes if recipe.kind(stage).trains else 1
+    log, started = run / stage / "stage.log", time.time()
+    append(log, console.headline or f"{stage}: begins")
+    if processes == 1:
+        outcome = _run_here(recipe, stage, run, digest, console, stop)
+    else:
+        outcome = run_launched(stage, run, digest, launch, console=console, stop=stop)
+    seconds = round(time.time() - started, 2)
+    # Before it is published: the log, too, is a file that the manifest answers for.
+    append(log, f"{stage}: done in {seconds:.1f} s")
+    return {"processes": processes, "seconds": seconds, **outcome}
 
 
 def prepare_folder(folder: Path, attempt: Attempt, *, anew: bool = False) -> None:

@@ -364,6 +364,6 @@ def test_soft_labels_come_in_by_their_ranks_and_that_is_told(tmp_path: Path) -> 
     (one,) = imported(tmp_path, [soft], report=report)
     ranks = dict(zip(one.task.completions, one.submission.ranks, strict=True))
     assert ranks == {"Hello.": 1, "What?": 2}
-    assert "a soft label came in by its ranks alone (1 times)" in report.lines()
+    assert "a soft label came in by its ranks alone (1 time)" in report.lines()
     with pytest.raises(SourceError, match="hold no labels"):
         imported(tmp_path, [{"prompt": "Hi", "completion": "Hello.", "label": True}])
