@@ -423,5 +423,5 @@ def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
     rows[0] |= {"source": "x", "empty": None, "none": ""}
     report = ReadReport()
     list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))
-    assert "not used: key 'stamp' of turns (3 rows), column 'source' (1 rows)" in report.lines()
+    assert "not used: key 'stamp' of turns (3 rows), column 'source' (1 row)" in report.lines()
     assert as_report_row(report)["unused"] == {"key 'stamp' of turns": 3, "column 'source'": 1}

@@ -162,7 +162,7 @@ def test_a_row_that_is_no_json_is_told_with_file_and_line(rlhf: Rlhf, finished: 
     overrides = ("--set", "sft.train.0.max_bad_share=0.1")
     result = rlhf("run", "tiny.yaml", "--only", "sft", *overrides)
     assert result.code == 0
-    assert "1 malformed rows, the first: chats.jsonl:5: not JSON" in result.out
+    assert "1 malformed row, the first: chats.jsonl:5: not JSON" in result.out
 
 
 def test_a_prompt_longer_than_the_context_is_told(rlhf: Rlhf, finished: Path) -> None:
