@@ -55,9 +55,9 @@ def test_the_log_ratio_makes_the_penalties() -> None:
 def test_an_estimator_that_gives_no_gradient_of_the_kl_is_refused(estimator: str) -> None:
     told = rf"{estimator} in the reward does not give the gradient of the KL.* set k1"
     with pytest.raises(ValueError, match=told):
-        Hyperparameters(kl_estimator=estimator)  # type: ignore[arg-type]
+        Hyperparameters(kl_estimator=estimator)
     with pytest.raises(ValueError, match="Input should be 'k1'"):
-        Hyperparameters(kl_estimator="k4")  # type: ignore[arg-type]
+        Hyperparameters(kl_estimator="k4")
 
 
 @pytest.mark.parametrize(

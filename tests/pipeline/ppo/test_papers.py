@@ -65,7 +65,7 @@ class Adam:
             self.second[place] = two * self.second.get(place, zero) + (1 - two) * taken**2
             mean = self.first[place] / (1 - one**self.count)
             deviation = (self.second[place] / (1 - two**self.count)).sqrt()
-            parameter -= self.rate * mean / (deviation + self.hyper.adam_epsilon)
+            parameter.sub_(self.rate * mean / (deviation + self.hyper.adam_epsilon))
 
 
 @dataclass
@@ -255,9 +255,14 @@ def test_an_update_is_the_one_of_the_papers(make_ppo: Callable[..., Any], name: 
     ended = {sample.ended for sample in plain.samples}
     lengths = {len(sample.token_ids) for sample in plain.samples}
     assert ended == {True, False} and len(lengths) > 3 and abs(plain.kl) > 0.01
-    run, found = ppo.optimization, []
+    run, found = ppo.optimization, list[Any]()
     honest = run.run
-    run.run = lambda *given, **named: found.append(honest(*given, **named)) or found[-1]
+
+    def watched(*given: Any, **named: Any) -> Any:
+        found.append(honest(*given, **named))
+        return found[-1]
+
+    run.run = watched
     whole = list(range(len(plain.episodes)))
     metrics = run_update(ppo).metrics
     cuts = [
