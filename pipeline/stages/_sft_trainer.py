@@ -246,9 +246,8 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _refuse(self, step: int) -> NoReturn:
         raise TrainingError(
-            f"stage {self.context.name}: a loss or gradient was NaN or infinite at or before "
-            f"step {step}; lower learning_rate or look at the rows, the last good checkpoint is "
-            "kept"
+            f"stage {self.context.name}: a loss or gradient was NaN or infinite at or before step "
+            f"{step}; lower learning_rate or look at the rows, the last good checkpoint is kept"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
