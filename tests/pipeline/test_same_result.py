@@ -23,6 +23,7 @@ from pipeline.config import (
 
 RESULT: dict[str, str] = {
     "TokenizerSettings": (
+        "typed_control_tokens "
         "kind seed train vocab_size special_tokens chat_template min_frequency adopt pad_token "
         "trust_remote_code"
     ),
@@ -82,6 +83,7 @@ RESULT: dict[str, str] = {
     "AdaptiveKl": ("target horizon"),
     "RolloutSettings": ("engine"),
     "DoctorSettings": (
+        "start_responses random_share "
         "on_alarm ignore window best_every score_drop length_factor length_correlation "
         "ended_share kl_per_token negative_kl approximate_kl explained_variance value_grace "
         "entropy_share repeated_share distinct_share"
