@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from reward.scorers import Facts, Scorer, scores_of
+from reward.scorer import Facts, Scorer, scores_of
 
 if TYPE_CHECKING:
     from data.records import Prompt

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.errors import RecipeError, RewardError, RlhfError, UsageError, nearest
 from reward.plugin_modules import PREFIX, forget_plugin, plugin_package
-from reward.scorers import Facts, require_same_length, require_scores
+from reward.scorer import Facts, require_same_length, require_scores
 
 if TYPE_CHECKING:
     from data.records import Prompt

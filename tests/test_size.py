@@ -19,7 +19,7 @@ FILES = [
 ]
 
 
-def too_long(text: str, *, file: int = 399, function: int = 60, python: bool = True) -> list[str]:
+def too_long(text: str, *, file: int = 499, function: int = 60, python: bool = True) -> list[str]:
     """Name what has more lines; a function's decorators do not count."""
     found = [f"{n} lines"] if (n := len(text.splitlines())) > file else []
     for node in ast.walk(ast.parse(text)) if python else ():
@@ -31,13 +31,13 @@ def too_long(text: str, *, file: int = 399, function: int = 60, python: bool = T
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_have_under_400_lines_and_functions_at_most_60(path: Path) -> None:
+def test_files_have_under_500_lines_and_functions_at_most_60(path: Path) -> None:
     assert not too_long(path.read_text(encoding="utf-8"), python=path.suffix == ".py")
 
 
 def test_every_kind_of_file_is_looked_at() -> None:
     assert {path.suffix for path in FILES} == set(KINDS)
-    assert too_long("a {}\n" * 400, python=False) == ["400 lines"]
+    assert too_long("a {}\n" * 500, python=False) == ["500 lines"]
 
 
 def test_lines_are_counted_without_decorators() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config import StageSettings
-from pipeline.estimate.costs import StageCost
-from pipeline.estimate.desk import Desk
+from pipeline.contract.settings import StageSettings
+from pipeline.estimate.model.costs import StageCost
+from pipeline.estimate.model.estimator import Estimator
 
-Estimate = Callable[[str, Any, Desk], StageCost]
+Estimate = Callable[[str, Any, Estimator], StageCost]
 
 KNOBS = {
     "sampling": ("generation_batch_size", "batch_size"),
@@ -36,7 +36,7 @@ class _Try:
     """Settings to try: what was changed, as words, and how models are spread."""
 
     settings: StageSettings
-    desk: Desk
+    estimator: Estimator
     words: tuple[str, ...] = ()
 
     def with_settings(self, **changes: Any) -> _Try:
@@ -45,12 +45,12 @@ class _Try:
         return replace(self, settings=settings, words=(*self.words, *words))
 
     def sharded(self) -> _Try:
-        desk = replace(self.desk, sharding="fsdp2")
-        return replace(self, desk=desk, words=(*self.words, "--sharding fsdp2"))
+        estimator = replace(self.estimator, sharding="fsdp2")
+        return replace(self, estimator=estimator, words=(*self.words, "--sharding fsdp2"))
 
 
 def advise(
-    estimate: Estimate, stage: str, settings: StageSettings, desk: Desk, cost: StageCost
+    estimate: Estimate, stage: str, settings: StageSettings, estimator: Estimator, cost: StageCost
 ) -> list[Advice]:
     """Return changes that make a stage fit, mild ones first; else what saves the most.
 
@@ -58,10 +58,10 @@ def advise(
         estimate: makes the estimate of this kind of stage.
         stage: its name.
         settings: as they are.
-        desk: what estimates are made with.
+        estimator: what estimates are made with.
         cost: of the settings as they are, which does not fit.
     """
-    start = _Try(settings, desk)
+    start = _Try(settings, estimator)
     changes = _changes(start, cost)
     found = [_shrunk(estimate, stage, attempt) for attempt in (start, *changes)]
     fitting = [advice for advice in found if advice.fits]
@@ -81,7 +81,7 @@ def _changes(start: _Try, cost: StageCost) -> list[_Try]:
     found = []
     if getattr(settings, "gradient_checkpointing", None) is False:
         found.append(start.with_settings(gradient_checkpointing=True))
-    if start.desk.sharding == "ddp" and cost.layout.processes > 1:
+    if start.estimator.sharding == "ddp" and cost.layout.processes > 1:
         found.append(start.sharded())
     if "value_start" in known and getattr(settings, "value", None) == "separate":
         found.append(start.with_settings(value="shared", value_start=None))
@@ -99,16 +99,16 @@ def _merged(first: _Try, second: _Try) -> _Try:
         and name in " ".join(second.words)
     }
     merged = first.settings.model_copy(update=changed)
-    desk = second.desk if second.desk.sharding == "fsdp2" else first.desk
-    return _Try(merged, desk, (*first.words, *second.words))
+    estimator = second.estimator if second.estimator.sharding == "fsdp2" else first.estimator
+    return _Try(merged, estimator, (*first.words, *second.words))
 
 
 def _shrunk(estimate: Estimate, stage: str, attempt: _Try) -> Advice:
     """Halve what bounds the widest moment until the stage fits, or nothing is left to halve."""
     smaller: dict[str, int] = {}
     while True:
-        cost = estimate(stage, attempt.settings, attempt.desk)
-        fits = cost.fits(attempt.desk.cluster)
+        cost = estimate(stage, attempt.settings, attempt.estimator)
+        fits = cost.fits(attempt.estimator.cluster)
         knob = None if fits else _knob(attempt.settings, cost)
         if knob is None:
             words = [*attempt.words, *(f"{k}: {v}" for k, v in smaller.items())]

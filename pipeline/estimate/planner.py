@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RecipeError, UsageError, nearest
-from pipeline.config import StageSettings, expand
+from pipeline.contract.settings import StageSettings, expand
 from pipeline.estimate.advice import Advice, advise
-from pipeline.estimate.assumptions import Assumptions
-from pipeline.estimate.checkpoints import Checkpoints
-from pipeline.estimate.costs import Sharding, StageCost
-from pipeline.estimate.desk import Desk
-from pipeline.estimate.hardware import Cluster
-from pipeline.estimate.ppo import estimate_ppo
-from pipeline.estimate.reward_model import estimate_reward
-from pipeline.estimate.sampling import estimate_evaluate, estimate_rankings, estimate_select
-from pipeline.estimate.sources import SECONDS, Reader
-from pipeline.estimate.training import estimate_pretrain, estimate_sft
+from pipeline.estimate.model.assumptions import Assumptions
+from pipeline.estimate.model.checkpoints import Checkpoints
+from pipeline.estimate.model.costs import Sharding, StageCost
+from pipeline.estimate.model.estimator import Estimator
+from pipeline.estimate.model.hardware import Cluster
+from pipeline.estimate.model.sources import SECONDS, Reader
+from pipeline.estimate.stages.ppo import estimate_ppo
+from pipeline.estimate.stages.reward_model import estimate_reward
+from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
+from pipeline.estimate.stages.training import estimate_pretrain, estimate_sft
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
+    from pipeline.recipe.load import Recipe
 
-ESTIMATES: dict[str, Callable[[str, Any, Desk], StageCost]] = {
+ESTIMATES: dict[str, Callable[[str, Any, Estimator], StageCost]] = {
     "pretrain": estimate_pretrain,
     "sft": estimate_sft,
     "rankings": estimate_rankings,
@@ -83,7 +83,7 @@ def estimate_recipe(
         SourceError: a local source can't be read.
     """
     assumed = assumed or Assumptions()
-    desk = Desk(
+    estimator = Estimator(
         recipe=recipe,
         cluster=cluster,
         sharding=sharding or launched_sharding(recipe),
@@ -92,7 +92,7 @@ def estimate_recipe(
         reader=Reader(assumed, seconds),
     )
     verdicts = [
-        _verdict(stage, settings, desk)
+        _verdict(stage, settings, estimator)
         for stage, settings in recipe.stages.items()
         if settings.kind in ESTIMATES
     ]
@@ -133,9 +133,9 @@ def launched_sharding(recipe: Recipe) -> Sharding:
     return "fsdp2" if kind in ("FSDP", "DEEPSPEED") else "ddp"
 
 
-def _verdict(stage: str, settings: StageSettings, desk: Desk) -> Verdict:
-    cost = ESTIMATES[settings.kind](stage, settings, desk)
-    told = list(desk.assumed.told.get(stage, []))
-    fits = cost.fits(desk.cluster)
-    advice = [] if fits else advise(ESTIMATES[settings.kind], stage, settings, desk, cost)
+def _verdict(stage: str, settings: StageSettings, estimator: Estimator) -> Verdict:
+    cost = ESTIMATES[settings.kind](stage, settings, estimator)
+    told = list(estimator.assumed.told.get(stage, []))
+    fits = cost.fits(estimator.cluster)
+    advice = [] if fits else advise(ESTIMATES[settings.kind], stage, settings, estimator, cost)
     return Verdict(cost, fits, advice, told)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.estimate.costs import StageCost
-from pipeline.estimate.hardware import GIB
+from pipeline.estimate.model.costs import StageCost
+from pipeline.estimate.model.hardware import GIB
 from pipeline.estimate.planner import Plan, Verdict
 
 COLUMNS = ("stage", "parameters", "steps", "tokens", "FLOPs", "hours", "GiB a GPU", "fits")

@@ -1,1 +1,1 @@
-"""One file a stage: read inputs, call what does the work, leave the artifact."""
+"""One package a kind of stage: read inputs, call what does the work, leave the artifact."""

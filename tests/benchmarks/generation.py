@@ -101,7 +101,7 @@ def load(given: argparse.Namespace) -> tuple[Any, Answers, list[int], int]:
 
 
 def ours(given: argparse.Namespace, loaded: Any, *, greedy: bool, seed: int) -> Answers:
-    from pipeline.generation import Sampling, generate
+    from pipeline.generation.generate import Sampling, generate
 
     model, prompts, ends, pad = loaded
     samples = generate(

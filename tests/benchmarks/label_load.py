@@ -47,11 +47,11 @@ sys.path.insert(0, str(ROOT))
 
 from label_annotators import Asked, Diary, Person  # noqa: E402
 
-from data.labels import tables  # noqa: E402
-from data.labels.campaigns import Campaigns  # noqa: E402
-from data.labels.database import Database, open_database  # noqa: E402
+from data.labels.campaign.campaigns import Campaigns  # noqa: E402
+from data.labels.campaign.submissions import Work  # noqa: E402
 from data.labels.records import CampaignSettings, NewTask  # noqa: E402
-from data.labels.work import Work  # noqa: E402
+from data.labels.store import tables  # noqa: E402
+from data.labels.store.database import Database, open_database  # noqa: E402
 
 WORDS = ["the", "store", "keeps", "what", "people", "say", "about", "answers", "for", "good"]
 KINDS = ("next", "page", "draft", "submit")

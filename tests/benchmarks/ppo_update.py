@@ -144,7 +144,7 @@ def prompts(given: argparse.Namespace, size: int) -> list[list[int]]:
 
 
 def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
-    from pipeline.ppo.loop import run_update
+    from pipeline.rl.ppo.loop import run_update
 
     ppo = assemble_ours(given, scratch)
     found: list[dict[str, float]] = []
@@ -154,7 +154,7 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
             from where_time_goes import tell_profile
 
             typical = statistics.median(row["seconds"] for row in found[1:])
-            tell_profile(lambda: run_update(ppo), bf16=ppo.ranks.bf16, seconds=typical)
+            tell_profile(lambda: run_update(ppo), bf16=ppo.world.bf16, seconds=typical)
             break
         metrics = run_update(ppo).metrics
         found.append(
@@ -170,15 +170,15 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
 
 
 def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
-    from pipeline.config import Lora
-    from pipeline.models import load_tokenizer, pick_device, resolve_bf16
-    from pipeline.ppo.assemble import assemble
-    from pipeline.ppo.prompts import PreparedPrompt
-    from pipeline.ppo.ranks import Ranks, make_accelerator
-    from pipeline.ppo.settings import Hyperparameters
-    from pipeline.ppo.trunk import TrunkReward
-    from reward.model import RewardModel
-    from reward.on_trunk import adapt, publish
+    from pipeline.contract.settings import Lora
+    from pipeline.models.load import load_tokenizer, pick_device, resolve_bf16
+    from pipeline.rl.ppo.build import build_ppo
+    from pipeline.rl.processes import World, make_accelerator
+    from pipeline.rl.prompts import PreparedPrompt
+    from pipeline.rl.settings import Hyperparameters
+    from pipeline.rl.trunk import TrunkReward
+    from reward.learned.model import RewardModel
+    from reward.learned.on_trunk import adapt, publish
 
     policy = save_tiny(scratch / "policy") if given.model == "tiny" else Path(given.model)
     tokenizer = load_tokenizer(policy)
@@ -194,7 +194,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
         scorer = TrunkReward(scratch / "reward" / "model", "reward", given.micro)
         del trunk
     del model
-    return assemble(
+    return build_ppo(
         policy_source=policy,
         reference_source=None,
         value_source=scratch / "reward" / "model" if lora is None else None,
@@ -215,7 +215,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
             reuse_logprobs=given.reuse,
             compile=given.compile,
         ),
-        ranks=Ranks(make_accelerator(bf16=resolve_bf16("auto", pick_device())), 0),
+        world=World(make_accelerator(bf16=resolve_bf16("auto", pick_device())), 0),
         lora=lora,
     )
 

@@ -138,9 +138,9 @@ def timed(step: Callable[[], float]) -> dict[str, float]:
 
 
 def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
-    from data.packing import write_shards
-    from pipeline.sharding import make_accelerator
-    from pipeline.training_lm import LmHyperparameters, LmTrainer
+    from data.text.packing import write_shards
+    from pipeline.training.accelerator import make_accelerator
+    from pipeline.training.language_model import LmHyperparameters, LmTrainer
 
     rows = chunks(given)
     shards = write_shards(
@@ -175,7 +175,7 @@ def trainer(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     marks: list[tuple[float, float]] = []
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class AlarmMonitor(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             marks.append((time.perf_counter(), time.process_time()))
 
@@ -198,7 +198,7 @@ def trainer(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     dataset = Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
     side = Trainer(
         model=llama(), args=settings, train_dataset=dataset.with_format("torch"),
-        callbacks=[Watch()],
+        callbacks=[AlarmMonitor()],
     )  # fmt: skip
     side.train()
     return found

@@ -153,11 +153,11 @@ class Clock:
 def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[str, Any]:
     import torch
 
-    from pipeline.compiling import compile_layers
-    from pipeline.sharding import make_accelerator
-    from reward.batching import EncodedRanking
-    from reward.model import RewardModel
-    from reward.training import Hyperparameters, RankingTrainer
+    from pipeline.models.compile import compile_layers
+    from pipeline.stages.reward.trainer import Hyperparameters, RankingTrainer
+    from pipeline.training.accelerator import make_accelerator
+    from reward.learned.batching import EncodedRanking
+    from reward.learned.model import RewardModel
 
     torch.set_num_threads(options.threads)
     model = RewardModel.start(options.model, seed=options.seed, device="cpu")
@@ -215,7 +215,7 @@ def run_trl(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[
     model.config.pad_token_id = tokenizer.pad_token_id
     clock, tokens = Clock(), 0
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class AlarmMonitor(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             clock.start()
 
@@ -254,7 +254,7 @@ def run_trl(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict[
             train_dataset=rows(pairs_of(training)),
             eval_dataset=rows(pairs_of(heldout)),
             processing_class=tokenizer,
-            callbacks=[Watch()],
+            callbacks=[AlarmMonitor()],
         )
         model.register_forward_pre_hook(
             lambda module, args, kwargs: count(module, args, kwargs), with_kwargs=True

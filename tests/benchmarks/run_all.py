@@ -77,7 +77,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
 
 def has_bf16() -> bool:
     """Tell whether the recipes' `bf16: auto` would compute in bfloat16 here."""
-    from pipeline.models import pick_device, resolve_bf16
+    from pipeline.models.load import pick_device, resolve_bf16
 
     return resolve_bf16("auto", pick_device())
 

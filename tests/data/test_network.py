@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from data import network
 from data.errors import ModelError, SourceError
 from data.network import hub_trouble
-from data.sources import read
+from data.sources.read import read
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_hub_that_is_back_is_used_again(
 def test_models_tokenizers_and_data_sets_tell_it_in_one_sentence(
     hub: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.models import load_config, load_tokenizer
-    from reward.loading import load_tokenizer as load_judges_tokenizer
+    from pipeline.models.load import load_config, load_tokenizer
+    from reward.network.loading import load_tokenizer as load_judges_tokenizer
 
     looks: list[str] = []
     look = network._look

@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, publish
-from pipeline.checkpoint import ResumeStore
-from pipeline.config import StageSettings
-from pipeline.console import Console
-from pipeline.context import MetricsLog, StageContext, StopFlag
-from pipeline.handover import HandOver
+from pipeline.contract.artifacts import Artifact, publish
+from pipeline.contract.console import Console
+from pipeline.contract.context import StageContext
+from pipeline.contract.handover import HandOver
+from pipeline.contract.metrics_log import MetricsLog
+from pipeline.contract.resume import ResumeStore
+from pipeline.contract.settings import StageSettings
+from pipeline.contract.stop import StopFlag
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|endoftext|>")
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
@@ -233,9 +235,9 @@ def publish_adapter(tmp_path: Path) -> Callable[..., str]:
     """
     import torch
 
-    from reward.adapter_files import trunk_digest
-    from reward.model import RewardModel
-    from reward.on_trunk import adapt, publish
+    from reward.learned.model import RewardModel
+    from reward.learned.on_trunk import adapt, publish
+    from reward.network.lora_files import trunk_digest
 
     def build(base: str, *, name: str = "hung", strange: bool = False) -> str:
         model = RewardModel.start(base, seed=3)
@@ -271,11 +273,11 @@ def rlhf(
     It runs in this process, so that what it imports is imported once; anything that would be a
     traceback is raised.
     """
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     # Drawing takes longer than these runs, and the report has tests of its own.
-    monkeypatch.setattr("pipeline.runner._report", lambda *arguments: None)
+    monkeypatch.setattr("pipeline.run.runner._report", lambda *arguments: None)
 
     def typed(*arguments: object) -> Typed:
         monkeypatch.setattr("sys.argv", ["rlhf", *map(str, arguments)])
@@ -331,13 +333,13 @@ def write_tiny_recipe(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with `tiny.yaml`, what it reads, and its finished run in `runs/tiny`."""
-    from pipeline.recipe import load_recipe
-    from pipeline.runner import execute
+    from pipeline.recipe.load import load_recipe
+    from pipeline.run.runner import execute
 
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_tiny_recipe(folder)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runner._report", lambda *arguments: None)
+        patch.setattr("pipeline.run.runner._report", lambda *arguments: None)
         execute(load_recipe(recipe), Path("runs/tiny"), console=Console(quiet=True))
     return folder
 

@@ -19,16 +19,16 @@ import datasets
 import torch
 import transformers
 
-import pipeline.models
-import pipeline.ppo.assemble
-import pipeline.ppo.train
-import pipeline.stages.ppo
-import reward.on_trunk
-from pipeline.execution import run_as_rank
-from pipeline.recipe import load_recipe
-from pipeline.runner import RESOLVED
+import pipeline.models.load
+import pipeline.rl.ppo.build
+import pipeline.rl.ppo.train
+import pipeline.stages.ppo.stage
+import reward.learned.on_trunk
+from pipeline.recipe.load import load_recipe
+from pipeline.run.execution import run_as_rank
+from pipeline.run.runner import RESOLVED
 
-IMPORTED = (datasets, transformers, pipeline.models, pipeline.ppo, pipeline.stages, reward)
+IMPORTED = (datasets, transformers, pipeline.models.load, pipeline.rl.ppo, pipeline.stages, reward)
 
 
 def free_port() -> str:

@@ -30,10 +30,10 @@ COMPILED = {"compiled": ("pretrain", "reward", "ppo", *ADAPTERS), "compiled_fsdp
 
 def settings_of(stage: str, inputs: Path) -> Any:
     """Return a stage's settings: gradient accumulation, uneven rows, uneven last batches."""
-    from pipeline.stages.ppo import PpoSettings
-    from pipeline.stages.pretrain import PretrainSettings
-    from pipeline.stages.reward import RewardSettings
-    from pipeline.stages.sft import SftSettings
+    from pipeline.stages.ppo.settings import PpoSettings
+    from pipeline.stages.pretrain.settings import PretrainSettings
+    from pipeline.stages.reward.settings import RewardSettings
+    from pipeline.stages.sft.settings import SftSettings
 
     policy, reward = str(inputs / "policy"), str(inputs / "reward")
     text, prompts = {"path": str(inputs / "text.jsonl")}, {"path": str(inputs / "prompts.jsonl")}
@@ -100,10 +100,11 @@ def run_stage(
 
     import torch.distributed as dist
 
-    from pipeline.checkpoint import ResumeStore
-    from pipeline.console import Console
-    from pipeline.context import MetricsLog, StageContext
-    from pipeline.handover import HandOver
+    from pipeline.contract.console import Console
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+    from pipeline.contract.metrics_log import MetricsLog
+    from pipeline.contract.resume import ResumeStore
 
     settings = settings_of(stage, inputs)
     if compiled:
@@ -138,7 +139,7 @@ def watch_modules() -> list[dict[str, Any]]:
     """Note of every module that is prepared which type its parameters have."""
     from torch import nn
 
-    from pipeline.sharding import TrainingAccelerator
+    from pipeline.training.accelerator import TrainingAccelerator
 
     seen: list[dict[str, Any]] = []
     honest = TrainingAccelerator.prepare
@@ -162,8 +163,8 @@ def watch_modules() -> list[dict[str, Any]]:
 
 def watch_pieces() -> list[int]:
     """Note how many micro-batches are made by splitting, so that all processes have as many."""
-    from pipeline.ppo import experience
-    from pipeline.ppo.micro_batches import split
+    from pipeline.rl.micro_batches import split
+    from pipeline.rl.ppo import experience
 
     seen: list[int] = []
 

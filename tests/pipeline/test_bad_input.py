@@ -230,7 +230,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
             raise OSError(28, "No space left on device")
         save(*arguments, **options)
 
-    from pipeline import checkpoint, training
+    from pipeline.contract import resume as checkpoint
+    from pipeline.training import loop as training
 
     save = checkpoint.save_state
     monkeypatch.setattr(training, "save_state", full)

@@ -36,8 +36,8 @@ def inputs(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Build, tiny_policy: Build
 ) -> Path:
     """Return a folder with a policy, a reward model as an adapter on it, prompts and text."""
-    from reward.model import RewardModel
-    from reward.on_trunk import adapt, publish
+    from reward.learned.model import RewardModel
+    from reward.learned.on_trunk import adapt, publish
 
     folder, tokenizer = tmp_path_factory.mktemp("killed"), tiny_tokenizer()
     policy = folder / "policy"

@@ -37,8 +37,8 @@ def words(rng: random.Random, most: int) -> str:
 
 def write_inputs(folder: Path, policy: Any, tokenizer: Any) -> None:
     """Write a policy, a reward model, and rows of uneven length whose numbers are odd."""
-    from reward.model import RewardModel
-    from reward.on_trunk import adapt, publish
+    from reward.learned.model import RewardModel
+    from reward.learned.on_trunk import adapt, publish
 
     rng = random.Random(0)
     policy.save_pretrained(folder / "policy")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.heads import class_with, is_known
-from pipeline.stages.pretrain import PretrainSettings
+from pipeline.contract.heads import class_with, is_known
+from pipeline.stages.pretrain.settings import PretrainSettings
 
 PPO = "max_prompt_tokens: 40, max_new_tokens: 6, episodes: 8, batch_size: 8"
 RULE = "reward: [{rule: repetition}]"
@@ -398,7 +398,7 @@ def test_no_weights_are_loaded(model: Any, place: Path) -> None:
     model("policy")
     (place / "r.yaml").write_text(f"stages:\n  {sft()}\n  {ppo(policy='sft')}\n")
     command = (
-        "import sys; sys.argv = ['rlhf', 'validate', 'r.yaml']; import pipeline.cli as c\n"
+        "import sys; sys.argv = ['rlhf', 'validate', 'r.yaml']; import pipeline.cli.main as c\n"
         "try: c.main()\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )

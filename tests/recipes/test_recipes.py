@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from data.errors import HandOverError
-from pipeline.checking import check_stages
-from pipeline.config import SourceSettings, is_external, references
-from pipeline.console import Console
-from pipeline.planning import Planner, Selection
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import execute, plan
+from pipeline.contract.console import Console
+from pipeline.contract.settings import SourceSettings, is_external, references
+from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.run.checking import check_stages
+from pipeline.run.planning import Planner, Selection
+from pipeline.run.runner import execute, plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -130,7 +130,7 @@ def stories_sentiment(local: Path) -> list[str]:
 def oasst_rankings(local: Path) -> list[str]:
     return [
         f"tokenizer.adopt={local / 'smol'}",
-        f"reward.model={local / 'smol'}",
+        f"reward.learned.model={local / 'smol'}",
         f"reward.train={rows(local, 'rankings')}",
         "reward.max_length=64",
     ]
@@ -273,7 +273,7 @@ PRESETS = ("instructgpt", "nplus", "lmhp")
 
 def preset_lines(name: str) -> list[tuple[str, str]]:
     """Return each value of a preset with what stands beside or right above it."""
-    from pipeline.explain import comments
+    from pipeline.recipe.explain import comments
 
     path = RECIPES / "base" / f"{name}.yaml"
     notes = comments(path)
@@ -321,7 +321,7 @@ def test_the_presets_of_ppo_are_those_of_their_papers(local: Path, tmp_path: Pat
     assert (paper["value_learning_rate"], paper["episodes"]) == (9e-6, 256_000)
     # The defaults are N+'s, but for how long it runs, what befalls a response without an end, and
     # the score's place one past the last token.
-    from pipeline.ppo.settings import Hyperparameters
+    from pipeline.rl.settings import Hyperparameters
 
     default = Hyperparameters().model_dump()
     changed = {key for key, value in default.items() if found["nplus"][key] != value}

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import RewardError
+from reward.computed.rules import rule
 from reward.ensemble import Ensemble, WeightedSum, combined
-from reward.rules import rule
-from reward.scorers import Facts, Scorer
+from reward.scorer import Facts, Scorer
 
 # Two responses, three members: means 2 and 0, variances 2/3 and 6, deviations 0.8165 and 2.4495.
 SCORES_MB = torch.tensor([[1.0, -3.0], [2.0, 0.0], [3.0, 3.0]], dtype=torch.float64)

@@ -15,7 +15,7 @@ import pytest
 from data.errors import RecipeError, RewardError, UsageError
 from reward import functions
 from reward.functions import function, load_plugin, plugins, require_function, reward
-from reward.scorers import Facts, InformedScorer, Scorer, scores_of
+from reward.scorer import Facts, InformedScorer, Scorer, scores_of
 
 POLITE = """
 from reward.functions import reward

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import LabelError, UsageError
-from data.posting import RefusedError, UnansweredError, post_json
+from data.http_json import RefusedError, UnansweredError, post_json
 
 PASSING = (408, 409, 425, 429)
 """Statuses that another try may get over, beside all from 500 on."""

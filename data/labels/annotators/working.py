@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from data.errors import LabelConflictError
-from data.labels.database import Database
-from data.labels.people import People
-from data.labels.queue import Queue
+from data.labels.campaign.people import People
+from data.labels.campaign.queue import Queue
+from data.labels.campaign.submissions import Work
 from data.labels.records import RATINGS, AnnotatorKind, Assignment, Campaign, Mode, Submission
-from data.labels.work import Work
+from data.labels.store.database import Database
 
 
 class Judge(Protocol):

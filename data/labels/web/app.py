@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, RlhfError
-from data.labels.database import Database
+from data.labels.store.database import Database
 from data.labels.web import views_admin as admin
 from data.labels.web import views_entry as entry
 from data.labels.web import views_label as label

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from data.labels import tables
-from data.labels.audit import Audit
-from data.labels.database import Database
 from data.labels.records import Campaign
+from data.labels.store import tables
+from data.labels.store.audit import Audit
+from data.labels.store.database import Database
 
 _ACTION = "accept guidelines"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from data.labels import tables
-from data.labels.database import Database
+from data.labels.store import tables
+from data.labels.store.database import Database
 from data.labels.web.giveaways import giveaways
 
 _given, _task = tables.assignments.c, tables.tasks.c

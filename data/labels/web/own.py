@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-from data.labels import tables
-from data.labels.database import Database
-from data.labels.qualification import agreed_pairs
+from data.labels.campaign.qualification import agreed_pairs
+from data.labels.store import tables
+from data.labels.store.database import Database
 
 _PACE_OF = 20
 """Last labels that the pace is the median of."""

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from data.errors import StorageError, UsageError
-from data.labels.database import Database
+from data.labels.store.database import Database
 from data.labels.web.app import create_app
 from data.labels.web.pages import load_templates
 from data.labels.web.security import LOOPBACK

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from data.labels.people import SESSION_HOURS
+from data.labels.campaign.people import SESSION_HOURS
 from data.labels.records import Annotator, Campaign, Session
 from data.labels.web.security import BODY_CAP
 from data.labels.web.site import Site

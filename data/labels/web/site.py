@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from data.errors import NotYoursError
-from data.labels.campaigns import Campaigns
-from data.labels.database import CONNECTIONS, Database
-from data.labels.people import People
-from data.labels.queue import Queue
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
+from data.labels.campaign.queue import Queue
+from data.labels.campaign.submissions import Work
 from data.labels.records import Campaign, Progress
+from data.labels.store.database import CONNECTIONS, Database
 from data.labels.web.limits import Limit
-from data.labels.work import Work
 
 _PROGRESS_SECONDS = 5.0
 """How old a campaign's progress may be: counting it for each page would be most of the work."""

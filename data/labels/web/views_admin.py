@@ -11,13 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from data.errors import RlhfError, UsageError
-from data.labels import statistics_text
-from data.labels.audit import Audit
-from data.labels.consolidation import Consolidation
-from data.labels.exporting import MOST_HELDOUT, ExportSettings, What, export_parts
+from data.labels.agreement import statistics_text
+from data.labels.agreement.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
+from data.labels.exchange.consolidation import Consolidation
+from data.labels.exchange.exporting import MOST_HELDOUT, ExportSettings, What, export_parts
+from data.labels.exchange.training_rows import Margin
 from data.labels.records import Campaign, Role
-from data.labels.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
-from data.labels.training_rows import Margin
+from data.labels.store.audit import Audit
 from data.labels.web import overview
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit

@@ -9,12 +9,12 @@ from typing import Any
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from data.errors import LabelConflictError, NotYoursError
+from data.labels.campaign.submissions import REVISABLE
 from data.labels.records import SKIP_REASONS, Assignment, Campaign, LabelRow
 from data.labels.web import consent, own
 from data.labels.web.forms import from_submission, read_sheet, to_submission
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, hold
-from data.labels.work import REVISABLE
 from data.records import turn_text
 
 _SAID = ("tiers", "ratings", "flags", "choice", "comment")

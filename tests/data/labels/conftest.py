@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from data.labels.database import Database, open_database
 from data.labels.records import (
     Annotator,
     Assignment,
@@ -22,6 +21,7 @@ from data.labels.records import (
     Submission,
     Task,
 )
+from data.labels.store.database import Database, open_database
 
 _SCHEMAS = itertools.count()
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-import reward.short_attention  # noqa: F401 - defines the operator that is counted below
+import reward.network.short_attention  # noqa: F401 - defines the operator that is counted below
 
 
 def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -113,7 +113,7 @@ def local_policy(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., Path]:
     """Return a builder of saved models with a tokenizer: local_policy(architecture, **shape)."""
 
     def build(architecture: str = "llama", **changes: Any) -> Path:
-        from pipeline.architectures import Shape, build_policy
+        from pipeline.models.architectures import Shape, build_policy
 
         shape = {
             "hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate_size": 64,

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from data.errors import UsageError
-from pipeline.cli import app
+from pipeline.cli.main import app
 
 QUICKSTART = str(Path(__file__).parents[3] / "recipes" / "quickstart.yaml")
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.estimate import memory
-from pipeline.estimate.flops import (
+from pipeline.estimate.model import memory
+from pipeline.estimate.model.flops import (
     Rows,
     attention_flops,
     decoding_flops,
@@ -21,9 +21,9 @@ from pipeline.estimate.flops import (
     matrix_flops,
     training_flops,
 )
-from pipeline.estimate.sampling import decoding_memory
-from pipeline.estimate.shapes import ModelShape, shape_of_config, shape_of_size
-from pipeline.estimate.sources import Lengths
+from pipeline.estimate.model.shapes import ModelShape, shape_of_config, shape_of_size
+from pipeline.estimate.model.sources import Lengths
+from pipeline.estimate.stages.sampling import decoding_memory
 
 TWO_BLOCKS = ModelShape(
     name="m", layers=2, hidden=8, heads=2, kv_heads=1, head_size=4, intermediate=16, vocabulary=10,
@@ -133,7 +133,7 @@ def test_more_rows_take_more_and_bf16_and_checkpointing_less(
 def built(architecture: Any, kv_heads: int) -> tuple[Any, ModelShape]:
     from transformers import AutoModelForCausalLM
 
-    from pipeline.architectures import Shape, model_config
+    from pipeline.models.architectures import Shape, model_config
 
     shape = Shape(
         hidden_size=64, layers=3, heads=4, kv_heads=kv_heads, intermediate_size=160,

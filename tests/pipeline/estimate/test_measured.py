@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from data.records import chat
-from pipeline.console import Console
-from pipeline.estimate.assumptions import Assumptions
-from pipeline.estimate.costs import StageCost
-from pipeline.estimate.hardware import GIB, Accelerator, Cluster
+from pipeline.contract.console import Console
+from pipeline.estimate.model.assumptions import Assumptions
+from pipeline.estimate.model.costs import StageCost
+from pipeline.estimate.model.hardware import GIB, Accelerator, Cluster
 from pipeline.estimate.planner import estimate_recipe
-from pipeline.models import bf16_supported
-from pipeline.planning import Selection
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import execute
+from pipeline.models.load import bf16_supported
+from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.run.planning import Selection
+from pipeline.run.runner import execute
 
 # Its speed doesn't matter here; that in bf16 above 0 says that it has such products.
 PROCESSOR = Cluster(Accelerator("cpu", 16 * GIB, 1e11, 1e11, 1e10))

@@ -11,12 +11,12 @@ import yaml
 
 from data.errors import ModelError, RecipeError, UsageError
 from data.records import chat
-from pipeline.estimate.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
-from pipeline.estimate.costs import StageCost
-from pipeline.estimate.hardware import parse_gpus
+from pipeline.estimate.model.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
+from pipeline.estimate.model.costs import StageCost
+from pipeline.estimate.model.hardware import parse_gpus
 from pipeline.estimate.planner import Plan, check_sharding, estimate_recipe
 from pipeline.estimate.render import details, row_of, to_json
-from pipeline.recipe import load_recipe
+from pipeline.recipe.load import load_recipe
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data.records import chat
-from pipeline.context import StageContext
-from pipeline.stages.sft import SftSettings
+from pipeline.contract.context import StageContext
+from pipeline.stages.sft.settings import SftSettings
 
 QUESTIONS = [
     (f"What is {a} + {b}?", f"{a} + {b} is {a + b}." + " Indeed so." * (a % 4))
@@ -142,8 +142,8 @@ def setting(
     """Return a builder of contexts of a tiny run of PPO with a reward model."""
     from transformers import LlamaForSequenceClassification
 
-    from pipeline.config import SourceSettings, references
-    from pipeline.stages.ppo import PpoSettings
+    from pipeline.contract.settings import SourceSettings, references
+    from pipeline.stages.ppo.settings import PpoSettings
 
     tokenizer = tiny_tokenizer()
     policy = save_policy(tokenizer)

@@ -11,8 +11,12 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pipeline.stages import pretrain, reward, sft
-from pipeline.stages.ppo import run as run_ppo
+from pipeline.stages.ppo.stage import run as run_ppo
+from pipeline.stages.pretrain import stage as pretrain
+from pipeline.stages.pretrain.settings import PretrainSettings
+from pipeline.stages.reward import stage as reward
+from pipeline.stages.reward.settings import RewardSettings
+from pipeline.stages.sft import stage as sft
 
 PEAK = 1e-3
 SCHEDULES = pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_pretraining_ends_at_the_final_share(
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"The mill {i}. " * 9}) + "\n" for i in range(9)))
     shape = {"hidden_size": 16, "layers": 1, "heads": 2, "context_length": 32, "batch_size": 2}
-    settings = pretrain.PretrainSettings(
+    settings = PretrainSettings(
         tokenizer=str(policy), train=[{"path": str(corpus)}], steps=5, learning_rate=PEAK,
         schedule=schedule, final_share=0.1, save_every=0, **shape,
     )  # fmt: skip
@@ -69,7 +73,7 @@ def test_a_reward_model_ends_at_the_final_share(
     rows = [{"prompt": f"say {i}", "chosen": "good", "rejected": "bad"} for i in range(12)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = reward.RewardSettings(
+    settings = RewardSettings(
         model=str(policy), train=[{"path": str(path)}], heldout_share=0.2, prompts_per_step=2,
         learning_rate=PEAK, schedule=schedule, final_share=0.1, evaluate_every=0, save_every=0,
     )  # fmt: skip

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages import ppo, pretrain, reward, sft
-from pipeline.stages import tokenizer as adopting
+from pipeline.stages.ppo import stage as ppo
+from pipeline.stages.pretrain import stage as pretrain
+from pipeline.stages.pretrain.settings import PretrainSettings
+from pipeline.stages.reward import stage as reward
+from pipeline.stages.reward.settings import RewardSettings
+from pipeline.stages.sft import stage as sft
+from pipeline.stages.tokenizer import stage as adopting
+from pipeline.stages.tokenizer.settings import TokenizerSettings
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -60,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def test_by_the_tokenizer_stage(untouched: Any, make_context: Any, source: Path) -> None:
-    settings = adopting.TokenizerSettings(adopt=str(source))
+    settings = TokenizerSettings(adopt=str(source))
     context = make_context(settings, {"adopt": source})
     adopting.run(context)
     assert left(context.folder / "tokenizer") == untouched(source)
@@ -68,7 +74,7 @@ def test_by_the_tokenizer_stage(untouched: Any, make_context: Any, source: Path)
 
 def test_by_pretraining(untouched: Any, make_context: Any, source: Path, tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus.jsonl", [{"text": f"The mill {i}. " * 20} for i in range(9)])
-    settings = pretrain.PretrainSettings(
+    settings = PretrainSettings(
         tokenizer=str(source), train=corpus, steps=1, hidden_size=16, layers=1, heads=2,
         context_length=32, batch_size=2,
     )  # fmt: skip
@@ -87,7 +93,7 @@ def test_by_the_reward_model(
     untouched: Any, make_context: Any, source: Path, tmp_path: Path
 ) -> None:
     rows = [{"prompt": f"say {i}", "chosen": "good " * 9, "rejected": "bad"} for i in range(9)]
-    settings = reward.RewardSettings(
+    settings = RewardSettings(
         model=str(source), train=write(tmp_path / "pairs.jsonl", rows), heldout_share=0.2,
         max_length=14, max_truncated_share=1.0,
     )  # fmt: skip

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from data.labels.campaigns import Campaigns
-from data.labels.database import Database
-from data.labels.people import People
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
 from data.labels.records import Campaign, CampaignSettings, NewTask
+from data.labels.store.database import Database
 from data.labels.web.app import create_app
 
 ORIGIN = "http://localhost"

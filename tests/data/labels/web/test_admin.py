@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from data.labels.campaigns import Campaigns
-from data.labels.database import Database
-from data.labels.exporting import ExportSettings, export_parts
-from data.labels.people import People
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
+from data.labels.campaign.submissions import Work
+from data.labels.exchange.exporting import ExportSettings, export_parts
 from data.labels.records import Campaign, CampaignSettings, NewTask
+from data.labels.store.database import Database
 from data.labels.web.giveaways import giveaways
-from data.labels.work import Work
 
 
 @pytest.fixture

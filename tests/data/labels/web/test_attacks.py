@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from data.labels.audit import Audit
-from data.labels.campaigns import Campaigns
-from data.labels.database import Database
-from data.labels.people import People
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
+from data.labels.campaign.submissions import Work
 from data.labels.records import Campaign, CampaignSettings, NewTask
+from data.labels.store.audit import Audit
+from data.labels.store.database import Database
 from data.labels.web.app import create_app
 from data.labels.web.security import BODY_CAP
-from data.labels.work import Work
 from data.records import Message
 
 ORIGIN = "http://localhost"
@@ -273,7 +273,7 @@ def test_guessing_is_slowed_down(browser: Callable[[], Any], invite: Callable[..
 def test_passwords_are_not_guessed_fast(
     browser: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.labels.people._verify", lambda stored, password: False)
+    monkeypatch.setattr("data.labels.campaign.people._verify", lambda stored, password: False)
     guesser = browser()
     guess = {"name": "ann", "password": "x" * 12}
     codes = [guesser.post("/login", guess).status_code for _ in range(15)]

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import uvicorn
 
-from data.labels.campaigns import Campaigns
-from data.labels.database import Database, utc_now
-from data.labels.people import People
-from data.labels.queue import Queue
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
+from data.labels.campaign.queue import Queue
+from data.labels.campaign.submissions import Work
 from data.labels.records import Campaign, CampaignSettings, LabelRow
+from data.labels.store.database import Database, utc_now
 from data.labels.web.app import create_app
 from data.labels.web.server import UVICORN, bound
-from data.labels.work import Work
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

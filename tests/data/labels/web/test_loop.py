@@ -8,14 +8,14 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from data.labels.campaigns import Campaigns
-from data.labels.database import Database
-from data.labels.people import People
-from data.labels.queue import Queue
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.people import People
+from data.labels.campaign.queue import Queue
+from data.labels.campaign.submissions import Work
 from data.labels.records import Campaign, CampaignSettings, NewTask, Submission
+from data.labels.store.database import Database
 from data.labels.web import own
 from data.labels.web.app import create_app
-from data.labels.work import Work
 from data.records import Message
 
 RATED: dict[str, Any] = {"tiers": [1, 3, 3], "ratings": [7, 2, 2]}

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UsageError
-from data.labels.database import Database
+from data.labels.store.database import Database
 from data.labels.web.forms import Sheet, from_submission, to_submission
 from data.labels.web.limits import Limit
 from data.labels.web.markdown import LONGEST, to_html, to_text
@@ -124,7 +124,7 @@ def test_the_address_is_told_while_it_is_served(tmp_path: Path, number: int) -> 
     told = tmp_path / "server.json"
     code = (
         "import sys, pathlib\n"
-        "from data.labels.database import open_database\n"
+        "from data.labels.store.database import open_database\n"
         "from data.labels.web.server import serve\n"
         "serve(open_database(sys.argv[1]), port=0, address_file=pathlib.Path(sys.argv[2]))\n"
         "print('ended')\n"

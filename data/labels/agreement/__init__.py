@@ -1,0 +1,1 @@
+"""How far annotators agree, and what that leaves for a reward model to reach."""

@@ -1,0 +1,1 @@
+"""A campaign: its tasks, who works on them, which comes next, and what is recorded."""

@@ -1,0 +1,1 @@
+"""Rankings in and out of the label store: files, exports, consolidated rows."""

@@ -1,0 +1,278 @@
+"""Labels as files: lossless rankings, TRL's preference rows, ties, unpaired rows, a spreadsheet.
+
+| what          | files                         | for                                             |
+|---------------|-------------------------------|-------------------------------------------------|
+| `rankings`    | rankings.jsonl                | the reward stage; `rlhf label import`           |
+| `preferences` | preferences/{train,test}.jsonl| TRL's reward and DPO trainers                   |
+| `ties`        | ties.jsonl                    | losses that use ties; any reader of rankings    |
+| `unpaired`    | unpaired/{train,test}.jsonl   | TRL's KTO trainer                               |
+| `csv`         | labels.csv                    | a spreadsheet: one line a label and completion  |
+
+Each file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from data.errors import SourceError, UsageError
+from data.labels.atomic import write_atomic
+from data.labels.campaign.chosen import TRAINING, labels_of
+from data.labels.exchange.consolidation import Consolidation, Judged, consolidate
+from data.labels.exchange.rankings_file import completion_id, to_row
+from data.labels.exchange.training_rows import Margin, preference_rows, tie_rows, unpaired_rows
+from data.labels.records import AnnotatorKind, LabelRow, Purpose
+from data.records import Message, to_json
+from data.sources.split import is_heldout
+from data.words import counted
+
+What = Literal["rankings", "preferences", "ties", "unpaired", "csv"]
+
+CSV_COLUMNS = (
+    "label_id",
+    "revision",
+    "created_at",
+    "annotator",
+    "campaign",
+    "purpose",
+    "task",
+    "prompt",
+    "completion_id",
+    "completion",
+    "policy",
+    "place_shown",
+    "rank",
+    "rating",
+    "flags",
+    "strength",
+    "comment",
+    "seconds",
+)
+MOST_HELDOUT = 0.9
+"""Largest share of prompts that may be kept from training."""
+_FORMULA = tuple("=+-@\t\r\n|＝＋－＠")
+"""What a spreadsheet may take for the start of a formula."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        files: rows of each file, by its path below the folder.
+        left_out: what the format has no place for, with how many.
+    """
+
+    files: dict[str, int]
+    left_out: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Return it as lines for the console."""
+        told = [f"{name}: {counted(count, 'row')}" for name, count in self.files.items()]
+        return told + [f"left out {count:,}: {why}" for why, count in self.left_out.items()]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What of some labels is written, and how; the command's and the admin page's are the same.
+
+    Attributes:
+        what: which files, see the module.
+        consolidation: what becomes of several labels of a task; see that module.
+        blind: leave out all that may tell who wrote an answer.
+        implicit: preference rows hold the prompt within both dialogues.
+        margin: of preference rows; see `data.labels.exchange.training_rows`.
+        heldout: share of prompts in test.jsonl; all rows of a prompt are on one side.
+        seed: of that split.
+        purposes: which labels; None takes gold, qualification and repeats too.
+        kinds: whose labels; None takes all.
+        revisions: the last of each label, or all, which are to be kept and not to be trained on.
+    """
+
+    what: What
+    consolidation: Consolidation = "per_annotator"
+    blind: bool = False
+    implicit: bool = False
+    margin: Margin = "none"
+    heldout: float = 0.0
+    seed: int = 0
+    purposes: Collection[Purpose] | None = TRAINING
+    kinds: Collection[AnnotatorKind] | None = None
+    revisions: Literal["last", "all"] = "last"
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be written.
+
+        Raises:
+            UsageError: names the setting, its value and those there are.
+        """
+        choices = {"what": What, "consolidation": Consolidation, "margin": Margin}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise UsageError(
+                    f"export: {name} '{value}' is none of {', '.join(get_args(known))}"
+                )
+        whole = self.what in ("rankings", "csv") and self.consolidation == "per_annotator"
+        if self.revisions == "all" and not whole:
+            raise UsageError(
+                "export: revisions 'all' is for rankings and csv with consolidation "
+                "'per_annotator'; elsewhere an earlier revision would count as another label"
+            )
+        if not 0 <= self.heldout <= MOST_HELDOUT:
+            raise UsageError(
+                f"export: heldout {self.heldout:g} is no share from 0 to {MOST_HELDOUT}"
+            )
+
+
+def export_labels(rows: Iterable[LabelRow], settings: ExportSettings, *, folder: Path) -> Exported:
+    """Write labels into a folder.
+
+    Args:
+        rows: labels, of any revision.
+        settings: what, and how.
+        folder: where to; it is made.
+
+    Raises:
+        SourceError: there are no labels to write, or a margin was asked that they don't hold.
+        StorageError: the folder can't be written.
+    """
+    parts, left_out = export_parts(rows, settings)
+    counts = {name: write_atomic(folder / name, lines) for name, lines in parts.items()}
+    if settings.what == "csv":
+        counts = {name: count - 1 for name, count in counts.items()}
+    return Exported(counts, dict(left_out))
+
+
+def export_parts(
+    rows: Iterable[LabelRow], settings: ExportSettings
+) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Return an export as lines by file name, and what was left out; see `export_labels`."""
+    what, blind = settings.what, settings.blind
+    labels = labels_of(
+        rows, purposes=settings.purposes, kinds=settings.kinds, revisions=settings.revisions
+    )
+    if not labels:
+        purposes = settings.purposes
+        asked = "" if purposes is None else f" given for {', '.join(sorted(purposes))}"
+        raise SourceError(f"nothing to export: there are no labels{asked}")
+    left_out: Counter[str] = Counter()
+    if what == "csv":
+        return {"labels.csv": list(_csv_lines(labels, blind=blind))}, left_out
+    if what == "rankings" and settings.consolidation == "per_annotator":
+        return {"rankings.jsonl": [_line(to_row(row, blind=blind)) for row in labels]}, left_out
+    judged = consolidate(labels, how=settings.consolidation)
+    if what == "rankings":
+        return {"rankings.jsonl": [_line(_ranking_row(one, blind)) for one in judged]}, left_out
+    if what == "ties":
+        return {"ties.jsonl": [_line(row) for _, row in tie_rows(judged)]}, left_out
+    return _split_rows(judged, settings, left_out), left_out
+
+
+def _split_rows(
+    judged: list[Judged], settings: ExportSettings, left_out: Counter[str]
+) -> dict[str, list[str]]:
+    if settings.what == "preferences":
+        found = preference_rows(
+            judged,
+            implicit=settings.implicit,
+            margin=settings.margin,
+            soft=settings.consolidation == "soft",
+            left_out=left_out,
+        )
+    else:
+        found = unpaired_rows(judged, left_out=left_out)
+    parts: dict[str, list[str]] = {f"{settings.what}/train.jsonl": []}
+    if settings.heldout > 0:
+        parts[f"{settings.what}/test.jsonl"] = []
+    for prompt, row in found:
+        held = is_heldout(prompt, share=settings.heldout, seed=settings.seed)
+        parts[f"{settings.what}/{'test' if held else 'train'}.jsonl"].append(_line(row))
+    return parts
+
+
+def _ranking_row(judged: Judged, blind: bool) -> dict[str, Any]:
+    row = to_json(judged.ranking)
+    if blind:
+        votes = {key: value for key, value in judged.ranking.meta.items() if key.startswith("_")}
+        row = {key: value for key, value in row.items() if key not in ("policies", "id", "meta")}
+        row["meta"] = votes
+    return row
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Return a row as a line of JSON, readable where the text can be written as UTF-8."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise SourceError(f"a label holds a number that JSON can't: {error}") from error
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(row, allow_nan=False)
+    return text + "\n"
+
+
+def _csv_lines(labels: Iterable[LabelRow], *, blind: bool) -> Iterator[str]:
+    yield _csv_line(CSV_COLUMNS)
+    for row in labels:
+        yield "".join(_csv_line(cells) for cells in _csv_rows(row, blind=blind))
+
+
+def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
+    new, said = row.assignment.task.new, row.label.submission
+    prompt = new.prompt if isinstance(new.prompt, str) else _dialogue(new.prompt)
+    facts = to_row(row, blind=blind)["meta"]["_label"]
+    for place, text in enumerate(new.completions):
+        shown = row.assignment.order.index(place) + 1 if place in row.assignment.order else ""
+        yield [
+            row.label.id,
+            row.label.revision,
+            row.label.created_at.isoformat(),
+            row.annotator.name,
+            facts["campaign"],
+            row.assignment.purpose,
+            facts["task"]["key"],
+            prompt,
+            completion_id(new.prompt, text),
+            text,
+            new.policies[place] if new.policies and not blind else "",
+            shown,
+            said.ranks[place],
+            said.ratings[place] if said.ratings else "",
+            " ".join(said.flags[place]) if said.flags else "",
+            "" if said.strength is None else said.strength,
+            said.comment,
+            said.seconds,
+        ]
+
+
+def _dialogue(prompt: Iterable[Message]) -> str:
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerow([neutral(cell) for cell in cells])
+    return text.getvalue()
+
+
+def neutral(cell: Any) -> Any:
+    """Return a cell that no spreadsheet runs as a formula; numbers stay numbers.
+
+    Text that begins, after spaces, with a sign that starts a formula gets an apostrophe before it
+    (OWASP, CSV injection); so does text that begins with one, so that nothing is ambiguous.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = "".join(sign if not 0xD800 <= ord(sign) <= 0xDFFF else "\ufffd" for sign in cell)
+    text = text.replace("\0", "\ufffd")
+    start = text.lstrip(" \u00a0\ufeff")
+    return f"'{text}" if start.startswith((*_FORMULA, "'")) else text

@@ -1,0 +1,263 @@
+"""Labels from files or the hub: our own exports, rankings, pairs, HH dialogues, OASST messages.
+
+Our own exports come back exactly, with ids, orders and times. What other files hold becomes labels
+of an annotator of kind `imported`, with mode `rank`, since nobody was asked for ratings or a
+strength; the order shown is not known (`order` is empty). Rows with the same prompt and the same
+completions are labels of one task. Of a pair, the completions stand in the order of a hash: as a
+file has them, the better one always comes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from data.errors import BadRowsError, SourceError
+from data.labels.exchange.rankings_file import from_row, is_label, own_meta
+from data.labels.records import (
+    Annotator,
+    Assignment,
+    Label,
+    LabelRow,
+    NewTask,
+    Submission,
+    Task,
+)
+from data.records import ENDED, Ranking, prompt_hash
+from data.sources.converting import convert
+from data.sources.files import RawRow, raw_rows
+from data.sources.folders import find_files
+from data.sources.formats import detect, unused
+from data.sources.hub import hub_rows
+from data.sources.oasst import Forest, is_message, is_tree, tree_rankings
+from data.sources.read import SHOWN, ReadReport
+from data.sources.values import RowDropped, RowError
+
+FORMATS = {
+    "labels": "our own lossless export",
+    "rankings": "prompt or messages + completions + ranks or scores",
+    "preference": "chosen + rejected (+ prompt), strings or messages",
+    "hh": "chosen + rejected as Human:/Assistant: transcripts",
+    "oasst": "OpenAssistant trees with ranked replies, a tree a row or a message a row",
+}
+"""What can be imported."""
+HUB = "hub:"
+"""Begins the name of a source that is a hub data set."""
+
+
+class ImportedLabel(NamedTuple):
+    """A label from a file: what a store needs, and all that the file says of it.
+
+    Attributes:
+        task: to be stored once by its key.
+        annotator: who gave it; ids are those of the file.
+        submission: what was said; its key is the same whenever the file is imported.
+        row: the whole label.
+    """
+
+    task: NewTask
+    annotator: Annotator
+    submission: Submission
+    row: LabelRow
+
+
+def read_labels(
+    source: str,
+    *,
+    when: datetime,
+    campaign: str = "imported",
+    annotator: str = "imported",
+    format: str = "auto",
+    max_bad_share: float = 0.01,
+    hub_split: str = "train",
+    report: ReadReport | None = None,
+) -> Iterator[ImportedLabel]:
+    """Yield the labels of a file, folder, glob or hub data set.
+
+    Messages of OASST that stand a row each are put together to their trees, so that labels of these
+    come last, when all rows are read.
+
+    Args:
+        source: where to read; `hub:ID` is a data set of the hub.
+        when: time of labels whose file tells none.
+        campaign: name of the campaign of such labels.
+        annotator: who gave labels whose file names nobody.
+        format: one of `FORMATS`, or "auto" to tell it of each row.
+        max_bad_share: share of malformed rows above which reading ends in an error.
+        hub_split: of a hub data set, or of a folder that holds several.
+        report: where the counts go.
+
+    Raises:
+        SourceError: nothing there, unreadable, or of a format that holds no labels.
+        BadRowsError: too many rows are malformed; names the first.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
+    report = ReadReport() if report is None else report
+    reading = _Reading(_Foreign(when=when, campaign=campaign, annotator=annotator), format, report)
+    for place, raw in _raw(source, hub_split, report):
+        report.rows += 1
+        yield from reading.counted(raw.where, reading.labels(place, raw))
+    for tree in reading.forest.trees(dropped=report.dropped):
+        rows = reading.of_tree(tree, tree["message_tree_id"])
+        yield from reading.counted(f"tree {tree['message_tree_id']}", rows)
+    if report.bad > max_bad_share * report.rows:
+        raise BadRowsError(
+            f"{report.bad} of {report.rows} rows are malformed, max_bad_share allows "
+            f"{max_bad_share:.2%}: {'; '.join(report.first_bad)}"
+        )
+    if not report.records:
+        told = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
+        raise SourceError(f"no labels in {source}{': ' + told if told else ''}")
+
+
+def _raw(source: str, hub_split: str, report: ReadReport) -> Iterator[tuple[str, RawRow]]:
+    if source.startswith(HUB):
+        yield from hub_rows(source.removeprefix(HUB), None, hub_split, None, None)
+        return
+    found = find_files(source, hub_split)
+    report.left_out += found.left_out
+    for file in found.files:
+        for raw in raw_rows(file):
+            yield str(file), raw
+
+
+class _Foreign(NamedTuple):
+    """What is said of labels whose file doesn't say it."""
+
+    when: datetime
+    campaign: str
+    annotator: str
+
+
+class _Reading:
+    """The reading of one source: its format, the messages met so far, and what was of no use."""
+
+    def __init__(self, foreign: _Foreign, format: str, report: ReadReport) -> None:
+        self.foreign, self.format, self.report = foreign, format, report
+        self.forest = Forest()
+
+    def counted(self, where: str, rows: Iterator[LabelRow]) -> Iterator[ImportedLabel]:
+        """Yield labels, and count what keeps a row from having any."""
+        report = self.report
+        try:
+            for row in rows:
+                report.records += 1
+                new = row.assignment.task.new
+                yield ImportedLabel(new, row.annotator, row.label.submission, row)
+        except RowDropped as reason:
+            report.dropped[str(reason)] += 1
+        except RowError as problem:
+            report.bad += 1
+            if len(report.first_bad) < SHOWN:
+                report.first_bad.append(f"{where}: {problem}")
+
+    def labels(self, place: str, raw: RawRow) -> Iterator[LabelRow]:
+        """Yield the labels of a row; a message of OASST is kept until all are there."""
+        if raw.value is None:
+            raise RowError(raw.problem)
+        auto = self.format == "auto"
+        name = _format_of(raw) if auto else self.format
+        how = "told from its columns" if auto else "given"
+        self.report.formats.setdefault(place, f"{name} ({how})")
+        where = raw.where.rpartition("/")[2]
+        if name == "labels":
+            yield from_row(raw.value)
+        elif name == "oasst" and is_message(raw.value):
+            self.forest.add(raw.value)
+        elif name == "oasst":
+            yield from self.of_tree(raw.value, where)
+        else:
+            record = convert(raw.value, name, default_id=where, told=not auto)
+            assert isinstance(record, Ranking)
+            self.report.unused.update(set(unused(raw.value, name)))
+            if record.probabilities:
+                self.report.notes["a soft label came in by its ranks alone"] += 1
+            yield _foreign_row(record, self.foreign, f"{where}:0")
+
+    def of_tree(self, tree: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
+        """Yield a label for each ranking of a tree."""
+        for place, ranking in enumerate(tree_rankings(tree, dropped=self.report.dropped)):
+            yield _foreign_row(ranking, self.foreign, f"{where}:{place}")
+
+
+def _format_of(raw: RawRow) -> str:
+    assert raw.value is not None
+    if is_label(raw.value):
+        return "labels"
+    if is_tree(raw.value) or is_message(raw.value):
+        return "oasst"
+    try:
+        name = detect(raw.value)
+    except SourceError as error:
+        raise SourceError(f"{raw.where}: {error}") from None
+    if name not in FORMATS:
+        known = "; ".join(f"{one}: {what}" for one, what in FORMATS.items())
+        raise SourceError(f"{raw.where}: rows of format {name} hold no labels; known: {known}")
+    return name
+
+
+def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:
+    if len(ranking.completions) > 9:
+        raise RowDropped("more than nine completions")
+    if len(set(ranking.completions)) < len(ranking.completions):
+        raise RowDropped("two completions are the same")
+    if len(ranking.completions) == 2:
+        ranking = _in_order_of_hash(ranking)
+    key = _digest([prompt_hash(ranking.prompt), ranking.completions])
+    name = ranking.annotator or foreign.annotator
+    annotator = Annotator(id=_digest(["annotator", name])[:22], name=name, kind="imported")
+    label_id = _digest([key, annotator.id, where])
+    assignment = Assignment(
+        id=_digest(["assignment", label_id])[:22],
+        task=Task(
+            id=key,
+            campaign_id=foreign.campaign,
+            new=NewTask(
+                key=key,
+                prompt=ranking.prompt,
+                completions=ranking.completions,
+                policies=ranking.policies,
+                meta={
+                    **own_meta(ranking.meta),
+                    **({ENDED: ranking.ended} if ranking.ended else {}),
+                },
+            ),
+        ),
+        annotator_id=annotator.id,
+        purpose="label",
+        order=[],
+        strategy="random",
+        probability=1.0,
+        leased_until=foreign.when,
+        guidelines_version=1,
+    )
+    label = Label(
+        id=label_id[:22],
+        assignment_id=assignment.id,
+        revision=1,
+        submission=Submission(key=label_id, ranks=ranking.ranks),
+        created_at=foreign.when,
+    )
+    return LabelRow(label, assignment, annotator, foreign.campaign, "rank")
+
+
+def _in_order_of_hash(pair: Ranking) -> Ranking:
+    places = sorted((0, 1), key=lambda place: _digest([pair.completions[place]]))
+    return Ranking(
+        prompt=pair.prompt,
+        completions=[pair.completions[place] for place in places],
+        ranks=[pair.ranks[place] for place in places],
+        id=pair.id,
+        annotator=pair.annotator,
+        policies=[pair.policies[place] for place in places] if pair.policies else [],
+        meta=pair.meta,
+        ended=[pair.ended[place] for place in places] if pair.ended else [],
+    )
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

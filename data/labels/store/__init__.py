@@ -1,0 +1,1 @@
+"""The label database: tables, connections, migrations, audit."""

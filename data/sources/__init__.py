@@ -1,0 +1,1 @@
+"""Reads rows from files, hub data sets and the built-in world, as records."""

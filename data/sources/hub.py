@@ -1,0 +1,115 @@
+"""Rows of a data set of the Hugging Face hub, or of a local folder in its layout.
+
+`datasets` finds the files of a split. Tables, JSON and CSV are then read as local files are, since
+the library guesses types anew: "007" becomes 7, "null" and "NA" nothing, "2025-01-01" a time. Other
+kinds of file, and what a data set's card says on how to read them, are left to the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import Interrupted, SourceError
+from data.network import hub_trouble
+from data.sources.files import RawRow, raw_rows, readable
+from data.sources.folders import SAVED, SAVED_SPLITS, find_files, kind_of
+
+_AS_FILES = {"json": ("field",), "csv": ("sep", "delimiter", "names"), "parquet": (), "arrow": ()}
+"""Builders of `datasets` whose files we read, unless the card sets these."""
+
+
+def hub_rows(
+    hub: str,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    files: str | Sequence[str] | None,
+) -> Generator[tuple[str, RawRow]]:
+    """Yield the raw rows of a hub data set with its name; the arguments are those of `read`.
+
+    Raises:
+        SourceError: there is no such data set, split or file, or it can't be reached.
+    """
+    if not Path(hub).expanduser().exists():
+        hub_trouble()  # half a minute of tries is spared where there is no network
+    place = f"{hub}[{split}]"
+    try:
+        found = _own_files(hub, name, split, revision, files)
+        if found is None:
+            yield from _library_rows(place, hub, name, split, revision, files)
+            return
+        for file in found:
+            with contextlib.closing(raw_rows(file)) as rows:
+                for row in rows:
+                    yield place, row
+    except (SourceError, Interrupted):
+        raise
+    except Exception as error:
+        raise SourceError(_problem(hub, split, error)) from error
+
+
+def _listed(files: str | Sequence[str] | None) -> str | list[str] | None:
+    return files if files is None or isinstance(files, str) else list(files)
+
+
+def _own_files(
+    hub: str,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    files: str | Sequence[str] | None,
+) -> list[Path | str] | None:
+    """Return the files of a split that we read ourselves, None where the library has to."""
+    import datasets
+
+    folder = Path(hub).expanduser()
+    if files is None and any((folder / mark).is_file() for mark in (SAVED, SAVED_SPLITS)):
+        return list(find_files(hub, split).files)
+    builder = datasets.load_dataset_builder(
+        hub, name=name, revision=revision, data_files=_listed(files)
+    )
+    kind, config = type(builder).__module__.split(".")[-2], builder.config
+    found = getattr(config, "data_files", None)
+    if kind not in _AS_FILES or not found or config.features is not None:
+        return None
+    usual = type(config)(name=config.name)
+    set_ = [key for key in _AS_FILES[kind] if getattr(config, key) != getattr(usual, key)]
+    if set_ and not all(kind_of(str(file)) == ".tsv" for file in found.get(split, [])):
+        return None
+    if split not in found:
+        raise ValueError(f'Unknown split "{split}". Should be one of {list(found)}.')
+    named: list[Path | str] = [
+        place if "://" in place else Path(place) for place in map(str, found[split])
+    ]
+    return named if all(kind_of(place) for place in named) else None
+
+
+def _library_rows(
+    place: str, hub: str, name: str | None, split: str, revision: Any, files: Any
+) -> Generator[tuple[str, RawRow]]:
+    import datasets
+
+    stream = datasets.load_dataset(
+        hub, name=name, split=split, revision=revision, data_files=_listed(files), streaming=True
+    )
+    for number, row in enumerate(stream, start=1):
+        yield place, readable(RawRow(f"{place}:row {number}", dict(row)))
+
+
+def _problem(hub: str, split: str, error: Exception) -> str:
+    first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    trouble = None if Path(hub).expanduser().exists() else hub_trouble()
+    if trouble is not None:
+        return (
+            f"can't read data set '{hub}', of which the cache alone was used ({trouble}): "
+            f"{first_line}; without a network point `path` at local files instead"
+        )
+    if isinstance(error, ConnectionError) or "offline" in first_line.lower():
+        return (
+            f"can't reach the hub for data set '{hub}': {first_line}; without a network point "
+            "`path` at local files instead"
+        )
+    return f"can't read data set '{hub}', split '{split}': {first_line}"

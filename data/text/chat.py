@@ -1,0 +1,341 @@
+"""Turns prompts and conversations into token ids through a tokenizer's chat template.
+
+Which tokens of a conversation are learned is found in `data.text.answers`; which of them are the
+template's own, and which a text only spells, in `data.text.control_tokens`. A tokenizer is any of
+`transformers`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from data.errors import ControlTokenError, ModelError, RecipeError
+from data.records import Completion, Conversation, Message, Prompt
+from data.text.answers import AnswerNotes, answer_mask
+from data.text.continuation import continuation_ids
+from data.text.control_tokens import encode_ids, render, spelled
+from data.text.left_out import NEEDED, left_out
+from data.text.templates import apply_template, has_template, mask_method
+from data.words import counted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "RenderReport",
+    "Rendered",
+    "front_ids",
+    "has_template",
+    "mask_method",
+    "render_completion",
+    "render_conversation",
+    "render_demonstration",
+    "render_demonstrations",
+    "render_prompt",
+    "render_text",
+    "require_shown",
+    "response_ids",
+    "spelled_line",
+    "spells_control_tokens",
+]
+
+DEFAULT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
+    "{{- raise_exception('unknown role ' + message['role']) -}}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{- '<|assistant|>' -}}"
+    "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+"""One turn is `<|user|>text<|end|>`; the assistant's text and its `<|end|>` are marked."""
+
+_PROBE = "a"
+
+
+class Rendered(NamedTuple):
+    """Token ids, and for each whether it is the assistant's (True: learn it)."""
+
+    ids: list[int]
+    assistant_mask: list[bool]
+
+
+def render_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool
+) -> str:
+    """Return a chat as the template's text.
+
+    Args:
+        tokenizer: carries the template.
+        messages: the turns.
+        answer_next: whether the assistant's next turn is opened at the end.
+    """
+    return apply_template(tokenizer, messages, answer_next=answer_next).text
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the ids after which a response is sampled.
+
+    A chat goes through the template and ends with the opening of the assistant's turn. Plain text
+    is tokenised as it is, behind what the tokenizer puts in front of a text, once; what it puts
+    behind a text would end what is to be continued, and is left out. Never empty: an empty text
+    becomes the first token of a sequence.
+
+    Control tokens that the text of a message or a plain prompt spells stay text; at the very start
+    of a plain prompt they are what the tokenizer puts in front.
+
+    Raises:
+        ModelError: a chat, and the tokenizer has no template, or one that leaves out its calls.
+        ControlTokenError: the text spells a control token that can't be kept as text.
+    """
+    if not isinstance(prompt, str):
+        _require_shown_prompt(tokenizer, prompt)
+        rendering = render(tokenizer, prompt, answer_next=True)
+        return encode_ids(tokenizer, rendering.text, rendering.typed)
+    front = front_ids(tokenizer)
+    ids = encode_ids(tokenizer, prompt, _spelled_in_plain(tokenizer, prompt))
+    if ids[: len(front)] != front:  # it may be typed in the text
+        ids = front + ids
+    if not ids:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
+        return [first]
+    return ids
+
+
+def _spelled_in_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return the control tokens that a plain prompt spells, behind what belongs in front of it."""
+    typed = spelled(tokenizer, text)
+    if not typed:
+        return []
+    usual = "".join(tokenizer.convert_ids_to_tokens(front_ids(tokenizer)))
+    known = [name for name in (usual, tokenizer.bos_token) if name and text.startswith(name)]
+    opening = max(map(len, known), default=0)
+    return [span for span in typed if span[0] >= opening]
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    notes: AnswerNotes | None = None,
+) -> Rendered:
+    """Return a conversation's ids and which of them are the assistant's.
+
+    Answers that can't be learned are left out and noted, see `data.text.answers`.
+
+    Raises:
+        ModelError: there is no template, it refuses the turns, or no answer can be learned.
+        ControlTokenError: a turn spells a control token that can't be kept as text.
+    """
+    kept = AnswerNotes() if notes is None else notes
+    rendered = Rendered(*answer_mask(tokenizer, messages, kept))
+    if notes is None and not any(rendered.assistant_mask):
+        raise ModelError("; ".join(kept.lines()) or "the conversation holds no answer")
+    return rendered
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
+    """Return the ids of a response's text, control tokens that it spells kept as text.
+
+    Args:
+        tokenizer: of the model that is asked.
+        text: the response.
+        behind: plain prompt that it goes on from; nothing for an answer to a chat.
+
+    Raises:
+        ControlTokenError: they can't be.
+    """
+
+    def encoded(part: str) -> list[int]:
+        return encode_ids(tokenizer, part, spelled(tokenizer, part, own=True))
+
+    return continuation_ids(encoded, behind, text)
+
+
+def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rendered:
+    """Return a plain prompt and its completion as ids; the completion and eos are marked.
+
+    A completion that spells eos at its very end has ended: it gets no second one.
+    """
+    opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
+    while (said := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
+        completion = said.removesuffix(name)
+    answer = [*response_ids(tokenizer, completion, behind=prompt), eos]
+    return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
+
+
+def spells_control_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *responses: str
+) -> bool:
+    """Tell whether a prompt or responses spell control tokens, which are taken as text."""
+    if any(spelled(tokenizer, text, own=True) for text in responses):
+        return True
+    if isinstance(prompt, str):
+        return bool(_spelled_in_plain(tokenizer, prompt))
+    return any(
+        spelled(tokenizer, str(turn.get("content") or ""), own=turn["role"] == "assistant")
+        for turn in prompt
+    )
+
+
+def spelled_line(count: int, what: str) -> str:
+    """Return the sentence on texts that spell control tokens."""
+    return (
+        f"{count:,} {what} spell control tokens such as those that end a turn; they stay text "
+        "(`typed_control_tokens: tokens` in a tokenizer stage makes them tokens)"
+    )
+
+
+def render_demonstration(
+    tokenizer: PreTrainedTokenizerBase,
+    record: Conversation | Completion,
+    notes: AnswerNotes | None = None,
+) -> Rendered:
+    """Return what is to be imitated as ids and mask."""
+    if isinstance(record, Completion):
+        return render_completion(tokenizer, record.prompt, record.completion)
+    return render_conversation(tokenizer, record.messages, notes)
+
+
+@dataclass
+class RenderReport:
+    """What became of demonstrations on the way to token ids."""
+
+    rendered: int = 0
+    """Demonstrations handed out."""
+    truncated: int = 0
+    """Those of them that were cut at the end."""
+    dropped: int = 0
+    """Those too long, or without a token of the assistant once cut."""
+    unlearnable: int = 0
+    """Those of which no answer can be learned, whatever their length."""
+    spelling: int = 0
+    """Those that spell control tokens, which stay text."""
+    tokens: int = 0
+    """Tokens handed out."""
+    tokens_cut: int = 0
+    """Tokens cut off, dropped demonstrations among them."""
+    answers: AnswerNotes = field(default_factory=AnswerNotes)
+    """Answers that are left out, and why."""
+    not_shown: Counter[str] = field(default_factory=Counter)
+    """What the chat template shows nothing of, with how many demonstrations hold it."""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for the console and the log."""
+        told = [f"{counted(self.rendered, 'demonstration')}, {counted(self.tokens, 'token')}"]
+        if self.truncated or self.dropped:
+            told.append(
+                f"too long: {self.truncated:,} cut, {self.dropped:,} dropped, "
+                f"{counted(self.tokens_cut, 'token')} in all"
+            )
+        if self.unlearnable:
+            told.append(f"{self.unlearnable:,} dropped: they hold no answer that can be learned")
+        if self.spelling:
+            told.append(spelled_line(self.spelling, "demonstrations"))
+        for what, count in self.not_shown.most_common():
+            told.append(f"the chat template leaves out {what} of {count:,} demonstrations")
+        return [*told, *self.answers.lines()]
+
+
+def render_demonstrations(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Iterable[Conversation | Completion],
+    *,
+    max_length: int,
+    too_long: Literal["cut", "drop"] = "cut",
+    report: RenderReport,
+) -> Iterator[Rendered]:
+    """Yield demonstrations of at most `max_length` tokens; what is cut or dropped is counted.
+
+    Raises:
+        RecipeError: `max_length` leaves no room for a token.
+    """
+    if max_length < 2:
+        raise RecipeError(f"max_length {max_length} leaves no room for prompt and answer")
+    for record in records:
+        if isinstance(record, Conversation):
+            report.not_shown.update(require_shown(tokenizer, record.messages))
+        try:
+            ids, mask = render_demonstration(tokenizer, record, report.answers)
+        except ControlTokenError as error:
+            report.answers.left_out[str(error)] += 1
+            report.unlearnable += 1
+            continue
+        report.spelling += _spells(tokenizer, record)
+        if not any(mask):
+            report.unlearnable += 1
+            continue
+        over = max(0, len(ids) - max_length)
+        kept = Rendered(ids[:max_length], mask[:max_length])
+        if not any(kept.assistant_mask) or (over and too_long == "drop"):
+            report.dropped += 1
+            report.tokens_cut += len(ids)
+            continue
+        report.rendered += 1
+        report.truncated += over > 0
+        report.tokens += len(kept.ids)
+        report.tokens_cut += over
+        yield kept
+
+
+def require_shown(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[str]:
+    """Return what the template shows nothing of in a chat that makes sense without it.
+
+    Raises:
+        ModelError: it leaves out calls of tools or what they gave.
+    """
+    found = left_out(messages, lambda turns: render_text(tokenizer, turns, answer_next=False))
+    missing = [what for what in found if what in NEEDED]
+    if missing:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} leaves out "
+            f"{' and '.join(missing)}; use a model whose template shows them, or leave out the "
+            "rows that hold them"
+        )
+    return found
+
+
+def _require_shown_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> None:
+    """Refuse a template that shows no tools, and warn where it shows no reasoning of any turn."""
+    for what in require_shown(tokenizer, prompt):
+        if what == "tools":
+            raise ModelError(
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} shows no "
+                "tools, which prompts hold; use a model whose template does, or leave out the "
+                "column `tools`"
+            )
+        last: Message = {"role": "assistant", "content": _PROBE, what: _PROBE}  # type: ignore[misc]
+        if left_out(
+            [{"role": "user", "content": _PROBE}, last],
+            lambda turns: render_text(tokenizer, turns, answer_next=False),
+        ):
+            warnings.warn(f"the chat template leaves out {what} of prompts' turns", stacklevel=3)
+
+
+def _spells(tokenizer: PreTrainedTokenizerBase, record: Conversation | Completion) -> bool:
+    if isinstance(record, Completion):
+        return spells_control_tokens(tokenizer, record.prompt, record.completion)
+    return spells_control_tokens(tokenizer, record.messages)
+
+
+def front_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that a tokenizer puts in front of every text, such as bos."""
+    body = encode_ids(tokenizer, _PROBE)
+    framed = list(tokenizer(_PROBE, verbose=False)["input_ids"])
+    starts = [at for at in range(len(framed)) if framed[at : at + len(body)] == body]
+    return framed[: starts[0]] if body and starts else []
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{tokenizer.name_or_path} has no end-of-sequence token")
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,103 @@
+"""Checkpoints to talk with: found by what a user types, loaded with their tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.records import Message, Prompt
+
+
+@dataclass
+class ChatModel:
+    """One checkpoint and its side of the conversation."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    generator: torch.Generator
+    plain: bool
+    messages: list[Message] = field(default_factory=list)
+
+    def end_ids(self) -> list[int]:
+        """Return the tokens that end a reply; of plain text the end of a document, too."""
+        from pipeline.evaluation.judge.logprobs import document_end_ids
+        from pipeline.models.load import eos_ids
+
+        extra = document_end_ids(self.tokenizer) if self.plain else []
+        return [*eos_ids(self.tokenizer, self.model), *extra]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens after which the reply is sampled."""
+        from data.text.chat import render_prompt
+        from pipeline.evaluation.judge.logprobs import document_end_ids
+
+        ids = render_prompt(self.tokenizer, prompt)
+        if isinstance(prompt, str) and ids[0] not in self.tokenizer.all_special_ids:
+            return document_end_ids(self.tokenizer) + ids
+        return ids
+
+
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """Return the shortest endings of the paths that tell them apart."""
+    parts = [Path(checkpoint).parts or (checkpoint,) for checkpoint in checkpoints]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({place})" for place, name in enumerate(checkpoints, start=1)]
+
+
+def load_chat_model(
+    name: str, checkpoint: str, *, seed: int, plain: bool, trust_remote_code: bool
+) -> ChatModel:
+    """Load a checkpoint with its tokenizer.
+
+    Raises:
+        RlhfError: it can't be loaded, or is damaged.
+    """
+    import torch
+
+    from data.text.chat import has_template
+    from pipeline.models.load import bf16_supported, load_policy, load_tokenizer, pick_device
+    from pipeline.models.unused_ids import leave_out_unused
+
+    device = pick_device()
+    source, pretrained = _locate(checkpoint)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    half = device.type == "cuda" and bf16_supported(device)
+    model = load_policy(
+        source,
+        dtype=torch.bfloat16 if half else torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    return ChatModel(
+        name=name,
+        model=leave_out_unused(model, tokenizer).to(device),
+        tokenizer=tokenizer,
+        generator=torch.Generator().manual_seed(seed),
+        plain=plain or pretrained or not has_template(tokenizer),
+    )
+
+
+def _locate(checkpoint: str) -> tuple[str | Path, bool]:
+    """Return what to load for an argument, and whether it was only pretrained.
+
+    Raises:
+        ModelError: the folder holds stages, not a model.
+        ArtifactError: a file of the stage is damaged.
+    """
+    from pipeline.contract.artifacts import find
+    from pipeline.contract.handover import local_checkpoint
+
+    folder = local_checkpoint(checkpoint)
+    if folder is None:
+        return checkpoint, False
+    artifact = find(Path(checkpoint).expanduser())
+    return folder, artifact is not None and artifact.kind == "pretrain"

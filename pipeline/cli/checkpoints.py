@@ -1,0 +1,189 @@
+"""The commands of `rlhf` that judge checkpoints, talk with them and score with them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data.words import counted
+from pipeline.cli.options import PluginOption, QuietOption, load_plugins
+
+if TYPE_CHECKING:
+    from pipeline.contract.settings import SourceSettings
+
+
+def evaluate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
+    ],
+    prompts: Annotated[
+        str, typer.Option(help="File of prompts, or world:eval_prompts for the embedded world.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and evaluation.json.")],
+    texts: Annotated[
+        str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE[=WEIGHT]",
+            help="Reward model that judges as proxy; given again, their weighted sum.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
+    ] = None,
+    plain: Annotated[
+        list[str] | None, typer.Option(help="Checkpoint that is given plain text.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
+    from pipeline.contract.console import Console
+    from pipeline.contract.stop import StopFlag
+    from pipeline.evaluation.judge.standalone import Request, evaluate_checkpoints
+    from pipeline.evaluation.report.table import answers_table
+    from pipeline.generation.generate import Sampling
+
+    with StopFlag().installed() as stop:
+        request = Request(
+            checkpoints=_named(checkpoints),
+            prompts=_source(prompts),
+            texts=_source(texts) if texts else None,
+            rewards=_weighted(reward or []),
+            reference=reference,
+            plain=plain or [],
+            limit=limit,
+            sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
+            seed=seed,
+        )
+        evaluate_checkpoints(
+            request, out=out, console=Console(quiet=quiet), stop_if_asked=stop.raise_if_asked
+        )
+    if not quiet:
+        typer.echo(answers_table(out))
+
+
+def _source(text: str) -> SourceSettings:
+    from pipeline.contract.settings import SourceSettings
+
+    if text.startswith("world:"):
+        return SourceSettings(world=text.removeprefix("world:"))
+    return SourceSettings(path=text)
+
+
+def _named(checkpoints: list[str]) -> dict[str, str]:
+    """Return name -> place; a place without a name is called by its last folder."""
+    from data.errors import UsageError
+
+    found: dict[str, str] = {}
+    for text in checkpoints:
+        name, equals, place = text.partition("=")
+        if not equals:
+            name, place = Path(text).name, text
+        if not name.strip() or not place.strip():
+            raise UsageError(f"'{text}' is no checkpoint; write PLACE or NAME=PLACE")
+        if name in found:
+            raise UsageError(f"two checkpoints are called '{name}'; write NAME={place} for one")
+        found[name] = place
+    return found
+
+
+def _weighted(rewards: list[str]) -> dict[str, float]:
+    """Return place -> weight, which is 1 where none is given."""
+    from data.errors import UsageError
+
+    found: dict[str, float] = {}
+    for text in rewards:
+        place, equals, number = text.rpartition("=")
+        if not equals:
+            place, number = text, "1"
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not place.strip() or not math.isfinite(weight):
+            raise UsageError(f"--reward {text} has no weight; write PLACE or PLACE=0.5")
+        if place in found:
+            raise UsageError(f"--reward names {place} twice; give it once, with the whole weight")
+        found[place] = weight
+    return found
+
+
+def chat(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Stage folders, model folders or hub ids.", metavar="CKPT")
+    ],
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code a checkpoint carries.")
+    ] = False,
+) -> None:
+    """Talk with a checkpoint, or with several side by side."""
+    from pipeline.cli.chat import chat as talk
+
+    talk(
+        checkpoints,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        system=system,
+        plain=plain,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def score(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Reward model (stage or model folder, hub id), rule:NAME, function:NAME, http://..."
+        ),
+    ],
+    source: Annotated[
+        Path, typer.Argument(help="JSONL of prompt with response or completions, and ended.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    plugin: PluginOption = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="A=B", help="Option of a rule, function or server."),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Score responses with a reward model, rule, function or server."""
+    from pipeline.cli.score_file import parse_options, score_file
+    from pipeline.contract.console import Console
+
+    load_plugins(plugin)
+    console = Console(quiet=quiet)
+    with console.progress(None, "scoring", unit="texts") as progress:
+        report = score_file(
+            model,
+            source,
+            out,
+            batch_size=batch_size,
+            limit=limit,
+            options=parse_options(options or []),
+            advance=progress.advance,
+        )
+    counts = f"{counted(report.rows, 'row')}, {counted(report.texts, 'text')}"
+    console.say(f"{out}: {counts}, mean score {report.mean:.4g}")

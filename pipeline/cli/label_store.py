@@ -1,0 +1,303 @@
+"""What the commands of `rlhf label` do with the label database of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+from data.errors import ArtifactError, InvalidLabelError, UsageError, nearest
+from data.extras import STORE, require_packages
+from data.labels.records import AnnotatorKind, CampaignSettings
+from data.words import counted
+from pipeline.stages.rankings.people_settings import database_place
+
+if TYPE_CHECKING:
+    from data.labels.exchange.importing import ImportedLabel
+    from data.labels.records import Campaign
+    from data.labels.store.database import Database
+    from pipeline.contract.stop import StopFlag
+    from pipeline.stages.rankings.settings import RankingsSettings
+
+FIRST_ADMIN = "admin"
+"""Name of whoever uses the first link that `serve` prints."""
+FIRST_HOURS = 24.0
+TASK_COLUMNS = ("campaign", "mode", "tasks", "complete", "labels", "wanted", "annotators", "state")
+
+
+@contextmanager
+def opened(
+    run: Path, given: str | None, *, create: bool = False, stage: str | None = None
+) -> Iterator[Database]:
+    """Give the label database of a run.
+
+    Args:
+        run: the run folder.
+        given: another database, as the command line names it.
+        create: whether a missing one is made.
+        stage: whose database; that of the only one that any stage names when not given.
+
+    Raises:
+        UsageError: packages, the run or the database are missing, or several are named.
+        ArtifactError: the run's recipe can't be read.
+    """
+    require_packages(*STORE)
+    from data.labels.store.database import open_database
+
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder; name the one that `rlhf run` works in")
+    database = open_database(database_place(run, given or _named(run, stage)), create=create)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def people_stages(run: Path) -> dict[str, RankingsSettings]:
+    """Return the stages with `labeler: people` of a run's recipe, by name.
+
+    Raises:
+        ArtifactError: the recipe in the run folder can't be read.
+    """
+    from data.errors import RecipeError
+    from pipeline.recipe.load import load_recipe
+    from pipeline.run.runner import RESOLVED
+
+    path = run / RESOLVED
+    if not path.is_file():
+        return {}
+    try:
+        recipe = load_recipe(path)
+    except RecipeError as error:
+        raise ArtifactError(f"{error}; or name the labels' place by --database") from error
+    found = {}
+    for name, settings in recipe.stages.items():
+        if getattr(settings, "labeler", None) == "people":
+            found[name] = cast("RankingsSettings", settings)
+    return found
+
+
+def _named(run: Path, stage: str | None) -> str | None:
+    stages = people_stages(run)
+    if stage is not None:
+        return require_stage(run, stage).asked.database
+    places = {settings.asked.database for settings in stages.values()}
+    if len(places) > 1:
+        raise UsageError(f"the stages of {run} keep their labels apart; name one by --database")
+    return next(iter(places), None)
+
+
+def require_stage(run: Path, stage: str) -> RankingsSettings:
+    """Return the settings of a stage with `labeler: people`.
+
+    Raises:
+        UsageError: the run has no such stage.
+    """
+    stages = people_stages(run)
+    if stage not in stages:
+        there = ", ".join(stages) or "none"
+        raise UsageError(
+            f"{run} has no stage '{stage}' with labeler: people; there is {there}."
+            f"{nearest(stage, stages)}"
+        )
+    return stages[stage]
+
+
+def first_invite(database: Database) -> str | None:
+    """Return the token of an invite for the first admin; None when somebody has a way in."""
+    from data.labels.campaign.people import People
+
+    people = People(database)
+    if any(one.kind == "person" for one in people.list()):
+        return None
+    # A link of a server that was stopped before it was used is void: the new one is the way in.
+    for invite in people.invites():
+        if invite.created_by == "serve" and invite.revoked_at is None:
+            people.revoke_invite(invite.id, by="serve")
+    return people.invite("admin", FIRST_ADMIN, FIRST_HOURS, by="serve")[1]
+
+
+def chosen(database: Database, name: str | None) -> Campaign:
+    """Return a campaign by name or by the start of its name.
+
+    Where none is given it is the newest, and one that an import made only where there is no other.
+
+    Raises:
+        UsageError: there is none, or several begin so.
+    """
+    from data.labels.campaign.campaigns import Campaigns
+
+    store = Campaigns(database)
+    campaigns = store.list()
+    if not campaigns:
+        raise UsageError(f"{database.url} holds no campaign yet; a stage makes it, or an import")
+    if name is None:
+        imported = store.imported()
+        own = [one for one in campaigns if one.id not in imported]
+        return (own or campaigns)[-1]
+    found = [one for one in campaigns if one.name == name] or [
+        one for one in campaigns if one.name.startswith(name)
+    ]
+    if len(found) != 1:
+        names = [one.name for one in campaigns]
+        problem = "several campaigns begin with" if found else "there is no campaign"
+        raise UsageError(f"{problem} '{name}'; there are {', '.join(names)}.{nearest(name, names)}")
+    return found[0]
+
+
+def others_line(database: Database, taken: Campaign) -> str | None:
+    """Return which campaigns a command leaves aside that named none; None where there is one."""
+    from data.labels.campaign.campaigns import Campaigns
+
+    names = [one.name for one in Campaigns(database).list() if one.id != taken.id]
+    if not names:
+        return None
+    return f"of campaign {taken.name}; --campaign takes another: {', '.join(names)}"
+
+
+def campaign_rows(database: Database) -> Iterator[tuple[str, ...]]:
+    """Yield a row of `TASK_COLUMNS` for each campaign."""
+    from data.labels.campaign.campaigns import Campaigns
+
+    campaigns = Campaigns(database)
+    for one in campaigns.list():
+        progress = campaigns.progress(one.id)
+        done = progress.tasks > 0 and progress.complete == progress.tasks
+        yield (
+            one.name,
+            one.settings.mode,
+            *(
+                str(getattr(progress, name))
+                for name in ("tasks", "complete", "labels", "wanted", "annotators")
+            ),
+            "closed" if one.closed else "done" if done else "open",
+        )
+
+
+def kinds_of(names: Sequence[str] | None) -> Collection[AnnotatorKind] | None:
+    """Return kinds of annotators by name; None for all.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    known = get_args(AnnotatorKind)
+    for name in names or ():
+        if name not in known:
+            told = ", ".join(known)
+            raise UsageError(f"--kind {name}: it is one of {told}.{nearest(name, known)}")
+    return cast("Collection[AnnotatorKind]", names) if names else None
+
+
+def import_file(
+    database: Database,
+    source: str,
+    *,
+    campaign: str | None,
+    annotator: str,
+    format: str,
+    max_bad_share: float,
+    hub_split: str,
+) -> list[str]:
+    """Store the labels of a file or hub data set, and return what to tell of it.
+
+    Args:
+        database: where to.
+        source: file, folder or glob; `hub:ID` is a data set of the hub.
+        campaign: name of the campaign they go to; what the file says when not given.
+        annotator: who gave labels whose file names nobody.
+        format: of the file, or "auto".
+        max_bad_share: share of malformed rows above which nothing is stored.
+        hub_split: of a hub data set.
+
+    Raises:
+        SourceError: the file can't be read or holds no labels.
+        UsageError: a campaign of that name asks in another mode.
+    """
+    from data.labels.exchange.importing import read_labels
+    from data.sources.read import ReadReport
+
+    report = ReadReport()
+    # Read to its end before anything is stored: a file that is bad halfway leaves nothing behind.
+    labels = [
+        *read_labels(
+            source,
+            when=database.now(),
+            campaign=campaign or Path(source).stem or "imported",
+            annotator=annotator,
+            format=format,
+            max_bad_share=max_bad_share,
+            hub_split=hub_split,
+            report=report,
+        )
+    ]
+    by_campaign: dict[str, list[ImportedLabel]] = {}
+    for one in labels:
+        by_campaign.setdefault(campaign or one.row.campaign, []).append(one)
+    lines = report.lines()
+    for name, rows in by_campaign.items():
+        new = _record(database, name, rows)
+        lines.append(f"campaign {name}: {counted(new, 'new label')} of {len(rows):,}")
+    return lines
+
+
+def _record(database: Database, name: str, labels: Sequence[ImportedLabel]) -> int:
+    from data.labels.campaign.campaigns import IMPORT, Campaigns
+    from data.labels.campaign.recording import Recording
+
+    campaigns = Campaigns(database)
+    modes = {one.row.mode for one in labels}
+    known = campaigns.get(name)
+    mode = known.settings.mode if known is not None else next(iter(modes))
+    if modes != {mode}:
+        raise UsageError(
+            f"campaign {name} asks in mode {mode}, the file holds labels of mode "
+            f"{', '.join(sorted(modes))}; give another --campaign"
+        )
+    if known is None:
+        settings = CampaignSettings(mode=mode, overlap=0.0)
+        theirs = labels[0].row.assignment.task.campaign_id
+        known = campaigns.create(name, settings, "", by=IMPORT, wanted_id=theirs)
+    try:
+        return Recording(database).record(known.id, (one.row for one in labels))
+    except InvalidLabelError as error:
+        raise UsageError(f"campaign {name}: {error}") from error
+
+
+def let_label(
+    run: Path, database: Database, stage: str, *, limit: int | None, stop: StopFlag
+) -> Iterator[tuple[str, int]]:
+    """Let the annotators of a stage that are no people label; yield each one's labels.
+
+    Raises:
+        UsageError: the stage names no annotators, or has made no tasks yet.
+    """
+    from data.labels.annotators.calls import BudgetSpentError
+    from data.labels.annotators.working import give_back, work_through
+    from pipeline.stages.rankings.annotators import judges_of
+
+    settings = require_stage(run, stage)
+    if not settings.asked.annotators:
+        raise UsageError(f"stage {stage} names no annotators; set people.annotators")
+    campaign = chosen(database, f"{settings.asked.campaign or stage}-")
+    judges = judges_of(
+        settings.asked,
+        world_seed=settings.prompts[0].world_seed,
+        guidelines=campaign.guidelines,
+        seed=campaign.settings.seed,
+        logs=run / "labels",
+    )
+
+    def stopped() -> bool:
+        return stop.asked
+
+    for judge in judges:
+        try:
+            yield (
+                judge.name,
+                work_through(database, campaign, judge, should_stop=stopped, limit=limit),
+            )
+        except BudgetSpentError as spent:
+            give_back(database, campaign, judge)
+            yield f"{judge.name} ({spent})", 0
+    stop.raise_if_asked()

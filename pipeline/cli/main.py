@@ -1,0 +1,301 @@
+"""The `rlhf` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.checkpoints import chat, evaluate, score
+from pipeline.cli.labels import label
+from pipeline.cli.options import (
+    AssumeOption,
+    OutOption,
+    PluginOption,
+    QuietOption,
+    RecipeArgument,
+    SeedOption,
+    SetOption,
+    command_line,
+    load_plugins,
+)
+
+if TYPE_CHECKING:
+    from pipeline.recipe.load import Recipe
+
+app = typer.Typer(
+    help="From a text corpus to an assistant: pretraining, SFT, ranking reward model, PPO.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def _recipe(path: Path, overrides: list[str] | None, seed: int | None = None) -> Recipe:
+    from pipeline.recipe.load import load_recipe
+
+    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+    return load_recipe(path, changes)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="First stage; earlier ones are used as they are.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Last stage.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="This stage alone.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run the selected stages even if up to date.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would run, and why; change nothing.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes of a training stage.")
+    ] = None,
+    plugin: PluginOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a recipe; done stages are skipped, cut off ones go on."""
+    from data.errors import Interrupted
+    from pipeline.contract.console import Console
+    from pipeline.contract.settings import LaunchSettings
+    from pipeline.run.planning import Selection
+    from pipeline.run.runner import execute, plan
+
+    load_plugins(plugin)
+    checked = _recipe(recipe, overrides, seed)
+    folder = out or Path("runs") / checked.name
+    selection = Selection(start=start, until=until, only=only, force=force)
+    if dry_run:
+        for step in plan(checked, folder, selection):
+            typer.echo(f"{step.stage}: {step.action}{f' ({step.reason})' if step.reason else ''}")
+        return
+    launch = checked.top.launch
+    if processes is not None:
+        launch = LaunchSettings(processes=processes, config=launch.config)
+    console = Console(quiet=quiet)
+    # Without --force, which would begin done stages again.
+    same = command_line("run", recipe, {
+        "--out": out, "--set": overrides, "--seed": seed, "--from": start, "--until": until,
+        "--only": only, "--processes": processes, "--plugin": plugin, "--quiet": quiet,
+    })  # fmt: skip
+    try:
+        execute(checked, folder, selection=selection, launch=launch, console=console)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        told = str(stopped) or "stopped at once"
+        raise Interrupted(f"{told}; to go on: {same}") from stopped
+    if not quiet:
+        _show_answers(checked, folder)
+
+
+def _show_answers(recipe: Recipe, folder: Path) -> None:
+    """Print the same prompts answered by each checkpoint, and where the report is."""
+    from pipeline.contract.artifacts import find
+    from pipeline.evaluation.report.table import answers_table
+    from pipeline.run.standing import not_done
+
+    found = {name: find(folder / name) for name in recipe.stages}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    states = not_done(recipe, folder, artifacts)
+    for stage, artifact in artifacts.items():
+        if artifact.kind == "evaluate" and stage not in states:
+            typer.echo(answers_table(artifact.folder))
+    report = folder / "report" / "index.html"
+    if report.is_file():
+        typer.echo(f"The report: {report}")
+
+
+@app.command()
+def validate(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Check a recipe and all its hand-overs without loading any weights."""
+    from pipeline.contract.artifacts import require_writable_place
+    from pipeline.run.checking import check_recipe
+
+    load_plugins(plugin)
+    checked = _recipe(recipe, overrides)
+    folder = out or Path("runs") / checked.name
+    require_writable_place(folder)
+    check_recipe(checked, folder)
+    noun = "stage" if len(checked.stages) == 1 else "stages"
+    typer.echo(f"{recipe}: valid; {len(checked.stages)} {noun}: {', '.join(checked.stages)}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    gpus: Annotated[
+        str,
+        typer.Option(help="Of one node: 8xH100-80GB, 4x24GB@165TFLOPS (bf16), cpu."),
+    ] = "cpu",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of so many GPUs.")] = 1,
+    overrides: SetOption = None,
+    sharding: Annotated[
+        str | None,
+        typer.Option(help="ddp or fsdp2; what launch.config says when not given."),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="CHECKPOINT=7B", help="Parameters of a model not at hand."),
+    ] = None,
+    assume: AssumeOption = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak that products reach.")
+    ] = 0.35,
+    bandwidth: Annotated[
+        float, typer.Option(help="Share of the memory bandwidth that decoding reaches.")
+    ] = 0.6,
+    overhead: Annotated[
+        float, typer.Option(min=0, help="Least milliseconds of a block's forward pass.")
+    ] = 0.6,
+    reserve: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the memory that is left free.")
+    ] = 0.1,
+    read_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a source is not read on.")
+    ] = 10.0,
+    plugin: PluginOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate memory, FLOPs and hours of every stage before anything is started."""
+    from pipeline.estimate.model.assumptions import Assumptions, Rates, parse_assumed, parse_sizes
+    from pipeline.estimate.model.hardware import parse_gpus
+    from pipeline.estimate.planner import check_sharding, estimate_recipe
+    from pipeline.estimate.render import print_plan
+    from pipeline.run.checking import check_recipe
+
+    load_plugins(plugin)
+    checked = _recipe(recipe, overrides)
+    assumed = Assumptions(
+        given=parse_assumed(assume or [], stages=checked.stages),
+        sizes=parse_sizes(size or []),
+        rates=Rates(utilisation, bandwidth, overhead / 1000),
+    )
+    check_recipe(checked, Path("runs") / checked.name, absent=assumed.sizes)
+    found = estimate_recipe(
+        checked,
+        parse_gpus(gpus, nodes=nodes, reserve=reserve),
+        sharding=check_sharding(sharding),
+        assumed=assumed,
+        seconds=read_seconds,
+    )
+    print_plan(found, as_json=as_json, terminal=sys.stdout.isatty())
+
+
+@app.command()
+def show(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Tell what each setting means and where its value is from."),
+    ] = False,
+) -> None:
+    """Print the resolved recipe with every default."""
+    if explain:
+        from pipeline.recipe.explain import explain as explained
+        from pipeline.recipe.explain import load_explained
+
+        typer.echo(explained(load_explained(recipe, overrides or ())), nl=False)
+        return
+    typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
+
+
+@app.command(name="ls")
+def list_stages(
+    run_folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+) -> None:
+    """List the stages of a run: state, age, size, parents, main metric."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    from pipeline.run.listing import COLUMNS, list_run
+
+    rows = list_run(run_folder)
+    if not sys.stdout.isatty():
+        for row in (COLUMNS, *rows):
+            typer.echo("\t".join(row))
+        return
+    table = Table(*COLUMNS, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    RichConsole().print(table)
+
+
+app.command(name="eval")(evaluate)
+app.command()(chat)
+app.command()(score)
+app.add_typer(label, name="label")
+
+
+@app.command(name="run-stage", hidden=True)
+def run_stage_on_rank(
+    run_folder: Path,
+    stage: str,
+    key: Annotated[str, typer.Option()],
+    plugin: PluginOption = None,
+    plugin_sha256: Annotated[list[str] | None, typer.Option()] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run one stage on this rank; started by `accelerate launch`."""
+    from pipeline.recipe.load import load_recipe
+    from pipeline.run.execution import run_as_rank
+    from pipeline.run.runner import RESOLVED
+
+    load_plugins(plugin, plugin_sha256)
+    run_as_rank(load_recipe(run_folder / RESOLVED), stage, run_folder, key, quiet=quiet)
+
+
+def _require_own_packages() -> None:
+    """Stop when another package named `data`, `reward` or `pipeline` shadows ours."""
+    import data
+    import pipeline
+    import reward
+    from data.errors import UsageError
+
+    root = Path(__file__).resolve().parents[2]
+    for package in (data, pipeline, reward):
+        found = Path(str(package.__file__)).resolve()
+        if found.parent.parent != root:
+            raise UsageError(
+                f"the package '{package.__name__}' is taken from {found}, not from {root}; "
+                "install this project in a virtual environment of its own"
+            )
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    from data.errors import Interrupted, RlhfError, StageFailedError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _require_own_packages()
+        app()
+    except StageFailedError as error:
+        print(f"rlhf: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RlhfError as error:
+        # Behind an empty line stands what may be pasted into a recipe.
+        sentence, _, lines = str(error).partition("\n\n")
+        print(f"rlhf: {sentence}", file=sys.stderr)
+        if lines:
+            print(lines)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(f"rlhf: {str(stopped) or 'stopped at once'}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,1 @@
+"""What stands between the runner and the stages: settings, kinds, artifacts, resume states."""

@@ -1,0 +1,325 @@
+"""Settings: the base of all of them, and references between stages.
+
+Each stage declares its own settings in its package; no default lives anywhere else. They import
+nothing heavy, so that `rlhf validate` and `rlhf show` answer without loading torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _is_meant(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Refuse `true` for a number, and a whole number that no library could take."""
+        checked = check(value)
+        if type(checked) in (int, float):
+            if isinstance(value, bool):
+                raise ValueError("this is a number, neither true nor false")
+            if isinstance(checked, int) and abs(checked) >= 2**63:
+                raise ValueError("this number is too large; it must be below 2^63")
+        return checked
+
+    def changed_among(self, *names: str) -> list[str]:
+        """Return which of these fields differ from their defaults.
+
+        A run's own recipe has every default written out, so that being given tells nothing.
+        """
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a settings field as a reference to another stage, a path, or a hub id.
+
+    Attributes:
+        provides: what the referred stage must provide: "tokenizer", "policy", "reward",
+            "rankings" or "shards".
+    """
+
+    provides: str
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """Marks a settings field as the name of a function in a file that `--plugin` gives."""
+
+
+@dataclass(frozen=True)
+class SameResult:
+    """Marks a settings field that changes how a stage computes, logs or saves, never its result.
+
+    Every other field changes the result. Rounding does not count: sums taken in another order.
+    A stage whose marked fields alone change stays up to date, and its resume states are taken up.
+
+    Attributes:
+        where: property of the settings that tells whether it holds; always when not given.
+    """
+
+    where: str | None = None
+
+
+def is_external(reference: str) -> bool:
+    """Tell whether a reference is a path or a hub id instead of a stage's name."""
+    return reference.startswith((".", "/", "~", "hub:")) or "/" in reference
+
+
+def external_location(reference: str) -> str:
+    """Return the path or hub id that an external reference names."""
+    return reference.removeprefix("hub:") if reference.startswith("hub:") else reference
+
+
+def _number(value: object) -> object:
+    # PyYAML reads `1e-5` as a string: YAML 1.1 wants a dot and a sign in the exponent.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A finite float that also takes YAML's `1e-5`."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed, as all random number generators take it."""
+PositiveNumber = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class SourceSettings(Settings):
+    """One source of rows: a local path, a hub data set, or a part of the embedded world."""
+
+    path: str | tuple[str, ...] | None = None
+    """File, folder or glob, relative to the working folder; .gz and .zst too."""
+    hub: str | None = None
+    """Id of a data set on the Hugging Face hub, or a local folder in its layout."""
+    hub_name: str | None = None
+    """Configuration of the hub data set."""
+    hub_split: str = "train"
+    """Split of the hub data set, or of a folder that holds several."""
+    hub_revision: str | None = None
+    """Commit, tag or branch of the hub data set."""
+    hub_files: str | tuple[str, ...] | None = None
+    """Files of the hub data set to read, such as "harmless-base/train.jsonl.gz"."""
+    world: str | None = None
+    """Part of the embedded world: corpus, instructions, rm_prompts, ppo_prompts, eval_prompts."""
+    world_seed: int = 0
+    """Seed of the embedded world."""
+    format: str = "auto"
+    """Format of the rows; "auto" tells from the columns."""
+    columns: dict[str, str] | None = None
+    """Our name of a column -> its name in the source."""
+    limit: PositiveInt | None = None
+    """At most so many rows."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Rows to pass over at the start."""
+    max_bad_share: Annotated[Share, SameResult()] = 0.01
+    """Share of malformed rows above which the stage stops."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSettings:
+        named = [k for k in ("path", "hub", "world") if getattr(self, k) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"a source names exactly one of path, hub, world; this one names {named or 'none'}"
+            )
+        return self
+
+    def read_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `data.sources.read.read` for this source."""
+        return self.model_dump()
+
+
+class Lora(Settings):
+    """A low-rank adapter that is trained instead of the weights (Hu et al. 2021); no dropout."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapter's matrices."""
+    alpha: PositiveNumber = 32.0
+    """The adapter's product counts alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Last parts of the names of the adapted layers; all linear ones but the head (QLoRA)."""
+
+
+class StageSettings(Settings):
+    """What every stage has."""
+
+    kind: str
+    """Kind of stage."""
+    seed: Seed | None = None
+    """Seed of this stage; the recipe's when not given."""
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        return self.model_dump(mode="json", exclude={"seed"})
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that the stage's result follows from, as JSON; the seed apart."""
+        return without(self.recorded_settings(), same_result(self))
+
+    @property
+    def takes_older_states(self) -> bool:
+        """Whether resume states go on whose key still held what is marked `SameResult`."""
+        return True
+
+
+class LaunchSettings(Settings):
+    """How many processes run a stage, through `accelerate launch`."""
+
+    processes: PositiveInt = 1
+    """Number of processes; 1 runs the stage in the process of `rlhf run`."""
+    config: str | None = None
+    """Path of an accelerate configuration file."""
+
+
+def references(settings: StageSettings) -> dict[str, tuple[str, Ref]]:
+    """Return the references a stage's settings hold: field path -> (target, mark).
+
+    A list of references gives one entry an element, `field.0`, `field.1`; a mapping gives
+    `field.key`. Nested settings are searched too.
+    """
+    found: dict[str, tuple[str, Ref]] = {}
+    _collect(settings, "", found)
+    return found
+
+
+def _collect(settings: Settings, prefix: str, found: dict[str, tuple[str, Ref]]) -> None:
+    for field, info in type(settings).model_fields.items():
+        value = getattr(settings, field)
+        mark = next((m for m in info.metadata if isinstance(m, Ref)), _mark(info.annotation))
+        _collect_value(value, mark, prefix + field, found)
+
+
+def _mark(annotation: Any) -> Ref | None:
+    """Return the mark inside an annotation such as `Annotated[str, Ref("policy")] | None`."""
+    for item in getattr(annotation, "__metadata__", ()):
+        if isinstance(item, Ref):
+            return item
+    found = (_mark(part) for part in get_args(annotation))
+    return next((mark for mark in found if mark is not None), None)
+
+
+def _collect_value(
+    value: Any, mark: Ref | None, path: str, found: dict[str, tuple[str, Ref]]
+) -> None:
+    if isinstance(value, Settings):
+        _collect(value, f"{path}.", found)
+    elif isinstance(value, str) and mark is not None:
+        found[path] = (value, mark)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _collect_value(item, mark, f"{path}.{index}", found)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _collect_value(item, mark, f"{path}.{key}", found)
+
+
+def same_result(settings: Settings) -> list[str]:
+    """Return the dotted places of the fields that are marked `SameResult`, and are it here."""
+    return [
+        place
+        for place, _, marks, owner in walk(settings)
+        for mark in marks
+        if isinstance(mark, SameResult) and (mark.where is None or getattr(owner, mark.where))
+    ]
+
+
+def beside_result(settings: StageSettings) -> dict[str, Any]:
+    """Return by their dotted places, as JSON, the settings that the result does not follow from."""
+    whole = settings.model_dump(mode="json")
+    return {place: _at(whole, place.split(".")) for place in same_result(settings)}
+
+
+def _at(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content[int(key)] if isinstance(content, list) else content[key]
+    return content
+
+
+def walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[Any], Settings]]:
+    """Yield every value that settings hold: dotted place, value, its field's marks, its owner.
+
+    Of lists and mappings the items are yielded too.
+    """
+    for field, info in type(settings).model_fields.items():
+        value = getattr(settings, field)
+        found: list[tuple[str, Any]] = [(prefix + field, value)]
+        if isinstance(value, Mapping):
+            found += [(f"{prefix}{field}.{key}", item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            found += [(f"{prefix}{field}.{place}", item) for place, item in enumerate(value)]
+        for place, item in found:
+            yield place, item, info.metadata, settings
+            if isinstance(item, Settings):
+                yield from walk(item, f"{place}.")
+
+
+def without(content: Mapping[str, Any], places: Collection[str]) -> dict[str, Any]:
+    """Return nested mappings and lists without the values at some dotted places.
+
+    >>> without({"a": 1, "b": {"c": 2, "d": 3}}, ["a", "b.d"])
+    {'b': {'c': 2}}
+    """
+    found: dict[str, Any] = _without(content, frozenset(places), "")
+    return found
+
+
+def _without(value: Any, places: Collection[str], prefix: str) -> Any:
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in places}
+        return {k: _without(v, places, f"{prefix}{k}.") for k, v in kept.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without(item, places, f"{prefix}{n}.") for n, item in enumerate(value)]
+    return value
+
+
+def expand(path: str) -> Path:
+    """Return a path with `~` expanded."""
+    return Path(path).expanduser()
+
+
+__all__ = [
+    "LaunchSettings",
+    "Lora",
+    "Number",
+    "PositiveInt",
+    "PositiveNumber",
+    "Ref",
+    "SameResult",
+    "Seed",
+    "Settings",
+    "Share",
+    "SourceSettings",
+    "StageSettings",
+    "UserFunction",
+    "beside_result",
+    "expand",
+    "external_location",
+    "is_external",
+    "references",
+    "same_result",
+    "walk",
+    "without",
+]

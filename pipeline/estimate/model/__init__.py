@@ -1,0 +1,1 @@
+"""What a model and a machine cost: shapes, FLOPs, memory, hardware."""

@@ -1,0 +1,143 @@
+"""The models that the stages of a recipe work with, told without loading or making any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ModelError
+from pipeline.contract.handover import model_folder, tokenizer_source
+from pipeline.contract.settings import external_location, is_external
+from pipeline.estimate.model.assumptions import Assumptions
+from pipeline.estimate.model.shapes import ModelShape, shape_of_config, shape_of_size
+from pipeline.estimate.model.sources import Count, count_bytes
+
+if TYPE_CHECKING:
+    from pipeline.recipe.load import Recipe
+    from pipeline.stages.pretrain.settings import PretrainSettings
+
+VOCABULARY = 32_000
+"""Of a tokenizer that nothing tells of."""
+
+
+@dataclass
+class Checkpoints:
+    """Finds the shape of what a reference names: a stage's model, a folder, a hub id.
+
+    Attributes:
+        recipe: whose stages are named.
+        assumed: sizes that were given, and notes.
+    """
+
+    recipe: Recipe
+    assumed: Assumptions
+    _shapes: dict[str, ModelShape] = field(default_factory=dict)
+    _counts: dict[str, tuple[str, Count]] = field(default_factory=dict)
+
+    def shape(self, reference: str, *, stage: str) -> ModelShape:
+        """Return the shape of a policy (or of the trunk of a reward model).
+
+        Args:
+            reference: as it stands in the settings of `stage`.
+            stage: who asks, for notes and errors.
+
+        Raises:
+            ModelError: its configuration can't be read and no size was given.
+        """
+        if reference not in self._shapes:
+            self._shapes[reference] = self._find(reference, stage)
+        found = self._shapes[reference]
+        if found.guessed:
+            self.assumed.tell(
+                stage,
+                f"{reference}: a Llama-like shape guessed from {found.parameters:,} parameters "
+                f"({found.layers} blocks of width {found.hidden})",
+            )
+        return found
+
+    def _find(self, reference: str, stage: str) -> ModelShape:
+        given = self.assumed.sizes.get(reference)
+        if given is not None:
+            return shape_of_size(given, name=reference)
+        if is_external(reference):
+            return self._external(reference, stage)
+        settings: Any = self.recipe.stages[reference]
+        if settings.kind == "pretrain" and settings.model is None:
+            return self._from_scratch(settings, reference)
+        source = getattr(settings, "model", None) or getattr(settings, "policy", None)
+        assert isinstance(source, str), f"{reference} provides a model and starts from none"
+        return self.shape(source, stage=reference)
+
+    def _external(self, reference: str, stage: str) -> ModelShape:
+        from pipeline.models.load import load_config
+
+        location = external_location(reference)
+        folder = Path(location).expanduser()
+        try:
+            config = load_config(model_folder(folder) if folder.is_dir() else location)
+        except ModelError as error:
+            raise ModelError(
+                f"stage {stage}: the size of {reference} is unknown ({error}); without a network "
+                f"name a local folder, or give it: --size {reference}=135M"
+            ) from error
+        return shape_of_config(config, name=reference)
+
+    def _from_scratch(self, settings: PretrainSettings, stage: str) -> ModelShape:
+        from pipeline.models.architectures import model_config
+
+        config = model_config(
+            settings.architecture, settings.shape, vocabulary=self.vocabulary(stage)
+        )
+        return shape_of_config(config, name=stage)
+
+    def vocabulary(self, reference: str) -> int:
+        """Return the tokens of the tokenizer that a stage or checkpoint uses."""
+        if is_external(reference):
+            try:
+                return self.shape(reference, stage=reference).vocabulary
+            except ModelError:
+                self.assumed.tell(reference, f"{VOCABULARY:,} tokens assumed in its tokenizer")
+                return VOCABULARY
+        settings: Any = self.recipe.stages[reference]
+        if settings.kind != "tokenizer":
+            source = tokenizer_source(settings)
+            return VOCABULARY if source is None else self.vocabulary(source)
+        return settings.vocab_size if settings.adopt is None else self.vocabulary(settings.adopt)
+
+    def counter(self, reference: str, *, stage: str) -> tuple[str, Count]:
+        """Return what counts tokens for a checkpoint, and a key that tells counters apart.
+
+        Its own tokenizer where that is on this machine; else bytes over an assumed number.
+        """
+        while not is_external(reference):
+            source = tokenizer_source(self.recipe.stages[reference]) or getattr(
+                self.recipe.stages[reference], "adopt", None
+            )
+            if not isinstance(source, str):
+                break
+            reference = source
+        if reference not in self._counts:
+            self._counts[reference] = self._counter(reference)
+        key, count = self._counts[reference]
+        if count is count_bytes:
+            self.assumed.tell(
+                stage, "tokens are counted as 4 bytes of text each: the tokenizer is not here"
+            )
+        return key, count
+
+    def _counter(self, reference: str) -> tuple[str, Count]:
+        from pipeline.models.load import load_tokenizer
+
+        folder = Path(external_location(reference)).expanduser()
+        if not is_external(reference) or not folder.exists():
+            return "bytes", count_bytes
+        try:
+            tokenizer = load_tokenizer(model_folder(folder) if folder.is_dir() else folder)
+        except ModelError:
+            return "bytes", count_bytes
+
+        def count(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        return str(folder), count

@@ -1,0 +1,1 @@
+"""One estimate for each kind of stage."""

@@ -1,0 +1,300 @@
+"""Estimates of the stages that sample and judge: rankings, select, evaluate."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipeline.estimate.model.costs import Phase, StageCost
+from pipeline.estimate.model.estimator import Estimator, rows_of
+from pipeline.estimate.model.flops import Rows, forward_flops
+from pipeline.estimate.model.memory import (
+    BF16,
+    FP32,
+    LOGITS_DRAWN,
+    cache_bytes,
+    cast_bytes,
+    logit_bytes,
+    working_bytes,
+)
+from pipeline.estimate.model.shapes import ModelShape
+from pipeline.estimate.model.sources import Lengths
+from pipeline.stages.rankings.settings import CHUNK
+from pipeline.stages.reward_terms import model_references
+
+if TYPE_CHECKING:
+    from pipeline.stages.evaluate.settings import EvaluateSettings
+    from pipeline.stages.rankings.settings import RankingsSettings
+    from pipeline.stages.select.settings import SelectSettings
+
+    _Samples = RankingsSettings | SelectSettings | EvaluateSettings
+
+EVALUATED_LOGITS = 60e6
+"""Logits that an evaluation makes at once."""
+
+
+def _sampling_memory(
+    shape: ModelShape,
+    settings: _Samples,
+    *,
+    responses: float,
+    prompt: int,
+    bf16: bool,
+    on_cpu: bool,
+    answers: int = 1,
+) -> dict[str, float]:
+    """Return the bytes of a stage's sampling beside the weights, the model being in its type."""
+    width = BF16 if bf16 else FP32
+    memory = decoding_memory(
+        shape,
+        responses=responses,
+        batch=settings.batch_size,
+        prompt=prompt,
+        new=settings.max_new_tokens,
+        key=width,
+        value=width,
+        bf16=bf16,
+        answers=answers,
+    )
+    if bf16 and on_cpu:
+        from pipeline.generation.packed_weights import LEAST_STEPS, MOST_BYTES
+
+        steps = settings.max_new_tokens * math.ceil(responses / settings.batch_size)
+        packed = cast_bytes(shape, bf16=True)
+        if steps >= LEAST_STEPS and packed <= MOST_BYTES:
+            memory["packed weights"] = packed
+    return memory
+
+
+def decoding_memory(
+    shape: ModelShape,
+    *,
+    responses: float,
+    batch: int,
+    prompt: int,
+    new: int,
+    key: int,
+    value: int,
+    bf16: bool,
+    answers: int = 1,
+) -> dict[str, float]:
+    """Return the bytes of sampling beside the weights.
+
+    Where responses wait for others to end, the cache has room for two of the longest, one after the
+    other.
+
+    Args:
+        shape: the model.
+        responses: all that are sampled by one process.
+        batch: most of them decoded together.
+        prompt: tokens of the longest prompt.
+        new: most tokens of a response.
+        key: bytes of an element of a key.
+        value: bytes of an element of a value.
+        bf16: products in bf16.
+        answers: responses to each prompt, which is computed once for all of them.
+    """
+    rows = min(batch, round(responses))
+    tokens = (prompt + new) * (2 if round(responses) > batch else 1)
+    prompts = math.ceil(rows / answers)
+    return {
+        "KV cache": cache_bytes(shape, rows=rows, tokens=tokens, key=key, value=value),
+        "activations": working_bytes(shape, tokens=prompts * prompt, bf16=bf16),
+        "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
+    }
+
+
+def ranked_prompts(name: str, estimator: Estimator, reference: str, *, asked_by: str) -> Lengths:
+    """Return the rows that a rankings stage leaves: its prompts with K answers each.
+
+    Args:
+        name: the stage.
+        estimator: what the estimate is made with.
+        reference: whose tokens count.
+        asked_by: stage that reads the rankings, for the notes.
+    """
+    settings: Any = estimator.recipe.stages[name]
+    if settings.labeler == "file":
+        read = estimator.lengths(asked_by, settings.rankings, reference)
+    else:
+        read = estimator.lengths(asked_by, settings.prompts, reference)
+        answer = estimator.assumed.get(name, "response_tokens") or settings.max_new_tokens
+        answer = estimator.assumed.get(asked_by, "answer_tokens") or answer
+        estimator.assumed.tell(asked_by, f"answers of {name} have {answer:g} tokens")
+        answers = [float(answer)] * len(read.prompts)
+        read = Lengths(read.rows, read.prompts, answers, answers, settings.completions)
+    if settings.limit is not None:
+        read.rows = min(read.rows, settings.limit)
+    return read
+
+
+def estimate_rankings(stage: str, settings: RankingsSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of sampling K completions of each prompt; that of copying is nothing."""
+    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    if settings.model is None:
+        return cost
+    shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
+    read = estimator.lengths(stage, settings.prompts, settings.model)
+    prompts = min(read.rows, settings.limit or math.inf)
+    longest = estimator.longest(stage, max(read.prompts), math.inf)
+    width = BF16 if bf16 else FP32
+    cost.parameters = {settings.model: shape.parameters}
+    memory = _sampling_memory(
+        shape, settings, responses=min(prompts, CHUNK) * settings.completions, prompt=longest,
+        bf16=bf16, on_cpu=estimator.on_cpu, answers=settings.completions,
+    )  # fmt: skip
+    cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
+    cost.parts.append(
+        estimator.decode(
+            "sampling",
+            shape,
+            cost.layout,
+            rows=prompts * settings.completions,
+            answers=settings.completions,
+            batch=settings.batch_size,
+            prompt=read.prompt_mean,
+            new=estimator.response(stage, settings.max_new_tokens),
+            steps=settings.max_new_tokens,
+            bf16=bf16,
+        )
+    )
+    return cost
+
+
+def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of sampling from each candidate and scoring what it says, in fp32."""
+    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    shape = estimator.shape(settings.model, stage)
+    judges = {
+        name: estimator.shape(name, stage)
+        for path, term in settings.terms.items()
+        for name in model_references(path, term).values()
+    }
+    candidates = getattr(estimator.recipe.stages.get(settings.model), "candidates", None)
+    if candidates is None:
+        candidates = 2
+        estimator.assumed.tell(stage, f"{settings.model} is taken to hold 2 candidates")
+    read = estimator.lengths(stage, settings.prompts, settings.model)
+    prompts = min(read.rows, settings.n_prompts)
+    longest = estimator.longest(stage, max(read.prompts), math.inf)
+    new = estimator.response(stage, settings.max_new_tokens)
+    held = {name: judge.trunk + judge.hidden for name, judge in judges.items()}
+    cost.parameters = {settings.model: shape.parameters, **held}
+    memory = _sampling_memory(
+        shape, settings, responses=prompts, prompt=longest, bf16=False, on_cpu=estimator.on_cpu
+    )
+    weights = {"weights": float(FP32 * shape.parameters)}
+    if held:
+        weights["reward model"] = float(FP32 * sum(held.values()))
+    cost.phases = [Phase("sampling", {**weights, **memory})]
+    rows = rows_of([p + new for p in read.prompts], candidates * prompts)
+    sampled = estimator.decode(
+        "sampling", shape, cost.layout, rows=rows.count, batch=settings.batch_size,
+        prompt=read.prompt_mean, new=new, steps=settings.max_new_tokens, bf16=False,
+    )  # fmt: skip
+    cost.parts = [sampled]
+    for judge in judges.values():
+        cost.parts.append(_scoring(cost, estimator, judge, rows, settings.batch_size))
+    return cost
+
+
+def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of answering with each checkpoint, its KL, its judge and its perplexity.
+
+    One model is there at a time.
+    """
+    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    bf16 = estimator.bf16(settings.bf16)
+    measured_to = settings.checkpoints[settings.measured_to]
+    read = estimator.lengths(stage, settings.prompts, measured_to)
+    prompts = min(read.rows, settings.limit or math.inf)
+    asked = [min(p or a, settings.prefix_tokens or math.inf) for p, a in _pairs(read)]
+    longest = estimator.longest(stage, max(asked), math.inf)
+    new = estimator.response(stage, settings.max_new_tokens)
+    rows = rows_of([p + new for p in asked], prompts)
+    texts = Rows(0.0, 0.0, 0.0)
+    if settings.perplexity:
+        text = estimator.lengths(stage, settings.perplexity, measured_to)
+        texts = rows_of(text.whole(), min(text.rows, settings.max_texts))
+    mean = sum(asked) / len(asked)
+    for name, reference in settings.checkpoints.items():
+        shape = estimator.shape(reference, stage)
+        cost.parameters[name] = shape.parameters
+        cost.phases += _answering(
+            name, shape, settings, responses=rows.count, longest=longest, new=new, bf16=bf16,
+            on_cpu=estimator.on_cpu,
+        )  # fmt: skip
+        cost.parts.append(
+            estimator.decode(
+                f"sampling from {name}", shape, cost.layout, rows=rows.count,
+                batch=settings.batch_size, prompt=mean, new=new,
+                steps=settings.max_new_tokens, bf16=bf16,
+            )
+        )  # fmt: skip
+        # Under itself, and under the reference where that is another.
+        seen = rows.times(1 if str(reference) == str(measured_to) else 2) + texts
+        cost.parts.append(
+            estimator.compute(
+                f"log-probabilities of {name}", shape, cost.layout,
+                flops=forward_flops(shape, seen, positions=seen.tokens), tokens=seen.tokens,
+                passes=seen.count / settings.batch_size, bf16=bf16,
+            )
+        )  # fmt: skip
+    judged = rows.times(len(settings.checkpoints))
+    for path, term in settings.terms.items():
+        for name in model_references(path, term).values():
+            judge = estimator.shape(name, stage)
+            cost.parameters[f"proxy {name}"] = judge.trunk + judge.hidden
+            cost.parts.append(_scoring(cost, estimator, judge, judged, 64))
+    return cost
+
+
+def _answering(
+    name: str,
+    shape: ModelShape,
+    settings: EvaluateSettings,
+    *,
+    responses: float,
+    longest: int,
+    new: float,
+    bf16: bool,
+    on_cpu: bool,
+) -> list[Phase]:
+    """Return the memory of a checkpoint that answers, and whose answers are looked at."""
+    width = BF16 if bf16 else FP32
+    weights = {"weights": float(width * shape.parameters)}
+    memory = _sampling_memory(
+        shape, settings, responses=responses, prompt=longest, bf16=bf16, on_cpu=on_cpu
+    )
+    logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
+    # As the model makes them, in fp32 divided by the temperature, and what their sum is made of.
+    copied = FP32 if bf16 or settings.temperature not in (0, 1) else 0
+    looked_at = {
+        "logits": (width + copied + FP32) * logits,
+        "activations": memory["activations"],
+    }
+    return [
+        Phase(f"sampling from {name}", {**weights, **memory}),
+        Phase(f"log-probabilities of {name}", {**weights, **looked_at}),
+    ]
+
+
+def _pairs(read: Lengths) -> list[tuple[float, float]]:
+    """Return prompts with answers; a source of prompts alone has none of the latter."""
+    answers = read.answers if len(read.answers) == len(read.prompts) else [0.0] * len(read.prompts)
+    return list(zip(read.prompts, answers, strict=True))
+
+
+def _scoring(
+    cost: StageCost, estimator: Estimator, judge: ModelShape, rows: Rows, batch: int
+) -> Any:
+    """Return the part in which a reward model scores rows, in fp32."""
+    return estimator.compute(
+        "scoring",
+        judge,
+        cost.layout,
+        flops=forward_flops(judge, rows, positions=0),
+        tokens=rows.tokens,
+        passes=rows.count / batch,
+        bf16=False,
+    )

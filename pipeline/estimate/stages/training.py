@@ -1,0 +1,332 @@
+"""Estimates of the stages that train one model: pretrain, sft, reward."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipeline.estimate.model.costs import Layout, Phase, StageCost
+from pipeline.estimate.model.estimator import Estimator, rows_of
+from pipeline.estimate.model.flops import Rows, forward_flops, training_flops
+from pipeline.estimate.model.memory import (
+    ADAM,
+    FP32,
+    LOGITS_IN_LOSS,
+    activation_bytes,
+    block_bytes,
+    cast_bytes,
+    gathered_bytes,
+    logit_bytes,
+    tree_activation_bytes,
+    tree_bytes,
+    working_bytes,
+)
+from pipeline.estimate.model.shapes import ModelShape
+from pipeline.estimate.model.sources import Lengths, Tree
+from pipeline.stages.sft.settings import row_multiple
+
+if TYPE_CHECKING:
+    from pipeline.stages.pretrain.settings import PretrainSettings
+    from pipeline.stages.sft.settings import SftSettings
+
+LOGITS_AT_ONCE = 64 * 2**20
+"""Logits that a head which works in pieces holds at once."""
+
+
+def training_phases(
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    parameters: float,
+    rows: int,
+    length: int,
+    logits: float,
+    accumulating: bool,
+    bf16: bool,
+    checkpointed: bool,
+    masked: bool,
+    head: bool = True,
+    frozen: float = 0,
+    tree: Tree | None = None,
+) -> list[Phase]:
+    """Return the memory where the backward pass begins, where it ends, and in the optimiser's step.
+
+    Gradients come into being as activations go, so that a step of one micro-batch never holds all
+    of both; with several, the gradients of those before are there from the start.
+
+    Args:
+        shape: the model.
+        layout: how it is spread.
+        parameters: of the model that is trained, its head included.
+        rows: of a micro-batch.
+        length: tokens of the longest.
+        logits: bytes of logits and what belongs to them in the loss.
+        accumulating: whether there are several micro-batches.
+        bf16: products in bf16 under autocast.
+        checkpointed: gradient checkpointing.
+        masked: an explicit attention mask.
+        head: whether the output head is used.
+        frozen: further parameters, not trained.
+        tree: `rows` are trees as large as this one, packed without padding.
+    """
+    sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
+    activations, block = _of_blocks(shape, checkpointed=checkpointed, tree=tree, **sizes)
+    kept = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
+    casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
+    gradients = layout.gradients(parameters)
+    # The head's gradient is the first; buckets of DDP are there from the start.
+    buckets = gradients - FP32 * layout.share(parameters)
+    begins = {
+        **kept,
+        "gradients": gradients if accumulating else buckets + first_gradient(shape, layout, head),
+        "activations": activations,
+        "bf16 copies": casts,
+        "logits": logits,
+    }
+    tokens = rows * (length if tree is None else tree.tokens)
+    working = working_bytes(shape, tokens=tokens, bf16=bf16)
+    steps = {**kept, "gradients": gradients}
+    return [
+        Phase("backward begins", begins),
+        one_block(begins, activations + (block if checkpointed else 0.0)),
+        Phase("backward ends", {**kept, "gradients": gradients, "activations": working}),
+        Phase("optimiser step", steps),
+    ]
+
+
+def _of_blocks(
+    shape: ModelShape, *, checkpointed: bool, tree: Tree | None, **sizes: Any
+) -> tuple[float, float]:
+    """Return what all blocks keep for the backward pass, and what one of them does."""
+    if tree is None:
+        kept = activation_bytes(shape, **sizes, checkpointed=checkpointed)
+        return kept, block_bytes(shape, **sizes)
+    packed: dict[str, Any] = {"trees": sizes["rows"], "bf16": sizes["bf16"]}
+    kept = tree_activation_bytes(shape, tree, **packed, checkpointed=checkpointed)
+    return kept, tree_bytes(shape, tree, **packed)
+
+
+def one_block(begins: dict[str, float], activations: float) -> Phase:
+    """Return the moment when the logits are gone and a block's backward pass begins."""
+    return Phase("backward of a block", {**begins, "logits": 0.0, "activations": activations})
+
+
+def first_gradient(shape: ModelShape, layout: Layout, head: bool) -> float:
+    """Return the bytes of the first gradient that there is, the output head's."""
+    return FP32 * layout.share(shape.head) if head else 0.0
+
+
+def _states(
+    shape: ModelShape, layout: Layout, *, parameters: float, frozen: float, bf16: bool
+) -> dict[str, float]:
+    """Return what is there all the time: weights, Adam's moments, what sharding gathers."""
+    kept = {
+        "weights": FP32 * (frozen + layout.share(parameters)),
+        "Adam": ADAM * layout.share(parameters),
+    }
+    if layout.sharding == "fsdp2":
+        kept["gathered weights"] = gathered_bytes(shape, bf16=bf16)
+    return kept
+
+
+def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int:
+    """Return the rows of a step on one accelerator; note where they can't be shared evenly."""
+    if batch % cost.layout.processes:
+        cost.problems.append(
+            f"{what} {batch} can't be shared by {cost.layout.processes} processes: make it a "
+            f"multiple, or run on a divisor of {batch}"
+        )
+    return max(1, math.ceil(batch / cost.layout.processes))
+
+
+def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of a pretraining stage: logits of all positions, chunks of one length."""
+    from pipeline.training.language_model import total_steps
+
+    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    shape = estimator.shape(stage, stage)
+    length, bf16 = settings.context_length, estimator.bf16(settings.bf16)
+    mine = shared_rows(cost, settings.batch_size)
+    micro = min(settings.micro_batch_size or settings.batch_size, mine)
+    chunks = 0
+    if settings.steps is None and settings.tokens is None:
+        read = estimator.lengths(
+            stage, settings.train, settings.tokenizer or settings.model or stage
+        )
+        chunks = max(1, int(read.rows * sum(read.whole()) / len(read.prompts) / length))
+    cost.steps = total_steps(
+        steps=settings.steps,
+        epochs=settings.epochs,
+        tokens=settings.tokens,
+        chunks=chunks,
+        context_length=length,
+        batch_size=settings.batch_size,
+    )
+    cost.parameters = {stage: shape.parameters}
+    cost.phases = training_phases(
+        shape,
+        cost.layout,
+        parameters=shape.parameters,
+        rows=micro,
+        length=length,
+        logits=logit_bytes(shape, positions=micro * length, copies=LOGITS_IN_LOSS),
+        accumulating=micro < mine,
+        bf16=bf16,
+        checkpointed=settings.gradient_checkpointing,
+        masked=not settings.attend_across_documents,
+    )
+    rows = Rows.alike(cost.steps * settings.batch_size, length)
+    flops = training_flops(
+        shape, rows, positions=rows.tokens, recompute=settings.gradient_checkpointing
+    )
+    passes = cost.steps * math.ceil(mine / micro)
+    cost.parts.append(
+        estimator.compute(
+            "training", shape, cost.layout, flops=flops, tokens=rows.tokens, passes=passes,
+            bf16=bf16, training=True,
+        )
+    )  # fmt: skip
+    if settings.heldout or settings.heldout_share:
+        looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
+        judged = Rows.alike(looks * settings.heldout_chunks, length)
+        estimator.assumed.tell(
+            stage, f"all {settings.heldout_chunks} chunks of heldout_chunks are held out"
+        )
+        add_evaluation(
+            cost, estimator, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16
+        )
+    return cost
+
+
+def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of a fine-tuning stage.
+
+    On a processor logits are made at all positions, in one piece; on an accelerator TRL's fused
+    head makes those of the answers in pieces, twice.
+    """
+    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
+    read = estimator.lengths(stage, settings.train, settings.tokenizer or settings.model)
+    limit = settings.max_length or context_of(estimator, settings.model) or math.inf
+    whole = read.whole(limit)
+    multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
+    if multiple:
+        whole = [multiple * math.ceil(length / multiple) for length in whole]
+    longest = estimator.longest(stage, max(whole), limit)
+    count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
+    share = min(1.0, sum(read.answers) / max(1.0, sum(whole)))
+    rows = rows_of(whole, count)
+    if settings.packing:
+        longest = int(limit) if math.isfinite(limit) else longest
+        rows = Rows(math.ceil(rows.tokens / longest), rows.tokens, rows.squares)
+    mine = shared_rows(cost, settings.batch_size)
+    micro = min(settings.micro_batch_size or mine, mine)
+    if mine % micro:
+        cost.problems.append(
+            f"the {mine} rows of a process are no multiple of micro_batch_size {micro}"
+        )
+    per_epoch = max(1, math.ceil(rows.count / settings.batch_size))
+    cost.steps = settings.max_steps or max(1, math.ceil(settings.epochs * per_epoch))
+    epochs = cost.steps / per_epoch
+    cost.parameters = {stage: shape.parameters}
+    positions = rows.tokens * (1.0 if estimator.on_cpu else share)
+    cost.phases = training_phases(
+        shape,
+        cost.layout,
+        parameters=shape.parameters,
+        rows=micro,
+        length=longest,
+        logits=_answer_logits(shape, estimator, tokens=micro * longest, share=share),
+        accumulating=micro < mine,
+        bf16=bf16,
+        checkpointed=settings.gradient_checkpointing,
+        masked=not settings.packing and (micro > 1 or multiple is not None),
+    )
+    flops = training_flops(
+        shape,
+        rows.times(epochs),
+        positions=positions * epochs,
+        recompute=settings.gradient_checkpointing,
+        recompute_logits=not estimator.on_cpu,
+    )
+    passes = cost.steps * math.ceil(mine / micro)
+    cost.parts.append(
+        estimator.compute(
+            "training", shape, cost.layout, flops=flops, tokens=rows.tokens * epochs,
+            passes=passes, bf16=bf16, training=True,
+        )
+    )  # fmt: skip
+    _add_heldout(cost, settings, estimator, read, whole, at_once=micro)
+    return cost
+
+
+def _add_heldout(
+    cost: StageCost,
+    settings: SftSettings,
+    estimator: Estimator,
+    read: Lengths,
+    whole: list[float],
+    *,
+    at_once: int,
+) -> None:
+    """Add the looks at held-out demonstrations: at each candidate, and every so many steps."""
+    held = settings.max_heldout if settings.heldout else read.rows * settings.heldout_share
+    looks = settings.candidates
+    looks += (cost.steps or 0) // settings.evaluate_every if settings.evaluate_every else 0
+    judged = rows_of(whole, looks * min(held, settings.max_heldout))
+    shape, bf16 = estimator.shape(settings.model, cost.stage), estimator.bf16(settings.bf16)
+    add_evaluation(
+        cost, estimator, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16
+    )
+
+
+def _answer_logits(
+    shape: ModelShape, estimator: Estimator, *, tokens: float, share: float
+) -> float:
+    """Return the bytes of the logits of fine-tuning.
+
+    On a processor: those of all positions, twice, as gradients of the picked and of the cut ones,
+    beside those of the answers; elsewhere a piece of them.
+    """
+    if estimator.on_cpu:
+        picked = logit_bytes(shape, positions=tokens * share, copies=LOGITS_IN_LOSS)
+        spread = logit_bytes(shape, positions=tokens, copies=2)
+        return max(picked, spread + logit_bytes(shape, positions=tokens * share, copies=1))
+    positions = min(tokens * share, LOGITS_AT_ONCE / shape.vocabulary)
+    return logit_bytes(shape, positions=positions, copies=LOGITS_IN_LOSS)
+
+
+def context_of(estimator: Estimator, reference: str) -> int | None:
+    """Return the context of a model that the recipe makes, None where it is another's."""
+    from pipeline.contract.settings import is_external
+
+    while not is_external(reference):
+        settings = estimator.recipe.stages[reference]
+        length = getattr(settings, "longest_input", None)
+        if length is not None and getattr(settings, "model", None) is None:
+            return int(length)
+        following = getattr(settings, "model", None) or getattr(settings, "policy", None)
+        if not isinstance(following, str):
+            return None
+        reference = following
+    return None
+
+
+def add_evaluation(
+    cost: StageCost, estimator: Estimator, shape: ModelShape, rows: Rows, *, positions: float,
+    at_once: int, bf16: bool,
+) -> None:  # fmt: skip
+    """Add the looks at held-out rows."""
+    if not rows.count:
+        return
+    cost.parts.append(
+        estimator.compute(
+            "held-out rows",
+            shape,
+            cost.layout,
+            flops=forward_flops(shape, rows, positions=positions),
+            tokens=rows.tokens,
+            passes=rows.count / (at_once * cost.layout.processes),
+            bf16=bf16,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Judges checkpoints: samples, scores, win rates, perplexity, diversity."""

@@ -1,0 +1,166 @@
+"""Counts every figure of an evaluation from its samples, the way the stage itself does.
+
+`samples.jsonl` has one row for each prompt and checkpoint:
+
+    index, id, prompt, checkpoint, response, n_tokens, ended, kl, gold, proxy, assessment
+
+so `figures(read_samples(path), ...)` gives the report's numbers again, perplexity apart, which is
+measured on texts and not on samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from data.errors import ArtifactError
+from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
+from pipeline.evaluation.judge.diversity import distinct, repetition
+from pipeline.evaluation.judge.winrates import compare
+
+Row = Mapping[str, Any]
+JUDGES = ("gold", "proxy")
+MEANS = {"gold_reward": "gold", "proxy_reward": "proxy", "kl_to_reference": "kl"}
+RESAMPLES = 2000
+SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignorance")
+"""What the embedded world's judge says of an answer besides its score."""
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read `samples.jsonl`.
+
+    Raises:
+        ArtifactError: the file is missing, or a line is no JSON.
+    """
+    try:
+        # Not splitlines(): a text may hold other line separators than "\n".
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} can't be read ({error.strerror}); run evaluate again"
+        ) from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path}:{number} is no JSON ({error}); restore the file or run evaluate again"
+            ) from error
+    return rows
+
+
+def figures(
+    rows: Iterable[Row], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
+    """Return `checkpoints`, `win_rates` and `differences` of all samples.
+
+    Checkpoints come in the order of their first sample. Of each two, `a` is the later and `b` the
+    earlier one, so that a rate above one half speaks for the training in between.
+
+    Args:
+        rows: the samples.
+        resamples: draws of each bootstrap.
+        seed: of each bootstrap.
+    """
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["checkpoint"], []).append(row)
+    for name, mine in by_name.items():
+        by_name[name] = sorted(mine, key=lambda row: int(row["index"]))
+    pairs = [(later, earlier) for earlier, later in _neighbours_first(list(by_name))]
+    draw = {"resamples": resamples, "seed": seed}
+    return {
+        "checkpoints": {name: checkpoint_figures(mine, **draw) for name, mine in by_name.items()},
+        "win_rates": [
+            rate
+            for a, b in pairs
+            for judge in JUDGES
+            for rate in _win_rate(a, by_name[a], b, by_name[b], judge, draw)
+        ],
+        "differences": [
+            difference
+            for a, b in pairs
+            for measure in SHARES
+            for difference in _difference(a, by_name[a], b, by_name[b], measure, draw)
+        ],
+    }
+
+
+def _neighbours_first(names: Sequence[str]) -> list[tuple[str, str]]:
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(combinations(names, 2), key=lambda pair: places[pair[1]] - places[pair[0]])
+
+
+def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return one checkpoint's figures; a figure that no sample has is None."""
+    texts = [row["response"] for row in rows]
+    found: dict[str, Any] = {"n": len(rows)}
+    for key, column in MEANS.items():
+        values = [float(row[column]) for row in rows if row[column] is not None]
+        found |= _named(key, mean_or_share(values, resamples=resamples, seed=seed))
+    lengths = [float(row["n_tokens"]) for row in rows]
+    found |= _named("mean_length", bootstrap_mean(lengths, resamples=resamples, seed=seed))
+    found |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
+    found["repetition"] = sum(map(repetition, texts)) / len(texts) if texts else None
+    found |= {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
+    assessed = [row for row in rows if row["assessment"] is not None]
+    if assessed:
+        found["shares"] = {share: _share(assessed, share) for share in SHARES}
+        kinds = list(dict.fromkeys(row["assessment"]["kind"] for row in assessed))
+        found["correct_by_kind"] = {
+            kind: _share([r for r in assessed if r["assessment"]["kind"] == kind], "correct")
+            for kind in sorted(kinds)
+        }
+    return found
+
+
+def _named(key: str, estimate: Estimate) -> dict[str, Any]:
+    return {key: estimate.value, f"{key}_ci95": estimate.ci95}
+
+
+def _share(rows: Sequence[Row], share: str) -> dict[str, Any]:
+    # None is a question the judge does not know; it counts neither way.
+    marks = [bool(r["assessment"][share]) for r in rows if r["assessment"][share] is not None]
+    estimate = wilson(sum(marks), len(marks))
+    return {"share": estimate.value, "ci95": estimate.ci95, "count": sum(marks), "n": len(marks)}
+
+
+def _matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the samples of two checkpoints to the same prompts."""
+    others = {row["index"]: row for row in b}
+    return [(row, others[row["index"]]) for row in a if row["index"] in others]
+
+
+def _win_rate(
+    a: str, rows_a: Sequence[Row], b: str, rows_b: Sequence[Row], judge: str, draw: dict[str, int]
+) -> list[dict[str, Any]]:
+    scores = [
+        (float(row_a[judge]), float(row_b[judge]))
+        for row_a, row_b in _matched(rows_a, rows_b)
+        if row_a[judge] is not None and row_b[judge] is not None
+    ]
+    if not scores:
+        return []
+    won = compare([s[0] for s in scores], [s[1] for s in scores], **draw)
+    counts = {"wins": won.wins, "ties": won.ties, "losses": won.losses}
+    rate = {"rate": won.rate.value, "ci95": won.rate.ci95, "n": won.rate.n}
+    return [{"a": a, "b": b, "judge": judge, **counts, **rate}]
+
+
+def _difference(
+    a: str, rows_a: Sequence[Row], b: str, rows_b: Sequence[Row], measure: str, draw: dict[str, int]
+) -> list[dict[str, Any]]:
+    marks = [
+        (float(row_a["assessment"][measure]), float(row_b["assessment"][measure]))
+        for row_a, row_b in _matched(rows_a, rows_b)
+        if all(r["assessment"] and r["assessment"][measure] is not None for r in (row_a, row_b))
+    ]
+    if not marks:
+        return []
+    found = paired_difference([m[0] for m in marks], [m[1] for m in marks], **draw)
+    figure = {"difference": found.value, "ci95": found.ci95, "n": found.n}
+    return [{"a": a, "b": b, "measure": measure, **figure}]

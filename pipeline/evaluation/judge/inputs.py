@@ -1,0 +1,95 @@
+"""Reads what checkpoints are judged on: prompts to answer, and texts for the perplexity."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from data.errors import SourceError
+from data.records import Document, PromptRow, Record, to_prompt, to_text
+from data.sources.read import ReadReport, read
+from data.words import counted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Opening = Callable[[Document], PromptRow | None]
+"""Makes a document's beginning a prompt; None where the document is too short."""
+
+
+def read_prompts(
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    limit: int | None,
+    seed: int,
+    say: Callable[[str], None],
+    opening: Opening | None = None,
+) -> list[PromptRow]:
+    """Return the prompts of all sources; of more than `limit` a choice, in their order.
+
+    Args:
+        sources: keyword arguments of `data.sources.read.read`.
+        limit: at most so many.
+        seed: of the choice.
+        say: is told of malformed and dropped rows.
+        opening: makes documents into prompts; without it they are refused.
+
+    Raises:
+        SourceError: a source can't be read, or holds documents, which ask nothing.
+    """
+    prompts: list[PromptRow] = []
+    short = 0
+    for record in _records(sources, say):
+        if not isinstance(record, Document):
+            prompts.append(to_prompt(record))
+        elif opening is None:
+            raise SourceError(
+                "prompts: the source holds documents, which ask nothing; set prefix_tokens to go "
+                "on from their beginnings, or name prompts, conversations or rankings"
+            )
+        else:
+            row = opening(record)
+            short += row is None
+            prompts += [row] if row is not None else []
+    if short:
+        say(f"dropped {counted(short, 'document')}: shorter than prefix_tokens")
+    if limit is not None and len(prompts) > limit:
+        chosen = random.Random(f"prompts/{seed}").sample(range(len(prompts)), limit)
+        prompts = [prompts[place] for place in sorted(chosen)]
+    return prompts
+
+
+def document_opening(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Opening:
+    """Return what makes the first tokens of a document a plain prompt, as the ppo stage does."""
+
+    def opening(document: Document) -> PromptRow | None:
+        # Enough characters for the tokens that are wanted; a book need not be tokenised whole.
+        ids = tokenizer(document.text[: 64 * tokens], add_special_tokens=False)["input_ids"]
+        if len(ids) <= tokens:
+            return None
+        return PromptRow(
+            prompt=str(tokenizer.decode(ids[:tokens], clean_up_tokenization_spaces=False)),
+            id=document.id,
+        )
+
+    return opening
+
+
+def read_texts(
+    sources: Sequence[Mapping[str, Any]], *, limit: int, say: Callable[[str], None]
+) -> list[str]:
+    """Return at most `limit` texts of all sources, the first ones."""
+    texts = (to_text(record) for record in _records(sources, say))
+    return list(islice((text for text in texts if text.strip()), limit))
+
+
+def _records(sources: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> Iterator[Record]:
+    for source in sources:
+        report = ReadReport()
+        yield from read(**source, report=report)
+        if report.bad or report.dropped:
+            for line in report.lines():
+                say(line)

@@ -1,0 +1,405 @@
+"""Judges checkpoints: sample, measure, score, and write every judged sample down.
+
+One model is in memory at a time: first each checkpoint answers all prompts, then the reference
+scores all answers, then the reward model does. What is ready is kept in `work/`, so that an
+evaluation that was cut off goes on where it was.
+
+The KL to the reference is estimated on a checkpoint's own samples, log p_checkpoint - log
+p_reference summed over the response's tokens (k1), both at the sampling temperature and given the
+same tokens. It is left out where the two have different tokenizers.
+
+The proxy reward is the reward model's score of the text, without the mark of an end where it was
+cut off, and without PPO's penalty for that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.errors import SourceError
+from data.records import PromptRow
+from data.storage import storage_errors, write_atomically
+from data.text.chat import spelled_line, spells_control_tokens
+from pipeline.contract.console import Console, Progress
+from pipeline.evaluation.judge.figures import RESAMPLES, figures
+from pipeline.evaluation.judge.logprobs import document_end_ids, prompt_ids, response_logprobs
+from pipeline.generation.generate import Sampling, generate, response_text
+from pipeline.models.load import eos_ids, load_config, load_policy, load_tokenizer, pick_device
+from pipeline.models.unused_ids import leave_out_unused
+from pipeline.training.objectives.perplexity import text_perplexity
+from reward.scorer import Facts, scores_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reward.scorer import Scorer
+
+SAMPLES = "samples.jsonl"
+RESULTS = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how.
+
+    Attributes:
+        checkpoints: name -> folder or hub id, in the order of training.
+        prompts: what they answer.
+        texts: held-out texts for the perplexity; none, no perplexity.
+        reference: name of the checkpoint that KL is measured to; None for no KL.
+        plain: checkpoints that are given plain text instead of the chat template.
+        world_seed: seed of the embedded world whose annotator judges; None without that judge.
+        scorer: loads the reward model; None without one.
+        sampling: how tokens are drawn.
+        batch_size: rows a forward pass.
+        bf16: compute in bfloat16.
+        max_too_long_share: share of prompts too long for a checkpoint above which it stops.
+        resamples: draws of each bootstrap.
+        seed: of sampling and of each bootstrap.
+        trust_remote_code: run code that a checkpoint carries.
+        seen: counts what of prompts and texts was seen in training; None where nobody knows.
+    """
+
+    checkpoints: Mapping[str, str | Path]
+    prompts: Sequence[PromptRow]
+    texts: Sequence[str] = ()
+    reference: str | None = None
+    plain: frozenset[str] = frozenset()
+    world_seed: int | None = None
+    scorer: Callable[[], Scorer] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 64
+    bf16: bool = False
+    max_too_long_share: float = 0.05
+    resamples: int = RESAMPLES
+    seed: int = 0
+    trust_remote_code: bool = False
+    seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationWorkspace:
+    """Where an evaluation works and who it tells.
+
+    Attributes:
+        folder: gets `samples.jsonl`, `evaluation.json` and, while it runs, `work/`.
+        key: what is kept in `work/` counts for this key alone.
+        console: progress bars and lines.
+        stop_if_asked: raises when a signal asked to stop.
+    """
+
+    folder: Path
+    key: str
+    console: Console
+    stop_if_asked: Callable[[], None] = lambda: None
+
+    def progress(
+        self, total: int | None, label: str, unit: str
+    ) -> AbstractContextManager[Progress]:
+        """Show a progress bar while the block runs."""
+        return self.console.progress(total, label, unit=unit)
+
+    def clear(self) -> None:
+        """Remove what was kept of a finished evaluation."""
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what an earlier try left under this name, else make it and keep it."""
+        path = self.folder / "work" / f"{name}.json"
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["key"] == self.key:
+                return content["value"]
+        self.stop_if_asked()
+        value = make()
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps({"key": self.key, "value": value}))
+        return value
+
+
+def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
+    """Evaluate all checkpoints; return what `evaluation.json` holds.
+
+    Raises:
+        ModelError: a checkpoint can't be loaded.
+        SourceError: there is no prompt, or too many don't fit a checkpoint's context.
+    """
+    with storage_errors(workspace.folder):
+        workspace.folder.mkdir(parents=True, exist_ok=True)
+    plan, too_long = _fitting(plan, workspace)
+    answers = {
+        name: workspace.kept(f"answers-{place}", partial(_answer, plan, workspace, name))
+        for place, name in enumerate(plan.checkpoints)
+    }
+    kls = workspace.kept("kl", partial(_kls, plan, workspace, answers))
+    proxies = workspace.kept("proxy", partial(_proxies, plan, workspace, answers))
+    rows = [
+        row
+        for name in plan.checkpoints
+        for row in _rows(plan, name, answers[name], kls[name], proxies[name])
+    ]
+    _write_samples(workspace.folder / SAMPLES, rows)
+    results = _results(plan, rows, answers, too_long)
+    write_atomically(
+        workspace.folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
+    )
+    return results
+
+
+def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
+    """Leave out the prompts that some checkpoint has no room to answer, for all alike."""
+    if not plan.prompts:
+        raise SourceError("there are no prompts to evaluate on; name a source that holds some")
+    fits = [True] * len(plan.prompts)
+    for name, source in plan.checkpoints.items():
+        tokenizer = _tokenizer(plan, source)
+        limit = _context_length(plan, source)
+        if limit is None:
+            continue
+        plain = name in plan.plain or not tokenizer.chat_template
+        for place, row in enumerate(plan.prompts):
+            size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
+            fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
+    spelling = sum(spells_control_tokens(tokenizer, row.prompt) for row in plan.prompts)
+    if spelling:
+        workspace.console.say(f"  {spelled_line(spelling, 'prompts')}")
+    kept = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
+    lost = len(fits) - len(kept)
+    if lost > plan.max_too_long_share * len(fits) or not kept:
+        raise SourceError(
+            f"{lost} of {len(fits)} prompts leave no room for {plan.sampling.max_new_tokens} new "
+            "tokens in some checkpoint's context, more than max_too_long_share allows; lower "
+            "max_new_tokens or raise that share"
+        )
+    if lost:
+        workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
+    return dataclasses.replace(plan, prompts=kept), lost
+
+
+def _context_length(plan: Plan, source: str | Path) -> int | None:
+    config = load_config(source, trust_remote_code=plan.trust_remote_code)
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(source, trust_remote_code=plan.trust_remote_code)
+
+
+def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
+    gc.collect()  # the model before this one is gone, but for cycles
+    dtype = torch.bfloat16 if plan.bf16 else torch.float32
+    model = load_policy(source, dtype=dtype, trust_remote_code=plan.trust_remote_code)
+    return leave_out_unused(model, _tokenizer(plan, source)).to(pick_device()).eval()
+
+
+def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, Any]:
+    """Return a checkpoint's answers, its own log-probability of each, and its perplexity."""
+    source = plan.checkpoints[name]
+    tokenizer, model = _tokenizer(plan, source), _model(plan, source)
+    plain = name in plan.plain or not tokenizer.chat_template
+    prompts = [prompt_ids(tokenizer, row.prompt, plain=plain) for row in plan.prompts]
+    endings = eos_ids(tokenizer, model)
+    if plain or all(isinstance(row.prompt, str) for row in plan.prompts):
+        endings += document_end_ids(tokenizer)
+    with workspace.progress(len(prompts), f"{name}: answers", "prompts") as bar:
+        samples = generate(
+            model,
+            prompts,
+            sampling=plan.sampling,
+            eos_token_ids=sorted(set(endings)),
+            pad_token_id=int(tokenizer.pad_token_id or 0),
+            generator=torch.Generator().manual_seed(_sampling_seed(plan.seed, name)),
+            batch_size=plan.batch_size,
+            advance=bar.advance,
+            say=workspace.console.say,
+        )
+    responses = [sample.token_ids for sample in samples]
+    answers: dict[str, Any] = {
+        "plain": plain,
+        "prompts": prompts,
+        "tokens": responses,
+        "texts": [
+            response_text(tokenizer, row.prompt, ids, sample)
+            for row, ids, sample in zip(plan.prompts, prompts, samples, strict=True)
+        ],
+        "ended": [sample.ended for sample in samples],
+        "logprobs": _logprobs(plan, model, prompts, responses) if plan.reference else None,
+        "perplexity": None,
+    }
+    if plan.texts:
+        workspace.stop_if_asked()
+        with workspace.progress(None, f"{name}: held-out texts", "windows") as bar:
+            answers["perplexity"] = text_perplexity(
+                model, tokenizer, plan.texts, batch_size=plan.batch_size, advance=bar.advance
+            )
+    return answers
+
+
+def _sampling_seed(seed: int, name: str) -> int:
+    # Checkpoints draw independently of each other, whatever others are evaluated beside them.
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
+
+
+def _logprobs(
+    plan: Plan,
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    advance: Callable[[int], None] | None = None,
+) -> list[float]:
+    return response_logprobs(
+        model,
+        prompts,
+        responses,
+        temperature=plan.sampling.temperature,
+        batch_size=plan.batch_size,
+        advance=advance,
+    )
+
+
+def _kls(
+    plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
+) -> dict[str, list[float] | None]:
+    """Return each checkpoint's log-ratio to the reference, one a response; None for no KL."""
+    found: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
+    if plan.reference is None:
+        return found
+    source = plan.checkpoints[plan.reference]
+    vocabulary = _tokenizer(plan, source).get_vocab()
+    model = _model(plan, source)
+    for name, other in plan.checkpoints.items():
+        if str(other) == str(source):
+            found[name] = [0.0] * len(plan.prompts)
+            continue
+        if _tokenizer(plan, other).get_vocab() != vocabulary:
+            workspace.console.say(f"  {name}: no KL, its tokenizer is not that of {plan.reference}")
+            continue
+        workspace.stop_if_asked()
+        mine = answers[name]
+        with workspace.progress(
+            len(plan.prompts), f"{name}: KL to {plan.reference}", "prompts"
+        ) as bar:
+            theirs = _logprobs(plan, model, mine["prompts"], mine["tokens"], bar.advance)
+        found[name] = [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
+    return found
+
+
+def _proxies(
+    plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
+) -> dict[str, list[float] | None]:
+    """Return the reward model's score of each answer."""
+    found: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
+    if plan.scorer is None:
+        return found
+    scorer = plan.scorer()
+    prompts = [row.prompt for row in plan.prompts]
+    step = 8 * plan.batch_size
+    with workspace.progress(
+        len(prompts) * len(answers), f"{scorer.name}: scores", "answers"
+    ) as bar:
+        for name, mine in answers.items():
+            scores: list[float] = []
+            for at in range(0, len(prompts), step):
+                workspace.stop_if_asked()
+                part = slice(at, at + step)
+                texts = mine["texts"][part]
+                facts = Facts(
+                    rows=[row.meta for row in plan.prompts[part]],
+                    tokens=[len(tokens) for tokens in mine["tokens"][part]],
+                    ended=mine["ended"][part],
+                )
+                scores += scores_of(scorer, prompts[part], texts, facts)
+                bar.advance(len(texts))
+            found[name] = scores
+    return found
+
+
+def _rows(
+    plan: Plan,
+    name: str,
+    answers: Mapping[str, Any],
+    kl: Sequence[float] | None,
+    proxy: Sequence[float] | None,
+) -> list[dict[str, Any]]:
+    """Return the samples of a checkpoint as `samples.jsonl` holds them."""
+    judge = _judge(plan.world_seed)
+    rows = []
+    for place, (row, text) in enumerate(zip(plan.prompts, answers["texts"], strict=True)):
+        gold, assessment = judge(row, text)
+        rows.append(
+            {
+                "index": place,
+                "id": row.id,
+                "prompt": row.prompt,
+                "checkpoint": name,
+                "response": text,
+                "n_tokens": len(answers["tokens"][place]),
+                "ended": answers["ended"][place],
+                "kl": None if kl is None else kl[place],
+                "gold": gold,
+                "proxy": None if proxy is None else proxy[place],
+                "assessment": assessment,
+            }
+        )
+    return rows
+
+
+Judge = Callable[[PromptRow, str], tuple[float | None, dict[str, Any] | None]]
+
+
+def _judge(world_seed: int | None) -> Judge:
+    if world_seed is None:
+        return lambda row, text: (None, None)
+    from data.world.annotator import GoldAnnotator
+
+    annotator = GoldAnnotator(world_seed)
+
+    def judge(row: PromptRow, text: str) -> tuple[float | None, dict[str, Any] | None]:
+        assessment = dataclasses.asdict(annotator.assess(row.prompt, text))
+        return float(assessment.pop("score")), assessment
+
+    return judge
+
+
+def _write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_atomically(path, text)
+
+
+def _results(
+    plan: Plan,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, Mapping[str, Any]],
+    too_long: int,
+) -> dict[str, Any]:
+    counted = figures(rows, resamples=plan.resamples, seed=plan.seed)
+    checkpoints = counted["checkpoints"]
+    assert isinstance(checkpoints, dict)
+    for name, mine in checkpoints.items():
+        measured = answers[name]["perplexity"] or {}
+        mine["perplexity"] = measured.get("perplexity")
+        mine["bits_per_byte"] = measured.get("bits_per_byte")
+        mine["plain_prompts"] = answers[name]["plain"]
+    return {
+        "prompts": {"n": len(plan.prompts), "too_long": too_long},
+        "texts": len(plan.texts),
+        "seen": None if plan.seen is None else plan.seen(plan.prompts, plan.texts),
+        "reference": plan.reference,
+        "sampling": dataclasses.asdict(plan.sampling),
+        "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
+        **counted,
+    }

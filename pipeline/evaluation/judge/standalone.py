@@ -1,0 +1,169 @@
+"""Evaluates checkpoints outside of a recipe: the body of `rlhf eval`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UsageError
+from pipeline.contract.artifacts import MANIFEST, require_writable_place
+from pipeline.contract.console import Console
+from pipeline.contract.handover import local_checkpoint
+from pipeline.contract.settings import SourceSettings
+from pipeline.evaluation.judge.inputs import read_prompts, read_texts
+from pipeline.evaluation.judge.judge import EvaluationWorkspace, Plan, evaluate
+from pipeline.evaluation.judge.summary import say_results
+from pipeline.generation.generate import Sampling
+
+if TYPE_CHECKING:
+    from reward.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is judged, and how.
+
+    Attributes:
+        checkpoints: name -> a stage's folder, a model's folder, or a hub id.
+        prompts: source of the prompts.
+        texts: source of held-out texts for the perplexity.
+        rewards: reward models that judge as `proxy`, with the weights at which their scores are
+            added: a stage's folder, a model's folder or hub id.
+        reference: checkpoint that KL is measured to; the first when not given.
+        plain: checkpoints that are given plain text instead of the chat template.
+        gold: judge by the embedded world's annotator; by default where the prompts are its own.
+        limit: at most so many prompts, drawn by the seed.
+        max_texts: at most so many held-out texts.
+        sampling: how tokens are drawn.
+        batch_size: responses sampled together.
+        resamples: draws of each bootstrap.
+        seed: of sampling and bootstrap.
+    """
+
+    checkpoints: Mapping[str, str]
+    prompts: SourceSettings
+    texts: SourceSettings | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    reference: str | None = None
+    plain: Sequence[str] = ()
+    gold: bool | None = None
+    limit: int | None = None
+    max_texts: int = 500
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 64
+    resamples: int = 2000
+    seed: int = 0
+
+
+def evaluate_checkpoints(
+    request: Request,
+    *,
+    out: Path,
+    console: Console | None = None,
+    stop_if_asked: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Evaluate checkpoints as the `evaluate` stage does, with the same code.
+
+    Args:
+        request: what is judged, and how.
+        out: gets `samples.jsonl` and `evaluation.json`; a cut off evaluation goes on there.
+        console: where it speaks.
+        stop_if_asked: raises when a signal asked to stop.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        UsageError: a name is used that no checkpoint has, or gold on prompts of another origin.
+        RlhfError: a checkpoint or source can't be read.
+    """
+    console = console or Console()
+    if (out / MANIFEST).is_file():
+        raise UsageError(f"{out} is a finished stage; choose another folder with --out")
+    require_writable_place(out)
+    plan = _plan(request, say=console.say)
+    workspace = EvaluationWorkspace(out, _key(plan, request.rewards), console, stop_if_asked)
+    results = evaluate(plan, workspace)
+    workspace.clear()
+    say_results(results, console.say)
+    return results
+
+
+def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
+    """Check a request and read what it names."""
+    prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
+    if not math.isfinite(sampling.temperature):
+        raise UsageError(f"temperature is {sampling.temperature}; it must be 0 or more, and finite")
+    known, reference = request.checkpoints, request.reference
+    for name in [*request.plain, *([reference] if reference else [])]:
+        if name not in known:
+            raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(known)})")
+    gold = prompts.world is not None if request.gold is None else request.gold
+    if gold and prompts.world is None:
+        raise UsageError("the gold annotator judges the embedded world's prompts alone")
+    read = texts.read_arguments() if texts else None
+    return Plan(
+        checkpoints={name: checkpoint_location(given) for name, given in known.items()},
+        prompts=read_prompts([prompts.read_arguments()], limit=request.limit, seed=seed, say=say),
+        texts=read_texts([read], limit=request.max_texts, say=say) if read else [],
+        reference=reference or next(iter(known)),
+        plain=frozenset(request.plain),
+        world_seed=prompts.world_seed if gold else None,
+        scorer=_scorer({checkpoint_location(r): w for r, w in request.rewards.items()}),
+        sampling=sampling,
+        batch_size=request.batch_size,
+        resamples=request.resamples,
+        seed=seed,
+    )
+
+
+def checkpoint_location(given: str) -> str:
+    """Return where a checkpoint's model is: in a stage's folder its verified `model/`.
+
+    Raises:
+        ModelError: a folder or file is there and is no checkpoint.
+        ArtifactError: the stage's files are damaged.
+    """
+    folder = local_checkpoint(given)
+    return given if folder is None else str(folder.resolve())
+
+
+def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
+    """Return what loads one reward model, or the weighted sum of several; None without any."""
+
+    def load() -> Scorer:
+        from reward.ensemble import WeightedSum
+        from reward.learned.model import RewardModel
+
+        terms = [(RewardModel.load(place), weight, None) for place, weight in weights.items()]
+        if [weight for _, weight, _ in terms] == [1.0]:
+            return terms[0][0]
+        return WeightedSum(terms)
+
+    return load if weights else None
+
+
+def _key(plan: Plan, rewards: Mapping[str, float]) -> str:
+    """Return the digest of all that the work of an earlier try must share."""
+    facts = [
+        [[name, str(source), _state(str(source))] for name, source in plan.checkpoints.items()],
+        [[row.prompt, row.id] for row in plan.prompts],
+        list(plan.texts),
+        [[place, w, _state(checkpoint_location(place))] for place, w in rewards.items()],
+        [plan.reference, sorted(plan.plain), repr(plan.sampling), plan.seed, plan.bf16],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _state(location: str) -> list[list[str | int]]:
+    """Return names, sizes and times of a folder's files, so that a retrained model counts anew."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -1,0 +1,162 @@
+"""Which plots the report draws of which stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation.report.plots import Curve, Point, line_plot, path_plot, point_plot
+
+TRAINING, HELD_OUT = 2, 1
+"""Series colours."""
+SCORES = ("objective/scores_raw", "objective/scores")
+"""What the reward model said, and what PPO was paid, which stands in where the first is missing."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a stage: metrics that share an axis.
+
+    Attributes:
+        title: what is plotted.
+        metrics: metric -> what the legend calls it.
+        percent: whether the values are shares.
+        instead: metric -> the one to plot where a run did not log it.
+    """
+
+    title: str
+    metrics: Mapping[str, str]
+    percent: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot with its title and legend.
+
+    Attributes:
+        title: what is plotted.
+        svg: the picture.
+        legend: label and series colour of each line, where there is more than one.
+        note: how to read it.
+    """
+
+    title: str
+    svg: str
+    legend: Sequence[tuple[str, int]] = field(default=())
+    note: str = ""
+
+
+_LOSS = Panel("Loss", {"train/loss": "training", "eval/loss": "held out"})
+PANELS: Mapping[str, Sequence[Panel]] = {
+    "pretrain": (_LOSS, Panel("Bits per byte, held out", {"eval/bits_per_byte": "held out"})),
+    "sft": (_LOSS,),
+    "reward": (
+        _LOSS,
+        Panel(
+            "Pairs ranked right",
+            {"train/accuracy": "training", "eval/accuracy": "held out"},
+            percent=True,
+        ),
+    ),
+    "ppo": (
+        Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
+        Panel("KL to the reference, nats", {"objective/kl": "KL"}),
+        Panel("Response length, tokens", {"objective/response_length": "length"}),
+        Panel("Entropy, nats", {"objective/entropy": "entropy"}),
+        Panel("Value loss", {"loss/value_avg": "value loss"}),
+        Panel("Clipped share", {"policy/clipfrac_avg": "clipped"}, percent=True),
+    ),
+}
+
+
+def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Return the training curves of a stage; those that it did not log are left out."""
+    x_label = "update" if kind == "ppo" else "step"
+    charts = []
+    for panel in PANELS.get(kind, (_LOSS,)):
+        curves = [
+            Curve(label, *values, colour=HELD_OUT if "eval/" in key else TRAINING, dots=sparse)
+            for key, label in panel.metrics.items()
+            for values, sparse in [_series(rows, _logged(rows, key, panel.instead))]
+            if values[0]
+        ]
+        if curves:
+            legend = [(curve.label, curve.colour) for curve in curves]
+            svg = line_plot(curves, x_label=x_label, percent=panel.percent)
+            charts.append(Chart(panel.title, svg, legend if len(legend) > 1 else ()))
+    return charts
+
+
+def _logged(rows: Sequence[Mapping[str, Any]], key: str, instead: Mapping[str, str]) -> str:
+    """Return a metric, or what stands for it in runs that did not log it."""
+    return key if any(_is_number(row.get(key)) for row in rows) else instead.get(key, key)
+
+
+def _series(
+    rows: Sequence[Mapping[str, Any]], key: str
+) -> tuple[tuple[list[float], list[float]], bool]:
+    """Return steps and values of a metric, and whether they are few beside all steps."""
+    found = [
+        (float(row["step"]), float(row[key]))
+        for row in rows
+        if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
+    ]
+    values = [step for step, _ in found], [value for _, value in found]
+    return values, len(found) < 0.5 * len(rows) and len(found) < 60
+
+
+def over_optimisation(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Return the reward model's score against KL over the updates of PPO.
+
+    The raw score: what PPO is paid is clipped and shaped, and levels off where the clip begins.
+    """
+    key = _logged(rows, SCORES[0], {SCORES[0]: SCORES[1]})
+    kept = [
+        (float(row["objective/kl"]), float(row[key]))
+        for row in rows
+        if _is_number(row.get("objective/kl")) and _is_number(row.get(key))
+    ]
+    if len(kept) < 2:
+        return None
+    svg = path_plot(
+        [kl for kl, _ in kept],
+        [score for _, score in kept],
+        x_label="KL to the reference, nats a response",
+        y_label="reward model's score",
+    )
+    note = (
+        "What the reward model pays for each step away from the reference. A curve that flattens "
+        "while KL grows, or a gold reward that falls while this one rises, is over-optimisation."
+    )
+    return Chart("Reward against KL in PPO", svg, [("first update", 0), ("last update", 1)], note)
+
+
+def checkpoints_against_kl(
+    checkpoints: Mapping[str, Mapping[str, Any]], judge: str, colours: Mapping[str, int]
+) -> Chart | None:
+    """Return a judge's mean reward of each checkpoint against its KL to the reference.
+
+    Checkpoints prompted without the chat template are left out: their KL compares other inputs.
+    """
+    points = [
+        Point(name, f["kl_to_reference"], f[f"{judge}_reward"], low, high, colours[name])
+        for name, f in checkpoints.items()
+        if not f.get("plain_prompts")
+        and f.get("kl_to_reference") is not None
+        and f.get(f"{judge}_reward") is not None
+        for low, high in [f[f"{judge}_reward_ci95"]]
+    ]
+    if len(points) < 2:
+        return None
+    svg = point_plot(
+        points, x_label="KL to the reference, nats a response", y_label=f"{judge} reward"
+    )
+    note = "On the evaluation's prompts, with 95 % intervals."
+    return Chart(f"{judge.capitalize()} reward against KL, by checkpoint", svg, (), note)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,150 @@
+"""Gathers what the stages of a run left into the report's one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.contract.artifacts import Artifact, library_versions
+
+EVALUATION = "evaluation.json"
+QUALITY = "quality.json"
+ALARMS = "doctor.jsonl"
+
+
+def collect(
+    run_folder: Path,
+    recipe_name: str,
+    artifacts: Mapping[str, Artifact],
+    not_done: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the report of a run; sections of stages that the recipe lacks are empty.
+
+    What an outdated stage left stands in its own entry under `stages` and nowhere else: it is of
+    another age than the rest.
+
+    Args:
+        run_folder: holds the resolved recipe, for seed and description.
+        recipe_name: name of the recipe.
+        artifacts: what each stage left, in the order they ran.
+        not_done: how each stage stands that is not done: outdated, cut off, not run.
+    """
+    current = {name: a for name, a in artifacts.items() if name not in not_done}
+    recipe = _recipe(run_folder)
+    stages = {
+        name: {"state": not_done.get(name, "done"), **_stage(artifact)}
+        for name, artifact in artifacts.items()
+    }
+    done = [stages[name] for name in current]
+    found: dict[str, Any] = {
+        "recipe": recipe_name,
+        "description": recipe.get("description", ""),
+        "seed": recipe.get("seed", _common_seed(artifacts)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(sum(stage["seconds"] or 0 for stage in done), 2),
+        "peak_rss_mb": max((s["peak_rss_mb"] or 0 for s in done), default=None) or None,
+        "versions": library_versions(),
+        "not_done": dict(not_done),
+        "stages": stages,
+        "reward_model": _quality(current),
+        **_evaluations(current),
+    }
+    cleaned = without_nan(found)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _stage(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "kind": artifact.kind,
+        "seconds": manifest.get("seconds"),
+        "peak_rss_mb": manifest.get("peak_rss_mb"),
+        "metrics": dict(artifact.metrics),
+        "main_metric": manifest.get("main_metric"),
+        "parents": sorted(manifest.get("parents") or ()),
+        "seed": manifest.get("seed"),
+        "processes": manifest.get("processes"),
+        "device": manifest.get("device"),
+        "created": manifest.get("created"),
+        "digest": artifact.digest,
+        "size": artifact.size,
+        "alarms": _rows(artifact.folder / ALARMS),
+    }
+
+
+def _recipe(run_folder: Path) -> dict[str, Any]:
+    path = run_folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _common_seed(artifacts: Mapping[str, Artifact]) -> int | None:
+    seeds = {artifact.manifest.get("seed") for artifact in artifacts.values()}
+    return seeds.pop() if len(seeds) == 1 else None
+
+
+def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """Return the last reward stage's quality, None when there is none."""
+    found = None
+    for name, artifact in artifacts.items():
+        path = artifact.folder / QUALITY
+        if artifact.kind == "reward" and path.is_file():
+            found = {"stage": name, **_json(path)}
+    return found
+
+
+def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the figures of all evaluations; a name that two of them use gets its stage's."""
+    checkpoints: dict[str, Any] = {}
+    lists: dict[str, list[dict[str, Any]]] = {"win_rates": [], "differences": []}
+    evaluations: dict[str, Any] = {}
+    for stage, artifact in artifacts.items():
+        path = artifact.folder / EVALUATION
+        if artifact.kind != "evaluate" or not path.is_file():
+            continue
+        results = _json(path)
+        names = {n: f"{stage}/{n}" if n in checkpoints else n for n in results["checkpoints"]}
+        checkpoints |= {names[name]: f for name, f in results["checkpoints"].items()}
+        for key, rows in lists.items():
+            rows += [{**r, "a": names[r["a"]], "b": names[r["b"]]} for r in results[key]]
+        rest = {k: v for k, v in results.items() if k not in ("checkpoints", *lists)}
+        evaluations[stage] = {**rest, "checkpoints": names}
+    return {"checkpoints": checkpoints, **lists, "evaluations": evaluations}
+
+
+def read_metrics(artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the steps that a stage logged."""
+    return _rows(artifact.folder / "metrics.jsonl")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def without_nan(content: Any) -> Any:
+    """Return JSON content with null for what JSON has no number for."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(key): without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_nan(value) for value in content]
+    return content
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content

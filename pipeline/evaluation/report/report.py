@@ -1,0 +1,182 @@
+"""Writes a run's report: `report/report.json` for programs, `report/index.html` for people.
+
+The page is one file. It holds its style and pictures, asks for nothing from anywhere (its own
+content policy forbids it), and shows what models wrote as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from data.storage import storage_errors, write_atomically
+from data.words import counted
+from pipeline.contract.artifacts import Artifact
+from pipeline.evaluation.judge.figures import read_samples
+from pipeline.evaluation.judge.overlap import held_out
+from pipeline.evaluation.report import view
+from pipeline.evaluation.report.collect import collect, read_metrics
+from pipeline.evaluation.report.notices import notices
+
+MARK = "made_before"
+"""In the JSON of a report that something happened after: what."""
+_MARK_STYLE = "border:2px solid #c62;padding:.6em 1em;font-weight:600"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(
+    run_folder: Path,
+    recipe_name: str,
+    artifacts: Mapping[str, Artifact],
+    not_done: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the report of a run, or of what there is of it.
+
+    Args:
+        run_folder: `runs/<recipe>`; the report goes into its `report/`.
+        recipe_name: name of the recipe.
+        artifacts: what each stage left, in the order they ran.
+        not_done: how each stage stands that is not done, such as "outdated: ...".
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    report = collect(run_folder, recipe_name, artifacts, not_done or {})
+    folder = run_folder / "report"
+    page = render(report, artifacts)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "report.json", text + "\n")
+    write_atomically(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def is_current(
+    run_folder: Path, artifacts: Mapping[str, Artifact], not_done: Mapping[str, str]
+) -> bool:
+    """Tell whether the report that is there is of these artifacts, as they stand."""
+    folder = run_folder / "report"
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        told = {
+            name: (stage["digest"], stage["created"]) for name, stage in report["stages"].items()
+        }
+        states, marked = report["not_done"], report.get(MARK)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    made = {name: (a.digest, a.manifest.get("created")) for name, a in artifacts.items()}
+    whole = not marked and (folder / "index.html").is_file()
+    return whole and told == made and states == dict(not_done)
+
+
+def mark_report(run_folder: Path, sentence: str) -> None:
+    """Say at the head of a report, and in its JSON, that something happened after it was made.
+
+    Does nothing without a report, or where it says so already.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    folder = run_folder / "report"
+    try:
+        page = (folder / "index.html").read_text(encoding="utf-8")
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(report, dict) or MARK in report:
+        return
+    # With a style of its own: the page may be of an earlier version.
+    said = f'<p role="note" style="{_MARK_STYLE}">{html.escape(sentence)}</p>'
+    write_atomically(folder / "index.html", page.replace("<main>", f"<main>\n{said}", 1))
+    text = json.dumps({MARK: sentence, **report}, indent=2, ensure_ascii=False)
+    write_atomically(folder / "report.json", text + "\n")
+
+
+def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: what `collect` returned.
+        artifacts: where metrics and samples are read from.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    from pipeline.evaluation.report.plots import numbered
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Our own style and pictures are the only markup that is not escaped.
+    plots = count(1)
+    environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
+    environment.globals["answer_tags"] = view.answer_tags
+    environment.globals["held_out"] = held_out
+    environment.globals["counted"] = counted
+    page = environment.get_template("report.html.j2").render(
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        report=report,
+        names=list(report["checkpoints"]),
+        shades=view.colours(report["checkpoints"]),
+        notices=notices(report),
+        headline=view.headline(report),
+        cards=view.cards(report),
+        win_rates=view.win_rate_groups(report),
+        figures=view.figure_rows(report),
+        manners=view.manner_rows(report),
+        quality=view.quality_rows(report["reward_model"]),
+        stages=view.stage_rows(report),
+        alarms=view.alarm_rows(report),
+        total_time=view.clock(report["seconds"]),
+        samples=_samples(report, artifacts),
+        **_charts(report, artifacts),
+    )
+    return page + "\n"
+
+
+def _samples(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Return the samples shown, evaluation by evaluation, named as in the report."""
+    groups = []
+    for stage, evaluation in report["evaluations"].items():
+        rows = [
+            {**row, "checkpoint": evaluation["checkpoints"][row["checkpoint"]]}
+            for row in read_samples(artifacts[stage].folder / "samples.jsonl")
+        ]
+        groups += view.sample_groups(rows, seed=report["seed"] or 0)
+    return groups
+
+
+def _charts(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the curves of each stage, and the pictures of reward against KL."""
+    from pipeline.evaluation.report.charts import (
+        checkpoints_against_kl,
+        over_optimisation,
+        stage_charts,
+    )
+
+    training, trade_offs = [], []
+    for name, artifact in artifacts.items():
+        if name in report["not_done"]:
+            continue
+        rows = read_metrics(artifact)
+        charts = stage_charts(artifact.kind, rows)
+        if charts:
+            training.append({"stage": name, "kind": artifact.kind, "charts": charts})
+        if artifact.kind == "ppo":
+            trade_offs.append(over_optimisation(rows))
+    shades = view.colours(report["checkpoints"])
+    for judge in ("gold", "proxy"):
+        trade_offs.append(checkpoints_against_kl(report["checkpoints"], judge, shades))
+    return {"training": training, "trade_offs": [chart for chart in trade_offs if chart]}

@@ -1,0 +1,376 @@
+"""Turns the report's JSON into what the page shows: sentences, cards and tables of text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.records import Prompt, turn_text
+from data.words import counted
+from pipeline.evaluation.judge.overlap import held_out
+from pipeline.evaluation.judge.summary import main_win_rate
+
+SAMPLES = 12
+COLOURS = 8
+FIGURES = (
+    ("Gold reward", "gold_reward", "number", "by the embedded world's judge, 0 to 1"),
+    ("Proxy reward", "proxy_reward", "number", "by the reward model that PPO trains against"),
+    ("KL to the reference", "kl_to_reference", "number", "nats a response, on own samples"),
+    ("Perplexity", "perplexity", "number", "of the evaluation’s texts"),
+    ("Bits per byte", "bits_per_byte", "number", "of the evaluation’s texts"),
+    ("Response length", "mean_length", "short", "tokens"),
+    ("Ends by itself", "ended_share", "percent", "responses with an end of sequence"),
+    ("Repetition", "repetition", "percent", "three-word runs seen before in the response"),
+    ("Distinct-1", "distinct_1", "number", "different words over all words"),
+    ("Distinct-2", "distinct_2", "number", "different pairs of words over all pairs"),
+    ("Distinct-3", "distinct_3", "number", "different runs of three over all"),
+)
+MANNERS = (
+    ("Right", "correct", "of the questions the judge can answer"),
+    ("Condescending", "condescending", "talks down to the reader"),
+    ("Long-winded", "long_winded", "goes around the point"),
+    ("Invented", "invented", "states something false"),
+    ("Admits ignorance", "admits_ignorance", "says that it does not know"),
+)
+Figures = Mapping[str, Any]
+
+
+def number(value: float | None, kind: str = "number") -> str:
+    """Return a figure as text; a dash when there is none."""
+    if value is None:
+        return "–"
+    if kind == "percent":
+        return f"{100 * value:.1f}\u00a0%"
+    if kind == "short":
+        return f"{value:.1f}"
+    if kind == "points":
+        return f"{100 * value:+.1f}".replace("-", "−")
+    digits = 0 if abs(value) >= 1000 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def interval(ends: Sequence[float] | None, kind: str = "number") -> str:
+    """Return an interval as text, "" when there is none."""
+    if not ends:
+        return ""
+    low, high = (number(end, kind).removesuffix("\u00a0%") for end in ends)
+    return f"{low} to {high}"
+
+
+def clock(seconds: float | None) -> str:
+    """Return a time as "2 min 5 s", the way a person says it."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def colours(checkpoints: Mapping[str, Any]) -> dict[str, int]:
+    """Return the series colour of each checkpoint."""
+    return {name: place % COLOURS for place, name in enumerate(checkpoints)}
+
+
+def headline(report: Figures) -> list[str]:
+    """Return the outcome in at most three sentences; none for a run without an evaluation."""
+    return [text for text in (_preference(report), _manners(report), _judge(report)) if text]
+
+
+def _preference(report: Figures) -> str:
+    rate = _main_rate(report)
+    if rate is None:
+        return ""
+    by = {"gold": "the gold annotator", "proxy": "the reward model"}[rate["judge"]]
+    low, high = rate["ci95"]
+    prompts = counted(rate["n"], f"{_held_out(report, rate)}prompt")
+    return (
+        f"{by.capitalize()} prefers {rate['a']} to {rate['b']} on "
+        f"{number(rate['rate'], 'percent')} of {prompts}, ties half "
+        f"(95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}\u00a0%)."
+    )
+
+
+def _held_out(report: Figures, rate: Figures) -> str:
+    """Return "held-out " where the prompts of a win rate are known to be."""
+    for evaluation in report["evaluations"].values():
+        if rate["a"] in evaluation["checkpoints"].values():
+            return held_out(evaluation)
+    return ""
+
+
+def _main_rate(report: Figures) -> Figures | None:
+    return main_win_rate(report) if report["checkpoints"] else None
+
+
+def _manners(report: Figures) -> str:
+    names = list(report["checkpoints"])
+    parts: list[str] = []
+    if len(names) > 1:
+        before, after = (report["checkpoints"][name] for name in names[-2:])
+        for label, key in (("right answers", "correct"), ("condescending ones", "condescending")):
+            shares = [f.get("shares", {}).get(key, {}).get("share") for f in (before, after)]
+            if None not in shares:
+                old, new = (number(share, "percent") for share in shares)
+                parts.append(f"{label} {'' if parts else 'went '}from {old} to {new}")
+    if not parts:
+        return ""
+    text = f"From {names[-2]} to {names[-1]} " + " and ".join(parts)
+    kl = report["checkpoints"][names[-1]].get("kl_to_reference")
+    return text + (f", at a KL of {kl:.2f} nats a response." if kl is not None else ".")
+
+
+def _judge(report: Figures) -> str:
+    quality = report["reward_model"]
+    if not quality or quality.get("accuracy") is None:
+        return ""
+    shorter, longer = quality.get("shorter_wins"), quality.get("longer_wins")
+    text = (
+        f"The reward model agrees with {number(quality['accuracy'], 'percent')} of "
+        f"{counted(quality['n_pairs'], 'held-out pair')}"
+    )
+    if shorter is None or longer is None:
+        return text + "."
+    rule = "longer" if longer >= shorter else "shorter"
+    best = number(max(longer, shorter), "percent")
+    return text + f"; always taking the {rule} answer, with {best}."
+
+
+def cards(report: Figures) -> list[dict[str, str]]:
+    """Return the headline figures: label, value and note of each."""
+    found: list[dict[str, str]] = []
+    rate = _main_rate(report)
+    if rate is not None:
+        label = f"{rate['a']} over {rate['b']}"
+        _card(found, label, number(rate["rate"], "percent"), f"preferred by {rate['judge']}")
+    names = list(report["checkpoints"])
+    if names:
+        last = report["checkpoints"][names[-1]]
+        _card(found, "Gold reward", number(last.get("gold_reward")), names[-1])
+        correct = last.get("shares", {}).get("correct", {})
+        _card(found, "Right answers", number(correct.get("share"), "percent"), names[-1])
+        _card(found, "KL", number(last.get("kl_to_reference")), "nats a response")
+    quality = report["reward_model"] or {}
+    accuracy = number(quality.get("accuracy"), "percent")
+    _card(found, "Reward model", accuracy, "of held-out pairs")
+    whole = "stages that are up to date" if report["not_done"] else "all stages"
+    _card(found, "Time", clock(report["seconds"]), whole)
+    if report["peak_rss_mb"]:
+        _card(found, "Memory", f"{report['peak_rss_mb'] / 1000:.1f} GB", "at the peak")
+    return found
+
+
+def _card(found: list[dict[str, str]], label: str, value: str, note: str) -> None:
+    if value != "–":
+        found.append({"label": label, "value": value, "note": note})
+
+
+def stage_rows(report: Figures) -> list[dict[str, str]]:
+    """Return the table of stages."""
+    rows = []
+    for name, stage in report["stages"].items():
+        metric = stage.get("main_metric") or ""
+        value = stage["metrics"].get(metric)
+        shown = number(value) if isinstance(value, (int, float)) else str(value or "")
+        memory = stage["peak_rss_mb"]
+        rows.append(
+            {
+                "name": name,
+                "kind": stage["kind"],
+                "state": stage["state"].partition(":")[0],
+                "time": clock(stage["seconds"]),
+                "memory": f"{memory:,.0f} MB" if memory else "–",
+                "size": _size(stage["size"]),
+                "metric": metric if shown else "",
+                "value": shown,
+                "digest": str(stage["digest"])[:12],
+            }
+        )
+    left = [name for name in report["not_done"] if name not in report["stages"]]
+    blank = dict.fromkeys(("kind", "time", "memory", "size", "metric", "value", "digest"), "")
+    return rows + [{**blank, "name": n, "kind": n, "state": report["not_done"][n]} for n in left]
+
+
+def alarm_rows(report: Figures) -> list[dict[str, str]]:
+    """Return what the doctor said of each stage, in order."""
+    return [
+        {
+            "stage": name,
+            "update": str(alarm["update"]),
+            "alarm": str(alarm["alarm"]).replace("_", " "),
+            "told": f"{alarm['told']} (alarm at {alarm['threshold']:g})",
+            "advice": f"Likely cause: {alarm['cause']}. What to do: {alarm['remedy']}.",
+        }
+        for name, stage in report["stages"].items()
+        if name not in report["not_done"]
+        for alarm in stage["alarms"]
+    ]
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def win_rate_groups(report: Figures) -> list[dict[str, Any]]:
+    """Return the win rates by judge, gold first, with the widths of their bars in percent."""
+    shades = colours(report["checkpoints"])
+    names = {"gold": "Gold annotator", "proxy": "Reward model (proxy)"}
+    groups = []
+    for judge in dict.fromkeys(rate["judge"] for rate in report["win_rates"]):
+        bars = [
+            {
+                **rate,
+                "shares": [100 * rate[key] / rate["n"] for key in ("wins", "ties", "losses")],
+                "low": 100 * rate["ci95"][0],
+                "high": 100 * rate["ci95"][1],
+                "shades": [shades[rate["a"]], shades[rate["b"]]],
+            }
+            for rate in report["win_rates"]
+            if rate["judge"] == judge and rate["n"]
+        ]
+        if bars:
+            groups.append({"judge": names.get(judge, judge), "bars": bars})
+    return groups
+
+
+def figure_rows(report: Figures) -> list[dict[str, Any]]:
+    """Return the table of checkpoints, one row a figure; rows without any value are left out."""
+    rows = []
+    for label, key, kind, note in FIGURES:
+        cells = [
+            {"value": number(f.get(key), kind), "ci95": interval(f.get(f"{key}_ci95"), kind)}
+            for f in report["checkpoints"].values()
+        ]
+        if any(cell["value"] != "–" for cell in cells):
+            rows.append({"label": label, "note": note, "cells": cells})
+    return rows
+
+
+def manner_rows(report: Figures) -> list[dict[str, Any]]:
+    """Return the table of manners, with the paired difference of the last two checkpoints."""
+    checkpoints = report["checkpoints"]
+    names = list(checkpoints)
+    differences = {
+        row["measure"]: row
+        for row in report["differences"]
+        if len(names) > 1 and [row["b"], row["a"]] == names[-2:]
+    }
+    rows = []
+    for label, key, note in MANNERS:
+        shares = [f.get("shares", {}).get(key, {}) for f in checkpoints.values()]
+        if any(shares):
+            rows.append(_manner_row(label, note, shares, differences.get(key)))
+    kinds = sorted({k for f in checkpoints.values() for k in f.get("correct_by_kind", {})})
+    for kind in kinds:
+        shares = [f.get("correct_by_kind", {}).get(kind, {}) for f in checkpoints.values()]
+        if any(share.get("n") for share in shares):
+            rows.append({**_manner_row(f"Right: {kind}", "", shares, None), "minor": True})
+    return rows
+
+
+def _manner_row(
+    label: str, note: str, shares: Sequence[Figures], difference: Figures | None
+) -> dict[str, Any]:
+    cells = [
+        {
+            "value": number(share.get("share"), "percent"),
+            "ci95": interval(share.get("ci95"), "percent"),
+            "n": share.get("n", 0),
+        }
+        for share in shares
+    ]
+    change = {
+        "value": number(difference["difference"], "points") if difference else "",
+        "ci95": interval(difference["ci95"], "points") if difference else "",
+    }
+    return {"label": label, "note": note, "cells": cells, "change": change, "minor": False}
+
+
+def quality_rows(quality: Figures | None) -> list[dict[str, Any]]:
+    """Return the reward model's table: accuracy, baselines, by length and by agreement."""
+    if not quality:
+        return []
+    matched = quality.get("n_pairs_length_matched")
+    rows = [
+        _quality_row("Reward model", quality.get("accuracy"), quality.get("ci95"), quality, "main"),
+        _quality_row("The longer answer wins", quality.get("longer_wins"), None, quality, "rule"),
+        _quality_row("The shorter answer wins", quality.get("shorter_wins"), None, quality, "rule"),
+        _quality_row(
+            "Lengths within 10\u00a0%",
+            quality.get("accuracy_length_matched"),
+            quality.get("ci95_length_matched"),
+            {"n_pairs": matched},
+            "main",
+        ),
+    ]
+    for group in quality.get("by_length_difference") or ():
+        label = f"– {group['label']}"
+        rows.append(_quality_row(label, group["accuracy"], group["ci95"], group, "part"))
+    for group in quality.get("by_agreement") or ():
+        label = f"– {100 * group['agreement']:.0f} % of annotators agree"
+        rows.append(_quality_row(label, group["accuracy"], group["ci95"], group, "part"))
+    return [row for row in rows if row["value"] != "–"]
+
+
+def _quality_row(
+    label: str, share: float | None, ends: Sequence[float] | None, counts: Figures, style: str
+) -> dict[str, Any]:
+    return {
+        "label": label,
+        "value": number(share, "percent"),
+        "ci95": interval(ends, "percent"),
+        "n": counts.get("n_pairs"),
+        "width": 100 * (share or 0),
+        "low": 100 * ends[0] if ends else None,
+        "high": 100 * ends[1] if ends else None,
+        "style": style,
+    }
+
+
+def sample_groups(
+    rows: Sequence[Figures], *, seed: int, count: int = SAMPLES
+) -> list[dict[str, Any]]:
+    """Return some prompts with every checkpoint's answer, drawn by the seed alone."""
+    by_prompt: dict[int, list[Figures]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["index"], []).append(row)
+    places = sorted(by_prompt)
+    chosen = sorted(random.Random(f"samples/{seed}").sample(places, min(count, len(places))))
+    return [
+        {"prompt": prompt_text(by_prompt[place][0]["prompt"]), "answers": by_prompt[place]}
+        for place in chosen
+    ]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Return a prompt as a reader wants it: a lone question as it is, a chat with its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return turn_text(prompt[0])
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
+
+
+def answer_tags(answer: Figures) -> list[tuple[str, str]]:
+    """Return the labels of a judged answer: text and tone (good, bad or plain)."""
+    tags = [
+        ("plain", counted(answer["n_tokens"], "token") + ("" if answer["ended"] else ", cut off"))
+    ]
+    if answer["proxy"] is not None:
+        tags.insert(0, ("plain", f"proxy {answer['proxy']:.2f}"))
+    if answer["gold"] is not None:
+        tags.insert(0, ("plain", f"gold {answer['gold']:.2f}"))
+    found = answer["assessment"] or {}
+    if found.get("outcome"):
+        tone = {"right": "good", "wrong": "bad", "broken": "bad"}.get(found["outcome"], "plain")
+        tags.append((tone, found["outcome"]))
+    for key in ("condescending", "long_winded", "invented"):
+        if found.get(key):
+            tags.append(("bad", key.replace("_", "-")))
+    return [(text, tone) for tone, text in tags]

@@ -1,0 +1,1 @@
+"""Samples from a causal language model: the own decoder, and a vLLM server."""

@@ -1,0 +1,376 @@
+"""A decode batch that is kept full: rows that end leave it, prompts that wait take their place.
+
+All rows write their newest key and value to the same column of the cache, whatever their length;
+a row begins where its prompt does, so one that joins later begins further right. What is attended
+to is the window from the first column that a running row needs to the newest one: a row waits for
+no other, and there is no padding but the difference between the lengths of running rows. Equal
+prompts are computed once, and their keys and values copied to each of their rows.
+
+Where a model needs a cache of its own kind (sliding windows, recurrent states) rows leave the
+batch, but others join only when it is empty. Where its cache does not give what it says without
+one (see `pipeline.generation.trial`), whole rows are read again for each token: padded on the
+right, where a causal model does not look, and with neither mask nor positions.
+
+Shapes: B running rows, N prompts, T columns, S new columns, H key heads, D head width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From logits (B, V) and numbers of [0, 1) (B,) to tokens and their log-probabilities (B,)."""
+
+Memory = Literal["window", "own", "none"]
+"""Where keys, values and states are kept: in columns of ours, in the model's cache, nowhere."""
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer."""
+
+
+@dataclass
+class Response:
+    """A response in the making.
+
+    Attributes:
+        token_ids: its tokens so far.
+        logprobs: their log-probabilities.
+        ended: whether the last token ends it.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass
+class _Row:
+    """A running row: the prompt it answers, the column it begins at, and its newest token."""
+
+    place: int
+    start: int
+    token: int
+
+
+class Decoder:
+    """Decodes prompts, some at a time; `step` samples one token for some of the rows.
+
+    Attributes:
+        responses: one for each prompt.
+        finished: how many of them are ready.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        *,
+        limits: Sequence[int],
+        draw: Draw,
+        uniforms_NT: Tensor,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        slots: int,
+        memory: Memory = "window",
+    ) -> None:
+        """Start with all prompts waiting.
+
+        Args:
+            model: a causal model of transformers in evaluation mode, unwrapped.
+            prompts: token ids, none empty, the longest first: they are taken in this order.
+            limits: most tokens of each response.
+            draw: draws tokens.
+            uniforms_NT: the random number of each token.
+            eos_token_ids: tokens that end a response.
+            pad_token_id: fills up short prompts; never attended to.
+            slots: most rows in the batch.
+            memory: what its rows remember; "window" is "own" where the layers are not plain ones.
+        """
+        self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
+        self.uniforms_NT = uniforms_NT.to(model.device)
+        self.eos, self.pad = frozenset(eos_token_ids), pad_token_id
+        self.slots = min(slots, len(prompts))
+        self.responses = [Response() for _ in prompts]
+        self.finished = 0
+        self.waiting = deque(range(len(prompts)))
+        self.copies = Counter(map(tuple, prompts))
+        self.known: dict[tuple[int, ...], tuple[Layers, Tensor]] = {}
+        self.rows: list[_Row] = []
+        self.end = len(prompts[0])
+        longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
+        # Room to go on for as long as the longest row before the window has to be moved back.
+        refilled = len(prompts) > self.slots
+        capacity = longest + (longest if refilled else 0)
+        self.cache = None if memory == "none" else _cache(model, self.slots, capacity, memory)
+        self.extra = _forward_extras(model)
+        self.cache_name = _cache_name(model)
+
+    @property
+    def done(self) -> bool:
+        """Whether all responses are ready."""
+        return not self.rows and not self.waiting
+
+    @property
+    def most_steps(self) -> int:
+        """Tokens that would be sampled one after the other if no response ended by itself."""
+        return max(self.limits) * math.ceil(len(self.prompts) / self.slots)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Let waiting prompts in where there is room, else sample the rows' next tokens."""
+        if self.cache is None:
+            self._read_again()
+            return
+        if isinstance(self.cache, _Columns):
+            self._move_back(self.cache)
+        free = self.slots - len(self.rows)
+        if not self.waiting or not free or (self.rows and not isinstance(self.cache, _Columns)):
+            self._decode()
+            return
+        places = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        if isinstance(self.cache, _Columns):
+            logits_BV = self._join(places, self.cache)
+        else:
+            self.cache = _Own(self.model)
+            self.end = max(len(self.prompts[place]) for place in places)
+            logits_BV = self._read([self.prompts[place] for place in places], self.cache.layers)
+        rows = [_Row(p, self.end - len(self.prompts[p]), self.pad) for p in places]
+        self.rows += rows
+        self._take(rows, logits_BV)
+
+    def _read_again(self) -> None:
+        """Let waiting prompts in and sample the next token of every row, without a cache."""
+        while self.waiting and len(self.rows) < self.slots:
+            self.rows.append(_Row(self.waiting.popleft(), 0, self.pad))
+        texts = [[*self.prompts[r.place], *self.responses[r.place].token_ids] for r in self.rows]
+        width = max(map(len, texts))
+        ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
+        ends = [len(ids) - 1 for ids in texts]
+        wanted = sorted(set(ends)) if self.extra else list(range(width))
+        places_B = torch.tensor([wanted.index(end) for end in ends])
+        device = self.model.device
+        extra = {"logits_to_keep": torch.tensor(wanted, device=device)} if self.extra else {}
+        logits_BXV = self.model(input_ids=ids_BS.to(device), use_cache=False, **extra).logits
+        rows_B = torch.arange(len(texts), device=device)
+        self._take(self.rows, logits_BXV[rows_B, places_B.to(device)])
+
+    def _join(self, places: list[int], cache: _Columns) -> Tensor:
+        """Put prompts at the end of the batch; return the logits after each (B, V)."""
+        wanted = [tuple(self.prompts[place]) for place in places]
+        new = [ids for ids in dict.fromkeys(wanted) if ids not in self.known]
+        if new:
+            read = DynamicCache(config=self.model.config)
+            logits_BV = self._read([list(ids) for ids in new], read)
+            for number, ids in enumerate(new):
+                states = [
+                    (layer.keys[number, :, -len(ids) :], layer.values[number, :, -len(ids) :])
+                    for layer in read.layers
+                ]
+                self.known[ids] = states, logits_BV[number]
+        for number, ids in enumerate(wanted, start=len(self.rows)):
+            cache.put(number, self.end, self.known[ids][0])
+        logits_BV = torch.stack([self.known[ids][1] for ids in wanted])
+        self.copies.subtract(wanted)
+        self.known = {ids: state for ids, state in self.known.items() if self.copies[ids]}
+        return logits_BV
+
+    def _read(self, prompts: Sequence[list[int]], cache: DynamicCache) -> Tensor:
+        """Compute prompts into an empty cache; return the logits after each (B, V)."""
+        width = max(map(len, prompts))
+        ids_BS = torch.full((len(prompts), width), self.pad)
+        seen_BS = torch.zeros((len(prompts), width), dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            ids_BS[row, width - len(prompt) :] = torch.tensor(prompt)
+            seen_BS[row, width - len(prompt) :] = True
+        positions_BS = (seen_BS.long().cumsum(1) - 1).clamp(min=0)
+        return self._forward(ids_BS, positions_BS, None if seen_BS.all() else seen_BS, cache)
+
+    def _decode(self) -> None:
+        """Sample the next token of every row."""
+        assert self.cache is not None
+        starts = [row.start for row in self.rows]
+        first = self.cache.open(len(starts), min(starts), self.end)
+        start_B1 = torch.tensor(starts)[:, None]
+        # A purely recurrent model has its past in a state, and no column to look away from.
+        masked = max(starts) > first and self.cache_name != "cache_params"
+        logits_BV = self._forward(
+            torch.tensor([[row.token] for row in self.rows]),
+            self.end - start_B1,
+            torch.arange(first, self.end + 1) >= start_B1 if masked else None,
+            self.cache.layers,
+        )
+        self.end += 1
+        self._take(self.rows, logits_BV)
+
+    def _take(self, rows: list[_Row], logits_BV: Tensor) -> None:
+        """Draw a token for these rows, the last in the batch; drop the rows that it ends."""
+        places = [row.place for row in rows]
+        counts = [len(self.responses[place].token_ids) for place in places]
+        tokens_B, logprobs_B = self.draw(logits_BV.float(), self.uniforms_NT[places, counts])
+        drawn = zip(rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True)
+        ready = set()
+        for row, token, logprob in drawn:
+            response = self.responses[row.place]
+            response.token_ids.append(token)
+            response.logprobs.append(logprob)
+            response.ended = token in self.eos
+            row.token = token
+            if response.ended or len(response.token_ids) == self.limits[row.place]:
+                ready.add(row.place)
+        if ready:
+            self.finished += len(ready)
+            self._drop(ready)
+
+    def _drop(self, places: set[int]) -> None:
+        """Take rows out of the batch; the last ones fill the gaps, which copies least."""
+        left = [number for number, row in enumerate(self.rows) if row.place not in places]
+        order = list(range(len(left)))
+        movers = iter(number for number in reversed(left) if number >= len(left))
+        for number in order:
+            if self.rows[number].place in places:
+                order[number] = next(movers)
+        self.rows = [self.rows[number] for number in order]
+        if order and self.cache is not None:
+            self.cache.keep(order, slice(min(row.start for row in self.rows), self.end))
+
+    def _move_back(self, cache: _Columns) -> None:
+        """Move the window to the front of the cache where it has reached its end."""
+        if self.end < cache.capacity:
+            return
+        # A prompt that joins, of which the next is the longest, ends where the window does.
+        behind = self.end - len(self.prompts[self.waiting[0]]) if self.waiting else self.end
+        by = min([behind, *(row.start for row in self.rows)])
+        cache.move_back(by, len(self.rows), self.end)
+        self.end -= by
+        for row in self.rows:
+            row.start -= by
+
+    def _forward(
+        self, ids_BS: Tensor, positions_BS: Tensor, seen_BT: Tensor | None, cache: DynamicCache
+    ) -> Tensor:
+        device = self.model.device
+        output = self.model(
+            input_ids=ids_BS.to(device),
+            attention_mask=None if seen_BT is None else seen_BT.to(device),
+            position_ids=positions_BS.to(device),
+            use_cache=True,
+            **{self.cache_name: cache},
+            **self.extra,
+        )
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
+
+
+def _forward_extras(model: PreTrainedModel) -> dict[str, Any]:
+    """Ask for the last position's logits alone, where the model can give them."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """Return the name of the argument that takes a cache; purely recurrent models have another."""
+    known = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in known else "past_key_values"
+
+
+def _cache(model: PreTrainedModel, slots: int, capacity: int, memory: Memory) -> _Columns | _Own:
+    """Return an empty cache; sliding and other special layers keep transformers' own."""
+    own = _Own(model)
+    plain = memory == "window" and all(type(layer) is DynamicLayer for layer in own.layers.layers)
+    return _Columns(model, slots, capacity) if plain and own.layers.layers else own
+
+
+class _Own:
+    """The cache that transformers makes for a model; rows can leave it, but not join."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.layers = DynamicCache(config=model.config)
+
+    def open(self, rows: int, start: int, end: int) -> int:
+        """Return the first column that is attended to."""
+        return 0
+
+    def keep(self, order: list[int], used: slice) -> None:
+        """Keep these rows alone, in this order.
+
+        As beams are reordered: `batch_select_indices` passes over recurrent states.
+        """
+        self.layers.reorder_cache(torch.tensor(order))
+
+
+class _Columns:
+    """Keys and values in memory that is taken once, of which the model sees a window."""
+
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.layers = DynamicCache(config=model.config)
+        self.layers.layers = [_WindowLayer() for _ in self.layers.layers]
+
+    def open(self, rows: int, start: int, end: int) -> int:
+        """Let the model see columns from `start`, and write the next token's at `end`."""
+        for layer in self.layers.layers:
+            layer.rows, layer.start, layer.end = rows, start, end
+        return start
+
+    def put(self, row: int, end: int, states: Layers) -> None:
+        """Write the keys and values (H, S, D) of a prompt so that they end before a column."""
+        for layer, (keys_HSD, values_HSD) in zip(self.layers.layers, states, strict=True):
+            if layer.memory is None:
+                heads, _, width = keys_HSD.shape
+                # Zeros: what is masked out still is multiplied, by 0.
+                taken = keys_HSD.new_zeros((self.slots, heads, self.capacity, width))
+                heads, _, width = values_HSD.shape
+                layer.memory = taken, values_HSD.new_zeros((*taken.shape[:3], width))
+            for memory, new in zip(layer.memory, (keys_HSD, values_HSD), strict=True):
+                memory[row, :, end - new.shape[1] : end] = new
+
+    def keep(self, order: list[int], used: slice) -> None:
+        """Move rows' used columns to where others stood; those at their place stay."""
+        moved = [(to, source) for to, source in enumerate(order) if to != source]
+        for layer in self.layers.layers:
+            for memory in layer.memory:
+                for to, source in moved:
+                    memory[to, :, used] = memory[source, :, used]
+
+    def move_back(self, by: int, rows: int, end: int) -> None:
+        """Move all columns from `by` to `end` to the front."""
+        for layer in self.layers.layers:
+            for memory in layer.memory or ():
+                memory[:rows, :, : end - by] = memory[:rows, :, by:end].clone()
+
+
+class _WindowLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values (B, H, T, D), of which a window of columns is in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: tuple[Tensor, Tensor] | None = None
+        self.rows = self.start = self.end = 0
+
+    def get_seq_length(self) -> int:
+        """Return the columns that are seen, the new ones not counted."""
+        return self.end - self.start
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new column and return the window."""
+        assert self.memory is not None, "a prompt comes first"
+        end = self.end + key_states.shape[-2]
+        keys, values = (memory[: self.rows] for memory in self.memory)
+        keys[:, :, self.end : end] = key_states
+        values[:, :, self.end : end] = value_states
+        return keys[:, :, self.start : end], values[:, :, self.start : end]

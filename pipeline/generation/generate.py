@@ -1,0 +1,257 @@
+"""Sampling from a causal model: an own decode loop over transformers' models.
+
+Against `transformers`' `generate`: rows that have ended leave the decode batch and waiting prompts
+take their place, so that short answers do not pay for long ones (`pipeline.generation.decoder`);
+the keys and values are written into memory taken once, instead of a new tensor a token; the
+log-probability of every sampled token comes along; and the random numbers of a prompt depend on
+its place among the prompts alone, so that neither the batch size nor what else is in the batch
+changes what is sampled; in bf16 on a processor the products read weights that are laid out once
+(`pipeline.generation.packed_weights`). In fp32 greedy tokens are the same.
+
+Shapes: B rows, N prompts, T new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from data.errors import ModelError
+from data.text.continuation import continuation_text
+from pipeline.generation.decoder import Decoder
+from pipeline.generation.packed_weights import packed_weights
+from pipeline.generation.trial import fitting_memory
+from pipeline.models.load import context_length
+from pipeline.models.unused_ids import without_unused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.records import Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: most tokens of a response, its end-of-sequence token included.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw among so many of the likeliest tokens; 0 draws among all.
+        top_p: draw among the likeliest tokens whose probabilities reach this sum.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled response.
+
+    Attributes:
+        token_ids: its tokens; the end-of-sequence token is the last when it ended.
+        ended: whether it ended by itself.
+        logprobs: log-probability of each token under the temperature-scaled distribution over
+            all ids that texts have (see `pipeline.models.unused_ids`), whatever top-k and top-p;
+            unscaled when the temperature is 0.
+    """
+
+    token_ids: list[int]
+    ended: bool
+    logprobs: list[float]
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    generator: torch.Generator,
+    batch_size: int = 64,
+    advance: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Sample]:
+    """Sample one response to each prompt.
+
+    A response also stops where the context is full. A model is tried at first: `decoding_trial`.
+
+    Args:
+        model: a causal model of transformers, unwrapped.
+        prompts: token ids of each prompt.
+        sampling: how tokens are drawn.
+        eos_token_ids: tokens that end a response.
+        pad_token_id: fills short prompts from the left; never attended to.
+        generator: source of the random numbers; moves on by the same amount whatever is sampled.
+        batch_size: prompts decoded together.
+        advance: called with the number of responses that are ready.
+        say: told once of a model that is sampled from without a cache.
+
+    Returns:
+        The samples in the order of the prompts.
+
+    Raises:
+        ModelError: a prompt is empty or fills the context, or the model can't be sampled from.
+    """
+    if not prompts:
+        return []
+    limits = _limits(model, prompts, sampling.max_new_tokens)
+    # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
+    uniforms_NT = _uniforms(len(prompts), sampling, generator)
+    order = _longest_first(prompts)
+    training = model.training
+    model.eval()
+    try:
+        decoder = Decoder(
+            model,
+            [prompts[i] for i in order],
+            limits=[limits[i] for i in order],
+            draw=partial(_draw, sampling=sampling, model=model),
+            uniforms_NT=uniforms_NT[order],
+            eos_token_ids=eos_token_ids,
+            pad_token_id=pad_token_id,
+            slots=batch_size,
+            memory=fitting_memory(model, say=say),
+        )
+        with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
+            _finish(decoder, advance)
+    finally:
+        model.train(training)
+    found = dict(zip(order, decoder.responses, strict=True))
+    return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(found.items())]
+
+
+def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:
+    """Decode to the end."""
+    while not decoder.done:
+        finished = decoder.finished
+        decoder.step()
+        if advance is not None and decoder.finished > finished:
+            advance(decoder.finished - finished)
+
+
+def _longest_first(prompts: Sequence[list[int]]) -> list[int]:
+    """Return an order of prompts in which equal ones stand together, to be computed once."""
+    opens = {tuple(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
+    return sorted(
+        range(len(prompts)), key=lambda i: (-len(prompts[i]), opens[tuple(prompts[i])], i)
+    )
+
+
+def stream(
+    model: PreTrainedModel,
+    prompt: list[int],
+    *,
+    sampling: Sampling,
+    eos_token_ids: Sequence[int],
+    generator: torch.Generator,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[int]:
+    """Yield the tokens of one response as they are sampled; the end-of-sequence token is not.
+
+    Raises:
+        ModelError: the prompt is empty or fills the model's context, or the model can't be sampled
+            from.
+    """
+    model.eval()
+    limits = _limits(model, [prompt], sampling.max_new_tokens)
+    # No number is drawn for a token that the context has no room for.
+    drawn = replace(sampling, max_new_tokens=limits[0])
+    decoder = Decoder(
+        model,
+        [prompt],
+        limits=limits,
+        draw=partial(_draw, sampling=drawn, model=model),
+        uniforms_NT=_uniforms(1, drawn, generator),
+        eos_token_ids=eos_token_ids,
+        pad_token_id=0,
+        slots=1,
+        memory=fitting_memory(model, say=say),
+    )
+    while not decoder.done:
+        decoder.step()
+        if not decoder.responses[0].ended:
+            yield decoder.responses[0].token_ids[-1]
+
+
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int], sample: Sample
+) -> str:
+    """Return a response's text without special tokens.
+
+    An answer to a chat comes without white space around it. What goes on from plain text is left as
+    it is, the space before its first word too: as rankings have it, and reward models read it.
+    """
+    if isinstance(prompt, str):
+        return continuation_text(tokenizer, prompt_ids, sample.token_ids)
+    return continuation_text(tokenizer, [], sample.token_ids).strip()
+
+
+def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Draw a number for each token that each of the prompts may get."""
+    return torch.rand(
+        (count, sampling.max_new_tokens),
+        generator=generator,
+        device=generator.device,
+        dtype=torch.float64,
+    )
+
+
+def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+    """Return how many tokens each prompt's response may have."""
+    context = context_length(model)
+    limits = []
+    for place, prompt in enumerate(prompts):
+        if not prompt:
+            raise ModelError(f"prompt {place} has no tokens; drop it or begin it with a token")
+        room = max_new_tokens if context is None else min(max_new_tokens, context - len(prompt))
+        if room < 1:
+            raise ModelError(
+                f"prompt {place} has {len(prompt)} tokens and the model's context holds "
+                f"{context}; shorten the prompts or use a model with a longer context"
+            )
+        limits.append(room)
+    return limits
+
+
+def _draw(
+    logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, model: PreTrainedModel | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw a token from each row by its uniform number; return tokens and log-probabilities."""
+    greedy = sampling.temperature == 0
+    if not greedy and sampling.temperature != 1.0:
+        logits_BV = logits_BV / sampling.temperature
+    logits_BV = without_unused(logits_BV, model)
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    if greedy:
+        tokens_B = logprobs_BV.argmax(dim=-1)
+    else:
+        cumulative_BV = _truncated(logprobs_BV, sampling).exp().double().cumsum(dim=-1)
+        # Scaled by the sum of what is left; below it by more than rounding, so that a token of
+        # probability 0 is never drawn.
+        targets_B1 = (uniforms_B.clamp(max=1 - 2**-40) * cumulative_BV[:, -1])[:, None]
+        tokens_B = torch.searchsorted(cumulative_BV, targets_B1, right=True)[:, 0]
+    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+
+
+def _truncated(logprobs_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Set the log-probabilities that top-k and top-p leave out to minus infinity."""
+    if 0 < sampling.top_k < logprobs_BV.shape[-1]:
+        least_B1 = logprobs_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < least_B1, -torch.inf)
+    if sampling.top_p < 1.0:
+        sorted_BV, places_BV = logprobs_BV.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token stays when the likelier ones have not reached top_p yet: the first always does.
+        beyond_BV = sorted_BV.cumsum(dim=-1) - sorted_BV >= sampling.top_p
+        left_out_BV = torch.zeros_like(beyond_BV).scatter(1, places_BV, beyond_BV)
+        logprobs_BV = logprobs_BV.masked_fill(left_out_BV, -torch.inf)
+    return logprobs_BV

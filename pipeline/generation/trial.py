@@ -1,0 +1,139 @@
+"""Finds by a trial what a model may remember while it is sampled from.
+
+Rows of a batch share a cache, short prompts are padded on the left, rows leave and join. An
+architecture may take no notice of the cache it is given, read the padding into its state, or keep
+a cache of another kind. So a few rows are decoded with tokens that are fixed beforehand, and the
+logits are compared with those that each row has by itself, without a cache: exact, or the next
+simpler memory is tried. A model is tried once; its weights may change after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from data.errors import ModelError
+from pipeline.generation.decoder import Decoder, Memory
+from pipeline.models.load import context_length
+from pipeline.models.trials import OBJECTIONS, gap, on_trial, trial_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MEMORIES: tuple[Memory, ...] = ("window", "own", "none")
+_FOUND: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
+_PROMPTS, _LIMITS, _SLOTS = (5, 3, 2, 2), (4, 2, 3, 2), 2
+"""Rows of unequal lengths, more than are decoded at a time, of which one joins another."""
+
+
+def fitting_memory(model: PreTrainedModel, *, say: Callable[[str], None] | None = None) -> Memory:
+    """Return what gives a model's own logits when it is sampled from; the trial is kept.
+
+    Args:
+        model: a causal model of transformers, unwrapped.
+        say: told where it is sampled from without a cache.
+
+    Raises:
+        ModelError: no memory does.
+    """
+    if model not in _FOUND:
+        found = _try(model)
+        if found is None:
+            raise ModelError(
+                f"{_name(model)} can't be sampled from: its logits "
+                "for a row by itself are not those it gives in a batch, neither with its cache nor "
+                "without one; sample from a causal language model"
+            )
+        if found == "none" and say is not None:
+            say(
+                f"{type(model).__name__} gives other logits with a cache than without one: it is "
+                "sampled from without, which is exact and slower"
+            )
+        _FOUND[model] = found
+    return _FOUND[model]
+
+
+def _try(model: PreTrainedModel) -> Memory | None:
+    """Return the first memory with which logits are as without any, None when none is so."""
+    room = context_length(model)
+    longest = max(_LIMITS)
+    prompt_sizes = [size if room is None else min(size, room - longest) for size in _PROMPTS]
+    if min(prompt_sizes) < 1:
+        return _MEMORIES[0]  # a context of four tokens
+    rows = [
+        trial_ids(model, size + limit, first=3 * place)
+        for place, (size, limit) in enumerate(zip(prompt_sizes, _LIMITS, strict=True))
+    ]
+    with on_trial(model) as exact:
+        try:
+            wanted, blind = _alone(model, rows, prompt_sizes)
+        except OBJECTIONS as error:
+            raise ModelError(
+                f"{_name(model)} fails on a few tokens ({type(error).__name__}: {error}); sample "
+                "from another causal language model"
+            ) from error
+        # Beside what rounds, little of what the tokens before the last one do to the logits.
+        limit = 3e-5 + 1e-4 * gap(blind, wanted) if exact else 0.15
+        for memory in _MEMORIES:
+            try:
+                found = _decoded(model, rows, prompt_sizes, memory)
+            except OBJECTIONS:
+                continue
+            if gap(found, wanted) < limit:
+                return memory
+    return None
+
+
+def _name(model: PreTrainedModel) -> str:
+    return f"{model.name_or_path or 'the model'}, a {type(model).__name__},"
+
+
+def _alone(
+    model: PreTrainedModel, rows: list[list[int]], prompts: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, V) from which the tokens after the prompts would be drawn.
+
+    First those of each row by itself, then those of the last token without any before it.
+    """
+    wanted = []
+    for ids, size in zip(rows, prompts, strict=True):
+        ids_1S = torch.tensor([ids], device=model.device)
+        wanted.append(model(input_ids=ids_1S, use_cache=False).logits[0, size - 1 : -1])
+    last = [i for ids, size in zip(rows, prompts, strict=True) for i in ids[size - 1 : -1]]
+    last_N1 = torch.tensor(last, device=model.device)[:, None]
+    blind_NV: Tensor = model(input_ids=last_N1, use_cache=False).logits[:, 0]
+    return torch.cat(wanted).float(), blind_NV.float()
+
+
+def _decoded(
+    model: PreTrainedModel, rows: list[list[int]], prompts: list[int], memory: Memory
+) -> Tensor:
+    """Return the first as the decoder gives them, when these tokens are drawn."""
+    drawn: list[list[Tensor]] = [[] for _ in rows]
+
+    def draw(logits_BV: Tensor, numbers_B: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = []
+        # A row's number names it, in place of a random one.
+        for row, logits_V in zip(numbers_B.long().tolist(), logits_BV, strict=True):
+            tokens.append(rows[row][prompts[row] + len(drawn[row])])
+            drawn[row].append(logits_V)
+        return torch.tensor(tokens), torch.zeros(len(tokens))
+
+    decoder = Decoder(
+        model,
+        [ids[:size] for ids, size in zip(rows, prompts, strict=True)],
+        limits=_LIMITS,
+        draw=draw,
+        uniforms_NT=torch.arange(len(rows))[:, None].expand(-1, max(_LIMITS)),
+        eos_token_ids=(),
+        pad_token_id=getattr(model.config.get_text_config(), "pad_token_id", None) or 0,
+        slots=_SLOTS,
+        memory=memory,
+    )
+    while not decoder.done:
+        decoder.step()
+    return torch.stack([logits_V for row in drawn for logits_V in row])

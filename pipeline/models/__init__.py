@@ -1,0 +1,1 @@
+"""Loads models and tokenizers, and asks them what they can."""

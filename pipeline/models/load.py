@@ -1,0 +1,365 @@
+"""Loads and saves policies, value models and tokenizers in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from data.errors import ModelError
+from reward.network.loading import hub_problem, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pick_device() -> torch.device:
+    """Return the accelerator of this process, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def bf16_supported(device: torch.device | str = "cpu") -> bool:
+    """Tell whether bf16 matrix products run in hardware.
+
+    A CPU without AVX512-BF16 or AMX computes them many times slower than fp32, and correctly
+    only in that it ends.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def resolve_bf16(setting: bool | str, device: torch.device | str = "cpu") -> bool:
+    """Return whether to use bf16 for a setting of True, False or "auto".
+
+    Raises:
+        ModelError: bf16 was asked for and the hardware has none.
+    """
+    if setting == "auto":
+        return bf16_supported(device)
+    if setting and not bf16_supported(device):
+        raise ModelError(f"bf16: true, but this {device} has no bf16 products; set it to auto")
+    return bool(setting)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def load_tokenizer(
+    source: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder, a GGUF file or the hub.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoTokenizer
+
+    location, extra = locate(source, "tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable("tokenizer", source, error) from error
+
+
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration from a folder, a GGUF file or the hub.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoConfig
+
+    location, extra = locate(source, "model")
+    try:
+        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable("model", source, error) from error
+
+
+def load_policy(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, with dropout off.
+
+    Args:
+        source: folder, `.gguf` file (dequantised on load; needs the extra `gguf`) or hub id.
+        dtype: type of the weights; training wants fp32 master weights.
+        trust_remote_code: runs code that the checkpoint carries; only when the user typed it.
+
+    Raises:
+        ModelError: nothing loadable is there, it is a reward or value model, or a weight is
+            missing from the files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _require_writer(source, trust=trust_remote_code)
+    return _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
+
+
+def _require_writer(source: str | Path, *, trust: bool) -> None:
+    """Refuse a reward or value model, whose trunk alone would load and write nonsense."""
+    if not (Path(source).expanduser() / "config.json").is_file():
+        return
+    architecture = (load_config(source, trust_remote_code=trust).architectures or [""])[0]
+    if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        raise ModelError(
+            f"{source} is a {architecture}, which scores text and writes none; name a causal "
+            "language model"
+        )
+
+
+def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a value model: a token classifier with one label, with dropout off.
+
+    A reward model's scalar head becomes the value head (InstructGPT, appendix C.4), if the
+    source is one; a value model trained here is loaded as it is; on any other checkpoint the head
+    starts at zero.
+
+    Raises:
+        ModelError: nothing loadable is there.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForTokenClassification as TokenClassifier
+
+    location, _ = locate(source, "value model")
+    config = AutoConfig.from_pretrained(location)
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise ModelError(
+            f"{source} is a classifier with {config.num_labels} labels; a value model starts from "
+            "a reward model, which has one"
+        )
+    if architecture.endswith("ForTokenClassification"):
+        return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
+    with _quiet_loading():
+        value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, strict=False)
+    head = value_head(value)
+    with torch.no_grad():
+        head.weight.zero_()
+        if head.bias is not None:
+            head.bias.zero_()
+        if architecture.endswith("ForSequenceClassification"):
+            scored = _load(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1)
+            source_head = value_head(scored)
+            head.weight.copy_(source_head.weight)
+            if head.bias is not None:
+                bias = source_head.bias if source_head.bias is not None else None
+                head.bias.fill_(float(getattr(config, "reward_bias", 0.0)))
+                if bias is not None:
+                    head.bias.add_(bias)
+    return value
+
+
+def value_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """Return the scalar head of a sequence or token classifier.
+
+    Raises:
+        ModelError: the model has none of the known names.
+    """
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, torch.nn.Linear):
+            return head
+    raise ModelError(
+        f"{type(model).__name__} has no linear head named score or classifier; "
+        "use an architecture whose classifier is one linear layer"
+    )
+
+
+def _load(
+    loader: Any,
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    trust: bool = False,
+    strict: bool = True,
+    **extra: Any,
+) -> PreTrainedModel:
+    from transformers import GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    location, gguf = locate(source, "model")
+    if gguf:
+        extra |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        model, info = loader.from_pretrained(
+            location,
+            dtype=dtype,
+            trust_remote_code=trust,
+            use_safetensors=None if gguf else True,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _unloadable("model", source, error) from error
+    missing = sorted(info["missing_keys"])
+    if strict and missing:
+        raise ModelError(
+            f"{source} lacks the weights of {type(model).__name__}: {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''}; it is a checkpoint of another architecture"
+        )
+    disable_dropout(model)
+    return model
+
+
+def _quiet_loading() -> Any:
+    """Silence transformers' report of a head that we are about to set ourselves."""
+    import contextlib
+
+    from transformers.utils import logging
+
+    @contextlib.contextmanager
+    def quiet() -> Any:
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+
+    return quiet()
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to 0, in the modules and in the configuration.
+
+    With dropout the probability ratio of PPO is not 1 at the first update. Some architectures, such
+    as OPT, keep its share as a number of their own, beside that of layers to leave out.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        _drop_nothing(module)
+    config = getattr(model, "config", None)
+    if config is not None:
+        _drop_nothing(config)
+
+
+def _drop_nothing(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and (
+            "dropout" in name or "layerdrop" in name or name.endswith("_pdrop")
+        ):
+            setattr(owner, name, 0.0)
+
+
+def halve_products(model: torch.nn.Module) -> None:
+    """Keep the matrices of a frozen model's linear layers in bf16; embeddings and norms stay.
+
+    Under mixed precision its products are in bf16 anyway, so that nothing it computes there
+    changes; it may be called in mixed precision alone from then on.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    linear = (torch.nn.Linear, Conv1D)
+    others = {
+        id(parameter)
+        for module in model.modules()
+        if not isinstance(module, linear)
+        for parameter in module.parameters(recurse=False)
+    }
+    for module in model.modules():
+        if isinstance(module, linear) and id(module.weight) not in others:
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Save a model and its tokenizer so that `from_pretrained` loads them; safetensors only.
+
+    Args:
+        model: what is saved.
+        tokenizer: saved beside it.
+        folder: made if it isn't there.
+        weights: saved instead of the model's own, such as those gathered from many processes.
+    """
+    from transformers.utils import logging
+
+    from data.storage import storage_errors
+
+    logging.disable_progress_bar()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        more = {} if weights is None else {"state_dict": weights}
+        model.save_pretrained(folder, **more)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return the most tokens a model takes, None when its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length and length > 0 else None
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
+    """Return the ids that end a response: the tokenizer's, and the model's generation config's."""
+    found = {tokenizer.eos_token_id}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if isinstance(configured, int):
+        found.add(configured)
+    elif configured:
+        found.update(configured)
+    return sorted(i for i in found if i is not None)
+
+
+def require_distinct_pad(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> int:
+    """Return the id of the padding token.
+
+    Raises:
+        ModelError: there is none, or it is the end-of-sequence token, so that a model trained
+            with it would never learn to end.
+    """
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{source}: the pad token is {tokenizer.pad_token!r} and the end-of-sequence token "
+            f"{tokenizer.eos_token!r}; they must be two tokens, set `pad_token` in a tokenizer "
+            "stage that adopts this tokenizer"
+        )
+    return int(pad)
+
+
+def require_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path
+) -> None:
+    """Refuse a tokenizer that gives ids the model has no embedding for.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding of "
+            f"{rows}; use the model's own tokenizer, with a `pad_token` its vocabulary holds"
+        )
+
+
+def _unloadable(what: str, source: str | Path, error: BaseException) -> ModelError:
+    """Return the error with a library's reason, and whether anything is there."""
+    return ModelError(f"no {what} can be loaded from {source}: {hub_problem(source, error)}")

@@ -1,0 +1,137 @@
+"""Trials of a few tokens that ask a model what it does, where a list of names could be wrong.
+
+A model is tried as it stands: in evaluation mode, and in fp32 where its weights are, so that what
+leaks shows however little it is. Nothing is drawn at random and nothing of the model changes.
+
+Shapes: B rows, T tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import ModelError
+from pipeline.models.load import context_length
+
+OBJECTIONS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What architectures raise where they are asked for something that they can't do."""
+_SPREAD = 11
+
+
+@contextmanager
+def on_trial(model: Any) -> Iterator[bool]:
+    """Put a model into the state in which it is tried; give whether it computes in fp32."""
+    training, device = model.training, _device(model)
+    exact = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    model.eval()
+    try:
+        with torch.no_grad():
+            if not exact:
+                yield False
+                return
+            with torch.autocast(device.type, enabled=False):
+                yield True
+    finally:
+        model.train(training)
+
+
+def trial_ids(model: Any, count: int, *, first: int = 0) -> list[int]:
+    """Return token ids that are spread over a vocabulary, none of them padding.
+
+    Its first ids are often special ones, whose states are so large that rounding shows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    ids = [(3 + 7 * (first + i)) % _SPREAD * rows // _SPREAD for i in range(count)]
+    return [(i + 1) % rows if i == pad else i for i in ids]
+
+
+def gap(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference as a share of the largest figure that was wanted."""
+    found, wanted = found.double(), wanted.double()
+    scale = float(wanted.abs().max()) or 1.0
+    difference = float((found - wanted).abs().max())
+    return difference / scale if difference == difference else float("inf")
+
+
+def require_causal(model: Any, source: str | Path) -> None:
+    """Refuse a model in which later tokens change what is said of earlier ones.
+
+    The states are looked at, not what a head makes of them: a value head may start at 0.
+
+    Raises:
+        ModelError: it is an encoder, or attends to both sides.
+    """
+    ids = trial_ids(model, 5)
+    ids_BT = torch.tensor([ids[:4], [*ids[:3], ids[4]]], device=_device(model))
+    with on_trial(model) as exact:
+        try:
+            states_BTH = model.base_model(input_ids=ids_BT, use_cache=False)[0][:, :3]
+        except TypeError:  # an encoder that has no cache to turn off
+            states_BTH = model.base_model(input_ids=ids_BT)[0][:, :3]
+    if gap(states_BTH[0], states_BTH[1]) > (1e-5 if exact else 1e-2):
+        raise ModelError(
+            f"{source} is a {type(model).__name__}, in which later tokens change what is said of "
+            "earlier ones; use a causal language model"
+        )
+
+
+def trial_sizes(model: Any) -> list[int]:
+    """Return lengths of documents that fit a model's context together."""
+    room = context_length(model)
+    third = 4 if room is None else min(4, room // 3)
+    return [third + 1, third - 1, third + 1] if third > 1 else [1, 1]
+
+
+def keeps_apart(
+    model: Any, sizes: Sequence[int], inputs: Callable[[Tensor, Tensor], dict[str, Any]]
+) -> bool:
+    """Tell whether documents that share a row are to a model what they are in rows of their own.
+
+    Neither may a document's logits differ from those it has alone, nor may they change with the
+    tokens of other documents, nor earlier ones with a later token.
+
+    Args:
+        model: a causal language model.
+        sizes: tokens of each document; two documents at least.
+        inputs: gives a model's inputs for ids and document numbers (1, T).
+    """
+    device = _device(model)
+    ids_1T = torch.tensor([trial_ids(model, sum(sizes))], device=device)
+    other_1T = torch.tensor([trial_ids(model, sum(sizes), first=4)], device=device)
+    documents_1T = torch.repeat_interleave(
+        torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
+    )[None]
+    last = documents_1T == len(sizes) - 1
+    before_1T = torch.where(last, ids_1T, other_1T)
+    after_1T = torch.cat([ids_1T[:, :-1], other_1T[:, -1:]], dim=1)
+
+    def logits(ids: Tensor, **given: Any) -> Tensor:
+        found: Tensor = model(**(given or {"input_ids": ids}), use_cache=False).logits[0]
+        return found
+
+    with on_trial(model) as exact:
+        alone = torch.cat([logits(ids) for ids in torch.split(ids_1T, list(sizes), dim=1)])
+        try:
+            together, before, after = (
+                logits(ids, **inputs(ids, documents_1T)) for ids in (ids_1T, before_1T, after_1T)
+            )
+        except OBJECTIONS:
+            return False
+    unmoved = 1e-5 if exact else 1e-2
+    return (
+        gap(together, alone) < (1e-4 if exact else 5e-2)
+        and gap(before[last[0]], together[last[0]]) < unmoved
+        and gap(after[:-1], together[:-1]) < unmoved
+    )
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device

@@ -1,0 +1,1 @@
+"""What any online method needs: policy, roll-outs, rewards, maths, health."""

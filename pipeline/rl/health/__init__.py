@@ -1,0 +1,1 @@
+"""Whether a run is well: alarms, invariants, and the best policy so far."""

@@ -1,0 +1,339 @@
+"""Names what goes wrong in a run of PPO, from the figures that it logs.
+
+Pure functions over the history of the metrics, oldest first. The first row tells of the policy the
+run started from, since an update's episodes are sampled before its optimiser steps. "Now" is the
+mean of the last `window` rows, "the best so far" the highest mean of any `window` rows, or the
+first row. A figure that the history does not give yet is left out. What `START_CHECKS` find is of
+the policy that the run started from, from the first batch on: it is told, and ends no run.
+
+Where the thresholds come from: PPO's clip of 0.2 keeps half the squared log ratio near 0.01, so
+that 0.2 is twenty times as much; Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and
+Gao et al. 2023 see the gold reward fall at many times that; the others mark a change that no
+healthy run should show, such as losing half of the ends, and are settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from pipeline.rl.settings import DoctorSettings
+
+History = Sequence[Mapping[str, float]]
+
+SCORE = "objective/scores_raw"
+"""What two updates are compared by: no running statistics are in it."""
+ENTROPY_SHARE = "policy/entropy_share"
+"""The mean entropy of a token's distribution over that of a uniform one."""
+KEPT = (
+    SCORE,
+    "objective/scores_raw_std",
+    "objective/score_length_correlation",
+    "objective/response_length",
+    "objective/ended_share",
+    "objective/kl",
+    "objective/repeated_share",
+    "objective/distinct_share",
+    "policy/entropy_avg",
+    ENTROPY_SHARE,
+    "policy/approxkl_avg",
+    "val/explained_variance",
+)
+"""Metrics that the doctor looks at; a row of a history needs these alone."""
+
+
+OR_ELSE = "or, which moves the optimum,"
+
+
+class Finding(NamedTuple):
+    """A figure beside its threshold.
+
+    Attributes:
+        figure: what was found.
+        threshold: where the alarm rings.
+        rings: whether it does.
+        told: the figure in words.
+    """
+
+    figure: float
+    threshold: float
+    rings: bool
+    told: str
+
+
+class Advice(NamedTuple):
+    """What an alarm likely comes from, and what to change.
+
+    What changes the objective, and so where training leads, comes last and behind `OR_ELSE`; all
+    else leaves the optimum of score less KL where it is.
+    """
+
+    cause: str
+    remedy: str
+
+
+ADVICE: Mapping[str, Advice] = {
+    "collapse": Advice(
+        "the steps are too long, or the policy left what the reward can judge",
+        f"lower learning_rate or set early_stop_kl, {OR_ELSE} raise kl_coefficient",
+    ),
+    "length_hacking": Advice(
+        "the reward goes by length instead of content",
+        f"look at the reward model's accuracy by length difference, {OR_ELSE} add a reward with a "
+        "weight against length or raise kl_coefficient",
+    ),
+    "lost_ends": Advice(
+        "responses that never end score as well as those that do",
+        f"look at whether answers fit max_new_tokens, {OR_ELSE} set end_rule to min or replace "
+        "with an end_penalty below all scores, or raise kl_coefficient",
+    ),
+    "kl_blow_up": Advice(
+        "the reward outweighs the KL penalty, or the steps are too long",
+        f"lower learning_rate, {OR_ELSE} raise kl_coefficient or set adaptive_kl",
+    ),
+    "negative_kl": Advice(
+        "the tokens are not drawn from the distribution that their log-probabilities are taken "
+        "of, or too few episodes are the mean of",
+        "set top_k: 0 and top_p: 1, look at val/rollout_difference, or raise batch_size",
+    ),
+    "large_steps": Advice(
+        "the policy moves much further in an update than the clip allows for",
+        "lower learning_rate, epochs or minibatches, or set early_stop_kl",
+    ),
+    "dead_value": Advice(
+        "the value model learns nothing, so that the advantages are noise",
+        "raise value_learning_rate or value_coefficient, set value_warmup_updates, or look at "
+        "value_start",
+    ),
+    "entropy_collapse": Advice(
+        "the policy gives the same tokens whatever the prompt",
+        f"lower learning_rate, {OR_ELSE} raise kl_coefficient or set entropy_coefficient",
+    ),
+    "repetition": Advice(
+        "the reward pays for text that repeats itself",
+        f"look at the answers in samples.jsonl, {OR_ELSE} raise kl_coefficient or add a reward "
+        "against repetition",
+    ),
+    "identical_responses": Advice(
+        "one response scores well whatever the prompt",
+        f"look at whether the reward model reads the prompt, {OR_ELSE} raise kl_coefficient",
+    ),
+    "never_ends": Advice(
+        "the start never learned to end an answer, or none fits max_new_tokens",
+        f"look at the answers in samples.jsonl, {OR_ELSE} name as policy an sft stage whose "
+        "answers end and fit max_new_tokens",
+    ),
+    "equal_scores": Advice(
+        "the reward does not tell the start's answers apart, so that there is nothing to learn",
+        f"look at the scores in samples.jsonl, {OR_ELSE} name as policy a start with better "
+        "answers or another reward",
+    ),
+    "random_start": Advice(
+        "the start's answers are about as good as random, as an untrained model's are",
+        f"look at the answers in samples.jsonl, {OR_ELSE} name as policy a checkpoint that was "
+        "trained longer",
+    ),
+}
+
+
+def findings(
+    history: History,
+    *,
+    settings: DoctorSettings,
+    ends_matter: bool = True,
+    value_warmup: int = 0,
+    batch_size: int = 1,
+) -> dict[str, Finding]:
+    """Return every figure that the history gives, by the name of its alarm.
+
+    Args:
+        history: metrics of the updates, oldest first; `KEPT` of them.
+        settings: thresholds.
+        ends_matter: whether a response should end.
+        value_warmup: updates that train the value model alone.
+        batch_size: responses of an update.
+    """
+    responses = batch_size * len(history)
+    found = {name: check(history, responses, settings) for name, check in START_CHECKS.items()}
+    if len(history) > settings.window:
+        found |= {name: check(history, settings) for name, check in CHECKS.items()}
+    patient = len(history) > max(settings.value_grace, settings.window) + value_warmup
+    if not ends_matter:
+        found["lost_ends"] = found["never_ends"] = None
+    if not patient:
+        found["dead_value"] = None
+    return {
+        name: finding
+        for name, finding in found.items()
+        if finding is not None and name not in settings.ignore
+    }
+
+
+def sentence(name: str, finding: Finding) -> str:
+    """Return an alarm as one sentence: figure, threshold, likely cause, what to change."""
+    advice = ADVICE[name]
+    return (
+        f"{name}: {finding.told} (alarm at {finding.threshold:g}); likely cause: {advice.cause}; "
+        f"{advice.remedy}"
+    )
+
+
+def _now(history: History, key: str, settings: DoctorSettings) -> float:
+    return fmean(row[key] for row in history[-settings.window :])
+
+
+def _best(history: History, key: str, settings: DoctorSettings) -> float:
+    """Return the highest of the first row and the means of any `window` rows."""
+    values = [row[key] for row in history]
+    size = settings.window
+    means = (fmean(values[i : i + size]) for i in range(len(values) - size + 1))
+    return max(values[0], *means)
+
+
+def _collapse(history: History, settings: DoctorSettings) -> Finding | None:
+    spread = history[0]["objective/scores_raw_std"]
+    if spread < 1e-6:
+        return None
+    best, now = _best(history, SCORE, settings), _now(history, SCORE, settings)
+    figure = (best - now) / spread
+    told = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
+    return Finding(figure, settings.score_drop, figure > settings.score_drop, told)
+
+
+def _length_hacking(history: History, settings: DoctorSettings) -> Finding | None:
+    first = history[0]["objective/response_length"]
+    now = _now(history, "objective/response_length", settings)
+    told = [row["objective/score_length_correlation"] for row in history]
+    known = [value for value in told if value != 0.0]
+    if not known or min(first, now) <= 0:
+        return None
+    correlation, factor = fmean(known), now / first
+    longer = factor >= 1
+    figure = factor if longer else 1 / factor
+    goes_by_length = correlation if longer else -correlation
+    rings = figure > settings.length_factor and goes_by_length > settings.length_correlation
+    text = (
+        f"responses went from {first:.3g} to {now:.3g} tokens, a factor of {figure:.2g}, and score "
+        f"and length correlate by {correlation:.2f}"
+    )
+    return Finding(figure, settings.length_factor, rings, text)
+
+
+def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
+    best = _best(history, "objective/ended_share", settings)
+    if best < 0.2:  # they hardly ever ended, so that there is nothing to lose
+        return None
+    now = _now(history, "objective/ended_share", settings)
+    figure = now / best
+    told = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
+    return Finding(figure, settings.ended_share, figure < settings.ended_share, told)
+
+
+def _kl_blow_up(history: History, settings: DoctorSettings) -> Finding:
+    figure = _per_token(history, settings)
+    told = f"the KL to the reference is {figure:.3g} nats a token"
+    return Finding(figure, settings.kl_per_token, figure > settings.kl_per_token, told)
+
+
+def _per_token(history: History, settings: DoctorSettings) -> float:
+    length = _now(history, "objective/response_length", settings)
+    return _now(history, "objective/kl", settings) / max(length, 1.0)
+
+
+def _negative_kl(history: History, settings: DoctorSettings) -> Finding:
+    figure, limit = _now(history, "objective/kl", settings), -settings.negative_kl
+    told = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
+    return Finding(figure, limit, figure < limit, told)
+
+
+def _large_steps(history: History, settings: DoctorSettings) -> Finding:
+    figure = _now(history, "policy/approxkl_avg", settings)
+    told = f"half the mean squared log ratio inside an update is {figure:.3g}"
+    return Finding(figure, settings.approximate_kl, figure > settings.approximate_kl, told)
+
+
+def _dead_value(history: History, settings: DoctorSettings) -> Finding | None:
+    key, limit = "val/explained_variance", settings.explained_variance
+    if history[-1][key] == 0.0:  # the returns do not vary
+        return None
+    span = max(settings.value_grace, settings.window)
+    figure = _best(history[-span:], key, settings)
+    told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
+    return Finding(figure, limit, figure < limit, told)
+
+
+def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | None:
+    first = history[0]["policy/entropy_avg"]
+    if first < 1e-3:
+        return None
+    now = _now(history, "policy/entropy_avg", settings)
+    figure = now / first
+    told = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
+    return Finding(figure, settings.entropy_share, figure < settings.entropy_share, told)
+
+
+def _repetition(history: History, settings: DoctorSettings) -> Finding:
+    first = history[0]["objective/repeated_share"]
+    figure, limit = _now(history, "objective/repeated_share", settings), settings.repeated_share
+    told = (
+        f"{100 * figure:.0f} % of a response's four-token runs stood in it before, "
+        f"{100 * first:.0f} % at the start"
+    )
+    # A policy that repeats itself from the start did not learn it here.
+    return Finding(figure, limit, figure > limit and figure > first + 0.2, told)
+
+
+def _identical_responses(history: History, settings: DoctorSettings) -> Finding:
+    first = history[0]["objective/distinct_share"]
+    now = _now(history, "objective/distinct_share", settings)
+    figure = now / first
+    told = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
+    return Finding(figure, settings.distinct_share, figure < settings.distinct_share, told)
+
+
+CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
+    "collapse": _collapse,
+    "length_hacking": _length_hacking,
+    "lost_ends": _lost_ends,
+    "kl_blow_up": _kl_blow_up,
+    "negative_kl": _negative_kl,
+    "large_steps": _large_steps,
+    "dead_value": _dead_value,
+    "entropy_collapse": _entropy_collapse,
+    "repetition": _repetition,
+    "identical_responses": _identical_responses,
+}
+
+
+def _never_ends(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    if any(row["objective/ended_share"] > 0 for row in history):
+        return None
+    limit = settings.start_responses
+    told = f"none of the {responses} responses so far ended by itself"
+    return Finding(responses, limit, responses >= limit, told)
+
+
+def _equal_scores(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    score = history[0][SCORE]
+    alike = (abs(row[SCORE] - score) < 1e-6 for row in history)
+    if not all(alike) or any(row["objective/scores_raw_std"] > 1e-6 for row in history):
+        return None
+    limit = settings.start_responses
+    told = f"all {responses} responses so far score {score:.3g}"
+    return Finding(responses, limit, responses >= limit, told)
+
+
+def _random_start(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+    figure = history[0].get(ENTROPY_SHARE)
+    if figure is None:  # a state from before the figure was kept
+        return None
+    told = f"a token of the start has {100 * figure:.0f} % of the entropy of tokens drawn evenly"
+    return Finding(figure, settings.random_share, figure > settings.random_share, told)
+
+
+START_CHECKS: Mapping[str, Callable[[History, int, DoctorSettings], Finding | None]] = {
+    "never_ends": _never_ends,
+    "equal_scores": _equal_scores,
+    "random_start": _random_start,
+}

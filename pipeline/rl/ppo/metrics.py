@@ -1,0 +1,198 @@
+"""The figures of an update, under TRL's names where it has them.
+
+Means are over all processes. `objective/*` are means over episodes of sums over tokens, in nats;
+`objective/kl` is the k1 estimate, which shapes the reward; `objective/kl_k2` and `objective/kl_k3`
+are figures alone (`pipeline.rl.maths.kl`). `objective/entropy` is minus the sampled tokens' summed
+log-probabilities, as TRL has it; `policy/entropy_avg` the mean entropy of a token's distribution,
+before the update, where TRL takes it during the update, and `policy/entropy_share` that over the
+entropy of tokens drawn evenly. `val/ratio_var` is the variance over
+optimiser steps of the mean ratio (TRL: over micro-batches). `val/num_eos_tokens` counts ended
+responses, TRL end tokens. `time/*` are seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from statistics import variance as sample_variance
+
+import torch
+from torch import Tensor
+
+from pipeline.rl.maths.kl import Estimator, kl_estimate
+from pipeline.rl.maths.masking import masked_sum
+from pipeline.rl.ppo.experience import Experience
+from pipeline.rl.ppo.optimize import Steps
+from pipeline.rl.processes import World
+from pipeline.rl.rewards import Scores
+from pipeline.rl.rollout.rollout import Episodes
+
+
+def objective_metrics(
+    episodes: Episodes,
+    scores: Scores,
+    experience: Experience,
+    *,
+    kl_coefficient: float,
+    world: World,
+) -> dict[str, float]:
+    """Return what tells how the policy does."""
+    mask_BT = experience.tokens.mask_BT
+    ended = sum(sample.ended for sample in episodes.samples)
+    sums: dict[str, Tensor | float] = {
+        "objective/kl": masked_sum(experience.log_ratio_BT, mask_BT),
+        "objective/kl_k2": masked_sum(_estimate(experience, "k2"), mask_BT),
+        "objective/kl_k3": masked_sum(_estimate(experience, "k3"), mask_BT),
+        "objective/entropy": masked_sum(-experience.logprobs_BT, mask_BT),
+        "objective/non_score_reward": masked_sum(
+            -kl_coefficient * experience.log_ratio_BT, mask_BT
+        ),
+        "objective/scores": scores.final_B.sum(),
+        "objective/scores_raw": scores.raw_B.sum(),
+        "objective/response_length": float(mask_BT.sum()),
+        "objective/ended_share": float(ended),
+    }
+    if len(scores.parts) > 1:
+        sums |= {f"objective/scores/{name}": part.sum() for name, part in scores.parts.items()}
+    inner = {  # means over tokens
+        "policy/entropy_avg": masked_sum(experience.entropies_BT, mask_BT),
+        "val/value_avg": masked_sum(experience.values_BT, mask_BT),
+        "val/return_avg": masked_sum(experience.returns_BT, mask_BT),
+        "val/return_square": masked_sum(experience.returns_BT.square(), mask_BT),
+        "val/error_square": masked_sum(
+            (experience.returns_BT - experience.values_BT).square(), mask_BT
+        ),
+    }
+    squares = (scores.final_B.square()).sum()
+    figures = [torch.as_tensor(v, dtype=torch.float64) for v in (*sums.values(), *inner.values())]
+    packed = [*figures, squares.double(), torch.tensor(float(len(episodes)), dtype=torch.float64)]
+    total = world.sum(torch.stack([figure.to(world.device) for figure in packed])).tolist()
+    count, tokens = total[-1], total[list(sums).index("objective/response_length")]
+    found = {name: value / count for name, value in zip(sums, total, strict=False)}
+    means = total[len(sums) : len(sums) + len(inner)]
+    found |= {name: value / tokens for name, value in zip(inner, means, strict=True)}
+    found["objective/rlhf_reward"] = found["objective/non_score_reward"] + found["objective/scores"]
+    variance = max(total[-2] / count - found["objective/scores"] ** 2, 0.0)
+    found["objective/scores_std"] = variance**0.5
+    found["objective/kl_coefficient"] = kl_coefficient
+    found["val/num_eos_tokens"] = found["objective/ended_share"] * count
+    spread = found.pop("val/return_square") - found["val/return_avg"] ** 2
+    error = found.pop("val/error_square")
+    # 1 where the values foretell the returns, 0 where a constant would do as well.
+    found["val/explained_variance"] = 1.0 - error / spread if spread > 1e-12 else 0.0
+    return found
+
+
+def _estimate(experience: Experience, estimator: Estimator) -> Tensor:
+    """Return the KL at each token as another estimator tells it."""
+    logprobs_BT = experience.logprobs_BT
+    reference_BT = logprobs_BT - experience.log_ratio_BT
+    return kl_estimate(logprobs_BT=logprobs_BT, reference_BT=reference_BT, estimator=estimator)
+
+
+def response_metrics(episodes: Episodes, scores: Scores, *, world: World) -> dict[str, float]:
+    """Return what tells how responses are made, for the doctor.
+
+    `objective/repeated_share` is the mean share of a response's four-token runs that stood in it
+    before; `objective/distinct_share` different responses over all; the correlation is Pearson's,
+    of a response's raw score and its tokens, 0 where either does not vary.
+    """
+    lengths_B = scores.raw_B.new_tensor([len(s.token_ids) for s in episodes.samples]).double()
+    raw_B = scores.raw_B.double()
+    repeated = sum(repeated_share(s.token_ids) for s in episodes.samples)
+    sums = [
+        raw_B.sum(),
+        raw_B.square().sum(),
+        lengths_B.sum(),
+        lengths_B.square().sum(),
+        (raw_B * lengths_B).sum(),
+        raw_B.new_tensor(repeated),
+        raw_B.new_tensor(float(len(episodes))),
+    ]
+    *totals, count = world.sum(torch.stack(sums)).tolist()
+    score, square, length, length_square, product, repeated = (total / count for total in totals)
+    spread = max(square - score**2, 0.0) ** 0.5
+    length_spread = max(length_square - length**2, 0.0) ** 0.5
+    varies = spread > 1e-6 and length_spread > 1e-6
+    return {
+        "objective/scores_raw_std": spread,
+        "objective/score_length_correlation": (product - score * length) / (spread * length_spread)
+        if varies
+        else 0.0,
+        "objective/repeated_share": repeated,
+        "objective/distinct_share": _different(episodes, world) / count,
+    }
+
+
+def repeated_share(ids: Sequence[int], *, size: int = 4) -> float:
+    """Return the share of runs of `size` tokens that stood in the response before (seq-rep-n).
+
+    Source: Welleck et al. 2020, "Neural text generation with unlikelihood training", section 6.
+    """
+    runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def _different(episodes: Episodes, world: World) -> int:
+    """Count the different responses of all processes."""
+    # A tuple of numbers has the same hash in every process.
+    own = [hash(tuple(sample.token_ids)) for sample in episodes.samples]
+    if world.size == 1:
+        return len(set(own))
+    return len(set(world.accelerator.gather(torch.tensor(own, device=world.device)).tolist()))
+
+
+def step_metrics(steps: Steps) -> dict[str, float]:
+    """Return what the optimiser steps of an update tell, as means over them."""
+    taken = steps.steps
+    found = {
+        "loss/policy_avg": fmean(s.policy_loss for s in taken),
+        "loss/value_avg": fmean(s.value_loss for s in taken),
+        "policy/approxkl_avg": fmean(s.approximate_kl for s in taken),
+        "policy/clipfrac_avg": fmean(s.clip_share for s in taken),
+        "val/clipfrac_avg": fmean(s.value_clip_share for s in taken),
+        "val/ratio": fmean(s.ratio for s in taken),
+        "val/ratio_var": sample_variance(s.ratio for s in taken) if len(taken) > 1 else 0.0,
+        "val/steps": len(taken),
+    }
+    found |= {f"gradient_norm/{name}": fmean(norms) for name, norms in steps.norms.items()}
+    if steps.pretraining:
+        found["loss/pretraining_avg"] = fmean(steps.pretraining)
+    if steps.norm_ratio is not None:
+        found["gradient_norm/pretraining_to_ppo"] = steps.norm_ratio
+    return found
+
+
+def sample_rows(
+    episodes: Episodes, scores: Scores, experience: Experience, *, update: int, count: int
+) -> list[Mapping[str, object]]:
+    """Return some episodes as rows of samples.jsonl."""
+    kl_B = torch.where(experience.tokens.mask_BT, experience.log_ratio_BT, 0.0).sum(dim=1)
+    return [
+        {
+            "update": update,
+            "prompt": episodes.prompts[i].prompt,
+            "response": episodes.texts[i],
+            "score": round(float(scores.final_B[i]), 4),
+            "scores": {name: round(float(part[i]), 4) for name, part in scores.parts.items()},
+            "kl": round(float(kl_B[i]), 4),
+            "tokens": len(episodes.samples[i].token_ids),
+            "ended": episodes.samples[i].ended,
+        }
+        for i in range(min(count, len(episodes)))
+    ]
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap under a name."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self.last, 4)
+        self.last = now

@@ -1,0 +1,323 @@
+"""The optimiser steps of one update.
+
+Every process holds the tokens and figures of all episodes (little beside a model), so that a
+minibatch is the same whatever the number of processes, which share it evenly. Hidden states that
+values are read off are not little: each process reads those of its own episodes.
+
+Shapes: B episodes of all processes, M episodes of a micro-batch, T response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.errors import TrainingError
+from pipeline.rl.health.invariants import check_first_step
+from pipeline.rl.learner import Average, Learner, rate_share
+from pipeline.rl.maths.advantages import whitened
+from pipeline.rl.maths.losses import ValueLoss, policy_loss, value_loss
+from pipeline.rl.maths.masking import masked_mean
+from pipeline.rl.ppo.experience import Experience, MicroBatch, everyones, global_moments
+from pipeline.rl.pretraining_mix import PretrainingRows, add_pretraining_gradient
+from pipeline.rl.processes import World
+from pipeline.rl.settings import Hyperparameters
+
+
+class Step(NamedTuple):
+    """What one optimiser step tells; means over the tokens of the global minibatch."""
+
+    policy_loss: float
+    value_loss: float
+    approximate_kl: float
+    clip_share: float
+    value_clip_share: float
+    ratio: float
+    entropy: float
+
+
+@dataclass
+class Steps:
+    """The steps of one update.
+
+    Attributes:
+        steps: each of them.
+        norms: gradient norms by module, each of them.
+        pretraining: losses of the pretraining rows.
+        norm_ratio: of the pretraining gradient to PPO's, at the first step.
+        stopped: whether the KL ended the epochs early.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    norms: dict[str, list[float]] = field(default_factory=dict)
+    pretraining: list[float] = field(default_factory=list)
+    norm_ratio: float | None = None
+    stopped: bool = False
+
+
+@dataclass
+class Optimization:
+    """What the optimiser steps of a run work with.
+
+    Attributes:
+        policy: the policy, with a value head if `value` is None.
+        value: the separate value model, or the head that reads the reward model's hidden states.
+        average: moving average of the policy.
+        pretraining: rows of PPO-ptx.
+        hyper: the settings.
+        world: the processes.
+    """
+
+    policy: Learner
+    value: Learner | None
+    average: Average | None
+    pretraining: PretrainingRows | None
+    hyper: Hyperparameters
+    world: World
+
+    def run(self, experience: Experience, *, update: int, check: bool) -> Steps:
+        """Take the steps of an update: epochs over the episodes, cut into minibatches.
+
+        Args:
+            experience: what to learn from.
+            update: number of the update.
+            check: check the invariants at the first step.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite, or an invariant does not hold.
+        """
+        done, experience = Steps(), everyones(experience, self.world)
+        for epoch in range(self.hyper.epochs):
+            for minibatch in self._minibatches(experience, update, epoch):
+                rows = self._share(experience, minibatch)
+                warming = self._warming(update)
+                step = self._gradients(experience, rows, warming=warming, minibatch=minibatch)
+                if check and not done.steps:
+                    check_first_step(
+                        ratio=step.ratio,
+                        approximate_kl=step.approximate_kl,
+                        value_loss=step.value_loss,
+                        bf16=self.world.bf16 or self._from_a_server,
+                    )
+                done.steps.append(step)
+                for name in ("policy_loss", "value_loss"):
+                    _require_finite(name, getattr(step, name), update)
+                self._add_pretraining(done, len(minibatch), experience.tokens.pad_id, update)
+                self._apply(done, update)
+                limit = self.hyper.early_stop_kl
+                if limit is not None and step.approximate_kl > limit:
+                    done.stopped = True
+                    return done
+        return done
+
+    @property
+    def _from_a_server(self) -> bool:
+        """Whether the old log-probabilities may be those of another program."""
+        return self.hyper.reuse_logprobs and self.hyper.rollout.engine != "own"
+
+    def _warming(self, update: int) -> bool:
+        return update < self.hyper.value_warmup_updates
+
+    def _minibatches(self, experience: Experience, update: int, epoch: int) -> list[list[int]]:
+        """Cut the episodes of all processes into minibatches, in an order of the epoch's own."""
+        count = len(experience.tokens.ids)
+        generator = self.world.generator("minibatches", update, epoch, 0)
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        size = count // self.hyper.minibatches
+        return [order[start : start + size] for start in range(0, count, size)]
+
+    def _share(self, experience: Experience, minibatch: list[int]) -> list[int]:
+        """Return this process's episodes of a minibatch, of like lengths on all processes."""
+        ids = experience.tokens.ids
+        return self.world.share(sorted(minibatch, key=lambda row: (-len(ids[row]), row)))
+
+    def _gradients(
+        self,
+        experience: Experience,
+        rows: list[int],
+        *,
+        warming: bool,
+        minibatch: list[int] | None = None,
+    ) -> Step:
+        """Accumulate the gradients of a minibatch; micro-batches do not change them.
+
+        `rows` are this process's share of the minibatch, which is of these alone when not given.
+        """
+        tokens = experience.tokens
+        masks = (tokens.mask_BT[rows], tokens.value_mask_BT[rows])
+        counts = self.world.sum(torch.stack([mask.sum().float() for mask in masks]))
+        if self.hyper.whiten_advantages == "minibatch":
+            experience = self._whitened(experience, rows)
+        pieces = list(tokens.pieces(rows, limit=self.hyper.update_limit, world=self.world))
+        told = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
+        modules = [self.policy.module]
+        if self.value is not None and experience.states_BTH is None:
+            modules.append(self.value.module)
+        for place, piece in enumerate(pieces):
+            with self.world.gradient_sync(*modules, when=place == len(pieces) - 1):
+                told += self._piece(experience, piece, counts, warming=warming)
+        if experience.states_BTH is not None:
+            told += self._read(experience, minibatch or rows, counts[1])
+        return Step(*self.world.sum(told).tolist())
+
+    def _whitened(self, experience: Experience, rows: list[int]) -> Experience:
+        """Whiten the advantages over a minibatch of all processes."""
+        advantages_BT, mask_BT = experience.advantages_BT, experience.tokens.mask_BT
+        of = global_moments(advantages_BT[rows], mask_BT[rows], self.world)
+        return replace(experience, advantages_BT=whitened(advantages_BT, mask_BT, of=of))
+
+    def _piece(
+        self, experience: Experience, piece: MicroBatch, counts: Tensor, *, warming: bool
+    ) -> Tensor:
+        """Add the gradients of one micro-batch; return its share of the step's figures.
+
+        `counts` are the tokens and the values of the global minibatch.
+        """
+        hyper, mask_MT, value_mask_MT = self.hyper, piece.mask_MT, piece.value_mask_MT
+        places = (piece.ids_ML, piece.starts_M)
+        count, value_count = counts
+
+        def part(whole_BT: Tensor) -> Tensor:
+            return whole_BT[piece.rows_M, : mask_MT.shape[1]]
+
+        skip_policy = warming and self.value is not None
+        with torch.set_grad_enabled(not skip_policy):
+            output = self.policy.module(
+                *places, mask_MT, hyper.temperature, hyper.entropy_coefficient > 0
+            )
+        surrogate = policy_loss(
+            logprobs_BT=output.logprobs_BT,
+            old_logprobs_BT=part(experience.logprobs_BT),
+            advantages_BT=part(experience.advantages_BT),
+            mask_BT=mask_MT,
+            clip=hyper.clip,
+            count=count,
+        )
+        entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
+        loss = torch.zeros((), device=self.world.device)
+        if not skip_policy:
+            bonus = hyper.entropy_coefficient * entropy
+            # A shared trunk keeps a (zero) gradient for every parameter while it warms up.
+            loss = (0.0 if warming else 1.0) * (surrogate.loss - bonus)
+        figures = {
+            "policy_loss": surrogate.loss,
+            "approximate_kl": surrogate.approximate_kl,
+            "clip_share": surrogate.clip_share,
+            "ratio": surrogate.ratio,
+            "entropy": entropy,
+        }
+        if experience.states_BTH is None:
+            values_MT = output.values_BT
+            if self.value is not None:
+                values_MT = self.value.module(*places, value_mask_MT)
+            regression = value_loss(
+                values_BT=values_MT,
+                old_values_BT=part(experience.values_BT),
+                returns_BT=part(experience.returns_BT),
+                mask_BT=value_mask_MT,
+                clip=hyper.value_clip,
+                count=value_count,
+            )
+            loss = hyper.value_coefficient * regression.loss + loss
+            figures |= _value_figures(regression)
+        if loss.requires_grad:
+            self.world.backward(loss)
+        return _told(figures)
+
+    def _read(self, experience: Experience, minibatch: list[int], count: Tensor) -> Tensor:
+        """Add the value head's gradients of this process's own episodes in a minibatch.
+
+        Returns this process's share of the step's figures. A process may have none of them; `count`
+        are the values of the global minibatch.
+        """
+        assert self.value is not None and experience.states_BTH is not None
+        own, tokens, width = experience.own, experience.tokens, experience.states_BTH.shape[1]
+        rows = [row for row in minibatch if row in own]
+        longest = max((len(tokens.ids[row]) for row in rows), default=1)
+        size = self.hyper.update_limit.rows_of(longest)
+        told = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
+        for start in range(0, max(1, len(rows)), size):
+            some = rows[start : start + size]
+            mask_MT = tokens.value_mask_BT[some, :width]
+            states_MTH = experience.states_BTH[[row - own.start for row in some]]
+            last = start + size >= len(rows)
+            with self.world.gradient_sync(self.value.module, when=last):
+                regression = value_loss(
+                    values_BT=self.value.module(states_MTH, mask_MT),
+                    old_values_BT=experience.values_BT[some, :width],
+                    returns_BT=experience.returns_BT[some, :width],
+                    mask_BT=mask_MT,
+                    clip=self.hyper.value_clip,
+                    count=count,
+                )
+                self.world.backward(self.hyper.value_coefficient * regression.loss)
+            told += _told(_value_figures(regression))
+        return told
+
+    def _add_pretraining(self, done: Steps, episodes: int, pad_id: int, update: int) -> None:
+        if self.pretraining is None or self._warming(update):
+            return
+        step = add_pretraining_gradient(
+            self.policy,
+            self.pretraining,
+            rows=max(1, round(self.hyper.ptx_rows_per_episode * episodes)),
+            coefficient=self.hyper.ptx_coefficient,
+            limit=self.hyper.update_limit,
+            pad_id=pad_id,
+            measure=done.norm_ratio is None,
+        )
+        done.pretraining.append(step.loss)
+        if step.norm_ratio is not None:
+            done.norm_ratio = step.norm_ratio
+
+    def _apply(self, done: Steps, update: int) -> None:
+        """Step the optimisers and the average."""
+        share = rate_share(update, hyper=self.hyper)
+        learners: dict[str, Learner] = {} if self.value is None else {"value": self.value}
+        if not self._warming(update):
+            learners["policy"] = self.policy
+        elif self.value is None:
+            learners["policy"] = self.policy
+            self._keep_head_gradients()
+        # All norms come before any step: one gradient that is not finite leaves all weights alone.
+        norms = {name: learner.gradient_norm() for name, learner in learners.items()}
+        for name, norm in norms.items():
+            _require_finite(f"the gradient norm of the {name}", norm, update)
+        for name, learner in learners.items():
+            learner.step(norm=norms[name], share=share, max_norm=self.hyper.max_gradient_norm)
+            done.norms.setdefault(name, []).append(norms[name])
+        if self.average is not None and not self._warming(update):
+            self.average.update(self.world.unwrapped(self.policy.module))
+
+    def _keep_head_gradients(self) -> None:
+        """While a shared trunk warms up only the value head moves."""
+        for name, parameter in self.world.unwrapped(self.policy.module).named_parameters():
+            if not name.startswith("value_head"):
+                parameter.grad = None
+
+
+def _value_figures(regression: ValueLoss) -> dict[str, Tensor]:
+    return {"value_loss": regression.loss, "value_clip_share": regression.clip_share}
+
+
+def _told(figures: dict[str, Tensor]) -> Tensor:
+    """Return figures in the order of the fields of `Step`, 0 where there is none."""
+    zero = torch.zeros_like(next(iter(figures.values())))
+    return torch.stack([figures.get(name, zero).detach().double() for name in Step._fields])
+
+
+def _require_finite(name: str, figure: float, update: int) -> None:
+    """Refuse a figure of all processes that is NaN or infinite, before a step.
+
+    Raises:
+        TrainingError: it is; the weights are as they were.
+    """
+    if not math.isfinite(figure):
+        raise TrainingError(
+            f"{name} became {figure} at update {update + 1}, nothing was trained on it; lower "
+            "learning_rate or set bf16: false, the last good resume state is kept"
+        )

@@ -1,0 +1,121 @@
+"""Runs the updates: logs, saves, and obeys the recipe when an alarm of the doctor rings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import Interrupted, TrainingError
+from pipeline.contract.resume import ResumeStore
+from pipeline.rl.health.best_policy import BestPolicy, alarm_lines, alarm_row
+from pipeline.rl.health.doctor import START_CHECKS
+from pipeline.rl.ppo.loop import Ppo, load_ppo_state, run_update, save, write_state
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where a run tells what it does; each is called on every process.
+
+    Attributes:
+        log: takes the metrics of an update.
+        write_samples: takes rows of samples.jsonl.
+        write_alarms: takes rows of doctor.jsonl.
+        say: takes a line for the reader.
+        advance: called after each update.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None]
+    write_samples: Callable[[list[Mapping[str, object]]], None]
+    write_alarms: Callable[[list[Mapping[str, object]]], None]
+    say: Callable[[str], None]
+    advance: Callable[[Mapping[str, float]], None]
+
+
+def train(
+    ppo: Ppo, *, states: ResumeStore, outlets: Outlets, should_stop: Callable[[], bool]
+) -> dict[str, float]:
+    """Run all updates that are left; return the metrics of the last one, or of the best.
+
+    Args:
+        ppo: the run, already restored if there was a resume state.
+        states: where resume states go.
+        outlets: where metrics, samples and alarms go.
+        should_stop: whether to save and stop.
+
+    Raises:
+        Interrupted: asked to stop; the state has been saved.
+        TrainingError: a loss is not finite, an invariant does not hold, or an alarm rang and
+            `doctor.on_alarm` is stop; the state has been saved then.
+    """
+    best = BestPolicy.of(states, ppo.hyper, drifts=ppo.rewards.drifts(ppo.hyper))
+    if ppo.watch.ended_by and ppo.hyper.doctor.on_alarm == "best":  # killed before it was published
+        _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
+        return ppo.metrics
+    while ppo.update < ppo.hyper.updates:
+        result = run_update(ppo, judge=lambda metrics: _keep_if_best(ppo, best, metrics))
+        figures, begins = ppo.watch.look(result.metrics)
+        ppo.metrics = {**result.metrics, **figures}
+        outlets.log(ppo.update, ppo.metrics)
+        if _is_due(ppo, ppo.hyper.sample_every):
+            outlets.write_samples(result.samples)
+        for line in alarm_lines(begins, update=ppo.update):
+            outlets.say(line)
+        outlets.write_alarms([alarm_row(n, r, update=ppo.update) for n, r in begins.items()])
+        outlets.advance(ppo.metrics)
+        ending = {name: found for name, found in begins.items() if name not in START_CHECKS}
+        ends = bool(ending) and ppo.hyper.doctor.on_alarm != "warn"
+        stop = should_stop()
+        ppo.watch.ended_by = alarm_lines(ending, update=ppo.update) if ends else []
+        if stop or ends or _is_due(ppo, ppo.hyper.save_every):
+            save(ppo, states)
+        if ends:
+            _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
+            break
+        if stop and ppo.update < ppo.hyper.updates:
+            raise Interrupted(f"PPO was asked to stop after update {ppo.update}")
+    return ppo.metrics
+
+
+def _keep_if_best(ppo: Ppo, best: BestPolicy, metrics: Mapping[str, float]) -> None:
+    """Save the state of a policy that scores better than all before it."""
+    if not best.is_better(metrics, update=ppo.update, ringing=ppo.watch.unwell):
+        return
+
+    def write(folder: Path) -> None:
+        write_state(ppo, folder)
+        if ppo.world.rank == 0:
+            best.note(folder, metrics)
+
+    best.store.save(ppo.update, write)
+    best.keep(metrics)
+
+
+def _end_on_alarm(ppo: Ppo, best: BestPolicy, lines: Sequence[str], outlets: Outlets) -> None:
+    """Stop, or go back to the best policy.
+
+    Raises:
+        TrainingError: with the alarms, and how to go on.
+    """
+    told = "; ".join(lines)
+    if ppo.hyper.doctor.on_alarm == "stop":
+        raise TrainingError(
+            f"PPO stopped, its state is saved ({told}); run again to go on nevertheless, change "
+            "the setting to start PPO anew, or silence it with doctor.ignore"
+        )
+    found = best.find()
+    if found is None:
+        raise TrainingError(
+            f"PPO has no policy to go back to, {best.store.folder} holds no whole state ({told}); "
+            "change the setting to start PPO anew"
+        )
+    update, folder, metrics = found
+    figures = {k: v for k, v in ppo.metrics.items() if k.startswith("doctor/")}
+    load_ppo_state(ppo, folder, update)
+    ppo.metrics = {**metrics, **figures, "doctor/back_to_update": update}
+    outlets.say(f"the run ends with the policy after update {update}, the best before the alarm")
+
+
+def _is_due(ppo: Ppo, every: int) -> bool:
+    """Tell whether something is due that comes every so many updates, and after the last."""
+    return every > 0 and (ppo.update % every == 0 or ppo.update == ppo.hyper.updates)

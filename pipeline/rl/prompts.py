@@ -1,0 +1,148 @@
+"""The prompts of a run: made into tokens once, and the order in which they come."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ControlTokenError
+from data.records import (
+    Completion,
+    Conversation,
+    Document,
+    Prompt,
+    PromptRow,
+    Record,
+    prompt_hash,
+    to_prompt,
+)
+from data.text.chat import render_prompt, spelled_line, spells_control_tokens
+from data.words import counted
+from pipeline.rl.processes import derived_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt, as records and reward models take it and as the policy does.
+
+    `meta` holds the other columns of its row, which rewards may look at.
+    """
+
+    prompt: Prompt
+    ids: list[int]
+    id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PromptReport:
+    """What became of the rows: how many were kept, how many dropped and why.
+
+    `spelling` are those kept that spell control tokens, which stay text.
+    """
+
+    kept: int = 0
+    spelling: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for the console."""
+        lost = self.dropped.most_common()
+        told = [spelled_line(self.spelling, "prompts")] if self.spelling else []
+        told += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        return [counted(self.kept, "prompt"), *told]
+
+
+def prepare_prompts(
+    records: Iterable[Record],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    prefix_tokens: int | None,
+    report: PromptReport,
+) -> list[PreparedPrompt]:
+    """Make records into prompts, each distinct one once.
+
+    Args:
+        records: anything that has a prompt; of a document, the first tokens are one.
+        tokenizer: the policy's.
+        max_tokens: a longer prompt is dropped and counted.
+        prefix_tokens: tokens of a document that are its prompt (lm-human-preferences: 2 to 64);
+            documents with fewer tokens are dropped. None drops all documents.
+        report: filled in.
+    """
+    prepared, seen = [], set()
+    for record in records:
+        if isinstance(record, Document):
+            row = _opening(record, tokenizer, prefix_tokens)
+        else:
+            row = to_prompt(record)
+        if row is None:
+            report.dropped["a document shorter than prefix_tokens, or no prefix_tokens"] += 1
+            continue
+        try:
+            ids = list(render_prompt(tokenizer, row.prompt))
+        except ControlTokenError as error:
+            report.dropped[str(error)] += 1
+            continue
+        digest = prompt_hash(row.prompt)
+        if len(ids) > max_tokens:
+            report.dropped[f"longer than max_prompt_tokens {max_tokens}"] += 1
+        elif digest in seen:
+            report.dropped["the same prompt again"] += 1
+        else:
+            seen.add(digest)
+            report.spelling += spells_control_tokens(tokenizer, row.prompt)
+            meta = {**_answer(record), **row.meta}
+            prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id, meta=meta))
+    report.kept += len(prepared)
+    return prepared
+
+
+def _answer(record: Record) -> dict[str, Any]:
+    """Return the answer that a demonstration holds, for rewards that compare with it."""
+    if isinstance(record, Conversation):
+        return {"answer": record.messages[-1]["content"]}
+    return {"answer": record.completion} if isinstance(record, Completion) else {}
+
+
+def _opening(
+    document: Document, tokenizer: PreTrainedTokenizerBase, tokens: int | None
+) -> PromptRow | None:
+    """Return the first tokens of a document as a plain prompt, None when there are too few."""
+    if tokens is None:
+        return None
+    # Enough characters for the tokens that are wanted; a book need not be tokenised whole.
+    ids = tokenizer(document.text[: 64 * tokens], add_special_tokens=False)["input_ids"]
+    if len(ids) <= tokens:
+        return None
+    return PromptRow(
+        prompt=str(tokenizer.decode(ids[:tokens], clean_up_tokenization_spaces=False)),
+        id=document.id,
+    )
+
+
+class Order:
+    """An endless order of items: each pass is a permutation, drawn from the seed and its number.
+
+    A place in it is one number, which is all that a resumed run needs to know.
+    """
+
+    def __init__(self, size: int, *, seed: int, purpose: str) -> None:
+        self.size, self.seed, self.purpose = size, seed, purpose
+        self._pass = -1
+        self._items: list[int] = []
+
+    def __getitem__(self, place: int) -> int:
+        """Return the item at a place, from 0 on without end."""
+        number, offset = divmod(place, self.size)
+        if number != self._pass:
+            self._pass, self._items = number, list(range(self.size))
+            random.Random(derived_seed(self.seed, self.purpose, number)).shuffle(self._items)
+        return self._items[offset]

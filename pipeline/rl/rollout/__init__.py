@@ -1,0 +1,1 @@
+"""Samples episodes, in this process or by a vLLM server."""

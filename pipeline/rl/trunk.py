@@ -1,0 +1,83 @@
+"""One model of full size for a whole run of PPO: the trunk and what hangs on it.
+
+The reference is the trunk without adapters, the policy an adapter with the value head on top of
+its hidden states, each reward model that was trained so another adapter with its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.contract.settings import Lora
+from pipeline.rl.policy import POLICY
+from pipeline.rl.processes import World, derived_seed
+from pipeline.rl.rewards import Term
+from reward.learned.on_trunk import hang
+from reward.network.lora import Trunk
+from reward.scorer import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrunkReward:
+    """A reward model that was published with an adapter, to be hung onto the trunk.
+
+    Attributes:
+        folder: its `model/`; the adapter stands beside it.
+        name: what reports call it.
+        batch_size: texts of one pass.
+        batch_tokens: tokens of one, padding included, instead of `batch_size`.
+    """
+
+    folder: str | Path
+    name: str
+    batch_size: int
+    batch_tokens: int | None = None
+
+
+def make_trunk(model: PreTrainedModel, lora: Lora, *, base: str | Path, seed: int) -> Trunk:
+    """Freeze a model and put the policy's adapter onto it.
+
+    Args:
+        model: what the policy starts from.
+        lora: shape of the adapter.
+        base: where the model came from.
+        seed: of the stage.
+
+    Raises:
+        ModelError: the model has no layers of the named targets.
+    """
+    trunk = Trunk(model, base=str(base))
+    trunk.add(POLICY, **lora.model_dump(), seed=derived_seed(seed, "adapter"))
+    return trunk
+
+
+def with_rewards(
+    trunk: Trunk | None,
+    rewards: Sequence[Term[Scorer | TrunkReward] | tuple[Scorer | TrunkReward, float]],
+    *,
+    world: World,
+) -> list[Term[Scorer]]:
+    """Hang those rewards onto the trunk that are adapters; return all as scorers."""
+    found: list[Term[Scorer]] = []
+    for place, reward in enumerate(rewards):
+        term = Term(*reward)
+        scorer = term.scorer
+        if isinstance(scorer, TrunkReward):
+            assert trunk is not None
+            model = hang(
+                trunk,
+                scorer.folder,
+                name=f"reward{place}",
+                device=world.device,
+                batch_size=scorer.batch_size,
+            )
+            model.name, model.batch_tokens = scorer.name, scorer.batch_tokens
+            term = term._replace(scorer=model)
+        found.append(term)
+    return found

@@ -1,0 +1,1 @@
+"""Orders stages, skips what is done, resumes, launches processes, lists runs."""

@@ -1,0 +1,95 @@
+"""Checks of a whole recipe, before anything is loaded or started."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from data.errors import HandOverError, RlhfError, UsageError
+from pipeline.contract.settings import LaunchSettings, StageSettings, references
+from pipeline.contract.trackers import require_installed
+from pipeline.recipe.load import Recipe
+from pipeline.run.launching import require_launchable, shards_weights
+from pipeline.run.planning import Planner, Selection, function_fingerprints, source_fingerprints
+
+
+def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> None:
+    """Check a recipe and all its hand-overs without loading weights or starting anything.
+
+    Args:
+        recipe: the recipe.
+        run: its run folder; finished stages there are looked at.
+        absent: checkpoints that need not be here.
+
+    Raises:
+        RlhfError: as `check_stages` does, or an artifact is wrong.
+    """
+    planner = Planner(recipe, run, Selection())
+    planner.plan()
+    check_stages(recipe, planner, absent=absent)
+
+
+def check_stages(
+    recipe: Recipe,
+    planner: Planner,
+    launch: LaunchSettings | None = None,
+    *,
+    absent: Collection[str] = (),
+) -> None:
+    """Check all hand-overs before any work starts.
+
+    Args:
+        recipe: the recipe.
+        planner: knows which stages are selected.
+        launch: how they are started; as the recipe says when not given.
+        absent: checkpoints that need not be here.
+
+    Raises:
+        HandOverError: two stages do not fit each other, or a stage not the way it is started.
+        SourceError: a local source is not there, or its first rows are not what a stage takes.
+        RecipeError: a reward function is in no `--plugin` file, or a tracker is not installed.
+        UsageError: the launch file can't be used.
+    """
+    launch = launch or recipe.top.launch
+    require_installed(recipe.top.trackers)
+    try:
+        require_launchable(launch)
+    except UsageError as error:
+        raise UsageError(f"{recipe.path}: {error}") from error
+    for stage in planner.selected:
+        try:
+            _check_stage(recipe, stage, planner, launch, absent)
+        except RlhfError as error:
+            raise type(error)(_placed(recipe, stage, error)) from error
+
+
+def _check_stage(
+    recipe: Recipe,
+    stage: str,
+    planner: Planner,
+    launch: LaunchSettings,
+    absent: Collection[str],
+) -> None:
+    settings: StageSettings = recipe.stages[stage]
+    kind = recipe.kind(stage)
+    source_fingerprints(settings, stage)
+    function_fingerprints(settings, stage)
+    hand = planner.hand_over(stage, processes=launch.processes if kind.trains else 1)
+    for place, (target, mark) in references(settings).items():
+        if target not in absent:
+            hand.require_present(target, mark.provides, place)
+    kind.check(settings, hand)
+    if getattr(settings, "lora", None) is not None and shards_weights(launch):
+        raise HandOverError(
+            f"stage {stage}: its adapters (`lora`) need one whole model a process, and "
+            f"launch.config {launch.config} shards the weights; use recipes/launch/ddp.yaml, "
+            "or train without adapters"
+        )
+
+
+def _placed(recipe: Recipe, stage: str, error: RlhfError) -> str:
+    """Return an error's sentence with the recipe and the stage, where they are not named yet."""
+    text = str(error)
+    if f"stage {stage}" not in text and f"stages.{stage}" not in text:
+        text = f"stage {stage}: {text}"
+    return text if text.startswith(str(recipe.path)) else f"{recipe.path}: {text}"

@@ -1,0 +1,83 @@
+"""`rlhf ls RUN`: the stages of a run with state, age, size, parents and main metric."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from data.errors import ArtifactError, RecipeError
+from pipeline.contract.artifacts import Artifact, find, verify
+from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.run.planning import Planner, Selection
+from pipeline.run.runner import RESOLVED
+from pipeline.run.standing import holder, unfinished
+
+COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
+
+
+def list_run(run: Path) -> list[tuple[str, ...]]:
+    """Return a row of text for every stage of a run, under `COLUMNS`.
+
+    Raises:
+        ArtifactError: the folder is no run.
+    """
+    path = run / RESOLVED
+    if not path.is_file():
+        why = f"it has no {RESOLVED}" if run.is_dir() else "no such folder"
+        raise ArtifactError(f"{run} is no run folder: {why}; name runs/<recipe>")
+    try:
+        recipe = load_recipe(path)
+    except RecipeError as error:
+        raise ArtifactError(
+            f"{run} holds a run of another version of this program, or its {RESOLVED} was edited "
+            f"({str(error).splitlines()[0]}); run the recipe again with --out {run}, or list it "
+            "with the version that made it"
+        ) from error
+    planner = Planner(recipe, run, Selection())
+    held = holder(run)
+    return [_row(recipe, planner, stage, run, held) for stage in recipe.stages]
+
+
+def _row(
+    recipe: Recipe, planner: Planner, stage: str, run: Path, held: tuple[str, str] | None
+) -> tuple[str, ...]:
+    parents = ", ".join(recipe.parents(stage)) or "-"
+    kind = recipe.stages[stage].kind
+    try:
+        artifact = find(run / stage)
+        if artifact is not None:
+            verify(artifact)
+    except ArtifactError as error:
+        planner.stale.add(stage)
+        return (stage, kind, f"damaged: {error}", "-", "-", parents, "-")
+    if artifact is None:
+        planner.stale.add(stage)
+        return (stage, kind, unfinished(run, stage, held), "-", "-", parents, "-")
+    why = planner.why_outdated(stage)
+    state = "done" if why is None else f"outdated: {why}"
+    return (stage, kind, state, _age(artifact), _size(artifact.size), parents, _metric(artifact))
+
+
+def _metric(artifact: Artifact) -> str:
+    name = artifact.manifest["main_metric"]
+    value = artifact.metrics.get(name)
+    if value is None:
+        return "-"
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def _age(artifact: Artifact) -> str:
+    created = datetime.fromisoformat(artifact.manifest["created"])
+    seconds = (datetime.now(UTC) - created).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

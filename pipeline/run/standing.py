@@ -1,0 +1,81 @@
+"""How the stages of a run stand: done, outdated, running, cut off, or not run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.contract.artifacts import Artifact
+from pipeline.recipe.load import Recipe
+from pipeline.run.planning import Planner, Selection
+from pipeline.run.unfinished import attempt_in
+
+LOCK = ".lock"
+"""In a run folder: held by the process that works in it, and names it."""
+
+
+def lock_text(stage: str | None = None) -> str:
+    """Return what the holder of `LOCK` writes into it.
+
+    Args:
+        stage: what it works on.
+    """
+    return f"process {os.getpid()}{f', at stage {stage}' if stage is not None else ''}"
+
+
+def holder(run: Path) -> tuple[str, str] | None:
+    """Return which process works in a run folder, and on which stage; None where none does.
+
+    A process that was killed leaves its name in the file, but no lock.
+    """
+    try:
+        with (run / LOCK).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = re.match(r"process (\d+)(?:, at stage (.+))?", file.read())
+                return (found[1], found[2] or "") if found else ("?", "")
+    except OSError:
+        # Another user's run, or none that was ever started.
+        return None
+    return None
+
+
+def unfinished(run: Path, stage: str, held: tuple[str, str] | None) -> str:
+    """Tell how a stage without an artifact stands.
+
+    Args:
+        run: the run folder.
+        stage: the stage's name.
+        held: what `holder` returned.
+    """
+    if held is not None and held[1] == stage:
+        return f"running, process {held[0]}"
+    folder = run / stage
+    attempt = attempt_in(folder)
+    if attempt is not None and attempt.step is not None:
+        return f"cut off, resumes at step {attempt.step}"
+    return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
+
+
+def not_done(recipe: Recipe, run: Path, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return how each stage stands that is not done, in the recipe's order.
+
+    Args:
+        recipe: the recipe as it is now.
+        run: the run folder.
+        artifacts: what the stages left.
+    """
+    planner, found = Planner(recipe, run, Selection()), {}
+    for stage in recipe.stages:
+        if stage not in artifacts:
+            planner.stale.add(stage)
+            found[stage] = unfinished(run, stage, None)
+        else:
+            why = planner.why_outdated(stage)
+            if why is not None:
+                found[stage] = f"outdated: {why}"
+    return found

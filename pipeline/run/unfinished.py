@@ -1,0 +1,139 @@
+"""What stages that did not finish have left: gone on with, or set aside, never lost without a word.
+
+`RUN/.unfinished/STAGE/` holds for each key that the stage was started with, named by the beginning
+of its digest:
+
+    ID.yaml   the recipe, as it was then
+    ID.json   the key, the settings beside it, the plugins
+    ID/       the stage's folder, once an attempt of another key has taken its place
+
+A start with that key moves the folder back. All go when the stage is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.storage import storage_errors, sync_folder, write_atomically
+from pipeline.contract.resume import read_manifest, states_of
+
+PLACE = ".unfinished"
+KEY = "key"
+"""File in the stage's `work/`: digest of the key of the attempt that is there."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A start of a stage with a certain key.
+
+    Attributes:
+        folder: the stage's folder.
+        digest: of the key.
+    """
+
+    folder: Path
+    digest: str
+
+    @property
+    def aside(self) -> Path:
+        """Where its folder is set aside."""
+        return self.folder.parent / PLACE / self.folder.name / self.digest[:12]
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe it was started with."""
+        return self.aside.with_suffix(".yaml")
+
+    @property
+    def step(self) -> int | None:
+        """Step of its newest state, wherever that is; None when it has none."""
+        for folder in (self.folder, self.aside):
+            for state in states_of(folder / "resume"):
+                manifest = read_manifest(state)
+                if manifest is not None and manifest.get("key") == self.digest:
+                    return int(manifest["step"])
+        return None
+
+    @property
+    def what(self) -> str:
+        """What there is of it, in words."""
+        return "what it had done" if self.step is None else f"its checkpoint of step {self.step}"
+
+    def record(self, recipe: str, facts: Mapping[str, Any]) -> None:
+        """Note what it is started with.
+
+        Args:
+            recipe: as YAML.
+            facts: `key`, `beside` (settings that change no result) and `plugins`.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        with storage_errors(self.aside.parent):
+            self.aside.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.recipe, recipe)
+        write_atomically(self.aside.with_suffix(".json"), json.dumps(facts))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `record` noted; nothing for an attempt of an earlier version."""
+        try:
+            content = json.loads(self.aside.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def command(self) -> str | None:
+        """Return the command that goes on with it."""
+        if not self.recipe.is_file():
+            return None
+        plugins = [word for path in self.facts().get("plugins", ()) for word in ("--plugin", path)]
+        out = str(self.folder.parent)
+        return shlex.join(["rlhf", "run", str(self.recipe), "--out", out, *plugins])
+
+    def set_aside(self) -> None:
+        """Move the stage's folder to where it waits, in one step."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.folder, self.aside)
+        self._flush()
+
+    def take_up(self) -> bool:
+        """Move the folder back in place of what is there; tell whether there was one."""
+        if not self.aside.is_dir():
+            return False
+        shutil.rmtree(self.folder)
+        os.replace(self.aside, self.folder)
+        self._flush()
+        return True
+
+    def _flush(self) -> None:
+        sync_folder(self.aside.parent)
+        sync_folder(self.folder.parent)
+
+
+def attempt_in(folder: Path) -> Attempt | None:
+    """Return the attempt whose work lies in a stage's folder; None when nothing is worth keeping.
+
+    Work is a resume state, or what a stage has made by the way and noted in `work/*.json`.
+    """
+    key = folder / "work" / KEY
+    if not key.is_file():
+        return None
+    if not states_of(folder / "resume") and not any((folder / "work").glob("[!.]*.json")):
+        return None
+    return Attempt(folder, key.read_text(encoding="utf-8"))
+
+
+def forget(folder: Path) -> None:
+    """Remove all unfinished attempts of a stage that is done."""
+    place = folder.parent / PLACE
+    shutil.rmtree(place / folder.name, ignore_errors=True)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()

@@ -1,0 +1,130 @@
+"""What checks of several stages share: whether the first rows of their sources can be read."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import BadRowsError, SourceError
+from pipeline.contract.settings import SourceSettings, expand
+
+if TYPE_CHECKING:
+    from data.records import Record
+    from pipeline.contract.handover import HandOver
+
+ROWS = 20
+"""So many rows of a source are looked at."""
+_BAD_SHARE = 0.5
+"""More malformed rows among so few mean another format; fewer may be the only ones."""
+
+
+def require_readable(
+    hand: HandOver,
+    setting: str,
+    sources: Sequence[SourceSettings],
+    convert: Callable[[Record], object],
+    wanted: str,
+) -> None:
+    """Read the first rows of sources on this machine as the stage will; refuse what does not fit.
+
+    Data sets of the hub are left for the stage, since a check needs no network; so are files that
+    are not there, which are refused elsewhere.
+
+    Args:
+        hand: of the stage.
+        setting: where the sources stand.
+        sources: what is read.
+        convert: makes a record into what the stage wants; raises `TypeError` where it can't.
+        wanted: rows that the stage takes, for the sentence.
+
+    Raises:
+        SourceError: a source can't be read, most of its first rows are malformed, a column that
+            `columns` names is missing, or its rows are of another kind.
+    """
+    from data.sources.read import ReadReport, read
+    from data.world import PARTS
+
+    for place, source in enumerate(sources):
+        if not _here(source):
+            continue
+        report = ReadReport()
+        window: dict[str, Any] = {
+            "skip": 0,
+            "limit": min(ROWS, source.limit or ROWS),
+            "report": report,
+        }
+        if f"{source.world}_heldout" in PARTS:  # of the same kind, and made sooner
+            window["world"] = f"{source.world}_heldout"
+        where = f"stage {hand.name}: {setting}.{place}"
+        kind = ""
+        try:
+            for record in read(**source.read_arguments() | window):
+                kind = type(record).__name__
+                convert(record)
+        except SourceError as error:
+            if isinstance(error, BadRowsError) and report.bad <= _BAD_SHARE * report.rows:
+                continue
+            raise type(error)(f"{where}: {error}") from error
+        except TypeError as error:
+            raise SourceError(
+                f"{where} holds {kind} rows; {wanted}: set `format` or `columns`, or name another "
+                "source"
+            ) from error
+
+
+def _here(source: SourceSettings) -> bool:
+    """Tell whether a source can be read here; that files are there is looked at before."""
+    if source.hub is not None:
+        return Path(source.hub).is_dir()
+    paths = [source.path] if isinstance(source.path, str) else source.path or ()
+    return all(glob.has_magic(path) or expand(path).exists() for path in paths)
+
+
+def require_rankings(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
+    """Refuse sources whose first rows are no rankings, see `require_readable`."""
+
+    def convert(record: Record) -> None:
+        from data.records import Ranking
+
+        if not isinstance(record, Ranking):
+            raise TypeError("this is no ranking")
+
+    wanted = "a reward model learns rankings or chosen/rejected pairs"
+    require_readable(hand, setting, sources, convert, wanted)
+
+
+def require_prompts(
+    hand: HandOver, sources: Sequence[SourceSettings], *, openings: bool = False
+) -> None:
+    """Refuse `prompts` whose first rows ask nothing, see `require_readable`.
+
+    Args:
+        hand: of the stage.
+        sources: what is read.
+        openings: whether the first tokens of a document are a prompt.
+    """
+    from data.records import Document, to_prompt
+
+    def convert(record: Record) -> None:
+        if not (openings and isinstance(record, Document)):
+            to_prompt(record)
+
+    wanted = "prompts, conversations, pairs or rankings ask something, of documents prefix_tokens"
+    require_readable(hand, "prompts", sources, convert, wanted)
+
+
+def require_texts(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
+    """Refuse sources whose first rows can't be read, see `require_readable`."""
+    from data.records import to_text
+
+    require_readable(hand, setting, sources, to_text, "it takes text")
+
+
+def require_demonstrations(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
+    """Refuse sources whose first rows hold no answer to imitate, see `require_readable`."""
+    from data.records import to_demonstration
+
+    wanted = "wanted are conversations, prompt/completion pairs or rankings, which hold an answer"
+    require_readable(hand, setting, sources, to_demonstration, wanted)

@@ -1,0 +1,1 @@
+"""Stage `evaluate`: judges checkpoints on held-out prompts."""

@@ -1,0 +1,109 @@
+"""Settings of the evaluate stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from data.errors import nearest
+from pipeline.contract.settings import (
+    Number,
+    PositiveInt,
+    Ref,
+    SameResult,
+    Share,
+    SourceSettings,
+    StageSettings,
+)
+from pipeline.stages.reward_terms import (
+    Reward,
+    RewardTerm,
+    require_steady,
+    reward_terms,
+)
+
+CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
+NonNegative = Annotated[Number, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class EvaluateSettings(StageSettings):
+    """Settings of an evaluation."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    """Kind of stage."""
+    checkpoints: dict[CheckpointName, Annotated[str, Ref("policy")]] = Field(min_length=1)
+    """Name in the report -> stage, path or hub id; in the order of training."""
+    prompts: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Held-out prompts; of a conversation or ranking the prompt alone is used."""
+    limit: PositiveInt | None = None
+    """At most so many prompts, drawn by the seed."""
+    max_too_long_share: Annotated[Share, SameResult()] = 0.05
+    """Share of prompts too long for a checkpoint's context above which the stage stops."""
+    prefix_tokens: PositiveInt | None = None
+    """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
+    perplexity: tuple[SourceSettings, ...] = ()
+    """Held-out texts for the perplexity."""
+    max_texts: PositiveInt = 500
+    """At most so many of them."""
+    reference: str | None = None
+    """Checkpoint that KL is measured to; `sft` when there is one, else the first."""
+    plain: tuple[str, ...] = ()
+    """Checkpoints prompted with plain text, without the chat template."""
+    gold: bool = False
+    """Judge by the embedded world's annotator; the prompts must all be of one world."""
+    reward: Annotated[Reward | None, Ref("reward")] = None
+    """Reward model that judges as `proxy`, or a list of rewards as PPO takes, added up."""
+    rule: str | None = None
+    """Rule (`reward.computed.rules`) that judges as `proxy` instead of a reward model."""
+    rule_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the rule."""
+    max_new_tokens: PositiveInt = 64
+    """Most tokens of a response."""
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 takes the likeliest token. KL is measured at it, too."""
+    top_k: NonNegativeInt = 0
+    """Draw among so many of the likeliest tokens; 0 draws among all."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw among the likeliest tokens whose probabilities reach this sum."""
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
+    """Responses sampled together."""
+    bf16: bool | Literal["auto"] = False
+    """Compute in bfloat16; off, since it blurs the KL."""
+    resamples: PositiveInt = 2000
+    """Draws of each bootstrap interval."""
+    trust_remote_code: bool = False
+    """Run code that a checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _names_and_judges(self) -> EvaluateSettings:
+        for field, names in (("plain", self.plain), ("reference", (self.reference,))):
+            for name in names:
+                if name is not None and name not in self.checkpoints:
+                    raise ValueError(
+                        f"{field}: '{name}' is none of the checkpoints "
+                        f"({', '.join(self.checkpoints)}).{nearest(name, self.checkpoints)}"
+                    )
+        if self.reward is not None and self.rule is not None:
+            raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
+        require_steady(self.terms)
+        worlds = {source.world_seed if source.world else None for source in self.prompts}
+        if self.gold and (None in worlds or len(worlds) > 1):
+            raise ValueError(
+                "gold: the annotator judges the embedded world's prompts alone; let all `prompts` "
+                "be of one world, or set gold: false"
+            )
+        return self
+
+    @property
+    def terms(self) -> dict[str, RewardTerm]:
+        """The rewards that judge as `proxy` by the path of what they come from."""
+        return {} if self.reward is None else reward_terms(self.reward)
+
+    @property
+    def measured_to(self) -> str:
+        """Name of the checkpoint that KL is measured to."""
+        return self.reference or (
+            "sft" if "sft" in self.checkpoints else next(iter(self.checkpoints))
+        )

@@ -1,0 +1,190 @@
+"""Stage `evaluate`: every named checkpoint on the same held-out prompts.
+
+For each: perplexity of held-out texts, gold and proxy reward, KL to the reference, length and end
+of responses, repetition and variety; between each two, win rates by each judge. How KL and proxy
+reward are measured is told in `pipeline/evaluation/judge/judge.py`.
+
+A base model has never seen the tokens of a chat template. `plain` names the checkpoints that are
+given the bare question and a line break instead, as one prompts a base model. In answer to plain
+text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
+
+Leaves `samples.jsonl`, one judged sample a line, and `evaluation.json`, each figure of which
+`pipeline.evaluation.judge.figures` counts again from the samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from data.errors import HandOverError, RecipeError
+from pipeline.contract.kind import StageKind
+from pipeline.stages.checks import require_prompts, require_texts
+from pipeline.stages.evaluate.settings import EvaluateSettings
+from pipeline.stages.reward_terms import (
+    check_rewards,
+    load_judge,
+)
+
+if TYPE_CHECKING:
+    from data.records import Prompt, PromptRow
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+    from pipeline.evaluation.judge.inputs import Opening
+    from pipeline.evaluation.judge.judge import Plan
+
+
+def check(settings: EvaluateSettings, hand: HandOver) -> None:
+    """Refuse a reward model without head, and responses that no context holds.
+
+    Raises:
+        HandOverError: with the values that do not fit.
+    """
+    opening = settings.prefix_tokens or 1
+    for name, reference in settings.checkpoints.items():
+        what = "prefix_tokens" if settings.prefix_tokens else "a prompt of one token"
+        hand.require_fits_context(
+            reference, opening + settings.max_new_tokens, f"{what} and max_new_tokens"
+        )
+        why = "checkpoints that answer are causal language models"
+        hand.require_writer(reference, f"checkpoints.{name}", why)
+    if settings.rule is not None:
+        from reward.computed.rules import rule
+
+        try:
+            rule(settings.rule, **settings.rule_options)
+        except RecipeError as error:
+            raise HandOverError(f"stage {hand.name}: rule: {error}") from error
+    check_rewards(settings.terms, hand)
+    require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
+    require_texts(hand, "perplexity", settings.perplexity)
+
+
+def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
+    """Judge all checkpoints; return the final metrics."""
+    from pipeline.evaluation.judge.judge import EvaluationWorkspace, evaluate
+    from pipeline.evaluation.judge.overlap import seen_lines
+    from pipeline.evaluation.judge.summary import say_results, stage_metrics
+
+    plan = _plan(context)
+    workspace = EvaluationWorkspace(
+        context.folder, _key(context), context.console, context.stop_if_asked
+    )
+    results = evaluate(plan, workspace)
+    say_results(results, context.say)
+    for line in seen_lines(
+        results["seen"], n_prompts=results["prompts"]["n"], n_texts=results["texts"]
+    ):
+        context.say(line)
+    return stage_metrics(results)
+
+
+def _plan(context: StageContext[EvaluateSettings]) -> Plan:
+    from pipeline.evaluation.judge.judge import Plan
+    from pipeline.evaluation.judge.overlap import seen_before
+    from pipeline.generation.generate import Sampling
+    from pipeline.models.load import pick_device, resolve_bf16
+    from pipeline.stages.evaluate.readings import made_elsewhere, readings
+
+    settings, prompts = context.settings, _prompts(context)
+    return Plan(
+        checkpoints={name: context.input(f"checkpoints.{name}") for name in settings.checkpoints},
+        prompts=prompts,
+        texts=_texts(context),
+        reference=settings.measured_to,
+        plain=frozenset(settings.plain),
+        world_seed=settings.prompts[0].world_seed if settings.gold else None,
+        scorer=_scorer(context, prompts[0].prompt if prompts else ""),
+        sampling=Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        ),
+        batch_size=settings.batch_size,
+        bf16=resolve_bf16(settings.bf16, pick_device()),
+        max_too_long_share=settings.max_too_long_share,
+        resamples=settings.resamples,
+        seed=context.seed,
+        trust_remote_code=settings.trust_remote_code,
+        seen=lambda prompts, texts: seen_before(
+            prompts,
+            texts,
+            readings=readings(context.hand),
+            elsewhere=made_elsewhere(context.hand),
+            document_prompt=_opening(context),
+        ),
+    )
+
+
+def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
+    from pipeline.evaluation.judge.inputs import read_prompts
+
+    settings = context.settings
+    sources = [source.read_arguments() for source in settings.prompts]
+    return read_prompts(
+        sources, limit=settings.limit, seed=context.seed, say=context.say, opening=_opening(context)
+    )
+
+
+def _opening(context: StageContext[EvaluateSettings]) -> Opening | None:
+    """Return what makes documents into prompts, None where the recipe doesn't ask for it."""
+    from pipeline.evaluation.judge.inputs import document_opening
+    from pipeline.models.load import load_tokenizer
+
+    settings = context.settings
+    if settings.prefix_tokens is None:
+        return None
+    tokenizer = load_tokenizer(
+        context.input(f"checkpoints.{settings.measured_to}"),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return document_opening(tokenizer, settings.prefix_tokens)
+
+
+def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
+    from pipeline.evaluation.judge.inputs import read_texts
+
+    settings = context.settings
+    sources = [source.read_arguments() for source in settings.perplexity]
+    return read_texts(sources, limit=settings.max_texts, say=context.say)
+
+
+def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
+    """Return what loads the proxy judge, None when the recipe names none."""
+    settings = context.settings
+    if settings.rule is not None:
+        from reward.computed.rules import rule
+
+        found = rule(settings.rule, **settings.rule_options)
+        return lambda: found
+    if settings.reward is None:
+        return None
+
+    reward = settings.reward
+    return lambda: load_judge(
+        context,
+        reward,
+        prompt=prompt,
+        batch_size=settings.batch_size,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _key(context: StageContext[EvaluateSettings]) -> str:
+    """Return the digest that work of an earlier try must have."""
+    parts = [context.resume.key, json.dumps(context.settings.key_settings()), str(context.seed)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+KIND = StageKind(
+    name="evaluate",
+    settings=EvaluateSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"evaluation"}),
+    main_metric="win_rate",
+    version=1,
+    trains=False,
+)

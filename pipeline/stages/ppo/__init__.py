@@ -1,0 +1,1 @@
+"""Stage `ppo`: reinforcement learning from the reward model's scores."""

@@ -1,0 +1,104 @@
+"""What a PPO stage refuses before it loads anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data.errors import HandOverError
+from pipeline.contract.settings import is_external
+from pipeline.stages.checks import require_prompts, require_texts
+from pipeline.stages.ppo.sources import carried_sources
+from pipeline.stages.reward_terms import check_rewards, model_references
+
+if TYPE_CHECKING:
+    from pipeline.contract.handover import HandOver
+    from pipeline.stages.ppo.settings import PpoSettings
+
+
+def check(settings: PpoSettings, hand: HandOver) -> None:
+    """Refuse checkpoints that do not fit each other, and prompts that do not fit the context.
+
+    Raises:
+        HandOverError: naming both.
+    """
+    trust = settings.trust_remote_code
+    hand.require_tokenizer_for(settings.policy, settings.tokenizer)
+    hand.require_writer(settings.policy, "policy", "a policy is a causal language model")
+    hand.require_class(
+        settings.policy, "policy", "causal", way_out="name another policy", trust=trust
+    )
+    hand.require_fits_context(
+        settings.policy,
+        settings.max_prompt_tokens + settings.max_new_tokens,
+        "max_prompt_tokens + max_new_tokens",
+    )
+    require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
+    require_texts(hand, "pretraining_sources", settings.pretraining_sources)
+    check_processes(settings, hand.processes)
+    if settings.reference is not None:
+        hand.require_writer(settings.reference, "reference", "a reference is one as the policy is")
+        hand.require_same_tokenizer(settings.policy, settings.reference)
+    if settings.pretraining is not None:
+        carried_sources(settings, hand)
+    if settings.ptx_coefficient > 0:
+        hand.require_fits_context(
+            settings.policy, settings.pretraining_row_tokens, "pretraining_row_tokens"
+        )
+    if settings.value_start is not None:
+        hand.require_same_tokenizer(settings.policy, settings.value_start)
+        hand.require_reward_head(settings.value_start)
+    check_rewards(settings.terms, hand)
+    _check_value(settings, hand)
+    for term in settings.terms.values():
+        if term.model is not None:
+            _check_trunk(settings, term.model, hand)
+
+
+def _check_value(settings: PpoSettings, hand: HandOver) -> None:
+    """Refuse a separate value model of an architecture that has no class for it."""
+    if settings.value != "separate":
+        return
+    way_out = "set value: shared, a head on the policy's trunk"
+    if settings.value_start is not None:
+        hand.require_class(settings.value_start, "value_start", "token", way_out=way_out)
+        return
+    models = [m for item in settings.terms.items() for m in model_references(*item).values()]
+    if not models or not _may_become_value_model(models[0], settings.policy, hand):
+        # Then the policy's checkpoint is what the value model starts from, as `_value_source` says.
+        hand.require_class(settings.policy, "policy", "token", way_out=way_out)
+
+
+def _may_become_value_model(reward: str, policy: str, hand: HandOver) -> bool:
+    found, own = hand.facts(hand.origin(reward)), hand.facts(hand.origin(policy))
+    if found is None:
+        return True
+    if found.lacks("token") or found.lacks("causal"):
+        return False
+    return own is None or own.vocabulary == found.vocabulary
+
+
+def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
+    """Refuse a reward model whose adapter is trained on another trunk than the policy's."""
+    trained = hand.settings(reward)
+    if settings.trunk == "separate" or getattr(trained, "lora", None) is None:
+        return
+    base: str = getattr(trained, "model", "")
+    if base != settings.policy and not is_external(base) and not is_external(settings.policy):
+        raise HandOverError(
+            f"stage {hand.name}: trunk: shared needs one checkpoint, but the policy starts from "
+            f"{settings.policy} and the adapter of {reward} from {base}; start both from one"
+        )
+
+
+def check_processes(settings: PpoSettings, processes: int) -> None:
+    """Refuse a batch that processes and minibatches can't share.
+
+    Raises:
+        HandOverError: with the number that it must be a multiple of.
+    """
+    share = processes * settings.minibatches
+    if settings.batch_size % share:
+        raise HandOverError(
+            f"batch_size {settings.batch_size} does not divide by {processes} processes times "
+            f"{settings.minibatches} minibatches; choose a multiple of {share}"
+        )

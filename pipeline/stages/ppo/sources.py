@@ -1,0 +1,76 @@
+"""What a PPO stage reads beside its models: prompts, and the rows of PPO-ptx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from data.errors import HandOverError
+from pipeline.contract.settings import SourceSettings
+
+if TYPE_CHECKING:
+    from data.records import Record
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+    from pipeline.stages.ppo.settings import PpoSettings
+
+
+def records(
+    context: StageContext[PpoSettings], sources: tuple[SourceSettings, ...], field: str
+) -> Iterator[Record]:
+    """Yield the records of sources; say what was left out of them."""
+    from data.sources.read import ReadReport, read
+
+    for place, source in enumerate(sources):
+        report = ReadReport()
+        yield from read(**source.read_arguments(), report=report)
+        for line in report.lines():
+            context.say(f"{field}.{place}: {line}")
+
+
+def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list[list[int]] | None:
+    """Return the rows of PPO-ptx, None without."""
+    settings = context.settings
+    if settings.ptx_coefficient == 0:
+        return None
+    from data.records import to_text
+    from pipeline.rl.pretraining_mix import text_rows
+    from pipeline.training.corpus import is_heldout
+
+    sources, heldout_share = settings.pretraining_sources, 0.0
+    if settings.pretraining is not None:
+        sources, heldout_share = carried_sources(settings, context.hand)
+    rows = text_rows(
+        (
+            record
+            for record in records(context, sources, "pretraining")
+            if not is_heldout(to_text(record), heldout_share)
+        ),
+        tokenizer=tokenizer,
+        row_tokens=settings.pretraining_row_tokens,
+    )
+    context.say(f"{len(rows):,} pretraining rows")
+    return rows
+
+
+def carried_sources(
+    settings: PpoSettings, hand: HandOver
+) -> tuple[tuple[SourceSettings, ...], float]:
+    """Return what the stage that `pretraining` names trains on: its sources, less a share.
+
+    Returns:
+        The sources, and the share of their texts that the stage holds out to judge its model.
+
+    Raises:
+        HandOverError: it is no pretrain stage.
+    """
+    from pipeline.stages.pretrain.settings import PretrainSettings
+
+    assert settings.pretraining is not None
+    named = hand.settings(settings.pretraining)
+    if not isinstance(named, PretrainSettings):
+        raise HandOverError(
+            f"stage {hand.name}: pretraining names {settings.pretraining}, which is no pretrain "
+            "stage of this recipe; name one, or use pretraining_sources"
+        )
+    return named.train, 0.0 if named.heldout else float(named.heldout_share)

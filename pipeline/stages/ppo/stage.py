@@ -1,0 +1,203 @@
+"""The ppo stage: trains a policy against a reward, held near a reference.
+
+The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in
+`pipeline/rl/ppo/loop.py`. What is left behind: `model/` (the policy, or its average), `adapter/`
+(of it, on a shared trunk, in peft's layout), `value_model/` (a token classifier with one label;
+where transformers has none for the architecture, `value_head.safetensors` of a head on the policy's
+trunk), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`, and
+`doctor.jsonl` where an alarm rang.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import HandOverError, RewardError, RolloutError, SourceError
+from data.storage import storage_errors
+from pipeline.contract.kind import StageKind
+from pipeline.stages.ppo.checks import check, check_processes
+from pipeline.stages.ppo.settings import PpoSettings
+from pipeline.stages.ppo.sources import pretraining_rows, records
+from pipeline.stages.reward_terms import (
+    load_terms,
+    model_references,
+    reported_name,
+)
+
+if TYPE_CHECKING:
+    from pipeline.contract.context import StageContext
+    from pipeline.rl.prompts import PreparedPrompt
+    from pipeline.rl.rewards import Term
+    from pipeline.rl.trunk import TrunkReward
+    from reward.scorer import Scorer
+
+
+def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
+    """Train, publish policy and value model, return the last update's metrics."""
+    from pipeline.models.load import load_tokenizer, pick_device, resolve_bf16
+    from pipeline.rl.ppo.build import build_ppo
+    from pipeline.rl.ppo.loop import restore, save
+    from pipeline.rl.ppo.publish import publish, try_publishing
+    from pipeline.rl.ppo.train import Outlets, train
+    from pipeline.rl.processes import World, make_accelerator
+
+    settings = context.settings
+    bf16 = resolve_bf16(settings.bf16, pick_device())
+    world = World(make_accelerator(bf16=bf16), context.seed)
+    check_processes(settings, world.size)
+    source = context.input("policy")
+    tokenizer = load_tokenizer(
+        source if settings.tokenizer is None else context.input("tokenizer"),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    prompts = _prompts(context, tokenizer)
+    ppo = build_ppo(
+        policy_source=source,
+        reference_source=context.input("reference") if settings.reference else None,
+        value_source=_value_source(context, tokenizer),
+        scorers=_rewards(context, prompts[0], world.device),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        pretraining=pretraining_rows(context, copy.deepcopy(tokenizer)),
+        end_ids=_end_ids(settings, tokenizer),
+        hyper=settings,
+        world=world,
+        trust_remote_code=settings.trust_remote_code,
+        lora=settings.lora,
+        scratch=context.folder / "work", say=context.say,
+        read_values=settings.value == "reward",
+    )  # fmt: skip
+    try_publishing(context, ppo)
+    samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
+    context.resume.track(samples, alarms)
+    if restore(ppo, context.resume):
+        context.say(f"going on after update {ppo.update} of {settings.updates}")
+    with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
+        outlets = Outlets(
+            log=context.metrics.log,
+            write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
+            write_alarms=lambda rows: _append(alarms, rows) if context.main_process else None,
+            say=context.say,
+            advance=lambda m: bar.advance(
+                1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
+            ),
+        )
+        try:
+            metrics = train(
+                ppo, states=context.resume, outlets=outlets, should_stop=context.should_stop
+            )
+        except (RewardError, RolloutError):
+            # Both come before an update changes anything: the state is that of the last one.
+            save(ppo, context.resume)
+            raise
+    publish(ppo, context.folder)
+    return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
+
+
+def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[PreparedPrompt]:
+    from pipeline.rl.prompts import PromptReport, prepare_prompts
+
+    settings, report = context.settings, PromptReport()
+    prompts = prepare_prompts(
+        records(context, settings.prompts, "prompts"),
+        # To use one forgets how it fills up and cuts; it is published as it came.
+        tokenizer=copy.deepcopy(tokenizer),
+        max_tokens=settings.max_prompt_tokens,
+        prefix_tokens=settings.prefix_tokens,
+        report=report,
+    )
+    for line in report.lines():
+        context.say(line)
+    lost = report.dropped.total() - report.dropped["the same prompt again"]
+    if not prompts or lost > settings.max_dropped_share * (lost + len(prompts)):
+        raise SourceError(
+            f"stage {context.name}: {lost} of {lost + len(prompts)} prompts were dropped "
+            f"({'; '.join(report.lines()[1:]) or 'the sources hold none'}); raise "
+            "max_prompt_tokens, set prefix_tokens, or name other sources"
+        )
+    return prompts
+
+
+def _end_ids(settings: PpoSettings, tokenizer: Any) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    for token in settings.end_tokens:
+        if token not in vocabulary:
+            raise HandOverError(
+                f"end_tokens names {token!r}, which is no token of {settings.policy}; leave it out"
+            )
+    return [vocabulary[token] for token in settings.end_tokens]
+
+
+def _rewards(
+    context: StageContext[PpoSettings], prompt: PreparedPrompt, device: Any
+) -> list[Term[Scorer | TrunkReward]]:
+    """Load what scores responses; adapters of reward models are left to be hung onto a trunk."""
+    from pipeline.rl.rewards import Term
+    from pipeline.rl.trunk import TrunkReward
+    from reward.network.lora_files import adapter_folder
+
+    settings = context.settings
+    found: list[Term[Scorer | TrunkReward]] = []
+    for path, term in settings.terms.items():
+        if settings.trunk == "shared" and term.model is not None:
+            name, folder = reported_name(term.model), context.input(path)
+            if adapter_folder(folder) is not None:
+                hung = TrunkReward(folder, name, *settings.score_limit)
+                found.append(Term(hung, term.weight, term.clip, term.normalize))
+                continue
+            context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
+        found += load_terms(
+            context,
+            {path: term},
+            prompt=prompt.prompt,
+            device=device,
+            batch_size=settings.score_batch_size,
+            batch_tokens=settings.tokens_per_micro_batch,
+        )
+    return found
+
+
+def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | Path | None:
+    """Return the checkpoint a separate value model starts from; None when the trunk is shared.
+
+    Without a reward model that could become one, the policy's checkpoint with a head of zeros.
+    """
+    from pipeline.rl.ppo.build import fits_as_value_model
+
+    settings = context.settings
+    if settings.value != "separate":
+        return None
+    if settings.value_start is not None:
+        return context.input("value_start")
+    models = [path for item in settings.terms.items() for path in model_references(*item)]
+    first = next(iter(models), None)
+    if first is None:
+        return context.input("policy")
+    problem = fits_as_value_model(context.input(first), tokenizer)
+    if problem is None:
+        return context.input(first)
+    context.say(f"the value model starts from the policy, not from the reward model: {problem}")
+    return context.input("policy")
+
+
+def _append(path: Path, rows: list[Mapping[str, object]]) -> None:
+    if not rows:
+        return
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+KIND = StageKind(
+    name="ppo",
+    settings=PpoSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"policy", "tokenizer"}),
+    main_metric="objective/scores",
+    version=1,
+)

@@ -1,0 +1,1 @@
+"""Stage `pretrain`: a base model from text."""

@@ -1,0 +1,172 @@
+"""Settings of the pretrain stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.contract.settings import (
+    Number,
+    PositiveInt,
+    PositiveNumber,
+    Ref,
+    SameResult,
+    Share,
+    SourceSettings,
+    StageSettings,
+)
+
+if TYPE_CHECKING:
+    from pipeline.models.architectures import Shape
+
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+SHAPE = (
+    "hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "tie_embeddings",
+    "rope_theta", "initializer_range", "positions",
+)  # fmt: skip
+
+
+class PretrainSettings(StageSettings):
+    """Settings of a pretraining stage."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    """Kind of stage."""
+    train: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    """Text to learn."""
+    heldout: tuple[SourceSettings, ...] = ()
+    """Text the model is judged on."""
+    heldout_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the documents of `train` kept to judge the model; unused where `heldout` is set."""
+    tokenizer: Annotated[str | None, Ref("tokenizer")] = None
+    """Tokenizer; that of `model` when not given."""
+    model: Annotated[str | None, Ref("policy")] = None
+    """Checkpoint to go on from; from scratch when not given."""
+    architecture: Literal["llama", "qwen2", "gpt2", "gpt_neox"] = "llama"
+    """Architecture of a model from scratch."""
+    hidden_size: PositiveInt = 256
+    """Width of the residual stream."""
+    layers: PositiveInt = 4
+    """Transformer blocks."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    kv_heads: PositiveInt | None = None
+    """Heads of keys and values (llama, qwen2); as many as `heads` when not given."""
+    intermediate_size: PositiveInt | None = None
+    """Width of the feed-forward layer; 4 x hidden_size (gated: 8/3, rounded up to 16s)."""
+    tie_embeddings: bool = True
+    """One matrix for input and output embedding."""
+    rope_theta: PositiveNumber = 10_000.0
+    """Base of the rotary embedding (all but gpt2)."""
+    initializer_range: PositiveNumber = 0.02
+    """Standard deviation of the initial weights."""
+    context_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a chunk; a model from scratch has as many positions, or `positions`."""
+    positions: PositiveInt | None = None
+    """Longest input of a model from scratch, where its later stages need more than a chunk."""
+    attend_across_documents: bool = True
+    """Whether a token sees the documents before its own in the chunk; false is slower."""
+    steps: PositiveInt | None = None
+    """Optimiser's steps in all."""
+    epochs: PositiveNumber | None = None
+    """Passes over the text instead of `steps`; 1 when none of the three is given."""
+    tokens: PositiveInt | None = None
+    """Tokens to learn instead of `steps`."""
+    batch_size: PositiveInt = 32
+    """Chunks of one step, over all processes."""
+    micro_batch_size: Annotated[PositiveInt | None, SameResult()] = None
+    """Chunks of one forward pass; gradients gather until the batch is done."""
+    learning_rate: PositiveNumber = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_share: Share = 0.02
+    """Share of the steps over which the learning rate rises."""
+    final_share: Share = 0.1
+    """Share of the peak that the schedule ends at."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.1
+    """AdamW's, on matrices alone."""
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    """AdamW's."""
+    epsilon: PositiveNumber = 1e-8
+    """AdamW's."""
+    max_gradient_norm: PositiveNumber = 1.0
+    """Longer gradients are scaled down to it."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    compile: Annotated[bool, SameResult()] = False
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
+    """Compute activations twice to save memory."""
+    log_every: Annotated[PositiveInt, SameResult()] = 10
+    """Steps between two lines of metrics."""
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 100
+    """Steps between two looks at the held-out text; 0 for the end alone."""
+    heldout_chunks: PositiveInt = 256
+    """At most so many held-out chunks are looked at, spread evenly."""
+    save_every: Annotated[NonNegativeInt, SameResult()] = 100
+    """Steps between two resume states; 0 saves only when told to stop."""
+    trust_remote_code: bool = False
+    """Run code that the checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainSettings:
+        lengths = [k for k in ("steps", "epochs", "tokens") if getattr(self, k) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"{' and '.join(lengths)} contradict; give one of them")
+        if self.model is None:
+            self._check_shape()
+        else:
+            named = self.changed_among("architecture", *SHAPE)
+            if named:
+                raise ValueError(f"{named[0]} is for a model from scratch; `model` brings its own")
+        return self
+
+    def _check_shape(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError("a model from scratch needs a `tokenizer`")
+        if self.longest_input < self.context_length:
+            raise ValueError(
+                f"positions {self.positions} is below context_length {self.context_length}"
+            )
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        if self.architecture != "gpt2" and self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size / heads is {self.hidden_size // self.heads}; a rotary embedding "
+                "needs an even number"
+            )
+
+    @property
+    def longest_input(self) -> int:
+        """Positions of a model from scratch."""
+        return self.positions or self.context_length
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward layer."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.architecture in ("gpt2", "gpt_neox"):
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 48) * 16
+
+    @property
+    def shape(self) -> Shape:
+        """Size of a model from scratch."""
+        from pipeline.models.architectures import Shape
+
+        return Shape(
+            hidden_size=self.hidden_size,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
+            intermediate_size=self.feed_forward_size,
+            context_length=self.longest_input,
+            tie_embeddings=self.tie_embeddings,
+            rope_theta=self.rope_theta,
+            initializer_range=self.initializer_range,
+        )

@@ -1,0 +1,357 @@
+"""Stage `rankings` with `labeler: people`: tasks into the store, wait, rankings out.
+
+What was sampled stands in `tasks.jsonl`; a campaign's name ends in a digest of it, so that other
+completions make another campaign and nobody's answer is taken for one to another model's. Labels
+are kept in the run's database, outside the stage's folder: the stage may be emptied, stopped and
+run again, and finds them by that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import Interrupted, SourceError
+from data.extras import FIGURES, STORE, require_packages
+from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
+from data.labels.web.address import read_address
+from data.records import ENDED, Ranking, prompt_hash
+from data.storage import write_atomically
+from data.words import counted
+from pipeline.stages.rankings.annotators import Workers
+from pipeline.stages.rankings.people_settings import database_place
+from pipeline.stages.rankings.sampling import (
+    FILE,
+    append_rows,
+    drawn,
+    make_sampler,
+    read_counts,
+    read_rankings,
+    require_prompts,
+    sample,
+    sampling_metrics,
+    save_counts,
+    summarise,
+)
+from pipeline.stages.reward.rows import referred_rankings
+
+if TYPE_CHECKING:
+    from data.labels.store.database import Database
+    from pipeline.contract.context import StageContext
+    from pipeline.stages.rankings.labelers import Unranked
+    from pipeline.stages.rankings.settings import RankingsSettings
+
+TASKS = "tasks.jsonl"
+SCORES = "scores.jsonl"
+TOLD_SECONDS = 60.0
+"""Between two lines on how far the labels are."""
+_SAMPLED = "whole"
+"""In the counts of a resume state: all prompts are sampled."""
+_NAP = 0.2
+"""Seconds between two looks at the stop flag."""
+
+
+def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
+    """Sample, store the tasks, wait for labels, write the rankings; return the metrics.
+
+    Raises:
+        Interrupted: a signal asked to stop; tasks and labels are kept.
+        UsageError: packages are missing, or the database can't be opened.
+    """
+    require_packages(*STORE, *FIGURES)
+    counts = _sampled(context)
+    tasks = [*read_tasks(context.folder / TASKS)]
+    require_prompts(context, len(tasks))
+    tasks = _scored(context, tasks)
+    from data.labels.store.database import open_database
+
+    asked, run = context.settings.asked, context.folder.parent
+    database = open_database(database_place(run, asked.database))
+    try:
+        campaign = _campaign(context, database, tasks)
+        progress = _wait(context, database, campaign)
+        labels = _write(context, database, campaign)
+    finally:
+        database.close()
+    metrics = summarise(read_rankings(context.folder / FILE))
+    return {
+        **metrics,
+        "n_prompts": len({row.assignment.task.id for row in labels}),
+        "n_rankings": metrics["n_prompts"],
+        "n_tasks": progress.tasks,
+        "n_labels": len(labels),
+        "n_annotators": len({row.annotator.id for row in labels}),
+        "campaign": campaign.name,
+        **sampling_metrics(counts),
+    }
+
+
+def _sampled(context: StageContext[RankingsSettings]) -> Counter[str]:
+    """Sample what is not sampled yet, and return the counts; the model is gone afterwards."""
+    path = context.folder / TASKS
+    context.resume.track(path)
+    found = context.resume.latest()
+    if found is not None:
+        counts = read_counts(found[1])
+        if counts[_SAMPLED]:
+            return counts
+    sampler = make_sampler(context)
+    model_name = str(context.settings.model)
+    chunks = sample(
+        context, sampler, path, lambda items: (_task_row(item, model_name) for item in items)
+    )
+    counts = sampler.counts
+    counts[_SAMPLED] = 1
+    save_counts(context, chunks, counts)
+    del sampler
+    _free_memory()
+    return counts
+
+
+def _free_memory() -> None:
+    # People take days; the accelerator is others' meanwhile.
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _task_row(item: Unranked, model: str) -> dict[str, Any]:
+    return {
+        "key": hashlib.sha256(
+            json.dumps([prompt_hash(item.prompt), item.completions]).encode()
+        ).hexdigest()[:32],
+        "prompt": item.prompt,
+        "completions": item.completions,
+        "policies": [model] * len(item.completions),
+        "meta": {**item.meta, ENDED: item.ended, "id": item.id},
+    }
+
+
+def read_tasks(path: Path) -> Iterator[NewTask]:
+    """Yield the tasks of a `tasks.jsonl`."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield NewTask(**json.loads(line))
+
+
+def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> list[NewTask]:
+    """Return the tasks with the scores of the reward models of `people.scored_by`."""
+    sources = context.settings.asked.scored_by
+    if not sources:
+        return tasks
+    path = context.folder / SCORES
+    if not path.is_file():
+        from reward.learned.model import RewardModel
+
+        prompts = [task.prompt for task in tasks for _ in task.completions]
+        texts = [text for task in tasks for text in task.completions]
+        ended = [end for task in tasks for end in task.meta[ENDED]]
+        columns = []
+        for place, name in enumerate(sources):
+            model = RewardModel.load(
+                context.input(f"people.scored_by.{place}"),
+                batch_size=context.settings.batch_size,
+                trust_remote_code=context.settings.trust_remote_code,
+            )
+            with context.progress(len(texts), f"scoring by {name}", unit="texts") as bar:
+                columns.append(iter(model.score(prompts, texts, ended=ended, advance=bar.advance)))
+            del model
+            context.stop_if_asked()
+        rows = [[[next(column) for _ in task.completions] for column in columns] for task in tasks]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        _free_memory()
+    with path.open(encoding="utf-8") as file:
+        return [
+            dataclasses.replace(task, scores=json.loads(line))
+            for task, line in zip(tasks, file, strict=True)
+        ]
+
+
+def _campaign(
+    context: StageContext[RankingsSettings], database: Database, tasks: Sequence[NewTask]
+) -> Campaign:
+    """Store the campaign and its tasks, or find them."""
+    from data.labels.campaign.campaigns import Campaigns
+
+    asked, campaigns = context.settings.asked, Campaigns(database)
+    gold = _gold_tasks(context)
+    name = f"{asked.campaign or context.name}-{_digest(context, [*tasks, *gold])}"
+    settings = CampaignSettings(
+        mode=asked.mode,
+        strategy=asked.strategy,
+        overlap=asked.overlap,
+        annotators_per_task=asked.annotators_per_task,
+        gold_share=asked.gold_share,
+        repeat_share=asked.repeat_share,
+        qualification_tasks=asked.qualification_tasks,
+        qualification_share=asked.qualification_share,
+        lease_seconds=60 * asked.lease_minutes,
+        seed=context.seed,
+    )
+    known = campaigns.get(name)
+    if known is not None and known.settings.lease_seconds != settings.lease_seconds:
+        minutes = known.settings.lease_seconds / 60
+        context.say(f"campaign {name} keeps the {minutes:g} lease_minutes it was begun with")
+        settings = dataclasses.replace(settings, lease_seconds=known.settings.lease_seconds)
+    campaign = campaigns.create(name, settings, asked.read_guidelines(), by=f"stage {context.name}")
+    campaigns.add_tasks(campaign.id, [*tasks, *gold])
+    return campaign
+
+
+def _digest(context: StageContext[RankingsSettings], tasks: Sequence[NewTask]) -> str:
+    """Return what tells this set of tasks, asked in this way, from any other."""
+    content = [context.settings.asked.mode, context.seed]
+    whole = json.dumps([content, *([task.key, task.gold_ranks] for task in tasks)])
+    return hashlib.sha256(whole.encode()).hexdigest()[:8]
+
+
+def _gold_tasks(context: StageContext[RankingsSettings]) -> list[NewTask]:
+    """Return the tasks whose ranks are known, those without an order left out.
+
+    Raises:
+        SourceError: there are fewer than the qualification takes, or of another size.
+    """
+    asked = context.settings.asked
+    if asked.gold is None:
+        return []
+    found = {}
+    for ranking in referred_rankings(context, "people.gold"):
+        if len(set(ranking.ranks)) > 1 and 2 <= len(ranking.completions) <= 9:
+            task = _gold_task(ranking)
+            found[task.key] = task
+    if asked.mode == "pairs":
+        found = {key: task for key, task in found.items() if len(task.completions) == 2}
+    chosen = drawn([*found.values()], asked.gold_tasks, context.seed)
+    if len(chosen) < max(1, asked.qualification_tasks):
+        raise SourceError(
+            f"stage {context.name}: people.gold holds {len(chosen)} rankings that can be asked, "
+            f"{max(1, asked.qualification_tasks)} are needed: rankings of 2 to 9 completions "
+            "(pairs: 2) that do not all tie"
+        )
+    return chosen
+
+
+def _gold_task(ranking: Ranking) -> NewTask:
+    content = json.dumps(["gold", prompt_hash(ranking.prompt), ranking.completions])
+    return NewTask(
+        key=hashlib.sha256(content.encode()).hexdigest()[:32],
+        prompt=ranking.prompt,
+        completions=list(ranking.completions),
+        policies=list(ranking.policies),
+        gold_ranks=list(ranking.ranks),
+        gold_note=str(ranking.meta.get("note", "")),
+        meta={**ranking.meta, **({ENDED: ranking.ended} if ranking.ended else {})},
+    )
+
+
+def _wait(
+    context: StageContext[RankingsSettings], database: Database, campaign: Campaign
+) -> Progress:
+    """Return once enough tasks have all their labels, or the campaign is closed.
+
+    Raises:
+        Interrupted: a signal asked to stop.
+    """
+    from data.labels.campaign.campaigns import Campaigns
+
+    asked, campaigns = context.settings.asked, Campaigns(database)
+    progress = campaigns.progress(campaign.id)
+    needed = _needed(context, progress.tasks)
+    workers = Workers(context, database, campaign)
+    told = -TOLD_SECONDS
+    with context.progress(needed, "labelled", done=progress.complete, unit="tasks") as bar:
+        seen = progress.complete
+        while progress.complete < needed:
+            if time.monotonic() - told >= TOLD_SECONDS:
+                _tell(context, database, campaign, progress, needed)
+                told = time.monotonic()
+            worked = workers.turn(context.should_stop)
+            progress = campaigns.progress(campaign.id)
+            bar.advance(progress.complete - seen)
+            seen = progress.complete
+            known = campaigns.by_id(campaign.id)
+            if known is not None and known.closed:
+                context.say(
+                    f"campaign {campaign.name} is closed at {seen} of {counted(needed, 'task')}"
+                )
+                break
+            if seen < needed and not worked:
+                _sleep(context, asked.poll_seconds)
+            _stop_if_asked(context, progress, needed)
+    return progress
+
+
+def _needed(context: StageContext[RankingsSettings], tasks: int) -> int:
+    needed = context.settings.asked.needed
+    if needed <= 1:
+        return max(1, round(needed * tasks))
+    if needed > tasks:
+        context.say(f"people.needed asks for {needed:g} tasks, there are {tasks}: all are needed")
+    return min(int(needed), tasks)
+
+
+def _tell(
+    context: StageContext[RankingsSettings],
+    database: Database,
+    campaign: Campaign,
+    progress: Progress,
+    needed: int,
+) -> None:
+    from data.labels.campaign.submissions import Work
+
+    run = context.folder.parent
+    address = read_address(run)
+    where = f"at {address}" if address else f"by `rlhf label serve {run}`"
+    skips = Work(database).skipped_by(campaign.id)
+    who = ", ".join(f"{count} by {name}" for name, count in skips.items())
+    context.say(
+        f"waiting for labels {where}: {progress.complete} of {counted(needed, 'task')}, "
+        f"{counted(progress.labels, 'label')} by {counted(progress.annotators, 'annotator')} "
+        f"(campaign {campaign.name}" + (f"; skipped: {who})" if skips else ")")
+    )
+
+
+def _sleep(context: StageContext[RankingsSettings], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not context.should_stop():
+        time.sleep(min(_NAP, left))
+
+
+def _stop_if_asked(
+    context: StageContext[RankingsSettings], progress: Progress, needed: int
+) -> None:
+    if context.should_stop():
+        raise Interrupted(
+            f"stage {context.name} stopped waiting at {progress.complete} of "
+            f"{counted(needed, 'task')}, all labels are kept"
+        )
+
+
+def _write(
+    context: StageContext[RankingsSettings], database: Database, campaign: Campaign
+) -> list[LabelRow]:
+    """Write `rankings.jsonl` and return the labels it is made of."""
+    from data.labels.campaign.chosen import labels_of
+    from data.labels.campaign.submissions import Work
+    from data.labels.exchange.exporting import ExportSettings, export_parts
+
+    labels = labels_of(Work(database).labels(campaign.id))
+    if not labels:
+        raise SourceError(
+            f"stage {context.name}: campaign {campaign.name} was closed without a label"
+        )
+    written = ExportSettings("rankings", consolidation=context.settings.asked.consolidation)
+    parts, _ = export_parts(labels, written)
+    path = context.folder / FILE
+    path.unlink(missing_ok=True)
+    append_rows(path, map(json.loads, parts["rankings.jsonl"]))
+    return labels

@@ -1,0 +1,232 @@
+"""Settings of `labeler: people`; imports nothing heavy, as a recipe is checked with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from data.errors import RecipeError
+from data.labels.records import Mode, Strategy
+from pipeline.contract.settings import (
+    Number,
+    PositiveInt,
+    PositiveNumber,
+    Ref,
+    SameResult,
+    Settings,
+    Share,
+    expand,
+    same_result,
+)
+
+ENVIRONMENT = "env:"
+"""Begins a `database` that is the name of an environment variable."""
+
+
+class GoldAnnotatorSettings(Settings):
+    """The embedded world's gold annotator, labelling like anybody else."""
+
+    kind: Literal["gold"] = "gold"
+    """Kind of annotator."""
+    noise: Annotated[Number, Field(ge=0)] = 0.0
+    """Standard deviation of its error, in units of its score (0 to 1)."""
+
+
+class SimulatedPoolSettings(Settings):
+    """A pool of simulated annotators with differing tastes (AlpacaFarm, Dubois et al. 2023)."""
+
+    kind: Literal["simulated"] = "simulated"
+    """Kind of annotator."""
+    pool: PositiveInt = 13
+    """How many there are; AlpacaFarm: 13."""
+    flip: Share = 0.25
+    """Chance that a preference is turned round; AlpacaFarm: 0.25."""
+    quality: Literal["gold", "scores"] = "gold"
+    """What an answer is worth: the embedded world's score, or the mean of `scored_by`."""
+
+
+class JudgeSettings(Settings):
+    """A language model behind an OpenAI-compatible address, asked for each pair in both orders."""
+
+    kind: Literal["judge"] = "judge"
+    """Kind of annotator."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "judge"
+    """Its name among the annotators, and of its log in RUN/labels."""
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+\S*$")]
+    """Base address, such as http://localhost:8000/v1."""
+    model: str
+    """The model's name there."""
+    key_variable: Annotated[str | None, SameResult()] = None
+    """Environment variable that holds the service's key."""
+    max_calls: PositiveInt | None = None
+    """Calls that may be made in all; K completions take K (K - 1), and K more for ratings."""
+    max_tokens: PositiveInt | None = None
+    """Tokens, in and out, after which no call is made any more."""
+    max_answer_tokens: PositiveInt = 300
+    """Tokens of one answer."""
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    """Of its answers; 0 is the likeliest."""
+    concurrency: Annotated[PositiveInt, SameResult()] = 4
+    """Calls at the same time."""
+    timeout: Annotated[PositiveNumber, SameResult()] = 60.0
+    """Seconds without an answer after which a try has failed."""
+    retries: Annotated[int, Field(ge=0), SameResult()] = 5
+    """Further tries of a call, after 1, 2, 4 ... seconds."""
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+AnnotatorSettings = Annotated[
+    Annotated[GoldAnnotatorSettings, Tag("gold")]
+    | Annotated[SimulatedPoolSettings, Tag("simulated")]
+    | Annotated[JudgeSettings, Tag("judge")],
+    Discriminator(
+        _kind,
+        custom_error_type="annotator_kind",
+        custom_error_message="kind is one of gold, simulated, judge",
+    ),
+]
+
+
+class PeopleSettings(Settings):
+    """How people are asked to rank."""
+
+    mode: Mode = "rate_and_rank"
+    """Ratings and flags before ranks (InstructGPT), ranks alone, or two answers and a strength."""
+    strategy: Strategy = "random"
+    """Next task: any, where `scored_by` disagree, or where they score the best two alike."""
+    scored_by: tuple[Annotated[str, Ref("reward")], ...] = ()
+    """Reward models whose scores `strategy` looks at."""
+    overlap: Share = 0.2
+    """Share of the tasks that several people label, so that their agreement can be told."""
+    annotators_per_task: PositiveInt = 3
+    """How many label each of those."""
+    gold: Annotated[str | None, Ref("rankings")] = None
+    """Tasks whose ranks are known: a rankings stage, or a file of rankings."""
+    gold_tasks: PositiveInt = 50
+    """At most so many of them, drawn by the seed."""
+    gold_share: Share = 0.0
+    """Chance that the next task is one of `gold`."""
+    repeat_share: Share = 0.0
+    """Chance that the next task is one that the same person labelled before."""
+    qualification_tasks: Annotated[int, Field(ge=0)] = 0
+    """Tasks of `gold` that a person does first, and is told the answer of."""
+    qualification_share: Share = 0.7
+    """Share of their pairs that must be ordered as known."""
+    lease_minutes: Annotated[PositiveNumber, SameResult()] = 30.0
+    """How long a task stays with a person who does not submit it."""
+    needed: Annotated[Number, Field(gt=0)] = 1.0
+    """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
+    consolidation: Literal["per_annotator", "majority", "soft"] = "per_annotator"
+    """Several labels of a task are a ranking each (InstructGPT), one by majority of pairs, or that
+    with the share of annotators for each, which the reward stage takes as its target."""
+    guidelines: Annotated[str | None, SameResult()] = None
+    """File of the guidelines, Markdown; people read them first."""
+    campaign: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    """Name of the campaign; the stage's when not given."""
+    database: Annotated[str | None, SameResult()] = None
+    """Where labels are kept: a PostgreSQL address, `env:NAME` of one, or a file; RUN/labels."""
+    poll_seconds: Annotated[PositiveNumber, SameResult()] = 2.0
+    """Seconds between two looks at how many labels are there."""
+    annotators: tuple[AnnotatorSettings, ...] = ()
+    """Annotators that are no people, who label while the stage waits."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> PeopleSettings:
+        if self.needed > 1 and self.needed != int(self.needed):
+            raise ValueError(
+                f"needed {self.needed:g} is neither a share (to 1) nor a whole number of tasks"
+            )
+        if self.gold is None and (self.gold_share or self.qualification_tasks):
+            raise ValueError("gold_share and qualification_tasks need `gold`, tasks of known ranks")
+        if self.qualification_tasks > self.gold_tasks:
+            raise ValueError(
+                f"qualification_tasks {self.qualification_tasks} are more than gold_tasks "
+                f"{self.gold_tasks}"
+            )
+        if self.gold_share + self.repeat_share >= 1:
+            raise ValueError("gold_share and repeat_share leave no room; below 1 together")
+        models = {"random": 0, "small_gap": 1, "disagreement": 2}[self.strategy]
+        scores = any(getattr(one, "quality", "") == "scores" for one in self.annotators)
+        if len(self.scored_by) < max(models, int(scores)):
+            raise ValueError(
+                f"strategy: {self.strategy} needs {models} reward models in `scored_by`"
+                if models > len(self.scored_by)
+                else "quality: scores needs a reward model in `scored_by`"
+            )
+        if self.database is not None:
+            require_no_password(self.database)
+        names = [one.name for one in self.annotators if isinstance(one, JudgeSettings)]
+        kinds = [one.kind for one in self.annotators if not isinstance(one, JudgeSettings)]
+        for name in (*names, *kinds):
+            if (*names, *kinds).count(name) > 1:
+                raise ValueError(f"two annotators are '{name}'; a judge can have another `name`")
+        return self
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return the settings that labels or annotators follow from, as JSON."""
+        own = {place for place in same_result(self) if "." not in place}
+        return self.model_dump(mode="json", exclude=own)
+
+    @property
+    def judges_the_world(self) -> bool:
+        """Whether an annotator knows the embedded world alone."""
+        return any(
+            one.kind == "gold" or getattr(one, "quality", "") == "gold" for one in self.annotators
+        )
+
+    def read_guidelines(self) -> str:
+        """Return the text of the guidelines.
+
+        Raises:
+            RecipeError: the file can't be read.
+        """
+        if self.guidelines is None:
+            return ""
+        try:
+            return expand(self.guidelines).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "no UTF-8 text"
+            raise RecipeError(
+                f"people.guidelines: {self.guidelines} can't be read: {reason}"
+            ) from None
+
+
+def require_no_password(database: str) -> None:
+    """Refuse a password in a recipe, which is copied into the run folder.
+
+    Raises:
+        ValueError: there is one.
+    """
+    account = database.partition("://")[2].rpartition("@")[0]
+    if ":" in account:
+        raise ValueError(
+            "a password in a recipe would be copied into the run; put the address into an "
+            "environment variable and write env:NAME"
+        )
+
+
+def database_place(run: Path, given: str | None) -> str:
+    """Return the address of a run's label database.
+
+    Args:
+        run: the run folder.
+        given: the recipe's or a command's; None for RUN/labels/labels.sqlite.
+
+    Raises:
+        RecipeError: the environment variable that it names is not set.
+    """
+    if given is None:
+        return str(run / "labels" / "labels.sqlite")
+    if not given.startswith(ENVIRONMENT):
+        return given
+    name = given.removeprefix(ENVIRONMENT)
+    if not os.environ.get(name):
+        raise RecipeError(f"database {given}: the environment variable {name} is not set")
+    return os.environ[name]

@@ -1,0 +1,123 @@
+"""Settings of the rankings stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.contract.settings import (
+    Number,
+    PositiveInt,
+    Ref,
+    SameResult,
+    Share,
+    SourceSettings,
+    StageSettings,
+)
+from pipeline.stages.rankings.people_settings import PeopleSettings
+
+NonNegative = Annotated[Number, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST_COMPLETIONS = 9
+"""Completions that a person can keep apart; InstructGPT: 4 to 9."""
+
+
+CHUNK = 64
+"""Prompts that are sampled from one seed; another number gives other samples."""
+
+
+class RankingsSettings(StageSettings):
+    """Settings of a rankings stage."""
+
+    kind: Literal["rankings"] = "rankings"
+    """Kind of stage."""
+    labeler: Literal["gold", "people", "file"] = "gold"
+    """Who ranks: the embedded world's annotator, people, or nobody, `rankings` holding ranks."""
+    model: Annotated[str | None, Ref("policy")] = None
+    """Checkpoint that answers the prompts."""
+    prompts: tuple[SourceSettings, ...] = ()
+    """What it answers; of a conversation or ranking the prompt alone is used."""
+    rankings: tuple[SourceSettings, ...] = ()
+    """With `labeler: file`: sources of rankings or of chosen/rejected pairs."""
+    people: PeopleSettings | None = None
+    """With `labeler: people`: how they are asked, and when enough is labelled."""
+    limit: PositiveInt | None = None
+    """At most so many prompts, drawn by the seed."""
+    completions: Annotated[int, Field(ge=2)] = 4
+    """Completions sampled for each prompt; InstructGPT: 4 to 9."""
+    noise: NonNegative = 0.0
+    """Standard deviation of the gold annotator's error, in units of its score (0 to 1)."""
+    max_new_tokens: PositiveInt = 64
+    """Most tokens of a completion."""
+    temperature: Annotated[Number, Field(gt=0)] = 1.0
+    """Divides the logits."""
+    top_k: NonNegativeInt = 0
+    """Draw among so many of the likeliest tokens; 0 draws among all."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw among the likeliest tokens whose probabilities reach this sum."""
+    batch_size: Annotated[PositiveInt, SameResult()] = 64
+    """Completions sampled together."""
+    max_too_long_share: Annotated[Share, SameResult()] = 0.05
+    """Share of prompts too long for the context above which the stage stops."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Sample in bfloat16; "auto" where the hardware has it."""
+    trust_remote_code: bool = False
+    """Run code that the checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _fits_the_labeler(self) -> RankingsSettings:
+        if self.people is not None and self.labeler != "people":
+            raise ValueError(f"`people` is for labeler: people, this is labeler: {self.labeler}")
+        sampled = {"model": self.model, "prompts": self.prompts}
+        if self.labeler == "file":
+            unused = [name for name, value in sampled.items() if value]
+            if unused or not self.rankings:
+                raise ValueError(
+                    "labeler: file takes `rankings` sources as they are"
+                    + (f", so drop {' and '.join(unused)}" if unused else " and has none")
+                )
+            return self
+        missing = [name for name, value in sampled.items() if not value]
+        if missing or self.rankings:
+            raise ValueError(
+                f"labeler: {self.labeler} ranks what a model answers: "
+                + (f"give {' and '.join(missing)}" if missing else "drop `rankings`")
+            )
+        if self.labeler == "people":
+            self._fits_people()
+        worlds = {source.world_seed if source.world else None for source in self.prompts}
+        judged = self.labeler == "gold" or self.asked.judges_the_world
+        if judged and (None in worlds or len(worlds) > 1):
+            who = "labeler: gold" if self.labeler == "gold" else "the gold annotator"
+            raise ValueError(
+                f"{who} ranks answers to the embedded world's prompts alone; let all "
+                "`prompts` be of one world, or use labeler: file"
+            )
+        return self
+
+    def _fits_people(self) -> None:
+        asked = self.asked
+        if self.completions > MOST_COMPLETIONS:
+            raise ValueError(
+                f"people rank 2 to {MOST_COMPLETIONS} completions, this asks {self.completions}"
+            )
+        if asked.mode == "pairs" and self.completions != 2:
+            raise ValueError(f"people.mode: pairs compares 2 completions, not {self.completions}")
+        if self.limit is not None and asked.needed > max(1, self.limit):
+            raise ValueError(
+                f"people.needed asks for {asked.needed:g} tasks, limit makes {self.limit} at most"
+            )
+
+    @property
+    def asked(self) -> PeopleSettings:
+        """How people are asked."""
+        return self.people or PeopleSettings()
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        found = super().recorded_settings()
+        del found["people"]
+        if self.labeler == "people":
+            found["people"] = self.asked.recorded_settings()
+        return found

@@ -1,0 +1,75 @@
+"""Stage `rankings`: several completions a prompt, ranked by a labeler.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.4: K = 4 to 9 completions a prompt, all
+pairs of a ranking learnt together. Kept as ranks with ties, never as pairs.
+
+`labeler: gold` samples the completions from `model` and has them ranked by the embedded world's
+annotator; `labeler: people` samples them into `tasks.jsonl` and waits until people have ranked them
+(`rlhf label serve RUN`); `labeler: file` takes rankings or pairs that exist.
+
+Completions of a prompt that read the same are kept once; a prompt with fewer than two is dropped.
+Both are counted. `ended` tells of each completion whether it ended by itself: one that was cut off
+is learnt without the mark of an end.
+
+Leaves `rankings.jsonl`; with `labeler: people` also `tasks.jsonl`, what they were shown. The labels
+themselves are outside the stage's folder, in the database of the run, and survive it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.contract.kind import StageKind
+from pipeline.stages.checks import require_prompts, require_rankings
+from pipeline.stages.rankings.settings import RankingsSettings
+
+if TYPE_CHECKING:
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+
+
+def check(settings: RankingsSettings, hand: HandOver) -> None:
+    """Refuse a checkpoint that can't answer.
+
+    Raises:
+        HandOverError: with the values that do not fit.
+    """
+    require_rankings(hand, "rankings", settings.rankings)
+    if settings.model is None:
+        return
+    hand.require_rows(settings.model)
+    hand.require_fits_context(
+        settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
+    )
+    why = "completions are sampled from a causal language model"
+    hand.require_writer(settings.model, "model", why)
+    require_prompts(hand, settings.prompts)
+    if settings.labeler == "people":
+        settings.asked.read_guidelines()
+        for reference in settings.asked.scored_by:
+            hand.require_reward_head(reference)
+
+
+def run(context: StageContext[RankingsSettings]) -> dict[str, float | int | str]:
+    """Sample, rank and write; return the final metrics."""
+    from pipeline.stages.rankings.sampling import copy_rankings, sample_and_rank
+
+    if context.settings.labeler == "file":
+        return copy_rankings(context)
+    if context.settings.labeler == "people":
+        from pipeline.stages.rankings.people import ask_people
+
+        return ask_people(context)
+    return sample_and_rank(context)
+
+
+KIND = StageKind(
+    name="rankings",
+    settings=RankingsSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"rankings"}),
+    main_metric="n_pairs",
+    version=1,
+    trains=False,
+)

@@ -1,0 +1,1 @@
+"""Stage `reward`: a reward model from rankings."""

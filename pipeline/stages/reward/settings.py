@@ -1,0 +1,101 @@
+"""Settings of the reward stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.contract.settings import (
+    Lora,
+    Number,
+    PositiveInt,
+    PositiveNumber,
+    Ref,
+    SameResult,
+    Share,
+    SourceSettings,
+    StageSettings,
+)
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class RewardSettings(StageSettings):
+    """Settings of a reward stage."""
+
+    kind: Literal["reward"] = "reward"
+    """Kind of stage."""
+    model: Annotated[str, Ref("policy")]
+    """What it starts from: an SFT checkpoint, any causal or encoder model, or a reward model."""
+    tokenizer: Annotated[str | None, Ref("tokenizer")] = None
+    """Tokenizer instead of the model's own, such as one adopted with another padding token."""
+    rankings: Annotated[str | tuple[str, ...] | None, Ref("rankings")] = None
+    """Stage whose rankings it learns, or a file of rankings or pairs; or several of them."""
+    train: tuple[SourceSettings, ...] = ()
+    """Further sources of rankings or pairs to learn."""
+    heldout_share: Share = 0.1
+    """Share of the prompts kept from training to judge the model; unused where `heldout` is set."""
+    heldout: tuple[SourceSettings, ...] = ()
+    """Sources of rankings to judge the model by instead of a share."""
+    eval_rankings: Annotated[str | None, Ref("rankings")] = None
+    """Rankings, noise-free if possible, that the reported quality is taken from."""
+    demonstrations: tuple[SourceSettings, ...] = ()
+    """Held-out demonstrations that shall score 0 on average; none, no bias."""
+    max_demonstrations: PositiveInt = 500
+    """At most so many demonstrations are scored for the bias."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with response, tokens; the model's own limit when not given."""
+    max_truncated_share: Annotated[Share, SameResult()] = 0.05
+    """Share of texts longer than that above which the stage stops."""
+    ties: Literal["drop", "half"] = "drop"
+    """Leave tied pairs out, or pull the probability that one is better to one half; not of rankings
+    with soft labels, all of whose pairs are learnt."""
+    margin: Annotated[Number, Field(ge=0)] = 0.0
+    """Difference of scores asked of every ranked pair."""
+    epochs: PositiveNumber = 1.0
+    """Passes over the prompts; InstructGPT saw overfitting after one."""
+    prompts_per_step: PositiveInt = 64
+    """Prompts of one optimiser step, over all processes; InstructGPT: 64."""
+    tokens_per_micro_batch: Annotated[PositiveInt, SameResult()] = 16384
+    """Tokens of one forward pass, padding included; bounds the memory."""
+    learning_rate: PositiveNumber = 9e-6
+    """Peak learning rate; InstructGPT's for 6B."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; InstructGPT: cosine."""
+    final_share: Share = 0.1
+    """Share of the peak that the schedule ends at; InstructGPT: 0.1."""
+    warmup_share: Share = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's, on matrices alone."""
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    """AdamW's; InstructGPT: 0.9, 0.95."""
+    epsilon: PositiveNumber = 1e-8
+    """AdamW's."""
+    max_gradient_norm: PositiveNumber = 1.0
+    """Longer gradients are scaled down to it."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
+    lora: Lora | None = None
+    """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
+    """Compute activations twice to save memory."""
+    compile: Annotated[bool, SameResult()] = False
+    """Compile the layers with torch.compile: up to minutes at the start, a third less a step."""
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 50
+    """Steps between two looks at the held-out rankings; 0 for none."""
+    save_every: Annotated[NonNegativeInt, SameResult()] = 50
+    """Steps between two resume states; 0 saves only when told to stop."""
+    trust_remote_code: bool = False
+    """Run code that the checkpoint carries."""
+
+    @model_validator(mode="after")
+    def _something_to_learn_and_to_judge(self) -> RewardSettings:
+        if not self.rankings and not self.train:
+            raise ValueError("a reward stage needs `rankings` (a stage or file) or `train` sources")
+        if not self.heldout and self.eval_rankings is None and self.heldout_share == 0:
+            raise ValueError(
+                "nothing is held out: set heldout_share above 0, or give heldout or eval_rankings"
+            )
+        return self

@@ -1,0 +1,270 @@
+"""Stage `reward`: trains a reward model on rankings, judges it, and sets its bias.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5 and appendix C.2: 6B parameters, one epoch,
+64 prompts a batch with all their pairs, learning rate 9e-6 with a cosine down to 10 %. Smaller
+models want more: Huang et al. 2024 (N+) took 3e-6 for 1B on 92k pairs, a model of some million
+parameters takes 1e-4 to 1e-3.
+
+Departures: prompts whose completions all tie are left out of the batches; clipping of the
+gradient norm at 1 is ours; the head starts as in N+.
+
+Rankings with soft labels (`probabilities`, as `consolidation: soft` writes, or `probability` of
+a chosen/rejected pair) are learnt by these, see `reward.learned.losses`; accuracy is told by the
+ranks.
+
+Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
+held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
+is merged into `model/`, and stands in `adapter/` too, with its head and the digest of its trunk.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from data.errors import HandOverError, SourceError
+from data.storage import storage_errors, write_atomically
+from pipeline.contract.kind import StageKind
+from pipeline.contract.settings import (
+    Lora,
+    external_location,
+    is_external,
+    references,
+)
+from pipeline.stages.checks import require_demonstrations, require_rankings
+from pipeline.stages.reward.rows import RankingRows, rankings_source, read_rows, report_rows
+from pipeline.stages.reward.settings import RewardSettings
+
+if TYPE_CHECKING:
+    from data.records import Ranking
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+    from pipeline.stages.reward.trainer import Hyperparameters, RankingTrainer
+    from reward.learned.model import RewardModel
+    from reward.network.lora import Trunk
+    from reward.quality.judging import ScoredRanking
+
+
+def check(settings: RewardSettings, hand: HandOver) -> None:
+    """Refuse a checkpoint that can't become a reward model.
+
+    Raises:
+        HandOverError: tokenizer and model do not fit, or the input is longer than the context.
+    """
+    hand.require_tokenizer_for(settings.model, settings.tokenizer)
+    if settings.max_length is not None:
+        hand.require_fits_context(settings.model, settings.max_length, "max_length")
+    facts = hand.facts(hand.origin(settings.model))
+    written = (facts.architecture if facts is not None else None) or ""
+    paired = "ConditionalGeneration" in written
+    if facts is not None and (facts.encoder_decoder or (paired and not facts.writes)):
+        raise HandOverError(
+            f"stage {hand.name}: model: {settings.model} is a {written or facts.model_type}, an "
+            "encoder-decoder; a reward model starts from a causal or an encoder model"
+        )
+    hand.require_class(
+        settings.model, "model", "sequence", trust=settings.trust_remote_code,
+        way_out="start the reward model from another architecture",
+    )  # fmt: skip
+    for field, sources in (("train", settings.train), ("heldout", settings.heldout)):
+        require_rankings(hand, field, sources)
+    require_demonstrations(hand, "demonstrations", settings.demonstrations)
+    for field, (target, mark) in references(settings).items():
+        if mark.provides == "rankings" and is_external(target):
+            source = rankings_source(external_location(target))
+            if source.path is not None:
+                require_rankings(hand, field, (source,))
+
+
+def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
+    """Train, judge, set the bias and save; return the final metrics."""
+    from accelerate.utils import DistributedType
+
+    from pipeline.models.compile import compile_layers, refuse_sharded
+    from pipeline.models.saving import try_saving
+    from pipeline.stages.reward.trainer import RankingTrainer
+    from pipeline.training.accelerator import make_accelerator
+    from reward.learned.batching import encode_rankings
+    from reward.learned.model import RewardModel
+
+    settings = context.settings
+    accelerator = make_accelerator(bf16=False)  # the trainer casts by itself
+    if settings.compile:
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        refuse_sharded(accelerator.sharded or deepspeed)
+    rows = read_rows(context)
+    model = RewardModel.start(
+        context.input("model"),
+        seed=context.seed,
+        max_length=settings.max_length,
+        tokenizer_source=context.input("tokenizer") if settings.tokenizer is not None else None,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    try_saving(context, model.module.classifier, model.tokenizer)
+    trunk = None if settings.lora is None else _adapt(context, settings.lora, model)
+    if settings.gradient_checkpointing:
+        model.module.classifier.activation_checkpointing_enable({"use_reentrant": False})
+    examples, dropped = encode_rankings(rows.training, encoder=model.encoder, ties=settings.ties)
+    watched, _ = encode_rankings(rows.judged, encoder=model.encoder)
+    report_rows(context, rows, dropped, model)
+    truncated = model.encoder.truncated
+    trainer = RankingTrainer(
+        module=model.module,
+        examples=examples,
+        pad_id=model.pad_id,
+        hyper=_hyperparameters(settings),
+        seed=context.seed,
+        accelerator=accelerator,
+        heldout=watched,
+    )
+    if settings.compile:
+        compile_layers(trainer.module, accelerator.device)
+    _train(context, trainer)
+    summary = _judge(context, rows, model, trainer)
+    _save(context, model, trainer, trunk)
+    return {
+        **summary,
+        "steps": trainer.total_steps,
+        "n_rankings": len(examples),
+        "n_dropped_ties": dropped,
+        "n_truncated": truncated,
+    }
+
+
+def _adapt(context: StageContext[RewardSettings], lora: Lora, model: RewardModel) -> Trunk:
+    from reward.learned.on_trunk import adapt
+
+    base = str(context.input("model"))
+    trunk = adapt(model, base=base, **lora.model_dump(), seed=context.seed)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.module.parameters())
+    context.say(f"an adapter of rank {lora.rank}: {trained:,} of {whole:,} parameters are trained")
+    return trunk
+
+
+def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
+    from pipeline.models.load import pick_device, resolve_bf16
+    from pipeline.stages.reward.trainer import Hyperparameters
+
+    return Hyperparameters(
+        epochs=settings.epochs,
+        prompts_per_step=settings.prompts_per_step,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        final_share=settings.final_share,
+        warmup_share=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        epsilon=settings.epsilon,
+        max_gradient_norm=settings.max_gradient_norm,
+        margin=settings.margin,
+        ties=settings.ties,
+        bf16=resolve_bf16(settings.bf16, pick_device()),
+    )
+
+
+def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> None:
+    settings = context.settings
+    done = trainer.resume(context.resume)
+    if done:
+        context.say(f"going on after step {done} of {trainer.total_steps}")
+    with context.progress(trainer.total_steps, "reward model", done=done) as bar:
+        trainer.train(
+            log=context.metrics.log,
+            states=context.resume,
+            save_every=settings.save_every,
+            evaluate_every=settings.evaluate_every,
+            should_stop=context.should_stop,
+            advance=lambda count, metrics: bar.advance(
+                count, loss=metrics["train/loss"], accuracy=metrics["train/accuracy"]
+            ),
+        )
+
+
+def _judge(
+    context: StageContext[RewardSettings],
+    rows: RankingRows,
+    model: RewardModel,
+    trainer: RankingTrainer,
+) -> dict[str, float]:
+    """Set the bias, write `quality.json` and `heldout.jsonl`, return the final metrics."""
+    from reward.quality.calibration import demonstration_bias
+    from reward.quality.judging import judge, pair_rows, summary
+
+    calibration = demonstration_bias(trainer.score(_demonstrations(context, model), exact=True))
+    model.set_bias(calibration.bias)
+    sets = {
+        name: _scored(rankings, model, trainer)
+        for name, rankings in (("eval_rankings", rows.evaluation), ("heldout", rows.heldout))
+        if rankings
+    }
+    content = judge(sets, calibration)
+    if content["n_pairs"] == 0:
+        raise SourceError(
+            f"stage {context.name}: all held-out completions tie, so that nothing tells how good "
+            "the reward model is; hold out more prompts"
+        )
+    if context.main_process:
+        write_atomically(context.folder / "quality.json", json.dumps(content, indent=2) + "\n")
+        path = context.folder / "heldout.jsonl"
+        with storage_errors(path), path.open("w", encoding="utf-8") as file:
+            for row in pair_rows(sets):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return summary(content)
+
+
+def _scored(
+    rankings: list[Ranking], model: RewardModel, trainer: RankingTrainer
+) -> list[ScoredRanking]:
+    from reward.learned.batching import encoded_completions
+    from reward.quality.judging import ScoredRanking
+
+    sequences = [ids for r in rankings for ids in encoded_completions(r, model.encoder)]
+    scores = iter(trainer.score(sequences, exact=True))
+    return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
+
+
+def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -> list[list[int]]:
+    from data.records import to_demonstration
+    from data.sources.read import read
+    from reward.quality.calibration import demonstration_parts
+
+    encoded: list[list[int]] = []
+    for source in context.settings.demonstrations:
+        for record in read(**source.read_arguments()):
+            if len(encoded) == context.settings.max_demonstrations:
+                return encoded
+            encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))
+    return encoded
+
+
+def _save(
+    context: StageContext[RewardSettings],
+    model: RewardModel,
+    trainer: RankingTrainer,
+    trunk: Trunk | None,
+) -> None:
+    if trunk is not None:
+        from reward.learned.on_trunk import publish
+
+        if context.main_process:
+            with storage_errors(context.folder):
+                publish(model, trunk, context.folder)
+        return
+    weights = trainer.weights()
+    if context.main_process:
+        folder = context.folder / "model"
+        with storage_errors(folder):
+            model.save(folder, trained=True, state=weights)
+
+
+KIND = StageKind(
+    name="reward",
+    settings=RewardSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"reward", "tokenizer"}),
+    main_metric="eval/accuracy",
+    version=1,
+)

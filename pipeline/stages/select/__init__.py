@@ -1,0 +1,1 @@
+"""Stage `select`: picks the best of several checkpoints."""

@@ -1,0 +1,1 @@
+"""Stage `sft`: teaches a base model to answer, from demonstrations."""

@@ -1,0 +1,159 @@
+"""Arguments and rows for TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from trl import SFTConfig
+
+from pipeline.models.load import pick_device, resolve_bf16
+from pipeline.stages.sft.settings import SftSettings, row_multiple
+
+if TYPE_CHECKING:
+    from data.text.chat import Rendered
+    from pipeline.contract.context import StageContext
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
+
+class _Tell(logging.Handler):
+    """Passes a library's warnings on, each once and in one line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say, self.told = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a warning that was not said yet."""
+        text = " ".join(record.getMessage().split())
+        if text not in self.told:
+            self.told.add(text)
+            self.say(f"{record.name.partition('.')[0]}: {text}")
+
+
+@contextlib.contextmanager
+def quiet_libraries(say: Callable[[str], None]) -> Iterator[None]:
+    """Silence the progress bars and notes of the libraries while the block runs, but no warning.
+
+    Args:
+        say: told of what TRL and transformers warn of.
+    """
+    bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
+    loggers = [logging.getLogger(name) for name in ("trl", "transformers")]
+    before = [(each.level, each.propagate, each.handlers) for each in loggers]
+    tell = _Tell(say)
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_warning()
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+        each.propagate, each.handlers = False, [tell]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            each.setLevel(level)
+            each.propagate, each.handlers = propagate, handlers
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def trainer_arguments(
+    context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
+) -> SFTConfig:
+    """Return TRL's arguments for a stage; `shape` is what `sft.micro_batches` returned."""
+    settings, device = context.settings, pick_device()
+    bf16 = resolve_bf16(settings.bf16, device)
+    arguments = SFTConfig(
+        output_dir=str(context.folder / "work" / "trainer"),
+        use_cpu=device.type == "cpu",
+        seed=context.seed % 2**32,
+        # What TRL would turn on unasked.
+        bf16=bf16,
+        fp16=False,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_offloading=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="warning",
+        log_level_replica="error",
+        logging_nan_inf_filter=False,
+        logging_steps=settings.log_every,
+        logging_first_step=False,
+        save_strategy="no",
+        eval_strategy="no",
+        restore_callback_states_from_checkpoint=False,
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=True,
+        # The model keeps its cache for whoever samples from it; training asks for none.
+        use_cache=True,
+        packing=settings.packing,
+        eval_packing=False,
+        max_length=max_length if settings.packing else None,
+        pad_to_multiple_of=row_multiple(
+            settings, max_length, bf16=bf16, on_cpu=device.type == "cpu"
+        ),
+        dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
+        per_device_train_batch_size=shape[0],
+        gradient_accumulation_steps=shape[1],
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_epsilon=settings.epsilon,
+        max_grad_norm=settings.max_gradient_norm,
+    )
+    # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def labels_of(row: Rendered) -> list[int]:
+    """Return the labels of a row: its ids where the assistant speaks, else `IGNORED`."""
+    return [i if mine else IGNORED for i, mine in zip(row.ids, row.assistant_mask, strict=True)]
+
+
+def with_unlabelled_row(rows: datasets.Dataset) -> datasets.Dataset:
+    """Return rows with one more at the end, the shortest without its labels.
+
+    It fills up the last batch of an epoch for processes that would have none.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    row = dict(rows[lengths.index(min(lengths))])
+    row["labels"] = [IGNORED] * len(row["labels"])
+    extra = datasets.Dataset.from_list([row], features=rows.features)
+    return datasets.concatenate_datasets([rows, extra])
+
+
+def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
+    """Return rows as TRL takes them when they come tokenised."""
+    return datasets.Dataset.from_dict(
+        {"input_ids": [row.ids for row in rows], "labels": [labels_of(row) for row in rows]}
+    )
+
+
+def loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the labelled tokens, and how many they are.
+
+    Token t is predicted from those before it; the first of a row never is.
+    """
+    rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+    labels_BT = inputs["labels"][:, 1:]
+    learned_BT = labels_BT != IGNORED
+    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
+    total = functional.cross_entropy(
+        logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
+    )
+    return total, learned_BT.sum()

@@ -1,0 +1,139 @@
+"""From sources of demonstrations to token ids and masks, with a count of what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from data.errors import ModelError, SourceError
+from data.records import Completion, Conversation, prompt_of, to_demonstration
+from data.sources.read import ReadReport, read
+from data.sources.split import is_heldout, opening
+from data.text.chat import Rendered, RenderReport, render_demonstrations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.contract.settings import SourceSettings
+
+Demonstration = Conversation | Completion
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised demonstrations of at most `max_length`, and how many were cut and dropped.
+
+    `unlearnable` are those without an answer that can be learned, `ends` the tokens that end the
+    answers of chats.
+    """
+
+    train: list[Rendered]
+    heldout: list[Rendered]
+    max_length: int
+    cut: int = 0
+    dropped: int = 0
+    unlearnable: int = 0
+    ends: frozenset[int] = frozenset()
+
+
+def read_demonstrations(
+    sources: Iterable[SourceSettings], *, say: Callable[[str], None], name: str
+) -> list[Demonstration]:
+    """Read all demonstrations of some sources; `name` is used in errors.
+
+    Raises:
+        SourceError: a source holds rows without an answer.
+    """
+    found: list[Demonstration] = []
+    for place, source in enumerate(sources):
+        report = ReadReport()
+        for record in read(**source.read_arguments(), report=report):
+            try:
+                found.append(to_demonstration(record))
+            except TypeError as error:
+                raise SourceError(
+                    f"stage {name}.{place} holds {type(record).__name__} rows, which have no "
+                    "answer to imitate; fine-tuning wants conversations, prompt/completion pairs "
+                    "or rankings: set `format` or `columns`"
+                ) from error
+        for line in report.lines():
+            say(f"{name.partition(': ')[2] or name}.{place}: {line}")
+    return found
+
+
+def prepare_rows(
+    training: list[Demonstration],
+    heldout: list[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    too_long: Literal["cut", "drop"],
+    max_too_long_share: float,
+    heldout_share: float,
+    max_heldout: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> Rows:
+    """Hold out, tokenise and count.
+
+    Without held-out records a share of the prompts is held out. Records whose prompt is held out
+    are left out of training.
+
+    Raises:
+        SourceError: more are too long than allowed.
+        ModelError: no demonstration can be learned with this chat template.
+    """
+    kept, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
+    if len(heldout) > max_heldout:
+        say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
+    report, heldout_report = RenderReport(), RenderReport()
+    lengths: Any = {"max_length": max_length, "too_long": too_long}
+    rows = list(render_demonstrations(tokenizer, kept, **lengths, report=report))
+    measured = heldout[:max_heldout]
+    held = list(render_demonstrations(tokenizer, measured, **lengths, report=heldout_report))
+    for line in report.lines():
+        say(f"train: {line}")
+    if report.unlearnable and not rows:
+        why = "; ".join(report.answers.lines())
+        raise ModelError(f"no demonstration holds an answer that can be learned: {why}")
+    say(f"heldout: {len(held):,} demonstrations")
+    cut = report.truncated + heldout_report.truncated
+    dropped = report.dropped + heldout_report.dropped
+    seen = len(kept) + len(measured)
+    if seen and (cut + dropped) / seen > max_too_long_share:
+        raise SourceError(
+            f"{cut + dropped} of {seen} demonstrations are longer than max_length {max_length} "
+            f"({cut} cut, {dropped} dropped), more than max_too_long_share {max_too_long_share} "
+            "allows; raise max_length, or that share to go on without them"
+        )
+    return Rows(
+        rows,
+        held,
+        max_length,
+        cut=cut,
+        dropped=dropped,
+        unlearnable=report.unlearnable + heldout_report.unlearnable,
+        ends=frozenset(report.answers.ends),
+    )
+
+
+def _parted(
+    training: list[Demonstration],
+    heldout: list[Demonstration],
+    *,
+    share: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return what is learned and what is held out; no prompt is in both."""
+    if heldout:
+        judged = {opening(prompt_of(record)) for record in heldout}
+        kept = [r for r in training if opening(prompt_of(r)) not in judged]
+        if len(kept) < len(training):
+            say(f"{len(training) - len(kept)} demonstrations left out: their prompts are held out")
+    else:
+        sides = [is_heldout(prompt_of(r), share=share, seed=seed) for r in training]
+        kept = [r for r, out in zip(training, sides, strict=True) if not out]
+        heldout = [r for r, out in zip(training, sides, strict=True) if out]
+    return kept, heldout

@@ -1,0 +1,240 @@
+"""Stage `sft`: teaches a base model to answer, from demonstrations.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5 and appendix C.1: 16 epochs, learning rate
+9.65e-6 with a cosine down to 10 %, batches of 32, residual dropout of 0.2, and of all epochs the
+checkpoint that a reward model scores best.
+
+TRL's SFTTrainer trains. Departures from it, each told in `trainer.py`: rows come tokenised,
+with the loss on the assistant's tokens alone; batches are of rows of similar length, in an order
+that depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
+tokens. Departures from the paper: the best candidate is the one of lowest held-out loss, until a
+`select` stage names another.
+
+Leaves `model/` (the best candidate), `candidates/<step>/` when there is more than one, and
+`candidates.json`: step, held-out loss and folder of each.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import HandOverError, Interrupted, RecipeError, SourceError
+from pipeline.contract.kind import StageKind
+from pipeline.stages.checks import require_demonstrations
+from pipeline.stages.sft.settings import SftSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+    from pipeline.stages.sft.rows import Rows
+    from pipeline.stages.sft.trainer import StageTrainer
+
+
+def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
+    """Return rows of one forward pass of one process, and passes of one optimiser step.
+
+    Raises:
+        RecipeError: the batch can't be divided so.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
+        )
+    micro = batch // processes if micro is None else micro
+    if batch % (micro * processes):
+        raise RecipeError(
+            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
+            "processes"
+        )
+    return micro, batch // (micro * processes)
+
+
+def check(settings: SftSettings, hand: HandOver) -> None:
+    """Refuse a model that can't be fine-tuned on these settings.
+
+    Raises:
+        HandOverError: with the values that do not fit.
+    """
+    hand.require_tokenizer_for(settings.model, settings.tokenizer)
+    if settings.max_length is not None:
+        hand.require_fits_context(settings.model, settings.max_length, "max_length")
+    hand.require_writer(settings.model, "model", "fine-tuning starts from a causal language model")
+    hand.require_class(
+        settings.model, "model", "causal", way_out="name another model",
+        trust=settings.trust_remote_code,
+    )  # fmt: skip
+    micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
+    require_demonstrations(hand, "train", settings.train)
+    require_demonstrations(hand, "heldout", settings.heldout)
+
+
+def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
+    """Train, keep the candidates and publish the best; return the final metrics."""
+    from pipeline.stages.sft.arguments import quiet_libraries
+    from pipeline.stages.sft.trainer import build_trainer
+
+    with quiet_libraries(context.say):
+        model, tokenizer = _load(context)
+        # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
+        rows = _rows(context, model, copy.deepcopy(tokenizer))
+        _end_where_taught(context, model, tokenizer, rows)
+        shape = micro_batches(
+            context.settings.batch_size, context.settings.micro_batch_size, context.world_size
+        )
+        trainer = build_trainer(context, model, tokenizer, rows, shape)
+        _train(context, trainer)
+        return _publish(context, trainer, rows)
+
+
+def _load(
+    context: StageContext[SftSettings],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from pipeline.models.load import load_policy, load_tokenizer, require_distinct_pad, require_rows
+    from pipeline.models.saving import try_saving
+    from pipeline.models.trials import require_causal
+
+    settings = context.settings
+    source = context.input("model" if settings.tokenizer is None else "tokenizer")
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    require_distinct_pad(tokenizer, source)
+    model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
+    require_rows(model, tokenizer, source)
+    try_saving(context, model, tokenizer)
+    require_causal(model, settings.model)
+    return model, tokenizer
+
+
+def _rows(
+    context: StageContext[SftSettings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Rows:
+    """Read, split and tokenise the demonstrations, and say what was lost on the way."""
+    from pipeline.models.load import context_length
+    from pipeline.stages.sft.rows import prepare_rows, read_demonstrations
+
+    settings = context.settings
+    limit = context_length(model)
+    max_length = settings.max_length or limit
+    if max_length is None:
+        raise RecipeError(f"stage {context.name}: the model's context is unknown; set max_length")
+    if limit is not None and max_length > limit:
+        raise HandOverError(
+            f"stage {context.name}: max_length is {max_length} tokens, the context of "
+            f"{settings.model} holds {limit}; lower it or use a model with a longer context"
+        )
+    rows = prepare_rows(
+        read_demonstrations(settings.train, say=context.say, name=f"{context.name}: train"),
+        read_demonstrations(settings.heldout, say=context.say, name=f"{context.name}: heldout"),
+        tokenizer,
+        max_length=max_length,
+        too_long=settings.too_long,
+        max_too_long_share=settings.max_too_long_share,
+        heldout_share=settings.heldout_share,
+        max_heldout=settings.max_heldout,
+        seed=context.seed,
+        say=context.say,
+    )
+    if not rows.train:
+        raise SourceError(f"stage {context.name}: no demonstration is left to learn from")
+    if settings.candidates > 1 and not rows.heldout:
+        raise RecipeError(
+            f"stage {context.name}: {settings.candidates} candidates but nothing held out to "
+            "choose by; set heldout or heldout_share"
+        )
+    return rows
+
+
+def _end_where_taught(
+    context: StageContext[SftSettings],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+) -> None:
+    """Have the model's generation end at the tokens that end the answers it learns."""
+    from pipeline.models.load import eos_ids
+
+    known = set(eos_ids(tokenizer, model))
+    if not rows.ends or known & rows.ends or model.generation_config is None:
+        return
+    model.generation_config.eos_token_id = sorted(known | rows.ends)
+    names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(rows.ends)))
+    context.say(
+        f"the chat template ends answers with {names}, at which this model did not end; it is "
+        "added to the end tokens of its generation_config.json"
+    )
+
+
+def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
+    """Train from the last resume state, or from the start.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    total = trainer.total_steps
+    found = context.resume.latest()
+    if trainer.aux_loss_enabled:
+        _keep_passes(context, None if found is None else found[1])
+    done = 0 if found is None else found[0]
+    if found is not None:
+        context.say(f"going on after step {done} of {total}")
+    with context.progress(total, "sft", done=done) as bar:
+        trainer.bar = bar
+        trainer.train(resume_from_checkpoint=None if found is None else str(found[1]))
+    if trainer.state.global_step < total:
+        raise Interrupted(f"stage {context.name} stopped after step {trainer.state.global_step}")
+
+
+def _keep_passes(context: StageContext[SftSettings], state: Path | None) -> None:
+    """Let the result follow from micro-batches: a model's experts are balanced in each of them.
+
+    Raises:
+        RecipeError: the state is of others.
+    """
+    from pipeline.stages.sft.trainer import PROGRESS
+
+    context.follows_from.add("micro_batch_size")
+    size = context.settings.micro_batch_size
+    text = "{}" if state is None else (state / PROGRESS).read_text(encoding="utf-8")
+    before = json.loads(text).get("micro_batch_size", size)
+    if before != size:
+        raise RecipeError(
+            f"stage {context.name}: micro_batch_size was {before} and is {size} now, and the loss "
+            "that balances this model's experts is of each micro-batch; set it back, or begin "
+            "anew with --force"
+        )
+
+
+def _publish(
+    context: StageContext[SftSettings], trainer: StageTrainer, rows: Rows
+) -> dict[str, float | int | str]:
+    best = trainer.publish(context.folder)
+    metrics: dict[str, Any] = {
+        "train/loss": trainer.last_train_loss,
+        "best_step": best.step,
+        "steps": trainer.total_steps,
+        "candidates": len(trainer.candidates),
+        "n_train": len(rows.train),
+        "n_heldout": len(rows.heldout),
+        "n_tokens": sum(len(row.ids) for row in rows.train),
+        "n_cut": rows.cut,
+        "n_dropped": rows.dropped,
+        "n_unlearnable": rows.unlearnable,
+    }
+    if best.loss is not None:
+        metrics["eval/loss"] = best.loss
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+KIND = StageKind(
+    name="sft",
+    settings=SftSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"policy", "tokenizer"}),
+    main_metric="eval/loss",
+    version=1,
+)

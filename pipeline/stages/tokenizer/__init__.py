@@ -1,0 +1,1 @@
+"""Stage `tokenizer`: learns byte-pair encoding, or adopts a tokenizer."""

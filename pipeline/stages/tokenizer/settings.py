@@ -1,0 +1,45 @@
+"""Settings of the tokenizer stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.contract.settings import PositiveInt, Ref, SourceSettings, StageSettings
+
+
+class TokenizerSettings(StageSettings):
+    """Settings of a tokenizer stage."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    """Kind of stage."""
+    train: tuple[SourceSettings, ...] = ()
+    """Text to learn from; with `adopt`, text on which bytes per token is measured."""
+    vocab_size: Annotated[int, Field(ge=264)] = 8192
+    """Tokens in all: 256 bytes, the special tokens, and merges."""
+    special_tokens: tuple[str, ...] = ()
+    """Further special tokens, beside those for padding, documents and chat turns."""
+    chat_template: str | None = None
+    """File with a Jinja chat template; ours (or the adopted one's) when not given."""
+    min_frequency: PositiveInt = 2
+    """Occurrences that a merge needs."""
+    adopt: Annotated[str | None, Ref("tokenizer")] = None
+    """Take over the tokenizer of this checkpoint: a folder, .gguf file, hub id, or stage."""
+    pad_token: str | None = None
+    """Padding token of an adopted tokenizer; added when it is not in its vocabulary."""
+    typed_control_tokens: Literal["text", "tokens"] = "text"
+    """What control tokens that texts spell, such as <|user|>, are to the stages that use it."""
+    trust_remote_code: bool = False
+    """Run code that an adopted tokenizer carries."""
+
+    @model_validator(mode="after")
+    def _learned_or_adopted(self) -> TokenizerSettings:
+        if self.adopt is None and not self.train:
+            raise ValueError("give `train` sources to learn from, or `adopt` a checkpoint's")
+        if self.adopt is None and self.pad_token is not None:
+            raise ValueError("`pad_token` goes with `adopt`; a tokenizer learned here has <|pad|>")
+        changed = self.changed_among("vocab_size", "min_frequency")
+        if self.adopt is not None and changed:
+            raise ValueError(f"`{changed[0]}` is for learning; it does not go with `adopt`")
+        return self

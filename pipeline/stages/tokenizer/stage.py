@@ -1,0 +1,193 @@
+"""Stage `tokenizer`: learns a byte-level BPE from text, or adopts the tokenizer of a model.
+
+Every text round-trips and no unknown token exists, since all 256 bytes are tokens. Departs from
+GPT-2's: merges are learned on words without the space before them (see `data.text.tokenizer`), so
+that a compound of two known words falls into those two.
+
+An adopted tokenizer is saved as it is, but for a padding token or a chat template that the recipe
+gives: one whose padding token is its end-of-sequence token would keep a model from learning to
+end.
+
+Leaves `tokenizer/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from data.errors import HandOverError, ModelError, RecipeError
+from pipeline.contract.kind import StageKind
+from pipeline.contract.settings import expand
+from pipeline.stages.checks import require_texts
+from pipeline.stages.tokenizer.settings import TokenizerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from data.sources.read import ReadReport
+    from pipeline.contract.context import StageContext
+    from pipeline.contract.handover import HandOver
+
+SAMPLED_CHARACTERS = 2_000_000
+"""Characters of the corpus on which bytes per token is measured."""
+
+
+def check(settings: TokenizerSettings, hand: HandOver) -> None:
+    """Refuse a template that is not there, and an adopted tokenizer that can't be used.
+
+    Raises:
+        RecipeError: the template's file is missing.
+        HandOverError: pad equals end-of-sequence and the recipe gives no `pad_token`.
+    """
+    if settings.chat_template is not None and not expand(settings.chat_template).is_file():
+        raise RecipeError(
+            f"stage {hand.name}: chat_template: {settings.chat_template}: no such file; give the "
+            "path of a Jinja template, or leave it out for ours"
+        )
+    require_texts(hand, "train", settings.train)
+    if settings.adopt is None or settings.pad_token is not None:
+        return
+    facts = hand.facts(settings.adopt)
+    if facts is not None and facts.pad_token and facts.pad_token == facts.eos_token:
+        raise HandOverError(
+            f"stage {hand.name}: {settings.adopt} pads with {facts.pad_token!r}, its "
+            "end-of-sequence token, so that a model would never learn to end; set `pad_token`, "
+            'such as "<|pad|>"'
+        )
+
+
+def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str]:
+    """Learn or adopt the tokenizer, save it, and measure it on the text."""
+    from data.storage import storage_errors
+    from data.text.control_tokens import SETTING
+
+    settings = context.settings
+    sample: list[str] = []
+    if settings.adopt is None:
+        tokenizer = _learn(context, sample)
+    else:
+        tokenizer = _adopt(context)
+        sample.extend(_until(SAMPLED_CHARACTERS, _texts(context, [])))
+    tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
+    folder = context.folder / "tokenizer"
+    if context.main_process:
+        with storage_errors(folder):
+            tokenizer.save_pretrained(folder)
+    metrics: dict[str, float | int | str] = {"vocab_size": len(tokenizer)}
+    if sample:
+        ids = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in sample)
+        metrics["bytes_per_token"] = size / max(1, sum(map(len, ids)))
+    context.metrics.log(0, metrics)
+    return metrics
+
+
+def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
+    from data.sources.read import ReadReport
+    from data.text.chat import DEFAULT_TEMPLATE
+    from data.text.tokenizer import train_tokenizer
+
+    settings = context.settings
+    reports = [ReadReport() for _ in settings.train]
+    template = _template(settings)
+    with context.progress(None, "learning merges", unit="texts") as bar:
+
+        def texts() -> Iterator[str]:
+            left = SAMPLED_CHARACTERS
+            for number, text in enumerate(_texts(context, reports), start=1):
+                if left > 0:
+                    sample.append(text[:left])
+                    left -= len(text)
+                bar.advance(1)
+                if number % 1000 == 0:
+                    context.stop_if_asked()
+                yield text
+
+        tokenizer = train_tokenizer(
+            texts(),
+            vocabulary_size=settings.vocab_size,
+            special_tokens=settings.special_tokens,
+            chat_template=DEFAULT_TEMPLATE if template is None else template,
+            min_frequency=settings.min_frequency,
+        )
+    for report in reports:
+        for line in report.lines():
+            context.say(line)
+    if len(tokenizer) < settings.vocab_size:
+        context.say(
+            f"{len(tokenizer)} tokens instead of {settings.vocab_size}: the text holds no more "
+            f"pairs that occur {settings.min_frequency} times"
+        )
+    return tokenizer
+
+
+def _adopt(context: StageContext[TokenizerSettings]) -> Any:
+    from pipeline.models.load import load_tokenizer
+
+    settings = context.settings
+    source = context.input("adopt")
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    before = len(tokenizer)
+    if settings.pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": settings.pad_token})
+    if settings.special_tokens:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(settings.special_tokens)},
+            replace_additional_special_tokens=False,
+        )
+    template = _template(settings)
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"stage {context.name}: {settings.adopt} pads with {tokenizer.pad_token!r}, its "
+            "end-of-sequence token, so that a model would never learn to end; set `pad_token`, "
+            'such as "<|pad|>"'
+        )
+    if len(tokenizer) > before:
+        context.say(f"{len(tokenizer) - before} tokens added to the {before} of {settings.adopt}")
+    return tokenizer
+
+
+def _template(settings: TokenizerSettings) -> str | None:
+    if settings.chat_template is None:
+        return None
+    try:
+        return expand(settings.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"chat_template: {settings.chat_template} can't be read ({error}); give a text file"
+        ) from error
+
+
+def _texts(
+    context: StageContext[TokenizerSettings], reports: Iterable[ReadReport]
+) -> Iterator[str]:
+    from itertools import chain, repeat
+
+    from data.records import to_text
+    from data.sources.read import read
+
+    for source, report in zip(context.settings.train, chain(reports, repeat(None)), strict=False):
+        for record in read(**source.read_arguments(), report=report):
+            yield to_text(record)
+
+
+def _until(characters: int, texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+KIND = StageKind(
+    name="tokenizer",
+    settings=TokenizerSettings,
+    run=run,
+    check=check,
+    provides=frozenset({"tokenizer"}),
+    main_metric="vocab_size",
+    version=1,
+    trains=False,
+)

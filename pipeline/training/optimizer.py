@@ -1,0 +1,65 @@
+"""The optimiser and its schedule, the same for every stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import TrainingError
+from pipeline.training.accelerator import whole
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices alone: no bias, gain of a norm, or other vector."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float, *, loss: float, step: int
+) -> float:
+    """Scale gradients down to a norm, and refuse those that are not finite.
+
+    Called before the optimiser's step, so that the weights stay as they were.
+
+    Args:
+        parameters: whose gradients.
+        max_norm: longest norm that is left as it is.
+        loss: of this step, refused as well when it is not finite.
+        step: number of the step, for the sentence.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        TrainingError: loss or norm is NaN or infinite.
+    """
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient norm became {norm}"
+        raise TrainingError(
+            f"{what} at step {step}; lower the learning rate or look at the rows of that step, "
+            "the last good checkpoint is kept"
+        )
+    return norm

@@ -1,0 +1,1 @@
+"""Rewards without weights: rules, the user's functions, HTTP servers."""

@@ -1,0 +1,1 @@
+"""The reward model that is trained on rankings."""

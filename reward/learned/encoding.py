@@ -1,0 +1,180 @@
+"""From a prompt and a response to the token ids that a reward model sees.
+
+The one place where this is done: training, PPO, `select` and `rlhf score` all come through here, so
+that a text has the same score wherever it is scored.
+
+- Decoder: the prompt as the policy sees it (chat template with generation prompt, or plain
+  tokenisation), the response, and the token that ends a turn. The score is read at that token.
+- Encoder: prompt and response as a pair, with the encoder's own separators and segment ids.
+
+A response is stripped but for one that a decoder reads on from plain text: there it is taken as it
+stands. It counts as finished unless the caller says it was cut off; then it gets no end marker.
+
+A checkpoint that was trained elsewhere is given what `transformers` and TRL give it: a chat ends
+as its template ends it, and what is read is the last token that is no padding, also where the end
+of a sequence is padding (`unread`).
+
+What is too long loses tokens from its left, the prompt's side, but keeps a leading
+beginning-of-sequence token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ModelError
+from data.records import turn_text
+from data.text.chat import render_prompt, render_text, response_ids, spells_control_tokens
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+
+_MARK = "qzxjk"
+LENGTH = "reward_max_length"
+"""Where a configuration has the longest input that the model was trained with."""
+
+
+class Pair(list[int]):
+    """Ids of a pair of texts, with the segment of each.
+
+    Attributes:
+        segments: one an id, empty where the tokenizer tells none.
+    """
+
+    def __init__(self, ids: Iterable[int], segments: Iterable[int] = ()) -> None:
+        super().__init__(ids)
+        self.segments = list(segments)
+
+
+@dataclass
+class Encoder:
+    """Turns texts into ids, and counts what it had to cut.
+
+    Attributes:
+        tokenizer: the reward model's own.
+        max_length: longest input in tokens.
+        pairs: whether prompt and response go in as a pair, as encoders want it.
+        unread: padding, which the model passes over at the end and reads what stands before.
+        whole_turns: whether a chat ends with all that its template puts behind the last turn, and
+            not with the token that ends the turn.
+        seen: texts encoded so far.
+        truncated: how many of them were too long.
+        spelling: how many spell control tokens, which stay text.
+    """
+
+    tokenizer: Any
+    max_length: int
+    pairs: bool = False
+    unread: int | None = None
+    whole_turns: bool = False
+    seen: int = 0
+    truncated: int = 0
+    spelling: int = 0
+    _end_of_turn: list[int] | None = field(default=None, init=False)
+
+    def encode(self, prompt: Prompt, response: str, *, ended: bool = True) -> list[int]:
+        """Return the ids of one prompt with one response, at most `max_length` of them.
+
+        Args:
+            prompt: plain text to be continued, or a chat whose last turn is the user's.
+            response: the text of the response without special tokens; what goes on from a plain
+                prompt begins with the space before its first word.
+            ended: False for a response that was cut off before its end.
+        """
+        self.seen += 1
+        spells = spells_control_tokens(self.tokenizer, prompt, response)
+        self.spelling += spells
+        if self.pairs or not isinstance(prompt, str):
+            response = response.strip()
+        if self.pairs:
+            return self._encode_pair(prompt, response, as_text=spells)
+        ids = list(render_prompt(self.tokenizer, prompt))
+        behind = prompt if isinstance(prompt, str) else ""
+        ids += response_ids(self.tokenizer, response, behind=behind)
+        if ended:
+            ids += self._end(prompt)
+        if not ids:
+            raise ModelError("an empty prompt with an empty, unfinished response has no score")
+        # In a causal model what stands behind the token that is read changes nothing.
+        while len(ids) > 1 and ids[-1] == self.unread:
+            ids.pop()
+        return self._cut(ids)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        over = len(ids) - self.max_length
+        if over <= 0:
+            return ids
+        self.truncated += 1
+        if ids[0] == self.tokenizer.bos_token_id:
+            return [ids[0], *ids[over + 1 :]]
+        return ids[over:]
+
+    def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> Pair:
+        texts = (self._as_text(prompt), response)
+        found = self.tokenizer(
+            *texts,
+            split_special_tokens=as_text,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        ids, segments = list(found["input_ids"]), list(found.get("token_type_ids") or ())
+        over = len(ids) - self.max_length
+        if over <= 0:
+            return Pair(ids, segments)
+        self.truncated += 1
+        words = [at for at, special in enumerate(found["special_tokens_mask"]) if not special]
+        cut = set(words[:over])
+        kept = [at for at in range(len(ids)) if at not in cut]
+        return Pair([ids[at] for at in kept], [segments[at] for at in kept if segments])
+
+    def _as_text(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        if self.tokenizer.chat_template:
+            return render_text(self.tokenizer, prompt, answer_next=True)
+        if len(prompt) == 1:
+            return turn_text(prompt[0])
+        return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
+
+    def _end(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return [self._eos()]
+        if self._end_of_turn is None:
+            self._end_of_turn = self._find_end_of_turn()
+        return self._end_of_turn
+
+    def _find_end_of_turn(self) -> list[int]:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = self._plain_ids(text.rpartition(_MARK)[2])
+        if self.whole_turns:
+            return ids
+        # Some templates end a turn with another token than the end-of-sequence token.
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+        found = [token for token in ids if token in special]
+        return found[:1] or [self._eos()]
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the reward model's tokenizer has no end-of-sequence token; set `eos_token` in it"
+            )
+        return int(self.tokenizer.eos_token_id)
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Return the longest input in tokens that both a model and its tokenizer take."""
+    limits = [
+        getattr(config, LENGTH, None),
+        getattr(config, "max_position_embeddings", None),
+        getattr(config, "n_positions", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
+    return min((int(n) for n in limits if n and 0 < n < 10**7), default=10**7)

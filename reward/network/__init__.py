@@ -1,0 +1,1 @@
+"""The network under a reward model: loading, LoRA, attention within trees."""

@@ -1,0 +1,120 @@
+"""The command as a user types it, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RLHF = Path(sys.executable).with_name("rlhf")
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(RLHF), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.cli.main import app; "
+        "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_validate_and_show_load_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['rlhf', 'validate', sys.argv[1]]\n"
+        "from pipeline.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(RECIPES / "quickstart.yaml")],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "8 stages" in result.stdout
+    assert result.stdout.strip().endswith("[]")
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n  a: {kind: tokeniser}\n")
+    result = rlhf("run", str(path), cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("rlhf: ")
+    assert "Did you mean 'tokenizer'?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_package_that_shadows_ours_does_not(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("raise SystemExit('shadowed')")
+    result = rlhf("show", str(RECIPES / "quickstart.yaml"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["package", "folder"])
+def test_packages_of_our_names_on_the_users_path_do_not_shadow_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    for name in ("data", "reward"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "errors.py").write_text("raise SystemExit('shadowed')")
+        if whole:
+            (tmp_path / name / "__init__.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    result = rlhf("validate", str(RECIPES / "quickstart.yaml"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "valid" in result.stdout
+
+
+def test_a_package_that_took_our_name_before_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import data; import pipeline"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "the package 'data' was already imported from" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_can_be_shown(recipe: Path, tmp_path: Path) -> None:
+    if {"launch", "base"} & set(recipe.parts):
+        pytest.skip("no recipe of its own")
+    result = rlhf("show", str(recipe), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "stages:" in result.stdout
+
+
+@pytest.mark.parametrize("taken", ["pipeline.py", "pipeline/__init__.py"])
+def test_the_command_begins_in_our_package_whatever_is_called_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("raise SystemExit('shadowed')")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    # As the installed script does, which finds this file as a package of its own name.
+    start = RECIPES.parent / "pipeline" / "start" / "rlhf_start" / "__init__.py"
+    code = (
+        "import importlib.util as u, sys; sys.argv[0] = 'rlhf'; "
+        f"spec = u.spec_from_file_location('rlhf_start', {str(start)!r}); "
+        "module = u.module_from_spec(spec); spec.loader.exec_module(module); module.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "validate", str(RECIPES / "quickstart.yaml")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "valid" in result.stdout

@@ -1,0 +1,129 @@
+"""Every figure counted again from samples, by hand and from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import ArtifactError
+from pipeline.evaluation.judge.figures import figures, read_samples
+
+
+def row(index: int, checkpoint: str, **changes: Any) -> dict[str, Any]:
+    """Return a sample with everything in it."""
+    assessment = {
+        "kind": "fact",
+        "outcome": "right",
+        "correct": True,
+        "condescending": False,
+        "long_winded": False,
+        "invented": False,
+        "admits_ignorance": False,
+    }
+    sample = {
+        "index": index,
+        "id": str(index),
+        "prompt": f"question {index}",
+        "checkpoint": checkpoint,
+        "response": "a plain answer",
+        "n_tokens": 4,
+        "ended": True,
+        "kl": 0.0,
+        "gold": 0.5,
+        "proxy": 0.0,
+        "assessment": assessment | changes.pop("assessment", {}),
+    }
+    return sample | changes
+
+
+def example() -> list[dict[str, Any]]:
+    """Return four prompts answered by two checkpoints."""
+    rows = [row(i, "sft", gold=0.25 * i, proxy=float(i), kl=0.0) for i in range(4)]
+    rows += [
+        row(0, "ppo", gold=1.0, proxy=9.0, kl=2.0, n_tokens=2),
+        row(1, "ppo", gold=0.25, proxy=9.0, kl=4.0, ended=False),
+        row(2, "ppo", gold=0.0, proxy=9.0, kl=6.0, assessment={"correct": False}),
+        row(3, "ppo", gold=1.0, proxy=9.0, kl=0.0, assessment={"correct": None}),
+    ]
+    return rows
+
+
+def test_means_and_shares_by_hand() -> None:
+    found = figures(example(), resamples=200, seed=0)["checkpoints"]
+    assert isinstance(found, dict)
+    ppo = found["ppo"]
+    assert ppo["n"] == 4
+    assert ppo["gold_reward"] == pytest.approx((1 + 0.25 + 0 + 1) / 4)
+    assert ppo["proxy_reward"] == 9.0
+    assert ppo["kl_to_reference"] == 3.0
+    assert ppo["mean_length"] == (2 + 4 + 4 + 4) / 4
+    assert ppo["ended_share"] == 0.75
+    assert found["sft"]["gold_reward"] == pytest.approx((0 + 0.25 + 0.5 + 0.75) / 4)
+    # Three of the four could be judged, two of those were right.
+    correct = ppo["shares"]["correct"]
+    assert (correct["count"], correct["n"]) == (2, 3)
+    low, high = ppo["gold_reward_ci95"]
+    assert low < ppo["gold_reward"] < high
+
+
+def test_the_later_checkpoint_stands_first_in_a_win_rate() -> None:
+    rates = figures(example(), resamples=200, seed=0)["win_rates"]
+    assert isinstance(rates, list)
+    gold = next(rate for rate in rates if rate["judge"] == "gold")
+    assert (gold["a"], gold["b"]) == ("ppo", "sft")
+    # ppo 1, .25, 0, 1 against sft 0, .25, .5, .75: won, tied, lost, won.
+    assert (gold["wins"], gold["ties"], gold["losses"], gold["n"]) == (2, 1, 1, 4)
+    assert gold["rate"] == 2.5 / 4
+
+
+def test_differences_are_paired_over_what_both_could_be_judged_on() -> None:
+    found = figures(example(), resamples=200, seed=0)["differences"]
+    assert isinstance(found, list)
+    correct = next(row for row in found if row["measure"] == "correct")
+    assert correct["n"] == 3
+    assert correct["difference"] == pytest.approx(-1 / 3)
+
+
+def test_neighbours_come_before_pairs_further_apart() -> None:
+    rows = [row(0, name) for name in ("base", "sft", "ppo")]
+    rates = figures(rows, resamples=20, seed=0)["win_rates"]
+    assert isinstance(rates, list)
+    gold = [(rate["a"], rate["b"]) for rate in rates if rate["judge"] == "gold"]
+    assert gold == [("sft", "base"), ("ppo", "sft"), ("ppo", "base")]
+
+
+def test_without_judges_there_are_no_rates_and_no_numbers() -> None:
+    rows = [
+        row(0, name, gold=None, proxy=None, kl=None) | {"assessment": None} for name in ("a", "b")
+    ]
+    found = figures(rows, resamples=20, seed=0)
+    assert found["win_rates"] == found["differences"] == []
+    assert isinstance(found["checkpoints"], dict)
+    assert found["checkpoints"]["a"]["gold_reward"] is None
+    assert found["checkpoints"]["a"]["kl_to_reference_ci95"] is None
+    assert "shares" not in found["checkpoints"]["a"]
+
+
+def test_the_order_of_lines_changes_nothing_but_the_order_of_checkpoints() -> None:
+    rows = example()
+    forward, backward = (figures(r, resamples=100, seed=0) for r in (rows, rows[::-1]))
+    assert forward["checkpoints"] == backward["checkpoints"]
+
+
+def test_samples_with_strange_line_separators_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    rows = [row(0, "sft", response="one\u2028two\x85three\nfour")]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
+    assert read_samples(path) == rows
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"index": 0}\nbroken\n')
+    with pytest.raises(ArtifactError, match=r"samples\.jsonl:2"):
+        read_samples(path)
+    with pytest.raises(ArtifactError, match="can't be read"):
+        read_samples(tmp_path / "none.jsonl")

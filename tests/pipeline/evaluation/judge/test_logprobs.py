@@ -1,0 +1,78 @@
+"""Prompts as checkpoints get them, and the log-probability of what they answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from data.records import chat
+from pipeline.evaluation.judge import logprobs as sampling
+from pipeline.evaluation.judge.logprobs import plain_prompt, prompt_ids, response_logprobs
+from pipeline.generation.generate import Sampling, generate
+
+PROMPTS = [[8, 9, 10], [11, 12], [13, 14, 15, 16, 17]]
+RESPONSES = [[20, 21, 6], [22], [23, 24]]
+
+
+def test_a_chat_put_plainly_is_the_question_and_a_line_break() -> None:
+    assert plain_prompt(chat("Who bakes?")) == "Who bakes?\n"
+    assert plain_prompt("once upon") == "once upon"
+
+
+def test_a_base_model_sees_a_document_start_and_no_chat_token(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = prompt_ids(tokenizer, chat("Who bakes?"), plain=True)
+    assert tokenizer.decode(ids) == "<|endoftext|>Who bakes?\n"
+    shown = tokenizer.decode(prompt_ids(tokenizer, chat("Who bakes?"), plain=False))
+    assert shown == "<|user|>Who bakes?<|end|><|assistant|>"
+    assert prompt_ids(tokenizer, "Who", plain=True) == prompt_ids(tokenizer, "Who", plain=False)
+
+
+def test_logprobs_are_the_sum_over_the_response(
+    tiny_tokenizer: Callable[..., Any], tiny_policy: Callable[..., Any]
+) -> None:
+    model = tiny_policy(tiny_tokenizer())
+    found = response_logprobs(model, PROMPTS, RESPONSES, temperature=0.7, batch_size=8)
+    for prompt, response, total in zip(PROMPTS, RESPONSES, found, strict=True):
+        logits = model(torch.tensor([prompt + response])).logits[0] / 0.7
+        logprobs = logits.log_softmax(-1)
+        start = len(prompt) - 1
+        expected = sum(logprobs[start + i, token].item() for i, token in enumerate(response))
+        assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_neither_batch_nor_padding_changes_a_logprob(
+    tiny_tokenizer: Callable[..., Any],
+    tiny_policy: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_policy(tiny_tokenizer())
+    arguments = (model, PROMPTS, RESPONSES)
+    together = response_logprobs(*arguments, temperature=1, batch_size=8)
+    done: list[int] = []
+    monkeypatch.setattr(sampling, "_LOGITS", 1)
+    alone = response_logprobs(*arguments, temperature=1, batch_size=8, advance=done.append)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert done == [1, 1, 1]
+
+
+def test_a_model_agrees_with_the_logprobs_it_sampled_with(
+    tiny_tokenizer: Callable[..., Any], tiny_policy: Callable[..., Any]
+) -> None:
+    model = tiny_policy(tiny_tokenizer())
+    samples = generate(
+        model,
+        PROMPTS,
+        sampling=Sampling(max_new_tokens=6, temperature=0.7),
+        eos_token_ids=[6],
+        pad_token_id=0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    tokens = [sample.token_ids for sample in samples]
+    again = response_logprobs(model, PROMPTS, tokens, temperature=0.7, batch_size=2)
+    assert again == pytest.approx([sum(s.logprobs) for s in samples], abs=1e-4)

@@ -1,0 +1,78 @@
+"""Checkpoints judged outside of a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import ArtifactError, UsageError
+from pipeline.contract.console import Console
+from pipeline.contract.settings import SourceSettings
+from pipeline.evaluation.judge.figures import read_samples
+from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
+from pipeline.generation.generate import Sampling
+
+WORLD = SourceSettings(world="eval_prompts")
+
+
+@pytest.fixture
+def stage_folder(
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Path],
+    make_artifact: Callable[..., Any],
+    tmp_path: Path,
+) -> Path:
+    """Publish a tiny policy as a stage."""
+    save_policy(tiny_tokenizer(), tmp_path / "sft" / "model", context=256)
+    return Path(make_artifact(tmp_path / "sft", stage="sft", kind="sft").folder)
+
+
+def evaluated(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "checkpoints": {"mine": str(folder)},
+        "prompts": WORLD,
+        "limit": 4,
+        "sampling": Sampling(max_new_tokens=4),
+        "resamples": 20,
+    }
+    request = Request(**(given | changes))
+    return evaluate_checkpoints(request, out=out, console=Console(quiet=True))
+
+
+def test_a_stage_folder_is_judged_by_gold_on_the_worlds_prompts(
+    stage_folder: Path, tmp_path: Path
+) -> None:
+    results = evaluated(stage_folder, tmp_path / "out")
+    assert results == json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert results["checkpoints"]["mine"]["n"] == 4
+    assert results["checkpoints"]["mine"]["gold_reward"] is not None
+    assert len(read_samples(tmp_path / "out" / "samples.jsonl")) == 4
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_other_prompts_have_no_gold(stage_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "Once"}) + "\n")
+    prompts = SourceSettings(path=str(path))
+    results = evaluated(stage_folder, tmp_path / "out", prompts=prompts)
+    assert results["checkpoints"]["mine"]["gold_reward"] is None
+    with pytest.raises(UsageError, match="embedded world"):
+        evaluated(stage_folder, tmp_path / "out", prompts=prompts, gold=True)
+
+
+def test_an_unknown_name_is_refused(stage_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'yours' is none of the checkpoints"):
+        evaluated(stage_folder, tmp_path / "out", reference="yours")
+
+
+def test_a_damaged_stage_is_refused(stage_folder: Path) -> None:
+    assert checkpoint_location(str(stage_folder)) == str(stage_folder / "model")
+    assert checkpoint_location("owner/name") == "owner/name"
+    with (stage_folder / "model" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ArtifactError, match=r"config\.json is damaged"):
+        checkpoint_location(str(stage_folder))

@@ -1,0 +1,493 @@
+"""The runner, from the user's side, with stages that count how often they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+import pipeline.run.runner
+from data.errors import (
+    ArtifactError,
+    HandOverError,
+    Interrupted,
+    RunLockedError,
+    SourceError,
+    StageFailedError,
+    StorageError,
+    UsageError,
+)
+from pipeline.contract.console import Console
+from pipeline.contract.context import StageContext
+from pipeline.contract.kind import StageKind
+from pipeline.contract.settings import Ref, SourceSettings, StageSettings
+from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.run.listing import list_run
+from pipeline.run.planning import Selection
+from pipeline.run.runner import execute, plan
+from pipeline.stages.registry import STAGE_MODULES
+
+QUIET = Console(quiet=True)
+real_report = pipeline.run.runner._report
+
+
+class CountSettings(StageSettings):
+    kind: Literal["count"] = "count"
+    after: Annotated[str, Ref("policy")] | None = None
+    text: str = "x"
+    source: SourceSettings | None = None
+    fail: Literal["", "bug", "hand-over", "signal"] = ""
+
+
+RUNS: list[str] = []
+
+
+def write_state(folder: Path) -> None:
+    (folder / "state").write_text("s")
+
+
+def run_count(context: StageContext[CountSettings]) -> dict[str, Any]:
+    settings = context.settings
+    latest = context.resume.latest()
+    start = 0 if latest is None else latest[0]
+    RUNS.append(f"{context.name}@{start}")
+    context.say(f"goes on after {start}\nin two lines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("a word of warning", stacklevel=1)
+    logging.getLogger("transformers.models").warning("of a library that keeps to itself")
+    for step in range(start + 1, 4):
+        context.metrics.log(step, {"train/loss": 1.0 / step})
+        context.resume.save(step, write_state)
+        if settings.fail == "signal" and step == 2 and start == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if context.should_stop():
+            raise Interrupted("stopped")
+    if settings.fail == "bug":
+        raise KeyError("no such thing")
+    before = ""
+    if settings.after:
+        before = (Path(context.input("after")) / "out.txt").read_text()
+    (context.folder / "model").mkdir(exist_ok=True)
+    (context.folder / "model" / "out.txt").write_text(before + settings.text.strip())
+    return {"eval/loss": 0.5}
+
+
+def check_count(settings: CountSettings, hand: Any) -> None:
+    if settings.fail == "hand-over":
+        raise HandOverError(f"stage {hand.name}: a does not fit b")
+
+
+@pytest.fixture(autouse=True)
+def count_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    module = types.ModuleType("count_stage")
+    module.KIND = StageKind(  # type: ignore[attr-defined]
+        name="count",
+        settings=CountSettings,
+        run=run_count,
+        check=check_count,
+        provides=frozenset({"policy"}),
+        main_metric="eval/loss",
+    )
+    monkeypatch.setitem(sys.modules, "count_stage", module)
+    monkeypatch.setitem(STAGE_MODULES, "count", "count_stage")
+    monkeypatch.setattr("pipeline.run.runner._report", lambda *arguments: None)
+    RUNS.clear()
+    yield
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "three.yaml"
+    path.write_text(
+        "stages:\n"
+        "  a: {kind: count}\n"
+        "  b: {kind: count, after: a, text: y}\n"
+        "  c: {kind: count, after: b, text: z}\n"
+    )
+    return path
+
+
+def go(path: Path, *overrides: str, **selection: Any) -> Recipe:
+    recipe = load_recipe(path, overrides)
+    execute(recipe, path.parent / "run", selection=Selection(**selection), console=QUIET)
+    return recipe
+
+
+def test_stages_run_once_and_pass_files_on(recipe_file: Path) -> None:
+    go(recipe_file)
+    go(recipe_file)
+    assert RUNS == ["a@0", "b@0", "c@0"]
+    assert (recipe_file.parent / "run/c/model/out.txt").read_text() == "xyz"
+    assert not (recipe_file.parent / "run/c/resume").exists()
+
+
+def test_a_changed_setting_runs_the_stage_and_what_hangs_on_it(recipe_file: Path) -> None:
+    go(recipe_file)
+    recipe = load_recipe(recipe_file, ["b.text=w"])
+    steps = plan(recipe, recipe_file.parent / "run", Selection())
+    assert [(s.stage, s.action) for s in steps] == [
+        ("a", "up to date"),
+        ("b", "run"),
+        ("c", "run"),
+    ]
+    assert steps[1].reason == "text: 'y' -> 'w'"
+    assert steps[2].reason == "b runs before it"
+    RUNS.clear()
+    go(recipe_file, "b.text=w")
+    assert RUNS == ["b@0", "c@0"]
+
+
+def test_a_parent_that_gives_the_same_again_leaves_its_children(recipe_file: Path) -> None:
+    go(recipe_file)
+    RUNS.clear()
+    go(recipe_file, "b.text='y '")
+    assert RUNS == ["b@0"]
+
+
+def test_a_changed_source_file_runs_its_stage(recipe_file: Path) -> None:
+    rows = recipe_file.parent / "rows.txt"
+    rows.write_text("one\n")
+    override = f"c.source={{path: {rows}}}"
+    go(recipe_file, override)
+    RUNS.clear()
+    rows.write_text("two\n")
+    go(recipe_file, override)
+    assert RUNS == ["c@0"]
+
+
+def test_a_missing_source_is_told_before_anything_runs(recipe_file: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing\.jsonl"):
+        go(recipe_file, "c.source={path: ./nothing.jsonl}")
+    assert RUNS == []
+
+
+def test_dry_run_writes_nothing(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    steps = plan(recipe, recipe_file.parent / "run", Selection())
+    assert {s.action for s in steps} == {"run"}
+    assert not (recipe_file.parent / "run").exists()
+
+
+def test_until_from_only_and_force(recipe_file: Path) -> None:
+    go(recipe_file, until="b")
+    assert RUNS == ["a@0", "b@0"]
+    RUNS.clear()
+    go(recipe_file, start="c")
+    assert RUNS == ["c@0"]
+    RUNS.clear()
+    go(recipe_file, only="b", force=True)
+    assert RUNS == ["b@0"]
+
+
+def test_force_clears_the_states_of_what_was_cut_off(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["stages.a.fail=signal"])
+    run = recipe_file.parent / "run"
+    with pytest.raises(Interrupted):
+        execute(recipe, run, console=QUIET)
+    with pytest.raises(Interrupted):  # it is cut off again after the same step
+        execute(recipe, run, console=QUIET, selection=Selection(force=True))
+    execute(recipe, run, console=QUIET)
+    assert RUNS[:3] == ["a@0", "a@0", "a@2"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({"start": "d"}, "no such stage"),
+        ({"only": "a", "until": "b"}, "neither"),
+        ({"start": "c", "until": "a"}, "comes after"),
+    ],
+)
+def test_a_selection_that_makes_no_sense_is_told(
+    recipe_file: Path, selection: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        go(recipe_file, **selection)
+
+
+def test_only_a_stage_whose_parent_never_ran_is_refused(recipe_file: Path) -> None:
+    with pytest.raises(ArtifactError, match="b has not finished"):
+        go(recipe_file, only="c")
+
+
+def test_a_failed_stage_names_its_log_and_the_next_run_goes_on_there(recipe_file: Path) -> None:
+    with pytest.raises(StageFailedError, match=r"stage b failed with KeyError.*stage\.log"):
+        go(recipe_file, "b.fail=bug")
+    assert "KeyError" in (recipe_file.parent / "run/b/stage.log").read_text()
+    RUNS.clear()
+    go(recipe_file)
+    assert RUNS == ["b@0", "c@0"]
+
+
+def test_a_hand_over_that_does_not_fit_stops_before_anything_runs(recipe_file: Path) -> None:
+    with pytest.raises(HandOverError, match="stage c: a does not fit b"):
+        go(recipe_file, "c.fail=hand-over")
+    assert RUNS == []
+
+
+def test_sigterm_saves_and_the_next_run_resumes(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "a.fail=signal")
+    rows = list_run(recipe_file.parent / "run")
+    assert rows[0][2] == "cut off, resumes at step 2"
+    recipe = load_recipe(recipe_file, ["a.fail=signal"])
+    assert plan(recipe, recipe_file.parent / "run", Selection())[0].action == "resume"
+    go(recipe_file, "a.fail=signal")
+    assert RUNS == ["a@0", "a@2", "b@0", "c@0"]
+    lines = (recipe_file.parent / "run/a/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_changed_setting_sets_the_resume_state_aside(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "a.fail=signal")
+    RUNS.clear()
+    with pytest.raises(StageFailedError):
+        go(recipe_file, "a.fail=bug")
+    with pytest.raises(Interrupted):
+        go(recipe_file, "a.text=q", "a.fail=signal")
+    assert RUNS == ["a@0", "a@0"]
+    # Two states wait, each for its own settings.
+    assert len([p for p in (recipe_file.parent / "run/.unfinished/a").iterdir() if p.is_dir()]) == 2
+    go(recipe_file, "a.fail=signal", until="a")
+    assert RUNS[2:] == ["a@2"]
+    assert not (recipe_file.parent / "run/.unfinished").exists()
+    assert (recipe_file.parent / "run/a/model/out.txt").read_text() == "x"
+
+
+def test_a_damaged_parent_is_refused_by_name(recipe_file: Path) -> None:
+    go(recipe_file)
+    path = recipe_file.parent / "run/a/model/out.txt"
+    path.write_text("q")
+    with pytest.raises(ArtifactError, match=r"out\.txt is damaged"):
+        go(recipe_file, "b.text=w")
+    assert list_run(recipe_file.parent / "run")[0][2].startswith("damaged")
+
+
+def test_two_runs_on_one_folder_exclude_each_other(recipe_file: Path) -> None:
+    run = recipe_file.parent / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as file:
+        file.write("process 1")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunLockedError, match="in use by process 1"):
+            go(recipe_file)
+    assert RUNS == []
+
+
+def test_another_recipes_folder_is_refused(recipe_file: Path) -> None:
+    go(recipe_file)
+    with pytest.raises(ArtifactError, match="holds a run of the recipe 'three'"):
+        go(recipe_file, "name=four")
+
+
+def test_a_folder_of_another_version_is_refused(recipe_file: Path) -> None:
+    go(recipe_file)
+    path = recipe_file.parent / "run/a/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(ArtifactError, match="has format 99"):
+        go(recipe_file)
+
+
+def test_a_folder_that_cannot_be_made_is_told(recipe_file: Path) -> None:
+    (recipe_file.parent / "run").write_text("a file stands where the folder should be")
+    with pytest.raises(StorageError, match=r"run can't be written.*choose another folder"):
+        go(recipe_file)
+
+
+def test_a_folder_without_permission_is_told(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        go(recipe_file)
+
+
+def test_listing_shows_state_parents_and_metric(recipe_file: Path) -> None:
+    go(recipe_file, until="b")
+    rows = list_run(recipe_file.parent / "run")
+    assert [row[0] for row in rows] == ["a", "b", "c"]
+    assert [row[2] for row in rows] == ["done", "done", "not run"]
+    assert rows[1][5] == "a" and rows[1][6] == "eval/loss 0.5"
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no run folder"):
+        list_run(tmp_path)
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.run.runner._report", real_report)
+
+
+def report_of(recipe_file: Path) -> dict[str, Any]:
+    folder = recipe_file.parent / "run" / "report"
+    content = json.loads((folder / "report.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_stage_whose_parent_ran_since_is_outdated_in_the_report(recipe_file: Path) -> None:
+    go(recipe_file)
+    assert report_of(recipe_file)["not_done"] == {}
+    go(recipe_file, "a.text=w", only="a")
+    assert report_of(recipe_file)["not_done"] == {
+        "b": "outdated: stage a changed",
+        "c": "outdated: b runs before it",
+    }
+    go(recipe_file, "a.text=w")
+    assert report_of(recipe_file)["not_done"] == {}
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_part_of_a_run_has_a_report_of_what_is_there(recipe_file: Path) -> None:
+    go(recipe_file, until="a")
+    report = report_of(recipe_file)
+    assert (list(report["stages"]), report["not_done"]) == (
+        ["a"],
+        {"b": "not run", "c": "not run"},
+    )
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_run_that_stops_leaves_a_report_of_what_is_there(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    assert report_of(recipe_file)["not_done"] == {
+        "b": "cut off, resumes at step 2",
+        "c": "not run",
+    }
+    with pytest.raises(StageFailedError):
+        go(recipe_file, "b.fail=bug")
+    report = report_of(recipe_file)
+    assert report["not_done"]["b"] == "cut off, resumes at step 3"
+    assert "made_before" not in report
+    go(recipe_file)
+    assert report_of(recipe_file)["not_done"] == {}
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_report_from_before_a_killed_run_says_so(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+
+    def killed(context: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run.execution.run_in_process", lambda *arguments: killed(None))
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe_file, "c.text=w")
+    page = recipe_file.parent / "run" / "report" / "index.html"
+    assert "Stage c was begun after this report was made" in page.read_text()
+    assert "Stage c was begun" in report_of(recipe_file)["made_before"]
+    go(recipe_file, "c.text=w")
+    assert "was begun after" not in page.read_text()
+
+
+@pytest.mark.usefixtures("reports")
+def test_a_report_that_was_not_made_after_the_last_stage_is_made_by_the_next_run(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run.runner._report", lambda *arguments: None)
+        go(recipe_file, "c.text=w")
+    go(recipe_file, "c.text=w")
+    report = report_of(recipe_file)
+    manifest = json.loads((recipe_file.parent / "run/c/manifest.json").read_text())
+    assert report["stages"]["c"]["digest"] == manifest["digest"]
+    assert "made_before" not in report
+
+
+def test_listing_names_the_process_that_runs_a_stage(recipe_file: Path) -> None:
+    run, seen = recipe_file.parent / "run", []
+
+    def look(context: Any) -> dict[str, Any]:
+        seen.append({row[0]: row[2] for row in list_run(run)})
+        return {"eval/loss": 0.0}
+
+    kind = sys.modules["count_stage"].KIND
+    go(recipe_file, until="a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["count_stage"], "KIND", dataclasses.replace(kind, run=look))
+        go(recipe_file, until="b")
+    assert seen == [{"a": "done", "b": f"running, process {os.getpid()}", "c": "not run"}]
+    assert "running" not in str(list_run(run))
+
+
+def test_a_process_that_was_killed_is_not_running(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    # The file still names the process that held it.
+    lock = recipe_file.parent / "run" / ".lock"
+    assert lock.read_text() == f"process {os.getpid()}, at stage b"
+    states = {row[0]: row[2] for row in list_run(recipe_file.parent / "run")}
+    assert states["b"] == "cut off, resumes at step 2"
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        states = {row[0]: row[2] for row in list_run(recipe_file.parent / "run")}
+    assert states["b"] == f"running, process {os.getpid()}"
+
+
+@pytest.mark.usefixtures("library_logger")
+def test_the_log_of_a_stage_holds_what_it_said_with_times(recipe_file: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(recipe_file, "b.fail=signal")
+    log = recipe_file.parent / "run" / "b" / "stage.log"
+    first = log.read_text()
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in lines(first))
+    told = [line[24:] for line in lines(first)]
+    assert told[:3] == ["b (count): has not run yet", "  goes on after 0", "in two lines"]
+    assert sum("UserWarning: a word of warning" in line for line in told) == 1
+    assert told[-2:] == [
+        "WARNING transformers.models: of a library that keeps to itself",
+        "stopped: stopped",
+    ]
+
+
+def test_a_stage_that_goes_on_writes_behind_its_log(recipe_file: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(StageFailedError):
+            go(recipe_file, "a.fail=bug")
+    log = (recipe_file.parent / "run" / "a" / "stage.log").read_text()
+    said = [line[24:] for line in lines(log)]
+    assert [line for line in said if "goes on after" in line] == [
+        "  goes on after 0",
+        "  goes on after 3",
+    ]
+    assert said.count("KeyError: 'no such thing'") == 2
+    assert said.count("Traceback (most recent call last):") == 2
+    go(recipe_file)
+    kept = recipe_file.parent / "run" / "a" / "stage.log"
+    assert re.fullmatch(r"a: done in \d+\.\d s", lines(kept.read_text())[-1][24:])
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+@pytest.fixture
+def library_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the records of a library from the root logger, as transformers does."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", False)

@@ -1,0 +1,206 @@
+"""Every setting of every kind of stage, and whether the result follows from it.
+
+A new field fails here until somebody has thought of it: what is listed under `same` may differ
+without a stage being done again, and is marked `SameResult` in the settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from pipeline.contract.settings import (
+    SameResult,
+    Settings,
+    StageSettings,
+    beside_result,
+    same_result,
+    without,
+)
+from pipeline.stages.registry import STAGE_MODULES, stage_kind
+
+RESULT: dict[str, str] = {
+    "TokenizerSettings": (
+        "typed_control_tokens "
+        "kind seed train vocab_size special_tokens chat_template min_frequency adopt pad_token "
+        "trust_remote_code"
+    ),
+    "SourceSettings": (
+        "path hub hub_name hub_split hub_revision hub_files world world_seed format columns "
+        "limit skip"
+    ),
+    "PretrainSettings": (
+        "kind seed train heldout heldout_share tokenizer model architecture hidden_size layers "
+        "heads kv_heads intermediate_size tie_embeddings rope_theta initializer_range "
+        "context_length positions attend_across_documents steps epochs tokens batch_size "
+        "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
+        "max_gradient_norm bf16 heldout_chunks trust_remote_code"
+    ),
+    "SftSettings": (
+        "kind seed model tokenizer train heldout heldout_share max_heldout max_length too_long "
+        "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
+        "weight_decay betas epsilon max_gradient_norm dropout group_by_length bf16 candidates "
+        "trust_remote_code"
+    ),
+    "RankingsSettings": (
+        "kind seed labeler model prompts rankings people limit completions noise max_new_tokens "
+        "temperature top_k top_p bf16 trust_remote_code"
+    ),
+    "PeopleSettings": (
+        "mode strategy scored_by overlap annotators_per_task gold gold_tasks gold_share "
+        "repeat_share qualification_tasks qualification_share needed consolidation campaign "
+        "annotators"
+    ),
+    "GoldAnnotatorSettings": ("kind noise"),
+    "SimulatedPoolSettings": ("kind pool flip quality"),
+    "JudgeSettings": ("kind name url model max_calls max_tokens max_answer_tokens temperature"),
+    "RewardSettings": (
+        "kind seed model tokenizer rankings train heldout_share heldout eval_rankings "
+        "demonstrations max_demonstrations max_length ties margin epochs prompts_per_step "
+        "learning_rate schedule final_share warmup_share weight_decay betas epsilon "
+        "max_gradient_norm bf16 lora trust_remote_code"
+    ),
+    "Lora": ("rank alpha targets"),
+    "SelectSettings": (
+        "kind seed model reward prompts n_prompts max_new_tokens temperature top_k top_p"
+    ),
+    "RewardTerm": (
+        "model models combine coefficient rule function options url normalize clip weight"
+    ),
+    "PpoSettings": (
+        "tokenizer episodes batch_size minibatches epochs max_new_tokens temperature top_k top_p "
+        "kl_coefficient kl_estimator adaptive_kl gamma gae_lambda whiten_advantages "
+        "whiten_rewards clip value_clip value_coefficient entropy_coefficient early_stop_kl "
+        "end_after end_rule end_penalty score_position score_clip normalize_scores "
+        "learning_rate value_learning_rate schedule warmup_updates value_warmup_updates "
+        "adam_epsilon adam_betas max_gradient_norm ema_decay ptx_coefficient "
+        "ptx_rows_per_episode bf16 reuse_logprobs rollout kind seed policy reward reference "
+        "value trunk lora value_start prompts max_prompt_tokens end_tokens prefix_tokens "
+        "pretraining pretraining_sources pretraining_row_tokens trust_remote_code"
+    ),
+    "AdaptiveKl": ("target horizon"),
+    "RolloutSettings": ("engine"),
+    "DoctorSettings": (
+        "start_responses random_share "
+        "on_alarm ignore window best_every score_drop length_factor length_correlation "
+        "ended_share kl_per_token negative_kl approximate_kl explained_variance value_grace "
+        "entropy_share repeated_share distinct_share"
+    ),
+    "EvaluateSettings": (
+        "kind seed checkpoints prompts limit prefix_tokens perplexity max_texts reference plain "
+        "gold reward rule rule_options max_new_tokens temperature top_k top_p bf16 resamples "
+        "trust_remote_code"
+    ),
+}
+"""Fields that change the result, by class of settings."""
+
+SAME: dict[str, str] = {
+    "SourceSettings": ("max_bad_share"),
+    "PretrainSettings": (
+        "micro_batch_size compile gradient_checkpointing log_every evaluate_every save_every"
+    ),
+    "SftSettings": (
+        "max_too_long_share micro_batch_size gradient_checkpointing evaluate_every log_every "
+        "save_every"
+    ),
+    "RankingsSettings": ("batch_size max_too_long_share"),
+    "PeopleSettings": ("lease_minutes guidelines database poll_seconds"),
+    "JudgeSettings": ("key_variable concurrency timeout retries"),
+    "RewardSettings": (
+        "max_truncated_share tokens_per_micro_batch gradient_checkpointing compile "
+        "evaluate_every save_every"
+    ),
+    "SelectSettings": ("batch_size"),
+    "RewardTerm": ("timeout retries batch_size"),
+    "PpoSettings": (
+        "micro_batch_size score_batch_size tokens_per_micro_batch generation_batch_size compile "
+        "gradient_checkpointing save_every sample_every sample_count doctor max_dropped_share"
+    ),
+    "RolloutSettings": ("url timeout weights max_difference"),
+    "EvaluateSettings": ("max_too_long_share batch_size"),
+}
+"""Fields that change how it is computed, logged or saved alone."""
+
+WHERE = {
+    "SftSettings": {"micro_batch_size": "no_dropout"},
+    "PpoSettings": {"doctor": "doctor_only_tells"},
+}
+"""Fields that do so under a condition, with the property that tells it."""
+
+
+def nested(annotation: Any) -> list[type[Settings]]:
+    """Return the classes of settings inside an annotation."""
+    own = isinstance(annotation, type) and issubclass(annotation, Settings)
+    return [annotation] * own + [c for part in get_args(annotation) for c in nested(part)]
+
+
+def classes() -> dict[str, type[Settings]]:
+    """Return the settings of all kinds of stage, and those inside them, by their names."""
+    found: dict[str, type[Settings]] = {}
+    waiting: list[type[Settings]] = [stage_kind(name).settings for name in STAGE_MODULES]
+    while waiting:
+        one = waiting.pop()
+        if one.__name__ not in found:
+            found[one.__name__] = one
+            waiting += [c for info in one.model_fields.values() for c in nested(info.annotation)]
+    return found
+
+
+def marks(one: type[Settings]) -> dict[str, SameResult]:
+    return {
+        name: mark
+        for name, info in one.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, SameResult)
+    }
+
+
+def test_all_kinds_of_settings_are_listed() -> None:
+    assert set(classes()) == set(RESULT) and set(SAME) <= set(RESULT)
+
+
+@pytest.mark.parametrize("name", RESULT)
+def test_every_field_has_its_class(name: str) -> None:
+    one = classes()[name]
+    same, result = SAME.get(name, "").split(), RESULT[name].split()
+    assert set(marks(one)) == set(same)
+    assert set(one.model_fields) == {*same, *result}
+    assert {n: m.where for n, m in marks(one).items() if m.where} == WHERE.get(name, {})
+    for mark in marks(one).values():
+        assert mark.where is None or isinstance(getattr(one, mark.where), property)
+
+
+def test_places_inside_lists_mappings_and_parts_are_left_out() -> None:
+    from pipeline.stages.ppo.settings import PpoSettings
+
+    settings = PpoSettings(
+        policy="./p",
+        reward=[{"url": "http://h/a", "retries": 2}, {"rule": "length", "options": {"retries": 1}}],
+        prompts=[{"path": "a"}, {"path": "b", "max_bad_share": 0.5}],
+    )
+    key = settings.key_settings()
+    assert [set(term) & {"retries", "url", "options"} for term in key["reward"]] == [
+        {"url", "options"}
+    ] * 2
+    assert key["reward"][1]["options"] == {"retries": 1}
+    assert key["prompts"][1]["path"] == "b" and "max_bad_share" not in key["prompts"][1]
+    beside = beside_result(settings)
+    assert beside["prompts.1.max_bad_share"] == 0.5 and beside["reward.0.retries"] == 2
+    assert beside["doctor"]["window"] == 5
+    ends = PpoSettings(**{**settings.model_dump(), "doctor": {"on_alarm": "best"}})
+    assert "doctor" not in same_result(ends) and "doctor" in ends.key_settings()
+
+
+def test_what_is_left_out_is_left_out_by_its_whole_place() -> None:
+    content = {"a": 1, "b": [{"a": 2, "c": 3}], "a.b": 4}
+    assert without(content, ["b.0.a"]) == {"a": 1, "b": [{"c": 3}], "a.b": 4}
+    assert without(content, ["a", "b.1.c"]) == {"b": [{"a": 2, "c": 3}], "a.b": 4}
+
+
+def test_a_kind_of_its_own_need_not_mark_anything() -> None:
+    class Plain(StageSettings):
+        kind: str = "plain"
+        size: int = 3
+
+    assert Plain(seed=4).key_settings() == {"kind": "plain", "size": 3}
