@@ -143,30 +143,45 @@ def _locate(
         return None
     if not closed.startswith(opened):
         notes.left_out[_OPENING] += 1
-    elif not whole.text.startswith(closed):
+        return None
+    # What a template writes behind a chat's last turn is not there where others follow.
+    stop = len(closed) if whole.text.startswith(closed) else _shared(closed, whole.text)
+    region, tail = (len(opened), stop), closed[stop:]
+    end = _end(messages[place], region, whole)
+    if tail and not (end and whole.text.endswith(tail)):
         notes.left_out[_CHANGED] += 1
+    elif end is None or (not tail and whole.text[end[1] : stop].strip()):
+        notes.left_out[_ENDLESS] += 1
     else:
-        region = (len(opened), len(closed))
-        return _answer(tokenizer, messages[place], region, whole, notes)
+        return _answer(tokenizer, messages[place], region, end, whole, notes)
     return None
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _end(turn: Mapping[str, Any], region: Span, whole: _Whole) -> Span | None:
+    """Return the last control token behind the words of a turn, None where there is none."""
+    start, stop = region
+    words = str(turn.get("content") or "").strip()
+    at = whole.text.find(words, start, stop) if words else -1
+    said = start if at < 0 else at + len(words)
+    ends = [span for span in whole.controls if said <= span[0] and span[1] <= stop]
+    return ends[-1] if ends else None
 
 
 def _answer(
     tokenizer: PreTrainedTokenizerBase,
     turn: Mapping[str, Any],
     region: Span,
+    end: Span,
     whole: _Whole,
     notes: AnswerNotes,
 ) -> _Answer | None:
     start, stop = region
-    words = str(turn.get("content") or "").strip()
-    at = whole.text.find(words, start, stop) if words else -1
-    said = start if at < 0 else at + len(words)
-    ends = [span for span in whole.controls if said <= span[0] < stop]
-    if not ends:
-        notes.left_out[_ENDLESS] += 1
-        return None
-    end = ends[-1]
     if mask_method(tokenizer) == "turns":
         return _Answer(start, [(start, end[1])], end)
     marks = [(max(a, start), min(b, stop)) for a, b in whole.marks if a < stop and b > start]

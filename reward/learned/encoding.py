@@ -10,9 +10,9 @@ that a text has the same score wherever it is scored.
 A response is stripped but for one that a decoder reads on from plain text: there it is taken as it
 stands. It counts as finished unless the caller says it was cut off; then it gets no end marker.
 
-A checkpoint that was trained elsewhere is given what `transformers` and TRL give it: a chat ends
-as its template ends it, and what is read is the last token that is no padding, also where the end
-of a sequence is padding (`unread`).
+A checkpoint that was trained elsewhere is given what `transformers` and TRL give it: a chat with
+its answer as the template writes all of it, and what is read is the last token that is no padding,
+also where the end of a sequence is padding (`unread`).
 
 What is too long loses tokens from its left, the prompt's side, but keeps a leading
 beginning-of-sequence token.
@@ -20,16 +20,17 @@ beginning-of-sequence token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
 from data.records import turn_text
 from data.text.chat import render_prompt, render_text, response_ids, spells_control_tokens
+from data.text.control_tokens import control_spans, encode_ids, render
 
 if TYPE_CHECKING:
-    from data.records import Prompt
+    from data.records import Message, Prompt
 
 _MARK = "qzxjk"
 LENGTH = "reward_max_length"
@@ -57,8 +58,8 @@ class Encoder:
         max_length: longest input in tokens.
         pairs: whether prompt and response go in as a pair, as encoders want it.
         unread: padding, which the model passes over at the end and reads what stands before.
-        whole_turns: whether a chat ends with all that its template puts behind the last turn, and
-            not with the token that ends the turn.
+        whole_turns: whether a chat and its answer are what the template makes of them together,
+            and not the prompt, the answer and the token that ends the turn.
         seen: texts encoded so far.
         truncated: how many of them were too long.
         spelling: how many spell control tokens, which stay text.
@@ -90,11 +91,7 @@ class Encoder:
             response = response.strip()
         if self.pairs:
             return self._encode_pair(prompt, response, as_text=spells)
-        ids = list(render_prompt(self.tokenizer, prompt))
-        behind = prompt if isinstance(prompt, str) else ""
-        ids += response_ids(self.tokenizer, response, behind=behind)
-        if ended:
-            ids += self._end(prompt)
+        ids = self._decoder_ids(prompt, response, ended=ended)
         if not ids:
             raise ModelError("an empty prompt with an empty, unfinished response has no score")
         # In a causal model what stands behind the token that is read changes nothing.
@@ -102,9 +99,31 @@ class Encoder:
             ids.pop()
         return self._cut(ids)
 
-    def _plain_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def _decoder_ids(self, prompt: Prompt, response: str, *, ended: bool) -> list[int]:
+        if self.whole_turns and not isinstance(prompt, str):
+            whole = self._whole_chat(prompt, response, ended=ended)
+            if whole is not None:
+                return whole
+        ids = list(render_prompt(self.tokenizer, prompt))
+        behind = prompt if isinstance(prompt, str) else ""
+        ids += response_ids(self.tokenizer, response, behind=behind)
+        return ids + self._end(prompt) if ended else ids
+
+    def _whole_chat(
+        self, prompt: Sequence[Message], response: str, *, ended: bool
+    ) -> list[int] | None:
+        """Return a chat as its template writes it, one that was cut off up to its last word.
+
+        None where the template does not show those words as they are.
+        """
+        turns: list[Message] = [*prompt, {"role": "assistant", "content": response}]
+        text, _, typed = render(self.tokenizer, turns, answer_next=False)
+        if not ended:
+            at = text.rfind(response) if response else -1
+            if at < 0:
+                return None
+            text = text[: at + len(response)]
+        return encode_ids(self.tokenizer, text, [span for span in typed if span[1] <= len(text)])
 
     def _cut(self, ids: list[int]) -> list[int]:
         over = len(ids) - self.max_length
@@ -151,15 +170,13 @@ class Encoder:
 
     def _find_end_of_turn(self) -> list[int]:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        ids = self._plain_ids(text.rpartition(_MARK)[2])
-        if self.whole_turns:
-            return ids
+        rendering = render(self.tokenizer, turns, answer_next=False)
+        said = rendering.text.rindex(_MARK)
         # Some templates end a turn with another token than the end-of-sequence token.
-        added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
-        found = [token for token in ids if token in special]
-        return found[:1] or [self._eos()]
+        for start, stop in control_spans(self.tokenizer, rendering):
+            if start > said:
+                return [int(self.tokenizer.convert_tokens_to_ids(rendering.text[start:stop]))]
+        return [self._eos()]
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:

@@ -187,3 +187,37 @@ def test_several_answers_in_a_row_and_one_at_the_start(tokenizer_of):
     assert notes.lines() == [
         "1 answers are not learned: a chat begins with them, so that nothing asks for them"
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_template_writes_behind_the_last_turn_alone_loses_no_answer(tokenizer_of, kind):
+    """As Phi 3's, which puts the end of the sequence behind the whole chat."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+    )
+    made = tokenizer_of(template, kind, ["<|user|>", "<|assistant|>", "<|end|>"])
+    turns = chat("Who?", "Mara", "What?", "bread", "x", "Mara")
+    notes = AnswerNotes()
+    rendered = render_conversation(made, turns, notes)
+    assert not notes.lines()
+    text = made.decode(learned(made, rendered)).replace(" ", "")
+    assert text == "Mara<|end|>bread<|end|>Mara<|end|>\n<|endoftext|>"
+    for place in (1, 3, 5):
+        opening = render_prompt(made, turns[:place])
+        assert rendered.ids[: len(opening)] == opening
+        assert rendered.assistant_mask[len(opening)]
+
+
+def test_a_control_token_with_text_behind_it_ends_no_turn(tokenizer_of):
+    """As a mark before calls of tools, in a template that ends the turn with no token."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|call|>"
+        "{{ m.tool_calls[0].function.name }}\n{% else %}{{ m.content }}<|end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    made = tokenizer_of(template, specials=["<|user|>", "<|assistant|>", "<|end|>", "<|call|>"])
+    turns: list[Any] = chat("Who?", "")
+    turns[1]["tool_calls"] = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    with pytest.raises(ModelError, match="a model would never end"):
+        render_conversation(made, turns)

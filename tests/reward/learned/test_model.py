@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ModelError
+from data.records import chat
 from reward.learned.model import RewardModel
 from reward.learned.rows import pad_sequences, shift_left
 from reward.scorer import Scorer
@@ -182,6 +183,33 @@ def test_a_classifier_from_elsewhere_is_read_where_transformers_reads_it(
     with torch.no_grad():
         logits = plain(**words(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
     assert RewardModel.load(folder).score(asked, said) == pytest.approx(logits, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        " {{ m['content'] }} ",
+        "<think>\n\n</think>\n\n{{ m['content'].split('</think>')[-1] }}",
+        "\n{{ m['content'] | trim }}",
+    ],
+)
+def test_what_a_template_writes_around_an_answer_is_scored_where_it_was_trained_with_it(
+    foreign: Any, answer: str
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    content = "{{ m['content'] }}"
+    shown = "{% if m['role'] == 'assistant' %}" + answer + "{% else %}" + content + "{% endif %}"
+    folder = foreign("<|end|>", FOREIGN_TEMPLATE.replace(content, shown))
+    words = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = RewardModel.load(folder, device="cpu")
+    text = words.apply_chat_template(chat("who?", "me"), tokenize=False)
+    cut = text.removesuffix("<|end|>\n").rstrip()
+    with torch.no_grad():
+        want = [plain(**words(t, return_tensors="pt")).logits[0, 0].item() for t in (text, cut)]
+    got = model.score([chat("who?")] * 2, ["me"] * 2, ended=[True, False])
+    assert got == pytest.approx(want, abs=1e-5)
 
 
 def test_where_the_end_is_padding_it_is_the_last_word_that_is_read(foreign: Any) -> None:
