@@ -126,7 +126,7 @@ def run_stage(
         metrics=MetricsLog(logs[0], enabled=rank == 0), console=Console(quiet=True),
         rank=rank, world_size=size,
     )  # fmt: skip
-    import_module(f"pipeline.stages.{settings.kind}").run(context)
+    import_module(f"pipeline.stages.{settings.kind}.stage").run(context)
     barrier()
 
 

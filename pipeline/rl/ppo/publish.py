@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,19 @@ def publish(ppo: Ppo, folder: Path) -> None:
     def merged(name: str | None) -> AbstractContextManager[None]:
         return nullcontext() if trunk is None or name is None else trunk.merged(name)
 
-    def values() -> ValueParts | None:
+    @contextmanager
+    def values() -> Iterator[ValueParts]:
+        """Give what gives the values; a value model is whole within the block alone."""
         seen = POLICY if ppo.reader is None else ppo.reader.module.name
         with (run.value or run.policy).whole() as module, merged(seen):
-            return _value_parts(ppo, module) if main else None
+            yield _value_parts(ppo, module) if main else ValueParts()
 
-    # A head on the policy's trunk belongs to the trained weights, which the average overwrites.
-    reads_average = run.average is not None and run.value is None
-    parts = values() if reads_average else None
+    # A head on the policy's trunk belongs to the trained weights, which the average overwrites;
+    # it is copied with its trunk, and stays.
+    copied: ValueParts | None = None
+    if run.average is not None and run.value is None:
+        with values() as copied:
+            pass
     if run.average is not None:
         run.average.copy_to(ppo.policy)
     with run.policy.whole() as policy, merged(POLICY):
@@ -59,10 +65,11 @@ def publish(ppo: Ppo, folder: Path) -> None:
             save_model(policy.model, ppo.tokenizer, folder / "model")
     if trunk is not None and main:
         trunk.save(POLICY, folder / "adapter", task="CAUSAL_LM")
-    if not reads_average:
-        parts = values()
-    if parts is None:
-        return
+    with values() if copied is None else nullcontext(copied) as parts:
+        _save_values(ppo, parts, folder)
+
+
+def _save_values(ppo: Ppo, parts: ValueParts, folder: Path) -> None:
     if parts.model is not None:
         save_model(parts.model, ppo.tokenizer, folder / "value_model")
     elif parts.head is not None:
@@ -89,7 +96,10 @@ def try_publishing(context: StageContext[Any], ppo: Ppo) -> None:
 
 @dataclass(frozen=True)
 class ValueParts:
-    """What gives the values: a model, or a head where its trunk has no class with one."""
+    """What gives the values: a model, or a head where its trunk has no class with one.
+
+    Neither on a process that writes nothing.
+    """
 
     model: Any = None
     head: dict[str, Tensor] | None = None
