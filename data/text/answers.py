@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import ModelError
+from data.records import template_input
 from data.text.control_tokens import Encoded, control_spans, encode, opening_ids, render
 from data.text.templates import Span, apply_template, mask_method
 
@@ -58,10 +59,14 @@ class AnswerNotes:
 
 
 class _Whole(NamedTuple):
-    """A rendered chat, its marks, what is only spelled, and the control tokens of the template."""
+    """A rendered chat, its marks, what is only spelled, the control tokens of the template.
+
+    Attributes:
+        marks: what the template marks as the assistant's; None where it marks nothing anywhere.
+    """
 
     text: str
-    marks: list[Span]
+    marks: list[Span] | None
     typed: list[Span]
     controls: list[Span]
 
@@ -93,7 +98,14 @@ def answer_mask(
         ControlTokenError: a turn spells a control token that can't be kept as text.
     """
     rendering = render(tokenizer, messages, answer_next=False, **options)
-    whole = _Whole(*rendering, controls=control_spans(tokenizer, rendering))
+    tools = options.get("tools") or template_input(messages)[1]
+    marked = mask_method(tokenizer, tools) == "marks"
+    whole = _Whole(
+        rendering.text,
+        rendering.marks if marked else None,
+        rendering.typed,
+        control_spans(tokenizer, rendering),
+    )
     places = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     learned = [i for i in places if messages[i].get("weight") != 0]
     if len(learned) < len(places):
@@ -153,7 +165,7 @@ def _locate(
     elif end is None or (not tail and whole.text[end[1] : stop].strip()):
         notes.left_out[_ENDLESS] += 1
     else:
-        return _answer(tokenizer, messages[place], region, end, whole, notes)
+        return _answer(messages[place], region, end, whole, notes)
     return None
 
 
@@ -174,7 +186,6 @@ def _end(turn: Mapping[str, Any], region: Span, whole: _Whole) -> Span | None:
 
 
 def _answer(
-    tokenizer: PreTrainedTokenizerBase,
     turn: Mapping[str, Any],
     region: Span,
     end: Span,
@@ -182,7 +193,7 @@ def _answer(
     notes: AnswerNotes,
 ) -> _Answer | None:
     start, stop = region
-    if mask_method(tokenizer) == "turns":
+    if whole.marks is None:
         return _Answer(start, [(start, end[1])], end)
     marks = [(max(a, start), min(b, stop)) for a, b in whole.marks if a < stop and b > start]
     if not marks:

@@ -17,7 +17,7 @@ from data.errors import ControlTokenError, ModelError, RecipeError
 from data.records import Completion, Conversation, Message, Prompt
 from data.text.answers import AnswerNotes, answer_mask
 from data.text.continuation import continuation_ids
-from data.text.control_tokens import encode_ids, render, spelled
+from data.text.control_tokens import encode_ids, render, spelled, turn_spells
 from data.text.left_out import NEEDED, left_out
 from data.text.templates import apply_template, has_template, mask_method
 from data.words import counted
@@ -181,10 +181,7 @@ def spells_control_tokens(
         return True
     if isinstance(prompt, str):
         return bool(_spelled_in_plain(tokenizer, prompt))
-    return any(
-        spelled(tokenizer, str(turn.get("content") or ""), own=turn["role"] == "assistant")
-        for turn in prompt
-    )
+    return any(turn_spells(tokenizer, turn) for turn in prompt)
 
 
 def spelled_line(count: int, what: str) -> str:

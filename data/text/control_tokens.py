@@ -90,6 +90,13 @@ def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, own: bool = False)
     return [match.span() for match in (guard.own if own else guard.given).finditer(text)]
 
 
+def turn_spells(tokenizer: PreTrainedTokenizerBase, turn: Mapping[str, Any]) -> bool:
+    """Tell whether a turn, its calls and tools too, spells control tokens that stay text."""
+    guard, found = _guard(tokenizer), list[str]()
+    _disguised(turn, guard.own if turn.get("role") == "assistant" else guard.given, found)
+    return bool(found) and not reads_typed(tokenizer)
+
+
 def reads_typed(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether control tokens that texts spell are tokens to this tokenizer, by its setting."""
     return bool(getattr(tokenizer, "init_kwargs", {}).get(SETTING) == "tokens")

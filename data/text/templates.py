@@ -33,9 +33,14 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def mask_method(tokenizer: PreTrainedTokenizerBase) -> Literal["marks", "turns"]:
-    """Return how the assistant's tokens are found: by the template's marks, or turn by turn."""
-    return "marks" if _GENERATION.search(template_of(tokenizer)) else "turns"
+def mask_method(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> Literal["marks", "turns"]:
+    """Return how the assistant's tokens are found: by the template's marks, or turn by turn.
+
+    Args:
+        tokenizer: carries the template, or one beside it for chats with tools.
+        tools: of the chat.
+    """
+    return "marks" if _GENERATION.search(template_of(tokenizer, tools)) else "turns"
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
@@ -50,7 +55,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
             f"{name} has no chat template, so it can't render messages; set one (an instruct model "
             "carries its own) or use plain prompts"
         )
-    return str(tokenizer.get_chat_template(tools=tools))
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'this tokenizer'} has chat templates named "
+            f"{', '.join(tokenizer.chat_template)} and none named default; set `chat_template` in "
+            "a tokenizer stage that adopts it"
+        ) from error
 
 
 def apply_template(

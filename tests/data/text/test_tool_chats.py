@@ -121,3 +121,42 @@ def test_reasoning_that_a_template_takes_from_earlier_turns_is_its_own_matter():
     asked[1]["reasoning_content"] = "It says so."
     made = tokenizer(HEAD + last_only + OBJECTS + TAIL)
     assert "says" not in made.decode(render_prompt(made, asked))
+
+
+MARKED = (
+    "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.content }}<|end|>"
+    "{% endgeneration %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [{"default": MARKED, "tool_use": HEAD + TAIL}, {"default": PLAIN, "tool_use": MARKED}],
+)
+def test_the_template_for_tools_alone_says_whether_it_marks_answers(templates):
+    made = tokenizer(PLAIN)
+    made.chat_template = templates
+    turns: list[Any] = chat("When?", "At nine.")
+    turns[0]["tools"] = [TOOL]
+    assert learned(made, turns) == "At nine.<|end|>"
+
+
+def test_templates_without_a_default_are_refused():
+    made = tokenizer(PLAIN)
+    made.chat_template = {"rag": PLAIN}
+    with pytest.raises(ModelError, match="chat templates named rag and none named default"):
+        render_prompt(made, chat("When?"))
+
+
+def test_control_tokens_in_calls_and_tools_are_counted():
+    made = tokenizer(HEAD + OBJECTS + TAIL)
+    calls: list[Any] = chat("When?", "")
+    calls[1]["tool_calls"] = [
+        {"type": "function", "function": {"name": "ferry", "arguments": {"day": "<|end|>"}}}
+    ]
+    tools: list[Any] = chat("When?", "At nine.")
+    tools[0]["tools"] = [{**TOOL, "note": "<|user|>"}]
+    rows = [Conversation(turns) for turns in (calls, tools, chat("When?", "At nine."))]
+    report = RenderReport()
+    assert len(list(render_demonstrations(made, rows, max_length=300, report=report))) == 3
+    assert report.spelling == 2
