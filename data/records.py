@@ -3,8 +3,8 @@
 A source yields records of one of five types: `Document` (text to pretrain on), `Completion` (a
 plain prompt and its continuation), `Conversation` (chat turns, the last one the assistant's),
 `PromptRow` (something to answer) and `Ranking` (a prompt, its completions and their ranks; a
-preference pair is a ranking of two). Ranks are dense, 1 is best, equal is a tie. `to_json` and
-`from_json` give the form on disk, with the keys of the dataclasses.
+preference pair is a ranking of two). Ranks are dense, 1 is best, equal is a tie. `to_json` gives
+the form on disk, with the keys of the dataclasses.
 """
 
 from __future__ import annotations
@@ -181,23 +181,6 @@ def to_json(record: Record) -> dict[str, Any]:
     }
 
 
-def from_json(row: Mapping[str, Any]) -> Record:
-    """Return the record that `to_json` wrote.
-
-    Raises:
-        ValueError: no record type has these keys.
-    """
-    for key, kind in _BY_KEYS:
-        if key in row:
-            names = {entry.name for entry in dataclasses.fields(kind)}
-            unknown = sorted(set(row) - names)
-            if unknown:
-                raise ValueError(f"a {kind.__name__} has no key {unknown[0]!r}")
-            record: Record = kind(**row)
-            return record
-    raise ValueError(f"keys {sorted(row)} are those of no record")
-
-
 def prompt_hash(prompt: Prompt) -> str:
     """Return a sha256 (hex) of a prompt: the same for the same turns, whatever they are for."""
     text = prompt if isinstance(prompt, str) else _canonical(prompt)
@@ -322,13 +305,3 @@ def chat(*turns: str, system: str | None = None) -> list[Message]:
     for index, content in enumerate(turns):
         messages.append({"role": "user" if index % 2 == 0 else "assistant", "content": content})
     return messages
-
-
-def to_chat(record: Record) -> Record:
-    """Return a record with its plain prompt as a user's turn; chats and documents as they are."""
-    if isinstance(record, Completion):
-        turns = chat(record.prompt.strip(), record.completion.strip())
-        return Conversation(messages=turns, id=record.id)
-    if isinstance(record, (PromptRow, Ranking)) and isinstance(record.prompt, str):
-        return dataclasses.replace(record, prompt=chat(record.prompt.strip()))
-    return record

@@ -8,7 +8,6 @@ stops the reading.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import itertools
 from collections import Counter
@@ -356,10 +355,3 @@ def world_module(part: str) -> Any:
         hint = nearest(part, module.PARTS)
         raise SourceError(f"the world has no part '{part}'; known: {known}.{hint}")
     return module
-
-
-def as_report_row(report: ReadReport) -> dict[str, Any]:
-    """Return a report as a JSON object, for a manifest or metrics."""
-    names = ("dropped", "notes", "unused")
-    counts = {name: dict(getattr(report, name)) for name in names}
-    return {**dataclasses.asdict(report), **counts}

@@ -100,9 +100,3 @@ def dress(core: str, manner: str, rng: random.Random) -> str:
 def draw_manner(rng: random.Random) -> str:
     """Return a manner with its share as probability."""
     return rng.choices(MANNERS, [SHARES[manner] for manner in MANNERS])[0]
-
-
-def affixes(manner: str) -> list[str]:
-    """Return all words that a manner puts before and after an answer, empty ones left out."""
-    both = _PREFIXES[manner] + _SUFFIXES[manner]
-    return [text for text in dict.fromkeys(both) if text.strip(" .,:")]

@@ -146,10 +146,6 @@ class ResumeStore:
         self.barrier()
         return None
 
-    def clear(self) -> None:
-        """Remove all states."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _read(self, folder: Path) -> dict[str, Any] | None:
         state = read_manifest(folder)
         if state is None or state.get("key") != self.key:
@@ -298,8 +294,3 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def generator_state(generator: torch.Generator) -> torch.Tensor:
-    """Return a generator's state as a tensor that `save_state` takes."""
-    return generator.get_state()

@@ -105,7 +105,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed, as all random number generators take it."""
 PositiveNumber = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class SourceSettings(Settings):
@@ -303,6 +305,8 @@ def expand(path: str) -> Path:
 __all__ = [
     "LaunchSettings",
     "Lora",
+    "NonNegative",
+    "NonNegativeInt",
     "Number",
     "PositiveInt",
     "PositiveNumber",

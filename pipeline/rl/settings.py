@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.contract.settings import (
+    NonNegative,
+    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -20,9 +22,6 @@ from pipeline.contract.settings import (
     Share,
 )
 from pipeline.rl.micro_batches import Limit
-
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
 
 
 class AdaptiveKl(Settings):

@@ -12,16 +12,16 @@ from data.records import (
     Ranking,
     chat,
     dense_ranks,
-    from_json,
     prompt_hash,
     prompt_of,
     to_best,
-    to_chat,
     to_demonstration,
     to_json,
     to_prompt,
     to_text,
 )
+from data.sources.converting import convert
+from data.sources.formats import detect
 
 RANKING = Ranking(
     prompt=chat("Who bakes?"),
@@ -60,19 +60,13 @@ def test_dense_ranks_keep_the_order_and_ties(ranks: list[int]) -> None:
     ],
 )
 def test_every_record_survives_its_json(record):
-    assert from_json(json.loads(json.dumps(to_json(record)))) == record
+    row = json.loads(json.dumps(to_json(record)))
+    assert convert(row, detect(row)) == record
 
 
 def test_json_of_a_ranking_has_the_keys_of_the_record_and_no_empty_ones():
     row = to_json(RANKING)
     assert list(row) == ["prompt", "completions", "ranks", "id", "policies"]
-
-
-def test_json_with_keys_of_no_record_is_refused():
-    with pytest.raises(ValueError, match="has no key 'colour'"):
-        from_json({"text": "a", "colour": "red"})
-    with pytest.raises(ValueError, match="no record"):
-        from_json({"colour": "red"})
 
 
 def test_a_ranking_refuses_ranks_that_do_not_fit():
@@ -96,16 +90,6 @@ def test_prompts_are_taken_from_whatever_has_one():
         to_prompt(Document(text="a"))
     with pytest.raises(TypeError, match="PromptRow holds no answer"):
         to_demonstration(PromptRow(prompt="a"))
-
-
-def test_plain_prompts_become_turns_of_the_user():
-    assert to_chat(Completion(prompt="a ", completion=" b")) == Conversation(
-        messages=chat("a", "b")
-    )
-    assert to_chat(PromptRow(prompt="a", meta={"x": 1})) == PromptRow(
-        prompt=chat("a"), meta={"x": 1}
-    )
-    assert to_chat(RANKING) is RANKING
 
 
 def test_the_hash_of_a_prompt_tells_text_from_chat():

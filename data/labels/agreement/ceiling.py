@@ -77,22 +77,3 @@ def accuracy_ceiling(*, agreement: Figure) -> Ceiling:
     elif agreement.value == 1:
         note = "annotators never disagree: these labels set no limit that can be seen"
     return Ceiling(low, high, low_end, high_end, note)
-
-
-def accuracy_without_noise(*, measured: float, agreement: float) -> float | None:
-    """Return how often a model agrees with the majority, from its accuracy on single labels.
-
-    With p = `annotator_accuracy`, measured = t p + (1 - t)(1 - p), so t = (measured + p - 1) /
-    (2p - 1), cut to [0, 1]. It assumes that all pairs are alike hard.
-
-    Args:
-        measured: accuracy on one annotator's labels.
-        agreement: pair agreement without ties.
-
-    Returns:
-        None where agreement is no better than chance.
-    """
-    p = annotator_accuracy(agreement=agreement)
-    if p <= 0.5:
-        return None
-    return min(1.0, max(0.0, (measured + p - 1) / (2 * p - 1)))

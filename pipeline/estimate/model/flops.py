@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from pipeline.estimate.model.shapes import ModelShape
 
-BACKWARD = 2.0
-"""The gradients of a product's two factors cost twice the product (Kaplan et al. 2020, 2.1)."""
 ATTENTION_BACKWARD = 2.5
 """Fused attention makes its matrix again in the backward pass: 5 products against 2 (Dao et al.
 2022, algorithm 4)."""

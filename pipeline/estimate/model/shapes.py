@@ -10,7 +10,6 @@ from typing import Any
 
 from data.errors import ModelError
 
-GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2")
 UNGATED = ("gpt2", "gpt_neox", "gpt_neo", "opt", "bloom", "phi", "bert", "roberta", "falcon")
 SAVED_BY_ACTIVATION = {"gelu_new": 5, "gelu_fast": 5, "relu": 1}
 """Tensors of the feed-forward width that are kept for the backward pass, of an ungated layer: its

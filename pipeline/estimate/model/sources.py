@@ -85,11 +85,6 @@ class Lengths:
         """Mean tokens of a prompt."""
         return sum(self.prompts) / max(1, len(self.prompts))
 
-    @property
-    def answer_mean(self) -> float:
-        """Mean tokens of an answer."""
-        return sum(self.answers) / max(1, len(self.answers))
-
     def whole(self, limit: float | None = None) -> list[float]:
         """Return the tokens of each measured row, cut at a limit."""
         cut = limit if limit is not None else float("inf")

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from data.errors import nearest
 from pipeline.contract.settings import (
+    NonNegative,
+    NonNegativeInt,
     Number,
     PositiveInt,
     Ref,
@@ -24,8 +26,6 @@ from pipeline.stages.reward_terms import (
 )
 
 CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
-NonNegative = Annotated[Number, Field(ge=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class EvaluateSettings(StageSettings):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
+    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.models.architectures import Shape
 
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
 SHAPE = (
     "hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "tie_embeddings",
     "rope_theta", "initializer_range", "positions",

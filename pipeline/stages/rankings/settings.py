@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
+    NonNegative,
+    NonNegativeInt,
     Number,
     PositiveInt,
     Ref,
@@ -17,8 +19,6 @@ from pipeline.contract.settings import (
 )
 from pipeline.stages.rankings.people_settings import PeopleSettings
 
-NonNegative = Annotated[Number, Field(ge=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 MOST_COMPLETIONS = 9
 """Completions that a person can keep apart; InstructGPT: 4 to 9."""
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
     Lora,
+    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -17,8 +18,6 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
-
-NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class RewardSettings(StageSettings):

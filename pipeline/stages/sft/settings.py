@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.contract.settings import (
+    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -17,7 +18,6 @@ from pipeline.contract.settings import (
     StageSettings,
 )
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
 WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""

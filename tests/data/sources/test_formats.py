@@ -8,7 +8,6 @@ from data.records import (
     PromptRow,
     Ranking,
     chat,
-    from_json,
     to_json,
 )
 from data.sources.converting import convert
@@ -174,7 +173,7 @@ def test_soft_labels_are_shares_for_one_of_two():
         name = detect(row)
         found = convert(row, name)
         assert (found.ranks, found.probabilities) == ([1, 2], shares)
-        assert from_json(to_json(found)) == found
+        assert convert(to_json(found), "rankings") == found
     assert convert(RANKED, "rankings").probabilities == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.records import Message
 from data.world import World
 from data.world.annotator import FAMILIAR_SHARE, SCORES, GoldAnnotator
-from data.world.manners import MANNERS, affixes, dress
+from data.world.manners import _PREFIXES, _SUFFIXES, MANNERS, dress
 from data.world.reading import Reader
 from data.world.statements import BARE, PAIRS, STATEMENTS
 
@@ -186,7 +186,9 @@ def test_outcome_comes_before_manner() -> None:
 
 def test_every_affix_shows_its_manner_and_no_other() -> None:
     for manner in MANNERS:
-        for text in affixes(manner):
+        for text in filter(str.strip, (*_PREFIXES[manner], *_SUFFIXES[manner])):
+            if not text.strip(" .,:"):
+                continue
             reader = Reader(text)
             assert reader.condescending == (manner == "condescending"), text
             assert reader.long_winded == (manner == "long_winded"), text

@@ -27,7 +27,6 @@ from data.labels.agreement.agreement import (
 )
 from data.labels.agreement.ceiling import (
     accuracy_ceiling,
-    accuracy_without_noise,
     annotator_accuracy,
 )
 from data.labels.agreement.figures import Figure
@@ -286,10 +285,3 @@ def test_the_ceiling_is_told_in_words_where_there_is_none():
     assert "never disagree" in accuracy_ceiling(agreement=Figure(1.0)).note
     with pytest.raises(ValueError, match="share from 0 to 1"):
         annotator_accuracy(agreement=1.2)
-
-
-def test_accuracy_on_noisy_labels_is_corrected():
-    # Right on 0.9 of the pairs, judged by annotators who are right on 0.8: 0.9 x 0.8 + 0.1 x 0.2.
-    assert accuracy_without_noise(measured=0.74, agreement=0.68) == pytest.approx(0.9)
-    assert accuracy_without_noise(measured=0.9, agreement=0.68) == 1.0
-    assert accuracy_without_noise(measured=0.7, agreement=0.5) is None
