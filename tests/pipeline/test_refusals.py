@@ -132,7 +132,7 @@ def test_a_value_head_is_published_alone_where_its_trunk_has_no_class_with_one(
 
 def test_every_architecture_from_scratch_has_all_heads() -> None:
     annotation = PretrainSettings.model_fields["architecture"].annotation
-    for name in annotation.__args__:  # type: ignore[union-attr]
+    for name in annotation.__args__:
         assert all(class_with(head, name) for head in ("causal", "sequence", "token")), name
 
 

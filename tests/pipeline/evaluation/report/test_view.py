@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from data.records import chat
 from pipeline.evaluation.report.view import (
     _size,
     clock,
@@ -55,9 +56,8 @@ def test_sizes(size: int, text: str) -> None:
 
 
 def test_a_lone_question_has_no_role() -> None:
-    assert prompt_text([{"role": "user", "content": "Who?"}]) == "Who?"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
-    assert prompt_text(turns) == "user: Hi\nassistant: Yes?"
+    assert prompt_text(chat("Who?")) == "Who?"
+    assert prompt_text(chat("Hi", "Yes?")) == "user: Hi\nassistant: Yes?"
 
 
 def test_samples_are_drawn_by_the_seed_alone() -> None:
