@@ -84,7 +84,7 @@ def run_stage(
     # Only now: killed before it is published, the stage goes on from its last resume state.
     for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
-    forget(folder)
+    forget(folder, keep=recipe.path)
     return artifact
 
 
@@ -274,7 +274,7 @@ def _failures(stage: str, log: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stopped:
-        console.note(f"stopped: {stopped or 'at once'}")
+        console.note(f"stopped: {str(stopped) or 'at once'}")
         raise
     except RlhfError as error:
         console.note(traceback.format_exc())

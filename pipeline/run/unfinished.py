@@ -7,7 +7,8 @@ of its digest:
     ID.json   the key, the settings beside it, the plugins
     ID/       the stage's folder, once an attempt of another key has taken its place
 
-A start with that key moves the folder back. All go when the stage is done.
+A start with that key moves the folder back. All go when the stage is done, but for a recipe that
+the run at work was started with: the same command has to go on with the stages after it.
 """
 
 from __future__ import annotations
@@ -131,9 +132,21 @@ def attempt_in(folder: Path) -> Attempt | None:
     return Attempt(folder, key.read_text(encoding="utf-8"))
 
 
-def forget(folder: Path) -> None:
-    """Remove all unfinished attempts of a stage that is done."""
-    place = folder.parent / PLACE
+def forget(folder: Path, *, keep: Path) -> None:
+    """Remove all unfinished attempts of a stage that is done.
+
+    Args:
+        folder: the stage's.
+        keep: a recipe that stays, also where it is that of an attempt.
+    """
+    place, kept = folder.parent / PLACE, keep.resolve()
+    if kept.parent == (place / folder.name).resolve():
+        for path in kept.parent.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != kept:
+                path.unlink()
+        return
     shutil.rmtree(place / folder.name, ignore_errors=True)
     if place.is_dir() and not any(place.iterdir()):
         place.rmdir()

@@ -258,6 +258,14 @@ def test_a_start_with_other_settings_sets_the_state_aside_and_says_how_to_go_on(
     assert there.code == 0 and "going on after step 2 of 3" in there.out, there
     manifest = json.loads((finished / "sft/manifest.json").read_text())
     assert manifest["seed"] == 7 and manifest["inputs"]["settings"]["learning_rate"] == 0.001
+    # Its recipe alone stays: the same command goes on with the stages after it.
+    assert [p for p in (finished / ".unfinished").rglob("*") if p.is_file()] == [
+        aside.parent / Path(shlex.split(found[1])[2]).name
+    ]
+    same = rlhf(*shlex.split(found[1])[1:], "--dry-run", "--only", "sft")
+    assert "sft: up to date" in same.out
+
+    assert rlhf("run", "tiny.yaml", "--only", "sft").code == 0
     assert not (finished / ".unfinished").exists()
 
 
@@ -312,3 +320,4 @@ def test_a_stop_before_the_first_checkpoint_claims_none(
     monkeypatch.setattr("pipeline.run.execution.run_in_process", stopped)
     said = rlhf("run", "tiny.yaml", "--only", "base")
     assert said.code == 130 and "there is no checkpoint of it yet; to go on: rlhf run" in said.err
+    assert (finished / "base/stage.log").read_text().endswith("stopped: at once\n")
