@@ -115,7 +115,7 @@ class Decoder:
         refilled = len(prompts) > self.slots
         capacity = longest + (longest if refilled else 0)
         self.cache = None if memory == "none" else _cache(model, self.slots, capacity, memory)
-        self.extra = _forward_extras(model)
+        self.extra = last_logits(model, 1)
         self.cache_name = _cache_name(model)
 
     @property
@@ -274,10 +274,10 @@ class Decoder:
         return logits_BV
 
 
-def _forward_extras(model: PreTrainedModel) -> dict[str, Any]:
-    """Ask for the last position's logits alone, where the model can give them."""
+def last_logits(model: PreTrainedModel, count: int) -> dict[str, Any]:
+    """Ask for the last positions' logits alone, where the model can give them."""
     known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
 def _cache_name(model: PreTrainedModel) -> str:

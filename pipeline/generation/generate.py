@@ -27,6 +27,7 @@ from pipeline.generation.decoder import Decoder
 from pipeline.generation.packed_weights import packed_weights
 from pipeline.generation.trial import fitting_memory
 from pipeline.models.load import context_length
+from pipeline.models.trials import evaluating
 from pipeline.models.unused_ids import without_unused
 
 if TYPE_CHECKING:
@@ -108,9 +109,7 @@ def generate(
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
     order = _longest_first(prompts)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         decoder = Decoder(
             model,
             [prompts[i] for i in order],
@@ -120,12 +119,10 @@ def generate(
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             slots=batch_size,
-            memory=fitting_memory(model, say=say),
+            memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)
-    finally:
-        model.train(training)
     found = dict(zip(order, decoder.responses, strict=True))
     return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(found.items())]
 
@@ -175,7 +172,7 @@ def stream(
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
         slots=1,
-        memory=fitting_memory(model, say=say),
+        memory=fitting_memory(model, length=_longest([prompt], limits), say=say),
     )
     while not decoder.done:
         decoder.step()
@@ -221,6 +218,10 @@ def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens
             )
         limits.append(room)
     return limits
+
+
+def _longest(prompts: Sequence[list[int]], limits: Sequence[int]) -> int:
+    return max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
 
 
 def _draw(

@@ -4,7 +4,9 @@ Rows of a batch share a cache, short prompts are padded on the left, rows leave 
 architecture may take no notice of the cache it is given, read the padding into its state, or keep
 a cache of another kind. So a few rows are decoded with tokens that are fixed beforehand, and the
 logits are compared with those that each row has by itself, without a cache: exact, or the next
-simpler memory is tried. A model is tried once; its weights may change after that.
+simpler memory is tried. One row is about as long as those that come later, since windows and the
+like do nothing in shorter ones: a model is tried once, and again for rows twice as long. Its
+weights may change after that.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
-from pipeline.generation.decoder import Decoder, Memory
+from pipeline.generation.decoder import Decoder, Memory, last_logits
 from pipeline.models.load import context_length
 from pipeline.models.trials import OBJECTIONS, gap, on_trial, trial_ids
 
@@ -25,52 +27,66 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MEMORIES: tuple[Memory, ...] = ("window", "own", "none")
-_FOUND: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[int, Memory]] = WeakKeyDictionary()
+"""Lengths up to which models were tried, and what was found."""
 _PROMPTS, _LIMITS, _SLOTS = (5, 3, 2, 2), (4, 2, 3, 2), 2
 """Rows of unequal lengths, more than are decoded at a time, of which one joins another."""
 
+_Row = tuple[list[int], int]
+"""Token ids, and how many of them are the prompt."""
 
-def fitting_memory(model: PreTrainedModel, *, say: Callable[[str], None] | None = None) -> Memory:
+
+def fitting_memory(
+    model: PreTrainedModel, *, length: int, say: Callable[[str], None] | None = None
+) -> Memory:
     """Return what gives a model's own logits when it is sampled from; the trial is kept.
 
     Args:
         model: a causal model of transformers, unwrapped.
+        length: tokens of the longest row, its response included.
         say: told where it is sampled from without a cache.
 
     Raises:
         ModelError: no memory does.
     """
-    if model not in _FOUND:
-        found = _try(model)
+    tried, memory = _FOUND.get(model, (0, None))
+    if tried < length:
+        reach = 1 << (length - 1).bit_length()
+        found = _try(model, reach)
         if found is None:
             raise ModelError(
                 f"{_name(model)} can't be sampled from: its logits "
                 "for a row by itself are not those it gives in a batch, neither with its cache nor "
                 "without one; sample from a causal language model"
             )
-        if found == "none" and say is not None:
+        if found == "none" != memory and say is not None:
             say(
                 f"{type(model).__name__} gives other logits with a cache than without one: it is "
                 "sampled from without, which is exact and slower"
             )
-        _FOUND[model] = found
-    return _FOUND[model]
+        _FOUND[model] = reach, found
+    return _FOUND[model][1]
 
 
-def _try(model: PreTrainedModel) -> Memory | None:
+def _try(model: PreTrainedModel, reach: int) -> Memory | None:
     """Return the first memory with which logits are as without any, None when none is so."""
     room = context_length(model)
-    longest = max(_LIMITS)
-    prompt_sizes = [size if room is None else min(size, room - longest) for size in _PROMPTS]
-    if min(prompt_sizes) < 1:
+    most = max(_LIMITS)
+    sizes = [size if room is None else min(size, room - most) for size in _PROMPTS]
+    if min(sizes) < 1:
         return _MEMORIES[0]  # a context of four tokens
+    limits = list(_LIMITS)
+    # Windows tend to be powers of two, which this row crosses while it is decoded.
+    long = reach - most // 2 if room is None else min(reach - most // 2, room - most)
+    if long > sizes[0]:
+        sizes, limits = [long, *sizes], [most, *limits]
     rows = [
-        trial_ids(model, size + limit, first=3 * place)
-        for place, (size, limit) in enumerate(zip(prompt_sizes, _LIMITS, strict=True))
+        (trial_ids(model, size + limit, first=3 * place), size)
+        for place, (size, limit) in enumerate(zip(sizes, limits, strict=True))
     ]
     with on_trial(model) as exact:
         try:
-            wanted, blind = _alone(model, rows, prompt_sizes)
+            wanted, blind = _alone(model, rows)
         except OBJECTIONS as error:
             raise ModelError(
                 f"{_name(model)} fails on a few tokens ({type(error).__name__}: {error}); sample "
@@ -80,7 +96,7 @@ def _try(model: PreTrainedModel) -> Memory | None:
         limit = 3e-5 + 1e-4 * gap(blind, wanted) if exact else 0.15
         for memory in _MEMORIES:
             try:
-                found = _decoded(model, rows, prompt_sizes, memory)
+                found = _decoded(model, rows, memory)
             except OBJECTIONS:
                 continue
             if gap(found, wanted) < limit:
@@ -92,26 +108,24 @@ def _name(model: PreTrainedModel) -> str:
     return f"{model.name_or_path or 'the model'}, a {type(model).__name__},"
 
 
-def _alone(
-    model: PreTrainedModel, rows: list[list[int]], prompts: list[int]
-) -> tuple[Tensor, Tensor]:
+def _alone(model: PreTrainedModel, rows: list[_Row]) -> tuple[Tensor, Tensor]:
     """Return the logits (N, V) from which the tokens after the prompts would be drawn.
 
     First those of each row by itself, then those of the last token without any before it.
     """
     wanted = []
-    for ids, size in zip(rows, prompts, strict=True):
+    for ids, size in rows:
         ids_1S = torch.tensor([ids], device=model.device)
-        wanted.append(model(input_ids=ids_1S, use_cache=False).logits[0, size - 1 : -1])
-    last = [i for ids, size in zip(rows, prompts, strict=True) for i in ids[size - 1 : -1]]
+        kept = last_logits(model, len(ids) - size + 1)
+        logits_1SV = model(input_ids=ids_1S, use_cache=False, **kept).logits
+        wanted.append(logits_1SV[0, size - len(ids) - 1 : -1])
+    last = [i for ids, size in rows for i in ids[size - 1 : -1]]
     last_N1 = torch.tensor(last, device=model.device)[:, None]
     blind_NV: Tensor = model(input_ids=last_N1, use_cache=False).logits[:, 0]
     return torch.cat(wanted).float(), blind_NV.float()
 
 
-def _decoded(
-    model: PreTrainedModel, rows: list[list[int]], prompts: list[int], memory: Memory
-) -> Tensor:
+def _decoded(model: PreTrainedModel, rows: list[_Row], memory: Memory) -> Tensor:
     """Return the first as the decoder gives them, when these tokens are drawn."""
     drawn: list[list[Tensor]] = [[] for _ in rows]
 
@@ -119,14 +133,15 @@ def _decoded(
         tokens = []
         # A row's number names it, in place of a random one.
         for row, logits_V in zip(numbers_B.long().tolist(), logits_BV, strict=True):
-            tokens.append(rows[row][prompts[row] + len(drawn[row])])
+            ids, size = rows[row]
+            tokens.append(ids[size + len(drawn[row])])
             drawn[row].append(logits_V)
         return torch.tensor(tokens), torch.zeros(len(tokens))
 
     decoder = Decoder(
         model,
-        [ids[:size] for ids, size in zip(rows, prompts, strict=True)],
-        limits=_LIMITS,
+        [ids[:size] for ids, size in rows],
+        limits=[len(ids) - size for ids, size in rows],
         draw=draw,
         uniforms_NT=torch.arange(len(rows))[:, None].expand(-1, max(_LIMITS)),
         eos_token_ids=(),

@@ -312,8 +312,23 @@ def save_model(
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Return the most tokens a model takes, None when its configuration does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length and length > 0 else None
+    length = configured_context(model.config)
+    # Where padding has a position of its own (RoBERTa and its like) tokens begin behind it.
+    rows = [
+        module.num_embeddings - module.padding_idx - 1
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and module.padding_idx is not None
+        and name.endswith("position_embeddings")
+    ]
+    return min([*rows, *([] if length is None else [length])], default=None)
+
+
+def configured_context(config: Any) -> int | None:
+    """Return the most positions by a configuration, None when it does not say."""
+    text = config.get_text_config()
+    lengths = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((int(n) for n in lengths if isinstance(n, int) and n > 0), None)
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:

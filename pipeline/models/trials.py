@@ -25,30 +25,41 @@ _SPREAD = 11
 
 
 @contextmanager
-def on_trial(model: Any) -> Iterator[bool]:
-    """Put a model into the state in which it is tried; give whether it computes in fp32."""
-    training, device = model.training, _device(model)
-    exact = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into the one it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            if not exact:
-                yield False
-                return
-            with torch.autocast(device.type, enabled=False):
-                yield True
+        yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def on_trial(model: Any) -> Iterator[bool]:
+    """Put a model into the state in which it is tried; give whether it computes in fp32."""
+    device = _device(model)
+    exact = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    with evaluating(model), torch.no_grad():
+        if not exact:
+            yield False
+            return
+        with torch.autocast(device.type, enabled=False):
+            yield True
 
 
 def trial_ids(model: Any, count: int, *, first: int = 0) -> list[int]:
     """Return token ids that are spread over a vocabulary, none of them padding.
 
+    With another `first` all of them are others.
+
     Its first ids are often special ones, whose states are so large that rounding shows.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
-    ids = [(3 + 7 * (first + i)) % _SPREAD * rows // _SPREAD for i in range(count)]
+    places = ((3 + 7 * (first + i) + i // _SPREAD) % _SPREAD for i in range(count))
+    ids = [place * rows // _SPREAD for place in places]
     return [(i + 1) % rows if i == pad else i for i in ids]
 
 
@@ -82,11 +93,17 @@ def require_causal(model: Any, source: str | Path) -> None:
         )
 
 
-def trial_sizes(model: Any) -> list[int]:
-    """Return lengths of documents that fit a model's context together."""
-    room = context_length(model)
-    third = 4 if room is None else min(4, room // 3)
-    return [third + 1, third - 1, third + 1] if third > 1 else [1, 1]
+def trial_sizes(model: Any, length: int) -> list[int]:
+    """Return lengths of documents that fill a row, as far as a model's context goes.
+
+    The row is as long as those that come later: windows, chunks and choices of some tokens among
+    all do nothing in shorter ones.
+    """
+    room = min(length, context_length(model) or length)
+    if room >= 13:
+        return [room // 2 + 1, 3, room - room // 2 - 4]
+    third = room // 3
+    return [third + 1, third - 1, third] if third > 1 else [1, 1]
 
 
 def keeps_apart(
@@ -114,7 +131,8 @@ def keeps_apart(
 
     def logits(ids: Tensor, **given: Any) -> Tensor:
         found: Tensor = model(**(given or {"input_ids": ids}), use_cache=False).logits[0]
-        return found
+        # Some of a large vocabulary: rows may be long, and several are held at once.
+        return found[:, :: max(1, found.shape[1] // 1024)].clone()
 
     with on_trial(model) as exact:
         alone = torch.cat([logits(ids) for ids in torch.split(ids_1T, list(sizes), dim=1)])

@@ -108,6 +108,8 @@ class LmTrainer:
                 f"batch_size {self.hyper.batch_size} can't be shared by {world} processes; make "
                 "it a multiple of their number"
             )
+        if not (self._engine or self.accelerator.sharded):
+            self.model.to(self.accelerator.device)  # here, since it is tried on a row first
         optimizer = build_optimizer(
             self.model,
             learning_rate=self.hyper.learning_rate,

@@ -36,7 +36,14 @@ from pipeline.contract.console import Console, Progress
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import document_end_ids, prompt_ids, response_logprobs
 from pipeline.generation.generate import Sampling, generate, response_text
-from pipeline.models.load import eos_ids, load_config, load_policy, load_tokenizer, pick_device
+from pipeline.models.load import (
+    configured_context,
+    eos_ids,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    pick_device,
+)
 from pipeline.models.unused_ids import leave_out_unused
 from pipeline.training.objectives.perplexity import text_perplexity
 from reward.scorer import Facts, scores_of
@@ -191,8 +198,7 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
 
 def _context_length(plan: Plan, source: str | Path) -> int | None:
     config = load_config(source, trust_remote_code=plan.trust_remote_code)
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    return configured_context(config)
 
 
 def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:

@@ -270,8 +270,10 @@ def _hasten(model: PreTrainedModel, hyper: Hyperparameters, world: World) -> Non
 def _checkpoint_activations(model: PreTrainedModel, *, when: bool) -> None:
     """Compute activations again in the backward pass; transformers does so in train mode alone.
 
-    Dropout is 0 in every model that was loaded here, so the mode changes nothing else.
+    Those modules alone that make use of it: routers of experts may draw at random in train mode,
+    and the ratio of PPO would not be 1.
     """
     if when:
         model.activation_checkpointing_enable({"use_reentrant": False})
-        model.train()
+        for module in model.modules():
+            module.training = bool(getattr(module, "gradient_checkpointing", False))

@@ -130,7 +130,7 @@ def _model(
 ) -> PreTrainedModel:
     """Return the model to train: new, or the checkpoint's."""
     from pipeline.models.architectures import build_policy, vocabulary_size
-    from pipeline.models.load import load_policy
+    from pipeline.models.load import context_length, load_policy
     from pipeline.models.trials import require_causal
 
     settings = context.settings
@@ -139,6 +139,12 @@ def _model(
     else:
         model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
         require_causal(model, settings.model)
+        room = context_length(model)
+        if room is not None and settings.context_length > room:
+            raise HandOverError(
+                f"stage {context.name}: context_length is {settings.context_length} tokens, a "
+                f"{type(model).__name__} of {settings.model} takes {room}; lower it"
+            )
         rows = model.get_input_embeddings().weight.shape[0]
         if vocabulary_size(tokenizer) > rows:
             raise HandOverError(

@@ -85,7 +85,7 @@ def packing_collator(
         tensors = {k: v.to(ids_1T.device) if isinstance(v, Tensor) else v for k, v in made.items()}
         return {key: value for key, value in tensors.items() if key != "labels"}
 
-    if keeps_apart(model, trial_sizes(model), as_trl):
+    if keeps_apart(model, trial_sizes(model, longest), as_trl):
         return plain
     told = find_documents(model, longest)
     if told is None:

@@ -152,7 +152,7 @@ def find_documents(model: PreTrainedModel, length: int) -> Documents | None:
     if window is None or window >= length:
         forms += [Documents("boolean"), Documents("additive")]
     forms.append(Documents("layers", window))
-    sizes = trial_sizes(model)
+    sizes = trial_sizes(model, length)
     for told in forms:
         if keeps_apart(model, sizes, partial(_told_inputs, model, told)):
             return told

@@ -14,6 +14,8 @@ import torch
 
 from data.errors import ModelError, SourceError
 from data.text.tokenizer import tokenize_documents
+from pipeline.models.load import context_length as model_context
+from pipeline.models.trials import evaluating
 from pipeline.training.objectives.causal import IGNORED, LmBatch, summed_loss
 
 if TYPE_CHECKING:
@@ -59,18 +61,14 @@ def batches_loss(
         advance: told of the sequences done.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     nats, tokens = 0.0, 0
-    try:
+    with evaluating(model):
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 nats += float(summed_loss(model, batch.to(device)))
             tokens += batch.predicted()
             if advance is not None:
                 advance(len(batch.tokens_BT))
-    finally:
-        model.train(training)
     return nats, tokens
 
 
@@ -110,7 +108,7 @@ def text_perplexity(
     if not kept:
         raise SourceError("no held-out text to judge the model by; all are empty")
     first = separator_id(tokenizer)
-    limit = context_length or getattr(model.config, "max_position_embeddings", None) or 1024
+    limit = context_length or model_context(model) or 1024
     encoded = tokenize_documents(tokenizer, kept)
     windows = [window for ids in encoded for window in _windows([first, *ids], limit)]
     # Rows of a like length side by side; the longest first, so that memory runs out at once.

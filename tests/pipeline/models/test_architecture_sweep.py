@@ -18,6 +18,7 @@ from torch import Tensor
 from data.errors import ModelError
 from pipeline.generation.generate import Sampling, generate, stream
 from pipeline.generation.trial import fitting_memory
+from pipeline.models.load import context_length
 from pipeline.models.trials import require_causal
 from pipeline.training.objectives.causal import (
     Documents,
@@ -210,7 +211,7 @@ def test_a_batch_of_unequal_prompts_samples_what_each_does_without_a_cache(name:
         )  # fmt: skip
         assert [sample.token_ids for sample in found] == wanted
     assert len(told) == (name in WITHOUT_CACHE)
-    assert (fitting_memory(model) == "none") == (name in WITHOUT_CACHE)
+    assert (fitting_memory(model, length=9) == "none") == (name in WITHOUT_CACHE)
     streamed = stream(
         model, prompts[0], sampling=Sampling(3, 0.0), eos_token_ids=[], generator=torch.Generator()
     )
@@ -262,3 +263,71 @@ def test_masks_hold_in_mixed_precision(name: str) -> None:
     assert torch.equal(first[:, 5:], second[:, 5:])
     assert torch.equal(first[:, :-1], third[:, :-1])
     assert not torch.equal(first, third)
+
+
+def built(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_window_that_a_cache_ignores_is_found_as_soon_as_rows_outgrow_it() -> None:
+    model = built(
+        transformers.MoshiConfig(
+            **ROTARY | {"sliding_window": 16, "ffn_dim": 48, "num_codebooks": 2}
+        )
+    )
+    assert fitting_memory(model, length=9) == "window"  # where the window does nothing
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (30, 4)]
+    told: list[str] = []
+    for _ in range(2):
+        found = generate(
+            model, prompts, sampling=Sampling(6, 0.0), eos_token_ids=[], pad_token_id=0,
+            generator=torch.Generator(), say=told.append,
+        )  # fmt: skip
+        assert [sample.token_ids for sample in found] == [
+            without_cache(model, prompt, 6) for prompt in prompts
+        ]
+    assert len(told) == 1
+
+
+def test_a_choice_of_tokens_among_all_documents_is_found_in_rows_longer_than_the_choice() -> None:
+    config = transformers.HYV4Config(
+        **ROTARY | {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4,
+                    "qk_nope_head_dim": 4, "v_head_dim": 8, "index_head_dim": 8,
+                    "index_n_heads": 2, "index_topk": 16, "n_routed_experts": 4,
+                    "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    )  # fmt: skip
+    model = built(config)
+    assert find_documents(model, 16) == Documents("positions")
+    assert find_documents(model, 60) is None
+
+
+@pytest.mark.parametrize("name", ["Roberta", "Mpt"])
+@torch.no_grad()
+def test_a_context_is_as_many_tokens_as_a_model_takes(name: str) -> None:
+    own = {"is_decoder": True, "intermediate_size": 48, "max_position_embeddings": 34}
+    config = transformers.MptConfig(**SWEEP["Mpt"][0] | {"max_seq_len": 33})
+    if name == "Roberta":
+        config = transformers.RobertaConfig(**PLAIN | own)
+    model = built(config)
+    length = context_length(model)
+    assert length == 33
+    prompts = [[5] * length, [7, 8, 9]]
+    assert model(input_ids=torch.tensor(prompts[:1])).logits.shape[1] == length
+    with pytest.raises(ModelError, match="prompt 0 has 33 tokens"):
+        generate(
+            model, prompts, sampling=Sampling(2), eos_token_ids=[], pad_token_id=0,
+            generator=torch.Generator(),
+        )  # fmt: skip
+    found = generate(
+        model, [prompts[0][2:], prompts[1]], sampling=Sampling(9), eos_token_ids=[],
+        pad_token_id=0, generator=torch.Generator(),
+    )  # fmt: skip
+    assert [len(sample.token_ids) for sample in found] == [2, 9]

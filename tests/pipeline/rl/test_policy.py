@@ -92,6 +92,10 @@ def test_capped_logits_are_called_whole() -> None:
     torch.manual_seed(0)
     assert not Policy(capped())._hidden_first
     assert Policy(llama())._hidden_first
+    small = capped()
+    for parameter in small.parameters():
+        parameter.data.mul_(0.05)  # the cap does nothing to logits as small as these
+    assert not Policy(small)._hidden_first
     with pytest.raises(ModelError, match="no plain output head"):
         Policy(capped(), torch.nn.Linear(16, 1))
 
@@ -151,3 +155,27 @@ def test_models_that_see_later_tokens_are_refused() -> None:
     torch.nn.init.normal_(encoder.classifier.weight)
     with pytest.raises(ModelError, match="use a causal language model"):
         require_causal(encoder, "bert")
+
+
+def test_activations_are_made_again_in_layers_whose_routers_draw_nothing() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from pipeline.generation.generate import Sampling, generate
+    from pipeline.rl.ppo.build import _checkpoint_activations
+
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            **SHAPE, intermediate_size=24, num_key_value_heads=2, num_local_experts=4,
+            router_jitter_noise=0.3, initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    ids = torch.arange(3, 15)[None]
+    plain = model(input_ids=ids).logits
+    _checkpoint_activations(model, when=True)
+    generate(
+        model, [[3, 4]], sampling=Sampling(2), eos_token_ids=[], pad_token_id=0,
+        generator=torch.Generator(),
+    )  # fmt: skip
+    assert all(layer.training for layer in model.model.layers)
+    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain)

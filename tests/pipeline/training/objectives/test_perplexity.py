@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
 
 from data.errors import SourceError
 from pipeline.training.objectives.perplexity import (
@@ -29,7 +30,7 @@ class Uniform(torch.nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(max_position_embeddings=16)
+        self.config = PreTrainedConfig(max_position_embeddings=16)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, self.vocabulary))
