@@ -277,12 +277,9 @@ def built(config: Any) -> Any:
 
 @torch.no_grad()
 def test_a_window_that_a_cache_ignores_is_found_as_soon_as_rows_outgrow_it() -> None:
-    model = built(
-        transformers.MoshiConfig(
-            **ROTARY | {"sliding_window": 16, "ffn_dim": 48, "num_codebooks": 2}
-        )
-    )
-    assert fitting_memory(model, length=9) == "window"  # where the window does nothing
+    own = {"sliding_window": 16, "ffn_dim": 48, "num_codebooks": 2}
+    model = built(transformers.MoshiConfig(**ROTARY | own))
+    assert fitting_memory(model, length=8) == "window"  # where the window does nothing
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (30, 4)]
     told: list[str] = []
