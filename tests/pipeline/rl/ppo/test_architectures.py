@@ -71,11 +71,11 @@ def test_the_dropout_of_a_checkpoint_is_off_where_models_are_in_train_mode(
     tiny_tokenizer: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    # A GPT-2 says 0.1 in its configuration, and checkpointing needs train mode.
+    # A GPT-2 says 0.1 in its configuration, and checkpointing needs its layers in train mode.
     start = save_policy(tiny_tokenizer(), tmp_path / "gpt2", architecture="gpt2")
     ppo = make_ppo(policy=start, gradient_checkpointing=True)
     for module in (ppo.policy, ppo.optimization.value.module):
-        assert module.model.training
+        assert all(layer.training for layer in module.model.transformer.h)
         shares = {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)}
         assert shares == {0.0}
     assert run_update(ppo).metrics["val/ratio"] == pytest.approx(1, abs=1e-5)
