@@ -168,7 +168,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build) -> None:
     for setting in (False, True):
         ppo = make_ppo(lora=LORA, gradient_checkpointing=setting, learning_rate=1e-2)
         run_update(ppo)
-        assert ppo.policy.model.training == setting
+        assert ppo.policy.model.model.layers[0].training == setting
         found.append(torch.cat([p.flatten() for p in ppo.optimization.policy.parameters()]))
     assert torch.allclose(found[0], found[1], atol=1e-6)
 

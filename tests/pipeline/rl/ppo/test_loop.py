@@ -269,7 +269,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build, experience_
     for setting in (False, True):
         ppo = make_ppo(gradient_checkpointing=setting)
         assert ppo.policy.model.is_activation_checkpointing == setting
-        assert ppo.policy.model.training == setting
+        assert ppo.policy.model.model.layers[0].training == setting
         run = ppo.optimization
         run._gradients(experience_of(ppo), list(range(8)), warming=False)
         found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
