@@ -20,6 +20,9 @@ ROLES = ("system", "user", "assistant", "tool")
 ENDED = "ended"
 """Column that tells of each completion whether it ended by itself; of a pair the chosen first."""
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn under which what was thought before it may stand."""
+
 
 class Message(TypedDict):
     """One turn of a chat; `role` is one of `ROLES`. What else it holds goes to the template."""
@@ -259,12 +262,23 @@ def to_prompt(record: Record) -> PromptRow:
 
 
 def to_best(ranking: Ranking) -> Conversation | Completion:
-    """Return a ranking's best completion as a demonstration; the first of those that tie."""
-    best = ranking.completions[ranking.ranks.index(1)]
+    """Return the best completion that ended by itself as a demonstration; the first that tie.
+
+    One that was cut off is no answer to imitate: its end would be learned where it has none. Where
+    none ended, see `answered`, it is the best of all.
+    """
+    ended = [place for place, whole in enumerate(ranking.endings) if whole]
+    first = min(ended or range(len(ranking.ranks)), key=ranking.ranks.__getitem__)
+    best = ranking.completions[first]
     if isinstance(ranking.prompt, str):
         return Completion(prompt=ranking.prompt, completion=best, id=ranking.id)
     turns: list[Message] = [*ranking.prompt, {"role": "assistant", "content": best}]
     return Conversation(messages=turns, id=ranking.id)
+
+
+def answered(record: Record) -> bool:
+    """Tell whether something of a record ended by itself, so that it can be imitated."""
+    return not isinstance(record, Ranking) or any(record.endings)
 
 
 def to_demonstration(record: Record) -> Conversation | Completion:

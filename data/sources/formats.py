@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data.errors import SourceError, nearest
-from data.records import ENDED
+from data.records import ENDED, REASONING
 from data.sources.asking import (
     ABOUT_COLUMNS,
     ALONE,
@@ -165,6 +165,18 @@ def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Ite
         value = row.get(column)
         if isinstance(value, (list, tuple, Mapping)):
             yield from {f"key '{key}' of turns": None for key in unknown_keys(value)}
+    yield from {f"key '{key}' of compared answers": None for key in _thoughts(row, name)}
+
+
+def _thoughts(row: Row, name: str) -> Iterator[str]:
+    """Yield the keys of reasoning that answers hold which are compared, by their text alone."""
+    answers: list[Any] = []
+    if name in ("preference", "hh"):
+        answers = [row.get("chosen"), row.get("rejected")]
+    elif name == "rankings" and isinstance(row.get("completions"), (list, tuple)):
+        answers = list(row["completions"])
+    last = [turns[-1] for turns in map(turns_in, answers) if turns]
+    yield from (key for key in REASONING if any(not is_nothing(turn.get(key)) for turn in last))
 
 
 def map_columns(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data.records import ROLES, Message
+from data.records import REASONING, ROLES, Message
 from data.sources.values import RowError, as_list, as_text, kind_of_value
 
-CARRIED = ("tool_calls", "reasoning_content", "reasoning", "thinking", "name", "tool_call_id")
+CARRIED = ("tool_calls", *REASONING, "name", "tool_call_id")
 """Keys of a turn that go to the chat template as they are."""
 WEIGHTS = ("weight", "train", "loss", "train_on_turn")
 """Keys that say whether a turn of the assistant is learned."""

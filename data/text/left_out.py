@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from data.errors import ModelError
-from data.records import Message
+from data.records import REASONING, Message
 
-REASONING = ("reasoning_content", "reasoning", "thinking")
 _TRIED = ("tool_calls", "tools", *REASONING)
 TOOL_TURNS = "the turns of tools"
 NEEDED = ("tool_calls", TOOL_TURNS)

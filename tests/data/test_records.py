@@ -10,6 +10,7 @@ from data.records import (
     Document,
     PromptRow,
     Ranking,
+    answered,
     chat,
     dense_ranks,
     prompt_hash,
@@ -80,6 +81,14 @@ def test_the_best_completion_becomes_a_demonstration_and_ties_take_the_first():
     assert to_best(RANKING).messages == chat("Who bakes?", "Mara does.")
     plain = Ranking(prompt="1+1=", completions=["3", "2"], ranks=[2, 1])
     assert to_demonstration(plain) == Completion(prompt="1+1=", completion="2")
+
+
+def test_a_completion_that_was_cut_off_is_no_demonstration():
+    """Its end would be learned in the middle of a sentence."""
+    ranking = Ranking("1+1=", ["it is", "2", "3"], ranks=[1, 2, 3], ended=[False, True, True])
+    assert to_demonstration(ranking) == Completion(prompt="1+1=", completion="2")
+    assert answered(ranking) and answered(RANKING)
+    assert not answered(Ranking("1+1=", ["a", "b"], ranks=[1, 2], ended=[False, False]))
 
 
 def test_prompts_are_taken_from_whatever_has_one():

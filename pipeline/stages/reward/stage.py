@@ -226,7 +226,7 @@ def _scored(
 
 
 def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -> list[list[int]]:
-    from data.records import to_demonstration
+    from data.records import answered, to_demonstration
     from data.sources.read import read
     from reward.quality.calibration import demonstration_parts
 
@@ -235,7 +235,8 @@ def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -
         for record in read(**source.read_arguments()):
             if len(encoded) == context.settings.max_demonstrations:
                 return encoded
-            encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))
+            if answered(record):
+                encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))
     return encoded
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import ModelError, SourceError
-from data.records import Completion, Conversation, prompt_of, to_demonstration
+from data.records import Completion, Conversation, answered, prompt_of, to_demonstration
 from data.sources.read import ReadReport, read
 from data.sources.split import is_heldout, opening
 from data.text.chat import Rendered, RenderReport, render_demonstrations
@@ -47,8 +47,11 @@ def read_demonstrations(
     """
     found: list[Demonstration] = []
     for place, source in enumerate(sources):
-        report = ReadReport()
+        report, cut_off = ReadReport(), 0
         for record in read(**source.read_arguments(), report=report):
+            if not answered(record):
+                cut_off += 1
+                continue
             try:
                 found.append(to_demonstration(record))
             except TypeError as error:
@@ -57,7 +60,10 @@ def read_demonstrations(
                     "answer to imitate; fine-tuning wants conversations, prompt/completion pairs "
                     "or rankings: set `format` or `columns`"
                 ) from error
-        for line in report.lines():
+        lines = report.lines()
+        if cut_off:
+            lines.append(f"{cut_off:,} rankings left out: all their completions were cut off")
+        for line in lines:
             say(f"{name.partition(': ')[2] or name}.{place}: {line}")
     return found
 

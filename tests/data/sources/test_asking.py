@@ -285,3 +285,13 @@ def test_a_file_of_unknown_questions_is_refused_until_it_is_mapped(tmp_path):
 
 def test_every_asking_column_is_known_once():
     assert len(set(ASKING_COLUMNS)) == len(ASKING_COLUMNS)
+
+
+def test_reasoning_of_answers_that_are_compared_is_told_as_unread():
+    said = [{"role": "assistant", "content": "Yes.", "reasoning_content": "They bake."}]
+    pair = {"prompt": ASKS, "chosen": said, "rejected": "No."}
+    assert list(unused(pair, detect(pair))) == ["key 'reasoning_content' of compared answers"]
+    ranked = {"prompt": ASKS, "completions": [said, "No."], "ranks": [1, 2]}
+    assert list(unused(ranked, detect(ranked))) == ["key 'reasoning_content' of compared answers"]
+    imitated = {"prompt": [{"role": "user", "content": ASKS}], "completion": said}
+    assert list(unused(imitated, detect(imitated))) == []

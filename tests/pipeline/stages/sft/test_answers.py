@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from data.errors import ModelError
-from data.records import chat
+from data.records import Completion, chat
 from data.text.chat import DEFAULT_TEMPLATE
+from pipeline.contract.settings import SourceSettings
 from pipeline.stages.sft import stage as sft
+from pipeline.stages.sft.rows import read_demonstrations
 
 UNMARKED_END = DEFAULT_TEMPLATE.replace(
     "{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}",
@@ -105,3 +107,19 @@ def test_rows_without_an_answer_to_learn_are_dropped_and_counted(
     assert (metrics["n_train"], metrics["n_unlearnable"]) == (1, 1)
     assert "1 dropped: they hold no answer that can be learned" in said
     assert "1 answers are not learned: the chat template ends their turn with no special" in said
+
+
+def test_completions_that_were_cut_off_are_not_imitated(tmp_path: Path) -> None:
+    path = tmp_path / "rankings.jsonl"
+    ranked = {"completions": ["it is", "two"], "ranks": [1, 2]}
+    rows = [
+        {"prompt": "1+1=", **ranked, "ended": [False, True]},
+        {"prompt": "2+0=", **ranked, "ended": [False, False]},
+        {"prompt": "0+2=", **ranked},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said: list[str] = []
+    source = SourceSettings(path=str(path))
+    found = read_demonstrations([source], say=said.append, name="a: train")
+    assert found == [Completion("1+1=", "two"), Completion("0+2=", "it is")]
+    assert "train.0: 1 rankings left out: all their completions were cut off" in said
