@@ -121,5 +121,8 @@ def test_completions_that_were_cut_off_are_not_imitated(tmp_path: Path) -> None:
     said: list[str] = []
     source = SourceSettings(path=str(path))
     found = read_demonstrations([source], say=said.append, name="a: train")
-    assert found == [Completion("1+1=", "two"), Completion("0+2=", "it is")]
+    assert [record.completion for record in found if isinstance(record, Completion)] == [
+        "two",
+        "it is",
+    ]
     assert "train.0: 1 rankings left out: all their completions were cut off" in said
