@@ -6,13 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def why_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Tell in words how two keys of a stage differ."""
+def why_changed(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    beside: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> str:
+    """Tell in words how two keys of a stage differ.
+
+    Args:
+        before: the key of what is there.
+        now: the key of the recipe as it is.
+        beside: the settings that are no part of each; one may be part of the other.
+    """
     reasons = []
     for part, label in (("seed", "seed"), ("version", "code of the stage"), ("kind", "kind")):
         if before.get(part) != now.get(part):
             reasons.append(f"{label}: {before.get(part)} -> {now.get(part)}")
-    reasons += changes(before.get("settings", {}), now.get("settings", {}))
+    keyed = [_flat(key.get("settings", {})) for key in (before, now)]
+    whole = [{**_flat(rest), **part} for rest, part in zip(beside, keyed, strict=True)]
+    either = keyed[0].keys() | keyed[1].keys()
+    reasons += changes(*({n: v for n, v in each.items() if n in either} for each in whole))
     for part, label in (
         ("parents", "stage"),
         ("sources", "source"),

@@ -221,7 +221,8 @@ class Planner:
                 told = f"{'; '.join(others)}: it changes the result with this model"
                 return Step(stage, "run", told)
             return Step(stage, "up to date", "nothing it depends on changed")
-        return Step(stage, "run", why_changed(before, key))
+        beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
+        return Step(stage, "run", why_changed(before, key, beside=beside))
 
     def why_outdated(self, stage: str) -> str | None:
         """Tell why a finished stage no longer fits the recipe, its sources or its parents.
@@ -249,7 +250,9 @@ class Planner:
 
     def _inputs(self, artifact: Artifact) -> dict[str, Any]:
         """Return what an artifact follows from; once settings beside that were part of it."""
-        inputs = artifact.manifest["inputs"]
+        inputs: dict[str, Any] = artifact.manifest["inputs"]
+        if "beside" in artifact.manifest:
+            return inputs
         beside = same_result(self.recipe.stages[artifact.name])
         return {**inputs, "settings": without(inputs.get("settings", {}), beside)}
 
@@ -265,7 +268,12 @@ class Planner:
         if former is None or former.digest == attempt.digest:
             return Step(stage, "run", "has not run yet")
         before = former.facts().get("key")
-        why = "an earlier version began it" if before is None else why_changed(before, key)
+        beside = (former.facts().get("beside", {}), beside_result(self.recipe.stages[stage]))
+        why = (
+            "an earlier version began it"
+            if before is None
+            else why_changed(before, key, beside=beside)
+        )
         command = former.command()
         on = f"; to go on with that: {command}" if command else ""
         return Step(

@@ -290,6 +290,18 @@ def test_what_runs_after_a_changed_stage_tells_of_its_state(
     assert "ppo: run (sft, reward runs before it; its checkpoint of step 2 is set aside if" in said
 
 
+def test_what_is_part_of_the_key_with_a_certain_value_is_told_by_what_changed(
+    rlhf: Rlhf, finished: Path
+) -> None:
+    best = ["--only", "ppo", "--set", "ppo.doctor.on_alarm=best"]
+    said = rlhf("run", "tiny.yaml", "--dry-run", *best).out
+    assert "ppo: run (doctor.on_alarm: 'warn' -> 'best')\n" in said
+    assert rlhf("run", "tiny.yaml", *best).code == 0
+    # The policy of before an alarm is another one than that of the last update.
+    said = rlhf("run", "tiny.yaml", "--dry-run", "--only", "ppo").out
+    assert "ppo: run (doctor.on_alarm: 'best' -> 'warn')\n" in said
+
+
 # Signals
 
 
