@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import RecipeError, SourceError
 from data.text.chat import DEFAULT_TEMPLATE
+from data.text.control_tokens import encode_ids, spelled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -196,8 +197,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Exact for byte-level vocabularies; SentencePiece's and WordPiece's marks are read as the space
     or the continuation they stand for.
     """
-    special = set(tokenizer.all_special_ids)
-    special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = _special_ids(tokenizer)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     letters = set(byte_alphabet())
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -240,4 +240,14 @@ def tokenize_documents(
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
+    special = _special_ids(tokenizer) - {tokenizer.unk_token_id}
+    for place, text in enumerate(texts):
+        # A vocabulary may hold them as words of its own, as Unigram's do.
+        if not special.isdisjoint(ids[place]):
+            ids[place] = encode_ids(tokenizer, text, spelled(tokenizer, text))
     return ids
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}

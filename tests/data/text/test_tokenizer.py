@@ -152,3 +152,22 @@ def test_bytes_of_a_vocabulary_with_spaces_marked_as_in_sentencepiece_are_counte
     backend.decoder = decoders.Metaspace()
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
     assert token_byte_lengths(made) == [0, 7, 4, 1, 2, 0]
+
+
+def test_documents_that_spell_words_of_a_vocabulary_that_are_special_hold_none():
+    """As Unigram vocabularies do, which choose the longest piece that they know."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -9.0) for letter in "ab</s>")]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0)),
+        unk_token="<unk>",
+        eos_token="</s>",
+    )
+    found = list(tokenize_documents(made, ["ab", "a</s>b", "</s>"]))
+    assert [made.convert_ids_to_tokens(ids) for ids in found] == [
+        ["a", "b"],
+        ["a", "<", "/", "s", ">", "b"],
+        ["<", "/", "s", ">"],
+    ]
