@@ -40,7 +40,7 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     """Which call a tool's turn answers."""
     tools: NotRequired[list[dict[str, Any]]]
-    """On the first turn alone: the tools that the chat may call."""
+    """The tools that the chat may call; those of several turns count together."""
     weight: NotRequired[int]
     """0 for a turn of the assistant that is not learned."""
 
@@ -210,9 +210,11 @@ def template_input(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Return turns as a chat template takes them, and the tools that it takes beside them."""
     given = list(messages)
-    tools = next((turn["tools"] for turn in given if turn.get("tools")), None)
+    tools: list[dict[str, Any]] = []
+    for tool in (tool for turn in given for tool in turn.get("tools") or ()):
+        tools += [] if tool in tools else [tool]
     turns = [{k: v for k, v in turn.items() if k not in ("weight", "tools")} for turn in given]
-    return turns, tools
+    return turns, tools or None
 
 
 def arguments_as_text(turn: Mapping[str, Any]) -> dict[str, Any]:

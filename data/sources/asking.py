@@ -221,13 +221,15 @@ def _pair(value: Any) -> Iterable[Message]:
 
 def _framed(row: Row, chat: list[Message]) -> list[Message]:
     """Return turns with the row's system turn first and with its tools."""
-    system = next((row[name] for name in SYSTEM_COLUMNS if not is_nothing(row.get(name))), None)
-    if system is not None and as_text(system, "system").strip():
+    given = [(name, as_text(row[name], name)) for name in SYSTEM_COLUMNS if row.get(name)]
+    system = "\n\n".join(_new([one for one in given if one[1].strip()], ()))
+    if system:
         first = chat[0] if chat and chat[0]["role"] == "system" else None
         if first is None:
             chat = [{"role": "system", "content": system}, *chat]
         elif _squeezed(system) not in _squeezed(first["content"]):
             chat = [{**first, "content": f"{system}\n\n{first['content']}"}, *chat[1:]]
-    tools = next((row[name] for name in TOOLS if not is_nothing(row.get(name))), None)
-    found = [] if tools is None else as_tools(tools)
+    found = list(chat[0].get("tools", [])) if chat else []
+    for tool in (one for name in TOOLS if row.get(name) for one in as_tools(row[name])):
+        found += [] if tool in found else [tool]
     return [{**chat[0], "tools": found}, *chat[1:]] if found and chat else chat

@@ -30,8 +30,10 @@ from data.sources.asking import (
     ASKING_COLUMNS,
     MESSAGE_COLUMNS,
     QUESTION_COLUMNS,
+    QUESTIONS,
     Row,
     asked,
+    asking,
     holds,
     picked,
 )
@@ -45,7 +47,7 @@ from data.sources.formats import (
     first,
 )
 from data.sources.shared import as_transcript, shared_text, shared_turns
-from data.sources.turns import as_messages, turns_in
+from data.sources.turns import as_messages, is_nothing, turns_in
 from data.sources.values import RowDropped, RowError, as_list, as_number, as_text, parsed_object
 
 _ABOUT_ANSWERS = ("rationale", "explanation", "reason", "feedback", "critique", "comment", "note")
@@ -190,10 +192,12 @@ def _ending_in_answer(conversation: Conversation) -> Conversation:
 
 
 def _prompt(reading: _Reading) -> Record:
-    used = {"id", "meta", "prompt", *MESSAGE_COLUMNS, *QUESTION_COLUMNS}
-    meta = parsed_object(reading.row.get("meta"))
+    row = reading.row
+    meta = parsed_object(row.get("meta"))
     if meta is None:
-        meta = {name: value for name, value in reading.row.items() if name not in used}
+        read = {"id", *(name for name in asking(row, reading.only) if name in QUESTIONS)}
+        empty = {name for name in (*QUESTIONS, "meta") if is_nothing(row.get(name))}
+        meta = {name: value for name, value in row.items() if name not in read | empty}
     return PromptRow(prompt=_needed_prompt(reading), id=reading.identity, meta=dict(meta))
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data.errors import SourceError, nearest
-from data.records import ENDED, REASONING
+from data.records import ENDED
 from data.sources.asking import (
     ABOUT_COLUMNS,
     ALONE,
     ASKING_COLUMNS,
     FRAME_COLUMNS,
+    HISTORY,
     MESSAGE_COLUMNS,
     QUESTION_COLUMNS,
     QUESTIONS,
@@ -25,8 +26,8 @@ from data.sources.asking import (
     picked,
 )
 from data.sources.shared import is_transcript
-from data.sources.turns import is_nothing, last_role, turns_in, unknown_keys
-from data.sources.values import RowError
+from data.sources.turns import is_nothing, keys_of_answer, last_role, turns_in, unknown_keys
+from data.sources.values import RowError, as_list, parsed_object
 
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -50,20 +51,20 @@ FORMATS: dict[str, str] = {
     "rankings": "prompt or messages + completions + ranks (lower is better) or scores (higher is)",
 }
 
-_ALWAYS = ("id", "meta", "annotator")
-_ANSWERED = frozenset((*_ALWAYS, *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
-_PAIRED = frozenset((*_ALWAYS, *ASKING_COLUMNS, "chosen", "rejected", ENDED, SOFT_PAIR))
+_ANSWERED = frozenset(("id", *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
+_JUDGED = ("id", "meta", "annotator")
+_PAIRED = frozenset((*_JUDGED, *ASKING_COLUMNS, "chosen", "rejected", ENDED, SOFT_PAIR))
 _USED: dict[str, frozenset[str]] = {
-    "text": frozenset((*_ALWAYS, "text")),
+    "text": frozenset(("id", "text")),
     "prompt_completion": _ANSWERED,
     "instruction": _ANSWERED,
-    "messages": frozenset((*_ALWAYS, *ASKING_COLUMNS)),
-    "prompt": frozenset((*_ALWAYS, *ASKING_COLUMNS)),
+    "messages": frozenset(("id", *ASKING_COLUMNS)),
+    "prompt": frozenset(("id", "meta", *ASKING_COLUMNS)),
     "preference": _PAIRED,
     "hh": _PAIRED,
     "rankings": frozenset(
         (
-            *_ALWAYS,
+            *_JUDGED,
             *ASKING_COLUMNS,
             "completions",
             ENDED,
@@ -73,8 +74,10 @@ _USED: dict[str, frozenset[str]] = {
         )
     ),
 }
-_OF_TURNS = ("chosen", "rejected", *ANSWER_COLUMNS, *QUESTIONS, *ALONE)
+_OF_TURNS = ("chosen", "rejected", *ANSWER_COLUMNS, *QUESTIONS, *ABOUT_COLUMNS, HISTORY)
 """Columns that may hold turns."""
+_ONE_OF = (ANSWER_COLUMNS, SCORE_COLUMNS, POLICY_COLUMNS, LABEL_COLUMNS)
+"""Of each of these the first column that a row has is read, and no other."""
 
 
 def first(row: Row, names: Sequence[str]) -> Any:
@@ -151,32 +154,35 @@ def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Ite
     """
     used = _USED["text" if name in TEXT_LAYOUTS else name]
     only = picked(columns)
-    answers = [column for column in ANSWER_COLUMNS if row.get(column) is not None]
-    kept = name == "prompt" and not isinstance(row.get("meta"), Mapping)
+    spare = [
+        column
+        for group in _ONE_OF
+        for column in [column for column in group if row.get(column) is not None][1:]
+    ]
+    kept = name == "prompt" and parsed_object(row.get("meta")) is None
     for column, value in row.items():
         if is_nothing(value) or kept:
             continue
         passed = bool(only) and column in ASKING_COLUMNS and column not in (*only, *FRAME_COLUMNS)
         passed = passed or (column in ABOUT_COLUMNS and not is_about(value))
         passed = passed or (column in LABEL_COLUMNS and str(value).lower() not in ("true", "false"))
-        if column not in used or passed or column in answers[1:]:
+        passed = passed or (column in POLICY_COLUMNS and not isinstance(value, (list, tuple)))
+        passed = passed or (column == "meta" and parsed_object(value) is None)
+        if column not in used or passed or column in spare:
             yield f"column '{column}'"
     for column in _OF_TURNS if name not in TEXT_LAYOUTS else ():
-        value = row.get(column)
-        if isinstance(value, (list, tuple, Mapping)):
-            yield from {f"key '{key}' of turns": None for key in unknown_keys(value)}
-    yield from {f"key '{key}' of compared answers": None for key in _thoughts(row, name)}
+        yield from {f"key '{key}' of turns": None for key in unknown_keys(row.get(column))}
+    for answer in _compared(row, name):
+        yield from (f"key '{key}' of compared answers" for key in keys_of_answer(answer))
+        if name == "rankings":
+            yield from (f"key '{key}' of compared answers" for key in unknown_keys(answer))
 
 
-def _thoughts(row: Row, name: str) -> Iterator[str]:
-    """Yield the keys of reasoning that answers hold which are compared, by their text alone."""
-    answers: list[Any] = []
-    if name in ("preference", "hh"):
-        answers = [row.get("chosen"), row.get("rejected")]
-    elif name == "rankings" and isinstance(row.get("completions"), (list, tuple)):
-        answers = list(row["completions"])
-    last = [turns[-1] for turns in map(turns_in, answers) if turns]
-    yield from (key for key in REASONING if any(not is_nothing(turn.get(key)) for turn in last))
+def _compared(row: Row, name: str) -> list[Any]:
+    """Return the answers of a row that are compared as text."""
+    if name == "rankings":
+        return as_list(row["completions"], "completions")
+    return [row.get("chosen"), row.get("rejected")] if name == "preference" else []
 
 
 def map_columns(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:

@@ -117,8 +117,14 @@ def last_role(value: Any) -> str | None:
         return None
 
 
+def _speaker(turn: Mapping[str, Any]) -> Any:
+    """Return who speaks as the turn says it; of the two keys a table may leave one null."""
+    name = turn.get("role")
+    return turn.get("from") if name is None else name
+
+
 def _role(turn: Mapping[str, Any]) -> str:
-    name = turn.get("role", turn.get("from"))
+    name = _speaker(turn)
     known = name.lower() if isinstance(name, str) else ""
     if known in _CALLING:
         return "assistant"
@@ -134,9 +140,8 @@ def _turn(turn: Any) -> Message:
     role = _role(turn)
     content = turn.get("content")
     content = turn.get("value") if content is None else content
-    said = turn.get("role", turn.get("from"))
     calls = _calls(turn.get("tool_calls"), turn.get("function_call"))
-    if str(said).lower() in _CALLING:
+    if str(_speaker(turn)).lower() in _CALLING:
         calls, content = _calls(content, None), ""
     if content is None and calls:
         content = ""
@@ -240,7 +245,34 @@ def without_nulls(value: Any) -> Any:
 
 def unknown_keys(value: Any) -> Iterator[str]:
     """Yield the keys of a value's turns that hold something and that nothing reads."""
-    for turn in turns_in(value) or ():
+    for turn in _known_turns(value):
         for key, held in turn.items():
-            if key not in _KNOWN and not is_nothing(held):
+            if not is_nothing(held) and (key not in _KNOWN or _passed_over(turn, key)):
                 yield str(key)
+
+
+def keys_of_answer(value: Any) -> Iterator[str]:
+    """Yield what an answer carries beside its text: where texts are compared nothing reads it."""
+    for turn in _known_turns(value)[-1:]:
+        yield from (key for key in CARRIED if not is_nothing(turn.get(key)))
+
+
+def _known_turns(value: Any) -> list[Any]:
+    try:
+        return turns_in(value) or []
+    except RowError:  # a column that nothing reads
+        return []
+
+
+def _passed_over(turn: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a key that we know says something that another one, which is read, does not."""
+    held = turn[key]
+    if key in ("from", "value"):
+        read = turn.get("role" if key == "from" else "content")
+        return read is not None and read != held
+    if key == "function_call":
+        read = _calls(turn.get("tool_calls"), None)
+        return bool(read) and _calls(None, held)[0]["function"] not in [
+            call["function"] for call in read
+        ]
+    return key in WEIGHTS and bool(held) and _role(turn) != "assistant"
