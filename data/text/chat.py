@@ -7,9 +7,8 @@ template's own, and which a text only spells, in `data.text.control_tokens`. A t
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ from data.records import Completion, Conversation, Message, Prompt
 from data.text.answers import AnswerNotes, answer_mask
 from data.text.continuation import continuation_ids
 from data.text.control_tokens import encode_ids, render, spelled, turn_spells
-from data.text.left_out import NEEDED, left_out
+from data.text.left_out import NEEDED, TRIED, left_out
 from data.text.templates import apply_template, has_template, mask_method
 from data.words import counted
 
@@ -284,13 +283,25 @@ def render_demonstrations(
         yield kept
 
 
-def require_shown(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[str]:
+def require_shown(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tried: Collection[str] = TRIED,
+) -> list[str]:
     """Return what the template shows nothing of in a chat that makes sense without it.
+
+    Args:
+        tokenizer: carries the template.
+        messages: the chat.
+        tried: which of `data.text.left_out.TRIED` to look for.
 
     Raises:
         ModelError: it leaves out calls of tools or what they gave.
     """
-    found = left_out(messages, lambda turns: render_text(tokenizer, turns, answer_next=False))
+    found = left_out(
+        messages, lambda turns: render_text(tokenizer, turns, answer_next=False), tried=tried
+    )
     missing = [what for what in found if what in NEEDED]
     if missing:
         raise ModelError(
@@ -302,20 +313,13 @@ def require_shown(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 def _require_shown_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> None:
-    """Refuse a template that shows no tools, and warn where it shows no reasoning of any turn."""
-    for what in require_shown(tokenizer, prompt):
-        if what == "tools":
-            raise ModelError(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} shows no "
-                "tools, which prompts hold; use a model whose template does, or leave out the "
-                "column `tools`"
-            )
-        last: Message = {"role": "assistant", "content": _PROBE, what: _PROBE}  # type: ignore[misc]
-        if left_out(
-            [{"role": "user", "content": _PROBE}, last],
-            lambda turns: render_text(tokenizer, turns, answer_next=False),
-        ):
-            warnings.warn(f"the chat template leaves out {what} of prompts' turns", stacklevel=3)
+    """Refuse a template that shows no tools."""
+    if "tools" in require_shown(tokenizer, prompt, tried=(*NEEDED, "tools")):
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} shows no "
+            "tools, which prompts hold; use a model whose template does, or leave out the "
+            "column `tools`"
+        )
 
 
 def _spells(tokenizer: PreTrainedTokenizerBase, record: Conversation | Completion) -> bool:

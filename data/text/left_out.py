@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from data.errors import ModelError
 from data.records import REASONING, Message
 
-_TRIED = ("tool_calls", "tools", *REASONING)
 TOOL_TURNS = "the turns of tools"
 NEEDED = ("tool_calls", TOOL_TURNS)
 """Without these a chat makes no sense: an answer would follow from nothing."""
+_SYSTEM, _BESIDE_CALLS = "the system's turn", "the text beside calls of tools"
+_KEYS = ("tool_calls", "tools", *REASONING, "name")
+TRIED = (*_KEYS, TOOL_TURNS, _SYSTEM, _BESIDE_CALLS)
 
 
-def left_out(messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[str]:
+def left_out(
+    messages: Sequence[Message],
+    render: Callable[[Sequence[Message]], str],
+    *,
+    tried: Collection[str] = TRIED,
+) -> list[str]:
     """Return what of some turns leaves the rendered text as it is, and so is not in it.
 
     Args:
         messages: the turns.
         render: gives their text; it may refuse turns with a `ModelError`.
+        tried: which of `TRIED` to look for.
     """
-    kinds = [key for key in _TRIED if any(key in turn for turn in messages)]
-    tools_speak = any(turn["role"] == "tool" for turn in messages)
-    if not kinds and not tools_speak:
+    without = [(what, turns) for what, turns in _without(messages) if what in tried]
+    if not without:
         return []
     whole = render(messages)
-    found = [key for key in kinds if _same(whole, _without(messages, key), render)]
-    others = [turn for turn in messages if turn["role"] != "tool"]
-    if tools_speak and _same(whole, others, render):
-        found.append(TOOL_TURNS)
-    return found
+    return [what for what, turns in without if _same(whole, turns, render)]
 
 
 def _same(
@@ -41,8 +44,18 @@ def _same(
         return False
 
 
-def _without(messages: Sequence[Message], key: str) -> list[Message]:
-    return [
-        {name: held for name, held in turn.items() if name != key}  # type: ignore[misc]
-        for turn in messages
-    ]
+def _without(messages: Sequence[Message]) -> Iterator[tuple[str, list[Message]]]:
+    """Yield each kind of thing that turns hold, and the turns without it."""
+    for key in _KEYS:
+        if any(key in turn for turn in messages):
+            bare = [{name: held for name, held in turn.items() if name != key} for turn in messages]
+            yield key, bare  # type: ignore[misc]
+    for role, what in (("tool", TOOL_TURNS), ("system", _SYSTEM)):
+        others = [turn for turn in messages if turn["role"] != role]
+        if len(others) < len(messages):
+            yield what, others
+    if any("tool_calls" in turn and turn["content"].strip() for turn in messages):
+        silent: list[Message] = [
+            {**turn, "content": ""} if "tool_calls" in turn else turn for turn in messages
+        ]
+        yield _BESIDE_CALLS, silent

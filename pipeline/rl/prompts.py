@@ -19,7 +19,8 @@ from data.records import (
     prompt_hash,
     to_prompt,
 )
-from data.text.chat import render_prompt, spelled_line, spells_control_tokens
+from data.text.chat import render_prompt
+from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.rl.processes import derived_seed
 
@@ -42,21 +43,17 @@ class PreparedPrompt:
 
 @dataclass
 class PromptReport:
-    """What became of the rows: how many were kept, how many dropped and why.
-
-    `spelling` are those kept that spell control tokens, which stay text.
-    """
+    """What became of the rows: how many were kept, with notes on them, how many dropped and why."""
 
     kept: int = 0
-    spelling: int = 0
+    notes: PromptNotes = field(default_factory=PromptNotes)
     dropped: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console."""
         lost = self.dropped.most_common()
-        told = [spelled_line(self.spelling, "prompts")] if self.spelling else []
-        told += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
-        return [counted(self.kept, "prompt"), *told]
+        told = [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        return [counted(self.kept, "prompt"), *self.notes.lines(), *told]
 
 
 def prepare_prompts(
@@ -98,7 +95,7 @@ def prepare_prompts(
             report.dropped["the same prompt again"] += 1
         else:
             seen.add(digest)
-            report.spelling += spells_control_tokens(tokenizer, row.prompt)
+            report.notes.take(tokenizer, row.prompt)
             meta = {**_answer(record), **row.meta}
             prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id, meta=meta))
     report.kept += len(prepared)

@@ -9,7 +9,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.records import Document, Prompt, Ranking, Record, prompt_of
+from data.records import Document, Prompt, Ranking, Record, prompt_of, turn_text
 from data.sources.read import read
 from pipeline.estimate.model.assumptions import (
     ANSWER_TOKENS,
@@ -209,14 +209,14 @@ def _texts(record: Record) -> tuple[Prompt, list[str]]:
     if hasattr(whole, "completion"):
         return prompt_of(record), [whole.completion]
     if hasattr(whole, "messages"):
-        return prompt_of(record), [whole.messages[-1]["content"]]
+        return prompt_of(record), [turn_text(whole.messages[-1])]
     return prompt_of(record), []
 
 
 def _prompt_tokens(prompt: Prompt, count: Count) -> int:
     if isinstance(prompt, str):
         return count(prompt)
-    return sum(count(turn["content"]) + SIDE_TOKENS for turn in prompt)
+    return sum(count(turn_text(turn)) + SIDE_TOKENS for turn in prompt)
 
 
 def count_bytes(text: str) -> int:

@@ -31,7 +31,7 @@ import torch
 from data.errors import SourceError
 from data.records import PromptRow
 from data.storage import storage_errors, write_atomically
-from data.text.chat import spelled_line, spells_control_tokens
+from data.text.prompt_notes import PromptNotes
 from pipeline.contract.console import Console, Progress
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import document_end_ids, prompt_ids, response_logprobs
@@ -180,9 +180,8 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         for place, row in enumerate(plan.prompts):
             size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
             fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
-    spelling = sum(spells_control_tokens(tokenizer, row.prompt) for row in plan.prompts)
-    if spelling:
-        workspace.console.say(f"  {spelled_line(spelling, 'prompts')}")
+    for line in PromptNotes.of(tokenizer, (row.prompt for row in plan.prompts)).lines():
+        workspace.console.say(f"  {line}")
     kept = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
     lost = len(fits) - len(kept)
     if lost > plan.max_too_long_share * len(fits) or not kept:

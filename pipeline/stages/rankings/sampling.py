@@ -22,7 +22,8 @@ from data.errors import Interrupted, SourceError
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources.read import ReadReport, read
 from data.storage import storage_errors
-from data.text.chat import render_prompt, spelled_line, spells_control_tokens
+from data.text.chat import render_prompt
+from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
 from pipeline.models.load import (
@@ -245,9 +246,8 @@ def _prompts(
         chosen = drawn(chosen, settings.limit, context.seed)
     limit = context_length(sampler.model)
     encoded = [(row, render_prompt(sampler.tokenizer, row.prompt)) for row in chosen]
-    spelling = sum(spells_control_tokens(sampler.tokenizer, row.prompt) for row in chosen)
-    if spelling:
-        context.say(spelled_line(spelling, "prompts"))
+    for line in PromptNotes.of(sampler.tokenizer, (row.prompt for row in chosen)).lines():
+        context.say(line)
     fitting = [
         (row, ids)
         for row, ids in encoded

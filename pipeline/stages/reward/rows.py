@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import SourceError
 from data.text.chat import spelled_line
+from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.settings import SourceSettings
 
@@ -137,6 +138,9 @@ def report_rows(
     if dropped:
         context.say(f"{counted(dropped, 'ranking')} dropped: all completions tie")
     encoder = model.encoder
+    read = (row.prompt for row in (*rows.training, *rows.heldout, *rows.evaluation))
+    for what, count in PromptNotes.of(encoder.tokenizer, read).not_shown.most_common():
+        context.say(f"the chat template leaves out {what} of {count:,} rankings' prompts")
     if encoder.spelling:
         context.say(spelled_line(encoder.spelling, "texts"))
     if encoder.truncated:

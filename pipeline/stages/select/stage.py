@@ -94,7 +94,7 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     candidates = _candidates(_artifact_folder(source), settings.model, context.name)
     prompts = _prompts(context)
     asked = [row.prompt for row in prompts]
-    _tell_spelling(context, next(iter(candidates.values())), asked)
+    _tell_notes(context, next(iter(candidates.values())), asked)
     scorer = load_judge(context, settings.reward, prompt=asked[0], batch_size=settings.batch_size)
     scores: dict[str, list[float]] = {}
     total = len(candidates) * len(prompts)
@@ -121,16 +121,14 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     return {"selected": winner, "eval/mean_score": mean, "n_prompts": len(prompts)}
 
 
-def _tell_spelling(
+def _tell_notes(
     context: StageContext[SelectSettings], folder: Path, prompts: Sequence[Prompt]
 ) -> None:
-    from data.text.chat import spelled_line, spells_control_tokens
+    from data.text.prompt_notes import PromptNotes
     from pipeline.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    spelling = sum(spells_control_tokens(tokenizer, prompt) for prompt in prompts)
-    if spelling:
-        context.say(spelled_line(spelling, "prompts"))
+    for line in PromptNotes.of(load_tokenizer(folder), prompts).lines():
+        context.say(line)
 
 
 def _truncated(scorer: Scorer) -> int:

@@ -14,6 +14,7 @@ from data.text.chat import (
     render_prompt,
     render_text,
 )
+from data.text.prompt_notes import PromptNotes
 from data.text.tokenizer import train_tokenizer
 
 TEXT = ["When does the ferry leave? It leaves at nine. The list says so."]
@@ -111,8 +112,9 @@ def test_prompts_with_tools_or_reasoning_need_a_template_that_shows_them():
     assert "ferry" in full.decode(render_prompt(full, asked))
     del asked[0]["tools"]
     asked[1]["reasoning_content"] = "It says so."
-    with pytest.warns(UserWarning, match="leaves out reasoning_content of prompts' turns"):
-        render_prompt(tokenizer(PLAIN), asked)
+    notes = PromptNotes.of(tokenizer(PLAIN), [asked, "Plain?", asked, chat("Who?")])
+    assert notes.lines() == ["the chat template leaves out reasoning_content of 2 prompts"]
+    assert PromptNotes.of(full, [asked]).lines() == []
 
 
 def test_reasoning_that_a_template_takes_from_earlier_turns_is_its_own_matter():
@@ -121,6 +123,45 @@ def test_reasoning_that_a_template_takes_from_earlier_turns_is_its_own_matter():
     asked[1]["reasoning_content"] = "It says so."
     made = tokenizer(HEAD + last_only + OBJECTS + TAIL)
     assert "says" not in made.decode(render_prompt(made, asked))
+    assert PromptNotes.of(made, [asked]).lines() == []
+
+
+BEHIND_CALLS = OBJECTS + "{% if not m.tool_calls %}{{ m.content }}{% endif %}<|end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "lost"),
+    [
+        (
+            HEAD.replace("<|{{", "{% if m.role != 'system' %}<|{{") + "{{ m.content }}<|end|>"
+            "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            [{"role": "system", "content": "Be calm."}, *chat("When?", "At nine.")],
+            "the system's turn",
+        ),
+        (
+            HEAD + BEHIND_CALLS + TAIL.partition("{% endfor %}")[2],
+            [
+                CALLING[0],
+                {**CALLING[1], "content": "I look."},
+                CALLING[2],
+                *chat("", "At nine.")[1:],
+            ],
+            "the text beside calls of tools",
+        ),
+        (
+            PLAIN,
+            [{"role": "user", "content": "When?", "name": "Mara"}, *chat("", "At nine.")[1:]],
+            "name",
+        ),
+    ],
+)
+def test_system_turns_names_and_text_beside_calls_are_looked_for(template, turns, lost):
+    made, report = tokenizer(template), RenderReport()
+    told = Conversation(turns)
+    assert len(list(render_demonstrations(made, [told], max_length=99, report=report))) == 1
+    assert f"the chat template leaves out {lost} of 1 demonstrations" in report.lines()
+    lines = PromptNotes.of(made, [told.messages[:-1]]).lines()
+    assert f"the chat template leaves out {lost} of 1 prompts" in lines
 
 
 MARKED = (
