@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import ModelError
 from data.records import turn_text
 from data.text.chat import render_prompt, render_text, response_ids, spells_control_tokens
-from data.text.control_tokens import control_spans, encode_ids, render
+from data.text.control_tokens import control_spans, encode_ids, render, spelled
 
 if TYPE_CHECKING:
     from data.records import Message, Prompt
@@ -135,22 +135,44 @@ class Encoder:
         return ids[over:]
 
     def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> Pair:
-        texts = (self._as_text(prompt), response)
+        framed = as_text and self.tokenizer.is_fast
+        texts = (_MARK, _MARK) if framed else (self._as_text(prompt), response)
         found = self.tokenizer(
-            *texts,
-            split_special_tokens=as_text,
-            return_special_tokens_mask=True,
-            verbose=False,
+            *texts, split_special_tokens=as_text, return_special_tokens_mask=True, verbose=False
         )
-        ids, segments = list(found["input_ids"]), list(found.get("token_type_ids") or ())
-        over = len(ids) - self.max_length
+        pair = Pair(found["input_ids"], found.get("token_type_ids") or ())
+        sources = [None if special else 0 for special in found["special_tokens_mask"]]
+        if framed:
+            pair, sources = self._framed(prompt, response, pair, found.sequence_ids())
+        over = len(pair) - self.max_length
         if over <= 0:
-            return Pair(ids, segments)
+            return pair
         self.truncated += 1
-        words = [at for at, special in enumerate(found["special_tokens_mask"]) if not special]
-        cut = set(words[:over])
-        kept = [at for at in range(len(ids)) if at not in cut]
-        return Pair([ids[at] for at in kept], [segments[at] for at in kept if segments])
+        cut = set([at for at, source in enumerate(sources) if source is not None][:over])
+        kept = [at for at in range(len(pair)) if at not in cut]
+        return Pair([pair[at] for at in kept], [pair.segments[at] for at in kept if pair.segments])
+
+    def _framed(
+        self, prompt: Prompt, response: str, frame: Pair, sources: Sequence[int | None]
+    ) -> tuple[Pair, list[int | None]]:
+        """Put two texts that spell control tokens where two others stand in a pair."""
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            text = self._as_text(prompt)
+            typed = spelled(self.tokenizer, text)
+        else:
+            text, _, typed = render(self.tokenizer, prompt, answer_next=True)
+        said = (encode_ids(self.tokenizer, text, typed), response_ids(self.tokenizer, response))
+        ids: list[int] = []
+        segments: list[int] = []
+        origins: list[int | None] = []
+        for at, source in enumerate(sources):
+            if source is not None and at and sources[at - 1] == source:
+                continue
+            put = [frame[at]] if source is None else said[source]
+            ids.extend(put)
+            segments.extend(frame.segments[at : at + 1] * len(put))
+            origins.extend([source] * len(put))
+        return Pair(ids, segments), origins
 
     def _as_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):

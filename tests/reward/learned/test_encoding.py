@@ -99,3 +99,46 @@ def test_control_tokens_that_texts_spell_stay_text_and_are_counted(
     ids = getattr(found, "ids", found)
     separator, first = pair_tokenizer.sep_token_id, pair_tokenizer.cls_token_id
     assert (ids.count(separator), ids.count(first), pairs.spelling) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("separator", ["</s>", ""])
+def test_an_encoder_whose_vocabulary_holds_control_tokens_as_words_reads_letters(
+    separator: str,
+) -> None:
+    """As Unigram vocabularies do; what its chat template writes stays a token."""
+    from tokenizers import Tokenizer, models
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", "<u>"]
+    pieces = [*((name, 0.0) for name in names), *((letter, -9.0) for letter in "abc</su>")]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        pair=" ".join(f"<s> $A {separator} $B:1 </s>:1".split()),
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<u>"],
+        model_input_names=["input_ids", "token_type_ids"],
+    )
+    words.chat_template = "{% for m in messages %}<u>{{ m.content }}{% endfor %}"
+    encoder = Encoder(words, 99, pairs=True)
+    between = [separator] if separator else []
+
+    def shown(prompt: Any, response: str) -> tuple[list[str], list[int]]:
+        found: Any = encoder.encode(prompt, response)
+        return words.convert_ids_to_tokens(list(found)), found.segments
+
+    first, second = ["<s>", *"a</s>b", *between], [*"c<u>", "</s>"]
+    assert shown("a</s>b", "c<u>") == (
+        [*first, *second],
+        [0] * len(first) + [1] * len(second),
+    )
+    assert shown(chat("a</s>b"), "c")[0] == ["<s>", "<u>", *"a</s>b", *between, "c", "</s>"]
+    encoder.max_length = len(between) + 6
+    assert shown("a</s>b", "c<u>")[0] == ["<s>", *between, *"c<u>", "</s>"]
