@@ -19,7 +19,7 @@ from data.errors import ModelError
 from pipeline.generation.generate import Sampling, generate, stream
 from pipeline.generation.trial import fitting_memory
 from pipeline.models.load import context_length
-from pipeline.models.trials import require_causal
+from pipeline.models.trials import gap, require_causal
 from pipeline.training.objectives.causal import (
     Documents,
     find_documents,
@@ -328,3 +328,15 @@ def test_a_context_is_as_many_tokens_as_a_model_takes(name: str) -> None:
         pad_token_id=0, generator=torch.Generator(),
     )  # fmt: skip
     assert [len(sample.token_ids) for sample in found] == [2, 9]
+
+
+def test_one_token_in_a_hundred_may_be_sent_to_another_expert() -> None:
+    wanted = torch.ones(250, 3)
+    found = wanted.clone()
+    found[[5, 70]] += 1
+    assert gap(found, wanted) == 1
+    assert gap(found, wanted, spared=2) == 0
+    found[200] -= 0.5
+    assert gap(found, wanted, spared=2) == 0.5
+    found[9] = torch.nan
+    assert gap(found, wanted, spared=4) == float("inf")
