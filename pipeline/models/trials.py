@@ -148,7 +148,7 @@ def keeps_apart(
         except OBJECTIONS:
             return False
     unmoved = 1e-5 if exact else 1e-2
-    # Among many tokens rounding sends one to another expert here and there; a wrong mask moves more.
+    # Rounding sends one token of many to another expert here and there; a wrong mask moves more.
     spared = len(alone) // 100
     return (
         gap(together, alone, spared=spared) < (1e-4 if exact else 5e-2)
