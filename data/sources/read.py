@@ -234,7 +234,8 @@ class _Reading:
         if told:
             self._note_format(origin, told.most_common(1)[0][0], "told from its columns")
         elif problem is not None:
-            raise SourceError(f"{origin}: {problem}") from None
+            placed = str(problem).startswith(origin)  # at a line of it
+            raise SourceError(str(problem) if placed else f"{origin}: {problem}") from None
 
     def take(self, origin: str, row: RawRow) -> Record | None:
         """Return the row's record, or None after counting why there is none."""

@@ -423,3 +423,11 @@ def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
     report = ReadReport()
     list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))
     assert "not used: key 'stamp' of turns (3 rows), column 'source' (1 row)" in report.lines()
+
+
+def test_a_mapped_column_that_is_missing_names_the_file_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Who?", "completion": "Mara."}\n')
+    with pytest.raises(SourceError) as caught:
+        list(read(path=str(path), columns={"prompt": "quest"}))
+    assert str(caught.value).startswith(f"{path}:1: no column 'quest'")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,7 +106,7 @@ def test_what_a_prompt_row_does_not_ask_stays_in_its_meta():
     assert record.meta == {"question": "What is the name?", "meta": "page 3"}
 
 
-def test_keys_of_turns_in_a_csv_file_are_named(tmp_path: Path):
+def test_keys_of_turns_in_a_csv_file_are_named(tmp_path):
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["messages"])
@@ -129,7 +128,7 @@ def test_all_system_columns_and_tools_of_a_row_are_in_the_chat():
     record: Any = convert(row, "messages")
     assert record.messages[0]["content"] == "Be calm.\n\nAnswer in one word."
     assert template_input(record.messages)[1] == [look, listen]
-    turns = [{**ASKS, "tools": [look]}, PLAIN, {**ASKS, "tools": [look, listen]}]
+    turns: list[Any] = [{**ASKS, "tools": [look]}, PLAIN, {**ASKS, "tools": [look, listen]}]
     assert template_input(turns)[1] == [look, listen]
 
 
