@@ -130,7 +130,7 @@ def stories_sentiment(local: Path) -> list[str]:
 def oasst_rankings(local: Path) -> list[str]:
     return [
         f"tokenizer.adopt={local / 'smol'}",
-        f"reward.learned.model={local / 'smol'}",
+        f"reward.model={local / 'smol'}",
         f"reward.train={rows(local, 'rankings')}",
         "reward.max_length=64",
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import pipeline.contract.resume
-import pipeline.training.loop
+import pipeline.training.state
 from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.handover import HandOver
@@ -27,8 +27,8 @@ from pipeline.stages.pretrain.stage import run
 
 # Points inside a save: (module, name), in the order in which a save comes to them.
 POINTS: dict[str, tuple[Any, str]] = {
-    "before weights": (pipeline.training.loop, "save_weights"),
-    "before optimiser": (pipeline.training.loop, "save_state"),
+    "before weights": (pipeline.training.state, "save_weights"),
+    "before optimiser": (pipeline.training.state, "save_state"),
     "before digest": (pipeline.contract.resume, "sha256"),
     "before manifest": (pipeline.contract.resume, "write_atomically"),
     "before rename": (os, "replace"),

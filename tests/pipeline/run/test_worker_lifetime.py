@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 WORKER = """
 import sys, time
 from pathlib import Path
-from pipeline.orphans import ends_with_starter
+from pipeline.run.worker_lifetime import ends_with_starter
 with ends_with_starter(Path(sys.argv[1])):
     (Path(sys.argv[1]) / "working").touch()
     time.sleep(60)

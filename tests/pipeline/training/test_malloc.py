@@ -14,7 +14,7 @@ on_glibc = pytest.mark.skipif(
 CHURN = """
 import resource, sys
 import torch
-from pipeline.allocator import keep_freed_memory
+from pipeline.training.malloc import keep_freed_memory
 
 kept = sys.argv[1] == "keep" and keep_freed_memory(largest=48_000_000)
 def churn():
@@ -31,7 +31,7 @@ PIECES = """
 import os
 from pathlib import Path
 import torch
-from pipeline.allocator import give_back_memory
+from pipeline.training.malloc import give_back_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

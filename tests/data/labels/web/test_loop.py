@@ -259,7 +259,7 @@ def test_the_qualification_gives_feedback_and_lets_pass(
         return str(ann.follow(ann.send(page, "submit", tiers=tiers).json()["next"]).text)
 
     wrong = answer("bad")
-    assert "0 of 1 pairs as expected" in wrong and "<strong>good</strong>" in wrong
+    assert "0 of 1 pair as expected" in wrong and "<strong>good</strong>" in wrong
     assert "As expected" in answer("good")
     assert "You have passed: 2 of 2 pairs" in answer("good")
     page = ann.task(f"/c/{campaign.id}/next")

@@ -195,10 +195,11 @@ def test_accumulation_across_a_resume(
 KILLED = """
 import sys, torch
 from pathlib import Path
-from pipeline.checkpoint import ResumeStore
-from pipeline.console import Console
-from pipeline.context import MetricsLog, StageContext
-from pipeline.handover import HandOver
+from pipeline.contract.resume import ResumeStore
+from pipeline.contract.console import Console
+from pipeline.contract.metrics_log import MetricsLog
+from pipeline.contract.context import StageContext
+from pipeline.contract.handover import HandOver
 from pipeline.stages import sft
 torch.set_num_threads(int(sys.argv[3]))
 settings = sft.SftSettings.model_validate_json(Path(sys.argv[1]).read_text())
