@@ -231,7 +231,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
         save(*arguments, **options)
 
     from pipeline.contract import resume as checkpoint
-    from pipeline.training import loop as training
+    from pipeline.training import state as training
 
     save = checkpoint.save_state
     monkeypatch.setattr(training, "save_state", full)

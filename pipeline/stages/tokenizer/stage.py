@@ -68,7 +68,9 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
     else:
         tokenizer = _adopt(context)
         sample.extend(_until(SAMPLED_CHARACTERS, _texts(context, [])))
-    tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
+    # Text is what a tokenizer that says nothing means; one that is adopted stays as it came.
+    if settings.typed_control_tokens != "text" or SETTING in tokenizer.init_kwargs:
+        tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
     folder = context.folder / "tokenizer"
     if context.main_process:
         with storage_errors(folder):

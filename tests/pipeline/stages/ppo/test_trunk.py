@@ -36,7 +36,8 @@ def test_one_trunk_carries_the_reward_model_that_was_trained_on_it(
     metrics = run(hung)
     model = RewardModel.load(reward, device="cpu")
     for sample in rows(hung.folder / "samples.jsonl")[:8]:
-        (score,) = model.score([sample["prompt"]], [sample["response"]])
+        ended = [sample["ended"]]
+        (score,) = model.score([sample["prompt"]], [sample["response"]], ended=ended)
         assert sample["score"] == pytest.approx(score, abs=1e-4)
     assert (hung.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert metrics["objective/kl"] != 0

@@ -139,7 +139,7 @@ def test_rows_are_filled_up_to_few_widths_and_learn_the_same(
     for number, (multiple, longest, bf16) in enumerate(
         [(8, 128, True), (1, 128, True), (8, 127, True), (8, 128, False)]
     ):
-        monkeypatch.setattr(sft, "WIDTHS", multiple)
+        monkeypatch.setattr("pipeline.stages.sft.settings.WIDTHS", multiple)
         chosen = sft_settings(policy, max_length=longest, bf16=bf16)
         metrics = sft.run(make_context(chosen, {"model": policy}, tmp_path / str(number)))
         losses.append(metrics["eval/loss"])
@@ -200,9 +200,10 @@ from pipeline.contract.console import Console
 from pipeline.contract.metrics_log import MetricsLog
 from pipeline.contract.context import StageContext
 from pipeline.contract.handover import HandOver
-from pipeline.stages import sft
+from pipeline.stages.sft.settings import SftSettings
+from pipeline.stages.sft.stage import run
 torch.set_num_threads(int(sys.argv[3]))
-settings = sft.SftSettings.model_validate_json(Path(sys.argv[1]).read_text())
+settings = SftSettings.model_validate_json(Path(sys.argv[1]).read_text())
 folder = Path(sys.argv[2])
 log = folder / "metrics.jsonl"
 context = StageContext(
@@ -211,7 +212,7 @@ context = StageContext(
     resume=ResumeStore(folder / "resume", "key", tracked=[log]),
     metrics=MetricsLog(log), console=Console(quiet=True),
 )
-sft.run(context)
+run(context)
 """
 
 
