@@ -231,17 +231,32 @@ def _validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        items = error.errors(include_url=False)
-        places_told = [tuple(item["loc"]) for item in items]
-        for item in items:
-            loc = tuple(item["loc"])
-            # A list whose items are wrong counts as empty, too; its items tell what is the matter.
-            follows = item["type"] == "too_short" and any(
-                other[: len(loc)] == loc and other != loc for other in places_told
+        found: dict[Keys, list[Any]] = {}
+        for item in error.errors(include_url=False):
+            found.setdefault(_as_written(item, values), []).append(item)
+        for loc, items in found.items():
+            # A list whose items are wrong counts as empty, or as no text, too; its items tell
+            # what is the matter.
+            follows = all(item["type"] in _SHAPES for item in items) and any(
+                other[: len(loc)] == loc and other != loc for other in found
             )
             if not follows:
-                problems.append(_problem(model, item, prefix, places))
+                problems.append(_problem(model, loc, items, prefix, places))
         return None
+
+
+def _as_written(item: Any, values: Mapping[str, Any]) -> Keys:
+    """Return where an error stands as the recipe has it: without the names of a union's types."""
+    keys: list[str | int] = []
+    value: Any = values
+    for key in item["loc"]:
+        listed = isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
+        if listed or (isinstance(value, Mapping) and key in value):
+            value = value[key]
+        elif item["type"] != "missing" or key != item["loc"][-1]:
+            continue
+        keys.append(key)
+    return tuple(keys)
 
 
 _WORDING = {
@@ -252,11 +267,13 @@ _WORDING = {
     "too_short": "this list needs an item",
     "string_type": "this is a text; put a number in quotes",
 }
+_SHAPES = frozenset(("too_short", "string_type", "tuple_type", "model_type", "dict_type"))
 
 
-def _problem(model: type[BaseModel], item: Any, prefix: Keys, places: Places) -> str:
-    location: Keys = tuple(item["loc"])
-    keys = (*prefix, *location)
+def _problem(
+    model: type[BaseModel], location: Keys, items: Sequence[Any], prefix: Keys, places: Places
+) -> str:
+    item, keys = items[0], (*prefix, *location)
     place = ""
     for length in range(len(keys), -1, -1):
         if keys[:length] in places:
@@ -269,7 +286,8 @@ def _problem(model: type[BaseModel], item: Any, prefix: Keys, places: Places) ->
         return f"{place}{dotted}: unknown key (value {item['input']!r:.60}).{near}"
     if item["type"] == "missing":
         return f"{place}{dotted}: this key is needed and not given"
-    message = _WORDING.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+    messages = [_WORDING.get(i["type"]) or i["msg"].removeprefix("Value error, ") for i in items]
+    message = ", or ".join(dict.fromkeys(messages))
     # What a check of several keys at once was given is the whole mapping; its words name them.
     value = "" if isinstance(item["input"], Mapping) else f"{item['input']!r:.80}: "
     return f"{place}{dotted}: {value}{message[:1].lower()}{message[1:]}"

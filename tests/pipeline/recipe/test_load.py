@@ -180,3 +180,31 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
     again = load_recipe(write(tmp_path / "again.yaml", recipe.to_yaml()))
     assert again.stages == recipe.stages
     assert again.top == recipe.top
+
+
+SHAPES = "this is a text; put a number in quotes, or this is a list"
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ("{rule: length}", f": {SHAPES}"),
+        ("3", f": 3: {SHAPES}"),
+        ("[{rul: length}]", ".0.rul: unknown key (value 'length'). Did you mean 'rule'?"),
+    ],
+)
+def test_a_setting_of_several_types_is_named_once_as_it_stands(
+    tmp_path: Path, reward: str, told: str
+) -> None:
+    recipe = write(tmp_path / "a.yaml", f"""
+        stages:
+          ppo:
+            kind: ppo
+            policy: ./model
+            reward: {reward}
+            prompts: [{{world: ppo_prompts}}]
+            episodes: 8
+    """)  # fmt: skip
+    found = error_of(recipe).removeprefix(str(recipe))
+    assert found.splitlines()[0] == f":6: stages.ppo.reward{told}"
+    assert "[function" not in found and ".str" not in found
