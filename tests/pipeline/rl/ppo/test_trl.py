@@ -34,7 +34,7 @@ from pipeline.rl.settings import Hyperparameters
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parents[2] / "recipes" / "base" / "trl.yaml"
+RECIPE = HERE.parents[3] / "recipes" / "base" / "trl.yaml"
 TRL = "1.12.0"
 PAD, END = 0, 2
 PLAN = yaml.safe_load((HERE / "trl_plan.yaml").read_text(encoding="utf-8"))
