@@ -92,7 +92,7 @@ def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
     """Read what a reward stage learns and is judged by; no prompt is in both.
 
     Raises:
-        SourceError: there is nothing to learn, or nothing to judge by.
+        SourceError: there is nothing to learn, or nothing to judge by; all is held out.
     """
     from data.records import prompt_hash
     from reward.learned.batching import split_by_prompt
@@ -115,6 +115,11 @@ def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
         context.say(
             f"{counted(len(training) - len(kept), 'ranking')} left out of training: "
             "what they answer is held out"
+        )
+    if not kept:
+        raise SourceError(
+            f"stage {context.name}: every prompt to learn from is held out too, by "
+            f"{'heldout' if heldout else 'eval_rankings'}; nothing is left to learn"
         )
     if not settings.heldout:
         kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)

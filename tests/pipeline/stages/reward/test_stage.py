@@ -18,6 +18,7 @@ from data.errors import HandOverError, Interrupted, ModelError, SourceError, Tra
 from data.records import Message
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import Lora
+from pipeline.stages.reward.rows import read_rows
 from pipeline.stages.reward.settings import RewardSettings
 from pipeline.stages.reward.stage import KIND, check, run
 
@@ -289,6 +290,17 @@ def test_rows_that_are_no_rankings_are_refused(
     path.write_text('{"text": "a"}\n')
     with pytest.raises(SourceError, match=r"train\.0 holds Document rows"):
         run(make_context(settings_of(policy, path), {"model": policy}))
+
+
+@pytest.mark.parametrize("field", ["heldout", "eval_rankings"])
+def test_that_all_prompts_are_held_out_is_told(
+    policy: Path, make_context: Callable[..., Any], tmp_path: Path, field: str
+) -> None:
+    path = write_rankings(tmp_path / "r.jsonl", 8)
+    judged: Any = [{"path": str(path)}] if field == "heldout" else str(path)
+    context = make_context(settings_of(policy, path, **{field: judged}), {field: path})
+    with pytest.raises(SourceError, match=f"is held out too, by {field}; nothing is left"):
+        read_rows(context)
 
 
 def test_settings_need_something_to_learn_and_something_to_judge() -> None:
