@@ -98,6 +98,8 @@ def asked(
         if name in ABOUT_COLUMNS and not about:
             continue
         value = row[name]
+        if name in MESSAGE_COLUMNS and isinstance(value, str) and value.lstrip().startswith("[{"):
+            value = turns_in(value) or as_list(value, name)
         if turns_in(value) is not None or (name in MESSAGE_COLUMNS and not isinstance(value, str)):
             chat = _one_chat(chat, _without_answer(as_messages(value), answers), name)
         elif turns is not None and is_transcript(value):

@@ -129,6 +129,10 @@ def _role(turn: Mapping[str, Any]) -> str:
     if known in _CALLING:
         return "assistant"
     role = _ROLE_NAMES.get(known)
+    if name is None:
+        raise RowError(
+            f"a message has neither role nor from; its keys: {', '.join(map(str, turn))}"
+        )
     if role is None:
         raise RowError(f"a message's role is {name!r}; known: {', '.join(ROLES)}")
     return role

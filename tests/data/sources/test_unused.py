@@ -10,6 +10,7 @@ from data.records import template_input, to_json
 from data.sources.converting import convert
 from data.sources.formats import detect, unused
 from data.sources.read import ReadReport, read
+from data.sources.values import RowError
 
 ASKS = {"role": "user", "content": "Who has the lamp?"}
 THOUGHT = {"role": "assistant", "content": "Mara.", "reasoning_content": "It is the smith's lamp."}
@@ -142,3 +143,11 @@ def test_a_turn_with_one_of_two_keys_null_is_read_by_the_other():
     record: Any = convert(row, "messages")
     assert [turn["content"] for turn in record.messages] == ["Who?", "Mara."]
     assert named(row) == set()
+
+
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_turns_without_a_role_are_malformed_as_text_too(write):
+    pairs = write([{"input": "Who?", "output": "Mara."}])
+    row = {"conversation": pairs, "chosen": [ASKS, PLAIN], "rejected": [ASKS, THOUGHT]}
+    with pytest.raises(RowError, match="neither role nor from; its keys: input, output"):
+        convert(row, "preference")
