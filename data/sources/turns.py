@@ -8,6 +8,7 @@ become ours: roles of ShareGPT, `function_call`, arguments of a call as JSON tex
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import warnings
@@ -77,10 +78,8 @@ def _is_turn(value: Any) -> bool:
 
 def _parsed(text: str) -> Any:
     """Return what text says as JSON or, from tables written by Python, as a literal; else None."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
