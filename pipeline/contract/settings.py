@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.contract.retired import RETIRED, put_back
+
 
 class Settings(BaseModel):
     """Frozen settings that refuse unknown keys."""
@@ -173,9 +175,13 @@ class StageSettings(Settings):
     seed: Seed | None = None
     """Seed of this stage; the recipe's when not given."""
 
-    def recorded_settings(self) -> dict[str, Any]:
+    def applied_settings(self) -> dict[str, Any]:
         """Return all settings that apply, as JSON; the seed apart."""
         return self.model_dump(mode="json", exclude={"seed"})
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, and the retired ones, as JSON; the seed apart."""
+        return put_back(self.kind, self.applied_settings())
 
     def key_settings(self) -> dict[str, Any]:
         """Return the settings that the stage's result follows from, as JSON; the seed apart."""
@@ -240,7 +246,8 @@ def _collect_value(
 
 def same_result(settings: Settings) -> list[str]:
     """Return the dotted places of the fields that are marked `SameResult`, and are it here."""
-    return [
+    kind = settings.kind if isinstance(settings, StageSettings) else ""
+    return [one.place for one in RETIRED.get(kind, ()) if one.same_result] + [
         place
         for place, _, marks, owner in walk(settings)
         for mark in marks
@@ -250,7 +257,7 @@ def same_result(settings: Settings) -> list[str]:
 
 def beside_result(settings: StageSettings) -> dict[str, Any]:
     """Return by their dotted places, as JSON, the settings that the result does not follow from."""
-    whole = settings.model_dump(mode="json")
+    whole = put_back(settings.kind, settings.model_dump(mode="json"))
     return {place: _at(whole, place.split(".")) for place in same_result(settings)}
 
 

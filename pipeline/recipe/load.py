@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.contract.kind import StageKind
+from pipeline.contract.retired import take_out
 from pipeline.contract.settings import (
     LaunchSettings,
     Seed,
@@ -177,6 +178,8 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
         RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
     )
     if isinstance(top, RecipeSettings) and top.rounds is not None:
+        for name, settings in stages.items():
+            _take_out_retired(name, settings, places, problems)
         try:
             write_out(top.rounds, content, places)
         except RecipeError as error:
@@ -217,8 +220,27 @@ def _check_stage(
         place = places.get(("stages", name, "kind"), place)
         problems.append(f"{place}: stages.{name}.kind: {error}")
         return None
+    _take_out_retired(name, settings, places, problems)
     result = _validate(kind.settings, settings, ("stages", name), places, problems)
     return result if isinstance(result, StageSettings) else None
+
+
+def _take_out_retired(name: str, settings: Any, places: Places, problems: list[str]) -> None:
+    """Take out of a stage what is no setting any more; note what differs from it."""
+    if not isinstance(settings, dict):
+        return
+    for retired, value, why in take_out(str(settings.get("kind")), settings):
+        keys = ("stages", name, *retired.split("."))
+        place = _place_of(keys, places)
+        problems.append(f"{place}{'.'.join(keys)}: {value!r:.80}: {why}")
+
+
+def _place_of(keys: Keys, places: Places) -> str:
+    """Return the nearest known place of a value, to begin a sentence with."""
+    for length in range(len(keys), -1, -1):
+        if keys[:length] in places:
+            return f"{places[keys[:length]]}: "
+    return ""
 
 
 def _validate(
@@ -274,11 +296,7 @@ def _problem(
     model: type[BaseModel], location: Keys, items: Sequence[Any], prefix: Keys, places: Places
 ) -> str:
     item, keys = items[0], (*prefix, *location)
-    place = ""
-    for length in range(len(keys), -1, -1):
-        if keys[:length] in places:
-            place = places[keys[:length]] + ": "
-            break
+    place = _place_of(keys, places)
     dotted = ".".join(str(k) for k in keys)
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])

@@ -61,34 +61,9 @@ class DoctorSettings(Settings):
     """Updates that a figure is the mean of; nothing rings before so many follow the first."""
     best_every: PositiveInt = 5
     """Updates between candidates for the best policy; each that is better is saved."""
-    score_drop: PositiveNumber = 1.0
-    """collapse: score below its best so far, in standard deviations of the first update's."""
-    length_factor: Annotated[Number, Field(gt=1)] = 2.0
-    """length_hacking: response length over the first update's, or the first over it."""
-    length_correlation: Share = 0.5
-    """length_hacking: correlation of score and length inside an update, beside the factor."""
-    ended_share: Share = 0.5
-    """lost_ends: share of ended responses over its best so far; not with `end_rule: none`."""
     kl_per_token: PositiveNumber = 1.5
-    """kl_blow_up: KL to the reference, in nats a token (lmhp's target: 0.25)."""
-    negative_kl: PositiveNumber = 1.0
-    """negative_kl: KL to the reference below minus this, in nats a response."""
-    approximate_kl: PositiveNumber = 0.2
-    """large_steps: half the mean squared log ratio inside an update (PPO: about 0.01)."""
-    explained_variance: Number = 0.02
-    """dead_value: share of the returns' variance that the values foretell, at best."""
-    value_grace: PositiveInt = 30
-    """dead_value: updates of which not one may be better."""
-    entropy_share: Share = 0.1
-    """entropy_collapse: entropy of a token's distribution over the first update's."""
-    repeated_share: Share = 0.5
-    """repetition: share of four-token runs that stood in the response before."""
-    distinct_share: Share = 0.25
-    """identical_responses: share of different responses over the first update's."""
-    start_responses: PositiveInt = 64
-    """never_ends, equal_scores: responses from the start on, all without an end or of one score."""
-    random_share: Share = 0.7
-    """random_start: entropy of a token at the start over that of tokens drawn evenly."""
+    """kl_blow_up: KL to the reference, in nats a token (lmhp's target: 0.25); no policy with more
+    is the best."""
 
 
 class RolloutSettings(Settings):

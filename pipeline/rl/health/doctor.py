@@ -5,11 +5,6 @@ run started from, since an update's episodes are sampled before its optimiser st
 mean of the last `window` rows, "the best so far" the highest mean of any `window` rows, or the
 first row. A figure that the history does not give yet is left out. What `START_CHECKS` find is of
 the policy that the run started from, from the first batch on: it is told, and ends no run.
-
-Where the thresholds come from: PPO's clip of 0.2 keeps half the squared log ratio near 0.01, so
-that 0.2 is twenty times as much; Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and
-Gao et al. 2023 see the gold reward fall at many times that; the others mark a change that no
-healthy run should show, such as losing half of the ends, and are settings.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from pipeline.rl.settings import DoctorSettings
+from pipeline.rl.settings import AlarmName, DoctorSettings
 
 History = Sequence[Mapping[str, float]]
 
@@ -41,7 +36,39 @@ KEPT = (
     "val/explained_variance",
 )
 """Metrics that the doctor looks at; a row of a history needs these alone."""
+THRESHOLDS: Mapping[AlarmName, float] = {
+    # A fall from the best so far, in standard deviations of the first update's scores.
+    "collapse": 1.0,
+    # Response length over the first update's, or the first over it, with LENGTH_CORRELATION.
+    "length_hacking": 2.0,
+    # Share of ended responses over its best so far: half of the ends are lost.
+    "lost_ends": 0.5,
+    # Nats a response; over enough episodes a KL is never negative.
+    "negative_kl": -1.0,
+    # PPO's clip of 0.2 keeps half the squared log ratio near 0.01: twenty times as much.
+    "large_steps": 0.2,
+    # Share of the returns' variance that the values foretell, at best in VALUE_GRACE updates.
+    "dead_value": 0.02,
+    # A token's entropy over the first update's.
+    "entropy_collapse": 0.1,
+    # Share of four-token runs that stood in the response before.
+    "repetition": 0.5,
+    # Share of different responses over the first update's.
+    "identical_responses": 0.25,
+    # Responses from the start on, all without an end, or of one score.
+    "never_ends": 64,
+    "equal_scores": 64,
+    # Entropy of a token at the start over that of tokens drawn evenly.
+    "random_start": 0.7,
+}
+"""Where the alarms ring: at what no healthy run should show; for `kl_blow_up` the settings tell.
 
+Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and Gao et al. 2023 see the gold
+reward fall at many times that, hence the default there."""
+LENGTH_CORRELATION = 0.5
+"""Correlation of score and length inside an update from which on `length_hacking` rings."""
+VALUE_GRACE = 30
+"""Updates of which not one may be better before `dead_value` rings."""
 
 OR_ELSE = "or, which moves the optimum,"
 
@@ -149,16 +176,16 @@ def findings(
 
     Args:
         history: metrics of the updates, oldest first; `KEPT` of them.
-        settings: thresholds.
+        settings: which alarms ring, over how many updates.
         ends_matter: whether a response should end.
         value_warmup: updates that train the value model alone.
         batch_size: responses of an update.
     """
     responses = batch_size * len(history)
-    found = {name: check(history, responses, settings) for name, check in START_CHECKS.items()}
+    found = {name: check(history, responses) for name, check in START_CHECKS.items()}
     if len(history) > settings.window:
         found |= {name: check(history, settings) for name, check in CHECKS.items()}
-    patient = len(history) > max(settings.value_grace, settings.window) + value_warmup
+    patient = len(history) > max(VALUE_GRACE, settings.window) + value_warmup
     if not ends_matter:
         found["lost_ends"] = found["never_ends"] = None
     if not patient:
@@ -177,6 +204,16 @@ def sentence(name: str, finding: Finding) -> str:
         f"{name}: {finding.told} (alarm at {finding.threshold:g}); likely cause: {advice.cause}; "
         f"{advice.remedy}"
     )
+
+
+def _above(alarm: AlarmName, figure: float, told: str) -> Finding:
+    limit = THRESHOLDS[alarm]
+    return Finding(figure, limit, figure > limit, told)
+
+
+def _below(alarm: AlarmName, figure: float, told: str) -> Finding:
+    limit = THRESHOLDS[alarm]
+    return Finding(figure, limit, figure < limit, told)
 
 
 def _now(history: History, key: str, settings: DoctorSettings) -> float:
@@ -198,7 +235,7 @@ def _collapse(history: History, settings: DoctorSettings) -> Finding | None:
     best, now = _best(history, SCORE, settings), _now(history, SCORE, settings)
     figure = (best - now) / spread
     told = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
-    return Finding(figure, settings.score_drop, figure > settings.score_drop, told)
+    return _above("collapse", figure, told)
 
 
 def _length_hacking(history: History, settings: DoctorSettings) -> Finding | None:
@@ -212,12 +249,12 @@ def _length_hacking(history: History, settings: DoctorSettings) -> Finding | Non
     longer = factor >= 1
     figure = factor if longer else 1 / factor
     goes_by_length = correlation if longer else -correlation
-    rings = figure > settings.length_factor and goes_by_length > settings.length_correlation
     text = (
         f"responses went from {first:.3g} to {now:.3g} tokens, a factor of {figure:.2g}, and score "
         f"and length correlate by {correlation:.2f}"
     )
-    return Finding(figure, settings.length_factor, rings, text)
+    found = _above("length_hacking", figure, text)
+    return found._replace(rings=found.rings and goes_by_length > LENGTH_CORRELATION)
 
 
 def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
@@ -227,7 +264,7 @@ def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
     now = _now(history, "objective/ended_share", settings)
     figure = now / best
     told = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
-    return Finding(figure, settings.ended_share, figure < settings.ended_share, told)
+    return _below("lost_ends", figure, told)
 
 
 def _kl_blow_up(history: History, settings: DoctorSettings) -> Finding:
@@ -242,25 +279,25 @@ def _per_token(history: History, settings: DoctorSettings) -> float:
 
 
 def _negative_kl(history: History, settings: DoctorSettings) -> Finding:
-    figure, limit = _now(history, "objective/kl", settings), -settings.negative_kl
+    figure = _now(history, "objective/kl", settings)
     told = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
-    return Finding(figure, limit, figure < limit, told)
+    return _below("negative_kl", figure, told)
 
 
 def _large_steps(history: History, settings: DoctorSettings) -> Finding:
     figure = _now(history, "policy/approxkl_avg", settings)
     told = f"half the mean squared log ratio inside an update is {figure:.3g}"
-    return Finding(figure, settings.approximate_kl, figure > settings.approximate_kl, told)
+    return _above("large_steps", figure, told)
 
 
 def _dead_value(history: History, settings: DoctorSettings) -> Finding | None:
-    key, limit = "val/explained_variance", settings.explained_variance
+    key = "val/explained_variance"
     if history[-1][key] == 0.0:  # the returns do not vary
         return None
-    span = max(settings.value_grace, settings.window)
+    span = max(VALUE_GRACE, settings.window)
     figure = _best(history[-span:], key, settings)
     told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
-    return Finding(figure, limit, figure < limit, told)
+    return _below("dead_value", figure, told)
 
 
 def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | None:
@@ -270,18 +307,19 @@ def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | N
     now = _now(history, "policy/entropy_avg", settings)
     figure = now / first
     told = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
-    return Finding(figure, settings.entropy_share, figure < settings.entropy_share, told)
+    return _below("entropy_collapse", figure, told)
 
 
 def _repetition(history: History, settings: DoctorSettings) -> Finding:
     first = history[0]["objective/repeated_share"]
-    figure, limit = _now(history, "objective/repeated_share", settings), settings.repeated_share
+    figure = _now(history, "objective/repeated_share", settings)
     told = (
         f"{100 * figure:.0f} % of a response's four-token runs stood in it before, "
         f"{100 * first:.0f} % at the start"
     )
     # A policy that repeats itself from the start did not learn it here.
-    return Finding(figure, limit, figure > limit and figure > first + 0.2, told)
+    found = _above("repetition", figure, told)
+    return found._replace(rings=found.rings and figure > first + 0.2)
 
 
 def _identical_responses(history: History, settings: DoctorSettings) -> Finding:
@@ -289,7 +327,7 @@ def _identical_responses(history: History, settings: DoctorSettings) -> Finding:
     now = _now(history, "objective/distinct_share", settings)
     figure = now / first
     told = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
-    return Finding(figure, settings.distinct_share, figure < settings.distinct_share, told)
+    return _below("identical_responses", figure, told)
 
 
 CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
@@ -306,33 +344,33 @@ CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
 }
 
 
-def _never_ends(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+def _never_ends(history: History, responses: int) -> Finding | None:
     if any(row["objective/ended_share"] > 0 for row in history):
         return None
-    limit = settings.start_responses
+    limit = THRESHOLDS["never_ends"]
     told = f"none of the {responses} responses so far ended by itself"
     return Finding(responses, limit, responses >= limit, told)
 
 
-def _equal_scores(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+def _equal_scores(history: History, responses: int) -> Finding | None:
     score = history[0][SCORE]
     alike = (abs(row[SCORE] - score) < 1e-6 for row in history)
     if not all(alike) or any(row["objective/scores_raw_std"] > 1e-6 for row in history):
         return None
-    limit = settings.start_responses
+    limit = THRESHOLDS["equal_scores"]
     told = f"all {responses} responses so far score {score:.3g}"
     return Finding(responses, limit, responses >= limit, told)
 
 
-def _random_start(history: History, responses: int, settings: DoctorSettings) -> Finding | None:
+def _random_start(history: History, responses: int) -> Finding | None:
     figure = history[0].get(ENTROPY_SHARE)
     if figure is None:  # a state from before the figure was kept
         return None
     told = f"a token of the start has {100 * figure:.0f} % of the entropy of tokens drawn evenly"
-    return Finding(figure, settings.random_share, figure > settings.random_share, told)
+    return _above("random_start", figure, told)
 
 
-START_CHECKS: Mapping[str, Callable[[History, int, DoctorSettings], Finding | None]] = {
+START_CHECKS: Mapping[str, Callable[[History, int], Finding | None]] = {
     "never_ends": _never_ends,
     "equal_scores": _equal_scores,
     "random_start": _random_start,

@@ -111,12 +111,12 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError("end_after is for end_tokens, and none are named")
         return self
 
-    def recorded_settings(self) -> dict[str, Any]:
+    def applied_settings(self) -> dict[str, Any]:
         """Leave out the doctor unless it decides what is published, and a server there is not.
 
         Nor is a limit there that is not set: runs from before there was one go on.
         """
-        found = super().recorded_settings()
+        found = super().applied_settings()
         if self.tokens_per_micro_batch is None:
             del found["tokens_per_micro_batch"]
         if self.tokenizer is None:

@@ -114,9 +114,9 @@ class RankingsSettings(StageSettings):
         """How people are asked."""
         return self.people or PeopleSettings()
 
-    def recorded_settings(self) -> dict[str, Any]:
+    def applied_settings(self) -> dict[str, Any]:
         """Return all settings that apply, as JSON; the seed apart."""
-        found = super().recorded_settings()
+        found = super().applied_settings()
         del found["people"]
         if self.labeler == "people":
             found["people"] = self.asked.recorded_settings()

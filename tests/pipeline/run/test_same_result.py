@@ -81,12 +81,7 @@ RESULT: dict[str, str] = {
     ),
     "AdaptiveKl": ("target horizon"),
     "RolloutSettings": ("engine"),
-    "DoctorSettings": (
-        "start_responses random_share "
-        "on_alarm ignore window best_every score_drop length_factor length_correlation "
-        "ended_share kl_per_token negative_kl approximate_kl explained_variance value_grace "
-        "entropy_share repeated_share distinct_share"
-    ),
+    "DoctorSettings": ("on_alarm ignore window best_every kl_per_token"),
     "EvaluateSettings": (
         "kind seed checkpoints prompts limit prefix_tokens perplexity max_texts reference plain "
         "gold reward rule rule_options max_new_tokens temperature top_k top_p bf16 resamples "

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from pipeline.contract.resume import ResumeStore
 from pipeline.rl.health.best_policy import AlarmMonitor, BestPolicy
-from pipeline.rl.health.doctor import ADVICE, CHECKS, KEPT, START_CHECKS, findings, sentence
+from pipeline.rl.health.doctor import (
+    ADVICE,
+    CHECKS,
+    KEPT,
+    START_CHECKS,
+    THRESHOLDS,
+    VALUE_GRACE,
+    findings,
+    sentence,
+)
 from pipeline.rl.ppo.loop import run_update
 from pipeline.rl.settings import AlarmName, DoctorSettings, Hyperparameters
 
@@ -91,6 +100,7 @@ def test_a_bad_start_rings_after_the_first_batches_until_it_is_none_any_more(nam
 def test_every_alarm_has_a_check_advice_and_a_case_here() -> None:
     assert set(get_args(AlarmName)) == {*CHECKS, *START_CHECKS} == set(ADVICE)
     assert set(CHECKS) == set(UNHEALTHY) and set(START_CHECKS) == set(BAD_STARTS)
+    assert set(ADVICE) == {*THRESHOLDS, "kl_blow_up"}
     assert set(HEALTHY) == set(KEPT)
 
 
@@ -149,9 +159,8 @@ def test_a_score_that_fell_from_its_best_is_a_collapse() -> None:
 
 
 def test_the_value_model_has_time_to_learn() -> None:
-    grace = DoctorSettings().value_grace
-    late = [{**HEALTHY, "val/explained_variance": -0.2}] * (grace + 1)
-    assert not ringing(late[:grace])
+    late = [{**HEALTHY, "val/explained_variance": -0.2}] * (VALUE_GRACE + 1)
+    assert not ringing(late[:VALUE_GRACE])
     assert list(ringing(late)) == ["dead_value"]
     assert not ringing(late, value_warmup=1)
     assert list(ringing(late + late[:1], value_warmup=1)) == ["dead_value"]

@@ -19,6 +19,7 @@ from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.settings import references
 from pipeline.recipe.load import load_recipe
+from pipeline.rl.health.doctor import THRESHOLDS
 from pipeline.run.runner import execute
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.stage import run
@@ -254,14 +255,16 @@ def test_a_run_killed_before_its_best_policy_is_published_still_publishes_it(
 
 def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
     context: Build, capsys: pytest.CaptureFixture[str], tiny_tokenizer: Build, tiny_policy: Build,
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    few = {**THRESHOLDS, "never_ends": 16}
+    monkeypatch.setattr("pipeline.rl.health.doctor.THRESHOLDS", few)
     tokenizer = tiny_tokenizer()
     tiny_policy(tokenizer, hidden=32).save_pretrained(tmp_path / "untrained")
     tokenizer.save_pretrained(tmp_path / "untrained")
     told = context(
         "told", policy=str(tmp_path / "untrained"), end_rule="min", max_new_tokens=1,
-        doctor={"on_alarm": "stop", "window": 7, "start_responses": 16},
+        doctor={"on_alarm": "stop", "window": 7},
     )  # fmt: skip
     told.console.quiet = False
     metrics = run(told)
