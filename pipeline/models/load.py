@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +47,6 @@ def resolve_bf16(setting: bool | str, device: torch.device | str = "cpu") -> boo
     if setting and not bf16_supported(device):
         raise ModelError(f"bf16: true, but this {device} has no bf16 products; set it to auto")
     return bool(setting)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators."""
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def load_tokenizer(

@@ -100,9 +100,10 @@ class Learner:
             share: of the learning rate.
             max_norm: a gradient with a longer norm is scaled down to it; None scales none.
         """
-        if max_norm is not None and norm > max_norm:
-            scale = max_norm / (norm + 1e-6)
-            torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
+        if max_norm is not None:
+            # In float64, so that the factor is rounded once, to the gradient's type.
+            total_norm = torch.tensor(norm, dtype=torch.float64)
+            nn.utils.clip_grads_with_norm_(self.parameters(), max_norm, total_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = group.get("rate", self.learning_rate) * share
         self.optimizer.step()

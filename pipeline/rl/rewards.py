@@ -89,17 +89,16 @@ class RewardSum:
     """Rewards, weighted.
 
     Attributes:
-        scorers: terms, or scorers with their weights.
+        terms: what is added up.
         running: statistics of the sum, for `normalize_scores`.
         term_running: statistics of each term, for its `normalize`.
     """
 
-    scorers: Sequence[Term[Scorer] | tuple[Scorer, float]]
+    terms: Sequence[Term[Scorer]]
     running: RunningMoments = field(default_factory=RunningMoments)
     term_running: list[RunningMoments] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = [Term(*term) for term in self.scorers]
         self.term_running = [RunningMoments() for _ in self.terms]
 
     def drifts(self, hyper: Hyperparameters) -> bool:

@@ -59,14 +59,13 @@ def make_trunk(model: PreTrainedModel, lora: Lora, *, base: str | Path, seed: in
 
 def with_rewards(
     trunk: Trunk | None,
-    rewards: Sequence[Term[Scorer | TrunkReward] | tuple[Scorer | TrunkReward, float]],
+    rewards: Sequence[Term[Scorer | TrunkReward]],
     *,
     world: World,
 ) -> list[Term[Scorer]]:
     """Hang those rewards onto the trunk that are adapters; return all as scorers."""
     found: list[Term[Scorer]] = []
-    for place, reward in enumerate(rewards):
-        term = Term(*reward)
+    for place, term in enumerate(rewards):
         scorer = term.scorer
         if isinstance(scorer, TrunkReward):
             assert trunk is not None

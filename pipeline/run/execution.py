@@ -239,13 +239,15 @@ def _barrier() -> None:
 
 def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]:
     """Run a stage in this process; return its metrics, peak memory and device."""
-    from pipeline.models.load import pick_device, seed_everything
+    from accelerate.utils import set_seed
+
+    from pipeline.models.load import pick_device
 
     kind = recipe.kind(context.name)
     kind.check(context.settings, context.hand)
     give_back_memory()
     reset_peak_memory()
-    seed_everything(context.seed)
+    set_seed(context.seed)
     try:
         with space_errors(context.folder):
             metrics = kind.run(context)

@@ -25,11 +25,10 @@ def save_training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    scheduler: Any | None = None,
     extra: Mapping[str, Any] | None = None,
     rank: int = 0,
 ) -> None:
-    """Write weights, optimiser, scheduler, random state and `extra` into a folder.
+    """Write weights, optimiser, random state and `extra` into a folder.
 
     Rank 0 writes what all ranks share, every rank its random state. To be called by
     `ResumeStore.save`, which makes the folder whole or not there. Sharded weights are gathered, so
@@ -39,7 +38,6 @@ def save_training_state(
         folder: an existing folder.
         model: the bare module, not a wrapper.
         optimizer: its optimiser.
-        scheduler: whatever has `state_dict`.
         extra: tensors, numbers, strings, lists and dictionaries of the caller.
         rank: of this process.
     """
@@ -57,7 +55,6 @@ def save_training_state(
         save_weights(model, str(folder / "model.safetensors"))
     state = {
         "optimizer": optimizer_state,
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
         "extra": dict(extra or {}),
     }
     save_state(folder / "state.pt", state)
@@ -68,7 +65,6 @@ def load_training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    scheduler: Any | None = None,
     rank: int = 0,
 ) -> dict[str, Any]:
     """Restore what `save_training_state` wrote; return `extra`.
@@ -81,8 +77,6 @@ def load_training_state(
         load_model(model, str(folder / "model.safetensors"))
     state = load_state(folder / "state.pt")
     optimizer.load_state_dict(state["optimizer"])
-    if scheduler is not None:
-        scheduler.load_state_dict(state["scheduler"])
     restore_own_rng(folder, rank)
     extra: dict[str, Any] = state["extra"]
     return extra

@@ -175,6 +175,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
     from pipeline.rl.ppo.build import build_ppo
     from pipeline.rl.processes import World, make_accelerator
     from pipeline.rl.prompts import PreparedPrompt
+    from pipeline.rl.rewards import Term
     from pipeline.rl.settings import Hyperparameters
     from pipeline.rl.trunk import TrunkReward
     from reward.learned.model import RewardModel
@@ -198,7 +199,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
         policy_source=policy,
         reference_source=None,
         value_source=scratch / "reward" / "model" if lora is None else None,
-        scorers=[(scorer, 1.0)],
+        scorers=[Term(scorer)],
         tokenizer=tokenizer,
         prompts=[
             PreparedPrompt(tokenizer.decode(ids), ids) for ids in prompts(given, len(tokenizer))

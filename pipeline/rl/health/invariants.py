@@ -1,14 +1,12 @@
 """What must hold at the first minibatch; when something does not, the run stops and says why.
 
 The probability ratio is 1, since nothing has been trained since the roll-out; the KL to the
-reference is 0, since the policy starts from it; the value loss is finite; every process has the
-same number of episodes.
+reference is 0, since the policy starts from it; the value loss is finite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from data.errors import TrainingError
 
@@ -16,19 +14,6 @@ TOLERANCE = 1e-3
 """Of log-probabilities in fp32."""
 TOLERANCE_BF16 = 5e-2
 """Of log-probabilities in bf16."""
-
-
-def check_equal_ranks(episodes: Sequence[int]) -> None:
-    """Refuse processes with different numbers of episodes.
-
-    Raises:
-        TrainingError: with the numbers.
-    """
-    if len(set(episodes)) > 1:
-        raise TrainingError(
-            f"the processes have {', '.join(map(str, episodes))} episodes; all must have the same "
-            "number, choose a batch_size that divides by processes times minibatches"
-        )
 
 
 def check_reference(kl: float, *, bf16: bool) -> None:

@@ -57,17 +57,16 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros_like(values)).sum()
 
 
-def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor | None = None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor) -> Tensor:
     """Return the masked sum over a count.
 
     Args:
         values: any shape.
         mask: same shape.
         count: number of values of the whole global batch, of which these may be a part: the
-            means of the parts then add up to the mean of the whole, however it is cut. The
-            mask's own count when None.
+            means of the parts then add up to the mean of the whole, however it is cut.
     """
-    return masked_sum(values, mask) / (mask.sum() if count is None else count)
+    return masked_sum(values, mask) / count
 
 
 def last_token(*, mask_BT: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def build_ppo(
     policy_source: str | Path,
     reference_source: str | Path | None,
     value_source: str | Path | None,
-    scorers: Sequence[Term[Scorer | TrunkReward] | tuple[Scorer | TrunkReward, float]],
+    scorers: Sequence[Term[Scorer | TrunkReward]],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[PreparedPrompt],
     pretraining: Sequence[Sequence[int]] | None,

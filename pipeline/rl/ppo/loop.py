@@ -58,7 +58,7 @@ from data.errors import RewardError
 from pipeline.contract.resume import ResumeStore, load_state, restore_rng, rng_state, save_state
 from pipeline.rl.health.best_policy import AlarmMonitor
 from pipeline.rl.health.doctor import ENTROPY_SHARE
-from pipeline.rl.health.invariants import check_equal_ranks, check_reference, check_rollout
+from pipeline.rl.health.invariants import check_reference, check_rollout
 from pipeline.rl.learner import rate_share
 from pipeline.rl.maths.kl import adapted_coefficient
 from pipeline.rl.maths.masking import masked_sum
@@ -280,7 +280,6 @@ def _check(ppo: Ppo, episodes: Episodes, experience: Experience, difference: flo
     if ppo._checked:
         return
     mask_BT = experience.tokens.mask_BT
-    check_equal_ranks(ppo.world.every(len(episodes)))
     if not served:
         check_rollout(difference, bf16=ppo.world.bf16)
     if ppo.update == 0 and ppo.reference_is_start:

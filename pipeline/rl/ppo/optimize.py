@@ -37,7 +37,6 @@ class Step(NamedTuple):
     clip_share: float
     value_clip_share: float
     ratio: float
-    entropy: float
 
 
 @dataclass
@@ -49,14 +48,12 @@ class Steps:
         norms: gradient norms by module, each of them.
         pretraining: losses of the pretraining rows.
         norm_ratio: of the pretraining gradient to PPO's, at the first step.
-        stopped: whether the KL ended the epochs early.
     """
 
     steps: list[Step] = field(default_factory=list)
     norms: dict[str, list[float]] = field(default_factory=dict)
     pretraining: list[float] = field(default_factory=list)
     norm_ratio: float | None = None
-    stopped: bool = False
 
 
 @dataclass
@@ -110,7 +107,6 @@ class Optimization:
                 self._apply(done, update)
                 limit = self.hyper.early_stop_kl
                 if limit is not None and step.approximate_kl > limit:
-                    done.stopped = True
                     return done
         return done
 
@@ -208,7 +204,6 @@ class Optimization:
             "approximate_kl": surrogate.approximate_kl,
             "clip_share": surrogate.clip_share,
             "ratio": surrogate.ratio,
-            "entropy": entropy,
         }
         if experience.states_BTH is None:
             values_MT = output.values_BT

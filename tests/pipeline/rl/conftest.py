@@ -18,6 +18,7 @@ from data.records import Prompt
 from pipeline.generation.decoder import Decoder
 from pipeline.generation.generate import Sampling, _draw
 from pipeline.rl.processes import World
+from pipeline.rl.rewards import Term
 
 
 class ShareOf:
@@ -70,7 +71,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
             policy_source=policy,
             reference_source=None,
             value_source=policy if value == "separate" and lora is None else None,
-            scorers=[(scorer or ShareOf("e"), 1.0)],
+            scorers=[Term(scorer or ShareOf("e"))],
             lora=lora,
             read_values=read_values,
             tokenizer=tokenizer,

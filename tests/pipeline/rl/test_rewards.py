@@ -48,7 +48,7 @@ def scored(rewards: RewardSum, *texts: str, **changes: Any) -> Any:
 
 
 def test_terms_are_clipped_weighted_and_added_by_hand() -> None:
-    rewards = RewardSum([Term(Says([3.0, -1.0]), 2.0, clip=2.0), (Says([1.0, 5.0]), -1.0)])
+    rewards = RewardSum([Term(Says([3.0, -1.0]), 2.0, clip=2.0), Term(Says([1.0, 5.0]), -1.0)])
     found = scored(rewards, "a", "b")
     # 2 * min(3, 2) - 1 and 2 * -1 - 5
     assert found.raw_B.tolist() == [3.0, -7.0]
@@ -61,7 +61,10 @@ def test_terms_are_clipped_weighted_and_added_by_hand() -> None:
 
 def test_a_term_is_normalised_by_its_own_running_moments() -> None:
     rewards = RewardSum(
-        [Term(Says([1.0, 3.0], [2.0, 6.0]), normalize=True), (Says([0.0, 1.0], [0.0, 1.0]), 10.0)]
+        [
+            Term(Says([1.0, 3.0], [2.0, 6.0]), normalize=True),
+            Term(Says([0.0, 1.0], [0.0, 1.0]), 10.0),
+        ]
     )
     first = scored(rewards, "a", "b")
     # mean 2, deviation sqrt(2); the other term is as it was
@@ -84,7 +87,7 @@ def test_raw_scores_do_not_drift_with_the_statistics() -> None:
     assert first.raw_B.tolist() == last.raw_B.tolist() == [2.0, 16.0]
     assert first.final_B.tolist() != last.final_B.tolist()
     assert rewards.drifts(Hyperparameters())
-    plain = RewardSum([(Says(), 1.0)])
+    plain = RewardSum([Term(Says())])
     assert not plain.drifts(Hyperparameters())
     assert plain.drifts(Hyperparameters(normalize_scores=True))
 
@@ -101,24 +104,27 @@ def test_the_statistics_of_terms_resume() -> None:
     batches = [[1.0, 3.0], [2.0, 6.0]]
     whole, cut = (
         RewardSum(
-            [(Says([0.0, 1.0], [1.0, 1.0], name="a"), 1.0), Term(Says(*batches), normalize=True)]
+            [
+                Term(Says([0.0, 1.0], [1.0, 1.0], name="a")),
+                Term(Says(*batches), normalize=True),
+            ]
         )
         for _ in range(2)
     )
     for rewards in (whole, cut):
         scored(rewards, "a", "b", normalize_scores=True)
-    again = RewardSum([(Says([1.0, 1.0], name="a"), 1.0), Term(Says(batches[1]), normalize=True)])
+    again = RewardSum([Term(Says([1.0, 1.0], name="a")), Term(Says(batches[1]), normalize=True)])
     again.restore(cut.state())
     expected = scored(whole, "a", "b", normalize_scores=True)
     assert torch.equal(scored(again, "a", "b", normalize_scores=True).final_B, expected.final_B)
     assert again.state() == whole.state()
-    older = RewardSum([(Says(), 1.0)])
+    older = RewardSum([Term(Says())])
     older.restore({"size": 2.0, "total": 1.0, "squares": 1.0})  # from before terms had their own
     assert older.running.size == 2.0 and older.term_running[0].size == 0.0
 
 
 def test_rewards_look_at_tokens_and_at_the_prompts_row() -> None:
-    rewards = RewardSum([(rule("length_penalty"), 0.01), (rule("answer"), 1.0)])
+    rewards = RewardSum([Term(rule("length_penalty"), 0.01), Term(rule("answer"))])
     found = scored(rewards, "a", "four")
     # 2 and 5 tokens, the end included; the answer is "a"
     assert found.raw_B.tolist() == pytest.approx([0.98, -0.05])
@@ -148,7 +154,7 @@ def test_every_member_of_an_ensemble_is_told_what_was_cut_off() -> None:
     asked.samples[1] = Sample([5], False, [0.0])
     ranks = World(make_accelerator(bf16=False), 0)
     hyper = Hyperparameters(episodes=8, batch_size=8)
-    RewardSum([(Ensemble(members), 1.0)]).score(asked, hyper=hyper, world=ranks)
+    RewardSum([Term(Ensemble(members))]).score(asked, hyper=hyper, world=ranks)
     assert [member.ended for member in members] == [[True, False]] * 2
 
 
@@ -160,19 +166,19 @@ def test_a_reward_model_reads_no_end_where_none_was_sampled(
     asked.samples[1] = Sample([5, 6], False, [0.0, 0.0])
     ranks = World(make_accelerator(bf16=False), 0)
     hyper = Hyperparameters(episodes=8, batch_size=8, end_rule="none")
-    found = RewardSum([(model, 1.0)]).score(asked, hyper=hyper, world=ranks).final_B.tolist()
+    found = RewardSum([Term(model)]).score(asked, hyper=hyper, world=ranks).final_B.tolist()
     expected = model.score(["?", "?"], [" old", " old"], ended=[True, False])
     assert found == pytest.approx(expected, abs=1e-5)
     assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_a_failing_term_leaves_the_statistics_as_they_were() -> None:
-    rewards = RewardSum([Term(Says([1.0, 2.0]), normalize=True), (Says([1.0]), 1.0)])
+    rewards = RewardSum([Term(Says([1.0, 2.0]), normalize=True), Term(Says([1.0]))])
     before = rewards.state()
     with pytest.raises(RewardError, match="reward says gave 1 scores for 2 responses"):
         scored(rewards, "a", "b", normalize_scores=True)
     assert rewards.state() == before
-    rewards = RewardSum([(Says([1.0, float("nan")]), 1.0)])
+    rewards = RewardSum([Term(Says([1.0, float("nan")]))])
     with pytest.raises(RewardError, match="says gave a score that is not finite"):
         scored(rewards, "a", "b")
 
@@ -194,7 +200,7 @@ def test_a_state_saved_after_a_failure_goes_on_like_an_uninterrupted_run(
 
     settings = {"episodes": 24, "normalize_scores": True}
     whole = make_ppo(scorer=rule("length", target=20, unit="characters"), **settings)
-    whole.rewards = RewardSum([(Breaks(), 1.0)])
+    whole.rewards = RewardSum([Term(Breaks())])
     whole.rewards.terms[0].scorer.calls = 5
     expected = [run_update(whole).metrics["objective/scores"] for _ in range(2)]
     ppo = make_ppo(scorer=Breaks(), **settings)

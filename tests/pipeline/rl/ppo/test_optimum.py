@@ -20,6 +20,7 @@ from data.records import Prompt
 from pipeline.rl.health.doctor import ADVICE, OR_ELSE
 from pipeline.rl.maths.kl import kl_estimate
 from pipeline.rl.ppo.loop import run_update
+from pipeline.rl.rewards import Term
 from pipeline.stages.ppo.settings import PpoSettings
 
 PAD, END, WORDS, LONGEST = 0, 1, range(2, 6), 3
@@ -90,7 +91,7 @@ class Task:
             policy_source=folder,
             reference_source=None,
             value_source=value or folder,
-            scorers=[(table, 1.0)],
+            scorers=[Term(table)],
             tokenizer=load_tokenizer(folder),
             prompts=[PreparedPrompt(str(row), list(ids)) for row, ids in enumerate(PROMPTS)],
             pretraining=None,

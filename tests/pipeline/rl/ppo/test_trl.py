@@ -29,6 +29,7 @@ from pipeline.rl.maths.losses import policy_loss, token_scores, value_loss
 from pipeline.rl.maths.masking import length_mask, masked_mean, truncate_after_end, value_mask
 from pipeline.rl.ppo.experience import PolicyScores, Tokens, make_experience
 from pipeline.rl.processes import World, make_accelerator
+from pipeline.rl.rewards import Term
 from pipeline.rl.settings import Hyperparameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -124,8 +125,8 @@ def test_helpers_are_trls(run: Path, differences: Differences, case: int) -> Non
     theirs = part(load_file(run / "functions.safetensors"), f"helpers.{case}.")
     values, mask, tokens = theirs["values"], theirs["mask"], theirs["tokens"]
     of = moments(values, mask)
-    differences.agree("masked_mean", masked_mean(values, mask), theirs["mean"])
-    centred = (values - masked_mean(values, mask)).square()
+    differences.agree("masked_mean", masked_mean(values, mask, count=mask.sum()), theirs["mean"])
+    centred = (values - masked_mean(values, mask, count=mask.sum())).square()
     variance = masked_mean(centred, mask, count=mask.sum() - 1)
     differences.agree("masked_var", variance, theirs["variance"])
     for name, shift in (("whitened", True), ("whitened_kept", False)):
@@ -235,7 +236,7 @@ class Update:
             policy_source=run / "policy",
             reference_source=run / "reference",
             value_source=run / "value",
-            scorers=[(self, 1.0)],
+            scorers=[Term(self)],
             tokenizer=load_tokenizer(run / "policy"),
             prompts=[PreparedPrompt(str(row), ids) for row, ids in enumerate(prompts)],
             pretraining=None,

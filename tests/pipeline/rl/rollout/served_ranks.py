@@ -19,6 +19,7 @@ from pipeline.rl.ppo.build import build_ppo
 from pipeline.rl.ppo.loop import run_update
 from pipeline.rl.processes import World, make_accelerator
 from pipeline.rl.prompts import PreparedPrompt
+from pipeline.rl.rewards import Term
 from pipeline.rl.settings import Hyperparameters
 from pipeline.training.accelerator import take_over_sharding
 from reward.computed.rules import rule
@@ -32,7 +33,7 @@ def main(start: str, out: str, url: str, updates: str) -> None:
         policy_source=start,
         reference_source=None,
         value_source=start,
-        scorers=[(rule("length", target=5), 1.0)],
+        scorers=[Term(rule("length", target=5))],
         tokenizer=load_tokenizer(start),
         prompts=[PreparedPrompt("?", [60 + i] * (1 + i % 4)) for i in range(10)],
         pretraining=None,
