@@ -106,19 +106,19 @@ def require_stage(run: Path, stage: str) -> RankingsSettings:
 
 def first_invite(database: Database) -> str | None:
     """Return the token of an invite for the first admin; None when somebody has a way in."""
-    from data.labels.campaign.people import People
+    from data.labels.campaign.accounts import Accounts
 
-    people = People(database)
-    if any(one.kind == "person" for one in people.list()):
+    accounts = Accounts(database)
+    if any(one.kind == "person" for one in accounts.list()):
         return None
     # A link of a server that was stopped before it was used is void: the new one is the way in.
-    for invite in people.invites():
+    for invite in accounts.invites():
         if invite.created_by == "serve" and invite.revoked_at is None:
-            people.revoke_invite(invite.id, by="serve")
-    return people.invite("admin", FIRST_ADMIN, FIRST_HOURS, by="serve")[1]
+            accounts.revoke_invite(invite.id, by="serve")
+    return accounts.invite("admin", FIRST_ADMIN, FIRST_HOURS, by="serve")[1]
 
 
-def chosen(database: Database, name: str | None) -> Campaign:
+def find_campaign(database: Database, name: str | None) -> Campaign:
     """Return a campaign by name or by the start of its name.
 
     Where none is given it is the newest, and one that an import made only where there is no other.
@@ -279,7 +279,7 @@ def let_label(
     settings = require_stage(run, stage)
     if not settings.asked.annotators:
         raise UsageError(f"stage {stage} names no annotators; set people.annotators")
-    campaign = chosen(database, f"{settings.asked.campaign or stage}-")
+    campaign = find_campaign(database, f"{settings.asked.campaign or stage}-")
     judges = judges_of(
         settings.asked,
         world_seed=settings.prompts[0].world_seed,

@@ -57,13 +57,13 @@ def serve(
     """Serve the tasks of a run to people's browsers until Ctrl-C."""
     from data.extras import PAGES, STORE, require_packages
     from data.labels.web.address import server_file
-    from pipeline.cli.label_store import chosen, first_invite, opened
+    from pipeline.cli.label_store import find_campaign, first_invite, opened
 
     require_packages(*STORE, *PAGES)
     from data.labels.web.server import serve as serve_pages
 
     with opened(run, database, create=True) as store:
-        names = [chosen(store, name).name for name in campaign or ()]
+        names = [find_campaign(store, name).name for name in campaign or ()]
 
         def ready(address: str) -> None:
             typer.echo(f"serving {run} at {address}; Ctrl-C ends it, the labels stay")
@@ -102,11 +102,11 @@ def invite(
     from pipeline.cli.label_store import opened
 
     with opened(run, database, create=True) as store:
-        from data.labels.campaign.people import People
+        from data.labels.campaign.accounts import Accounts
 
         place = (address or read_address(run) or "").rstrip("/")
         for name in names:
-            _, token = People(store).invite(
+            _, token = Accounts(store).invite(
                 "admin" if admin else "annotator", name, hours, by="command"
             )
             typer.echo(f"{name}\t{place}/invite/{token}")
@@ -124,13 +124,13 @@ def tasks(
     database: DatabaseOption = None,
 ) -> None:
     """List the campaigns of a run, and how far their tasks are."""
-    from pipeline.cli.label_store import TASK_COLUMNS, campaign_rows, chosen, opened
+    from pipeline.cli.label_store import TASK_COLUMNS, campaign_rows, find_campaign, opened
 
     with opened(run, database) as store:
         if close is not None:
             from data.labels.campaign.campaigns import Campaigns
 
-            Campaigns(store).close(chosen(store, close).id, by="command")
+            Campaigns(store).close(find_campaign(store, close).id, by="command")
         for row in (TASK_COLUMNS, *campaign_rows(store)):
             typer.echo("\t".join(row))
 
@@ -146,20 +146,20 @@ def stats(
 ) -> None:
     """Tell how well the annotators agree with each other, with gold and with themselves."""
     from data.extras import FIGURES, require_packages
-    from pipeline.cli.label_store import chosen, kinds_of, opened, others_line
+    from pipeline.cli.label_store import find_campaign, kinds_of, opened, others_line
 
     require_packages(*FIGURES)
     with opened(run, database) as store:
         from data.labels.agreement.statistics import label_statistics
         from data.labels.agreement.statistics_text import to_text
         from data.labels.campaign.campaigns import Campaigns
-        from data.labels.campaign.submissions import Work
+        from data.labels.campaign.submissions import Submissions
 
-        found, work = chosen(store, campaign), Work(store)
+        found, submissions = find_campaign(store, campaign), Submissions(store)
         others = None if campaign else others_line(store, found)
         figures = label_statistics(
-            work.labels(found.id),
-            work.skips(found.id),
+            submissions.labels(found.id),
+            submissions.skips(found.id),
             campaign=found.name,
             kinds=kinds_of(kind),
             n_tasks=Campaigns(store).progress(found.id).tasks,
@@ -204,11 +204,11 @@ def export(
     database: DatabaseOption = None,
 ) -> None:
     """Write labels as files."""
-    from pipeline.cli.label_store import chosen, kinds_of, opened, others_line
+    from pipeline.cli.label_store import find_campaign, kinds_of, opened, others_line
 
     with opened(run, database) as store:
-        from data.labels.campaign.chosen import TRAINING
-        from data.labels.campaign.submissions import Work
+        from data.labels.campaign.label_filter import TRAINING
+        from data.labels.campaign.submissions import Submissions
         from data.labels.exchange.exporting import ExportSettings, export_labels
 
         settings = ExportSettings(
@@ -223,9 +223,9 @@ def export(
             kinds=kinds_of(kind),
             revisions=revisions,
         )
-        found = chosen(store, campaign)
+        found = find_campaign(store, campaign)
         others = None if campaign else others_line(store, found)
-        rows = Work(store).labels(found.id, revisions=revisions)
+        rows = Submissions(store).labels(found.id, revisions=revisions)
         exported = export_labels(rows, settings, folder=out)
     if others:
         typer.echo(others, err=True)

@@ -48,7 +48,7 @@ sys.path.insert(0, str(ROOT))
 from label_annotators import Asked, Diary, Person  # noqa: E402
 
 from data.labels.campaign.campaigns import Campaigns  # noqa: E402
-from data.labels.campaign.submissions import Work  # noqa: E402
+from data.labels.campaign.submissions import Submissions  # noqa: E402
 from data.labels.records import CampaignSettings, NewTask  # noqa: E402
 from data.labels.store import tables  # noqa: E402
 from data.labels.store.database import Database, open_database  # noqa: E402
@@ -192,7 +192,7 @@ def check(database: Database, campaign: str, diaries: list[Diary]) -> Iterator[s
     """Yield what is wrong with what the database holds."""
     found = Campaigns(database).get(campaign)
     assert found is not None
-    rows = list(Work(database).labels(found.id, revisions="all"))
+    rows = list(Submissions(database).labels(found.id, revisions="all"))
     sent = {given: said for diary in diaries for given, said in diary.acknowledged.items()}
     if not sent:
         yield "no label was acknowledged, so nothing was tried"

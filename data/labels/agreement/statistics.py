@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from data.labels.agreement import agreement, habits
+from data.labels.agreement import agreement, annotator_behaviour
+from data.labels.agreement.annotator_behaviour import Seconds, Seen
 from data.labels.agreement.ceiling import Ceiling, accuracy_ceiling
 from data.labels.agreement.figures import Figure
-from data.labels.agreement.habits import Seconds, Seen
-from data.labels.campaign.chosen import cluster_of, labels_of
+from data.labels.campaign.label_filter import cluster_of, labels_of
 from data.labels.records import RATINGS, AnnotatorKind, LabelRow, Purpose, Skip
 
 FIGURES: dict[str, tuple[str, str]] = {
@@ -123,8 +123,8 @@ def label_statistics(
     tasks = _task_ranks(_of(labels, "label"))
     whole = _group(labels, skipped, tasks, None, draws)
     whole.figures.update(_alphas(labels, tasks, draws))
-    people = {row.annotator.id: row.annotator for row in labels}
-    people.update({skip.annotator.id: skip.annotator for skip in skipped})
+    annotators = {row.annotator.id: row.annotator for row in labels}
+    annotators.update({skip.annotator.id: skip.annotator for skip in skipped})
     own: dict[str, _Own] = defaultdict(lambda: _Own([], [], []))
     for row in labels:
         own[row.annotator.id].labels.append(row)
@@ -140,7 +140,7 @@ def label_statistics(
             kind=person.kind,
             group=_group(*own[person.id], person.id, draws),
         )
-        for person in people.values()
+        for person in annotators.values()
     ]
     return LabelStatistics(
         campaign=campaign or (labels[0].campaign if labels else ""),
@@ -205,10 +205,10 @@ def _group(
             labels=[(ranks, known) for ranks, known in gold if known]
         ),
         "self_consistency": agreement.self_consistency(repeats=_repeats(labels), **drawn),
-        "first_shown_wins": habits.first_shown_wins(labels=plain, **drawn),
-        "longer_wins": habits.longer_wins(labels=plain, **drawn),
-        "tie_rate": habits.tie_rate(labels=plain, **drawn),
-        "skip_rate": habits.skip_rate(labels=len(labels), skips=len(skips)),
+        "first_shown_wins": annotator_behaviour.first_shown_wins(labels=plain, **drawn),
+        "longer_wins": annotator_behaviour.longer_wins(labels=plain, **drawn),
+        "tie_rate": annotator_behaviour.tie_rate(labels=plain, **drawn),
+        "skip_rate": annotator_behaviour.skip_rate(labels=len(labels), skips=len(skips)),
     }
     flags = Counter(
         flag for row in labels for answer in row.label.submission.flags for flag in answer
@@ -217,7 +217,7 @@ def _group(
         labels=len(labels),
         tasks=len({row.assignment.task.id for row in labels}),
         figures=figures,
-        seconds=habits.seconds(times=[row.label.submission.seconds for row in labels]),
+        seconds=annotator_behaviour.seconds(times=[row.label.submission.seconds for row in labels]),
         skip_reasons=dict(Counter(skip.reason for skip in skips).most_common()),
         flags=dict(flags.most_common()),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from data.labels.agreement.annotator_behaviour import Seconds
 from data.labels.agreement.ceiling import Ceiling
 from data.labels.agreement.figures import Figure
-from data.labels.agreement.habits import Seconds
 from data.labels.agreement.statistics import FIGURES, PLAIN, Group, LabelStatistics
 from data.labels.records import FLAGS, SKIP_REASONS
 from data.words import counted

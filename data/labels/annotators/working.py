@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from data.errors import LabelConflictError
-from data.labels.campaign.people import People
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import RATINGS, AnnotatorKind, Assignment, Campaign, Mode, Submission
 from data.labels.store.database import Database
 
@@ -50,8 +50,8 @@ def work_through(
         should_stop: asked before each task.
         limit: at most so many tasks; None for all.
     """
-    queue, work = Queue(database), Work(database)
-    annotator = People(database).add(judge.name, judge.kind)
+    queue, submissions = Queue(database), Submissions(database)
+    annotator = Accounts(database).add(judge.name, judge.kind)
     done = met = 0
     while (limit is None or met < limit) and not should_stop():
         given = queue.next(annotator.id, campaign.id)
@@ -62,10 +62,10 @@ def work_through(
         said = judge.judge(given, campaign.settings.mode)
         try:
             if said is None:
-                work.skip(given.id, annotator.id, "broken")
+                submissions.skip(given.id, annotator.id, "broken")
                 continue
             seconds = said.seconds or round(time.monotonic() - started, 3)
-            work.submit(given.id, annotator.id, with_seconds(said, seconds))
+            submissions.submit(given.id, annotator.id, with_seconds(said, seconds))
             done += 1
         except LabelConflictError:
             # It took longer than the lease, and somebody else has labelled the task meanwhile.
@@ -76,7 +76,7 @@ def work_through(
 def give_back(database: Database, campaign: Campaign, judge: Judge) -> None:
     """Return the task that an annotator holds to the others; it will not label it."""
     queue = Queue(database)
-    annotator = People(database).add(judge.name, judge.kind)
+    annotator = Accounts(database).add(judge.name, judge.kind)
     given = queue.next(annotator.id, campaign.id)
     if given is not None:
         queue.release(given.id, annotator.id)

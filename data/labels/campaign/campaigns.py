@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from data.errors import LabelError, UsageError
-from data.labels.campaign import active_selection as selection
+from data.labels.campaign import active_selection
 from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 from data.labels.store import tables
 from data.labels.store.audit import Audit
@@ -29,7 +29,7 @@ _CAMPAIGN = sa.select(tables.campaigns, tables.guidelines.c.body.label("guidelin
         tables.guidelines.c.version == tables.campaigns.c.guidelines_version,
     ),
 )
-# Built once, as in `choice`: nearly every request asks for it.
+# Built once, as in `next_task`: nearly every request asks for it.
 _BY_ID = _CAMPAIGN.where(tables.campaigns.c.id == sa.bindparam("value"))
 _BY_NAME = _CAMPAIGN.where(tables.campaigns.c.name == sa.bindparam("value"))
 
@@ -228,12 +228,12 @@ class Campaigns:
         gold, completions = task.gold_ranks is not None, len(task.completions)
         problem = size_problem(completions=completions, mode=settings.mode)
         if problem is None and not gold:
-            problem = selection.problem(
+            problem = active_selection.problem(
                 task.scores, completions=completions, strategy=settings.strategy
             )
         if problem:
             raise UsageError(f"campaign {campaign.name!r}, task {task.key!r}: {problem}")
-        several = selection.fraction(settings.seed, "overlap", task.key) < settings.overlap
+        several = active_selection.fraction(settings.seed, "overlap", task.key) < settings.overlap
         wanted = settings.annotators_per_task if several else 1
         return dataclasses.asdict(task) | {
             "id": new_id(),
@@ -242,7 +242,7 @@ class Campaigns:
             "wanted": 0 if gold else wanted,
             "slots_left": 0 if gold else wanted,
             "done": 0,
-            "place": selection.fraction(settings.seed, "place", task.key),
+            "place": active_selection.fraction(settings.seed, "place", task.key),
             "priority": 0.0,
             "created_at": self.database.now(),
         }
@@ -265,7 +265,7 @@ class Campaigns:
         )
         with self.database.read() as connection:
             rows = connection.execute(query).all()
-        scale = selection.scales([row.scores for row in rows])
+        scale = active_selection.scales([row.scores for row in rows])
         update = (
             tables.tasks.update()
             .where(task.id == sa.bindparam("task"))
@@ -276,7 +276,7 @@ class Campaigns:
             batch = [
                 {
                     "task": row.id,
-                    "worth": selection.priority(row.scores, scale=scale, strategy=strategy),
+                    "worth": active_selection.priority(row.scores, scale=scale, strategy=strategy),
                 }
                 for row in rows[start : start + _BATCH]
             ]

@@ -12,7 +12,7 @@ from data.labels.records import CampaignSettings, Qualification
 from data.labels.store import tables
 
 _task, _given, _label = tables.tasks.c, tables.assignments.c, tables.labels.c
-# Built once, as in `choice`.
+# Built once, as in `next_task`.
 _WHERE = sa.and_(
     _given.annotator_id == sa.bindparam("annotator"),
     _given.campaign_id == sa.bindparam("campaign"),

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from data.errors import LabelConflictError, NotYoursError
-from data.labels.campaign.choice import Plan, Turn, take_slot
+from data.labels.campaign.next_task import Plan, Turn, take_slot
 from data.labels.campaign.qualification import qualification
 from data.labels.records import (
     Assignment,
@@ -31,7 +31,7 @@ _ATTEMPTS = 5
 _given, _task = tables.assignments.c, tables.tasks.c
 
 
-# Built once, as in `choice`.
+# Built once, as in `next_task`.
 _ID: sa.BindParameter[str] = sa.bindparam("assignment")
 _CAMPAIGN: sa.BindParameter[str] = sa.bindparam("campaign")
 _ANNOTATOR: sa.BindParameter[str] = sa.bindparam("annotator")

@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from data.errors import InvalidLabelError
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.records import Annotator, LabelRow
 from data.labels.store import tables
 from data.labels.store.audit import Audit
@@ -28,7 +28,7 @@ class Recording:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.campaigns = Campaigns(database)
-        self.people = People(database)
+        self.accounts = Accounts(database)
         self.audit = Audit(database)
 
     def record(self, campaign_id: str, rows: Iterable[LabelRow], *, by: str = "import") -> int:
@@ -82,7 +82,7 @@ class Recording:
         return total
 
     def _annotator(self, annotator: Annotator) -> str:
-        return self.people.add(annotator.name, annotator.kind, wanted_id=annotator.id).id
+        return self.accounts.add(annotator.name, annotator.kind, wanted_id=annotator.id).id
 
     def _task_ids(
         self, connection: sa.Connection, campaign_id: str, keys: list[str]

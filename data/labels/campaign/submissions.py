@@ -13,7 +13,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError
-from data.labels.campaign.choice import take_slot
+from data.labels.campaign.next_task import take_slot
 from data.labels.campaign.qualification import agreed_pairs
 from data.labels.campaign.queue import give_back, lock
 from data.labels.records import (
@@ -34,7 +34,7 @@ _CHUNK = 500
 
 _given, _label = tables.assignments.c, tables.labels.c
 
-# What every label and draft needs is built once, as in `choice`.
+# What every label and draft needs is built once, as in `next_task`.
 _ID: sa.BindParameter[str] = sa.bindparam("assignment")
 _KNOWN = sa.select(*rows.LABEL).where(_label.assignment_id == _ID).order_by(_label.revision)
 _DONE = (
@@ -57,7 +57,7 @@ _DRAFT = (
 )
 
 
-class Work:
+class Submissions:
     """Takes what annotators say."""
 
     def __init__(self, database: Database) -> None:

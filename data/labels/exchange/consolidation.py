@@ -88,9 +88,8 @@ def consolidate(labels: Iterable[LabelRow], *, how: Consolidation) -> list[Judge
     """Return rankings of labels.
 
     Args:
-        labels: last revisions of the labels to take (`data.labels.campaign.chosen.labels_of`); all
-        of them
-            vote.
+        labels: last revisions of the labels to take (`campaign.label_filter.labels_of`);
+            all of them vote.
         how: "per_annotator", "majority" or "soft".
     """
     if how == "per_annotator":

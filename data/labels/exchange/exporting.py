@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from data.errors import SourceError, UsageError
 from data.labels.atomic import write_atomic
-from data.labels.campaign.chosen import TRAINING, labels_of
+from data.labels.campaign.label_filter import TRAINING, labels_of
 from data.labels.exchange.consolidation import Consolidation, Judged, consolidate
 from data.labels.exchange.rankings_file import completion_id, to_row
 from data.labels.exchange.training_rows import Margin, preference_rows, tie_rows, unpaired_rows

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from data.labels.campaign.people import SESSION_HOURS
+from data.labels.campaign.accounts import SESSION_HOURS
 from data.labels.records import Annotator, Campaign, Session
 from data.labels.web.security import BODY_CAP
 from data.labels.web.site import Site
@@ -96,7 +96,7 @@ def endpoint(
 def _answer(request: Request, body: bytes, handler: Handler, needs: Needs) -> Response:
     site: Site = request.app.state.site
     token = request.cookies.get(cookie_name(site), "")
-    session = site.people.session(token) if token else None
+    session = site.accounts.session(token) if token else None
     visit = Visit(site, request, session, body)
     if needs != "nothing":
         if session is None:

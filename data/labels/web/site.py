@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from data.errors import NotYoursError
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, Progress
 from data.labels.store.database import CONNECTIONS, Database
 from data.labels.web.limits import Limit
@@ -56,10 +56,10 @@ class Site:
         self.names = None if names is None else frozenset(names)
         self.secure = secure
         self.clock = clock
-        self.people = People(database)
+        self.accounts = Accounts(database)
         self.store = Campaigns(database)
         self.queue = Queue(database)
-        self.work = Work(database)
+        self.submissions = Submissions(database)
         self.limits = Limits()
         # As many as there are connections: more would only get in each other's way.
         self.threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="page")

@@ -92,9 +92,9 @@ def statistics(visit: Visit) -> Response:
 
 
 def _report(visit: Visit, one: Campaign) -> LabelStatistics:
-    work = visit.site.work
+    submissions = visit.site.submissions
     tasks = visit.site.store.progress(one.id).tasks
-    labels, skips = work.labels(one.id), work.skips(one.id)
+    labels, skips = submissions.labels(one.id), submissions.skips(one.id)
     return label_statistics(labels, skips, campaign=one.name, n_tasks=tasks)
 
 
@@ -105,7 +105,7 @@ def export(visit: Visit) -> Response:
     if what is None:
         raise HTTPException(404)
     settings = _export_settings(visit, what)
-    parts, _ = export_parts(visit.site.work.labels(one.id), settings)
+    parts, _ = export_parts(visit.site.submissions.labels(one.id), settings)
     with visit.site.database.write() as connection:
         Audit(visit.site.database).write(
             connection, visit.me.id, "export", one.id,
@@ -170,7 +170,7 @@ def invite(visit: Visit) -> Response:
     except ValueError:
         return _annotators(visit, status=422, problem="the hours are no number")
     try:
-        made, token = visit.site.people.invite(role, visit.field("name"), hours, visit.me.id)
+        made, token = visit.site.accounts.invite(role, visit.field("name"), hours, visit.me.id)
     except RlhfError as error:
         return _annotators(visit, status=422, problem=str(error))
     scheme = "https" if visit.site.secure else "http"
@@ -180,13 +180,13 @@ def invite(visit: Visit) -> Response:
 
 def revoke_invite(visit: Visit) -> Response:
     """Make an invite void."""
-    visit.site.people.revoke_invite(visit.part("invite"), by=visit.me.id)
+    visit.site.accounts.revoke_invite(visit.part("invite"), by=visit.me.id)
     return RedirectResponse("/admin/annotators", 303)
 
 
 def sign_out(visit: Visit) -> Response:
     """End all sessions of an annotator."""
-    visit.site.people.revoke_all(visit.part("annotator"), by=visit.me.id)
+    visit.site.accounts.revoke_all(visit.part("annotator"), by=visit.me.id)
     return RedirectResponse("/admin/annotators", 303)
 
 
@@ -194,14 +194,14 @@ def deactivate(visit: Visit) -> Response:
     """Let an annotator in no more; their labels stay."""
     if visit.part("annotator") == visit.me.id:
         raise UsageError("you can't deactivate yourself")
-    visit.site.people.deactivate(visit.part("annotator"), by=visit.me.id)
+    visit.site.accounts.deactivate(visit.part("annotator"), by=visit.me.id)
     return RedirectResponse("/admin/annotators", 303)
 
 
 def audit(visit: Visit) -> Response:
     """Show the last entries of the audit log."""
     entries = list(Audit(visit.site.database).entries(limit=_ENTRIES))
-    names = {one.id: one.name for one in visit.site.people.list()}
+    names = {one.id: one.name for one in visit.site.accounts.list()}
     names |= {one.id: one.name for one in visit.site.campaigns()}
     return render(visit, "admin_audit.html", entries=entries, names=names)
 
@@ -212,14 +212,14 @@ def _annotators(
     now = visit.site.database.now()
     waiting = [
         one
-        for one in visit.site.people.invites()
+        for one in visit.site.accounts.invites()
         if one.used_at is None and one.revoked_at is None and one.expires_at > now
     ]
     return render(
         visit,
         "admin_annotators.html",
         status=status,
-        people=visit.site.people.list(),
+        accounts=visit.site.accounts.list(),
         done=overview.done_by(visit.site.database),
         invites=waiting,
         problem=problem,

@@ -38,7 +38,7 @@ def accept_invite(visit: Visit) -> Response:
     """Use an invite up and sign in."""
     hold(visit.site.limits.invite.wait(visit.client))
     try:
-        _, token, _ = visit.site.people.accept(visit.part("token"))
+        _, token, _ = visit.site.accounts.accept(visit.part("token"))
     except NotYoursError as error:
         visit.site.limits.invite.take(visit.client)
         return render(visit, "invite.html", status=403, problem=str(error))
@@ -58,7 +58,7 @@ def send_sign_in(visit: Visit) -> Response:
     for key in (f"from {visit.client}", f"name {name}"):
         hold(visit.site.limits.sign_in.take(key))
     try:
-        _, token, _ = visit.site.people.login(name, visit.field("password"))
+        _, token, _ = visit.site.accounts.login(name, visit.field("password"))
     except NotYoursError as error:
         return render(visit, "login.html", status=403, problem=str(error), name=name)
     return _signed_in(visit, token)
@@ -67,7 +67,7 @@ def send_sign_in(visit: Visit) -> Response:
 def sign_out(visit: Visit) -> Response:
     """End this session."""
     assert visit.session is not None
-    visit.site.people.revoke(visit.session.id, by=visit.me.id)
+    visit.site.accounts.revoke(visit.session.id, by=visit.me.id)
     response = RedirectResponse("/login", 303)
     forget_cookie(response, visit.site)
     return response
@@ -86,7 +86,7 @@ def set_password(visit: Visit) -> Response:
             visit, "account.html", status=422, problem="the two passwords differ", done=False
         )
     try:
-        visit.site.people.set_password(visit.me.id, visit.field("password"))
+        visit.site.accounts.set_password(visit.me.id, visit.field("password"))
     except RlhfError as error:
         return render(visit, "account.html", status=422, problem=str(error), done=False)
     return render(visit, "account.html", problem="", done=True)
@@ -105,7 +105,7 @@ def _help() -> str:
 def _signed_in(visit: Visit, token: str) -> Response:
     # A session that this browser had before, perhaps somebody else's, ends.
     if visit.session is not None:
-        visit.site.people.revoke(visit.session.id, by=visit.me.id)
+        visit.site.accounts.revoke(visit.session.id, by=visit.me.id)
     response = RedirectResponse("/", 303)
     set_cookie(response, visit.site, token)
     return response

@@ -66,7 +66,7 @@ def task(visit: Visit) -> Response:
     campaign = visit.site.campaign(assignment.task.campaign_id)
     if state in ("done", "skipped"):
         return RedirectResponse(f"/c/{campaign.id}/next", 303)
-    draft = visit.site.work.draft(assignment.id, visit.me.id)
+    draft = visit.site.submissions.draft(assignment.id, visit.me.id)
     return _page(visit, assignment, campaign, sheet=draft, label_id="")
 
 
@@ -75,7 +75,7 @@ def save_draft(visit: Visit) -> Response:
     hold(visit.site.limits.draft.take(visit.me.id))
     assignment, campaign = _given(visit)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
-    visit.site.work.save_draft(assignment.id, visit.me.id, sheet.model_dump())
+    visit.site.submissions.save_draft(assignment.id, visit.me.id, sheet.model_dump())
     half = timedelta(seconds=campaign.settings.lease_seconds / 2)
     running_out = assignment.leased_until - visit.site.database.now() < half
     # A task that was taken back meanwhile has no lease to extend.
@@ -90,7 +90,7 @@ def submit(visit: Visit) -> Response:
     assignment, campaign = _given(visit)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
     said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
-    visit.site.work.submit(assignment.id, visit.me.id, said)
+    visit.site.submissions.submit(assignment.id, visit.me.id, said)
     if assignment.purpose == "qualification":
         return JSONResponse({"next": f"/t/{assignment.id}/feedback"})
     return JSONResponse({"next": f"/c/{campaign.id}/next"})
@@ -100,7 +100,7 @@ def skip(visit: Visit) -> Response:
     """Give a task back for good."""
     hold(visit.site.limits.submit.take(visit.me.id))
     assignment, campaign = _given(visit)
-    visit.site.work.skip(assignment.id, visit.me.id, visit.field("reason"))
+    visit.site.submissions.skip(assignment.id, visit.me.id, visit.field("reason"))
     return RedirectResponse(f"/c/{campaign.id}/next", 303)
 
 
@@ -108,7 +108,7 @@ def feedback(visit: Visit) -> Response:
     """Tell how a task of the qualification was done."""
     assignment, campaign = _given(visit)
     row = find_own(visit, assignment)
-    told = visit.site.work.gold_feedback(row.label)
+    told = visit.site.submissions.gold_feedback(row.label)
     if told is None:
         raise NotYoursError("there is no such page")
     status = visit.site.queue.qualification(visit.me.id, campaign.id)
@@ -129,7 +129,7 @@ def mine(visit: Visit) -> Response:
         visit,
         "mine.html",
         campaign=campaign,
-        rows=visit.site.work.mine(visit.me.id, campaign.id, REVISABLE),
+        rows=visit.site.submissions.mine(visit.me.id, campaign.id, REVISABLE),
         pace=own.pace(visit.site.database, visit.me.id, campaign.id),
         gold=own.gold_agreement(visit.site.database, visit.me.id, campaign.id),
         gold_every=own.GOLD_EVERY,
@@ -145,7 +145,7 @@ def revision(visit: Visit) -> Response:
     if assignment.purpose == "qualification":
         raise LabelConflictError("labels of the qualification are not revised")
     sent = from_submission(row.label.submission, order=assignment.order)
-    draft = visit.site.work.draft(assignment.id, visit.me.id)
+    draft = visit.site.submissions.draft(assignment.id, visit.me.id)
     if draft is not None and all(draft[name] == sent[name] for name in _SAID):
         draft = None
     return _page(
@@ -164,7 +164,7 @@ def save_revision_draft(visit: Visit) -> Response:
     assignment, _ = _given(visit)
     find_own(visit, assignment)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
-    visit.site.work.save_draft(assignment.id, visit.me.id, sheet.model_dump(), revising=True)
+    visit.site.submissions.save_draft(assignment.id, visit.me.id, sheet.model_dump(), revising=True)
     return Response(status_code=204)
 
 
@@ -175,7 +175,7 @@ def revise(visit: Visit) -> Response:
     row = find_own(visit, assignment)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
     said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
-    visit.site.work.revise(row.label.id, visit.me.id, said)
+    visit.site.submissions.revise(row.label.id, visit.me.id, said)
     return JSONResponse({"next": f"/c/{campaign.id}/mine"})
 
 
@@ -185,7 +185,7 @@ def find_own(visit: Visit, assignment: Assignment) -> LabelRow:
     Raises:
         NotYoursError: there is none, or it is too old.
     """
-    for row in visit.site.work.mine(visit.me.id, assignment.task.campaign_id, REVISABLE):
+    for row in visit.site.submissions.mine(visit.me.id, assignment.task.campaign_id, REVISABLE):
         if row.assignment.id == assignment.id:
             return row
     raise NotYoursError("there is no such label among your last ones")

@@ -306,12 +306,12 @@ def _tell(
     progress: Progress,
     needed: int,
 ) -> None:
-    from data.labels.campaign.submissions import Work
+    from data.labels.campaign.submissions import Submissions
 
     run = context.folder.parent
     address = read_address(run)
     where = f"at {address}" if address else f"by `rlhf label serve {run}`"
-    skips = Work(database).skipped_by(campaign.id)
+    skips = Submissions(database).skipped_by(campaign.id)
     who = ", ".join(f"{count} by {name}" for name, count in skips.items())
     context.say(
         f"waiting for labels {where}: {progress.complete} of {counted(needed, 'task')}, "
@@ -340,11 +340,11 @@ def _write(
     context: StageContext[RankingsSettings], database: Database, campaign: Campaign
 ) -> list[LabelRow]:
     """Write `rankings.jsonl` and return the labels it is made of."""
-    from data.labels.campaign.chosen import labels_of
-    from data.labels.campaign.submissions import Work
+    from data.labels.campaign.label_filter import labels_of
+    from data.labels.campaign.submissions import Submissions
     from data.labels.exchange.exporting import ExportSettings, export_parts
 
-    labels = labels_of(Work(database).labels(campaign.id))
+    labels = labels_of(Submissions(database).labels(campaign.id))
     if not labels:
         raise SourceError(
             f"stage {context.name}: campaign {campaign.name} was closed without a label"

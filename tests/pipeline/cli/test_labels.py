@@ -13,9 +13,9 @@ import pytest
 
 from data.labels.annotators.gold import GoldJudge
 from data.labels.annotators.working import work_through
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import CampaignSettings, NewTask, Submission
 from data.labels.store.database import open_database
 from data.labels.web.address import read_address, server_file
@@ -77,9 +77,9 @@ def test_earlier_revisions_are_exported_where_asked_for(
 ) -> None:
     store = open_database(str(run / "labels" / "labels.sqlite"))
     (campaign,) = Campaigns(store).list()
-    first = next(Work(store).labels(campaign.id))
+    first = next(Submissions(store).labels(campaign.id))
     ranks = first.label.submission.ranks[::-1]
-    Work(store).revise(first.label.id, first.annotator.id, Submission("new", ranks))
+    Submissions(store).revise(first.label.id, first.annotator.id, Submission("new", ranks))
     store.close()
     out = ("--revisions", "all", "--out")
     assert rlhf("label", "export", run, *out, "all").out == "rankings.jsonl: 3 rows\n"
@@ -132,7 +132,7 @@ def test_invite_prints_a_link_for_each(rlhf: Any, run: Path) -> None:
     assert [name for name, _ in links] == ["Ann", "Ben"]
     token = links[0][1].removeprefix("http://here:1/invite/")
     database = open_database(str(run / "labels" / "labels.sqlite"))
-    assert People(database).accept(token)[0].name == "Ann"
+    assert Accounts(database).accept(token)[0].name == "Ann"
     database.close()
     assert "no server is running" in rlhf("label", "invite", run, "Cleo").err
     assert rlhf("label", "invite", run, "Dan", "--hours", "0").code == 2

@@ -28,7 +28,7 @@ from data.labels.annotators.simulated import (
 )
 from data.labels.annotators.working import give_back, ratings_by_rank, work_through
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.store.database import Database, open_database
 from data.records import chat
@@ -57,7 +57,7 @@ def campaign(database: Database, tasks: list[NewTask], **settings: Any) -> Campa
 
 
 def said(database: Database, of: Campaign) -> list[list[int]]:
-    rows = sorted(Work(database).labels(of.id), key=lambda row: row.assignment.task.new.key)
+    rows = sorted(Submissions(database).labels(of.id), key=lambda row: row.assignment.task.new.key)
     return [row.label.submission.ranks for row in rows]
 
 
@@ -66,7 +66,7 @@ def test_the_gold_annotator_labels_until_nothing_is_left(database: Database) -> 
     assert work_through(database, of, GoldJudge(), limit=2) == 2
     assert work_through(database, of, GoldJudge()) == 3
     assert said(database, of) == [[3, 1, 2]] * 5
-    row = next(iter(Work(database).labels(of.id)))
+    row = next(iter(Submissions(database).labels(of.id)))
     assert row.label.submission.ratings == [3, 7, 4]
     assert row.annotator.kind == "gold"
     assert work_through(database, of, GoldJudge()) == 0
@@ -77,7 +77,8 @@ def test_modes_get_what_they_ask(database: Database) -> None:
     same = NewTask("s", chat("What is 3 + 4?"), ["8", "9"])
     of = campaign(database, [pair, same], mode="pairs")
     assert work_through(database, of, GoldJudge()) == 2
-    given = {r.assignment.task.new.key: r.label.submission for r in Work(database).labels(of.id)}
+    labels = Submissions(database).labels(of.id)
+    given = {row.assignment.task.new.key: row.label.submission for row in labels}
     assert (given["p"].ranks, given["p"].strength) == ([1, 2], 3)
     assert (given["s"].ranks, given["s"].strength) == ([1, 1], 0)
 
@@ -103,7 +104,7 @@ def test_tastes_change_what_is_preferred(database: Database) -> None:
     first = SimulatedAnnotator("first", quality=lambda new: [0.5, 0.5], taste=Taste(first=0.1))
     first.flip = 0.0
     work_through(database, of, first)
-    for row in Work(database).labels(of.id):
+    for row in Submissions(database).labels(of.id):
         if row.annotator.name == "first":
             assert row.label.submission.ranks[row.assignment.order[0]] == 1
 
@@ -117,7 +118,7 @@ def test_a_pool_differs_and_is_the_same_for_the_same_seed(database: Database) ->
     for one in several:
         assert work_through(database, of, one) == 40
     by_task: dict[str, set[tuple[int, ...]]] = {}
-    for row in Work(database).labels(of.id):
+    for row in Submissions(database).labels(of.id):
         by_task.setdefault(row.assignment.task.id, set()).add(tuple(row.label.submission.ranks))
     assert sum(len(views) > 1 for views in by_task.values()) > 20
 
@@ -210,7 +211,7 @@ def test_a_judge_ranks_what_it_says_in_both_orders(database: Database, tmp_path:
     with served(model) as url:
         assert work_through(database, of, judge(url, log)) == 2
     assert said(database, of) == [[2, 1, 2]] * 2
-    rows = [*Work(database).labels(of.id)]
+    rows = [*Submissions(database).labels(of.id)]
     assert [row.label.submission.ratings for row in rows] == [[3, 7, 3]] * 2
     assert {row.annotator.kind for row in rows} == {"judge"}
     entries = [json.loads(line) for line in log.read_text().splitlines()]
@@ -289,8 +290,8 @@ def test_no_verdict_skips_the_task(database: Database, tmp_path: Path) -> None:
     with served(model) as url:
         assert work_through(database, of, judge(url, tmp_path / "calls.jsonl")) == 0
     assert len(model.asked) == 12  # each of six twice
-    assert [skip.reason for skip in Work(database).skips(of.id)] == ["broken"]
-    assert Work(database).skipped_by(of.id) == {"judge": 1}
+    assert [skip.reason for skip in Submissions(database).skips(of.id)] == ["broken"]
+    assert Submissions(database).skipped_by(of.id) == {"judge": 1}
 
 
 def test_a_judge_that_forgets_its_verdict_is_reminded(database: Database, tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_a_reminder_longer_than_the_context_skips_the_task(
 
     with served(Short(lambda text: "B is longer.")) as url:
         assert work_through(database, of, judge(url, tmp_path / "calls.jsonl")) == 0
-    assert Work(database).skipped_by(of.id) == {"judge": 1}
+    assert Submissions(database).skipped_by(of.id) == {"judge": 1}
 
 
 def test_a_server_that_refuses_the_question_is_told(database: Database, tmp_path: Path) -> None:

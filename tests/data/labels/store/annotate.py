@@ -10,20 +10,20 @@ from __future__ import annotations
 import sys
 import threading
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Submission
 from data.labels.store.database import open_database
 
 OUT = threading.Lock()
 
 
-def annotate(queue: Queue, work: Work, annotator_id: str, campaign_id: str) -> None:
+def annotate(queue: Queue, submissions: Submissions, annotator_id: str, campaign_id: str) -> None:
     while (given := queue.next(annotator_id, campaign_id)) is not None:
         ranks = [place + 1 for place in range(len(given.task.new.completions))]
-        label = work.submit(given.id, annotator_id, Submission(f"key {given.id}", ranks))
+        label = submissions.submit(given.id, annotator_id, Submission(f"key {given.id}", ranks))
         with OUT:
             print(label.id, flush=True)
 
@@ -32,17 +32,17 @@ def main(url: str, campaign: str, prefix: str, threads: str) -> None:
     database = open_database(url)
     found = Campaigns(database).get(campaign)
     assert found is not None
-    people = [People(database).add(f"{prefix}{n}", "person") for n in range(int(threads))]
+    accounts = [Accounts(database).add(f"{prefix}{n}", "person") for n in range(int(threads))]
     failures: list[BaseException] = []
 
     def run(annotator_id: str) -> None:
         try:
-            annotate(Queue(database), Work(database), annotator_id, found.id)
+            annotate(Queue(database), Submissions(database), annotator_id, found.id)
         except BaseException as error:
             failures.append(error)
             raise
 
-    workers = [threading.Thread(target=run, args=(person.id,)) for person in people]
+    workers = [threading.Thread(target=run, args=(person.id,)) for person in accounts]
     for worker in workers:
         worker.start()
     for worker in workers:

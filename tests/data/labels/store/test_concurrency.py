@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import CampaignSettings, NewTask
 from data.labels.store.database import open_database
 
@@ -45,7 +45,7 @@ def test_two_processes_with_four_annotators_each_share_the_work(url: str) -> Non
     assert [process.returncode for process in processes] == [0, 0], results
     acknowledged = [line for out, _ in results for line in out.split()]
     database = open_database(url)
-    rows = list(Work(database).labels(campaign_id, revisions="all"))
+    rows = list(Submissions(database).labels(campaign_id, revisions="all"))
     progress = Campaigns(database).progress(campaign_id)
     database.close()
     assert sorted(acknowledged) == sorted(row.label.id for row in rows)
@@ -67,7 +67,7 @@ def test_what_was_acknowledged_before_kill_9_is_there(url: str) -> None:
     acknowledged += rest.splitlines(keepends=True)
     acknowledged = [line.strip() for line in acknowledged if line.endswith("\n")]
     database = open_database(url)
-    stored = Counter(row.label.id for row in Work(database).labels(campaign_id))
+    stored = Counter(row.label.id for row in Submissions(database).labels(campaign_id))
     progress = Campaigns(database).progress(campaign_id)
     database.close()
     assert len(acknowledged) >= 12

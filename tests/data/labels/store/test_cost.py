@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 import data.labels.store.database as module
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import CampaignSettings, NewTask, Submission
 from data.labels.store.database import Database, open_database
 from data.labels.web import own
@@ -39,12 +39,13 @@ def steps(database: Database) -> dict[str, Callable[[], Any]]:
     campaign = Campaigns(database).create("c", CampaignSettings(mode="rank"), "")
     tasks = [NewTask(str(n), "p", ["a", "b"]) for n in range(40)]
     Campaigns(database).add_tasks(campaign.id, tasks)
-    queue, work, ada = Queue(database), Work(database), People(database).add("Ada", "person").id
+    queue, submissions = Queue(database), Submissions(database)
+    ada = Accounts(database).add("Ada", "person").id
     open_now: Callable[[], str] = lambda: queue.next(ada, campaign.id).id  # noqa: E731
     return {
         "next": open_now,
-        "draft": lambda: work.save_draft(open_now(), ada, {}),
-        "submit": lambda: work.submit(open_now(), ada, Submission("k", [1, 2])),
+        "draft": lambda: submissions.save_draft(open_now(), ada, {}),
+        "submit": lambda: submissions.submit(open_now(), ada, Submission("k", [1, 2])),
         "pace": lambda: own.pace(database, ada, campaign.id),
     }
 

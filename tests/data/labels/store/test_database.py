@@ -11,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from data.errors import ArtifactError, UsageError
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import CampaignSettings, NewTask, Submission
 from data.labels.store import tables
 from data.labels.store.audit import Audit
@@ -59,16 +59,16 @@ def test_two_may_open_a_new_database_at_once(url: str) -> None:
 def test_the_database_refuses_to_change_a_label(database: Database, change: str) -> None:
     campaign = Campaigns(database).create("c", CampaignSettings(mode="rank"), "")
     Campaigns(database).add_tasks(campaign.id, [NewTask("t", "p", ["a", "b"])])
-    ada = People(database).add("Ada", "person").id
+    ada = Accounts(database).add("Ada", "person").id
     given = Queue(database).next(ada, campaign.id)
     assert given is not None
-    label = Work(database).submit(given.id, ada, Submission("k", [1, 2], seconds=3.0))
+    label = Submissions(database).submit(given.id, ada, Submission("k", [1, 2], seconds=3.0))
     with (
         pytest.raises(sa.exc.DBAPIError, match="labels are only added"),
         database.write() as connection,
     ):
         connection.execute(sa.text(change))
-    assert [row.label for row in Work(database).labels(campaign.id)] == [label]
+    assert [row.label for row in Submissions(database).labels(campaign.id)] == [label]
 
 
 def test_the_audit_log_is_only_added_to_and_shares_the_fate_of_the_deed(database: Database) -> None:

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, UsageError
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, NewTask, Submission
 from data.labels.store.database import Database
 
 
 class Store:
     def __init__(self, database: Database, clock: Any) -> None:
-        self.campaigns, self.people = Campaigns(database), People(database)
-        self.queue, self.work = Queue(database), Work(database)
+        self.campaigns, self.accounts = Campaigns(database), Accounts(database)
+        self.queue, self.submissions = Queue(database), Submissions(database)
         self.clock = clock
 
     def campaign(self, tasks: int = 3, gold: int = 0, **settings: Any) -> Campaign:
@@ -33,13 +33,14 @@ class Store:
         return campaign
 
     def person(self, name: str = "Ada") -> str:
-        return self.people.add(name, "person").id
+        return self.accounts.add(name, "person").id
 
     def label(self, person: str, campaign: Campaign, ranks: list[int] | None = None) -> Any:
         given = self.queue.next(person, campaign.id)
         assert given is not None
         ranks = ranks or list(range(1, len(given.task.new.completions) + 1))
-        return given, self.work.submit(given.id, person, Submission(f"key {given.id}", ranks))
+        said = Submission(f"key {given.id}", ranks)
+        return given, self.submissions.submit(given.id, person, said)
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_a_task_is_given_labelled_and_read_back(store: Store) -> None:
     assert sorted(given.order) == [0, 1, 2]
     assert (given.purpose, given.strategy, given.probability) == ("label", "random", 1.0)
     said = Submission("k", [1, 1, 2], comment="nul \x00 and \ud800", seconds=2.5)
-    label = store.work.submit(given.id, ada, said)
-    [row] = store.work.labels(campaign.id)
+    label = store.submissions.submit(given.id, ada, said)
+    [row] = store.submissions.labels(campaign.id)
     assert row.label == label and row.label.submission == said
     assert row.assignment.order == given.order
     assert (row.annotator.name, row.campaign, row.mode) == ("Ada", "ranking", "rank")
@@ -111,9 +112,9 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_label_refused(store: St
     taken = store.queue.next(bob, campaign.id)
     assert late is not None and taken is not None and taken.task.id == late.task.id
     with pytest.raises(LabelConflictError, match="somebody else"):
-        store.work.submit(late.id, ada, Submission("k", [1, 2, 3]))
-    store.work.submit(taken.id, bob, Submission("k", [1, 2, 3]))
-    assert len(list(store.work.labels(campaign.id))) == 1
+        store.submissions.submit(late.id, ada, Submission("k", [1, 2, 3]))
+    store.submissions.submit(taken.id, bob, Submission("k", [1, 2, 3]))
+    assert len(list(store.submissions.labels(campaign.id))) == 1
 
 
 def test_a_late_label_counts_where_nobody_took_over(store: Store) -> None:
@@ -122,7 +123,7 @@ def test_a_late_label_counts_where_nobody_took_over(store: Store) -> None:
     assert late is not None
     store.clock.move(1801)
     assert store.queue.return_expired(campaign.id) == 1
-    store.work.submit(late.id, ada, Submission("k", [1, 2, 3]))
+    store.submissions.submit(late.id, ada, Submission("k", [1, 2, 3]))
     assert store.queue.next(store.person("Bob"), campaign.id) is None
     assert store.campaigns.progress(campaign.id).labels == 1
 
@@ -131,68 +132,68 @@ def test_who_comes_back_late_gets_the_same_order_and_draft(store: Store) -> None
     campaign, ada = store.campaign(tasks=3), store.person("Ada")
     before = store.queue.next(ada, campaign.id)
     assert before is not None
-    store.work.save_draft(before.id, ada, {"ranks": [1, None, None]})
-    store.work.save_draft(before.id, ada, {"ranks": [1, 2, None]})
+    store.submissions.save_draft(before.id, ada, {"ranks": [1, None, None]})
+    store.submissions.save_draft(before.id, ada, {"ranks": [1, 2, None]})
     store.clock.move(1801)
     store.queue.return_expired(campaign.id)
     after = store.queue.next(ada, campaign.id)
     assert after is not None and (after.id, after.order) == (before.id, before.order)
     assert after.leased_until > before.leased_until
-    assert store.work.draft(after.id, ada) == {"ranks": [1, 2, None]}
+    assert store.submissions.draft(after.id, ada) == {"ranks": [1, 2, None]}
 
 
 def test_submitting_twice_stores_once_and_a_second_label_is_refused(store: Store) -> None:
     campaign, ada = store.campaign(), store.person()
     given, label = store.label(ada, campaign)
     same = Submission(f"key {given.id}", [1, 2, 3], seconds=9.0)
-    assert store.work.submit(given.id, ada, same) == label
+    assert store.submissions.submit(given.id, ada, same) == label
     with pytest.raises(LabelConflictError, match="same key"):
-        store.work.submit(given.id, ada, Submission(same.key, [3, 2, 1]))
+        store.submissions.submit(given.id, ada, Submission(same.key, [3, 2, 1]))
     with pytest.raises(LabelConflictError, match="already"):
-        store.work.submit(given.id, ada, Submission("another", [1, 2, 3]))
-    assert len(list(store.work.labels(campaign.id, revisions="all"))) == 1
+        store.submissions.submit(given.id, ada, Submission("another", [1, 2, 3]))
+    assert len(list(store.submissions.labels(campaign.id, revisions="all"))) == 1
 
 
 def test_a_revision_is_added_and_nothing_is_lost(store: Store) -> None:
     campaign, ada = store.campaign(), store.person()
     _, label = store.label(ada, campaign, [1, 2, 3])
-    better = store.work.revise(label.id, ada, Submission("again", [2, 1, 1]))
-    assert store.work.revise(label.id, ada, Submission("again", [2, 1, 1])) == better
+    better = store.submissions.revise(label.id, ada, Submission("again", [2, 1, 1]))
+    assert store.submissions.revise(label.id, ada, Submission("again", [2, 1, 1])) == better
     assert better.revision == 2
-    every = list(store.work.labels(campaign.id, revisions="all"))
+    every = list(store.submissions.labels(campaign.id, revisions="all"))
     assert [row.label.submission.ranks for row in every] == [[1, 2, 3], [2, 1, 1]]
-    assert [row.label for row in store.work.labels(campaign.id)] == [better]
-    assert [row.label for row in store.work.mine(ada, campaign.id, 5)] == [better]
+    assert [row.label for row in store.submissions.labels(campaign.id)] == [better]
+    assert [row.label for row in store.submissions.mine(ada, campaign.id, 5)] == [better]
 
 
 def test_only_the_last_20_labels_are_revised(store: Store) -> None:
     campaign, ada = store.campaign(tasks=21), store.person()
     labels = [store.label(ada, campaign)[1] for _ in range(21)]
-    store.work.revise(labels[1].id, ada, Submission("r", [3, 2, 1]))
+    store.submissions.revise(labels[1].id, ada, Submission("r", [3, 2, 1]))
     with pytest.raises(LabelConflictError, match="last 20"):
-        store.work.revise(labels[0].id, ada, Submission("r", [3, 2, 1]))
+        store.submissions.revise(labels[0].id, ada, Submission("r", [3, 2, 1]))
 
 
 def test_what_is_another_persons_does_not_exist(store: Store) -> None:
     campaign, ada, eve = store.campaign(tasks=1), store.person("Ada"), store.person("Eve")
     given = store.queue.next(ada, campaign.id)
     assert given is not None
-    store.work.save_draft(given.id, ada, {"ranks": [1]})
+    store.submissions.save_draft(given.id, ada, {"ranks": [1]})
     assert store.queue.assignment(given.id, eve) is None
-    assert store.work.draft(given.id, eve) is None
+    assert store.submissions.draft(given.id, eve) is None
     said = Submission("k", [1, 2, 3])
     for attempt in (
-        lambda: store.work.submit(given.id, eve, said),
-        lambda: store.work.skip(given.id, eve, "other"),
-        lambda: store.work.save_draft(given.id, eve, {}),
+        lambda: store.submissions.submit(given.id, eve, said),
+        lambda: store.submissions.skip(given.id, eve, "other"),
+        lambda: store.submissions.save_draft(given.id, eve, {}),
         lambda: store.queue.release(given.id, eve),
         lambda: store.queue.extend(given.id, eve),
     ):
         with pytest.raises(NotYoursError):
             attempt()
-    label = store.work.submit(given.id, ada, said)
+    label = store.submissions.submit(given.id, ada, said)
     with pytest.raises(NotYoursError):
-        store.work.revise(label.id, eve, Submission("x", [3, 2, 1]))
+        store.submissions.revise(label.id, eve, Submission("x", [3, 2, 1]))
 
 
 def test_a_skipped_task_goes_to_somebody_else(store: Store) -> None:
@@ -200,12 +201,12 @@ def test_a_skipped_task_goes_to_somebody_else(store: Store) -> None:
     given = store.queue.next(ada, campaign.id)
     assert given is not None
     with pytest.raises(InvalidLabelError, match="no reason"):
-        store.work.skip(given.id, ada, "bored")
-    store.work.skip(given.id, ada, "expertise")
-    store.work.skip(given.id, ada, "expertise")
+        store.submissions.skip(given.id, ada, "bored")
+    store.submissions.skip(given.id, ada, "expertise")
+    store.submissions.skip(given.id, ada, "expertise")
     assert store.queue.next(ada, campaign.id) is None
     assert store.queue.next(bob, campaign.id) is not None
-    [skip] = store.work.skips(campaign.id)
+    [skip] = store.submissions.skips(campaign.id)
     assert (skip.annotator.name, skip.reason, skip.assignment.id) == ("Ada", "expertise", given.id)
 
 
@@ -214,11 +215,11 @@ def test_the_qualification_comes_first_tells_the_answer_and_can_be_failed(store:
     ada = store.person("Ada")
     first, wrong = store.label(ada, campaign, [2, 1])
     assert first.purpose == "qualification"
-    told = store.work.gold_feedback(wrong)
+    told = store.submissions.gold_feedback(wrong)
     assert told is not None
     assert (told.agreed, told.pairs, told.gold_ranks, told.note) == (0, 1, [1, 2], "a is right")
     with pytest.raises(LabelConflictError, match="qualification"):
-        store.work.revise(wrong.id, ada, Submission("r", [1, 2]))
+        store.submissions.revise(wrong.id, ada, Submission("r", [1, 2]))
     store.label(ada, campaign, [1, 2])
     status = store.queue.qualification(ada, campaign.id)
     assert (status.done, status.agreed, status.pairs, status.passed) == (2, 1, 2, False)
@@ -239,12 +240,12 @@ def test_gold_and_repeats_come_with_their_share(store: Store) -> None:
     while store.queue.next(ada, campaign.id) is not None:
         given, label = store.label(ada, campaign)
         purposes.append(given.purpose)
-        assert store.work.gold_feedback(label) is None
+        assert store.submissions.gold_feedback(label) is None
     assert purposes.count("label") == 30
     # About 50 draws at 0.2 each: 10 with a standard deviation of 3.
     assert 2 <= purposes.count("gold") <= 20
     assert 2 <= purposes.count("repeat") <= 20
-    repeats = [r for r in store.work.labels(campaign.id) if r.assignment.purpose == "repeat"]
+    repeats = [r for r in store.submissions.labels(campaign.id) if r.assignment.purpose == "repeat"]
     assert len({r.assignment.task.id for r in repeats}) == len(repeats)
     assert store.campaigns.progress(campaign.id).labels == 30
 
@@ -285,5 +286,5 @@ def test_a_label_that_is_not_asked_is_refused(store: Store) -> None:
     given = store.queue.next(ada, campaign.id)
     assert given is not None
     with pytest.raises(InvalidLabelError, match="not 3 dense ranks"):
-        store.work.submit(given.id, ada, Submission("k", [1, 3, 3]))
-    assert not list(store.work.labels(campaign.id))
+        store.submissions.submit(given.id, ada, Submission("k", [1, 3, 3]))
+    assert not list(store.submissions.labels(campaign.id))

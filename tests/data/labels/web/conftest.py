@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.store.database import Database
 from data.labels.web.app import create_app
@@ -147,7 +147,7 @@ def browser(app: Any) -> Iterator[Callable[[], Browser]]:
 @pytest.fixture
 def invite(database: Database) -> Callable[..., str]:
     def new(name: str = "ann", role: Any = "annotator") -> str:
-        return People(database).invite(role, name, 24, "test")[1]
+        return Accounts(database).invite(role, name, 24, "test")[1]
 
     return new
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.exchange.exporting import ExportSettings, export_parts
 from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.store.database import Database
@@ -40,12 +40,12 @@ def test_inviting_and_revoking(
     assert cleo.get("/").status_code == 303
 
     root.form("/admin/annotators", "/admin/invites", name="Dan", role="admin")
-    (waiting,) = [one for one in People(database).invites() if one.name == "Dan"]
+    (waiting,) = [one for one in Accounts(database).invites() if one.name == "Dan"]
     assert waiting.role == "admin"
     root.form("/admin/annotators", f"/admin/invites/{waiting.id}/revoke")
     assert "Dan" not in root.get("/admin/annotators").text
 
-    (cleo_id,) = [one.id for one in People(database).list() if one.name == "Cleo"]
+    (cleo_id,) = [one.id for one in Accounts(database).list() if one.name == "Cleo"]
     root.form("/admin/annotators", f"/admin/annotators/{cleo_id}/deactivate")
     assert cleo.get("/").headers["location"] == "/login"
     log = root.get("/admin/audit").text
@@ -69,7 +69,7 @@ def test_an_invite_that_makes_no_sense_is_told(root: Any, fields: Any, told: str
 
 
 def test_one_can_not_lock_oneself_out(root: Any, database: Database) -> None:
-    me = next(one.id for one in People(database).list() if one.name == "root")
+    me = next(one.id for one in Accounts(database).list() if one.name == "root")
     sent = root.form("/admin/annotators", f"/admin/annotators/{me}/deactivate")
     assert sent.status_code == 422
     assert root.get("/admin").status_code == 200
@@ -116,7 +116,7 @@ def test_exports_offer_what_the_command_does(
     with zipfile.ZipFile(io.BytesIO(split.content)) as archive:
         files = {name: archive.read(name).decode() for name in archive.namelist()}
     settings = ExportSettings("preferences", heldout=0.5, consolidation="soft")
-    parts, _ = export_parts(Work(database).labels(campaign.id), settings)
+    parts, _ = export_parts(Submissions(database).labels(campaign.id), settings)
     assert files == {name: "".join(lines) for name, lines in parts.items()}
     assert "probability" in "".join(files.values())
 

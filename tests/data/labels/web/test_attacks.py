@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, NewTask
 from data.labels.store.audit import Audit
 from data.labels.store.database import Database
@@ -116,7 +116,7 @@ def test_a_task_of_somebody_else_is_not_there(ann: Any, bob: Any, database: Data
         assert bob.send(hers, what, **RATED).status_code == 404
     assert bob.form("/account", f"{hers.base}/skip", reason="other").status_code == 404
     assert ann.task("/").sheet["comment"] == "hers alone"
-    assert not list(Work(database).labels(Campaigns(database).list()[0].id))
+    assert not list(Submissions(database).labels(Campaigns(database).list()[0].id))
 
 
 def test_a_label_of_somebody_else_is_not_revised(ann: Any, bob: Any, database: Database) -> None:
@@ -124,7 +124,7 @@ def test_a_label_of_somebody_else_is_not_revised(ann: Any, bob: Any, database: D
     ann.send(hers, "submit", **RATED)
     hers.csrf, hers.key = bob.task("/").csrf, "another key " * 2
     assert bob.send(hers, "revise", **RATED).status_code == 404
-    (row,) = Work(database).labels(Campaigns(database).list()[0].id, revisions="all")
+    (row,) = Submissions(database).labels(Campaigns(database).list()[0].id, revisions="all")
     assert (row.annotator.name, row.label.revision) == ("ann", 1)
 
 
@@ -149,12 +149,12 @@ def test_an_invite_works_once(
 
 def test_a_session_ends_when_it_is_revoked(ann: Any, root: Any, database: Database) -> None:
     page = ann.task("/")
-    me = next(one.id for one in People(database).list() if one.name == "ann")
+    me = next(one.id for one in Accounts(database).list() if one.name == "ann")
     root.form("/admin/annotators", f"/admin/annotators/{me}/sign-out")
     assert ann.get("/").headers["location"] == "/login"
     assert ann.send(page, "submit", **RATED).status_code == 401
     assert ann.send(page, "draft").status_code == 401
-    assert not list(Work(database).labels(Campaigns(database).list()[0].id))
+    assert not list(Submissions(database).labels(Campaigns(database).list()[0].id))
 
 
 def test_the_cookie_is_out_of_reach(
@@ -201,7 +201,7 @@ def test_a_post_from_elsewhere_is_refused(ann: Any, origin: str | None, database
     body = {"key": page.key, "flags": [[], [], []], **RATED}
     response = ann.client.post(f"{page.base}/submit", json=body, headers=headers)
     assert response.status_code == 403
-    assert not list(Work(database).labels(Campaigns(database).list()[0].id))
+    assert not list(Submissions(database).labels(Campaigns(database).list()[0].id))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_guessing_is_slowed_down(browser: Callable[[], Any], invite: Callable[..
 def test_passwords_are_not_guessed_fast(
     browser: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.labels.campaign.people._verify", lambda stored, password: False)
+    monkeypatch.setattr("data.labels.campaign.accounts._verify", lambda stored, password: False)
     guesser = browser()
     guess = {"name": "ann", "password": "x" * 12}
     codes = [guesser.post("/login", guess).status_code for _ in range(15)]
@@ -296,10 +296,10 @@ def test_annotators_can_do_nothing_of_admins(
     ann: Any, campaign: Campaign, database: Database
 ) -> None:
     base = f"/admin/campaigns/{campaign.id}"
-    people = len(People(database).list())
+    accounts = len(Accounts(database).list())
     for path in (f"{base}/close", f"{base}/exports/rankings", "/admin/invites"):
         assert ann.form("/account", path, name="eve", role="admin").status_code == 404
-    assert len(People(database).invites()) == people
+    assert len(Accounts(database).invites()) == accounts
     assert not Campaigns(database).list()[0].closed
 
 

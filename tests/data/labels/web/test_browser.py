@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, LabelRow
 from data.labels.store.database import Database, utc_now
 from data.labels.web.app import create_app
@@ -78,7 +78,7 @@ def come_in(page: Any, address: str, database: Database) -> Callable[..., None]:
     """Accept an invite and the guidelines by keyboard alone."""
 
     def enter(role: Any = "annotator") -> None:
-        page.goto(f"{address}/invite/{People(database).invite(role, 'ann', 1, 'test')[1]}")
+        page.goto(f"{address}/invite/{Accounts(database).invite(role, 'ann', 1, 'test')[1]}")
         _press(page, "button.big")
         _press(page, "#accept")
         page.wait_for_selector("#task[data-phase]")
@@ -96,7 +96,7 @@ def _press(page: Any, selector: str) -> None:
 
 
 def _labels(database: Database, campaign: Campaign) -> list[LabelRow]:
-    return list(Work(database).labels(campaign.id, revisions="all"))
+    return list(Submissions(database).labels(campaign.id, revisions="all"))
 
 
 def _shown(row: LabelRow, values: list[Any]) -> list[Any]:
@@ -152,7 +152,7 @@ def test_a_task_by_keyboard_alone(
     with page.expect_navigation():
         press("Enter")
     page.wait_for_selector("#task[data-phase]")
-    assert [skip.reason for skip in Work(database).skips(campaign.id)] == ["expertise"]
+    assert [skip.reason for skip in Submissions(database).skips(campaign.id)] == ["expertise"]
 
     press("?")
     assert page.is_visible("#keys")
@@ -265,7 +265,7 @@ def test_a_pair_and_what_an_answer_may_not_do(
     (row,) = _labels(database, campaign)
     assert _shown(row, row.label.submission.ranks) == [2, 1]
     assert row.label.submission.strength == 2
-    ann = next(one for one in People(database).list() if one.name == "ann")
+    ann = next(one for one in Accounts(database).list() if one.name == "ann")
     assert Queue(database).next(ann.id, campaign.id) is None
 
 
@@ -285,7 +285,7 @@ def _fits(page: Any, selector: str = "html") -> bool:
 def test_a_task_by_tap_alone_on_a_dark_tablet(
     page: Any, address: str, campaign: Campaign, database: Database
 ) -> None:
-    page.goto(f"{address}/invite/{People(database).invite('annotator', 'ann', 1, 'test')[1]}")
+    page.goto(f"{address}/invite/{Accounts(database).invite('annotator', 'ann', 1, 'test')[1]}")
     for button in ("button.big", "#accept"):
         assert _fits(page)
         with page.expect_navigation():

@@ -8,10 +8,10 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, NewTask, Submission
 from data.labels.store.database import Database
 from data.labels.web import own
@@ -43,7 +43,7 @@ def test_from_the_invite_to_the_next_task(
     second = ann.task(response.json()["next"])
     assert second.base != first.base
 
-    (row,) = Work(database).labels(campaign.id)
+    (row,) = Submissions(database).labels(campaign.id)
     shown = [row.assignment.task.new.completions[index] for index in row.assignment.order]
     assert shown == first.answers
     said = row.label.submission
@@ -122,10 +122,10 @@ def test_sending_twice_stores_once(ann: Any, campaign: Campaign, database: Datab
     page = ann.task("/")
     assert ann.send(page, "submit", **RATED, seconds=1.0).status_code == 200
     assert ann.send(page, "submit", **RATED, seconds=2.0).status_code == 200
-    assert len(list(Work(database).labels(campaign.id, revisions="all"))) == 1
+    assert len(list(Submissions(database).labels(campaign.id, revisions="all"))) == 1
     other = ann.send(page, "submit", tiers=[1, 1, 1], ratings=[1, 1, 1])
     assert other.status_code == 409
-    assert len(list(Work(database).labels(campaign.id, revisions="all"))) == 1
+    assert len(list(Submissions(database).labels(campaign.id, revisions="all"))) == 1
 
 
 def test_what_is_missing_is_told(ann: Any) -> None:
@@ -163,7 +163,7 @@ def test_a_label_is_revised_as_it_was_shown(
     assert shown.sheet["seconds"] == 140.0
     response = ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
     assert response.json() == {"next": f"/c/{campaign.id}/mine"}
-    rows = list(Work(database).labels(campaign.id, revisions="all"))
+    rows = list(Submissions(database).labels(campaign.id, revisions="all"))
     assert [row.label.revision for row in rows] == [1, 2]
     assert "revision 2" in ann.get(f"/c/{campaign.id}/mine").text
 
@@ -194,7 +194,7 @@ def test_a_correction_that_is_not_sent_yet_waits_on_the_server(
     assert stranger.get(where).status_code == 404
 
     # Nothing of it is a label until it is sent, and then it is gone.
-    assert len(list(Work(database).labels(campaign.id, revisions="all"))) == 1
+    assert len(list(Submissions(database).labels(campaign.id, revisions="all"))) == 1
     ann.send(shown, "revise", tiers=[2, 1, 1], ratings=[1, 2, 3])
     after = ann.task(where)
     assert after.sheet["tiers"] == [2, 1, 1] and "not sent yet" not in after.html
@@ -226,7 +226,7 @@ def test_a_skipped_task_does_not_come_back(
         ann.form(page.base, f"{page.base}/skip", reason="unclear")
     assert len(bases) == 3
     assert "Nothing left for you now" in ann.follow("/").text
-    assert [skip.reason for skip in Work(database).skips(campaign.id)] == ["unclear"] * 3
+    assert [skip.reason for skip in Submissions(database).skips(campaign.id)] == ["unclear"] * 3
     sent = ann.form("/account", f"{page.base}/skip", reason="no such reason")
     assert sent.status_code == 422
 
@@ -281,14 +281,14 @@ def test_pairs_have_a_strength(
         page = ann.task("/")
         assert ann.send(page, "submit", tiers=[1, 2]).status_code == 422
         assert ann.send(page, "submit", choice=choice).status_code == 200
-        said = Work(database).mine(_id(database), campaign.id, 1)[0]
+        said = Submissions(database).mine(_id(database), campaign.id, 1)[0]
         assert [said.label.submission.ranks[index] for index in said.assignment.order] == ranks
         assert said.label.submission.strength == strength
         assert ann.task(f"{page.base}/revise").sheet["choice"] == choice
 
 
 def _id(database: Database) -> str:
-    return next(one.id for one in People(database).list() if one.name == "ann")
+    return next(one.id for one in Accounts(database).list() if one.name == "ann")
 
 
 def test_own_figures_move_in_batches_that_do_not_tell_gold(
@@ -308,7 +308,8 @@ def test_own_figures_move_in_batches_that_do_not_tell_gold(
         given = Queue(database).next(me, mixed.id)
         assert given is not None
         ranks = list(range(1, len(given.order) + 1))
-        Work(database).submit(given.id, me, Submission(key=f"key {index}" + "x" * 16, ranks=ranks))
+        said = Submission(key=f"key {index}" + "x" * 16, ranks=ranks)
+        Submissions(database).submit(given.id, me, said)
         told.append(own.gold_agreement(database, me, mixed.id))
     assert all(one.pairs == 0 for one in told[:-1])
     assert told[-1].agreed == told[-1].pairs >= 3

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from data.errors import Interrupted, RecipeError, SourceError, UsageError
 from data.labels.annotators.gold import GoldJudge
 from data.labels.annotators.working import work_through
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.records import AnnotatorKind
 from data.labels.store.database import Database, open_database
 from data.records import Ranking, chat
@@ -232,7 +232,7 @@ def test_known_answers_qualify_people_and_are_no_rankings(
         metrics = rankings.run(context)
     assert metrics["n_labels"] == metrics["n_tasks"] == len(rows(context.folder))
     with store(tmp_path) as database:
-        campaign, person = Campaigns(database).list()[0], People(database).list()[0]
+        campaign, person = Campaigns(database).list()[0], Accounts(database).list()[0]
         from data.labels.campaign.queue import Queue
 
         status = Queue(database).qualification(person.id, campaign.id)
@@ -335,10 +335,10 @@ def test_reward_models_score_what_is_chosen_by_their_scores(
     context = make_context(settings(people), inputs)
     rankings.run(context)
     with store(tmp_path) as database:
-        from data.labels.campaign.submissions import Work
+        from data.labels.campaign.submissions import Submissions
 
         campaign = Campaigns(database).list()[0]
-        given = [row.assignment for row in Work(database).labels(campaign.id)]
+        given = [row.assignment for row in Submissions(database).labels(campaign.id)]
     assert given and {one.strategy for one in given} == {"disagreement"}
     for one in given:
         lengths = [len(text) for text in one.task.new.completions]

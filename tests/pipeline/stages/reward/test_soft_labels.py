@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.campaign.people import People
 from data.labels.campaign.queue import Queue
-from data.labels.campaign.submissions import Work
+from data.labels.campaign.submissions import Submissions
 from data.labels.records import CampaignSettings, NewTask, Submission
 from data.labels.store.database import open_database
 from data.records import chat
@@ -36,11 +36,11 @@ def run(tmp_path: Path) -> Iterator[Path]:
     tasks = [NewTask(f"t{n}", chat(f"say {n}"), list(pair)) for n, pair in enumerate(pairs)]
     Campaigns(database).add_tasks(campaign.id, tasks)
     for name in VOTERS:
-        who = People(database).add(name, "person").id
+        who = Accounts(database).add(name, "person").id
         while given := Queue(database).next(who, campaign.id):
             first_is_z = given.task.new.completions[0].startswith("z")
             ranks = [1, 2] if first_is_z != (name == "Dan") else [2, 1]
-            Work(database).submit(given.id, who, Submission(given.id, ranks))
+            Submissions(database).submit(given.id, who, Submission(given.id, ranks))
     database.close()
     yield folder
 

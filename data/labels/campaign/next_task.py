@@ -1,4 +1,4 @@
-"""The choice of one task for one annotator.
+"""The next task of one annotator.
 
 A plan is read first, without keeping others from writing; then its task is taken in a transaction
 that is as short as can be, with all that may have changed meanwhile checked again.
@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from data.labels.campaign import active_selection as selection
+from data.labels.campaign import active_selection
 from data.labels.campaign.qualification import qualification
 from data.labels.records import CampaignSettings, Purpose, Strategy
 from data.labels.store import rows, tables
@@ -84,7 +84,7 @@ class Plan:
         """Return the task that was drawn and its chance; one with slots has one less then."""
         tasks, weights = list(self.tasks), list(self.weights)
         while tasks:
-            index, probability = selection.draw(weights, rng)
+            index, probability = active_selection.draw(weights, rng)
             task_id = tasks.pop(index)
             weights.pop(index)
             if self.purpose != "label" or take_slot(connection, task_id, wait=False):
@@ -125,7 +125,7 @@ class Turn:
             special = self._repeat()
         if special is not None:
             return special
-        weights = selection.probabilities([row.priority for row in pool])
+        weights = active_selection.probabilities([row.priority for row in pool])
         return Plan("label", self.settings.strategy, [row.id for row in pool], weights)
 
     def _known_answer(self, purpose: Purpose) -> Plan | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from data.labels.agreement.habits import (
+from data.labels.agreement.annotator_behaviour import (
     Seen,
     first_shown_wins,
     longer_wins,

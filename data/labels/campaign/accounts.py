@@ -24,7 +24,7 @@ SESSION_HOURS = 7 * 24.0
 PASSWORD_LENGTH = range(12, 1025)
 """Characters; the upper end keeps hashing cheap."""
 
-# Every request asks for its session: the statement is built once, as in `choice`.
+# Every request asks for its session: the statement is built once, as in `next_task`.
 _SESSION = (
     sa.select(tables.sessions, *rows.ANNOTATOR)
     .join(tables.annotators, tables.sessions.c.annotator_id == tables.annotators.c.id)
@@ -37,7 +37,7 @@ _SESSION = (
 )
 
 
-class People:
+class Accounts:
     """The annotators of one database and their ways in."""
 
     def __init__(self, database: Database) -> None:
