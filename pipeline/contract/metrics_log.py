@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import TrainingError
-from data.storage import storage_errors
+from data.json_lines import append_json_lines
 from pipeline.contract.trackers import Trackers
 
 
@@ -45,8 +44,7 @@ class MetricsLog:
         if not self.enabled:
             return
         row = {"step": step, "seconds": round(time.monotonic() - self.started, 3), **metrics}
-        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_json_lines(self.path, [row])
         if self.trackers is not None:
             self.trackers.log(step, metrics)
 

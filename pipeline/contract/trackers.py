@@ -9,7 +9,6 @@ folder of its own.
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RecipeError, TrainingError
+from data.json_lines import read_json_lines
 from data.storage import storage_errors, write_atomically
 
 PROJECT = "rlhf-pipeline"
@@ -147,14 +147,10 @@ def rows_of(log: Path) -> frozenset[Row]:
     """Return step and metrics of each whole row of a metrics log."""
     if not log.is_file():
         return frozenset()
-    found = set()
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the process was killed while it wrote this
-            continue
-        found.add(_row(row["step"], {k: v for k, v in row.items() if k not in ("step", "seconds")}))
-    return frozenset(found)
+    return frozenset(
+        _row(row["step"], {k: v for k, v in row.items() if k not in ("step", "seconds")})
+        for row in read_json_lines(log)
+    )
 
 
 def _row(step: int, metrics: Mapping[str, object]) -> Row:

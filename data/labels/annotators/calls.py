@@ -20,6 +20,7 @@ from typing import Any
 
 from data.errors import LabelError, UsageError
 from data.http_json import RefusedError, UnansweredError, post_json
+from data.json_lines import append_json_lines, read_json_lines
 
 PASSING = (408, 409, 425, 429)
 """Statuses that another try may get over, beside all from 500 on."""
@@ -150,24 +151,15 @@ class Calls:
             self._answers[name] = text
             self._tokens += tokens
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_json_lines(self.log, [entry], sync=True)
 
     def _read_log(self) -> None:
         if not self.log.is_file():
             return
-        with self.log.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    name, text = str(entry["call"]), str(entry["answer"])
-                    tokens = int(entry["tokens"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line of a killed process: that call is made again
-                self._answers[name] = text
-                self._tokens += tokens
+        # Where a killed process left a broken line, that call is made again.
+        for entry in read_json_lines(self.log, skip_broken=True):
+            self._answers[entry["call"]] = entry["answer"]
+            self._tokens += entry["tokens"]
         self._begun = len(self._answers)
 
     def _post(self, body: bytes) -> bytes:

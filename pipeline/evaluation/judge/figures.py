@@ -4,19 +4,16 @@
 
     index, id, prompt, checkpoint, response, n_tokens, ended, kl, gold, proxy, assessment
 
-so `figures(read_samples(path), ...)` gives the report's numbers again, perplexity apart, which is
+so `figures([*read_json_lines(path)])` gives the report's numbers again, perplexity apart, which is
 measured on texts and not on samples.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from data.errors import ArtifactError
 from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
 from pipeline.evaluation.judge.diversity import distinct, repetition
 from pipeline.evaluation.judge.winrates import compare
@@ -27,30 +24,6 @@ MEANS = {"gold_reward": "gold", "proxy_reward": "proxy", "kl_to_reference": "kl"
 RESAMPLES = 2000
 SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignorance")
 """What the embedded world's judge says of an answer besides its score."""
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read `samples.jsonl`.
-
-    Raises:
-        ArtifactError: the file is missing, or a line is no JSON.
-    """
-    try:
-        # Not splitlines(): a text may hold other line separators than "\n".
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} can't be read ({error.strerror}); run evaluate again"
-        ) from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ArtifactError(
-                f"{path}:{number} is no JSON ({error}); restore the file or run evaluate again"
-            ) from error
-    return rows
 
 
 def figures(

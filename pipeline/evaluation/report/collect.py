@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from data.json_lines import read_json_lines
 from pipeline.contract.artifacts import Artifact, library_versions
 
 EVALUATION = "evaluation.json"
@@ -127,10 +128,7 @@ def read_metrics(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [row for row in rows if isinstance(row, dict)]
+    return [*read_json_lines(path)] if path.is_file() else []
 
 
 def without_nan(content: Any) -> Any:

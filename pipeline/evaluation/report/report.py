@@ -13,10 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from data.json_lines import read_json_lines
 from data.storage import storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.artifacts import Artifact
-from pipeline.evaluation.judge.figures import read_samples
 from pipeline.evaluation.judge.overlap import held_out
 from pipeline.evaluation.report import view
 from pipeline.evaluation.report.collect import collect, read_metrics
@@ -152,7 +152,7 @@ def _samples(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> li
     for stage, evaluation in report["evaluations"].items():
         rows = [
             {**row, "checkpoint": evaluation["checkpoints"][row["checkpoint"]]}
-            for row in read_samples(artifacts[stage].folder / "samples.jsonl")
+            for row in read_json_lines(artifacts[stage].folder / "samples.jsonl")
         ]
         groups += view.sample_groups(rows, seed=report["seed"] or 0)
     return groups

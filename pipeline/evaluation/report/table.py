@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.judge.figures import read_samples
+from data.json_lines import read_json_lines
 from pipeline.evaluation.report.view import prompt_text, sample_groups
 
 COUNT = 6
@@ -31,7 +31,7 @@ def answers_table(
     Raises:
         ArtifactError: there are no samples.
     """
-    groups = sample_groups(read_samples(folder / "samples.jsonl"), seed=seed, count=count)
+    groups = sample_groups([*read_json_lines(folder / "samples.jsonl")], seed=seed, count=count)
     terminal = sys.stdout.isatty() if terminal is None else terminal
     return _table(groups) if terminal else _lines(groups)
 

@@ -61,7 +61,8 @@ def train(
             outlets.write_samples(result.samples)
         for line in alarm_lines(begins, update=ppo.update):
             outlets.say(line)
-        outlets.write_alarms([alarm_row(n, r, update=ppo.update) for n, r in begins.items()])
+        if begins:
+            outlets.write_alarms([alarm_row(n, r, update=ppo.update) for n, r in begins.items()])
         outlets.advance(ppo.metrics)
         ending = {name: found for name, found in begins.items() if name not in START_CHECKS}
         ends = bool(ending) and ppo.hyper.doctor.on_alarm != "warn"

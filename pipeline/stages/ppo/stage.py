@@ -11,13 +11,12 @@ trunk), `samples.jsonl` (episodes with their scores, every so many updates), `me
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, RewardError, RolloutError, SourceError
-from data.storage import storage_errors
+from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
 from pipeline.stages.ppo.checks import check, check_processes
 from pipeline.stages.ppo.settings import PpoSettings
@@ -73,14 +72,15 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     )  # fmt: skip
     try_publishing(context, ppo)
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
+    append = append_json_lines if context.main_process else lambda path, rows: None
     context.resume.track(samples, alarms)
     if restore(ppo, context.resume):
         context.say(f"going on after update {ppo.update} of {settings.updates}")
     with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
         outlets = Outlets(
             log=context.metrics.log,
-            write_samples=lambda rows: _append(samples, rows) if context.main_process else None,
-            write_alarms=lambda rows: _append(alarms, rows) if context.main_process else None,
+            write_samples=partial(append, samples),
+            write_alarms=partial(append, alarms),
             say=context.say,
             advance=lambda m: bar.advance(
                 1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
@@ -182,14 +182,6 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
         return context.input(first)
     context.say(f"the value model starts from the policy, not from the reward model: {problem}")
     return context.input("policy")
-
-
-def _append(path: Path, rows: list[Mapping[str, object]]) -> None:
-    if not rows:
-        return
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 KIND = StageKind(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import Interrupted, SourceError
 from data.extras import FIGURES, STORE, require_packages
+from data.json_lines import append_json_lines, read_json_lines
 from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
 from data.labels.web.address import read_address
 from data.records import ENDED, Ranking, prompt_hash
@@ -29,7 +30,6 @@ from pipeline.stages.rankings.annotators import Workers
 from pipeline.stages.rankings.people_settings import database_place
 from pipeline.stages.rankings.sampling import (
     FILE,
-    append_rows,
     drawn,
     make_sampler,
     read_counts,
@@ -138,9 +138,7 @@ def _task_row(item: Unranked, model: str) -> dict[str, Any]:
 
 def read_tasks(path: Path) -> Iterator[NewTask]:
     """Yield the tasks of a `tasks.jsonl`."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield NewTask(**json.loads(line))
+    return (NewTask(**row) for row in read_json_lines(path))
 
 
 def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> list[NewTask]:
@@ -169,11 +167,10 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
         rows = [[[next(column) for _ in task.completions] for column in columns] for task in tasks]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         _free_memory()
-    with path.open(encoding="utf-8") as file:
-        return [
-            dataclasses.replace(task, scores=json.loads(line))
-            for task, line in zip(tasks, file, strict=True)
-        ]
+    return [
+        dataclasses.replace(task, scores=row)
+        for task, row in zip(tasks, read_json_lines(path), strict=True)
+    ]
 
 
 def _campaign(
@@ -353,5 +350,5 @@ def _write(
     parts, _ = export_parts(labels, written)
     path = context.folder / FILE
     path.unlink(missing_ok=True)
-    append_rows(path, map(json.loads, parts["rankings.jsonl"]))
+    append_json_lines(path, map(json.loads, parts["rankings.jsonl"]))
     return labels

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.errors import Interrupted, SourceError
+from data.json_lines import append_json_lines, read_json_lines
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
 from data.sources.read import ReadReport, read
-from data.storage import storage_errors
 from data.text.chat import render_prompt
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
@@ -115,7 +115,7 @@ def sample(
     with context.progress(total, "sampling", done=ready, unit="completions") as bar:
         for number in range(done, len(chunks)):
             items = _sample_chunk(context, sampler, chunks[number], number, bar.advance)
-            append_rows(path, rows_of(items))
+            append_json_lines(path, rows_of(items))
             if context.should_stop() and number + 1 < len(chunks):
                 save_counts(context, number + 1, sampler.counts)
                 raise Interrupted(
@@ -183,7 +183,7 @@ def copy_rankings(context: StageContext[RankingsSettings]) -> dict[str, Any]:
         rankings.append(record)
     if context.settings.limit is not None:
         rankings = drawn(rankings, context.settings.limit, context.seed)
-    append_rows(path, map(to_json, rankings))
+    append_json_lines(path, map(to_json, rankings))
     return summarise(rankings)
 
 
@@ -322,22 +322,13 @@ def _distinct(
     )
 
 
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a file of JSON lines."""
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
 def read_rankings(path: Path) -> Iterator[Ranking]:
     """Yield the rankings of a file of JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield Ranking(**json.loads(line))
+    return (Ranking(**row) for row in read_json_lines(path))
 
 
 def summarise(rankings: Iterable[Ranking]) -> dict[str, Any]:

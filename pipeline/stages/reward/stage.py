@@ -23,6 +23,7 @@ import json
 from typing import TYPE_CHECKING
 
 from data.errors import HandOverError, SourceError
+from data.json_lines import append_json_lines
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import (
@@ -208,9 +209,8 @@ def _judge(
     if context.main_process:
         write_atomically(context.folder / "quality.json", json.dumps(content, indent=2) + "\n")
         path = context.folder / "heldout.jsonl"
-        with storage_errors(path), path.open("w", encoding="utf-8") as file:
-            for row in pair_rows(sets):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        path.unlink(missing_ok=True)
+        append_json_lines(path, pair_rows(sets))
     return summary(content)
 
 

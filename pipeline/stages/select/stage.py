@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, SourceError
+from data.json_lines import append_json_lines
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import is_external
@@ -240,12 +241,12 @@ def _write_samples(
     ended: Sequence[bool],
     scores: Sequence[float],
 ) -> None:
-    path = context.folder / "samples.jsonl"
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        for prompt, text, whole, score in zip(prompts, texts, ended, scores, strict=True):
-            row: dict[str, Any] = {"checkpoint": name, "prompt": prompt, "response": text}
-            row |= {"ended": whole, "score": score}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    columns = ("prompt", "response", "ended", "score")
+    rows = (
+        {"checkpoint": name, **dict(zip(columns, row, strict=True))}
+        for row in zip(prompts, texts, ended, scores, strict=True)
+    )
+    append_json_lines(context.folder / "samples.jsonl", rows)
 
 
 def _publish(context: StageContext[SelectSettings], winner: Path, selection: Any) -> None:

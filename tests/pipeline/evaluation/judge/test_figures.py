@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from data.errors import ArtifactError
-from pipeline.evaluation.judge.figures import figures, read_samples
+from data.json_lines import read_json_lines
+from pipeline.evaluation.judge.figures import figures
 
 
 def row(index: int, checkpoint: str, **changes: Any) -> dict[str, Any]:
@@ -117,13 +118,13 @@ def test_samples_with_strange_line_separators_are_read_whole(tmp_path: Path) -> 
     path = tmp_path / "samples.jsonl"
     rows = [row(0, "sft", response="one\u2028two\x85three\nfour")]
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
-    assert read_samples(path) == rows
+    assert [*read_json_lines(path)] == rows
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text('{"index": 0}\nbroken\n')
     with pytest.raises(ArtifactError, match=r"samples\.jsonl:2"):
-        read_samples(path)
+        [*read_json_lines(path)]
     with pytest.raises(ArtifactError, match="can't be read"):
-        read_samples(tmp_path / "none.jsonl")
+        [*read_json_lines(tmp_path / "none.jsonl")]

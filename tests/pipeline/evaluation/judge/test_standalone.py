@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from data.errors import ArtifactError, UsageError
+from data.json_lines import read_json_lines
 from pipeline.contract.console import Console
 from pipeline.contract.settings import SourceSettings
-from pipeline.evaluation.judge.figures import read_samples
 from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
 from pipeline.generation.generate import Sampling
 
@@ -50,7 +50,7 @@ def test_a_stage_folder_is_judged_by_gold_on_the_worlds_prompts(
     assert results == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert results["checkpoints"]["mine"]["n"] == 4
     assert results["checkpoints"]["mine"]["gold_reward"] is not None
-    assert len(read_samples(tmp_path / "out" / "samples.jsonl")) == 4
+    assert len([*read_json_lines(tmp_path / "out" / "samples.jsonl")]) == 4
     assert not (tmp_path / "out" / "work").exists()
 
 

@@ -11,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, SourceError
+from data.json_lines import read_json_lines
 from pipeline.contract.settings import SourceSettings, references
 from pipeline.evaluation.judge import judge as engine
-from pipeline.evaluation.judge.figures import figures, read_samples
+from pipeline.evaluation.judge.figures import figures
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.evaluate.stage import KIND, check, run
 
@@ -106,7 +107,7 @@ def test_all_figures_come_out_and_recount_from_the_samples(
     }
     assert KIND.main_metric in metrics
 
-    rows = read_samples(context.folder / "samples.jsonl")
+    rows = [*read_json_lines(context.folder / "samples.jsonl")]
     assert len(rows) == 18
     again = figures(rows, resamples=50, seed=0)
     assert again["win_rates"] == results["win_rates"]
@@ -125,7 +126,7 @@ def test_samples_are_judged_by_the_world(
     context = make_context(settings, inputs(settings))
     run(context)
     judge = GoldAnnotator(0)
-    for row in read_samples(context.folder / "samples.jsonl"):
+    for row in [*read_json_lines(context.folder / "samples.jsonl")]:
         assert row["gold"] == judge.score(row["prompt"], row["response"])
         assert row["proxy"] is None
         assert row["assessment"]["outcome"]
@@ -138,7 +139,7 @@ def test_the_same_seed_gives_the_same_samples_and_neighbours_change_none(
         settings = settings_for({n: checkpoints[n] for n in names}, plain=[], **changes)
         context = make_context(settings, inputs(settings), tmp_path / folder)
         run(context)
-        rows = read_samples(context.folder / "samples.jsonl")
+        rows = [*read_json_lines(context.folder / "samples.jsonl")]
         return [row["response"] for row in rows if row["checkpoint"] == "ppo"]
 
     alone = samples("one", ("ppo",))
@@ -192,7 +193,7 @@ def test_work_of_other_settings_is_not_taken_over(
         settings = settings_for({"ppo": checkpoints["ppo"]}, max_new_tokens=tokens)
         context = make_context(settings, inputs(settings), tmp_path / "same")
         run(context)
-        rows = read_samples(context.folder / "samples.jsonl")
+        rows = [*read_json_lines(context.folder / "samples.jsonl")]
         assert max(row["n_tokens"] for row in rows) == tokens
 
 
@@ -227,7 +228,7 @@ def test_plain_prompts_and_a_rule(
     )
     context = make_context(settings, inputs(settings))
     metrics = run(context)
-    rows = read_samples(context.folder / "samples.jsonl")
+    rows = [*read_json_lines(context.folder / "samples.jsonl")]
     assert [row["prompt"] for row in rows] == ["The miller", "Ada"] * 2
     for row in rows:
         assert row["proxy"] == pytest.approx(-abs(len(row["response"].split()) - 3) / 3)
