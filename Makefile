@@ -10,9 +10,10 @@
 #   NANOCHAT     folder that holds nanochat's package, to pretrain beside it
 #   BENCH        further options of tests/benchmarks/run_all.py, such as --threads 2
 #
-# `make test-slow` runs the tests that take minutes:
+# `make test` runs the tests, and `make test-slow` those that take minutes:
 #
-#   TESTS        files of them to run alone
+#   WORKERS      processes that share the tests, each on one thread
+#   TESTS        files to run alone
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -25,7 +26,10 @@ PEERS_READY := $(PEERS)/.ready
 MODEL ?=
 NANOCHAT ?=
 BENCH ?=
+WORKERS ?= 2
 TESTS ?=
+# A file's tests stay on one worker, with what they share.
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-slow bench check format clean
 
@@ -33,10 +37,10 @@ demo: $(READY)
 	$(BIN)/rlhf run recipes/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST) $(TESTS)
 
 test-slow: $(READY)
-	$(BIN)/pytest -m slow $(TESTS)
+	$(PYTEST) -m slow $(TESTS)
 
 bench: $(READY) $(PEERS_READY)
 	$(BIN)/python tests/benchmarks/run_all.py --peer $(PEERS)/bin/python \

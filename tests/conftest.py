@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,8 +114,12 @@ def postgresql() -> Iterator[str]:
             connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
         engine.dispose()
         return
-    port = _debian_cluster()
+    # One process of the tests starts it, and the others wait until it answers.
+    with (Path(tempfile.gettempdir()) / "rlhf-test-postgresql.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        port = _debian_cluster()
     _psql(port, f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    _psql(port, f"ALTER ROLE {name} SET synchronous_commit = off")  # nothing here outlives a crash
     _psql(port, f"CREATE DATABASE {name} OWNER {name}")
     yield f"postgresql+psycopg://{name}:{password}@127.0.0.1:{port}/{name}"
     _psql(port, f"DROP DATABASE {name} WITH (FORCE)")
@@ -131,7 +137,6 @@ def _debian_cluster() -> str:
         _skip("PostgreSQL has no cluster: pg_createcluster 15 main")
     version, cluster, port, status = listed.stdout.split()[:4]
     if status != "online":
-        # Another run may start it at the same moment: what counts is that it answers.
         subprocess.run(["pg_ctlcluster", version, cluster, "start"], capture_output=True)
     _psql(port, "SELECT 1")
     return port
