@@ -2,13 +2,12 @@
 
 Works on one process or many through `accelerate`. The loss of a step is the summed cross-entropy
 of its tokens over their number in the whole step, so that neither micro-batches nor processes
-change it.
+change it. Shapes: B chunks of T tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,13 @@ from accelerate.utils import DistributedType
 from data.errors import ModelError, RecipeError
 from pipeline.contract.resume import load_state, save_state
 from pipeline.models.compile import require_compiler
+from pipeline.models.load import resolve_bf16
 from pipeline.training.accelerator import TrainingAccelerator, make_accelerator
 from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.objectives.causal import Documents, LmBatch, find_documents, summed_loss
 from pipeline.training.objectives.perplexity import batches_loss, perplexity_figures
 from pipeline.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
-from pipeline.training.schedule import Schedule, schedule_factor
+from pipeline.training.settings import LmSettings
 from pipeline.training.state import load_training_state, save_training_state
 from reward.network.short_attention import use_short_attention
 
@@ -35,43 +35,6 @@ if TYPE_CHECKING:
     from data.text.packing import PackedShards
 
 
-@dataclass(frozen=True)
-class LmHyperparameters:
-    """How to train; what the numbers are is the caller's choice.
-
-    Attributes:
-        steps: optimiser's steps in all.
-        batch_size: chunks of one step, over all processes.
-        micro_batch_size: chunks of one forward pass.
-        learning_rate: at the peak.
-        warmup: steps over which it rises.
-        schedule: its shape after that.
-        final_share: share of the peak it ends at.
-        weight_decay: AdamW's, on matrices alone.
-        betas: AdamW's.
-        epsilon: AdamW's.
-        max_gradient_norm: longer gradients are scaled down to it.
-        attend_across_documents: whether tokens of a chunk see the documents before theirs.
-        bf16: forward pass in bfloat16; weights stay float32.
-        compile: compile the model.
-    """
-
-    steps: int
-    batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    warmup: int = 0
-    schedule: Schedule = "cosine"
-    final_share: float = 0.1
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = 1e-8
-    max_gradient_norm: float = 1.0
-    attend_across_documents: bool = True
-    bf16: bool = False
-    compile: bool = False
-
-
 @dataclass
 class LmTrainer:
     """A causal language model in training.
@@ -79,19 +42,17 @@ class LmTrainer:
     Attributes:
         model: the bare model.
         train: chunks to learn.
-        hyper: how to train.
+        settings: how to train.
         seed: of the order of chunks.
         heldout: chunks it is judged on.
-        heldout_chunks: at most so many of them, spread evenly.
         accelerator: spreads the work over processes.
     """
 
     model: PreTrainedModel
     train: PackedShards
-    hyper: LmHyperparameters
+    settings: LmSettings
     seed: int
     heldout: PackedShards | None = None
-    heldout_chunks: int = 256
     accelerator: TrainingAccelerator = field(default_factory=lambda: make_accelerator(bf16=False))
 
     def __post_init__(self) -> None:
@@ -102,40 +63,36 @@ class LmTrainer:
             ModelError: the model is to be compiled, and no compiler is here; or it can't keep
                 documents apart, and shall.
         """
-        world = self.accelerator.num_processes
-        if self.hyper.batch_size % world:
+        settings, world = self.settings, self.accelerator.num_processes
+        if settings.batch_size % world:
             raise RecipeError(
-                f"batch_size {self.hyper.batch_size} can't be shared by {world} processes; make "
+                f"batch_size {settings.batch_size} can't be shared by {world} processes; make "
                 "it a multiple of their number"
             )
         if not (self._engine or self.accelerator.sharded):
             self.model.to(self.accelerator.device)  # here, since it is tried on a row first
-        optimizer = build_optimizer(
-            self.model,
-            learning_rate=self.hyper.learning_rate,
-            betas=self.hyper.betas,
-            epsilon=self.hyper.epsilon,
-            weight_decay=self.hyper.weight_decay,
-        )
+        self.steps = settings.total_steps(len(self.train))
+        self.bf16 = resolve_bf16(settings.bf16, self.accelerator.device)
+        optimizer = build_optimizer(self.model, settings)
         self.model.train()
         use_short_attention(self.model, self.accelerator.device)
-        self.apart = None if self.hyper.attend_across_documents else self._documents()
-        if self.hyper.compile:
+        self.apart = None if settings.attend_across_documents else self._documents()
+        if settings.compile:
             require_compiler(self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.forward = torch.compile(self.prepared) if self.hyper.compile else self.prepared
+        self.forward = torch.compile(self.prepared) if settings.compile else self.prepared
         self.parameters = [p for p in self.prepared.parameters() if p.requires_grad]
         self.order = ChunkOrder(len(self.train), seed=self.seed)
 
     def _documents(self) -> Documents:
-        found = find_documents(self.model, self.train.about.context_length)
-        if found is None:
+        documents = find_documents(self.model, self.train.about.context_length)
+        if documents is None:
             raise ModelError(
                 "attend_across_documents is false, but in a "
                 f"{type(self.model).__name__} documents of a chunk see each other whatever mask "
                 "it is given; set attend_across_documents: true or use another architecture"
             )
-        return found
+        return documents
 
     @property
     def _engine(self) -> bool:
@@ -148,19 +105,12 @@ class LmTrainer:
         Raises:
             TrainingError: loss or gradient is not finite; the weights are as before.
         """
-        rate = self.hyper.learning_rate * schedule_factor(
-            number,
-            total=self.hyper.steps,
-            warmup=self.hyper.warmup,
-            schedule=self.hyper.schedule,
-            final_share=self.hyper.final_share,
-        )
-        set_learning_rate(self.optimizer, rate)
-        batch = self._batch(number)
-        tokens = self._sum(batch.predicted())
+        rate = set_learning_rate(self.optimizer, self.settings, step=number, total=self.steps)
+        batch = self._batch(number)  # this process's B / processes chunks, T tokens each
+        tokens = self._sum(batch.predicted())  # of all processes, which the loss is a mean over
         nats = self._backward(batch, tokens)
         loss = self._sum(float(nats)) / tokens
-        norm = self._clip(loss, number + 1)
+        norm = self._clip(loss, number + 1)  # raises before the optimiser touches the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
@@ -172,33 +122,31 @@ class LmTrainer:
 
     def _batch(self, number: int) -> LmBatch:
         """Return this process's part of a step's chunks."""
-        mine = self.order.batch(number, self.hyper.batch_size)
-        mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
-        return chunk_batch(
-            [self.train[place] for place in mine],
-            apart=self.apart,
-        ).to(self.accelerator.device)
+        places = self.order.batch(number, self.settings.batch_size)
+        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        batch = chunk_batch([self.train[place] for place in mine], apart=self.apart)
+        return batch.to(self.accelerator.device)
 
     def _backward(self, batch: LmBatch, tokens: float) -> torch.Tensor:
         """Gather the gradient of the step's mean loss; return this process's summed loss."""
-        # Gradients are averaged over the processes, so each scales up to make it a sum.
+        # Gradients are averaged over processes, so each scales its own up to make it their sum.
         scale = self.accelerator.num_processes / tokens
         nats = torch.zeros((), device=self.accelerator.device)
-        size, rows = self.hyper.micro_batch_size, len(batch.tokens_BT)
+        size, rows = self._micro_batch_size, len(batch.tokens_BT)
         for start in range(0, rows, size):
+            # Gradients gather here until the last micro-batch; with it processes add theirs up.
             last = start + size >= rows
             self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps by this
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                with self._autocast():
+                with torch.autocast(nats.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     part = summed_loss(self.forward, batch.rows(start, start + size))
                 self.accelerator.backward(part * scale)
             nats += part.detach()
         return nats
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.hyper.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+    @property
+    def _micro_batch_size(self) -> int:
+        return self.settings.micro_batch_size or self.settings.batch_size
 
     def _sum(self, value: float) -> float:
         """Return the sum of a number over all processes."""
@@ -210,9 +158,9 @@ class LmTrainer:
     def _clip(self, loss: float, step: int) -> float:
         if not self._engine:
             return clip_gradients(
-                self.parameters, self.hyper.max_gradient_norm, loss=loss, step=step
+                self.parameters, self.settings.max_gradient_norm, loss=loss, step=step
             )
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.hyper.max_gradient_norm)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         if norm is None:  # the engine clips by itself
             return clip_gradients((), 1.0, loss=loss, step=step)
         clip_gradients((), 1.0, loss=loss + 0.0 * float(norm), step=step)
@@ -222,7 +170,7 @@ class LmTrainer:
         """Return held-out loss, perplexity and bits per byte."""
         assert self.heldout is not None, "nothing is held out"
         total = len(self.heldout)
-        count = min(total, self.heldout_chunks)
+        count = min(total, self.settings.heldout_chunks)
         places = [number * total // count for number in range(count)]
         # Processes may get unequal parts, so the wrapper, which waits for the others, stays out of
         # it; where weights are sharded, every process judges all.
@@ -230,7 +178,7 @@ class LmTrainer:
         if apart:
             places = places[self.accelerator.process_index :: self.accelerator.num_processes]
         model = self.model if apart and self.accelerator.num_processes > 1 else self.forward
-        nats, tokens = batches_loss(model, self._heldout(places), bf16=self.hyper.bf16)
+        nats, tokens = batches_loss(model, self._heldout(places), bf16=self.bf16)
         size = sum(self.heldout[place].text_bytes for place in places)
         if apart:
             nats, tokens, size = self._sum(nats), int(self._sum(tokens)), int(self._sum(size))
@@ -238,7 +186,7 @@ class LmTrainer:
 
     def _heldout(self, places: list[int]) -> Iterator[LmBatch]:
         assert self.heldout is not None
-        size = self.hyper.micro_batch_size
+        size = self._micro_batch_size
         for start in range(0, len(places), size):
             yield chunk_batch(
                 [self.heldout[place] for place in places[start : start + size]],
@@ -269,18 +217,3 @@ class LmTrainer:
             return None
         gathered: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.prepared)
         return gathered
-
-
-def total_steps(
-    *, steps: int | None, epochs: float | None, tokens: int | None, chunks: int,
-    context_length: int, batch_size: int,
-) -> int:  # fmt: skip
-    """Return the number of steps from whichever of steps, epochs and tokens is given.
-
-    >>> total_steps(steps=None, epochs=2, tokens=None, chunks=10, context_length=8, batch_size=4)
-    5
-    """
-    if steps is not None:
-        return steps
-    wanted = tokens / context_length if tokens is not None else (epochs or 1.0) * chunks
-    return max(1, math.ceil(wanted / batch_size))

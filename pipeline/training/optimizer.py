@@ -10,30 +10,40 @@ from torch import Tensor, nn
 
 from data.errors import TrainingError
 from pipeline.training.accelerator import whole
+from pipeline.training.schedule import schedule_factor
+from pipeline.training.settings import TrainingSettings
 
 
-def build_optimizer(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     """Return AdamW that decays matrices alone: no bias, gain of a norm, or other vector."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        fused=True,
+    )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, *, step: int, total: int
+) -> float:
+    """Set the learning rate of a step, counted from 0, and return it."""
+    rate = settings.learning_rate * schedule_factor(
+        step,
+        total=total,
+        warmup=round(settings.warmup_share * total),
+        schedule=settings.schedule,
+        final_share=settings.final_share,
+    )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = rate
+    return rate
 
 
 def clip_gradients(

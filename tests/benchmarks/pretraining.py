@@ -140,30 +140,32 @@ def timed(step: Callable[[], float]) -> dict[str, float]:
 def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     from data.text.packing import write_shards
     from pipeline.training.accelerator import make_accelerator
-    from pipeline.training.language_model import LmHyperparameters, LmTrainer
+    from pipeline.training.language_model import LmTrainer
+    from pipeline.training.settings import LmSettings
 
     rows = chunks(given)
     shards = write_shards(
         scratch / "train", rows, context_length=LENGTH, vocabulary_size=VOCABULARY
     )
-    hyper = LmHyperparameters(
-        steps=len(rows) // ROWS, batch_size=ROWS, micro_batch_size=given.micro,
-        learning_rate=1e-3, weight_decay=0.1, bf16=given.bf16, compile=given.compile,
+    settings = LmSettings(
+        kind="lm", steps=len(rows) // ROWS, batch_size=ROWS, micro_batch_size=given.micro,
+        learning_rate=1e-3, warmup_share=0.0, weight_decay=0.1, bf16=given.bf16,
+        compile=given.compile,
     )  # fmt: skip
     training = LmTrainer(
-        model=llama(), train=shards, hyper=hyper, seed=0,
+        model=llama(), train=shards, settings=settings, seed=0,
         accelerator=make_accelerator(bf16=given.bf16),
     )  # fmt: skip
 
     def step(number: int) -> float:
         return training.step(number)["train/loss"]
 
-    found = [timed(partial(step, n)) for n in range(hyper.steps)]
+    found = [timed(partial(step, n)) for n in range(training.steps)]
     if given.profile:
         from where_time_goes import tell_profile
 
         typical = statistics.median(row["seconds"] for row in found[1:])
-        last = hyper.steps - 1
+        last = training.steps - 1
         tell_profile(lambda: training.step(last), bf16=given.bf16, seconds=typical)
     return found
 

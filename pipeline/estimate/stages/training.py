@@ -141,8 +141,6 @@ def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int
 
 def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimator) -> StageCost:
     """Return the cost of a pretraining stage: logits of all positions, chunks of one length."""
-    from pipeline.training.language_model import total_steps
-
     cost = StageCost(stage, settings.kind, estimator.layout(stage))
     shape = estimator.shape(stage, stage)
     length, bf16 = settings.context_length, estimator.bf16(settings.bf16)
@@ -154,14 +152,7 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
             stage, settings.train, settings.tokenizer or settings.model or stage
         )
         chunks = max(1, int(read.rows * sum(read.whole()) / len(read.prompts) / length))
-    cost.steps = total_steps(
-        steps=settings.steps,
-        epochs=settings.epochs,
-        tokens=settings.tokens,
-        chunks=chunks,
-        context_length=length,
-        batch_size=settings.batch_size,
-    )
+    cost.steps = settings.total_steps(chunks)
     cost.parameters = {stage: shape.parameters}
     cost.phases = training_phases(
         shape,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
+    NonNegative,
     NonNegativeInt,
     Number,
     PositiveInt,
@@ -15,8 +16,8 @@ from pipeline.contract.settings import (
     SameResult,
     Share,
     SourceSettings,
-    StageSettings,
 )
+from pipeline.training.settings import LmSettings
 
 if TYPE_CHECKING:
     from pipeline.models.architectures import Shape
@@ -28,7 +29,7 @@ SHAPE = (
 )  # fmt: skip
 
 
-class PretrainSettings(StageSettings):
+class PretrainSettings(LmSettings):
     """Settings of a pretraining stage."""
 
     kind: Literal["pretrain"] = "pretrain"
@@ -61,60 +62,23 @@ class PretrainSettings(StageSettings):
     """Base of the rotary embedding (all but gpt2)."""
     initializer_range: PositiveNumber = 0.02
     """Standard deviation of the initial weights."""
-    context_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens of a chunk; a model from scratch has as many positions, or `positions`."""
     positions: PositiveInt | None = None
     """Longest input of a model from scratch, where its later stages need more than a chunk."""
-    attend_across_documents: bool = True
-    """Whether a token sees the documents before its own in the chunk; false is slower."""
-    steps: PositiveInt | None = None
-    """Optimiser's steps in all."""
-    epochs: PositiveNumber | None = None
-    """Passes over the text instead of `steps`; 1 when none of the three is given."""
-    tokens: PositiveInt | None = None
-    """Tokens to learn instead of `steps`."""
-    batch_size: PositiveInt = 32
-    """Chunks of one step, over all processes."""
-    micro_batch_size: Annotated[PositiveInt | None, SameResult()] = None
-    """Chunks of one forward pass; gradients gather until the batch is done."""
     learning_rate: PositiveNumber = 1e-3
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
     warmup_share: Share = 0.02
     """Share of the steps over which the learning rate rises."""
-    final_share: Share = 0.1
-    """Share of the peak that the schedule ends at."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.1
-    """AdamW's, on matrices alone."""
-    betas: tuple[Number, Number] = (0.9, 0.95)
-    """AdamW's."""
-    epsilon: PositiveNumber = 1e-8
-    """AdamW's."""
-    max_gradient_norm: PositiveNumber = 1.0
-    """Longer gradients are scaled down to it."""
-    bf16: bool | Literal["auto"] = "auto"
-    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
-    compile: Annotated[bool, SameResult()] = False
-    """Compile the model with torch.compile."""
-    gradient_checkpointing: Annotated[bool, SameResult()] = False
-    """Compute activations twice to save memory."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's, on matrices alone; GPT-3 and Llama: 0.1."""
     log_every: Annotated[PositiveInt, SameResult()] = 10
     """Steps between two lines of metrics."""
     evaluate_every: Annotated[NonNegativeInt, SameResult()] = 100
     """Steps between two looks at the held-out text; 0 for the end alone."""
-    heldout_chunks: PositiveInt = 256
-    """At most so many held-out chunks are looked at, spread evenly."""
     save_every: Annotated[NonNegativeInt, SameResult()] = 100
     """Steps between two resume states; 0 saves only when told to stop."""
-    trust_remote_code: bool = False
-    """Run code that the checkpoint carries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainSettings:
-        lengths = [k for k in ("steps", "epochs", "tokens") if getattr(self, k) is not None]
-        if len(lengths) > 1:
-            raise ValueError(f"{' and '.join(lengths)} contradict; give one of them")
         if self.model is None:
             self._check_shape()
         else:

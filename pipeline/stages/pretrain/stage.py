@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
-    from pipeline.training.language_model import LmHyperparameters, LmTrainer
+    from pipeline.training.language_model import LmTrainer
 
 
 def check(settings: PretrainSettings, hand: HandOver) -> None:
@@ -95,12 +95,11 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     trainer = LmTrainer(
         model=model,
         train=corpus.train,
-        hyper=_hyperparameters(settings, len(corpus.train)),
+        settings=settings,
         seed=context.seed,
         heldout=corpus.heldout,
-        heldout_chunks=settings.heldout_chunks,
     )
-    steps = trainer.hyper.steps
+    steps = trainer.steps
     learned = steps * settings.batch_size * settings.context_length
     context.say(
         f"{model.num_parameters():,} parameters, {steps:,} steps, {learned:,} tokens "
@@ -154,36 +153,6 @@ def _model(
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _hyperparameters(settings: PretrainSettings, chunks: int) -> LmHyperparameters:
-    from pipeline.models.load import pick_device, resolve_bf16
-    from pipeline.training.language_model import LmHyperparameters, total_steps
-
-    steps = total_steps(
-        steps=settings.steps,
-        epochs=settings.epochs,
-        tokens=settings.tokens,
-        chunks=chunks,
-        context_length=settings.context_length,
-        batch_size=settings.batch_size,
-    )
-    return LmHyperparameters(
-        steps=steps,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size or settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup=round(settings.warmup_share * steps),
-        schedule=settings.schedule,
-        final_share=settings.final_share,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        epsilon=settings.epsilon,
-        max_gradient_norm=settings.max_gradient_norm,
-        attend_across_documents=settings.attend_across_documents,
-        bf16=resolve_bf16(settings.bf16, pick_device()),
-        compile=settings.compile,
-    )
 
 
 def _save(

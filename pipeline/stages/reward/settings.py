@@ -16,11 +16,11 @@ from pipeline.contract.settings import (
     SameResult,
     Share,
     SourceSettings,
-    StageSettings,
 )
+from pipeline.training.settings import TrainingSettings
 
 
-class RewardSettings(StageSettings):
+class RewardSettings(TrainingSettings):
     """Settings of a reward stage."""
 
     kind: Literal["reward"] = "reward"
@@ -60,34 +60,14 @@ class RewardSettings(StageSettings):
     """Tokens of one forward pass, padding included; bounds the memory."""
     learning_rate: PositiveNumber = 9e-6
     """Peak learning rate; InstructGPT's for 6B."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; InstructGPT: cosine."""
-    final_share: Share = 0.1
-    """Share of the peak that the schedule ends at; InstructGPT: 0.1."""
-    warmup_share: Share = 0.03
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    """AdamW's, on matrices alone."""
-    betas: tuple[Number, Number] = (0.9, 0.95)
-    """AdamW's; InstructGPT: 0.9, 0.95."""
-    epsilon: PositiveNumber = 1e-8
-    """AdamW's."""
-    max_gradient_norm: PositiveNumber = 1.0
-    """Longer gradients are scaled down to it."""
-    bf16: bool | Literal["auto"] = "auto"
-    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
     lora: Lora | None = None
     """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
-    gradient_checkpointing: Annotated[bool, SameResult()] = False
-    """Compute activations twice to save memory."""
     compile: Annotated[bool, SameResult()] = False
     """Compile the layers with torch.compile: up to minutes at the start, a third less a step."""
     evaluate_every: Annotated[NonNegativeInt, SameResult()] = 50
     """Steps between two looks at the held-out rankings; 0 for none."""
     save_every: Annotated[NonNegativeInt, SameResult()] = 50
     """Steps between two resume states; 0 saves only when told to stop."""
-    trust_remote_code: bool = False
-    """Run code that the checkpoint carries."""
 
     @model_validator(mode="after")
     def _something_to_learn_and_to_judge(self) -> RewardSettings:

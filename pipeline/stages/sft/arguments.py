@@ -107,11 +107,6 @@ def trainer_arguments(
         per_device_train_batch_size=shape[0],
         gradient_accumulation_steps=shape[1],
         num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        adam_epsilon=settings.epsilon,
         max_grad_norm=settings.max_gradient_norm,
     )
     # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.

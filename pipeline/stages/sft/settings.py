@@ -15,15 +15,15 @@ from pipeline.contract.settings import (
     SameResult,
     Share,
     SourceSettings,
-    StageSettings,
 )
+from pipeline.training.settings import TrainingSettings
 
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
 WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""
 
 
-class SftSettings(StageSettings):
+class SftSettings(TrainingSettings):
     """Settings of supervised fine-tuning."""
 
     kind: Literal["sft"] = "sft"
@@ -58,28 +58,10 @@ class SftSettings(StageSettings):
     """Those of one forward pass of one process; all at once when not given."""
     learning_rate: PositiveNumber = 9.65e-6
     """Peak learning rate; InstructGPT's for 1.3B and 6B, smaller models want more."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; InstructGPT: cosine."""
-    final_share: Share = 0.1
-    """Share of the peak that the schedule ends at; InstructGPT: 0.1."""
-    warmup_share: Share = 0.03
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    """AdamW's, on matrices alone."""
-    betas: tuple[Number, Number] = (0.9, 0.95)
-    """AdamW's; InstructGPT: 0.9, 0.95."""
-    epsilon: PositiveNumber = 1e-8
-    """AdamW's."""
-    max_gradient_norm: PositiveNumber = 1.0
-    """Longer gradients are scaled down to it."""
     dropout: DropoutShare = 0.0
     """Dropout of what each attention and feed-forward block adds; InstructGPT: 0.2."""
     group_by_length: bool = True
     """Batches of rows of similar length, which saves padding."""
-    bf16: bool | Literal["auto"] = "auto"
-    """Forward pass in bfloat16; "auto" where the hardware has it. Weights stay float32."""
-    gradient_checkpointing: Annotated[bool, SameResult()] = False
-    """Compute activations twice to save memory."""
     candidates: PositiveInt = 1
     """Checkpoints at equal distances, the last step among them, to choose from."""
     evaluate_every: Annotated[NonNegativeInt, SameResult()] = 0
@@ -88,8 +70,6 @@ class SftSettings(StageSettings):
     """Steps between two lines of metrics."""
     save_every: Annotated[NonNegativeInt, SameResult()] = 200
     """Steps between two resume states; 0 saves at candidates and when told to stop."""
-    trust_remote_code: bool = False
-    """Run code that the checkpoint carries."""
 
     @property
     def no_dropout(self) -> bool:

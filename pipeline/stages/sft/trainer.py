@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -48,6 +48,7 @@ from pipeline.training.accelerator import (
     whole_optimizer_state,
     whole_state,
 )
+from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
@@ -192,6 +193,13 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         return self.order
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimiser of the settings."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = build_optimizer(model, self.context.settings)
+        return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

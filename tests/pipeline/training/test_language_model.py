@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data.errors import ModelError, RecipeError, TrainingError
 from data.text.packing import PackedShards, write_shards
 from pipeline.training.corpus import ChunkOrder, chunk_batch, is_heldout
-from pipeline.training.language_model import LmHyperparameters, LmTrainer, total_steps
+from pipeline.training.language_model import LmTrainer
 from pipeline.training.objectives.causal import (
     IGNORED,
     Documents,
@@ -23,14 +23,18 @@ from pipeline.training.objectives.causal import (
     next_token_logits,
     summed_loss,
 )
+from pipeline.training.settings import LmSettings
 
 
 def test_total_steps_by_hand() -> None:
-    size = {"chunks": 10, "context_length": 8, "batch_size": 4}
-    assert total_steps(steps=7, epochs=None, tokens=None, **size) == 7
-    assert total_steps(steps=None, epochs=None, tokens=None, **size) == 3
-    assert total_steps(steps=None, epochs=0.1, tokens=None, **size) == 1
-    assert total_steps(steps=None, epochs=None, tokens=65, **size) == 3
+    def steps(**length: Any) -> int:
+        size: dict[str, Any] = {"context_length": 8, "batch_size": 4, "learning_rate": 1e-3}
+        return LmSettings(kind="lm", **size, **length).total_steps(chunks=10)
+
+    assert steps(steps=7) == 7
+    assert steps() == 3
+    assert steps(epochs=0.1) == 1
+    assert steps(tokens=65) == 3
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32))
@@ -137,13 +141,14 @@ def make_trainer(
         values: dict[str, Any] = {
             "steps": 6,
             "batch_size": 4,
-            "micro_batch_size": 4,
             "learning_rate": 1e-2,
+            "warmup_share": 0.0,
             "weight_decay": 0.1,
+            "bf16": False,
         }
-        hyper = LmHyperparameters(**(values | changes))
+        settings = LmSettings(kind="lm", **(values | changes))
         model = tiny_policy(tiny_tokenizer(), seed=1)
-        return LmTrainer(model, shards, hyper, seed=3, heldout=shards)
+        return LmTrainer(model, shards, settings, seed=3, heldout=shards)
 
     return build
 
@@ -153,15 +158,11 @@ def test_an_architecture_that_mixes_documents_is_refused(shards: PackedShards) -
 
     torch.manual_seed(0)
     model = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2))
-    hyper: dict[str, Any] = {
-        "steps": 1,
-        "batch_size": 1,
-        "micro_batch_size": 1,
-        "learning_rate": 1e-3,
-    }
-    LmTrainer(model, shards, LmHyperparameters(**hyper), seed=0)
+    settings = LmSettings(kind="lm", steps=1, batch_size=1, learning_rate=1e-3)
+    LmTrainer(model, shards, settings, seed=0)
+    apart = settings.model_copy(update={"attend_across_documents": False})
     with pytest.raises(ModelError, match=r"BloomForCausalLM .* attend_across_documents: true"):
-        LmTrainer(model, shards, LmHyperparameters(**hyper, attend_across_documents=False), seed=0)
+        LmTrainer(model, shards, apart, seed=0)
 
 
 def test_chunks_hold_whole_documents_and_separators(shards: PackedShards) -> None:

@@ -18,7 +18,10 @@ from pipeline.contract.settings import StageSettings
 from pipeline.training.loop import Rhythm, run_loop
 from pipeline.training.optimizer import build_optimizer, clip_gradients
 from pipeline.training.schedule import schedule_factor
+from pipeline.training.settings import TrainingSettings
 from pipeline.training.state import load_training_state, save_training_state
+
+SETTINGS = TrainingSettings(kind="x", learning_rate=0.1)
 
 
 def test_schedules_by_hand() -> None:
@@ -51,7 +54,7 @@ def test_a_schedule_stays_between_zero_and_the_peak(
 
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    optimizer = build_optimizer(model, learning_rate=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(model, SETTINGS.model_copy(update={"weight_decay": 0.5}))
     decayed, rest = optimizer.param_groups
     assert decayed["weight_decay"] == 0.5 and decayed["params"] == [model[0].weight]
     assert rest["weight_decay"] == 0.0 and len(rest["params"]) == 3
@@ -77,22 +80,22 @@ def test_what_is_not_finite_is_refused(gradient: float, loss: float, told: str) 
 
 def test_state_keeps_weights_and_random_numbers(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(model, learning_rate=0.1)
+    optimizer = build_optimizer(model, SETTINGS)
     save_training_state(tmp_path, model, optimizer)
     drawn = torch.rand(3)
     other = torch.nn.Linear(2, 2)
-    load_training_state(tmp_path, other, build_optimizer(other, learning_rate=0.1))
+    load_training_state(tmp_path, other, build_optimizer(other, SETTINGS))
     assert torch.equal(torch.rand(3), drawn)
     assert torch.equal(model.weight, other.weight)
 
 
 def test_a_process_that_is_new_keeps_its_random_state(tmp_path: Path) -> None:
     model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    save_training_state(tmp_path, model, build_optimizer(model, learning_rate=0.1), rank=0)
+    save_training_state(tmp_path, model, build_optimizer(model, SETTINGS), rank=0)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load_training_state(tmp_path, other, build_optimizer(other, learning_rate=0.1), rank=1)
+    load_training_state(tmp_path, other, build_optimizer(other, SETTINGS), rank=1)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(model.weight, other.weight)
 
