@@ -108,11 +108,14 @@ def require_scores(scores: Any, *, count: int, origin: str) -> list[float]:
     found = []
     for place, score in enumerate(given):
         number = score.item() if hasattr(score, "item") else score
-        if not isinstance(number, Real):
+        try:
+            if not isinstance(number, Real):
+                raise TypeError("no number")
+            found.append(float(number))
+        except (TypeError, OverflowError):  # an int may be larger than any float
             raise RewardError(
                 f"{origin} gave {number!r:.40} for response {place} of {count}; a number is needed"
-            )
-        found.append(float(number))
+            ) from None
     return found
 
 

@@ -10,12 +10,9 @@ development mode rules it, so that it belongs on the loopback address or a netwo
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import shlex
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.errors import RolloutError
+from data.http_json import HttpError, UnansweredError, WrongAnswerError, ask_json
 from pipeline.generation.generate import Sample
 
 LOGPROBS_MODE = "processed_logprobs"
@@ -30,9 +28,6 @@ LOGPROBS_MODE = "processed_logprobs"
 EXTENSION = Path(__file__).with_name("served")
 """Folder of what the server imports."""
 KEPT = "the run's state is kept: run again to go on from it"
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""No proxy between trainer and server, whatever the environment says."""
 
 
 def serve_command(url: str, model: str | Path) -> str:
@@ -77,7 +72,7 @@ class VllmServer:
 
     Attributes:
         url: its address.
-        timeout: seconds without an answer after which a request has failed.
+        timeout: seconds that a request may take.
         model: folder of the policy's start, for the command that starts a server.
     """
 
@@ -189,31 +184,18 @@ class VllmServer:
         Raises:
             RolloutError: there is none.
         """
-        request = urllib.request.Request(
-            self.url.rstrip("/") + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
+        sent = None if body is None else json.dumps(body).encode()
         try:
-            with _OPENER.open(request, timeout=self.timeout) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                told = error.read(300).decode("utf-8", "replace").strip()
-            if error.code == 404 and not path.startswith("/v1/completions"):
+            # No proxy between trainer and server, whatever the environment says.
+            return ask_json(self.url.rstrip("/") + path, sent, timeout=self.timeout, proxies=False)
+        except WrongAnswerError as failure:
+            raise self.wrong(f"answered {path} with {failure}, not with JSON") from None
+        except HttpError as failure:
+            if failure.status == 404 and not path.startswith("/v1/completions"):
                 raise self.wrong(f"has no {path}") from None
-            refusal = f"status {error.code} {error.reason}{f' ({told})' if told else ''}"
-            raise self.wrong(f"{what or f'refused {path}'}: {refusal}") from None
-        except TimeoutError as error:
-            raise self._slow(path) from error
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise self._slow(path) from error
-            raise self._dead(str(error.reason)) from error
-        except ValueError as error:
-            raise self.wrong(f"answered {path} with something else than JSON") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._dead(f"{type(error).__name__} {error}".strip()) from error
+            if failure.status is not None or not isinstance(failure, UnansweredError):
+                raise self.wrong(f"{what or f'refused {path}'}: {failure}") from None
+            raise (self._slow(path) if failure.slow else self._dead(str(failure))) from failure
 
     def _dead(self, told: str) -> RolloutError:
         return RolloutError(

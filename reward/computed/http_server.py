@@ -2,30 +2,25 @@
 
 The server is sent `{"prompts": [...], "responses": [...]}` as JSON by POST, a prompt being a text
 or a list of messages, and answers `{"scores": [...]}`, one number a response. Where it is known
-whether the responses ended by themselves, `"ended": [...]` says so of each. What may pass (no
-connection, a time-out, status 408, 425, 429 or 5xx) is tried again after 1, 2, 4 ... seconds,
-at most 30, or as many as the server asks for by `Retry-After`; anything else is an error at once.
+whether the responses ended by themselves, `"ended": [...]` says so of each. What may pass is tried
+again, see `data.http_json`; anything else is an error at once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
-from data.http_json import RefusedError, UnansweredError, post_json
+from data.http_json import RefusedError, UnansweredError, WrongAnswerError, ask_json
 from reward.scorer import Facts, require_same_length, require_scores
 
 if TYPE_CHECKING:
     from data.records import Prompt
-
-PASSING = (408, 425, 429)
-LONGEST_WAIT = 30.0
-"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,10 @@ class Endpoint:
 
     Attributes:
         url: where requests are sent.
-        timeout: seconds without an answer after which a try has failed.
+        timeout: seconds that one try may take.
         retries: further tries after the first.
         batch_size: responses of one request.
         name: what reports call it.
-        wait: sleeps so many seconds.
     """
 
     url: str
@@ -46,7 +40,6 @@ class Endpoint:
     retries: int = 5
     batch_size: int = 64
     name: str = "endpoint"
-    wait: Callable[[float], None] = time.sleep
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Return the server's score of each response, without facts."""
@@ -74,40 +67,32 @@ class Endpoint:
         return scores
 
     def _request(self, content: dict[str, list[Any]]) -> list[float]:
+        origin = f"the reward server at url {self.url}"
         body = json.dumps(content).encode()
         try:
-            answer = post_json(
-                self.url,
-                body,
-                timeout=self.timeout,
-                retries=self.retries,
-                passing=PASSING,
-                longest_wait=LONGEST_WAIT,
-                wait=self.wait,
-            )
+            answer = ask_json(self.url, body, timeout=self.timeout, retries=self.retries)
         except UnansweredError as failure:
             raise RewardError(
-                f"the reward server {self.url} gave no scores in {self.retries + 1} tries, "
-                f"the last time: {failure}; look at the server, what was trained is kept"
+                f"{origin} gave no scores in {self.retries + 1} tries, the last time: {failure}; "
+                "look at the server, what was trained is kept"
             ) from failure
         except RefusedError as failure:
             raise RewardError(
-                f"the reward server {self.url} refused: {failure}; it takes POST of "
+                f"{origin} refused: {failure}; it takes POST of "
                 '{"prompts": [...], "responses": [...]}'
             ) from failure
-        return self._scores(answer, len(content["responses"]))
-
-    def _scores(self, answer: bytes, count: int) -> list[float]:
-        origin = f"the reward server {self.url}"
-        try:
-            content: Any = json.loads(answer)
-            given = content["scores"]
-        except (ValueError, TypeError, KeyError) as error:
-            shown = answer[:80].decode("utf-8", "replace")
-            raise RewardError(
-                f'{origin} answered {shown!r} where {{"scores": [...]}} is needed'
-            ) from error
-        scores = require_scores(given, count=count, origin=origin)
+        except WrongAnswerError as failure:
+            raise RewardError(_not_scores(origin, failure)) from failure
+        if not isinstance(answer, dict) or "scores" not in answer:
+            raise RewardError(_not_scores(origin, reprlib.repr(answer)))
+        scores = require_scores(answer["scores"], count=len(content["responses"]), origin=origin)
+        # A function in Python may answer True for 1; what a server means by true nobody knows.
+        if any(isinstance(score, bool) for score in answer["scores"]):
+            raise RewardError(f"{origin} gave true or false for a score; a number is needed")
         if not all(math.isfinite(score) for score in scores):
             raise RewardError(f"{origin} gave a score that is not finite; look at the server")
         return scores
+
+
+def _not_scores(origin: str, shown: object) -> str:
+    return f'{origin} answered {shown} where {{"scores": [...]}} is needed'

@@ -11,23 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import LabelError, UsageError
-from data.http_json import RefusedError, UnansweredError, post_json
+from data.http_json import RefusedError, UnansweredError, WrongAnswerError, ask_json
 from data.json_lines import append_json_lines, read_json_lines
-
-PASSING = (408, 409, 425, 429)
-"""Statuses that another try may get over, beside all from 500 on."""
-LONGEST_WAIT = 60.0
-"""Seconds between two tries, at most."""
-MOST_BYTES = 4 << 20
-"""Of an answer that is read."""
 
 
 class BudgetSpentError(LabelError):
@@ -56,9 +50,8 @@ class Calls:
         key_variable: environment variable that holds the service's key; none is sent without.
         max_calls: calls that may be made in all.
         max_tokens: tokens, in and out, after which no call is made any more.
-        timeout: seconds without an answer after which a try has failed.
-        retries: further tries after the first, after 1, 2, 4 ... seconds.
-        wait: sleeps so many seconds.
+        timeout: seconds that one try may take.
+        retries: further tries after the first, see `data.http_json`.
 
     Raises:
         UsageError: the variable is not set.
@@ -75,12 +68,11 @@ class Calls:
         max_tokens: int | None = None,
         timeout: float = 60.0,
         retries: int = 5,
-        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url = url.rstrip("/") + "/chat/completions"
         self.model, self.log = model, log
         self.max_calls, self.max_tokens = max_calls, max_tokens
-        self.timeout, self.retries, self.wait = timeout, retries, wait
+        self.timeout, self.retries = timeout, retries
         self._headers: dict[str, str] = {}
         if key_variable is not None:
             if not os.environ.get(key_variable):
@@ -121,8 +113,7 @@ class Calls:
             self._begin()
         started = time.monotonic()
         try:
-            answer = self._post(body)
-            text, tokens = self._parsed(answer, request)
+            text, tokens = self._parsed(self._post(body), request)
         except BaseException:
             with self._lock:
                 self._begun -= 1
@@ -162,41 +153,39 @@ class Calls:
             self._tokens += entry["tokens"]
         self._begun = len(self._answers)
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, body: bytes) -> Any:
         try:
-            return post_json(
+            return ask_json(
                 self.url,
                 body,
                 headers=self._headers,
                 timeout=self.timeout,
                 retries=self.retries,
-                passing=PASSING,
-                longest_wait=LONGEST_WAIT,
-                wait=self.wait,
-                most_bytes=MOST_BYTES,
             )
         except UnansweredError as failure:
             raise LabelError(
-                f"the judge {self.url} gave no answer in {self.retries + 1} tries, the last time: "
-                f"{failure}; look at the server, all labels are kept"
+                f"the judge at url {self.url} gave no answer in {self.retries + 1} tries, the last "
+                f"time: {failure}; look at the server, all labels are kept"
             ) from failure
         except RefusedError as failure:
-            raise CallRefusedError(f"the judge {self.url} refused: {failure}") from failure
+            raise CallRefusedError(f"the judge at url {self.url} refused: {failure}") from failure
+        except WrongAnswerError as failure:
+            raise self._no_completion(failure) from failure
 
-    def _parsed(self, answer: bytes, request: Mapping[str, Any]) -> tuple[str, int]:
+    def _parsed(self, answer: Any, request: Mapping[str, Any]) -> tuple[str, int]:
         try:
-            content = json.loads(answer)
-            text = content["choices"][0]["message"]["content"]
-            usage = content.get("usage") or {}
-            tokens = usage.get("total_tokens")
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            text = answer["choices"][0]["message"]["content"]
+            tokens = (answer.get("usage") or {}).get("total_tokens")
+        except (TypeError, KeyError, IndexError, AttributeError):
             text = None
         if not isinstance(text, str):
-            shown = answer[:80].decode("utf-8", "replace")
-            raise LabelError(
-                f"the judge {self.url} answered {shown!r}, no chat completion of the OpenAI form"
-            )
+            raise self._no_completion(reprlib.repr(answer))
         if not isinstance(tokens, int) or tokens < 0:
             # Not every server counts; four bytes a token is the usual rule of thumb.
             tokens = (len(json.dumps(request["messages"])) + len(text)) // 4
         return text, tokens
+
+    def _no_completion(self, shown: object) -> LabelError:
+        return LabelError(
+            f"the judge at url {self.url} answered {shown}, no chat completion of the OpenAI form"
+        )

@@ -76,13 +76,16 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-def endpoint(url: str, waits: list[float] | None = None, **changes: Any) -> Endpoint:
-    return Endpoint(url, wait=(waits if waits is not None else []).append, **changes)
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr("data.http_json.sleep", waited.append)
+    return waited
 
 
 def test_a_server_scores_in_batches(serve: Serve) -> None:
     server = serve()
-    scorer = endpoint(server.url, batch_size=2)
+    scorer = Endpoint(server.url, batch_size=2)
     assert isinstance(scorer, Scorer)
     assert scorer.score([CHAT, "b", "c"], ["one", "", "três"]) == [3.0, 0.0, 4.0]
     assert server.requests == [
@@ -92,20 +95,18 @@ def test_a_server_scores_in_batches(serve: Serve) -> None:
     assert scorer.score([], []) == []
 
 
-def test_a_server_that_fails_twice_is_asked_again(serve: Serve) -> None:
-    waits: list[float] = []
+def test_a_server_that_fails_twice_is_asked_again(serve: Serve, waits: list[float]) -> None:
     server = serve((503, {"Retry-After": "7"}, b"busy"), (0, {}, b""))
-    assert endpoint(server.url, waits).score(["a"], ["four"]) == [4.0]
+    assert Endpoint(server.url).score(["a"], ["four"]) == [4.0]
     assert waits == [7.0, 2.0] and len(server.requests) == 3
 
 
-def test_waits_double_and_end(serve: Serve) -> None:
-    waits: list[float] = []
+def test_waits_double_and_end(serve: Serve, waits: list[float]) -> None:
     server = serve(*[(500, {}, b"out of memory")] * 8)
     with pytest.raises(RewardError, match=r"no scores in 8 tries.*status 500.*out of memory"):
-        endpoint(server.url, waits, retries=7).score(["a"], ["b"])
-    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-    assert endpoint(server.url).score(["a"], ["b"]) == [1.0]  # it is back
+        Endpoint(server.url, retries=7).score(["a"], ["b"])
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert Endpoint(server.url).score(["a"], ["b"]) == [1.0]  # it is back
 
 
 def test_a_dead_server_is_told_with_the_way_out() -> None:
@@ -113,17 +114,16 @@ def test_a_dead_server_is_told_with_the_way_out() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
     with pytest.raises(RewardError, match=r"in 2 tries.*refused; look at the server"):
-        endpoint(url, retries=1).score(["a"], ["b"])
+        Endpoint(url, retries=1).score(["a"], ["b"])
 
 
-def test_a_server_that_does_not_answer_in_time_counts_as_failed() -> None:
-    waits: list[float] = []
+def test_a_server_that_does_not_answer_in_time_counts_as_failed(waits: list[float]) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with pytest.raises(RewardError, match=r"in 2 tries.*timed out"):
-            endpoint(url, waits, retries=1, timeout=0.2).score(["a"], ["b"])
+            Endpoint(url, retries=1, timeout=0.2).score(["a"], ["b"])
     assert waits == [1.0]
 
 
@@ -138,13 +138,18 @@ def test_a_server_that_does_not_answer_in_time_counts_as_failed() -> None:
         (200, b'{"scores": [1, 2]}', r"gave 2 scores for 1 responses"),
         (200, b'{"scores": [null]}', r"gave None for response 0"),
         (200, b'{"scores": [NaN]}', r"not finite"),
+        (200, b'{"scores": [true]}', r"url http.* gave true or false"),
+        (200, b'{"scores": [1' + b"0" * 400 + b"]}", r"url http.* gave 1000"),
+        (200, b'{"scores": ' + b"[" * 900 + b"]" * 900 + b"}", r"gave \[\[.* for response 0"),
+        (200, b'{"score": ' + b"[" * 900 + b"]" * 900 + b"}", r"url http.* answered \{'score'"),
+        (200, b"[" * 100_000, r"url http.* answered '\[\["),
+        (307, b"", r"url http.* refused: status 307"),
     ],
 )
 def test_what_no_retry_mends_is_an_error_at_once(
-    serve: Serve, status: int, answer: bytes, expected: str
+    serve: Serve, waits: list[float], status: int, answer: bytes, expected: str
 ) -> None:
-    waits: list[float] = []
     server = serve((status, {}, answer))
     with pytest.raises(RewardError, match=expected):
-        endpoint(server.url, waits).score(["a"], ["b"])
+        Endpoint(server.url).score(["a"], ["b"])
     assert waits == [] and len(server.requests) == 1

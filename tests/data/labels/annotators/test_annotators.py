@@ -198,11 +198,8 @@ def prefers_seven(text: str) -> str:
 
 
 def judge(url: str, log: Path, **options: Any) -> ModelJudge:
-    waits: list[float] = []
-    calls = Calls(url, "m", log=log, wait=waits.append, timeout=10, **options)
-    found = ModelJudge("judge", calls, guidelines="Be kind.", concurrency=2)
-    found.waits = waits  # type: ignore[attr-defined]
-    return found
+    calls = Calls(url, "m", log=log, timeout=10, **options)
+    return ModelJudge("judge", calls, guidelines="Be kind.", concurrency=2)
 
 
 def test_a_judge_ranks_what_it_says_in_both_orders(database: Database, tmp_path: Path) -> None:
@@ -250,14 +247,17 @@ def test_a_call_is_made_once(database: Database, tmp_path: Path) -> None:
     assert said(database, of) == [[2, 1, 2]] * 2
 
 
-def test_a_failing_server_is_asked_again_and_then_told(database: Database, tmp_path: Path) -> None:
+def test_a_failing_server_is_asked_again_and_then_told(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("data.http_json.sleep", waits.append)
     of = campaign(database, sums(1), mode="rank")
     model = Model(prefers_seven)
     model.failures = [429, 503]
     with served(model) as url:
-        patient = judge(url, tmp_path / "calls.jsonl")
-        assert work_through(database, of, patient) == 1
-        assert patient.waits  # type: ignore[attr-defined]
+        assert work_through(database, of, judge(url, tmp_path / "calls.jsonl")) == 1
+        assert waits
         model.failures = [500] * 50
         with pytest.raises(LabelError, match="no answer in 3 tries"):
             judge(url, tmp_path / "other.jsonl", retries=2).calls.ask([])
