@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from data.errors import RlhfError, StorageError
@@ -33,6 +36,8 @@ _UNNUMBERED = re.compile(
 )
 """Errors of writing that keep the system's own to themselves."""
 _LEFTOVER = ".*.tmp"
+_SETTLED_NS = 100_000_000
+"""Age at which a file's times tell any further change; the clock they go by ticks each 10 ms."""
 
 
 @contextlib.contextmanager
@@ -208,3 +213,31 @@ def _umask() -> int:
     current = os.umask(0o077)
     os.umask(current)
     return current
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex; a process reads it again only once it has changed.
+
+    That it has not changed is told by its inode, size and times, unless it is so young that a
+    change might leave them as they are.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    # Looked at before it is read: what changes meanwhile no longer fits these facts, and is read
+    # again the next time.
+    facts = path.stat()
+    if time.time_ns() - facts.st_mtime_ns < _SETTLED_NS:
+        return _read_sha256(path)
+    known_by = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return _known_sha256(path, known_by)
+
+
+@lru_cache(maxsize=4096)
+def _known_sha256(path: Path, known_by: tuple[int, ...]) -> str:
+    return _read_sha256(path)
+
+
+def _read_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

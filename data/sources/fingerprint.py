@@ -12,6 +12,7 @@ from data.errors import SourceError
 from data.sources.folders import find_files
 from data.sources.formats import check_format
 from data.sources.read import one_origin, paths_of, place_of, world_module
+from data.storage import sha256
 
 HASHED_BYTES = 64 << 20
 """Files up to this size are digested whole, larger ones by size and time of change."""
@@ -76,7 +77,6 @@ def file_digest(file: Path) -> str:
         facts = file.stat()
         if facts.st_size > HASHED_BYTES:
             return f"{facts.st_size}:{facts.st_mtime_ns}"
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(file)
     except OSError as error:
         raise SourceError(f"can't read {file}: {error.strerror or error}") from error

@@ -26,6 +26,7 @@ from pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
+    from pipeline.run.runner import Outcome
 
 app = typer.Typer(
     help="From a text corpus to an assistant: pretraining, SFT, ranking reward model, PPO.",
@@ -70,7 +71,7 @@ def run(
     from data.errors import Interrupted
     from pipeline.contract.console import Console
     from pipeline.contract.settings import LaunchSettings
-    from pipeline.run.planning import Selection
+    from pipeline.run.planning import Planner, Selection
     from pipeline.run.runner import execute, plan
 
     load_plugins(plugin)
@@ -78,7 +79,7 @@ def run(
     folder = out or Path("runs") / checked.name
     selection = Selection(start=start, until=until, only=only, force=force)
     if dry_run:
-        for step in plan(checked, folder, selection):
+        for step in plan(Planner(checked, folder, selection)):
             typer.echo(f"{step.stage}: {step.action}{f' ({step.reason})' if step.reason else ''}")
         return
     launch = checked.top.launch
@@ -91,25 +92,20 @@ def run(
         "--only": only, "--processes": processes, "--plugin": plugin, "--quiet": quiet,
     })  # fmt: skip
     try:
-        execute(checked, folder, selection=selection, launch=launch, console=console)
+        outcome = execute(checked, folder, selection=selection, launch=launch, console=console)
     except (Interrupted, KeyboardInterrupt) as stopped:
         told = str(stopped) or "stopped at once"
         raise Interrupted(f"{told}; to go on: {same}") from stopped
     if not quiet:
-        _show_answers(checked, folder)
+        _show_answers(folder, outcome)
 
 
-def _show_answers(recipe: Recipe, folder: Path) -> None:
+def _show_answers(folder: Path, outcome: Outcome) -> None:
     """Print the same prompts answered by each checkpoint, and where the report is."""
-    from pipeline.contract.artifacts import find
     from pipeline.evaluation.report.table import answers_table
-    from pipeline.run.standing import not_done
 
-    found = {name: find(folder / name) for name in recipe.stages}
-    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
-    states = not_done(recipe, folder, artifacts)
-    for stage, artifact in artifacts.items():
-        if artifact.kind == "evaluate" and stage not in states:
+    for stage, artifact in outcome.artifacts.items():
+        if artifact.kind == "evaluate" and stage not in outcome.not_done:
             typer.echo(answers_table(artifact.folder))
     report = folder / "report" / "index.html"
     if report.is_file():

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ArtifactError, StorageError
-from data.storage import remove_leftovers, storage_errors, sync_tree, write_atomically
+from data.storage import (
+    remove_leftovers,
+    sha256,
+    storage_errors,
+    sync_tree,
+    write_atomically,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -80,12 +86,6 @@ def require_writable_place(folder: Path) -> None:
                 return
             if path.exists():
                 raise StorageError(f"{path} is a file, no folder; choose another with --out")
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:

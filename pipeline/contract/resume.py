@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.storage import storage_errors, sync_folder, sync_tree, write_atomically
-from pipeline.contract.artifacts import sha256
+from data.storage import sha256, storage_errors, sync_folder, sync_tree, write_atomically
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import HandOverError, RlhfError, UsageError
-from pipeline.contract.settings import LaunchSettings, StageSettings, references
+from pipeline.contract.settings import LaunchSettings, references
 from pipeline.contract.trackers import require_installed
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import require_launchable, shards_weights
-from pipeline.run.planning import Planner, Selection, function_fingerprints, source_fingerprints
+from pipeline.run.planning import Planner
 
 
 def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> None:
@@ -24,23 +24,18 @@ def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> 
     Raises:
         RlhfError: as `check_stages` does, or an artifact is wrong.
     """
-    planner = Planner(recipe, run, Selection())
+    planner = Planner(recipe, run)
     planner.plan()
-    check_stages(recipe, planner, absent=absent)
+    check_stages(planner, absent=absent)
 
 
 def check_stages(
-    recipe: Recipe,
-    planner: Planner,
-    launch: LaunchSettings | None = None,
-    *,
-    absent: Collection[str] = (),
+    planner: Planner, launch: LaunchSettings | None = None, *, absent: Collection[str] = ()
 ) -> None:
     """Check all hand-overs before any work starts.
 
     Args:
-        recipe: the recipe.
-        planner: knows which stages are selected.
+        planner: has planned the stages that are checked.
         launch: how they are started; as the recipe says when not given.
         absent: checkpoints that need not be here.
 
@@ -50,6 +45,7 @@ def check_stages(
         RecipeError: a reward function is in no `--plugin` file, or a tracker is not installed.
         UsageError: the launch file can't be used.
     """
+    recipe = planner.recipe
     launch = launch or recipe.top.launch
     require_installed(recipe.top.trackers)
     try:
@@ -58,22 +54,16 @@ def check_stages(
         raise UsageError(f"{recipe.path}: {error}") from error
     for stage in planner.selected:
         try:
-            _check_stage(recipe, stage, planner, launch, absent)
+            _check_stage(planner, stage, launch, absent)
         except RlhfError as error:
             raise type(error)(_placed(recipe, stage, error)) from error
 
 
 def _check_stage(
-    recipe: Recipe,
-    stage: str,
-    planner: Planner,
-    launch: LaunchSettings,
-    absent: Collection[str],
+    planner: Planner, stage: str, launch: LaunchSettings, absent: Collection[str]
 ) -> None:
-    settings: StageSettings = recipe.stages[stage]
-    kind = recipe.kind(stage)
-    source_fingerprints(settings, stage)
-    function_fingerprints(settings, stage)
+    settings, kind = planner.recipe.stages[stage], planner.recipe.kind(stage)
+    planner.inputs(stage)  # sources and functions have to be there
     hand = planner.hand_over(stage, processes=launch.processes if kind.trains else 1)
     for place, (target, mark) in references(settings).items():
         if target not in absent:

@@ -9,12 +9,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data.errors import ArtifactError, Interrupted, RlhfError, StageFailedError, told
-from data.storage import space_errors, storage_errors, write_atomically
-from pipeline.contract.artifacts import MANIFEST, SCRATCH, Artifact, find, publish, verify
+from data.errors import Interrupted, RlhfError, StageFailedError, told
+from data.storage import space_errors, storage_errors
+from pipeline.contract.artifacts import SCRATCH, Artifact, find, publish, verify
 from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.handover import HandOver
@@ -26,65 +28,67 @@ from pipeline.contract.stop import StopFlag
 from pipeline.contract.trackers import Trackers
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import STOP, run_launched, write_result
-from pipeline.run.unfinished import KEY, Attempt, attempt_in, forget
+from pipeline.run.planning import key_digest
+from pipeline.run.unfinished import LOGS, Attempt, prepare_folder, remove_unfinished
 from pipeline.run.worker_lifetime import ends_with_starter
 from pipeline.training.malloc import give_back_memory
 
-LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a recipe: what all its stages are run with.
+
+    Attributes:
+        recipe: the recipe.
+        folder: the run folder; what a stage reads of its parents is there.
+        launch: number of processes.
+        console: where it speaks.
+        stop: set by a signal that asks to stop.
+    """
+
+    recipe: Recipe
+    folder: Path
+    launch: LaunchSettings
+    console: Console
+    stop: StopFlag
 
 
 def run_stage(
-    recipe: Recipe,
-    stage: str,
-    run: Path,
-    *,
-    key: Mapping[str, Any],
-    digest: str,
-    attempt: Attempt,
-    launch: LaunchSettings,
-    console: Console,
-    stop: StopFlag,
-    anew: bool = False,
+    run: Run, attempt: Attempt, key: Mapping[str, Any], *, anew: bool = False
 ) -> Artifact:
     """Run one stage to its end and publish its artifact.
 
     Args:
-        recipe: the recipe.
-        stage: the stage's name.
-        run: the run folder; the parents' artifacts are there.
-        key: all that the result follows from.
-        digest: digest of the key.
+        run: what it is run with.
         attempt: what it goes on with, or begins.
-        launch: number of processes.
-        console: where it speaks.
-        stop: the stop flag.
+        key: all that the result follows from.
         anew: clear its resume states first.
 
     Raises:
         Interrupted: a signal asked to stop.
         StageFailedError: the stage raised; its log is named.
     """
-    folder, kind = run / stage, recipe.kind(stage)
-    prepare_folder(folder, attempt, anew=anew)
-    beside = _record(attempt, recipe, key)
-    outcome = _carry_out(recipe, stage, run, attempt.digest, launch, console, stop)
+    folder, kind = attempt.folder, run.recipe.kind(attempt.stage)
+    prepare_folder(attempt, anew=anew)
+    beside = _record(attempt, run.recipe, key)
+    outcome = _carry_out(run, attempt)
     with storage_errors(folder):
         artifact = publish(
             folder,
-            stage=stage,
+            stage=attempt.stage,
             kind=kind.name,
             main_metric=kind.main_metric,
-            key=digest,
+            key=key_digest(key),
             inputs=dict(key),
             beside=beside,
             parents=key["parents"],
-            seed=recipe.seed(stage),
+            seed=run.recipe.seed(attempt.stage),
             **outcome,
         )
     # Only now: killed before it is published, the stage goes on from its last resume state.
     for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
-    forget(folder, keep=recipe.path)
+    remove_unfinished(folder, keep=run.recipe.path)
     return artifact
 
 
@@ -92,111 +96,55 @@ def _record(attempt: Attempt, recipe: Recipe, key: Mapping[str, Any]) -> dict[st
     """Note what an attempt is started with; return the settings beside its key."""
     from reward.functions import plugins
 
-    beside = beside_result(recipe.stages[attempt.folder.name])
+    beside = beside_result(recipe.stages[attempt.stage])
     facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}
     attempt.record(recipe.to_yaml(), facts)
     return beside
 
 
-def _carry_out(
-    recipe: Recipe,
-    stage: str,
-    run: Path,
-    digest: str,
-    launch: LaunchSettings,
-    console: Console,
-    stop: StopFlag,
-) -> dict[str, Any]:
+def _carry_out(run: Run, attempt: Attempt) -> dict[str, Any]:
     """Run a stage, here or on many processes; return what its manifest tells of that."""
-    processes = launch.processes if recipe.kind(stage).trains else 1
-    log, started = run / stage / "stage.log", time.time()
-    append(log, console.headline or f"{stage}: begins")
+    processes = run.launch.processes if run.recipe.kind(attempt.stage).trains else 1
+    log, started = attempt.folder / "stage.log", time.time()
+    append(log, run.console.headline or f"{attempt.stage}: begins")
     if processes == 1:
-        outcome = _run_here(recipe, stage, run, digest, console, stop)
+        outcome = _run_here(run, attempt)
     else:
-        outcome = run_launched(stage, run, digest, launch, console=console, stop=stop)
+        outcome = run_launched(attempt, run.launch, console=run.console, stop=run.stop)
     seconds = round(time.time() - started, 2)
     # Before it is published: the log, too, is a file that the manifest answers for.
-    append(log, f"{stage}: done in {seconds:.1f} s")
+    append(log, f"{attempt.stage}: done in {seconds:.1f} s")
     return {"processes": processes, "seconds": seconds, **outcome}
 
 
-def prepare_folder(folder: Path, attempt: Attempt, *, anew: bool = False) -> None:
-    """Make a stage's folder that of an attempt: as it left it, or empty where it begins anew.
-
-    The manifest goes first: from then on the folder is no artifact. Unfinished work of another
-    attempt is set aside.
-
-    Raises:
-        ArtifactError: the folder holds files that no stage left there.
-        StorageError: it can't be written.
-    """
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = (folder / MANIFEST).exists()
-        ours = finished or any((folder / name).exists() for name in ("work", "stage.log"))
-        if not ours and any(folder.iterdir()):
-            raise ArtifactError(
-                f"{folder} holds files that no stage left there, and would be emptied; choose "
-                "another folder with --out, or move them away"
-            )
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if not anew and _has_key(folder, attempt):
-            if not (folder / "resume").is_dir():
-                for log in LOGS:
-                    (folder / log).unlink(missing_ok=True)
-            return
-        former = None if finished else attempt_in(folder)
-        if former is not None and former.digest != attempt.digest:
-            former.set_aside()
-            folder.mkdir()
-        if not anew and attempt.take_up():
-            return
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / "work").mkdir()
-        write_atomically(folder / "work" / KEY, attempt.digest)
-
-
-def _has_key(folder: Path, attempt: Attempt) -> bool:
-    path = folder / "work" / KEY
-    return path.is_file() and path.read_text(encoding="utf-8") == attempt.digest
-
-
 def make_context(
-    recipe: Recipe,
-    stage: str,
-    run: Path,
-    *,
-    digest: str,
-    console: Console,
-    stop: StopFlag,
-    rank: int = 0,
-    world_size: int = 1,
+    run: Run, attempt: Attempt, *, rank: int = 0, world_size: int = 1
 ) -> StageContext[Any]:
     """Build what a stage's `run` is given, its inputs verified.
 
     Raises:
         ArtifactError: an input is damaged.
     """
-    folder = run / stage
+    recipe, stage, folder = run.recipe, attempt.stage, attempt.folder
     settings = recipe.stages[stage]
+    # While a stage runs, no other one's artifact changes.
+    finished = cache(lambda name: find(run.folder / name))
     inputs: dict[str, Artifact | str] = {}
     for field, (target, _) in references(settings).items():
         if is_external(target):
             inputs[field] = target
             continue
-        artifact = find(run / target)
+        artifact = finished(target)
         assert artifact is not None, f"{target} was checked to be finished"
         inputs[field] = verify(artifact) if rank == 0 else artifact
     metrics = folder / "metrics.jsonl"
     resume = ResumeStore(
         folder / "resume",
-        digest,
+        attempt.digest,
         tracked=[folder / log for log in LOGS],
         rank=rank,
         barrier=_barrier if world_size > 1 else lambda: None,
-        say=lambda text: console.say(f"  {text}"),
+        say=lambda text: run.console.say(f"  {text}"),
     )
     return StageContext(
         name=stage,
@@ -204,27 +152,28 @@ def make_context(
         seed=recipe.seed(stage),
         folder=folder,
         inputs=inputs,
-        hand=HandOver(stage, recipe.stages, lambda name: find(run / name), world_size),
+        hand=HandOver(stage, recipe.stages, finished, world_size),
         resume=resume,
         metrics=MetricsLog(
             metrics,
             enabled=rank == 0,
-            trackers=_trackers(recipe, stage, run, metrics) if rank == 0 else None,
+            trackers=_trackers(run, stage, metrics) if rank == 0 else None,
         ),
-        console=console,
-        stop=stop,
+        console=run.console,
+        stop=run.stop,
         rank=rank,
         world_size=world_size,
     )
 
 
-def _trackers(recipe: Recipe, stage: str, run: Path, log: Path) -> Trackers | None:
+def _trackers(run: Run, stage: str, log: Path) -> Trackers | None:
+    recipe = run.recipe
     if not recipe.top.trackers:
         return None
     return Trackers.beside(
         log,
         recipe.top.trackers,
-        folder=run / "logs" / stage,
+        folder=run.folder / "logs" / stage,
         title=f"{recipe.name}/{stage}",
         config=recipe.stages[stage].model_dump(mode="json"),
     )
@@ -261,13 +210,10 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
     }
 
 
-def _run_here(
-    recipe: Recipe, stage: str, run: Path, digest: str, console: Console, stop: StopFlag
-) -> dict[str, Any]:
-    log = run / stage / "stage.log"
-    with logged(log, console), _failures(stage, log, console):
-        context = make_context(recipe, stage, run, digest=digest, console=console, stop=stop)
-        return run_in_process(recipe, context)
+def _run_here(run: Run, attempt: Attempt) -> dict[str, Any]:
+    log = attempt.folder / "stage.log"
+    with logged(log, run.console), _failures(attempt.stage, log, run.console):
+        return run_in_process(run.recipe, make_context(run, attempt))
 
 
 @contextmanager
@@ -296,30 +242,36 @@ def _naming(stage: str, error: RlhfError) -> str:
     return text if any(name in text for name in named) else f"stage {stage}: {text}"
 
 
-def run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
-    """Body of the hidden command that `accelerate launch` starts on every rank."""
-    with ends_with_starter(run):
-        _run_as_rank(recipe, stage, run, digest, quiet=quiet)
+def run_as_rank(recipe: Recipe, stage: str, folder: Path, digest: str, *, quiet: bool) -> None:
+    """Body of the hidden command that `accelerate launch` starts on every rank.
+
+    Args:
+        recipe: as the run folder has it.
+        stage: the stage's name.
+        folder: the run folder.
+        digest: of the attempt that the stage goes on with, or begins.
+        quiet: whether rank 0, too, says nothing.
+    """
+    with ends_with_starter(folder):
+        _run_as_rank(recipe, Attempt(folder / stage, digest), quiet=quiet)
 
 
-def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: bool) -> None:
+def _run_as_rank(recipe: Recipe, attempt: Attempt, *, quiet: bool) -> None:
+    import torch
     from accelerate import PartialState
 
     from pipeline.training.accelerator import take_over_sharding
 
     take_over_sharding()
-    state = PartialState(cpu=not _has_cuda())
-    rank, size = state.process_index, state.num_processes
-    folder = run / stage
+    state = PartialState(cpu=not torch.cuda.is_available())
+    rank, folder = state.process_index, attempt.folder
     stop = StopFlag(file=folder / "work" / STOP, tells=False)
     console = Console(quiet=quiet, rank=rank)
+    run = Run(recipe, folder.parent, recipe.top.launch, console, stop)
     try:
         log = logged(folder / "stage.log", console, errors_only=rank != 0)
         with stop.installed(), log:
-            context = make_context(
-                recipe, stage, run, digest=digest, console=console, stop=stop,
-                rank=rank, world_size=size,
-            )  # fmt: skip
+            context = make_context(run, attempt, rank=rank, world_size=state.num_processes)
             outcome = run_in_process(recipe, context)
     except Interrupted as stopped:
         outcome = {"interrupted": str(stopped)}
@@ -327,18 +279,12 @@ def _run_as_rank(recipe: Recipe, stage: str, run: Path, digest: str, *, quiet: b
             append(folder / "stage.log", f"stopped: {stopped}")
     except RlhfError as error:
         append(folder / "stage.log", f"rank {rank}: {traceback.format_exc()}")
-        write_result(folder, rank, {"error": _naming(stage, error)})
+        write_result(folder, rank, {"error": _naming(attempt.stage, error)})
         raise
     if rank == 0:
         write_result(folder, rank, outcome)
     state.wait_for_everyone()
     state.destroy_process_group()
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def reset_peak_memory() -> None:

@@ -24,6 +24,7 @@ from data.words import counted
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
+from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import STARTER, starter
 
 STOP = "stop"
@@ -35,13 +36,7 @@ _FAILURE = re.compile(r"rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)")
 
 
 def run_launched(
-    stage: str,
-    run: Path,
-    digest: str,
-    launch: LaunchSettings,
-    *,
-    console: Console,
-    stop: StopFlag,
+    attempt: Attempt, launch: LaunchSettings, *, console: Console, stop: StopFlag
 ) -> dict[str, Any]:
     """Run a stage as `accelerate launch --no_python rlhf run-stage ...` and wait for it.
 
@@ -53,12 +48,12 @@ def run_launched(
         StageFailedError: a process raised or was killed.
         UsageError: the accelerate configuration can't be used.
     """
-    folder, log = run / stage, run / stage / "stage.log"
+    stage, folder, log = attempt.stage, attempt.folder, attempt.folder / "stage.log"
     (folder / "work" / STOP).unlink(missing_ok=True)
     shutil.rmtree(folder / "work" / RESULTS, ignore_errors=True)
     command = [
-        *launch_command(launch), "run-stage", str(run.resolve()), stage, "--key", digest,
-        *_plugin_options(), *(["--quiet"] if console.quiet else []),
+        *launch_command(launch), "run-stage", str(folder.parent.resolve()), stage,
+        "--key", attempt.digest, *_plugin_options(), *(["--quiet"] if console.quiet else []),
     ]  # fmt: skip
     elsewhere = _machines(launch) - 1
     if elsewhere:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from data.errors import ArtifactError, RecipeError
-from pipeline.contract.artifacts import Artifact, find, verify
-from pipeline.recipe.load import Recipe, load_recipe
-from pipeline.run.planning import Planner, Selection
+from pipeline.contract.artifacts import Artifact, verify
+from pipeline.recipe.load import load_recipe
+from pipeline.run.planning import Planner
 from pipeline.run.runner import RESOLVED
-from pipeline.run.standing import holder, unfinished
+from pipeline.run.standing import holder, standing
 
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
 
@@ -33,28 +33,23 @@ def list_run(run: Path) -> list[tuple[str, ...]]:
             f"({str(error).splitlines()[0]}); run the recipe again with --out {run}, or list it "
             "with the version that made it"
         ) from error
-    planner = Planner(recipe, run, Selection())
-    held = holder(run)
-    return [_row(recipe, planner, stage, run, held) for stage in recipe.stages]
+    planner, held = Planner(recipe, run), holder(run)
+    return [_row(planner, stage, held) for stage in recipe.stages]
 
 
-def _row(
-    recipe: Recipe, planner: Planner, stage: str, run: Path, held: tuple[str, str] | None
-) -> tuple[str, ...]:
-    parents = ", ".join(recipe.parents(stage)) or "-"
-    kind = recipe.stages[stage].kind
+def _row(planner: Planner, stage: str, held: tuple[str, str] | None) -> tuple[str, ...]:
+    parents = ", ".join(planner.recipe.parents(stage)) or "-"
+    kind = planner.recipe.stages[stage].kind
     try:
-        artifact = find(run / stage)
+        artifact = planner.artifact(stage)
         if artifact is not None:
             verify(artifact)
+        state = standing(planner, stage, held) or "done"
     except ArtifactError as error:
         planner.stale.add(stage)
-        return (stage, kind, f"damaged: {error}", "-", "-", parents, "-")
+        artifact, state = None, f"damaged: {error}"
     if artifact is None:
-        planner.stale.add(stage)
-        return (stage, kind, unfinished(run, stage, held), "-", "-", parents, "-")
-    why = planner.why_outdated(stage)
-    state = "done" if why is None else f"outdated: {why}"
+        return (stage, kind, state, "-", "-", parents, "-")
     return (stage, kind, state, _age(artifact), _size(artifact.size), parents, _metric(artifact))
 
 

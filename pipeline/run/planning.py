@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,11 +41,19 @@ Action = Literal["up to date", "run", "resume", "not selected"]
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to one stage, and why."""
+    """What happens to one stage, and why.
+
+    Attributes:
+        stage: its name.
+        action: what happens.
+        reason: why.
+        key: all that its result follows from; None where that hangs on a stage that runs before.
+    """
 
     stage: str
     action: Action
     reason: str
+    key: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,13 +103,12 @@ class Selection:
         return order[first : last + 1]
 
 
-def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[str, Any]:
-    """Return all that a stage's result follows from; equal keys mean equal results.
+def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return what a stage's result follows from beside the artifacts of its parents.
 
-    Args:
-        recipe: the recipe.
-        stage: a stage of it.
-        parents: digest of each parent's artifact.
+    Raises:
+        SourceError: a local source is not there.
+        RecipeError: no `--plugin` file has a function that the stage names.
     """
     settings = recipe.stages[stage]
     functions = function_fingerprints(settings, stage)
@@ -109,7 +117,6 @@ def stage_key(recipe: Recipe, stage: str, parents: Mapping[str, str]) -> dict[st
         "version": recipe.kind(stage).version,
         "settings": settings.key_settings(),
         "seed": recipe.seed(stage),
-        "parents": dict(parents),
         "sources": source_fingerprints(settings, stage),
         "external": {
             target: _external_fingerprint(target)
@@ -133,18 +140,14 @@ def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     """
     from data.sources.fingerprint import fingerprint
 
-    found = {}
-    for place, source in find_sources(settings).items():
-        try:
-            found[place] = fingerprint(**source.read_arguments())
-        except SourceError as error:
-            raise SourceError(f"stages.{stage}.{place}: {error}") from error
-    return found
-
-
-def find_sources(settings: Settings) -> dict[str, SourceSettings]:
-    """Return the sources that settings hold, by their dotted place."""
-    return {place: item for place, item, *_ in walk(settings) if isinstance(item, SourceSettings)}
+    fingerprints = {}
+    for place, source, *_ in walk(settings):
+        if isinstance(source, SourceSettings):
+            try:
+                fingerprints[place] = fingerprint(**source.read_arguments())
+            except SourceError as error:
+                raise SourceError(f"stages.{stage}.{place}: {error}") from error
+    return fingerprints
 
 
 def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
@@ -155,14 +158,14 @@ def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     """
     from reward.functions import require_function
 
-    found = {}
+    fingerprints = {}
     for place, name, marks, _ in walk(settings):
         if name is not None and any(isinstance(mark, UserFunction) for mark in marks):
             try:
-                found[name] = require_function(name)
+                fingerprints[name] = require_function(name)
             except RecipeError as error:
                 raise RecipeError(f"stages.{stage}.{place}: {error}") from None
-    return found
+    return fingerprints
 
 
 def _external_fingerprint(target: str) -> str:
@@ -179,50 +182,97 @@ def _external_fingerprint(target: str) -> str:
 
 
 class Planner:
-    """Decides stage by stage, knowing what was decided for the ones before."""
+    """Decides stage by stage, knowing what was decided for the ones before.
 
-    def __init__(self, recipe: Recipe, run: Path, selection: Selection) -> None:
-        self.recipe, self.run = recipe, run
+    Attributes:
+        recipe: the recipe.
+        folder: the run folder.
+        selected: the stages that the command asks for, in order.
+        force: whether they run even when they are up to date.
+        stale: stages whose artifact, if there is one, is not the one that later stages will read.
+        artifact: returns what a stage left, None where it has not finished.
+        inputs: `stage_inputs` of a stage. Both are looked up once, until `look_again`.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, selection: Selection | None = None) -> None:
+        selection = selection or Selection()
+        self.recipe, self.folder = recipe, folder
         self.selected = selection.stages(recipe)
         self.force = selection.force
         self.stale: set[str] = set()
+        self.artifact = cache(lambda stage: find(folder / stage))
+        self.inputs = cache(lambda stage: stage_inputs(recipe, stage))
+
+    def look_again(self) -> None:
+        """Forget artifacts and inputs that were looked up: they may be others by now."""
+        self.artifact.cache_clear()
+        self.inputs.cache_clear()
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Return the artifact of every stage that has one, in the recipe's order."""
+        found = {stage: self.artifact(stage) for stage in self.recipe.stages}
+        return {stage: artifact for stage, artifact in found.items() if artifact is not None}
 
     def plan(self) -> list[Step]:
-        """Return a step for every stage of the recipe, in order."""
+        """Return a step for every stage of the recipe, in order.
+
+        Raises:
+            ArtifactError: a parent that is not selected has never finished.
+        """
+        self.artifacts()  # one that can't be read is told before anything runs, wanted or not
         steps = []
         for stage in self.recipe.stages:
-            step = self.step(stage)
+            if stage not in self.selected:
+                step = self._unselected(stage)
+            elif self.force:
+                step = Step(stage, "run", "--force")
+            else:
+                step = self.decide(stage)
             if step.action in ("run", "resume"):
                 self.stale.add(stage)
             steps.append(step)
         return steps
 
-    def step(self, stage: str) -> Step:
+    def at_its_turn(self, step: Step) -> Step:
+        """Return a planned step as it stands when all stages before it are done.
+
+        It is decided anew if it has another key by now: a parent left a new artifact, or a source
+        was changed since. So a stage runs with the key of the sources that it finds.
+        """
+        if step.action not in ("run", "resume"):
+            return step
+        self.look_again()
+        key = self.key(step.stage)
+        if key == step.key:
+            return step
+        if self.force:
+            return replace(step, key=key)
+        return self._decide(step.stage, key)
+
+    def decide(self, stage: str) -> Step:
         """Decide one stage from the artifacts on disk and the stale stages before it.
 
         Raises:
-            ArtifactError: a parent that is not selected has never finished.
+            ArtifactError: a parent has not finished.
         """
-        artifact = find(self.run / stage)
-        if stage not in self.selected:
-            return self._unselected(stage, artifact)
-        if self.force:
-            return Step(stage, "run", "--force")
-        changed = [p for p in self.recipe.parents(stage) if p in self.stale]
-        if changed:
-            return Step(stage, "run", self._after(stage, ", ".join(changed)))
-        key = self.key(stage)
+        running = [parent for parent in self.recipe.parents(stage) if parent in self.stale]
+        if running:
+            return Step(stage, "run", self._after(stage, ", ".join(running)))
+        return self._decide(stage, self.key(stage))
+
+    def _decide(self, stage: str, key: Mapping[str, Any]) -> Step:
+        artifact = self.artifact(stage)
         if artifact is None:
             return self._unfinished(stage, key)
-        before = self._inputs(artifact)
-        if key_digest(key) in (artifact.manifest["key"], key_digest(before)):
-            others = self._following(artifact)
-            if others:
-                told = f"{'; '.join(others)}: it changes the result with this model"
-                return Step(stage, "run", told)
-            return Step(stage, "up to date", "nothing it depends on changed")
-        beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
-        return Step(stage, "run", why_changed(before, key, beside=beside))
+        before = self._inputs_of(artifact)
+        if key_digest(key) not in (artifact.manifest["key"], key_digest(before)):
+            beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
+            return Step(stage, "run", why_changed(before, key, beside=beside), key)
+        others = self._following(artifact)
+        if others:
+            reason = f"{'; '.join(others)}: it changes the result with this model"
+            return Step(stage, "run", reason, key)
+        return Step(stage, "up to date", "nothing it depends on changed", key)
 
     def why_outdated(self, stage: str) -> str | None:
         """Tell why a finished stage no longer fits the recipe, its sources or its parents.
@@ -230,15 +280,15 @@ class Planner:
         What is outdated makes the stages after it so; None for a stage that still fits.
         """
         try:
-            step = self.step(stage)
+            step = self.decide(stage)
         except RlhfError as error:
-            why = str(error)
+            reason = str(error)
         else:
             if step.action == "up to date":
                 return None
-            why = step.reason
+            reason = step.reason
         self.stale.add(stage)
-        return why
+        return reason
 
     def _following(self, artifact: Artifact) -> list[str]:
         """Return in words what differs of the settings that matter with this model alone."""
@@ -248,7 +298,7 @@ class Planner:
         old, new = ({n: part[n] for n in names if n in part} for part in (before, now))
         return changes(old, new)
 
-    def _inputs(self, artifact: Artifact) -> dict[str, Any]:
+    def _inputs_of(self, artifact: Artifact) -> dict[str, Any]:
         """Return what an artifact follows from; once settings beside that were part of it."""
         inputs: dict[str, Any] = artifact.manifest["inputs"]
         if "beside" in artifact.manifest:
@@ -259,37 +309,35 @@ class Planner:
     def _unfinished(self, stage: str, key: Mapping[str, Any]) -> Step:
         """Decide a stage that has not finished: go on, begin anew, or begin."""
         attempt = self.attempt(stage, key)
+        now = beside_result(self.recipe.stages[stage])
         if attempt.step is not None:
-            beside = attempt.facts().get("beside", {})
-            others = changes(beside, beside_result(self.recipe.stages[stage]))
-            told = f", with {'; '.join(others)}" if others and beside else ""
-            return Step(stage, "resume", f"was cut off, goes on from its last checkpoint{told}")
-        former = attempt_in(self.run / stage)
+            before = attempt.facts().get("beside", {})
+            others = changes(before, now)
+            more = f", with {'; '.join(others)}" if others and before else ""
+            reason = f"was cut off, goes on from its last checkpoint{more}"
+            return Step(stage, "resume", reason, key)
+        former = attempt_in(self.folder / stage)
         if former is None or former.digest == attempt.digest:
-            return Step(stage, "run", "has not run yet")
-        before = former.facts().get("key")
-        beside = (former.facts().get("beside", {}), beside_result(self.recipe.stages[stage]))
-        why = (
-            "an earlier version began it"
-            if before is None
-            else why_changed(before, key, beside=beside)
-        )
+            return Step(stage, "run", "has not run yet", key)
+        facts = former.facts()
+        why = "an earlier version began it"
+        if "key" in facts:
+            why = why_changed(facts["key"], key, beside=(facts.get("beside", {}), now))
         command = former.command()
         on = f"; to go on with that: {command}" if command else ""
-        return Step(
-            stage,
-            "run",
+        reason = (
             f"begins anew, {why}: {former.what} is set aside in {former.aside} until the stage "
-            f"is done{on}",
+            f"is done{on}"
         )
+        return Step(stage, "run", reason, key)
 
     def _after(self, stage: str, parents: str) -> str:
         """Tell why a stage runs whose parents do, and what becomes of what it has begun."""
-        told = f"{parents} runs before it"
-        former = attempt_in(self.run / stage)
-        if former is None or find(self.run / stage) is not None:
-            return told
-        return f"{told}; {former.what} is set aside if that changes anything"
+        reason = f"{parents} runs before it"
+        former = attempt_in(self.folder / stage)
+        if former is None or self.artifact(stage) is not None:
+            return reason
+        return f"{reason}; {former.what} is set aside if that changes anything"
 
     def attempt(self, stage: str, key: Mapping[str, Any]) -> Attempt:
         """Return the attempt that a stage of this key goes on with, or else begins.
@@ -297,47 +345,43 @@ class Planner:
         Keys once held the settings that change no result: its state may be of such a one.
         """
         settings = self.recipe.stages[stage]
-        attempt = Attempt(self.run / stage, key_digest(key))
+        attempt = Attempt(self.folder / stage, key_digest(key))
         if attempt.step is not None or not settings.takes_older_states:
             return attempt
         older = key_digest({**key, "settings": settings.recorded_settings()})
-        before = Attempt(self.run / stage, older)
+        before = Attempt(self.folder / stage, older)
         return before if before.step is not None else attempt
 
     def key(self, stage: str) -> dict[str, Any]:
-        """Return the key of a stage whose parents have all finished."""
-        return stage_key(self.recipe, stage, self.parent_digests(stage))
-
-    def parent_digests(self, stage: str) -> dict[str, str]:
-        """Return the digest of each parent's artifact.
+        """Return all that a stage's result follows from; equal keys mean equal results.
 
         Raises:
             ArtifactError: a parent has not finished.
         """
-        digests = {}
+        parents = {}
         for parent in self.recipe.parents(stage):
-            artifact = find(self.run / parent)
+            artifact = self.artifact(parent)
             if artifact is None:
                 raise ArtifactError(
-                    f"stage {stage} needs {parent}, which has not finished in {self.run}; "
+                    f"stage {stage} needs {parent}, which has not finished in {self.folder}; "
                     f"run it first, without --from or --only"
                 )
-            digests[parent] = artifact.digest
-        return digests
+            parents[parent] = artifact.digest
+        return {**self.inputs(stage), "parents": parents}
 
     def hand_over(self, stage: str, *, processes: int = 1) -> HandOver:
         """Return the view that the stage's check has: only artifacts that will not be replaced."""
 
         def finished(name: str) -> Artifact | None:
-            return None if name in self.stale else find(self.run / name)
+            return None if name in self.stale else self.artifact(name)
 
         return HandOver(stage, self.recipe.stages, finished, processes)
 
-    def _unselected(self, stage: str, artifact: Artifact | None) -> Step:
+    def _unselected(self, stage: str) -> Step:
         needed = any(stage in self.recipe.parents(other) for other in self.selected)
-        if artifact is None and needed:
+        if needed and self.artifact(stage) is None:
             raise ArtifactError(
-                f"stage {stage} has not finished in {self.run}, and a selected stage needs it; "
+                f"stage {stage} has not finished in {self.folder}, and a selected stage needs it; "
                 "leave out --from and --only, or run it first"
             )
         return Step(stage, "not selected", "used as it is" if needed else "")

@@ -7,18 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import ArtifactError, Interrupted, RlhfError, RunLockedError
 from data.storage import storage_errors, write_atomically
-from pipeline.contract.artifacts import Artifact, find, require_writable_place, verify
+from pipeline.contract.artifacts import Artifact, require_writable_place, verify
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
 from pipeline.recipe.files import read_merged
 from pipeline.recipe.load import Recipe
 from pipeline.run.checking import check_stages
-from pipeline.run.execution import run_stage
-from pipeline.run.planning import Planner, Selection, Step, key_digest
+from pipeline.run.execution import Run, run_stage
+from pipeline.run.planning import Planner, Selection, Step
 from pipeline.run.standing import LOCK, lock_text, not_done
 from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import await_orphans
@@ -27,16 +28,16 @@ RESOLVED = "recipe.yaml"
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process alone.
 
     Raises:
         RunLockedError: another process holds it.
         StorageError: the folder can't be made.
     """
-    with storage_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a+", encoding="utf-8")
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,134 +45,125 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise RunLockedError(
-                f"{run} is in use by {holder}; wait for it, stop it, or choose another folder "
+                f"{folder} is in use by {holder}; wait for it, stop it, or choose another folder "
                 "with --out"
             ) from None
-        with storage_errors(run / LOCK):
+        with storage_errors(folder / LOCK):
             file.truncate(0)
             file.write(lock_text())
             file.flush()
         yield
 
 
-def plan(
-    recipe: Recipe, run: Path, selection: Selection, launch: LaunchSettings | None = None
-) -> list[Step]:
+class Outcome(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        artifacts: what each stage left that has finished, now or before.
+        not_done: how each stage stands whose artifact is missing or outdated.
+    """
+
+    artifacts: dict[str, Artifact]
+    not_done: dict[str, str]
+
+
+def plan(planner: Planner, launch: LaunchSettings | None = None) -> list[Step]:
     """Return what `execute` would do, having checked all hand-overs.
 
     Raises:
         RlhfError: a hand-over, a source or an artifact is wrong.
     """
-    require_writable_place(run)
-    require_same_recipe(recipe, run)
-    planner = Planner(recipe, run, selection)
+    require_writable_place(planner.folder)
+    require_same_recipe(planner.recipe, planner.folder)
     steps = planner.plan()
-    check_stages(recipe, planner, launch)
+    check_stages(planner, launch)
     for step in steps:
-        if step.action in ("up to date", "not selected"):
-            artifact = find(run / step.stage)
-            if artifact is not None and step.reason:
-                verify(artifact)
+        artifact = planner.artifact(step.stage)
+        used = step.action in ("up to date", "not selected") and step.reason
+        if used and artifact is not None:
+            verify(artifact)
     return steps
 
 
-def require_same_recipe(recipe: Recipe, run: Path) -> None:
+def require_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Refuse a run folder that belongs to a recipe of another name.
 
     Raises:
         ArtifactError: it does.
     """
-    path = run / RESOLVED
+    path = folder / RESOLVED
     if not path.is_file():
         return
     # The name alone: an older version's recipe may hold settings that are no more.
     owner = read_merged(path)[0].get("name")
     if owner != recipe.name:
         raise ArtifactError(
-            f"{run} holds a run of the recipe '{owner}', not of '{recipe.name}'; choose another "
+            f"{folder} holds a run of the recipe '{owner}', not of '{recipe.name}'; choose another "
             "folder with --out"
         )
 
 
 def execute(
     recipe: Recipe,
-    run: Path,
+    folder: Path,
     *,
     selection: Selection | None = None,
     launch: LaunchSettings | None = None,
     console: Console | None = None,
-) -> dict[str, Artifact]:
+) -> Outcome:
     """Run a recipe in a run folder.
 
     Args:
         recipe: the recipe.
-        run: the run folder.
+        folder: the run folder.
         selection: which stages; all when not given.
         launch: number of processes; the recipe's when not given.
         console: where it speaks.
-
-    Returns:
-        The artifact of every stage that has one.
 
     Raises:
         Interrupted: a signal asked to stop; what was done is saved.
         RlhfError: a stage failed or something does not fit.
     """
-    selection = selection or Selection()
-    console = console or Console()
-    stop = StopFlag()
-    with locked(run), stop.installed():
-        await_orphans(run)
-        steps = plan(recipe, run, selection, launch)
-        write_atomically(run / RESOLVED, recipe.to_yaml())
+    run = Run(recipe, folder, launch or recipe.top.launch, console or Console(), StopFlag())
+    planner = Planner(recipe, folder, selection)
+    with locked(folder), run.stop.installed():
+        await_orphans(folder)
+        steps = plan(planner, run.launch)
+        write_atomically(folder / RESOLVED, recipe.to_yaml())
         try:
             for step in steps:
-                if stop.asked:
+                if run.stop.asked:
                     raise Interrupted("stopped between two stages")
-                _do(recipe, run, step, selection, launch or recipe.top.launch, console, stop)
+                _carry_out(run, planner, planner.at_its_turn(step))
         except (Interrupted, RlhfError):
-            _report_after_stop(recipe, run, console)
+            _report_after_stop(run, planner)
             raise
-        found = {name: find(run / name) for name in recipe.stages}
-        _report(recipe, run, console)
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        outcome = _outcome(planner)
+        _report(run, outcome)
+        return outcome
 
 
-def _do(
-    recipe: Recipe,
-    run: Path,
-    step: Step,
-    selection: Selection,
-    launch: LaunchSettings,
-    console: Console,
-    stop: StopFlag,
-) -> None:
-    """Carry out one step."""
-    if step.action == "not selected":
-        return
-    # A parent that ran may have given the same content as before; then this stage is up to date.
-    planner = Planner(recipe, run, selection)
-    if step.action != "up to date":
-        step = planner.step(step.stage)
+def _carry_out(run: Run, planner: Planner, step: Step) -> None:
+    """Do what was decided of a stage whose turn has come."""
     if step.action == "up to date":
-        console.say(f"{step.stage}: up to date")
+        run.console.say(f"{step.stage}: up to date")
+    if step.key is None or step.action not in ("run", "resume"):
         return
-    key = planner.key(step.stage)
-    console.begin(f"{step.stage} ({recipe.stages[step.stage].kind}): {step.reason}")
-    with storage_errors(run):
-        (run / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
-    _mark_report(run, step.stage)
+    run.console.begin(f"{step.stage} ({run.recipe.stages[step.stage].kind}): {step.reason}")
+    with storage_errors(run.folder):
+        (run.folder / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
+    _mark_report(run.folder, step.stage)
     started = time.monotonic()
-    attempt = planner.attempt(step.stage, key)
-    with _saying_what_is_kept(attempt):
-        artifact = run_stage(
-            recipe, step.stage, run, key=key, digest=key_digest(key), attempt=attempt,
-            launch=launch, console=console, stop=stop, anew=selection.force,
-        )  # fmt: skip
+    attempt = planner.attempt(step.stage, step.key)
+    try:
+        with _saying_what_is_kept(attempt):
+            artifact = run_stage(run, attempt, step.key, anew=planner.force)
+    finally:
+        planner.look_again()
     metric = artifact.manifest["main_metric"]
     value = artifact.metrics.get(metric)
     shown = f", {metric} {value:.4g}" if isinstance(value, (int, float)) else ""
-    console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
+    run.console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
 
 
 @contextmanager
@@ -182,8 +174,9 @@ def _saying_what_is_kept(attempt: Attempt) -> Iterator[None]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; {_kept(attempt)}") from stopped
     except KeyboardInterrupt as stopped:
-        told = f"stage {attempt.folder.name} was stopped at once; {_kept(attempt)}"
-        raise KeyboardInterrupt(told) from stopped
+        raise KeyboardInterrupt(
+            f"stage {attempt.stage} was stopped at once; {_kept(attempt)}"
+        ) from stopped
 
 
 def _kept(attempt: Attempt) -> str:
@@ -192,7 +185,7 @@ def _kept(attempt: Attempt) -> str:
     return f"its last whole checkpoint is of step {attempt.step}"
 
 
-def _mark_report(run: Path, stage: str) -> None:
+def _mark_report(folder: Path, stage: str) -> None:
     """Say in a report of before that a stage runs anew, for whoever reads it until it is written.
 
     Also for the one who reads it later: a killed run writes none.
@@ -200,28 +193,29 @@ def _mark_report(run: Path, stage: str) -> None:
     from pipeline.evaluation.report.report import mark_report
 
     mark_report(
-        run,
+        folder,
         f"Stage {stage} was begun after this report was made, and no report was made since: what "
         "stands here is older. The next `rlhf run` that ends makes a new one.",
     )
 
 
-def _report(recipe: Recipe, run: Path, console: Console) -> None:
+def _outcome(planner: Planner) -> Outcome:
+    return Outcome(planner.artifacts(), not_done(planner))
+
+
+def _report(run: Run, outcome: Outcome) -> None:
     """Write the report of what is there, if it is not the one that is there."""
     from pipeline.evaluation.report.report import is_current, write_report
 
-    found = {name: find(run / name) for name in recipe.stages}
-    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
-    if not artifacts and not (run / "report").is_dir():
+    if not outcome.artifacts and not (run.folder / "report").is_dir():
         return
-    states = not_done(recipe, run, artifacts)
-    if not is_current(run, artifacts, states):
-        console.say(f"report: {write_report(run, recipe.name, artifacts, states)}")
+    if not is_current(run.folder, *outcome):
+        run.console.say(f"report: {write_report(run.folder, run.recipe.name, *outcome)}")
 
 
-def _report_after_stop(recipe: Recipe, run: Path, console: Console) -> None:
+def _report_after_stop(run: Run, planner: Planner) -> None:
     """Write the report of what is there; why it can't be must not hide why the run stopped."""
     try:
-        _report(recipe, run, console)
+        _report(run, _outcome(planner))
     except (RlhfError, OSError) as error:
-        console.say(f"no report was made: {error}")
+        run.console.say(f"no report was made: {error}")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.contract.artifacts import Artifact
-from pipeline.recipe.load import Recipe
-from pipeline.run.planning import Planner, Selection
+from pipeline.run.planning import Planner
 from pipeline.run.unfinished import attempt_in
 
 LOCK = ".lock"
@@ -44,7 +41,7 @@ def holder(run: Path) -> tuple[str, str] | None:
     return None
 
 
-def unfinished(run: Path, stage: str, held: tuple[str, str] | None) -> str:
+def unfinished_state(run: Path, stage: str, held: tuple[str, str] | None) -> str:
     """Tell how a stage without an artifact stands.
 
     Args:
@@ -61,21 +58,29 @@ def unfinished(run: Path, stage: str, held: tuple[str, str] | None) -> str:
     return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
 
 
-def not_done(recipe: Recipe, run: Path, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """Return how each stage stands that is not done, in the recipe's order.
+def standing(planner: Planner, stage: str, held: tuple[str, str] | None = None) -> str | None:
+    """Tell how a stage stands that is not done; None for one that is.
+
+    The stages after it are judged by that, so they are asked for in the recipe's order.
 
     Args:
-        recipe: the recipe as it is now.
-        run: the run folder.
-        artifacts: what the stages left.
+        planner: of the recipe as it is now.
+        stage: the stage's name.
+        held: what `holder` returned.
+
+    Raises:
+        ArtifactError: its manifest can't be read.
     """
-    planner, found = Planner(recipe, run, Selection()), {}
-    for stage in recipe.stages:
-        if stage not in artifacts:
-            planner.stale.add(stage)
-            found[stage] = unfinished(run, stage, None)
-        else:
-            why = planner.why_outdated(stage)
-            if why is not None:
-                found[stage] = f"outdated: {why}"
-    return found
+    if planner.artifact(stage) is None:
+        planner.stale.add(stage)
+        return unfinished_state(planner.folder, stage, held)
+    reason = planner.why_outdated(stage)
+    return None if reason is None else f"outdated: {reason}"
+
+
+def not_done(planner: Planner) -> dict[str, str]:
+    """Return how each stage stands that is not done, in the recipe's order."""
+    # Of what was planned nothing runs any more: what is there is judged as it is.
+    planner.stale.clear()
+    states = {stage: standing(planner, stage) for stage in planner.recipe.stages}
+    return {stage: state for stage, state in states.items() if state is not None}

@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.errors import ArtifactError
 from data.storage import storage_errors, sync_folder, write_atomically
+from pipeline.contract.artifacts import MANIFEST
 from pipeline.contract.resume import read_manifest, states_of
 
 PLACE = ".unfinished"
-KEY = "key"
+LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
+"""What a stage appends to; a resume state holds how long they were."""
+_KEY = "key"
 """File in the stage's `work/`: digest of the key of the attempt that is there."""
 
 
@@ -41,6 +45,16 @@ class Attempt:
 
     folder: Path
     digest: str
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+        return self.folder.name
+
+    @property
+    def in_place(self) -> bool:
+        """Whether what lies in the stage's folder is of this attempt."""
+        return _digest_in(self.folder) == self.digest
 
     @property
     def aside(self) -> Path:
@@ -105,14 +119,11 @@ class Attempt:
         os.replace(self.folder, self.aside)
         self._flush()
 
-    def take_up(self) -> bool:
-        """Move the folder back in place of what is there; tell whether there was one."""
-        if not self.aside.is_dir():
-            return False
+    def put_back(self) -> None:
+        """Move the folder that was set aside to its place, instead of what is there."""
         shutil.rmtree(self.folder)
         os.replace(self.aside, self.folder)
         self._flush()
-        return True
 
     def _flush(self) -> None:
         sync_folder(self.aside.parent)
@@ -124,15 +135,62 @@ def attempt_in(folder: Path) -> Attempt | None:
 
     Work is a resume state, or what a stage has made by the way and noted in `work/*.json`.
     """
-    key = folder / "work" / KEY
-    if not key.is_file():
+    digest = _digest_in(folder)
+    if digest is None:
         return None
     if not states_of(folder / "resume") and not any((folder / "work").glob("[!.]*.json")):
         return None
-    return Attempt(folder, key.read_text(encoding="utf-8"))
+    return Attempt(folder, digest)
 
 
-def forget(folder: Path, *, keep: Path) -> None:
+def _digest_in(folder: Path) -> str | None:
+    path = folder / "work" / _KEY
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def prepare_folder(attempt: Attempt, *, anew: bool = False) -> None:
+    """Make a stage's folder that of an attempt: as it left it, or empty where it begins anew.
+
+    Args:
+        attempt: what the stage goes on with, or begins.
+        anew: leave nothing of it.
+
+    Raises:
+        ArtifactError: the folder holds files that no stage left there.
+        StorageError: it can't be written.
+    """
+    folder = attempt.folder
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = (folder / MANIFEST).exists()
+        ours = finished or any((folder / name).exists() for name in ("work", "stage.log"))
+        if not ours and any(folder.iterdir()):
+            raise ArtifactError(
+                f"{folder} holds files that no stage left there, and would be emptied; choose "
+                "another folder with --out, or move them away"
+            )
+        # First of all: from now on the folder is no artifact, wherever this may be cut off.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if attempt.in_place and not anew:
+            if not (folder / "resume").is_dir():
+                for log in LOGS:
+                    (folder / log).unlink(missing_ok=True)
+            return
+        # What a finished stage leaves in its work folder is not worth keeping.
+        former = None if finished else attempt_in(folder)
+        if former is not None and former.digest != attempt.digest:
+            former.set_aside()
+            folder.mkdir()
+        if attempt.aside.is_dir() and not anew:
+            attempt.put_back()
+            return
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / "work").mkdir()
+        write_atomically(folder / "work" / _KEY, attempt.digest)
+
+
+def remove_unfinished(folder: Path, *, keep: Path) -> None:
     """Remove all unfinished attempts of a stage that is done.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import stat
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import StorageError
-from data.storage import space_errors, storage_errors, sync_tree, write_atomically
+from data.storage import sha256, space_errors, storage_errors, sync_tree, write_atomically
 
 LIMIT = 1 << 16
 BIG = {"weights": torch.ones(LIMIT)}
@@ -158,3 +159,46 @@ def test_every_folder_and_file_is_flushed(tmp_path: Path, monkeypatch: pytest.Mo
     expected = ("", "/stage", "/stage/a", "/stage/model", "/stage/model/b")
     deeper = ("/stage/model/deep", "/stage/model/deep/c")
     assert flushed == {f"{tmp_path}{name}" for name in (*expected, *deeper)}
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files that were read to be hashed, as it grows."""
+    names: list[str] = []
+    honest = hashlib.file_digest
+
+    def digest(file: Any, kind: str) -> Any:
+        names.append(Path(file.name).name)
+        return honest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    return names
+
+
+def write_at(path: Path, seconds: int, text: str) -> None:
+    path.write_text(text)
+    os.utime(path, (seconds, seconds))
+
+
+def test_a_file_is_read_again_to_be_hashed_only_once_it_has_changed(
+    tmp_path: Path, read: list[str]
+) -> None:
+    path = tmp_path / "a"
+    write_at(path, 1, "one")
+    assert sha256(path) == sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert read == ["a"]
+    write_at(path, 2, "two")
+    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
+    write_at(tmp_path / "b", 2, "six")
+    (tmp_path / "b").replace(path)  # of the same size and time
+    assert sha256(path) == hashlib.sha256(b"six").hexdigest()
+
+
+def test_a_file_that_was_written_just_now_is_read_each_time(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.storage._SETTLED_NS", 10**18)
+    path = tmp_path / "a"
+    path.write_text("one")
+    assert sha256(path) == sha256(path)
+    assert read == ["a", "a"]

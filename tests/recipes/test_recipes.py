@@ -181,9 +181,9 @@ def test_every_recipe_is_tried_here() -> None:
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_recipe_is_valid_and_needs_no_hub(name: str, local: Path, tmp_path: Path) -> None:
     recipe = loaded(name, local)
-    planner = Planner(recipe, tmp_path, Selection())
+    planner = Planner(recipe, tmp_path)
     assert [step.stage for step in planner.plan()] == list(recipe.stages)
-    check_stages(recipe, planner)
+    check_stages(planner)
     for stage, settings in recipe.stages.items():
         fields = [source for _, value in settings for source in sources(value)]
         assert [s.hub for s in fields if s.hub is not None] == [], stage
@@ -231,7 +231,7 @@ def test_without_the_adopted_tokenizer_the_end_of_sequence_pads(
 ) -> None:
     recipe = loaded("smollm2_harmless", local, "tokenizer.pad_token=null")
     with pytest.raises(HandOverError, match="set `pad_token`"):
-        plan(recipe, tmp_path, Selection())
+        plan(Planner(recipe, tmp_path))
 
 
 def test_the_presets_are_instructgpts() -> None:
@@ -341,7 +341,7 @@ def test_a_recipe_that_extends_a_preset_runs(name: str, local: Path, tmp_path: P
     small = ["episodes=16", "batch_size=8", "max_prompt_tokens=16", "max_new_tokens=8"]
     lmhp = ["prefix_tokens=4", "end_after=2"] if name == "lmhp" else []
     recipe = preset_recipe(name, local, tmp_path, *(f"ppo.{s}" for s in [*small, *lmhp]))
-    done = execute(recipe, tmp_path / "run", console=Console(quiet=True))
+    done = execute(recipe, tmp_path / "run", console=Console(quiet=True)).artifacts
     metrics = done["ppo"].metrics
     assert metrics["updates"] == 2 and metrics["episode"] == 16
     assert ("loss/pretraining_avg" in metrics) == (name == "instructgpt")

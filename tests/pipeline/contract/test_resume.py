@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import StorageError
-from pipeline.contract.artifacts import sha256
+from data.storage import sha256
 from pipeline.contract.resume import (
     COMPLETE,
     ResumeStore,

@@ -25,8 +25,9 @@ from pipeline.contract.settings import StageSettings
 from pipeline.contract.stop import StopFlag
 from pipeline.contract.trackers import Trackers
 from pipeline.recipe.load import load_recipe
-from pipeline.run.execution import make_context
+from pipeline.run.execution import Run, make_context
 from pipeline.run.runner import execute
+from pipeline.run.unfinished import Attempt
 from pipeline.stages.registry import STAGE_MODULES
 
 
@@ -213,14 +214,10 @@ def test_trackers_change_no_result(path: Path) -> None:
 
 
 def test_only_the_main_process_logs(path: Path) -> None:
-    recipe = load_recipe(path)
-    context = [
-        make_context(
-            recipe, "a", path.parent / "run", digest="x", console=Console(quiet=True),
-            stop=StopFlag(), rank=rank, world_size=2,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
+    recipe, run_folder = load_recipe(path), path.parent / "run"
+    run = Run(recipe, run_folder, recipe.top.launch, Console(quiet=True), StopFlag())
+    attempt = Attempt(run_folder / "a", "x")
+    context = [make_context(run, attempt, rank=rank, world_size=2) for rank in (0, 1)]
     assert context[0].metrics.trackers is not None
     assert context[1].metrics.trackers is None and not context[1].metrics.enabled
 

@@ -22,6 +22,7 @@ from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import STOPPING, StopFlag
 from pipeline.run.launching import first_failure, launch_command, run_launched
+from pipeline.run.unfinished import Attempt
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
@@ -150,7 +151,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
         command = [sys.executable, "-c", START + script]
         monkeypatch.setattr("pipeline.run.launching.launch_command", lambda _: command)
         return run_launched(
-            "a", tmp_path, "key", LaunchSettings(processes=2),
+            Attempt(tmp_path / "a", "key"), LaunchSettings(processes=2),
             console=Console(quiet=True), stop=stop,
         )  # fmt: skip
 

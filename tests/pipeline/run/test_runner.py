@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -12,12 +13,13 @@ import signal
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
+import data.storage
 import pipeline.run.runner
 from data.errors import (
     ArtifactError,
@@ -35,7 +37,7 @@ from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import Ref, SourceSettings, StageSettings
 from pipeline.recipe.load import Recipe, load_recipe
 from pipeline.run.listing import list_run
-from pipeline.run.planning import Selection
+from pipeline.run.planning import Planner, Selection
 from pipeline.run.runner import execute, plan
 from pipeline.stages.registry import STAGE_MODULES
 
@@ -52,6 +54,10 @@ class CountSettings(StageSettings):
 
 
 RUNS: list[str] = []
+
+
+DURING: dict[str, Callable[[], object]] = {}
+"""What happens while a stage runs, by its name."""
 
 
 def write_state(folder: Path) -> None:
@@ -80,6 +86,8 @@ def run_count(context: StageContext[CountSettings]) -> dict[str, Any]:
     before = ""
     if settings.after:
         before = (Path(context.input("after")) / "out.txt").read_text()
+    if context.name in DURING:
+        DURING[context.name]()
     (context.folder / "model").mkdir(exist_ok=True)
     (context.folder / "model" / "out.txt").write_text(before + settings.text.strip())
     return {"eval/loss": 0.5}
@@ -137,7 +145,7 @@ def test_stages_run_once_and_pass_files_on(recipe_file: Path) -> None:
 def test_a_changed_setting_runs_the_stage_and_what_hangs_on_it(recipe_file: Path) -> None:
     go(recipe_file)
     recipe = load_recipe(recipe_file, ["b.text=w"])
-    steps = plan(recipe, recipe_file.parent / "run", Selection())
+    steps = plan(Planner(recipe, recipe_file.parent / "run"))
     assert [(s.stage, s.action) for s in steps] == [
         ("a", "up to date"),
         ("b", "run"),
@@ -157,15 +165,80 @@ def test_a_parent_that_gives_the_same_again_leaves_its_children(recipe_file: Pat
     assert RUNS == ["b@0"]
 
 
-def test_a_changed_source_file_runs_its_stage(recipe_file: Path) -> None:
-    rows = recipe_file.parent / "rows.txt"
-    rows.write_text("one\n")
+def test_a_changed_source_file_runs_its_stage(recipe_file: Path, rows: Path) -> None:
     override = f"c.source={{path: {rows}}}"
     go(recipe_file, override)
     RUNS.clear()
     rows.write_text("two\n")
     go(recipe_file, override)
     assert RUNS == ["c@0"]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the paths of the files that were read to be hashed, as it grows."""
+    paths: list[str] = []
+    honest = hashlib.file_digest
+
+    def digest(file: Any, kind: str) -> Any:
+        paths.append(str(file.name))
+        return honest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    return paths
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Return a source that was there long before the run."""
+    path = tmp_path / "rows.txt"
+    path.write_text("one\n")
+    os.utime(path, (1, 1))
+    return path
+
+
+def test_a_source_of_two_stages_is_hashed_once_a_run(
+    recipe_file: Path, rows: Path, hashed: list[str]
+) -> None:
+    options = [f"{stage}.source={{path: {rows}}}" for stage in ("b", "c")]
+    go(recipe_file, *options)
+    assert RUNS == ["a@0", "b@0", "c@0"]
+    assert hashed.count(str(rows)) == 1
+
+
+def test_an_up_to_date_run_hashes_each_file_of_each_artifact_once(
+    recipe_file: Path, hashed: list[str]
+) -> None:
+    go(recipe_file)
+    data.storage._known_sha256.cache_clear()  # as in another process
+    hashed.clear()
+    go(recipe_file)
+    names = ("metrics.jsonl", "model/out.txt", "stage.log")
+    files = [str(recipe_file.parent / "run" / stage / name) for stage in "abc" for name in names]
+    assert sorted(hashed) == files
+
+
+def test_a_source_that_changes_while_an_earlier_stage_runs_counts_as_it_is_then(
+    recipe_file: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = f"c.source={{path: {rows}}}"
+    go(recipe_file, option)
+    monkeypatch.setitem(DURING, "b", lambda: rows.write_text("two\n"))
+    RUNS.clear()
+    go(recipe_file, option, "b.text='y '")  # b leaves what it left before
+    assert RUNS == ["b@0", "c@0"]
+    go(recipe_file, option, "b.text='y '")
+    assert RUNS == ["b@0", "c@0"]
+
+
+def test_an_artifact_that_is_edited_while_another_stage_runs_is_refused(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe_file.parent / "run/a/model/out.txt"
+    monkeypatch.setitem(DURING, "b", lambda: path.write_text("q"))
+    with pytest.raises(ArtifactError, match=r"a/model/out\.txt is damaged"):
+        go(recipe_file, "c.after=a")
+    assert RUNS == ["a@0", "b@0"]
 
 
 def test_a_missing_source_is_told_before_anything_runs(recipe_file: Path) -> None:
@@ -176,7 +249,7 @@ def test_a_missing_source_is_told_before_anything_runs(recipe_file: Path) -> Non
 
 def test_dry_run_writes_nothing(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
-    steps = plan(recipe, recipe_file.parent / "run", Selection())
+    steps = plan(Planner(recipe, recipe_file.parent / "run"))
     assert {s.action for s in steps} == {"run"}
     assert not (recipe_file.parent / "run").exists()
 
@@ -244,7 +317,7 @@ def test_sigterm_saves_and_the_next_run_resumes(recipe_file: Path) -> None:
     rows = list_run(recipe_file.parent / "run")
     assert rows[0][2] == "cut off, resumes at step 2"
     recipe = load_recipe(recipe_file, ["a.fail=signal"])
-    assert plan(recipe, recipe_file.parent / "run", Selection())[0].action == "resume"
+    assert plan(Planner(recipe, recipe_file.parent / "run"))[0].action == "resume"
     go(recipe_file, "a.fail=signal")
     assert RUNS == ["a@0", "a@2", "b@0", "c@0"]
     lines = (recipe_file.parent / "run/a/metrics.jsonl").read_text().splitlines()

@@ -22,7 +22,7 @@ from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.settings import SourceSettings, references
 from pipeline.recipe.load import load_recipe
-from pipeline.run.planning import Selection
+from pipeline.run.planning import Planner
 from pipeline.run.runner import execute, plan
 from pipeline.stages.evaluate import stage as evaluate_stage
 from pipeline.stages.evaluate.settings import EvaluateSettings
@@ -331,15 +331,15 @@ def test_a_plugin_belongs_to_what_a_result_follows_from(
 ) -> None:
     checked, run_folder = load_recipe(recipe), tmp_path / "run"
     with pytest.raises(RecipeError, match=r"stages\.ppo\.reward\.1\.function: no reward function"):
-        plan(checked, run_folder, Selection())
+        plan(Planner(checked, run_folder))
     load_plugin(plugin)
-    done = execute(checked, run_folder, console=Console(quiet=True))["ppo"]
+    done = execute(checked, run_folder, console=Console(quiet=True)).artifacts["ppo"]
     digest = hashlib.sha256(plugin.read_bytes()).hexdigest()
     assert done.manifest["inputs"]["functions"] == {"vowels": digest}
-    assert plan(checked, run_folder, Selection())[0].action == "up to date"
+    assert plan(Planner(checked, run_folder))[0].action == "up to date"
     plugin.write_text(PLUGIN.replace("aeiou", "aeiouy"))
     load_plugin(plugin)
-    (step,) = plan(checked, run_folder, Selection())
+    (step,) = plan(Planner(checked, run_folder))
     assert (step.action, step.reason) == ("run", "reward function vowels changed")
 
 
@@ -359,9 +359,9 @@ def test_a_run_with_a_plugin_that_is_killed_ends_like_one_that_was_not(
     assert not (log.parent / "manifest.json").exists()
 
     with pytest.raises(RecipeError, match=r"stages\.ppo\.reward\.1\.function: no reward function"):
-        plan(checked, cut, Selection())
+        plan(Planner(checked, cut))
     load_plugin(plugin)
-    assert plan(checked, cut, Selection())[0].action == "resume"
+    assert plan(Planner(checked, cut))[0].action == "resume"
     execute(checked, cut, console=quiet)
     server.requests, server.fails_at = 0, frozenset({2, 3})  # which retries get over
     execute(checked, tmp_path / "whole", console=quiet)

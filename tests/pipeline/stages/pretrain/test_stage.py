@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
-from pipeline.contract.artifacts import sha256
+from data.storage import sha256
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import SourceSettings
 from pipeline.stages.pretrain.settings import PretrainSettings
