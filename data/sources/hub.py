@@ -8,7 +8,7 @@ kinds of file, and what a data set's card says on how to read them, are left to 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,28 @@ from data.errors import Interrupted, SourceError
 from data.network import hub_trouble
 from data.sources.files import RawRow, raw_rows, readable
 from data.sources.folders import SAVED, SAVED_SPLITS, find_files, kind_of
+from data.sources.source import Source
 
 _AS_FILES = {"json": ("field",), "csv": ("sep", "delimiter", "names"), "parquet": (), "arrow": ()}
 """Builders of `datasets` whose files we read, unless the card sets these."""
 
 
-def hub_rows(
-    hub: str,
-    name: str | None,
-    split: str,
-    revision: str | None,
-    files: str | Sequence[str] | None,
-) -> Generator[tuple[str, RawRow]]:
-    """Yield the raw rows of a hub data set with its name; the arguments are those of `read`.
+def hub_rows(source: Source) -> Generator[tuple[str, RawRow]]:
+    """Yield the raw rows of a hub data set with its name.
 
     Raises:
         SourceError: there is no such data set, split or file, or it can't be reached.
     """
+    hub, split = str(source.hub), source.hub_split
     if not Path(hub).expanduser().exists():
         hub_trouble()  # half a minute of tries is spared where there is no network
     place = f"{hub}[{split}]"
     try:
-        found = _own_files(hub, name, split, revision, files)
-        if found is None:
-            yield from _library_rows(place, hub, name, split, revision, files)
+        files = _own_files(hub, source)
+        if files is None:
+            yield from _library_rows(place, source)
             return
-        for file in found:
+        for file in files:
             with contextlib.closing(raw_rows(file)) as rows:
                 for row in rows:
                     yield place, row
@@ -51,52 +47,47 @@ def hub_rows(
         raise SourceError(_problem(hub, split, error)) from error
 
 
-def _listed(files: str | Sequence[str] | None) -> str | list[str] | None:
-    return files if files is None or isinstance(files, str) else list(files)
-
-
-def _own_files(
-    hub: str,
-    name: str | None,
-    split: str,
-    revision: str | None,
-    files: str | Sequence[str] | None,
-) -> list[Path | str] | None:
+def _own_files(hub: str, source: Source) -> list[Path | str] | None:
     """Return the files of a split that we read ourselves, None where the library has to."""
     import datasets
 
-    folder = Path(hub).expanduser()
-    if files is None and any((folder / mark).is_file() for mark in (SAVED, SAVED_SPLITS)):
+    folder, split = Path(hub).expanduser(), source.hub_split
+    if not source.hub_files and any((folder / mark).is_file() for mark in (SAVED, SAVED_SPLITS)):
         return list(find_files(hub, split).files)
-    builder = datasets.load_dataset_builder(
-        hub, name=name, revision=revision, data_files=_listed(files)
-    )
+    builder = datasets.load_dataset_builder(hub, **_named(source))
     kind, config = type(builder).__module__.split(".")[-2], builder.config
-    found = getattr(config, "data_files", None)
-    if kind not in _AS_FILES or not found or config.features is not None:
+    files = getattr(config, "data_files", None)
+    if kind not in _AS_FILES or not files or config.features is not None:
         return None
     usual = type(config)(name=config.name)
     set_ = [key for key in _AS_FILES[kind] if getattr(config, key) != getattr(usual, key)]
-    if set_ and not all(kind_of(str(file)) == ".tsv" for file in found.get(split, [])):
+    if set_ and not all(kind_of(str(file)) == ".tsv" for file in files.get(split, [])):
         return None
-    if split not in found:
-        raise ValueError(f'Unknown split "{split}". Should be one of {list(found)}.')
-    named: list[Path | str] = [
-        place if "://" in place else Path(place) for place in map(str, found[split])
+    if split not in files:
+        raise ValueError(f'Unknown split "{split}". Should be one of {list(files)}.')
+    places: list[Path | str] = [
+        place if "://" in place else Path(place) for place in map(str, files[split])
     ]
-    return named if all(kind_of(place) for place in named) else None
+    return places if all(kind_of(place) for place in places) else None
 
 
-def _library_rows(
-    place: str, hub: str, name: str | None, split: str, revision: Any, files: Any
-) -> Generator[tuple[str, RawRow]]:
+def _library_rows(place: str, source: Source) -> Generator[tuple[str, RawRow]]:
     import datasets
 
     stream = datasets.load_dataset(
-        hub, name=name, split=split, revision=revision, data_files=_listed(files), streaming=True
+        source.hub, split=source.hub_split, streaming=True, **_named(source)
     )
     for number, row in enumerate(stream, start=1):
         yield place, readable(RawRow(f"{place}:row {number}", dict(row)))
+
+
+def _named(source: Source) -> dict[str, Any]:
+    """Return what of a data set is read, as `datasets` takes it."""
+    return {
+        "name": source.hub_name,
+        "revision": source.hub_revision,
+        "data_files": source.listed_files or None,
+    }
 
 
 def _problem(hub: str, split: str, error: Exception) -> str:

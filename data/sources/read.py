@@ -20,8 +20,9 @@ from data.records import Record
 from data.sources.converting import convert
 from data.sources.files import RawRow, raw_rows
 from data.sources.folders import find_files
-from data.sources.formats import check_format, detect, map_columns, unused
+from data.sources.formats import detect, map_columns, unused
 from data.sources.hub import hub_rows
+from data.sources.source import Source
 from data.sources.values import RowDropped, RowError
 from data.words import counted
 
@@ -75,118 +76,77 @@ class ReadReport:
         return told
 
 
-def read(
-    *,
-    path: str | Sequence[str] | None = None,
-    hub: str | None = None,
-    hub_name: str | None = None,
-    hub_split: str = "train",
-    hub_revision: str | None = None,
-    hub_files: str | Sequence[str] | None = None,
-    world: str | None = None,
-    world_seed: int = 0,
-    format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
-    max_bad_share: float = 0.01,
-    report: ReadReport | None = None,
-) -> Iterator[Record]:
-    """Yield the records of one source.
-
-    Args:
-        path: file, folder or glob, or several.
-        hub: id of a hub data set, or a local folder in its layout.
-        hub_name: its configuration.
-        hub_split: its split, or that of a folder that holds several.
-        hub_revision: its commit, tag or branch.
-        hub_files: which of its files to read.
-        world: part of the built-in world.
-        world_seed: the world's seed.
-        format: one of `data.sources.formats.FORMATS`, or "auto" to tell it from the columns.
-        columns: our name of a column -> its name, dotted path or template in the source.
-        limit: at most so many records.
-        skip: pass over so many records at the start.
-        max_bad_share: share of malformed rows above which reading ends in an error.
-        report: where the counts go.
+def read(source: Source, *, report: ReadReport | None = None) -> Iterator[Record]:
+    """Yield the records of a source; the report gets the counts.
 
     Raises:
         SourceError: nothing there, unreadable, or of no known format.
         BadRowsError: too many rows are malformed; names the first.
     """
-    one_origin(path, hub, world)
-    check_format(format)
     report = ReadReport() if report is None else report
-    check: Callable[[], object] = bool
-    rows: Generator[tuple[str, RawRow]] | None = None
-    if world is not None:
-        records = _world_records(world, world_seed, report)
-    else:
-        rows = (
-            hub_rows(hub, hub_name, hub_split, hub_revision, hub_files)
-            if hub is not None
-            else _file_rows(paths_of(path), format, hub_split, report)
-        )
-        reading = _Reading(
-            format=format, columns=columns, max_bad_share=max_bad_share, report=report
-        )
-        records = reading.records(rows)
-        check = reading.check
+    if source.world is not None:
+        with contextlib.closing(_world_records(source, report)) as records:
+            yield from _window(records, source, report)
+        return
+    reading = _Reading(source, report)
     # Closed here, so that no file stays open where reading ends early or in an error.
-    with contextlib.closing(records), contextlib.closing(rows or records):
-        yield from _window(records, skip, limit, report, check, place=place_of(path, hub, world))
+    with (
+        contextlib.closing(located_rows(source, report)) as rows,
+        contextlib.closing(reading.records(rows)) as records,
+    ):
+        yield from _window(records, source, report, check=reading.check)
 
 
-def place_of(path: str | Sequence[str] | None, hub: str | None, world: str | None) -> str:
-    """Return what a source is called in errors."""
-    return f"world:{world}" if world is not None else hub or ", ".join(paths_of(path))
+def located_rows(source: Source, report: ReadReport) -> Generator[tuple[str, RawRow]]:
+    """Yield the raw rows of a path or a hub data set, each with its file or the set's name.
 
-
-def one_origin(*origins: object) -> None:
-    """Refuse a source that names not exactly one of path, hub and world."""
-    if sum(origin is not None for origin in origins) != 1:
-        raise SourceError("a source names exactly one of path, hub and world")
-
-
-def paths_of(path: str | Sequence[str] | None) -> list[str]:
-    """Return the paths of a source as a list."""
-    return [path] if isinstance(path, str) else list(path or [])
+    Raises:
+        SourceError: nothing there, or unreadable.
+    """
+    if source.hub is not None:
+        yield from hub_rows(source)
+        return
+    # All paths are looked up before the first row is read, so that a wrong one stops at once.
+    found = [find_files(path, source.hub_split) for path in source.paths]
+    report.left_out += [what for one in found for what in one.left_out]
+    for file in (file for one in found for file in one.files):
+        with contextlib.closing(raw_rows(file, source.format)) as rows:
+            for row in rows:
+                yield str(file), row
 
 
 def _window(
     records: Iterator[Record],
-    skip: int,
-    limit: int | None,
+    source: Source,
     report: ReadReport,
-    check: Callable[[], object],
     *,
-    place: str,
+    check: Callable[[], object] = bool,
 ) -> Iterator[Record]:
     """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
     seen = given = 0
     for record in records:
         seen += 1
-        if seen <= skip:
+        if seen <= source.skip:
             continue
         given += 1
         report.records += 1
         yield record
-        if limit is not None and given >= limit:
+        if given == source.limit:
             break
     check()
     if given == 0:
-        why = f"skip is {skip} and it holds {seen} records" if seen else "it holds no usable rows"
-        told = "; ".join(f"{count} dropped: {what}" for what, count in report.dropped.items())
-        raise SourceError(f"nothing to read in {place}: {why}{'; ' + told if told else ''}")
+        why = "it holds no usable rows"
+        if seen:
+            why = f"skip is {source.skip} and it holds {seen} records"
+        lost = [f"{count} dropped: {what}" for what, count in report.dropped.items()]
+        raise SourceError(f"nothing to read in {source.place}: {'; '.join([why, *lost])}")
 
 
 @dataclass
 class _Reading:
     """The reading of one source: its format once it is known, and the count of what was bad."""
 
-    format: str
-    columns: Mapping[str, str] | None
-    max_bad_share: float
+    source: Source
     report: ReadReport
     rows: int = 0
     bad: int = 0
@@ -217,8 +177,8 @@ class _Reading:
 
     def _settle(self, origin: str, sample: Sequence[RawRow]) -> None:
         """Settle the format of a file by its first rows; a file of bad rows has none yet."""
-        if self.format != "auto":
-            self._note_format(origin, self.format, "given")
+        if self.source.format != "auto":
+            self._note_format(origin, self.source.format, "given")
             return
         told: Counter[str] = Counter()
         problem: SourceError | None = None
@@ -226,7 +186,7 @@ class _Reading:
             if row.value is None:
                 continue
             try:
-                told[detect(self._columns(row), self.columns)] += 1
+                told[detect(self._columns(row), self.source.columns)] += 1
             except SourceError as error:
                 problem = problem or error
             except RowError:
@@ -252,15 +212,15 @@ class _Reading:
                 columns,
                 name,
                 default_id=_short(row.where),
-                columns=self.columns,
-                told=self.format != "auto",
+                columns=self.source.columns,
+                told=self.source.format != "auto",
             )
             if told != name:
                 raise RowError(
                     f"its columns {', '.join(columns)} tell {told}, those of most rows {name}; "
                     "name one with `format`"
                 )
-            self.report.unused.update(set(unused(columns, name, self.columns)))
+            self.report.unused.update(set(unused(columns, name, self.source.columns)))
             return record
         except RowDropped as reason:
             self.report.dropped[str(reason)] += 1
@@ -271,7 +231,7 @@ class _Reading:
     def _columns(self, row: RawRow) -> dict[str, Any]:
         assert row.value is not None
         try:
-            columns = map_columns(row.value, self.columns)
+            columns = map_columns(row.value, self.source.columns)
         except RowError as problem:
             if self.mapped:
                 raise
@@ -281,10 +241,10 @@ class _Reading:
 
     def _formats_of(self, origin: str, row: Mapping[str, Any]) -> tuple[str, str]:
         """Return the format of the row's file, and the one that the row itself tells."""
-        if self.format != "auto":
-            return self.format, self.format
+        if self.source.format != "auto":
+            return self.source.format, self.source.format
         try:
-            told = detect(row, self.columns)
+            told = detect(row, self.source.columns)
         except SourceError as error:
             if origin not in self.by_origin:
                 raise SourceError(f"{origin}: {error}") from None
@@ -315,11 +275,11 @@ class _Reading:
 
     def check(self) -> None:
         """Raise when more rows were malformed than allowed."""
-        if self.bad > self.max_bad_share * self.rows:
+        if self.bad > self.source.max_bad_share * self.rows:
             more = self.bad - len(self.first_bad)
             raise BadRowsError(
                 f"{self.bad} of {self.rows} rows are malformed, max_bad_share allows "
-                f"{self.max_bad_share:.2%}: {'; '.join(self.first_bad)}"
+                f"{self.source.max_bad_share:.2%}: {'; '.join(self.first_bad)}"
                 + (f"; and {more} more" if more else "")
             )
 
@@ -328,22 +288,11 @@ def _short(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _file_rows(
-    paths: list[str], format: str, split: str, report: ReadReport
-) -> Generator[tuple[str, RawRow]]:
-    # All paths are looked up before the first row is read, so that a wrong one stops at once.
-    found = [find_files(path, split) for path in paths]
-    report.left_out += [what for one in found for what in one.left_out]
-    for file in (file for one in found for file in one.files):
-        with contextlib.closing(raw_rows(file, format)) as rows:
-            for row in rows:
-                yield str(file), row
-
-
-def _world_records(part: str, seed: int, report: ReadReport) -> Generator[Record]:
-    module = world_module(part)
-    report.formats[f"world:{part}"] = "records (built in)"
-    for record in module.World(seed).records(part):
+def _world_records(source: Source, report: ReadReport) -> Generator[Record]:
+    assert source.world is not None
+    module = world_module(source.world)
+    report.formats[source.place] = "records (built in)"
+    for record in module.World(source.world_seed).records(source.world):
         report.rows += 1
         yield record
 

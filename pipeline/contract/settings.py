@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from data.sources.source import Source
 from pipeline.contract.retired import RETIRED, put_back
 
 
@@ -151,9 +152,13 @@ class SourceSettings(Settings):
             )
         return self
 
-    def read_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `data.sources.read.read` for this source."""
-        return self.model_dump()
+    def source(self) -> Source:
+        """Return the source to read.
+
+        Raises:
+            SourceError: there is no such format.
+        """
+        return Source(**self.model_dump())
 
 
 class Lora(Settings):

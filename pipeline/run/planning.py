@@ -144,7 +144,7 @@ def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
     for place, source, *_ in walk(settings):
         if isinstance(source, SourceSettings):
             try:
-                fingerprints[place] = fingerprint(**source.read_arguments())
+                fingerprints[place] = fingerprint(source.source())
             except SourceError as error:
                 raise SourceError(f"stages.{stage}.{place}: {error}") from error
     return fingerprints

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.errors import BadRowsError, SourceError
 from pipeline.contract.settings import SourceSettings, expand
@@ -50,17 +51,17 @@ def require_readable(
         if not _here(source):
             continue
         report = ReadReport()
-        window: dict[str, Any] = {
-            "skip": 0,
-            "limit": min(ROWS, source.limit or ROWS),
-            "report": report,
-        }
-        if f"{source.world}_heldout" in PARTS:  # of the same kind, and made sooner
-            window["world"] = f"{source.world}_heldout"
+        sooner = f"{source.world}_heldout"  # of the same kind, and made sooner
         where = f"stage {hand.name}: {setting}.{place}"
         kind = ""
         try:
-            for record in read(**source.read_arguments() | window):
+            first_rows = replace(
+                source.source(),
+                world=sooner if sooner in PARTS else source.world,
+                limit=min(ROWS, source.limit or ROWS),
+                skip=0,
+            )
+            for record in read(first_rows, report=report):
                 kind = type(record).__name__
                 convert(record)
         except SourceError as error:

@@ -167,7 +167,7 @@ class _Packer:
 
 
 def _texts(source: SourceSettings, report: ReadReport) -> Iterator[str]:
-    return (to_text(record) for record in read(**source.read_arguments(), report=report))
+    return (to_text(record) for record in read(source.source(), report=report))
 
 
 class ChunkOrder:

@@ -16,6 +16,7 @@ from data import network
 from data.errors import ModelError, SourceError
 from data.network import hub_trouble
 from data.sources.read import read
+from data.sources.source import Source
 
 
 @pytest.fixture
@@ -116,5 +117,5 @@ def test_models_tokenizers_and_data_sets_tell_it_in_one_sentence(
         with pytest.raises(ModelError, match=r"the cache alone was used \(http"):
             load("nobody/nothing")
     with pytest.raises(SourceError, match=r"the cache alone was used \(http"):
-        list(read(hub="nobody/nothing"))
+        list(read(Source(hub="nobody/nothing")))
     assert len(looks) == 1

@@ -28,12 +28,11 @@ from data.labels.records import (
 )
 from data.records import ENDED, Ranking, prompt_hash
 from data.sources.converting import convert
-from data.sources.files import RawRow, raw_rows
-from data.sources.folders import find_files
+from data.sources.files import RawRow
 from data.sources.formats import detect, unused
-from data.sources.hub import hub_rows
 from data.sources.oasst import Forest, is_message, is_tree, tree_rankings
-from data.sources.read import SHOWN, ReadReport
+from data.sources.read import SHOWN, ReadReport, located_rows
+from data.sources.source import Source
 from data.sources.values import RowDropped, RowError
 
 FORMATS = {
@@ -98,7 +97,9 @@ def read_labels(
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
     reading = _Reading(_Foreign(when=when, campaign=campaign, annotator=annotator), format, report)
-    for place, raw in _raw(source, hub_split, report):
+    hub = source.removeprefix(HUB) if source.startswith(HUB) else None
+    path = source if hub is None else None
+    for place, raw in located_rows(Source(path=path, hub=hub, hub_split=hub_split), report):
         report.rows += 1
         yield from reading.counted(raw.where, reading.labels(place, raw))
     for tree in reading.forest.trees(dropped=report.dropped):
@@ -112,17 +113,6 @@ def read_labels(
     if not report.records:
         told = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
         raise SourceError(f"no labels in {source}{': ' + told if told else ''}")
-
-
-def _raw(source: str, hub_split: str, report: ReadReport) -> Iterator[tuple[str, RawRow]]:
-    if source.startswith(HUB):
-        yield from hub_rows(source.removeprefix(HUB), None, hub_split, None, None)
-        return
-    found = find_files(source, hub_split)
-    report.left_out += found.left_out
-    for file in found.files:
-        for raw in raw_rows(file):
-            yield str(file), raw
 
 
 class _Foreign(NamedTuple):

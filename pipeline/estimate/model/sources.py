@@ -178,7 +178,7 @@ class Reader:
             )
         lengths, started, note = Lengths(), time.monotonic(), ""
         completions = 0
-        for record in read(**source.read_arguments()):
+        for record in read(source.source()):
             if lengths.rows < MEASURED:
                 prompt, answers = _texts(record)
                 completions += len(answers)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.errors import SourceError
 from data.records import Document, PromptRow, Record, to_prompt, to_text
 from data.sources.read import ReadReport, read
+from data.sources.source import Source
 from data.words import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Opening = Callable[[Document], PromptRow | None]
 
 
 def read_prompts(
-    sources: Sequence[Mapping[str, Any]],
+    sources: Sequence[Source],
     *,
     limit: int | None,
     seed: int,
@@ -31,7 +32,7 @@ def read_prompts(
     """Return the prompts of all sources; of more than `limit` a choice, in their order.
 
     Args:
-        sources: keyword arguments of `data.sources.read.read`.
+        sources: what is read.
         limit: at most so many.
         seed: of the choice.
         say: is told of malformed and dropped rows.
@@ -78,18 +79,16 @@ def document_opening(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Opening
     return opening
 
 
-def read_texts(
-    sources: Sequence[Mapping[str, Any]], *, limit: int, say: Callable[[str], None]
-) -> list[str]:
+def read_texts(sources: Sequence[Source], *, limit: int, say: Callable[[str], None]) -> list[str]:
     """Return at most `limit` texts of all sources, the first ones."""
     texts = (to_text(record) for record in _records(sources, say))
     return list(islice((text for text in texts if text.strip()), limit))
 
 
-def _records(sources: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> Iterator[Record]:
+def _records(sources: Sequence[Source], say: Callable[[str], None]) -> Iterator[Record]:
     for source in sources:
         report = ReadReport()
-        yield from read(**source, report=report)
+        yield from read(source, report=report)
         if report.bad or report.dropped:
             for line in report.lines():
                 say(line)

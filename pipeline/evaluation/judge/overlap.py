@@ -15,6 +15,7 @@ from typing import Any
 from data.errors import SourceError
 from data.records import Document, PromptRow, Record, prompt_of, to_text
 from data.sources.read import read
+from data.sources.source import Source
 from data.sources.split import opening
 from data.words import counted
 from pipeline.evaluation.judge.inputs import Opening
@@ -36,14 +37,14 @@ class Reading:
 
     Attributes:
         kind: of the stage.
-        sources: keyword arguments of `data.sources.read.read`, of what it worked on.
+        sources: what it worked on.
         judged_by: the same, of what it held out of that.
         held_out: tells whether it held a row out.
     """
 
     kind: str
-    sources: Sequence[Mapping[str, Any]]
-    judged_by: Sequence[Mapping[str, Any]] = ()
+    sources: Sequence[Source]
+    judged_by: Sequence[Source] = ()
     held_out: Callable[[Record], bool] = lambda record: False
 
 
@@ -129,9 +130,9 @@ class _Seen:
         return (None if row is None else _key(opening(row.prompt))), text
 
 
-def _records(sources: Sequence[Mapping[str, Any]]) -> Iterable[Record]:
+def _records(sources: Sequence[Source]) -> Iterable[Record]:
     for source in sources:
-        yield from read(**source)
+        yield from read(source)
 
 
 def _key(text: str) -> bytes:

@@ -106,11 +106,10 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     gold = prompts.world is not None if request.gold is None else request.gold
     if gold and prompts.world is None:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
-    read = texts.read_arguments() if texts else None
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
-        prompts=read_prompts([prompts.read_arguments()], limit=request.limit, seed=seed, say=say),
-        texts=read_texts([read], limit=request.max_texts, say=say) if read else [],
+        prompts=read_prompts([prompts.source()], limit=request.limit, seed=seed, say=say),
+        texts=read_texts([texts.source()], limit=request.max_texts, say=say) if texts else [],
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if gold else None,

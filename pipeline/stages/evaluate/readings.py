@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.contract.settings import (
     SourceSettings,
@@ -17,6 +17,7 @@ from pipeline.stages.reward.rows import rankings_source
 
 if TYPE_CHECKING:
     from data.records import Record
+    from data.sources.source import Source
     from pipeline.contract.handover import HandOver
 
 _WORKED_ON = ("train", "prompts", "rankings", "pretraining_sources")
@@ -60,10 +61,10 @@ def _before(name: str, hand: HandOver) -> dict[str, StageSettings]:
 def _reading(name: str, hand: HandOver) -> Reading:
     settings = hand.stages[name]
 
-    def sources(field: str) -> list[dict[str, Any]]:
+    def sources(field: str) -> list[Source]:
         value = getattr(settings, field, None)
         items = value if isinstance(value, tuple) else ()
-        return [item.read_arguments() for item in items if isinstance(item, SourceSettings)]
+        return [item.source() for item in items if isinstance(item, SourceSettings)]
 
     files = [
         target
@@ -74,7 +75,7 @@ def _reading(name: str, hand: HandOver) -> Reading:
         kind=settings.kind,
         sources=[
             *(source for field in _WORKED_ON for source in sources(field)),
-            *(rankings_source(external_location(target)).read_arguments() for target in files),
+            *(rankings_source(external_location(target)).source() for target in files),
         ],
         judged_by=sources("heldout"),
         held_out=_held_out(name, hand),

@@ -122,7 +122,7 @@ def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
     from pipeline.evaluation.judge.inputs import read_prompts
 
     settings = context.settings
-    sources = [source.read_arguments() for source in settings.prompts]
+    sources = [source.source() for source in settings.prompts]
     return read_prompts(
         sources, limit=settings.limit, seed=context.seed, say=context.say, opening=_opening(context)
     )
@@ -147,7 +147,7 @@ def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
     from pipeline.evaluation.judge.inputs import read_texts
 
     settings = context.settings
-    sources = [source.read_arguments() for source in settings.perplexity]
+    sources = [source.source() for source in settings.perplexity]
     return read_texts(sources, limit=settings.max_texts, say=context.say)
 
 

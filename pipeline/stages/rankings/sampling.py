@@ -209,7 +209,7 @@ def _read(
 ) -> Iterator[Any]:
     for place, source in enumerate(sources):
         report = ReadReport()
-        yield from read(**source.read_arguments(), report=report)
+        yield from read(source.source(), report=report)
         for line in report.lines():
             context.say(f"{field}.{place}: {line}")
 

@@ -75,7 +75,7 @@ def read_rankings(
     found: list[Ranking] = []
     for place, source in enumerate(sources):
         report = ReadReport()
-        for record in read(**source.read_arguments(), report=report):
+        for record in read(source.source(), report=report):
             if not isinstance(record, Ranking):
                 raise SourceError(
                     f"stage {context.name}: {field}.{place} holds {type(record).__name__} rows; "

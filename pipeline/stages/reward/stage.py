@@ -232,7 +232,7 @@ def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -
 
     encoded: list[list[int]] = []
     for source in context.settings.demonstrations:
-        for record in read(**source.read_arguments()):
+        for record in read(source.source()):
             if len(encoded) == context.settings.max_demonstrations:
                 return encoded
             if answered(record):

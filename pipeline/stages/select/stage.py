@@ -148,7 +148,7 @@ def _prompts(context: StageContext[SelectSettings]) -> list[PromptRow]:
 
     found: dict[str, PromptRow] = {}
     for source in context.settings.prompts:
-        for record in read(**source.read_arguments()):
+        for record in read(source.source()):
             row = to_prompt(record)
             found.setdefault(prompt_hash(row.prompt), row)
             if len(found) == context.settings.n_prompts:

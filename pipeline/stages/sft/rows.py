@@ -48,7 +48,7 @@ def read_demonstrations(
     found: list[Demonstration] = []
     for place, source in enumerate(sources):
         report, cut_off = ReadReport(), 0
-        for record in read(**source.read_arguments(), report=report):
+        for record in read(source.source(), report=report):
             if not answered(record):
                 cut_off += 1
                 continue

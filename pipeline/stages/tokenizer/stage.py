@@ -171,7 +171,7 @@ def _texts(
     from data.sources.read import read
 
     for source, report in zip(context.settings.train, chain(reports, repeat(None)), strict=False):
-        for record in read(**source.read_arguments(), report=report):
+        for record in read(source.source(), report=report):
             yield to_text(record)
 
 

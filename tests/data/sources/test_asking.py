@@ -24,6 +24,7 @@ from data.sources.asking import (
 from data.sources.converting import convert
 from data.sources.formats import detect, unused
 from data.sources.read import ReadReport, read
+from data.sources.source import Source
 from data.sources.values import RowDropped, RowError
 
 PAIR = {"chosen": "In the garden.", "rejected": "In the river."}
@@ -266,11 +267,11 @@ def test_files_of_every_kind_keep_what_is_asked(tmp_path, write):
     file = {as_jsonl: "a.jsonl", as_csv: "a.csv", as_parquet: "a.parquet"}[write]
     rows = [{"system": CALM, "question": f"{ASKS} {i}", "lang": "en", **PAIR} for i in range(3)]
     report = ReadReport()
-    got = list(read(path=write(tmp_path / file, rows), report=report))
+    got = list(read(Source(path=write(tmp_path / file, rows)), report=report))
     assert [record.prompt for record in got] == [chat(f"{ASKS} {i}", system=CALM) for i in range(3)]
     assert "not used: column 'lang' (3 rows)" in report.lines()
     turns = [{"messages": [user("Hi"), assistant("Yes?"), user(ASKS)], **PAIR}]
-    (ranking,) = read(path=write(tmp_path / f"b{file}", turns))
+    (ranking,) = read(Source(path=write(tmp_path / f"b{file}", turns)))
     assert ranking.prompt == chat("Hi", "Yes?", ASKS)
 
 
@@ -278,8 +279,8 @@ def test_a_file_of_unknown_questions_is_refused_until_it_is_mapped(tmp_path):
     rows = [{"ask": f"{ASKS} {i}", "chosen": f"It is {i}.", "rejected": "It is"} for i in range(9)]
     file = as_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(BadRowsError, match=r"a.jsonl:1: no known column asks, but 'ask' may"):
-        list(read(path=file))
-    got = list(read(path=file, columns={"prompt": "ask"}))
+        list(read(Source(path=file)))
+    got = list(read(Source(path=file, columns={"prompt": "ask"})))
     assert [record.prompt for record in got] == [row["ask"] for row in rows]
 
 

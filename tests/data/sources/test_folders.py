@@ -13,6 +13,7 @@ from data.records import chat
 from data.sources.fingerprint import fingerprint
 from data.sources.folders import find_files, split_of
 from data.sources.read import ReadReport, read
+from data.sources.source import Source
 
 CARD = "---\nlicense: mit\n---\n# A data set\n\nIt has rows.\n"
 
@@ -32,7 +33,9 @@ def table(place: Path, split: str) -> None:
 
 
 def prompts(path: Path, report: ReadReport | None = None, **settings: Any) -> list:
-    return [r.prompt for r in read(path=str(path), report=report or ReadReport(), **settings)]
+    return [
+        r.prompt for r in read(Source(path=str(path), **settings), report=report or ReadReport())
+    ]
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_of_a_copy_of_the_hub_the_asked_split_is_read_and_no_card(snapshot):
     with pytest.raises(SourceError, match=r"no split 'validation'.*holds test, train"):
         prompts(snapshot, hub_split="validation")
     path = str(snapshot)
-    assert fingerprint(path=path) != fingerprint(path=path, hub_split="test")
+    assert fingerprint(Source(path=path)) != fingerprint(Source(path=path, hub_split="test"))
 
 
 def test_a_card_is_no_data_in_a_glob_either(snapshot):
@@ -85,7 +88,7 @@ def test_splits_are_told_by_names(tmp_path, train, test):
     assert prompts(tmp_path) == ["train 0", "train 1"]
     assert prompts(tmp_path, hub_split="test") == ["test 0", "test 1"]
     both = str(tmp_path / "**" / "*.jsonl")
-    assert len(list(read(path=both))) == 4
+    assert len(list(read(Source(path=both)))) == 4
 
 
 def test_files_that_name_no_split_or_one_alone_are_all_read(tmp_path):
@@ -143,7 +146,7 @@ def test_what_save_to_disk_leaves_is_read(tmp_path, origin):
 
     def got(name: str, **settings: Any) -> list:
         place: dict[str, Any] = {origin: str(tmp_path / name)}
-        return [r.prompt for r in read(**place, **settings)]
+        return [r.prompt for r in read(Source(**place, **settings))]
 
     assert got("one") == [f"train {i}" for i in range(5)]
     assert got("several") == [f"train {i}" for i in range(5)]
@@ -198,16 +201,16 @@ def mixed(folder: Path) -> Path:
 
 def test_strings_of_the_hub_stay_strings(tmp_path):
     hub = str(mixed(tmp_path / "set"))
-    got = list(read(hub=hub, max_bad_share=0.3))
+    got = list(read(Source(hub=hub, max_bad_share=0.3)))
     assert [r.messages[1]["content"] for r in got] == ["007", "null", "text", "[1, 2]"]
-    asked = list(read(hub=hub, format="prompt"))
+    asked = list(read(Source(hub=hub, format="prompt")))
     assert [r.meta["answer"] for r in asked] == [answer for answer, _ in MIXED]
     assert asked[0].meta["day"] == "2025-01-01"
 
 
 def test_words_of_a_csv_of_the_hub_stay_words(tmp_path):
     (tmp_path / "train.csv").write_text("question,answer\nNA,007\nnull,None\n")
-    got = list(read(hub=str(tmp_path)))
+    got = list(read(Source(hub=str(tmp_path))))
     assert [r.messages for r in got] == [chat("NA", "007"), chat("null", "None")]
 
 
@@ -225,9 +228,9 @@ def test_tables_with_json_inside_give_text_without_quotes(tmp_path, form):
     assert "Json" in str(table.features["messages"])
     place = tmp_path / ("a.parquet" if form == "parquet" else "saved")
     (table.to_parquet if form == "parquet" else table.save_to_disk)(str(place))
-    got = list(read(path=str(place), format="messages"))
+    got = list(read(Source(path=str(place), format="messages")))
     assert [r.messages[1]["content"] for r in got] == ["x", "p", "007", "null", "[Verse]"]
-    picked = read(path=str(place), format="instruction", columns={"question": "question"})
+    picked = read(Source(path=str(place), format="instruction", columns={"question": "question"}))
     assert [r.messages[1]["content"] for r in picked] == ["007", "null", "text", "[1, 2]", "7"]
 
 
@@ -235,5 +238,5 @@ def test_a_hub_folder_is_read_as_its_card_says(tmp_path):
     (tmp_path / "rows.csv").write_text("question;answer\na;b\n")
     card = '---\nconfigs:\n- config_name: default\n  data_files: rows.csv\n  sep: ";"\n---\n'
     (tmp_path / "README.md").write_text(card)
-    (row,) = read(hub=str(tmp_path))
+    (row,) = read(Source(hub=str(tmp_path)))
     assert row.messages == chat("a", "b")

@@ -16,6 +16,7 @@ from data.records import Completion, Conversation, Document, PromptRow, Ranking,
 from data.sources import files
 from data.sources.fingerprint import fingerprint
 from data.sources.read import ReadReport, read
+from data.sources.source import Source
 
 PAIRS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
 RECORDS = [Completion(prompt=f"p{i}", completion=f"c{i}") for i in range(5)]
@@ -43,7 +44,7 @@ def write_parquet(path: Path, rows: list) -> str:
 
 def test_json_lines_give_records_with_their_line_as_id(tmp_path):
     report = ReadReport()
-    got = list(read(path=write(tmp_path / "a.jsonl", json_lines(PAIRS)), report=report))
+    got = list(read(Source(path=write(tmp_path / "a.jsonl", json_lines(PAIRS))), report=report))
     assert without_ids(got) == RECORDS
     assert got[2].id == "a.jsonl:3"
     assert report.rows == report.records == 5
@@ -56,14 +57,14 @@ def test_packed_files_are_unpacked(tmp_path, suffix):
     packed = gzip.compress(text) if suffix == ".gz" else zstandard.compress(text)
     file = tmp_path / f"a.jsonl{suffix}"
     file.write_bytes(packed)
-    assert without_ids(read(path=str(file))) == RECORDS
+    assert without_ids(read(Source(path=str(file)))) == RECORDS
 
 
 def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path):
     halves = json_lines(PAIRS[:2]).encode(), json_lines(PAIRS[2:]).encode()
     file = tmp_path / "a.jsonl.zst"
     file.write_bytes(b"".join(zstandard.compress(half) for half in halves))
-    assert without_ids(read(path=str(file))) == RECORDS
+    assert without_ids(read(Source(path=str(file)))) == RECORDS
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_zst_files_of_several_frames_are_read_to_the_end(tmp_path):
     ],
 )
 def test_json_holds_an_array_or_an_object_with_one_or_lines(tmp_path, text):
-    assert without_ids(read(path=write(tmp_path / "a.json", text))) == RECORDS
+    assert without_ids(read(Source(path=write(tmp_path / "a.json", text)))) == RECORDS
 
 
 def test_csv_and_tsv_have_a_header_and_may_hold_lists_as_json(tmp_path):
@@ -85,15 +86,15 @@ def test_csv_and_tsv_have_a_header_and_may_hold_lists_as_json(tmp_path):
         writer = csv.writer(file)
         writer.writerow(["prompt", "completions", "ranks"])
         writer.writerow(["a\nb", json.dumps(["c", "d"]), "[1, 0]"])
-    (ranking,) = read(path=str(tmp_path / "a.csv"))
+    (ranking,) = read(Source(path=str(tmp_path / "a.csv")))
     assert ranking == Ranking(prompt="a\nb", completions=["c", "d"], ranks=[2, 1], id="a.csv:2")
     tsv = write(tmp_path / "a.tsv", "prompt\tcompletion\nx\ty\n")
-    assert without_ids(read(path=tsv)) == [Completion(prompt="x", completion="y")]
+    assert without_ids(read(Source(path=tsv))) == [Completion(prompt="x", completion="y")]
 
 
 def test_parquet_keeps_nested_values(tmp_path):
     rows = [{"messages": chat("a", "b")}, {"messages": chat("c", "d", "e", "f")}]
-    got = without_ids(read(path=write_parquet(tmp_path / "a.parquet", rows)))
+    got = without_ids(read(Source(path=write_parquet(tmp_path / "a.parquet", rows))))
     assert got == [Conversation(messages=row["messages"]) for row in rows]
 
 
@@ -114,12 +115,12 @@ TEXT = "One.\nTwo.\n\nThree.\n<|endoftext|>\nFour.<|endoftext|>Five.\n"
 def test_text_files_are_cut_into_documents_as_asked(tmp_path, text, format, documents):
     file = tmp_path / "a.txt"
     file.write_bytes(text.encode())
-    assert [record.text for record in read(path=str(file), format=format)] == documents
+    assert [record.text for record in read(Source(path=str(file), format=format))] == documents
 
 
 def test_a_text_file_of_prompts_is_read_a_line_a_prompt(tmp_path):
     file = write(tmp_path / "a.txt", "Who?\nWhat?\n")
-    got = list(read(path=file, format="prompt", columns={"prompt": "text"}))
+    got = list(read(Source(path=file, format="prompt", columns={"prompt": "text"})))
     assert got == [PromptRow(prompt="Who?", id="a.txt:1"), PromptRow(prompt="What?", id="a.txt:2")]
 
 
@@ -127,7 +128,10 @@ def test_a_document_of_huge_length_is_cut_at_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_DOCUMENT", 10)
     file = write(tmp_path / "a.txt", "12345678\n12345678\n1234\n")
     report = ReadReport()
-    assert [r.text for r in read(path=file, report=report)] == ["12345678\n12345678", "1234"]
+    assert [r.text for r in read(Source(path=file), report=report)] == [
+        "12345678\n12345678",
+        "1234",
+    ]
     assert "cut a text longer than 10 characters at a line (1 time)" in report.lines()
 
 
@@ -136,45 +140,45 @@ def test_folders_and_globs_are_read_sorted_and_hidden_or_other_files_are_not(tmp
     write(tmp_path / "in" / "a" / "x.jsonl", json_lines(PAIRS[:2]))
     write(tmp_path / "in" / ".cache" / "z.jsonl", "nonsense")
     write(tmp_path / "in" / "LICENSE", "nonsense")
-    assert without_ids(read(path=str(tmp_path / "in"))) == RECORDS
-    assert without_ids(read(path=str(tmp_path / "in" / "*.jsonl"))) == RECORDS[2:]
-    assert without_ids(read(path=str(tmp_path / "in" / "**" / "*.jsonl"))) == RECORDS
+    assert without_ids(read(Source(path=str(tmp_path / "in")))) == RECORDS
+    assert without_ids(read(Source(path=str(tmp_path / "in" / "*.jsonl")))) == RECORDS[2:]
+    assert without_ids(read(Source(path=str(tmp_path / "in" / "**" / "*.jsonl")))) == RECORDS
     several = [str(tmp_path / "in" / "b.jsonl"), str(tmp_path / "in" / "a")]
-    assert without_ids(read(path=several)) == RECORDS[2:] + RECORDS[:2]
+    assert without_ids(read(Source(path=several))) == RECORDS[2:] + RECORDS[:2]
 
 
 def test_skip_and_limit_cut_a_window_of_records(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS))
-    assert without_ids(read(path=file, skip=1, limit=2)) == RECORDS[1:3]
+    assert without_ids(read(Source(path=file, skip=1, limit=2))) == RECORDS[1:3]
     with pytest.raises(SourceError, match="skip is 9 and it holds 5 records"):
-        list(read(path=file, skip=9))
+        list(read(Source(path=file, skip=9)))
 
 
 def test_reading_does_not_go_past_the_limit(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS) + "no json\n" * 50)
     report = ReadReport()
-    assert len(list(read(path=file, limit=5, report=report))) == 5
+    assert len(list(read(Source(path=file, limit=5), report=report))) == 5
     assert report.bad == 0
 
 
 def test_columns_are_mapped(tmp_path):
     rows = [{"body": "a", "title": "t"}]
     file = write(tmp_path / "a.jsonl", json_lines(rows))
-    assert [r.text for r in read(path=file, columns={"text": "body"})] == ["a"]
-    joined = read(path=file, columns={"text": "{title}: {body}"})
+    assert [r.text for r in read(Source(path=file, columns={"text": "body"}))] == ["a"]
+    joined = read(Source(path=file, columns={"text": "{title}: {body}"}))
     assert [r.text for r in joined] == ["t: a"]
 
 
 def test_a_mapped_column_that_is_not_there_stops_at_the_first_row(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines([{"body": "a"}] * 300))
     with pytest.raises(SourceError, match=r"a\.jsonl:1: no column 'bod'; .*Did you mean 'body'"):
-        list(read(path=file, columns={"text": "bod"}))
+        list(read(Source(path=file, columns={"text": "bod"})))
 
 
 def test_malformed_rows_are_counted_with_file_and_line(tmp_path):
     lines = json_lines(PAIRS) * 20 + '{"prompt": "x"\n'
     report = ReadReport()
-    got = list(read(path=write(tmp_path / "a.jsonl", lines), report=report))
+    got = list(read(Source(path=write(tmp_path / "a.jsonl", lines)), report=report))
     assert len(got) == 100
     assert (report.rows, report.bad) == (101, 1)
     assert "a.jsonl:101: not JSON" in report.first_bad[0]
@@ -193,15 +197,15 @@ def test_malformed_rows_are_counted_with_file_and_line(tmp_path):
 def test_too_many_malformed_rows_stop_with_the_first(tmp_path, text, told):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS) + text)
     with pytest.raises(BadRowsError, match="1 of 6 rows are malformed.*allows 1.00%.*" + told):
-        list(read(path=file))
-    assert len(list(read(path=file, max_bad_share=0.2))) == 5
+        list(read(Source(path=file)))
+    assert len(list(read(Source(path=file, max_bad_share=0.2)))) == 5
 
 
 def test_reading_stops_soon_when_most_rows_are_malformed(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS) + "x\n" * 5000)
     report = ReadReport()
     with pytest.raises(BadRowsError):
-        list(read(path=file, report=report))
+        list(read(Source(path=file), report=report))
     assert report.rows < 500
 
 
@@ -209,25 +213,28 @@ def test_bytes_that_are_no_utf8_spoil_their_row_only(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(json_lines(PAIRS).encode() + b'{"prompt": "\xff"}\n')
     with pytest.raises(BadRowsError, match=r"a\.jsonl:6: not UTF-8"):
-        list(read(path=str(file)))
+        list(read(Source(path=str(file))))
 
 
 def test_an_array_that_is_not_closed_names_its_line(tmp_path):
     text = json.dumps(PAIRS, indent=0).rstrip("]\n")
     with pytest.raises(BadRowsError, match=r"a\.json:\d+: not JSON .the array is not closed"):
-        list(read(path=write(tmp_path / "a.json", text)))
+        list(read(Source(path=write(tmp_path / "a.json", text))))
 
 
 def test_a_csv_row_with_too_few_fields_is_malformed(tmp_path):
     file = write(tmp_path / "a.csv", "prompt,completion\na,b\nc\n")
     with pytest.raises(BadRowsError, match=r"a\.csv:3: not as many fields as the header"):
-        list(read(path=file))
+        list(read(Source(path=file)))
 
 
 def test_dropped_rows_are_counted_by_reason(tmp_path):
     rows = [{"text": "a"}, {"text": ""}, {"text": " "}]
     report = ReadReport()
-    assert len(list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))) == 1
+    assert (
+        len(list(read(Source(path=write(tmp_path / "a.jsonl", json_lines(rows))), report=report)))
+        == 1
+    )
     assert report.dropped == {"empty text": 2}
     assert "dropped 2 rows: empty text" in report.lines()
 
@@ -235,20 +242,20 @@ def test_dropped_rows_are_counted_by_reason(tmp_path):
 def test_a_file_that_is_not_there_suggests_the_nearest(tmp_path):
     write(tmp_path / "train.jsonl", "")
     with pytest.raises(SourceError, match=r"no such file: .*Did you mean 'train.jsonl'"):
-        list(read(path=str(tmp_path / "trian.jsonl")))
+        list(read(Source(path=str(tmp_path / "trian.jsonl"))))
     with pytest.raises(SourceError, match="does not exist either"):
-        list(read(path=str(tmp_path / "nowhere" / "train.jsonl")))
+        list(read(Source(path=str(tmp_path / "nowhere" / "train.jsonl"))))
     with pytest.raises(SourceError, match="no file matches"):
-        list(read(path=str(tmp_path / "*.parquet")))
+        list(read(Source(path=str(tmp_path / "*.parquet"))))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "{}"])
 def test_empty_input_is_an_error(tmp_path, text):
     with pytest.raises(SourceError):
-        list(read(path=write(tmp_path / "a.jsonl", text)))
+        list(read(Source(path=write(tmp_path / "a.jsonl", text))))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"holds no .jsonl"):
-        list(read(path=str(tmp_path / "empty")))
+        list(read(Source(path=str(tmp_path / "empty"))))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -259,33 +266,33 @@ def test_a_damaged_packed_file_is_named(tmp_path, suffix, damage):
     file = tmp_path / f"a.jsonl{suffix}"
     file.write_bytes(packed[: len(packed) // 2] if damage == "cut" else b"no archive at all")
     with pytest.raises(SourceError, match=r"a\.jsonl.*is damaged, it can't be unpacked"):
-        list(read(path=str(file)))
+        list(read(Source(path=str(file))))
 
 
 def test_files_we_can_not_read_are_named(tmp_path):
     write(tmp_path / "a.parquet", "no parquet")
     with pytest.raises(SourceError, match="not a readable Parquet file"):
-        list(read(path=str(tmp_path / "a.parquet")))
+        list(read(Source(path=str(tmp_path / "a.parquet"))))
     write(tmp_path / "a.docx", "x")
     with pytest.raises(SourceError, match=r"can't tell what .*a.docx is"):
-        list(read(path=str(tmp_path / "a.docx")))
+        list(read(Source(path=str(tmp_path / "a.docx"))))
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(SourceError, match="not UTF-8"):
-        list(read(path=str(tmp_path / "a.txt")))
+        list(read(Source(path=str(tmp_path / "a.txt"))))
 
 
 def test_files_of_two_formats_in_one_source_are_refused(tmp_path):
     write(tmp_path / "a.jsonl", json_lines(PAIRS))
     write(tmp_path / "b.jsonl", json_lines([{"text": "x"}]))
     with pytest.raises(SourceError, match=r"two formats: .*a.jsonl is prompt_.*b.jsonl"):
-        list(read(path=str(tmp_path)))
+        list(read(Source(path=str(tmp_path))))
 
 
 def test_a_source_names_one_origin():
     with pytest.raises(SourceError, match="exactly one"):
-        list(read())
+        list(read(Source()))
     with pytest.raises(SourceError, match="exactly one"):
-        list(read(path="a", world="corpus"))
+        list(read(Source(path="a", world="corpus")))
 
 
 def test_a_hub_data_set_streams_from_its_folder(tmp_path):
@@ -293,11 +300,11 @@ def test_a_hub_data_set_streams_from_its_folder(tmp_path):
     write_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", PAIRS[:1])
     report = ReadReport()
     hub = str(tmp_path / "set")
-    assert without_ids(read(hub=hub, report=report)) == RECORDS
-    assert without_ids(read(hub=hub, hub_split="test")) == RECORDS[:1]
+    assert without_ids(read(Source(hub=hub), report=report)) == RECORDS
+    assert without_ids(read(Source(hub=hub, hub_split="test"))) == RECORDS[:1]
     assert report.formats == {f"{hub}[train]": "prompt_completion (told from its columns)"}
     with pytest.raises(SourceError, match=r"split 'tset'.*test"):
-        list(read(hub=hub, hub_split="tset"))
+        list(read(Source(hub=hub, hub_split="tset")))
 
 
 def test_files_of_a_hub_data_set_are_picked(tmp_path):
@@ -306,58 +313,58 @@ def test_files_of_a_hub_data_set_are_picked(tmp_path):
     with gzip.open(tmp_path / "set" / "harmless" / "train.jsonl.gz", "wt") as file:
         file.write(json_lines(rows))
     write(tmp_path / "set" / "other" / "train.jsonl", json_lines(PAIRS))
-    (got,) = read(hub=str(tmp_path / "set"), hub_files="harmless/train.jsonl.gz")
+    (got,) = read(Source(hub=str(tmp_path / "set"), hub_files="harmless/train.jsonl.gz"))
     assert got.prompt == chat("a")
     assert got.completions == ["b", "c"]
 
 
 def test_a_hub_data_set_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"can't read data set '.*nowhere'"):
-        list(read(hub=str(tmp_path / "nowhere")))
+        list(read(Source(hub=str(tmp_path / "nowhere"))))
 
 
 def test_world_records_pass_through_and_a_wrong_part_suggests_the_nearest():
     report = ReadReport()
-    got = list(read(world="ppo_prompts", limit=3, report=report))
+    got = list(read(Source(world="ppo_prompts", limit=3), report=report))
     assert len(got) == 3
     assert all(isinstance(record, PromptRow) for record in got)
     with pytest.raises(SourceError, match=r"no part 'corpsu'.*Did you mean 'corpus'"):
-        list(read(world="corpsu"))
+        list(read(Source(world="corpsu")))
 
 
 def test_the_fingerprint_follows_the_content_and_nothing_else(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS))
-    before = fingerprint(path=file, format="auto", limit=3)
-    assert fingerprint(path=file, format="text", skip=2, max_bad_share=0.5) == before
+    before = fingerprint(Source(path=file, format="auto", limit=3))
+    assert fingerprint(Source(path=file, format="text", skip=2, max_bad_share=0.5)) == before
     write(tmp_path / "a.jsonl", json_lines(PAIRS[1:]))
-    assert fingerprint(path=file) != before
+    assert fingerprint(Source(path=file)) != before
     with pytest.raises(SourceError, match="no such file"):
-        fingerprint(path=str(tmp_path / "b.jsonl"))
+        fingerprint(Source(path=str(tmp_path / "b.jsonl")))
 
 
 def test_fingerprints_of_hub_and_world_tell_what_they_name(tmp_path):
-    assert fingerprint(hub="a/b") != fingerprint(hub="a/b", hub_revision="1")
-    assert fingerprint(world="corpus") == fingerprint(world="corpus")
-    assert fingerprint(world="corpus") != fingerprint(world="corpus", world_seed=1)
+    assert fingerprint(Source(hub="a/b")) != fingerprint(Source(hub="a/b", hub_revision="1"))
+    assert fingerprint(Source(world="corpus")) == fingerprint(Source(world="corpus"))
+    assert fingerprint(Source(world="corpus")) != fingerprint(Source(world="corpus", world_seed=1))
     hub = str(tmp_path)
     write(tmp_path / "train.jsonl", "a")
-    before = fingerprint(hub=hub)
+    before = fingerprint(Source(hub=hub))
     write(tmp_path / "train.jsonl", "b")
-    assert fingerprint(hub=hub) != before
+    assert fingerprint(Source(hub=hub)) != before
 
 
 def test_a_large_file_counts_by_size_and_time(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.fingerprint.HASHED_BYTES", 2)
     file = write(tmp_path / "a.txt", "abcdef")
-    before = fingerprint(path=file)
-    assert fingerprint(path=file) == before
+    before = fingerprint(Source(path=file))
+    assert fingerprint(Source(path=file)) == before
     write(tmp_path / "a.txt", "abcdefg")
-    assert fingerprint(path=file) != before
+    assert fingerprint(Source(path=file)) != before
 
 
 def test_documents_come_with_where_they_begin(tmp_path):
     file = write(tmp_path / "a.txt", "x\n\ny\n")
-    got = list(read(path=file, format="text_blank_lines"))
+    got = list(read(Source(path=file, format="text_blank_lines")))
     assert got == [Document("x", "a.txt:1"), Document("y", "a.txt:3")]
 
 
@@ -376,7 +383,7 @@ def test_no_file_stays_open_where_reading_stops(tmp_path, name):
     text += "\n".join([json.dumps({"text": "a"}), *["no JSON <|endoftext|>"] * 5000]) + "\n"
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(text.encode()))
-    abandoned = read(path=str(tmp_path / name), max_bad_share=1.0)
+    abandoned = read(Source(path=str(tmp_path / name), max_bad_share=1.0))
     assert isinstance(abandoned, Generator)
     next(abandoned)
     assert len(open_files(tmp_path)) == 1
@@ -384,7 +391,7 @@ def test_no_file_stays_open_where_reading_stops(tmp_path, name):
     assert open_files(tmp_path) == []
     if ".jsonl" in name:
         with pytest.raises(BadRowsError) as caught:
-            list(read(path=str(tmp_path / name)))
+            list(read(Source(path=str(tmp_path / name))))
         # The error holds every frame it came through.
         assert open_files(tmp_path) == [] and caught.value.__traceback__
 
@@ -401,9 +408,9 @@ ODD = [
 def test_a_first_row_unlike_the_others_does_not_tell_the_format(tmp_path, odd):
     file = write(tmp_path / "a.jsonl", json_lines([odd, *PAIRS]))
     with pytest.raises(BadRowsError, match=r"1 of 6 rows are malformed.*a\.jsonl:1: "):
-        list(read(path=file))
+        list(read(Source(path=file)))
     report = ReadReport()
-    assert without_ids(read(path=file, max_bad_share=0.2, report=report)) == RECORDS
+    assert without_ids(read(Source(path=file, max_bad_share=0.2), report=report)) == RECORDS
     assert report.formats == {file: "prompt_completion (told from its columns)"}
 
 
@@ -411,8 +418,8 @@ def test_a_row_that_tells_another_format_is_not_read_as_that_of_most_rows(tmp_pa
     rows = [{"question": f"q{i}"} for i in range(5)] + [{"question": "q", "answer": "a"}]
     file = write(tmp_path / "a.jsonl", json_lines(rows))
     with pytest.raises(BadRowsError, match="tell instruction, those of most rows prompt; name"):
-        list(read(path=file))
-    assert len(list(read(path=file, format="prompt"))) == 6
+        list(read(Source(path=file)))
+    assert len(list(read(Source(path=file, format="prompt")))) == 6
 
 
 def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
@@ -421,7 +428,7 @@ def test_columns_and_keys_that_nothing_reads_are_told_once_a_source(tmp_path):
     ]
     rows[0] |= {"source": "x", "empty": None, "none": ""}
     report = ReadReport()
-    list(read(path=write(tmp_path / "a.jsonl", json_lines(rows)), report=report))
+    list(read(Source(path=write(tmp_path / "a.jsonl", json_lines(rows))), report=report))
     assert "not used: key 'stamp' of turns (3 rows), column 'source' (1 row)" in report.lines()
 
 
@@ -429,5 +436,5 @@ def test_a_mapped_column_that_is_missing_names_the_file_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "Who?", "completion": "Mara."}\n')
     with pytest.raises(SourceError) as caught:
-        list(read(path=str(path), columns={"prompt": "quest"}))
+        list(read(Source(path=str(path), columns={"prompt": "quest"})))
     assert str(caught.value).startswith(f"{path}:1: no column 'quest'")

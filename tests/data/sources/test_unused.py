@@ -10,6 +10,7 @@ from data.records import template_input, to_json
 from data.sources.converting import convert
 from data.sources.formats import detect, unused
 from data.sources.read import ReadReport, read
+from data.sources.source import Source
 from data.sources.values import RowError
 
 ASKS = {"role": "user", "content": "Who has the lamp?"}
@@ -113,7 +114,7 @@ def test_keys_of_turns_in_a_csv_file_are_named(tmp_path):
         writer.writerow(["messages"])
         writer.writerow([json.dumps([{**ASKS, "country": "Ireland"}, PLAIN])])
     report = ReadReport()
-    list(read(path=str(tmp_path / "rows.csv"), report=report))
+    list(read(Source(path=str(tmp_path / "rows.csv")), report=report))
     assert "not used: key 'country' of turns (1 row)" in report.lines()
 
 

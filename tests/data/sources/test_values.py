@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.records import to_json
 from data.sources.read import read
+from data.sources.source import Source
 from data.sources.values import plain
 
 DAY = datetime.date(2025, 3, 1)
@@ -74,7 +75,7 @@ def test_columns_of_any_type_are_passed_on(tmp_path):
         "inside": [{"at": moment}],
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    (row,) = read(path=str(tmp_path / "a.parquet"))
+    (row,) = read(Source(path=str(tmp_path / "a.parquet")))
     written = json.loads(json.dumps(to_json(row), allow_nan=False))
     assert written["meta"] == {
         "created": "2025-01-02T03:04:05",
@@ -93,5 +94,5 @@ def test_columns_of_any_type_are_passed_on(tmp_path):
 def test_answers_that_are_dates_are_read(tmp_path):
     columns = {"question": ["When?"], "answer": [DAY]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    (row,) = read(path=str(tmp_path / "a.parquet"))
+    (row,) = read(Source(path=str(tmp_path / "a.parquet")))
     assert row.messages[1]["content"] == "2025-03-01"

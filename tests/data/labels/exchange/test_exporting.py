@@ -12,6 +12,7 @@ from data.labels.atomic import write_atomic
 from data.labels.exchange.exporting import ExportSettings, export_labels, export_parts, neutral
 from data.records import Ranking, chat
 from data.sources.read import read
+from data.sources.source import Source
 
 POLICIES = ["secret-large", "secret-small", "secret-base"]
 
@@ -40,7 +41,7 @@ def test_the_lossless_file_is_read_as_rankings(rows, tmp_path):
     done = export_labels(rows, ExportSettings("rankings"), folder=tmp_path)
     assert done.files == {"rankings.jsonl": 3}
     assert done.lines() == ["rankings.jsonl: 3 rows"]
-    records = list(read(path=str(tmp_path / "rankings.jsonl")))
+    records = list(read(Source(path=str(tmp_path / "rankings.jsonl"))))
     assert all(isinstance(record, Ranking) for record in records)
     first = records[0]
     assert first.prompt == chat("Tea?")
@@ -64,7 +65,7 @@ def test_gold_and_repeats_are_no_training_data_unless_asked_for(rows, tmp_path):
 
 def test_a_majority_is_read_as_one_ranking_a_task(rows, tmp_path):
     export_labels(rows, ExportSettings("rankings", consolidation="soft"), folder=tmp_path)
-    records = list(read(path=str(tmp_path / "rankings.jsonl")))
+    records = list(read(Source(path=str(tmp_path / "rankings.jsonl"))))
     assert [record.ranks for record in records] == [[1, 2, 3], [2, 1]]
     assert records[0].probabilities[0] == [0.5, 0.75, 1.0]
 
@@ -153,7 +154,7 @@ def test_all_rows_of_a_prompt_are_on_one_side(label):
 
 def test_ties_are_rankings_of_two(rows, tmp_path):
     export_labels(rows, ExportSettings("ties"), folder=tmp_path)
-    (tie,) = read(path=str(tmp_path / "ties.jsonl"))
+    (tie,) = read(Source(path=str(tmp_path / "ties.jsonl")))
     assert (tie.completions, tie.ranks) == (["Yes.", "No, thanks."], [1, 1])
     assert tie.meta == {"weight": 1.0}
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from data.errors import SourceError
-from pipeline.contract.settings import SourceSettings
+from data.sources.source import Source
 from pipeline.evaluation.judge.inputs import document_opening, read_prompts, read_texts
 
 
-def source(path: Path, **settings: object) -> dict[str, object]:
-    return SourceSettings.model_validate({"path": str(path), **settings}).read_arguments()
+def source(path: Path, **settings: Any) -> Source:
+    return Source(path=str(path), **settings)
 
 
 def test_prompts_of_conversations_and_rankings_are_their_questions(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_prompts_of_conversations_and_rankings_are_their_questions(tmp_path: Pat
 
 
 def test_a_limit_draws_prompts_by_the_seed_and_keeps_their_order() -> None:
-    world = SourceSettings(world="eval_prompts").read_arguments()
+    world = Source(world="eval_prompts")
     every = read_prompts([world], limit=None, seed=0, say=print)
     some = read_prompts([world], limit=20, seed=0, say=print)
     places = [every.index(row) for row in some]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from data.records import Document, PromptRow
+from data.sources.source import Source
 from pipeline.evaluation.judge.overlap import Reading, held_out, seen_before, seen_lines
 
 PROMPTS = [PromptRow(prompt=text) for text in ("What is 1 + 1?", "Who bakes?", "Where is it?")]
@@ -18,10 +19,10 @@ PROMPTS = [PromptRow(prompt=text) for text in ("What is 1 + 1?", "Who bakes?", "
 def source(tmp_path: Path) -> Any:
     """Return a builder of sources: source("name", {"prompt": ...}, ...)."""
 
-    def build(name: str, *rows: dict[str, Any]) -> dict[str, Any]:
+    def build(name: str, *rows: dict[str, Any]) -> Source:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"path": str(path)}
+        return Source(path=str(path))
 
     return build
 
@@ -94,7 +95,7 @@ def test_the_beginnings_of_documents_are_prompts_where_they_are_asked(source: An
 
 
 def test_a_source_that_is_gone_is_told(tmp_path: Path) -> None:
-    gone = Reading("sft", [{"path": str(tmp_path / "gone.jsonl")}])
+    gone = Reading("sft", [Source(path=str(tmp_path / "gone.jsonl"))])
     found = seen_before(PROMPTS, [], readings={"sft": gone})
     assert (found["unread"], found["compared"]) == (["sft"], [])
     assert held_out({"seen": found}) == ""
