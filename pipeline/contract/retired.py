@@ -32,8 +32,37 @@ def _threshold(name: str, value: float, *alarms: str) -> Retired:
     return Retired(f"doctor.{name}", value, f"doctor.ignore: [{ignored}] silences the alarm")
 
 
+def _rows(place: str, value: int, sources: str) -> Retired:
+    return Retired(place, value, f"a `limit` of each source of {sources} asks for fewer, or more")
+
+
 RETIRED: Mapping[str, tuple[Retired, ...]] = {
+    "tokenizer": (Retired("min_frequency", 2, "a lower vocab_size leaves rare merges out"),),
+    "pretrain": (
+        Retired("heldout_chunks", 256, "a `limit` of the sources of heldout asks for less"),
+    ),
+    "sft": (_rows("max_heldout", 2000, "heldout"),),
+    "rankings": (
+        Retired("people.gold_tasks", 50, "a file of fewer rankings as people.gold asks for less"),
+    ),
+    "reward": (_rows("max_demonstrations", 500, "demonstrations"),),
+    "select": (
+        _rows("n_prompts", 256, "prompts"),
+        Retired("top_k", 0, "temperature alone shapes what the candidates say"),
+        Retired("top_p", 1.0, "temperature alone shapes what the candidates say"),
+    ),
+    "evaluate": (_rows("max_texts", 500, "perplexity"),),
     "ppo": (
+        Retired(
+            "score_batch_size", 64, "tokens_per_micro_batch bounds all passes", same_result=True
+        ),
+        Retired(
+            "kl_estimator",
+            "k1",
+            "k2 and k3 in the reward do not give the gradient of the KL, so that the policy ends "
+            "elsewhere than at the best score less kl_coefficient times KL; they are logged as "
+            "objective/kl_k2 and objective/kl_k3",
+        ),
         _threshold("score_drop", 1.0, "collapse"),
         _threshold("length_factor", 2.0, "length_hacking"),
         _threshold("length_correlation", 0.5, "length_hacking"),
@@ -68,7 +97,7 @@ def take_out(kind: str, given: dict[str, Any]) -> Iterator[tuple[str, Any, str]]
             continue
         value = holder.pop(name)
         if value != one.value:
-            yield one.place, value, f"this is {one.value!r} always now; {one.instead}"
+            yield one.place, value, f"no setting any more, {one.value!r} holds; {one.instead}"
 
 
 def put_back(kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class SourceSettings(Settings):
     columns: dict[str, str] | None = None
     """Our name of a column -> its name in the source."""
     limit: PositiveInt | None = None
-    """At most so many rows."""
+    """At most so many rows; where a stage looks at a certain number of rows, as many if more."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Rows to pass over at the start."""
     max_bad_share: Annotated[Share, SameResult()] = 0.01
@@ -159,6 +159,12 @@ class SourceSettings(Settings):
             SourceError: there is no such format.
         """
         return Source(**self.model_dump())
+
+
+def rows_at_most(sources: Sequence[SourceSettings], most: int) -> int:
+    """Return how many rows of sources are looked at: `most`, or as many as all of them ask for."""
+    limits = [source.limit for source in sources]
+    return max(most, sum(limit or 0 for limit in limits) if None not in limits else 0)
 
 
 class Lora(Settings):
@@ -335,6 +341,7 @@ __all__ = [
     "external_location",
     "is_external",
     "references",
+    "rows_at_most",
     "same_result",
     "walk",
     "without",

@@ -9,17 +9,18 @@ from typing import Any
 from pipeline.contract.settings import StageSettings
 from pipeline.estimate.model.costs import StageCost
 from pipeline.estimate.model.estimator import Estimator
+from pipeline.stages.ppo.settings import PpoSettings
 
 Estimate = Callable[[str, Any, Estimator], StageCost]
 
 KNOBS = {
     "sampling": ("generation_batch_size", "batch_size"),
-    "scoring": ("tokens_per_micro_batch", "score_batch_size"),
-    "log-probabilities": ("tokens_per_micro_batch", "score_batch_size", "batch_size"),
+    "scoring": ("tokens_per_micro_batch", "batch_size"),
+    "log-probabilities": ("tokens_per_micro_batch", "batch_size"),
     "backward": ("tokens_per_micro_batch", "micro_batch_size"),
 }
 """Beginning of a moment's name -> the settings that bound what it computes at once; the first that
-is set does."""
+a stage has does, or the second where that one is not set and the second is of a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _shrunk(estimate: Estimate, stage: str, attempt: _Try) -> Advice:
             words = [*attempt.words, *(f"{k}: {v}" for k, v in smaller.items())]
             return Advice(", ".join(words), cost.peak.total, fits)
         name, value = knob
+        if name == "tokens_per_micro_batch":  # it takes the other's place
+            smaller.pop("micro_batch_size", None)
         smaller[name] = value
         attempt = replace(attempt, settings=attempt.settings.model_copy(update={name: value}))
 
@@ -124,8 +127,12 @@ def _knob(settings: StageSettings, cost: StageCost) -> tuple[str, int] | None:
     names = [n for n in KNOBS.get(moment or "", ()) if n in type(settings).model_fields]
     if not names:
         return None
-    name = next((n for n in names if getattr(settings, n) is not None), names[0])
+    name = names[0]
+    if "micro_batch_size" in names and getattr(settings, name) is None:
+        name = "micro_batch_size"
     value = getattr(settings, name)
-    if value is None:
+    if value is None and isinstance(settings, PpoSettings):
+        value = settings.score_limit.rows * (settings.max_prompt_tokens + settings.max_new_tokens)
+    elif value is None:
         value = max(1, -(-getattr(settings, "batch_size", 1) // cost.layout.processes))
     return (name, value // 2) if value > 1 else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
     NonNegative,
@@ -22,6 +22,9 @@ from pipeline.contract.settings import (
     Share,
 )
 from pipeline.rl.micro_batches import Limit
+
+SCORE_BATCH = 64
+"""Episodes of a pass without gradients on one process, where tokens don't bound it."""
 
 
 class AdaptiveKl(Settings):
@@ -96,10 +99,9 @@ class Hyperparameters(Settings):
     """Passes over the episodes of an update (N+; InstructGPT: 1)."""
     micro_batch_size: Annotated[PositiveInt, SameResult()] = 32
     """Episodes of one backward pass on one process; changes memory and time, never the result."""
-    score_batch_size: Annotated[PositiveInt, SameResult()] = 64
-    """Episodes of one pass without gradients on one process."""
     tokens_per_micro_batch: Annotated[PositiveInt | None, SameResult()] = None
-    """Tokens of such a pass, with padding, in place of micro_batch_size and score_batch_size."""
+    """Tokens of a pass, with padding: in place of micro_batch_size, and of the 64 episodes that a
+    pass without gradients has."""
     generation_batch_size: Annotated[PositiveInt, SameResult()] = 128
     """Episodes decoded together on one process, or requests to a server at a time."""
 
@@ -113,9 +115,7 @@ class Hyperparameters(Settings):
     """Draw among the likeliest tokens with this sum; below 1 biases the ratio (N+: 1)."""
 
     kl_coefficient: NonNegative = 0.05
-    """Weight of the KL penalty in the reward (N+; InstructGPT: 0.02), the first one if adaptive."""
-    kl_estimator: Literal["k1"] = "k1"
-    """Estimator of the KL in the reward (lmhp, N+); k2 and k3 don't give its gradient there."""
+    """Weight of the KL, k1, in the reward (N+; InstructGPT: 0.02), the first one if adaptive."""
     adaptive_kl: AdaptiveKl | None = None
     """Adapt the coefficient after each update (lmhp); fixed when not given (N+)."""
     gamma: Share = 1.0
@@ -194,17 +194,6 @@ class Hyperparameters(Settings):
     doctor: Annotated[DoctorSettings, SameResult("doctor_only_tells")] = DoctorSettings()
     """When an alarm rings, and what happens then."""
 
-    @field_validator("kl_estimator", mode="before")
-    @classmethod
-    def _the_estimator_gives_the_gradient(cls, given: object) -> object:
-        if given in ("k2", "k3"):
-            raise ValueError(
-                f"{given} in the reward does not give the gradient of the KL, so that the policy "
-                "ends elsewhere than at the best score less kl_coefficient times KL; set k1, or "
-                "leave it out: k2 and k3 are logged as objective/kl_k2 and objective/kl_k3"
-            )
-        return given
-
     @model_validator(mode="after")
     def _batches_divide(self) -> Hyperparameters:
         if self.batch_size % self.minibatches:
@@ -219,11 +208,10 @@ class Hyperparameters(Settings):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Hyperparameters:
-        given = self.changed_among("micro_batch_size", "score_batch_size")
-        if self.tokens_per_micro_batch is not None and given:
+        if self.tokens_per_micro_batch is not None and self.changed_among("micro_batch_size"):
             raise ValueError(
-                f"tokens_per_micro_batch takes the place of {' and '.join(given)}; leave out the "
-                "one or the other"
+                "tokens_per_micro_batch takes the place of micro_batch_size; leave out the one or "
+                "the other"
             )
         return self
 
@@ -249,7 +237,7 @@ class Hyperparameters(Settings):
     @property
     def score_limit(self) -> Limit:
         """What one pass without gradients holds."""
-        return Limit(self.score_batch_size, self.tokens_per_micro_batch)
+        return Limit(SCORE_BATCH, self.tokens_per_micro_batch)
 
     @property
     def updates(self) -> int:

@@ -25,7 +25,7 @@ from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.objectives.causal import Documents, LmBatch, find_documents, summed_loss
 from pipeline.training.objectives.perplexity import batches_loss, perplexity_figures
 from pipeline.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
-from pipeline.training.settings import LmSettings
+from pipeline.training.settings import HELDOUT_CHUNKS, LmSettings
 from pipeline.training.state import load_training_state, save_training_state
 from reward.network.short_attention import use_short_attention
 
@@ -170,7 +170,7 @@ class LmTrainer:
         """Return held-out loss, perplexity and bits per byte."""
         assert self.heldout is not None, "nothing is held out"
         total = len(self.heldout)
-        count = min(total, self.settings.heldout_chunks)
+        count = min(total, HELDOUT_CHUNKS)
         places = [number * total // count for number in range(count)]
         # Processes may get unequal parts, so the wrapper, which waits for the others, stays out of
         # it; where weights are sharded, every process judges all.

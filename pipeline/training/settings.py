@@ -18,6 +18,9 @@ from pipeline.contract.settings import (
 )
 from pipeline.training.schedule import Schedule
 
+HELDOUT_CHUNKS = 256
+"""Held-out chunks that are looked at, at most, spread evenly."""
+
 
 class TrainingSettings(StageSettings):
     """The optimiser, its schedule, and the precision."""
@@ -65,8 +68,6 @@ class LmSettings(TrainingSettings):
     """Chunks of one forward pass; gradients gather until the batch is done."""
     compile: Annotated[bool, SameResult()] = False
     """Compile the model with torch.compile."""
-    heldout_chunks: PositiveInt = 256
-    """At most so many held-out chunks are looked at, spread evenly."""
 
     @model_validator(mode="after")
     def _one_length(self) -> LmSettings:

@@ -210,7 +210,6 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
             batch_size=given.episodes,
             epochs=given.epochs,
             micro_batch_size=given.micro,
-            score_batch_size=given.micro,
             max_new_tokens=given.response,
             temperature=1.0,
             reuse_logprobs=given.reuse,

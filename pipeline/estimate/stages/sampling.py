@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from pipeline.contract.settings import rows_at_most
 from pipeline.estimate.model.costs import Phase, StageCost
 from pipeline.estimate.model.estimator import Estimator, rows_of
 from pipeline.estimate.model.flops import Rows, forward_flops
@@ -21,6 +22,7 @@ from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
 from pipeline.stages.rankings.settings import CHUNK
 from pipeline.stages.reward_terms import model_references
+from pipeline.stages.select.settings import MAX_PROMPTS
 
 if TYPE_CHECKING:
     from pipeline.stages.evaluate.settings import EvaluateSettings
@@ -175,7 +177,7 @@ def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) 
         candidates = 2
         estimator.assumed.tell(stage, f"{settings.model} is taken to hold 2 candidates")
     read = estimator.lengths(stage, settings.prompts, settings.model)
-    prompts = min(read.rows, settings.n_prompts)
+    prompts = min(read.rows, rows_at_most(settings.prompts, MAX_PROMPTS))
     longest = estimator.longest(stage, max(read.prompts), math.inf)
     new = estimator.response(stage, settings.max_new_tokens)
     held = {name: judge.trunk + judge.hidden for name, judge in judges.items()}
@@ -203,6 +205,8 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
 
     One model is there at a time.
     """
+    from pipeline.evaluation.judge.inputs import MAX_TEXTS
+
     cost = StageCost(stage, settings.kind, estimator.layout(stage))
     bf16 = estimator.bf16(settings.bf16)
     measured_to = settings.checkpoints[settings.measured_to]
@@ -215,7 +219,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
     texts = Rows(0.0, 0.0, 0.0)
     if settings.perplexity:
         text = estimator.lengths(stage, settings.perplexity, measured_to)
-        texts = rows_of(text.whole(), min(text.rows, settings.max_texts))
+        texts = rows_of(text.whole(), min(text.rows, rows_at_most(settings.perplexity, MAX_TEXTS)))
     mean = sum(asked) / len(asked)
     for name, reference in settings.checkpoints.items():
         shape = estimator.shape(reference, stage)

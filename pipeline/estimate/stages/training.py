@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from pipeline.contract.settings import rows_at_most
 from pipeline.estimate.model.costs import Layout, Phase, StageCost
 from pipeline.estimate.model.estimator import Estimator, rows_of
 from pipeline.estimate.model.flops import Rows, forward_flops, training_flops
@@ -23,7 +24,8 @@ from pipeline.estimate.model.memory import (
 )
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths, Tree
-from pipeline.stages.sft.settings import row_multiple
+from pipeline.stages.sft.settings import MAX_HELDOUT, row_multiple
+from pipeline.training.settings import HELDOUT_CHUNKS
 
 if TYPE_CHECKING:
     from pipeline.stages.pretrain.settings import PretrainSettings
@@ -179,10 +181,8 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
     )  # fmt: skip
     if settings.heldout or settings.heldout_share:
         looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
-        judged = Rows.alike(looks * settings.heldout_chunks, length)
-        estimator.assumed.tell(
-            stage, f"all {settings.heldout_chunks} chunks of heldout_chunks are held out"
-        )
+        judged = Rows.alike(looks * HELDOUT_CHUNKS, length)
+        estimator.assumed.tell(stage, f"{HELDOUT_CHUNKS} chunks or more are held out")
         add_evaluation(
             cost, estimator, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16
         )
@@ -261,10 +261,11 @@ def _add_heldout(
     at_once: int,
 ) -> None:
     """Add the looks at held-out demonstrations: at each candidate, and every so many steps."""
-    held = settings.max_heldout if settings.heldout else read.rows * settings.heldout_share
+    most = rows_at_most(settings.heldout, MAX_HELDOUT)
+    held = most if settings.heldout else read.rows * settings.heldout_share
     looks = settings.candidates
     looks += (cost.steps or 0) // settings.evaluate_every if settings.evaluate_every else 0
-    judged = rows_of(whole, looks * min(held, settings.max_heldout))
+    judged = rows_of(whole, looks * min(held, most))
     shape, bf16 = estimator.shape(settings.model, cost.stage), estimator.bf16(settings.bf16)
     add_evaluation(
         cost, estimator, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MAX_TEXTS = 500
+"""Texts that the perplexity is measured on, unless a `limit` of each source asks for more."""
 Opening = Callable[[Document], PromptRow | None]
 """Makes a document's beginning a prompt; None where the document is too short."""
 

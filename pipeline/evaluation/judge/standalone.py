@@ -14,8 +14,8 @@ from data.errors import UsageError
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
-from pipeline.contract.settings import SourceSettings
-from pipeline.evaluation.judge.inputs import read_prompts, read_texts
+from pipeline.contract.settings import SourceSettings, rows_at_most
+from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import EvaluationWorkspace, Plan, evaluate
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.generation.generate import Sampling
@@ -38,7 +38,6 @@ class Request:
         plain: checkpoints that are given plain text instead of the chat template.
         gold: judge by the embedded world's annotator; by default where the prompts are its own.
         limit: at most so many prompts, drawn by the seed.
-        max_texts: at most so many held-out texts.
         sampling: how tokens are drawn.
         batch_size: responses sampled together.
         resamples: draws of each bootstrap.
@@ -53,7 +52,6 @@ class Request:
     plain: Sequence[str] = ()
     gold: bool | None = None
     limit: int | None = None
-    max_texts: int = 500
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
     resamples: int = 2000
@@ -109,7 +107,9 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
         prompts=read_prompts([prompts.source()], limit=request.limit, seed=seed, say=say),
-        texts=read_texts([texts.source()], limit=request.max_texts, say=say) if texts else [],
+        texts=read_texts([texts.source()], limit=rows_at_most([texts], MAX_TEXTS), say=say)
+        if texts
+        else [],
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if gold else None,

@@ -285,7 +285,8 @@ def make_experience(
     """Shape the rewards and estimate the advantages; whitening is over the global batch."""
     mask_BT, value_mask_BT = tokens.mask_BT, tokens.value_mask_BT
     both = {"logprobs_BT": scored.logprobs_BT, "reference_BT": scored.reference_BT}
-    log_ratio_BT = kl_estimate(**both, estimator=hyper.kl_estimator)
+    # k2 and k3 would not give the gradient of the KL in a reward, which is detached.
+    log_ratio_BT = kl_estimate(**both, estimator="k1")
     rewards_BT = shaped_rewards(
         scores_B=scores_B,
         kl_BT=log_ratio_BT,

@@ -44,9 +44,7 @@ class EvaluateSettings(StageSettings):
     prefix_tokens: PositiveInt | None = None
     """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
     perplexity: tuple[SourceSettings, ...] = ()
-    """Held-out texts for the perplexity."""
-    max_texts: PositiveInt = 500
-    """At most so many of them."""
+    """Held-out texts for the perplexity: 500 of them, unless a `limit` of each asks for more."""
     reference: str | None = None
     """Checkpoint that KL is measured to; `sft` when there is one, else the first."""
     plain: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, RecipeError
 from pipeline.contract.kind import StageKind
+from pipeline.contract.settings import rows_at_most
 from pipeline.stages.checks import require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
@@ -144,11 +145,11 @@ def _opening(context: StageContext[EvaluateSettings]) -> Opening | None:
 
 
 def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
-    from pipeline.evaluation.judge.inputs import read_texts
+    from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_texts
 
     settings = context.settings
     sources = [source.source() for source in settings.perplexity]
-    return read_texts(sources, limit=settings.max_texts, say=context.say)
+    return read_texts(sources, limit=rows_at_most(settings.perplexity, MAX_TEXTS), say=context.say)
 
 
 def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:

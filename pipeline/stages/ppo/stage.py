@@ -155,7 +155,7 @@ def _rewards(
             {path: term},
             prompt=prompt.prompt,
             device=device,
-            batch_size=settings.score_batch_size,
+            batch_size=settings.score_limit.rows,
             batch_tokens=settings.tokens_per_micro_batch,
         )
     return found

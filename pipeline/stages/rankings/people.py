@@ -27,7 +27,7 @@ from data.records import ENDED, Ranking, prompt_hash
 from data.storage import write_atomically
 from data.words import counted
 from pipeline.stages.rankings.annotators import Workers
-from pipeline.stages.rankings.people_settings import database_place
+from pipeline.stages.rankings.people_settings import GOLD_TASKS, database_place
 from pipeline.stages.rankings.sampling import (
     FILE,
     drawn,
@@ -227,7 +227,7 @@ def _gold_tasks(context: StageContext[RankingsSettings]) -> list[NewTask]:
             found[task.key] = task
     if asked.mode == "pairs":
         found = {key: task for key, task in found.items() if len(task.completions) == 2}
-    chosen = drawn([*found.values()], asked.gold_tasks, context.seed)
+    chosen = drawn([*found.values()], GOLD_TASKS, context.seed)
     if len(chosen) < max(1, asked.qualification_tasks):
         raise SourceError(
             f"stage {context.name}: people.gold holds {len(chosen)} rankings that can be asked, "

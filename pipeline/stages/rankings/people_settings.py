@@ -22,6 +22,8 @@ from pipeline.contract.settings import (
     same_result,
 )
 
+GOLD_TASKS = 50
+"""Tasks that are drawn of those with known ranks."""
 ENVIRONMENT = "env:"
 """Begins a `database` that is the name of an environment variable."""
 
@@ -108,9 +110,7 @@ class PeopleSettings(Settings):
     annotators_per_task: PositiveInt = 3
     """How many label each of those."""
     gold: Annotated[str | None, Ref("rankings")] = None
-    """Tasks whose ranks are known: a rankings stage, or a file of rankings."""
-    gold_tasks: PositiveInt = 50
-    """At most so many of them, drawn by the seed."""
+    """Tasks of known ranks, 50 drawn by the seed: a rankings stage, or a file of rankings."""
     gold_share: Share = 0.0
     """Chance that the next task is one of `gold`."""
     repeat_share: Share = 0.0
@@ -145,10 +145,10 @@ class PeopleSettings(Settings):
             )
         if self.gold is None and (self.gold_share or self.qualification_tasks):
             raise ValueError("gold_share and qualification_tasks need `gold`, tasks of known ranks")
-        if self.qualification_tasks > self.gold_tasks:
+        if self.qualification_tasks > GOLD_TASKS:
             raise ValueError(
-                f"qualification_tasks {self.qualification_tasks} are more than gold_tasks "
-                f"{self.gold_tasks}"
+                f"qualification_tasks {self.qualification_tasks} are more than the "
+                f"{GOLD_TASKS} tasks that are drawn of `gold`"
             )
         if self.gold_share + self.repeat_share >= 1:
             raise ValueError("gold_share and repeat_share leave no room; below 1 together")

@@ -19,6 +19,9 @@ from pipeline.contract.settings import (
 )
 from pipeline.training.settings import TrainingSettings
 
+MAX_DEMONSTRATIONS = 500
+"""Demonstrations scored for the bias, unless a `limit` of each source asks for more."""
+
 
 class RewardSettings(TrainingSettings):
     """Settings of a reward stage."""
@@ -41,8 +44,6 @@ class RewardSettings(TrainingSettings):
     """Rankings, noise-free if possible, that the reported quality is taken from."""
     demonstrations: tuple[SourceSettings, ...] = ()
     """Held-out demonstrations that shall score 0 on average; none, no bias."""
-    max_demonstrations: PositiveInt = 500
-    """At most so many demonstrations are scored for the bias."""
     max_length: PositiveInt | None = None
     """Longest prompt with response, tokens; the model's own limit when not given."""
     max_truncated_share: Annotated[Share, SameResult()] = 0.05

@@ -31,10 +31,11 @@ from pipeline.contract.settings import (
     external_location,
     is_external,
     references,
+    rows_at_most,
 )
 from pipeline.stages.checks import require_demonstrations, require_rankings
 from pipeline.stages.reward.rows import RankingRows, rankings_source, read_rows, report_rows
-from pipeline.stages.reward.settings import RewardSettings
+from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS, RewardSettings
 
 if TYPE_CHECKING:
     from data.records import Ranking
@@ -231,9 +232,10 @@ def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -
     from reward.quality.calibration import demonstration_parts
 
     encoded: list[list[int]] = []
+    most = rows_at_most(context.settings.demonstrations, MAX_DEMONSTRATIONS)
     for source in context.settings.demonstrations:
         for record in read(source.source()):
-            if len(encoded) == context.settings.max_demonstrations:
+            if len(encoded) == most:
                 return encoded
             if answered(record):
                 encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))

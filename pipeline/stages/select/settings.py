@@ -11,7 +11,6 @@ from pipeline.contract.settings import (
     PositiveInt,
     Ref,
     SameResult,
-    Share,
     SourceSettings,
     StageSettings,
 )
@@ -21,6 +20,9 @@ from pipeline.stages.reward_terms import (
     require_steady,
     reward_terms,
 )
+
+MAX_PROMPTS = 256
+"""Prompts that are answered, unless a `limit` of each source asks for more."""
 
 
 class SelectSettings(StageSettings):
@@ -33,17 +35,12 @@ class SelectSettings(StageSettings):
     reward: Annotated[Reward, Ref("reward")]
     """Reward model that scores the responses, or a list of rewards as PPO takes, added up."""
     prompts: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
-    """Sources of held-out prompts; of rows with a response the prompt is taken."""
-    n_prompts: PositiveInt = 256
-    """At most so many prompts."""
+    """Held-out prompts, of rows with a response the prompt alone: 256 in all, unless a `limit` of
+    each source asks for more."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a response."""
     temperature: Annotated[Number, Field(ge=0)] = 1.0
     """Divides the logits; 0 takes the likeliest token."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw among so many of the likeliest tokens; 0 among all."""
-    top_p: Share = 1.0
-    """Draw among the likeliest tokens whose probabilities reach this sum."""
     batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Prompts sampled, and texts scored, together."""
 

@@ -21,13 +21,13 @@ from data.errors import HandOverError, SourceError
 from data.json_lines import append_json_lines
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
-from pipeline.contract.settings import is_external
+from pipeline.contract.settings import is_external, rows_at_most
 from pipeline.stages.checks import require_prompts
 from pipeline.stages.reward_terms import (
     check_rewards,
     load_judge,
 )
-from pipeline.stages.select.settings import SelectSettings
+from pipeline.stages.select.settings import MAX_PROMPTS, SelectSettings
 
 if TYPE_CHECKING:
     from data.records import Prompt, PromptRow
@@ -147,11 +147,12 @@ def _prompts(context: StageContext[SelectSettings]) -> list[PromptRow]:
     from data.sources.read import read
 
     found: dict[str, PromptRow] = {}
+    most = rows_at_most(context.settings.prompts, MAX_PROMPTS)
     for source in context.settings.prompts:
         for record in read(source.source()):
             row = to_prompt(record)
             found.setdefault(prompt_hash(row.prompt), row)
-            if len(found) == context.settings.n_prompts:
+            if len(found) == most:
                 return list(found.values())
     if not found:
         raise SourceError(f"stage {context.name}: its sources hold no prompt; nothing to answer")
@@ -180,12 +181,7 @@ def _answer(
     samples = generate(
         model,
         encoded,
-        sampling=Sampling(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        ),
+        sampling=Sampling(settings.max_new_tokens, settings.temperature),
         eos_token_ids=eos_ids(tokenizer, model),
         pad_token_id=int(tokenizer.pad_token_id or 0),
         generator=torch.Generator().manual_seed(context.seed),

@@ -19,6 +19,8 @@ from pipeline.contract.settings import (
 from pipeline.training.settings import TrainingSettings
 
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
+MAX_HELDOUT = 2000
+"""Held-out demonstrations that are measured, unless a `limit` of each source asks for more."""
 WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""
 
@@ -38,8 +40,6 @@ class SftSettings(TrainingSettings):
     """Sources of demonstrations that measure the held-out loss."""
     heldout_share: Share = 0.02
     """Share of the prompts held out where `heldout` is not set; 0 for none."""
-    max_heldout: PositiveInt = 2000
-    """At most so many held-out demonstrations are measured."""
     max_length: PositiveInt | None = None
     """Longest demonstration, tokens; the model's context when not given."""
     too_long: Literal["cut", "drop"] = "cut"

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, Interrupted, RecipeError, SourceError
 from pipeline.contract.kind import StageKind
+from pipeline.contract.settings import rows_at_most
 from pipeline.stages.checks import require_demonstrations
-from pipeline.stages.sft.settings import SftSettings
+from pipeline.stages.sft.settings import MAX_HELDOUT, SftSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,7 +135,7 @@ def _rows(
         too_long=settings.too_long,
         max_too_long_share=settings.max_too_long_share,
         heldout_share=settings.heldout_share,
-        max_heldout=settings.max_heldout,
+        max_heldout=rows_at_most(settings.heldout, MAX_HELDOUT),
         seed=context.seed,
         say=context.say,
     )

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.contract.settings import PositiveInt, Ref, SourceSettings, StageSettings
+from pipeline.contract.settings import Ref, SourceSettings, StageSettings
+
+MIN_FREQUENCY = 2
+"""Occurrences that a merge needs."""
 
 
 class TokenizerSettings(StageSettings):
@@ -22,8 +25,6 @@ class TokenizerSettings(StageSettings):
     """Further special tokens, beside those for padding, documents and chat turns."""
     chat_template: str | None = None
     """File with a Jinja chat template; ours (or the adopted one's) when not given."""
-    min_frequency: PositiveInt = 2
-    """Occurrences that a merge needs."""
     adopt: Annotated[str | None, Ref("tokenizer")] = None
     """Take over the tokenizer of this checkpoint: a folder, .gguf file, hub id, or stage."""
     pad_token: str | None = None
@@ -39,7 +40,6 @@ class TokenizerSettings(StageSettings):
             raise ValueError("give `train` sources to learn from, or `adopt` a checkpoint's")
         if self.adopt is None and self.pad_token is not None:
             raise ValueError("`pad_token` goes with `adopt`; a tokenizer learned here has <|pad|>")
-        changed = self.changed_among("vocab_size", "min_frequency")
-        if self.adopt is not None and changed:
-            raise ValueError(f"`{changed[0]}` is for learning; it does not go with `adopt`")
+        if self.adopt is not None and self.changed_among("vocab_size"):
+            raise ValueError("`vocab_size` is for learning; it does not go with `adopt`")
         return self

@@ -19,7 +19,7 @@ from data.errors import HandOverError, ModelError, RecipeError
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import expand
 from pipeline.stages.checks import require_texts
-from pipeline.stages.tokenizer.settings import TokenizerSettings
+from pipeline.stages.tokenizer.settings import MIN_FREQUENCY, TokenizerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -110,7 +110,7 @@ def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
             vocabulary_size=settings.vocab_size,
             special_tokens=settings.special_tokens,
             chat_template=DEFAULT_TEMPLATE if template is None else template,
-            min_frequency=settings.min_frequency,
+            min_frequency=MIN_FREQUENCY,
         )
     for report in reports:
         for line in report.lines():
@@ -118,7 +118,7 @@ def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
     if len(tokenizer) < settings.vocab_size:
         context.say(
             f"{len(tokenizer)} tokens instead of {settings.vocab_size}: the text holds no more "
-            f"pairs that occur {settings.min_frequency} times"
+            f"pairs that occur {MIN_FREQUENCY} times"
         )
     return tokenizer
 

@@ -144,14 +144,17 @@ def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, 
     def peaks(plan: Plan) -> dict[str, float]:
         return {phase.name: phase.total for phase in only(plan).phases}
 
-    by_number = plan(micro_batch_size=4, score_batch_size=4)
-    assert peaks(plan(tokens_per_micro_batch=2000)) == peaks(by_number)
-    assert peaks(plan(tokens_per_micro_batch=2499)) == peaks(by_number)
+    four = peaks(plan(tokens_per_micro_batch=2000))
+    assert peaks(plan(tokens_per_micro_batch=2499)) == four
     five = peaks(plan(tokens_per_micro_batch=2500))
     for moment in ("scoring", "blocks of the policy", "backward of the policy"):
-        assert five[moment] > peaks(by_number)[moment]
-    one = plan(micro_batch_size=1, score_batch_size=1)
-    assert peaks(plan(tokens_per_micro_batch=100)) == peaks(one)
+        assert five[moment] > four[moment]
+    backward = "backward of the policy"
+    assert peaks(plan(micro_batch_size=4))[backward] == four[backward]
+    one = peaks(plan(tokens_per_micro_batch=500))
+    assert peaks(plan(tokens_per_micro_batch=100)) == one
+    # A pass without gradients has 64 episodes, whatever a micro-batch has.
+    assert peaks(plan(micro_batch_size=1))["scoring"] == peaks(plan())["scoring"] > one["scoring"]
 
 
 def test_the_limit_that_is_set_is_the_one_advised_on(tmp_path: Path, rows: str) -> None:
@@ -160,13 +163,16 @@ def test_the_limit_that_is_set_is_the_one_advised_on(tmp_path: Path, rows: str) 
             "ppo": {"kind": "ppo", "policy": "hub:m", "reward": [{"rule": "length"}],
                     "prompts": [{"path": rows}], "value": "shared", **more}
         }  # fmt: skip
-        assumed = Assumptions(sizes={"hub:m": 1e9}, given={"ppo": {"longest": 512}})
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9}, given={"ppo": {"longest": 512}})
         (verdict,) = planned(tmp_path, stages, "H100", assumed=assumed).verdicts
         return " and ".join(advice.change for advice in verdict.advice)
 
     assert "micro_batch_size: " in advised(micro_batch_size=512)
     assert "tokens_per_micro_batch" not in advised(micro_batch_size=512)
     assert "tokens_per_micro_batch: " in advised(tokens_per_micro_batch=2**19)
+    # A pass without gradients has 64 episodes: it is that one which does not fit.
+    scored = advised(micro_batch_size=1, reward="hub:r", max_prompt_tokens=8192)
+    assert scored.startswith("tokens_per_micro_batch: ") and "micro_batch_size: 1" not in scored
 
 
 def test_a_server_that_samples_is_left_out_and_said(tmp_path: Path, rows: str) -> None:

@@ -103,7 +103,7 @@ def test_two_processes_with_unlike_lengths_make_as_many_passes() -> None:
 
 
 def test_scores_do_not_depend_on_how_episodes_are_cut(make_ppo: Build) -> None:
-    by_number = make_ppo(score_batch_size=8)
+    by_number = make_ppo()
     by_tokens = make_ppo(tokens_per_micro_batch=20)
     assert by_tokens.hyper.score_limit == (64, 20) and by_tokens.hyper.update_limit == (32, 20)
     episodes = _roll_out(by_number)
@@ -137,9 +137,6 @@ def test_rows_of_pretraining_take_as_many_passes_as_their_longest_needs(make_ppo
 def test_a_number_of_episodes_beside_a_number_of_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="takes the place of micro_batch_size; leave out"):
         Hyperparameters(tokens_per_micro_batch=100, micro_batch_size=8)
-    both = {"micro_batch_size": 8, "score_batch_size": 8}
-    with pytest.raises(ValueError, match="place of micro_batch_size and score_batch_size; leave"):
-        Hyperparameters(tokens_per_micro_batch=100, **both)
     # A run's own recipe has every default written out.
     given = Hyperparameters(tokens_per_micro_batch=100)
     assert Hyperparameters(**given.model_dump()) == given

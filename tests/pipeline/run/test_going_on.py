@@ -31,7 +31,7 @@ BESIDE: dict[str, list[str]] = {
     ],
     "reward": ["tokens_per_micro_batch=200", "evaluate_every=1", "max_truncated_share=0.9"],
     "ppo": [
-        "micro_batch_size=2", "score_batch_size=3", "generation_batch_size=3", "sample_every=1",
+        "micro_batch_size=2", "generation_batch_size=3", "sample_every=1",
         "sample_count=1", "max_dropped_share=0.9", "doctor.window=3",
     ],
 }  # fmt: skip

@@ -18,6 +18,13 @@ from pipeline.recipe.load import load_recipe
 from pipeline.stages.registry import stage_kind
 
 STAGES: dict[str, dict[str, Any]] = {
+    "tokenizer": {"train": [{"path": "a"}]},
+    "pretrain": {"train": [{"path": "a"}], "model": "./m"},
+    "sft": {"model": "./m", "train": [{"path": "a"}]},
+    "rankings": {"labeler": "people", "model": "./m", "prompts": [{"path": "a"}], "people": {}},
+    "reward": {"model": "./m", "train": [{"path": "a"}]},
+    "select": {"model": "./m", "reward": "./r", "prompts": [{"path": "a"}]},
+    "evaluate": {"checkpoints": {"one": "./m"}, "prompts": [{"path": "a"}]},
     "ppo": {
         "policy": "./p", "reward": "./r", "prompts": [{"path": "a"}],
         "doctor": {"on_alarm": "best"},
@@ -49,7 +56,9 @@ def test_a_retired_setting_is_passed_over_at_what_it_was_and_else_refused(
     path = written(tmp_path, kind, one.place, "other")
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    told = f"stages.one.{one.place}: 'other': this is {one.value!r} always now; {one.instead}"
+    told = (
+        f"stages.one.{one.place}: 'other': no setting any more, {one.value!r} holds; {one.instead}"
+    )
     assert str(caught.value).startswith(f"{path}:") and str(caught.value).endswith(told)
 
 
@@ -75,7 +84,9 @@ def test_rounds_are_written_out_of_what_is_left(tmp_path: Path) -> None:
     rounds = {"times": 2, "stages": ["rankings", "reward", "ppo"]}
     path = tmp_path / "rounds.yaml"
     path.write_text(yaml.safe_dump({"stages": stages, "rounds": rounds}), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"stages\.ppo_2\.doctor\.score_drop: 2\.0: this is 1\.0"):
+    with pytest.raises(
+        RecipeError, match=r"stages\.ppo_2\.doctor\.score_drop: 2\.0: no setting any more, 1\.0"
+    ):
         load_recipe(path)
     del stages["ppo_2"]
     path.write_text(yaml.safe_dump({"stages": stages, "rounds": rounds}), encoding="utf-8")

@@ -23,7 +23,7 @@ from pipeline.stages.registry import STAGE_MODULES, stage_kind
 RESULT: dict[str, str] = {
     "TokenizerSettings": (
         "typed_control_tokens "
-        "kind seed train vocab_size special_tokens chat_template min_frequency adopt pad_token "
+        "kind seed train vocab_size special_tokens chat_template adopt pad_token "
         "trust_remote_code"
     ),
     "SourceSettings": (
@@ -35,10 +35,10 @@ RESULT: dict[str, str] = {
         "heads kv_heads intermediate_size tie_embeddings rope_theta initializer_range "
         "context_length positions attend_across_documents steps epochs tokens batch_size "
         "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
-        "max_gradient_norm bf16 heldout_chunks trust_remote_code"
+        "max_gradient_norm bf16 trust_remote_code"
     ),
     "SftSettings": (
-        "kind seed model tokenizer train heldout heldout_share max_heldout max_length too_long "
+        "kind seed model tokenizer train heldout heldout_share max_length too_long "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
         "weight_decay betas epsilon max_gradient_norm dropout group_by_length bf16 candidates "
         "trust_remote_code"
@@ -48,7 +48,7 @@ RESULT: dict[str, str] = {
         "temperature top_k top_p bf16 trust_remote_code"
     ),
     "PeopleSettings": (
-        "mode strategy scored_by overlap annotators_per_task gold gold_tasks gold_share "
+        "mode strategy scored_by overlap annotators_per_task gold gold_share "
         "repeat_share qualification_tasks qualification_share needed consolidation campaign "
         "annotators"
     ),
@@ -57,20 +57,18 @@ RESULT: dict[str, str] = {
     "JudgeSettings": ("kind name url model max_calls max_tokens max_answer_tokens temperature"),
     "RewardSettings": (
         "kind seed model tokenizer rankings train heldout_share heldout eval_rankings "
-        "demonstrations max_demonstrations max_length ties margin epochs prompts_per_step "
+        "demonstrations max_length ties margin epochs prompts_per_step "
         "learning_rate schedule final_share warmup_share weight_decay betas epsilon "
         "max_gradient_norm bf16 lora trust_remote_code"
     ),
     "Lora": ("rank alpha targets"),
-    "SelectSettings": (
-        "kind seed model reward prompts n_prompts max_new_tokens temperature top_k top_p"
-    ),
+    "SelectSettings": ("kind seed model reward prompts max_new_tokens temperature"),
     "RewardTerm": (
         "model models combine coefficient rule function options url normalize clip weight"
     ),
     "PpoSettings": (
         "tokenizer episodes batch_size minibatches epochs max_new_tokens temperature top_k top_p "
-        "kl_coefficient kl_estimator adaptive_kl gamma gae_lambda whiten_advantages "
+        "kl_coefficient adaptive_kl gamma gae_lambda whiten_advantages "
         "whiten_rewards clip value_clip value_coefficient entropy_coefficient early_stop_kl "
         "end_after end_rule end_penalty score_position score_clip normalize_scores "
         "learning_rate value_learning_rate schedule warmup_updates value_warmup_updates "
@@ -83,7 +81,7 @@ RESULT: dict[str, str] = {
     "RolloutSettings": ("engine"),
     "DoctorSettings": ("on_alarm ignore window best_every kl_per_token"),
     "EvaluateSettings": (
-        "kind seed checkpoints prompts limit prefix_tokens perplexity max_texts reference plain "
+        "kind seed checkpoints prompts limit prefix_tokens perplexity reference plain "
         "gold reward rule rule_options max_new_tokens temperature top_k top_p bf16 resamples "
         "trust_remote_code"
     ),
@@ -109,7 +107,7 @@ SAME: dict[str, str] = {
     "SelectSettings": ("batch_size"),
     "RewardTerm": ("timeout retries batch_size"),
     "PpoSettings": (
-        "micro_batch_size score_batch_size tokens_per_micro_batch generation_batch_size compile "
+        "micro_batch_size tokens_per_micro_batch generation_batch_size compile "
         "gradient_checkpointing save_every sample_every sample_count doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),

@@ -42,7 +42,7 @@ def test_two_updates_leave_models_that_transformers_loads(
     value: str,
 ) -> None:
     start = save_policy(tiny_tokenizer(), tmp_path / architecture, architecture=architecture)
-    ppo = make_ppo(policy=start, value=value, episodes=16, score_batch_size=3)
+    ppo = make_ppo(policy=start, value=value, episodes=16, tokens_per_micro_batch=30)
     first = run_update(ppo).metrics  # checks that it starts as its reference and at ratio 1
     assert first["val/rollout_difference"] < 1e-5
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)

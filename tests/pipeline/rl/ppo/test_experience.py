@@ -47,17 +47,8 @@ def experience(**settings: Any) -> Experience:
 
 
 def test_the_log_ratio_makes_the_penalties() -> None:
-    found = experience(kl_estimator="k1")
+    found = experience()
     assert torch.allclose(found.rewards_BT, torch.tensor([[-0.05, 1.1], [3.0, 0.0]]), atol=1e-6)
-
-
-@pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_an_estimator_that_gives_no_gradient_of_the_kl_is_refused(estimator: str) -> None:
-    told = rf"{estimator} in the reward does not give the gradient of the KL.* set k1"
-    with pytest.raises(ValueError, match=told):
-        Hyperparameters(kl_estimator=estimator)
-    with pytest.raises(ValueError, match="Input should be 'k1'"):
-        Hyperparameters(kl_estimator="k4")
 
 
 @pytest.mark.parametrize(

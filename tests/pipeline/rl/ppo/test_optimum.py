@@ -82,7 +82,7 @@ class Task:
 
         plain = {
             "episodes": 40 * 256, "batch_size": 256, "epochs": 4, "minibatches": 1,
-            "micro_batch_size": 512, "score_batch_size": 512, "generation_batch_size": 512,
+            "micro_batch_size": 512, "generation_batch_size": 512,
             "max_new_tokens": LONGEST, "temperature": 1.0, "end_rule": "none",
             "learning_rate": 1e-2, "value_learning_rate": 1e-2, "bf16": False,
         }  # fmt: skip
