@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidatorFunctionWrapHandler,
@@ -92,18 +91,8 @@ def external_location(reference: str) -> str:
     return reference.removeprefix("hub:") if reference.startswith("hub:") else reference
 
 
-def _number(value: object) -> object:
-    # PyYAML reads `1e-5` as a string: YAML 1.1 wants a dot and a sign in the exponent.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-"""A finite float that also takes YAML's `1e-5`."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+"""A finite float; PyYAML reads `1e-5` as a string, which pydantic takes for the number."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed, as all random number generators take it."""
 PositiveNumber = Annotated[Number, Field(gt=0)]
@@ -219,40 +208,12 @@ def references(settings: StageSettings) -> dict[str, tuple[str, Ref]]:
     A list of references gives one entry an element, `field.0`, `field.1`; a mapping gives
     `field.key`. Nested settings are searched too.
     """
-    found: dict[str, tuple[str, Ref]] = {}
-    _collect(settings, "", found)
-    return found
-
-
-def _collect(settings: Settings, prefix: str, found: dict[str, tuple[str, Ref]]) -> None:
-    for field, info in type(settings).model_fields.items():
-        value = getattr(settings, field)
-        mark = next((m for m in info.metadata if isinstance(m, Ref)), _mark(info.annotation))
-        _collect_value(value, mark, prefix + field, found)
-
-
-def _mark(annotation: Any) -> Ref | None:
-    """Return the mark inside an annotation such as `Annotated[str, Ref("policy")] | None`."""
-    for item in getattr(annotation, "__metadata__", ()):
-        if isinstance(item, Ref):
-            return item
-    found = (_mark(part) for part in get_args(annotation))
-    return next((mark for mark in found if mark is not None), None)
-
-
-def _collect_value(
-    value: Any, mark: Ref | None, path: str, found: dict[str, tuple[str, Ref]]
-) -> None:
-    if isinstance(value, Settings):
-        _collect(value, f"{path}.", found)
-    elif isinstance(value, str) and mark is not None:
-        found[path] = (value, mark)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _collect_value(item, mark, f"{path}.{index}", found)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _collect_value(item, mark, f"{path}.{key}", found)
+    return {
+        place: (value, mark)
+        for place, value, marks, _ in walk(settings)
+        for mark in marks
+        if isinstance(mark, Ref) and isinstance(value, str)
+    }
 
 
 def same_result(settings: Settings) -> list[str]:
@@ -284,16 +245,23 @@ def walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[
     Of lists and mappings the items are yielded too.
     """
     for field, info in type(settings).model_fields.items():
-        value = getattr(settings, field)
-        found: list[tuple[str, Any]] = [(prefix + field, value)]
+        value, marks = getattr(settings, field), [*info.metadata, *_marks(info.annotation)]
+        items: list[tuple[str, Any]] = [(prefix + field, value)]
         if isinstance(value, Mapping):
-            found += [(f"{prefix}{field}.{key}", item) for key, item in value.items()]
+            items += [(f"{prefix}{field}.{key}", item) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
-            found += [(f"{prefix}{field}.{place}", item) for place, item in enumerate(value)]
-        for place, item in found:
-            yield place, item, info.metadata, settings
+            items += [(f"{prefix}{field}.{place}", item) for place, item in enumerate(value)]
+        for place, item in items:
+            yield place, item, marks, settings
             if isinstance(item, Settings):
                 yield from walk(item, f"{place}.")
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    """Yield the marks inside an annotation such as `Annotated[str, Ref("policy")] | None`."""
+    yield from getattr(annotation, "__metadata__", ())
+    for part in get_args(annotation):
+        yield from _marks(part)
 
 
 def without(content: Mapping[str, Any], places: Collection[str]) -> dict[str, Any]:
@@ -302,8 +270,8 @@ def without(content: Mapping[str, Any], places: Collection[str]) -> dict[str, An
     >>> without({"a": 1, "b": {"c": 2, "d": 3}}, ["a", "b.d"])
     {'b': {'c': 2}}
     """
-    found: dict[str, Any] = _without(content, frozenset(places), "")
-    return found
+    kept: dict[str, Any] = _without(content, frozenset(places), "")
+    return kept
 
 
 def _without(value: Any, places: Collection[str], prefix: str) -> Any:
@@ -318,31 +286,3 @@ def _without(value: Any, places: Collection[str], prefix: str) -> Any:
 def expand(path: str) -> Path:
     """Return a path with `~` expanded."""
     return Path(path).expanduser()
-
-
-__all__ = [
-    "LaunchSettings",
-    "Lora",
-    "NonNegative",
-    "NonNegativeInt",
-    "Number",
-    "PositiveInt",
-    "PositiveNumber",
-    "Ref",
-    "SameResult",
-    "Seed",
-    "Settings",
-    "Share",
-    "SourceSettings",
-    "StageSettings",
-    "UserFunction",
-    "beside_result",
-    "expand",
-    "external_location",
-    "is_external",
-    "references",
-    "rows_at_most",
-    "same_result",
-    "walk",
-    "without",
-]
