@@ -74,6 +74,8 @@ class StageCost:
         stage: its name.
         kind: its kind.
         layout: how it is spread.
+        accelerator: each of those it is spread over.
+        rates: how much of their peak is reached.
         parameters: of each model that it works with.
         phases: memory at each moment.
         parts: the work.
@@ -84,6 +86,8 @@ class StageCost:
     stage: str
     kind: str
     layout: Layout
+    accelerator: Accelerator
+    rates: Rates
     parameters: dict[str, int] = field(default_factory=dict)
     phases: list[Phase] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
@@ -109,79 +113,56 @@ class StageCost:
         """Tell whether the most memory is what an accelerator has to give."""
         return self.peak.total <= cluster.usable
 
+    def compute(
+        self, name: str, shape: ModelShape, *, flops: float, tokens: float, passes: float,
+        bf16: bool, training: bool = False,
+    ) -> None:  # fmt: skip
+        """Add a part whose time follows from its products, or from the number of passes.
 
-def compute_part(
-    name: str,
-    shape: ModelShape,
-    *,
-    flops: float,
-    tokens: float,
-    passes: float,
-    layout: Layout,
-    accelerator: Accelerator,
-    rates: Rates,
-    bf16: bool,
-    training: bool = False,
-) -> Part:
-    """Return a part whose time follows from its products, or from the number of passes.
+        Args:
+            name: what is done.
+            shape: the model that does it.
+            flops: over all accelerators.
+            tokens: over all accelerators.
+            passes: forward passes of one accelerator, one after the other.
+            bf16: products in bf16.
+            training: a backward pass follows each.
+        """
+        least = passes * shape.layers * self.rates.overhead * (3 if training else 1)
+        self.parts.append(Part(name, flops, max(self._busy(flops, bf16), least), tokens))
 
-    Args:
-        name: what is done.
-        shape: the model that does it.
-        flops: over all accelerators.
-        tokens: over all accelerators.
-        passes: forward passes of one accelerator, one after the other.
-        layout: how it is spread.
-        accelerator: each of them.
-        rates: how much of its peak is reached.
-        bf16: products in bf16.
-        training: a backward pass follows each.
-    """
-    busy = flops / (layout.processes * accelerator.peak(bf16=bf16) * rates.utilisation)
-    least = passes * shape.layers * rates.overhead * (3 if training else 1)
-    return Part(name, flops, max(busy, least), tokens)
+    def decode(
+        self, name: str, shape: ModelShape, *, rows: float, batch: int, prompt: float, new: float,
+        steps: float, bf16: bool, answers: int = 1,
+    ) -> None:  # fmt: skip
+        """Add the sampling of responses: each step reads all weights and the cache once.
 
+        Pope et al. 2022, section 2.2: decoding small batches is bound by memory, a step takes the
+        longer of its products and of reading weights and cache.
 
-def decoding_part(
-    name: str,
-    shape: ModelShape,
-    *,
-    rows: float,
-    batch: int,
-    prompt: float,
-    new: float,
-    steps: float,
-    layout: Layout,
-    accelerator: Accelerator,
-    rates: Rates,
-    bf16: bool,
-    answers: int = 1,
-) -> Part:
-    """Return the sampling of responses: each step reads all weights and the cache once.
+        Args:
+            name: what is sampled.
+            shape: the model.
+            rows: responses over all accelerators.
+            batch: decoded together on one accelerator.
+            prompt: mean tokens of a prompt.
+            new: mean tokens of a response.
+            steps: of a batch, until its longest response ends.
+            bf16: weights and products in bf16.
+            answers: responses to each prompt.
+        """
+        flops = decoding_flops(shape, rows=rows, prompt=prompt, new=new, answers=answers)
+        processes = self.layout.processes
+        passes = max(1.0, rows / (processes * batch)) * steps
+        width = 2 if bf16 else 4
+        cache = 2 * width * shape.layers * shape.key_width * (prompt + new / 2)
+        read = width * (shape.matrices + shape.head) + min(batch, rows / processes) * cache
+        reading = passes * read / (self.accelerator.bandwidth * self.rates.bandwidth)
+        least = passes * shape.layers * self.rates.overhead
+        seconds = max(self._busy(flops, bf16), reading, least)
+        self.parts.append(Part(name, flops, seconds, rows * new))
 
-    Pope et al. 2022, section 2.2: decoding small batches is bound by memory, a step takes the
-    longer of its products and of reading weights and cache.
-
-    Args:
-        name: what is sampled.
-        shape: the model.
-        rows: responses over all accelerators.
-        batch: decoded together on one accelerator.
-        prompt: mean tokens of a prompt.
-        new: mean tokens of a response.
-        steps: of a batch, until its longest response ends.
-        layout: how it is spread.
-        accelerator: each of them.
-        rates: how much of its peak is reached.
-        bf16: weights and products in bf16.
-        answers: responses to each prompt.
-    """
-    flops = decoding_flops(shape, rows=rows, prompt=prompt, new=new, answers=answers)
-    batches = max(1.0, rows / (layout.processes * batch))
-    width = 2 if bf16 else 4
-    cache = 2 * width * shape.layers * shape.key_width * (prompt + new / 2)
-    read = width * (shape.matrices + shape.head) + min(batch, rows / layout.processes) * cache
-    reading = batches * steps * read / (accelerator.bandwidth * rates.bandwidth)
-    least = batches * steps * shape.layers * rates.overhead
-    busy = flops / (layout.processes * accelerator.peak(bf16=bf16) * rates.utilisation)
-    return Part(name, flops, max(busy, reading, least), rows * new)
+    def _busy(self, flops: float, bf16: bool) -> float:
+        """Return the seconds that all accelerators together take for products."""
+        peak = self.layout.processes * self.accelerator.peak(bf16=bf16)
+        return flops / (peak * self.rates.utilisation)

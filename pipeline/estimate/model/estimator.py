@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.estimate.model.assumptions import Assumptions
 from pipeline.estimate.model.checkpoints import Checkpoints
-from pipeline.estimate.model.costs import Layout, Part, Sharding, compute_part, decoding_part
+from pipeline.estimate.model.costs import Layout, Sharding, StageCost
 from pipeline.estimate.model.flops import Rows
 from pipeline.estimate.model.hardware import Cluster
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths, Reader
+from pipeline.stages.reward_terms import RewardTerm, model_references
 
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
@@ -39,10 +40,12 @@ class Estimator:
     checkpoints: Checkpoints
     reader: Reader
 
-    def layout(self, stage: str) -> Layout:
-        """Return how a stage is spread: one that trains over all, another on one accelerator."""
-        size = self.cluster.size if self.recipe.kind(stage).trains else 1
-        return Layout(size, "none" if size == 1 else self.sharding)
+    def cost(self, stage: str) -> StageCost:
+        """Begin the cost of a stage: one that trains is spread over all accelerators."""
+        kind = self.recipe.kind(stage)
+        size = self.cluster.size if kind.trains else 1
+        layout = Layout(size, "none" if size == 1 else self.sharding)
+        return StageCost(stage, kind.name, layout, self.cluster.accelerator, self.assumed.rates)
 
     def bf16(self, setting: bool | str) -> bool:
         """Return whether products are in bf16 for a setting of True, False or "auto"."""
@@ -77,45 +80,12 @@ class Estimator:
             )
         return min(given or most, most)
 
-    def compute(
-        self, name: str, shape: ModelShape, layout: Layout, *, flops: float, tokens: float,
-        passes: float, bf16: bool, training: bool = False,
-    ) -> Part:  # fmt: skip
-        """Return a part whose time follows from its products."""
-        return compute_part(
-            name,
-            shape,
-            flops=flops,
-            tokens=tokens,
-            passes=passes,
-            training=training,
-            **self._means(layout, bf16),
-        )
-
-    def decode(
-        self, name: str, shape: ModelShape, layout: Layout, *, rows: float, batch: int,
-        prompt: float, new: float, steps: float, bf16: bool, answers: int = 1,
-    ) -> Part:  # fmt: skip
-        """Return a part that samples."""
-        return decoding_part(
-            name,
-            shape,
-            rows=rows,
-            batch=batch,
-            prompt=prompt,
-            new=new,
-            steps=steps,
-            answers=answers,
-            **self._means(layout, bf16),
-        )
-
-    def _means(self, layout: Layout, bf16: bool) -> dict[str, Any]:
-        """Return what any part is computed with."""
+    def judges(self, stage: str, terms: Mapping[str, RewardTerm]) -> dict[str, ModelShape]:
+        """Return the shapes of the reward models among the rewards of a stage, by their names."""
         return {
-            "layout": layout,
-            "accelerator": self.cluster.accelerator,
-            "rates": self.assumed.rates,
-            "bf16": bf16,
+            name: self.shape(name, stage)
+            for path, term in terms.items()
+            for name in model_references(path, term).values()
         }
 
 
@@ -126,8 +96,3 @@ def rows_of(lengths: list[float], count: float) -> Rows:
     factor = count / len(lengths)
     whole = Rows(len(lengths), sum(lengths), sum(length**2 for length in lengths))
     return whole.times(factor)
-
-
-def quantity(settings: Any, name: str, default: Any) -> Any:
-    """Return a setting, or a default where this version of the stage has none of that name."""
-    return getattr(settings, name, default)

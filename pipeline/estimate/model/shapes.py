@@ -74,6 +74,11 @@ class ModelShape:
         return self.parameters if self.tied else self.parameters - self.head
 
     @property
+    def scorer(self) -> int:
+        """Parameters of a reward model on the trunk."""
+        return self.trunk + self.hidden
+
+    @property
     def query_width(self) -> int:
         """Width of all queries of a token."""
         return self.heads * self.head_size

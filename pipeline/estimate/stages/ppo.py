@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.contract.settings import Lora
 from pipeline.estimate.model.costs import StageCost
 from pipeline.estimate.model.estimator import Estimator, rows_of
 from pipeline.estimate.model.flops import Rows, forward_flops, training_flops
 from pipeline.estimate.stages.ppo_memory import Actors, Work, ppo_phases
 from pipeline.estimate.stages.training import LOGITS_AT_ONCE
-from pipeline.stages.reward_terms import model_references
 
 if TYPE_CHECKING:
     from pipeline.stages.ppo.settings import PpoSettings
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 def estimate_ppo(stage: str, settings: PpoSettings, estimator: Estimator) -> StageCost:
     """Return the cost of a ppo stage."""
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     actors = _actors(stage, settings, estimator)
     work = _work(cost, settings, estimator)
     bf16 = estimator.bf16(settings.bf16)
     cost.steps = settings.updates * settings.epochs * settings.minibatches
     cost.parameters = _parameters(actors)
     cost.phases = ppo_phases(cost, settings, actors, work, bf16=bf16, on_cpu=estimator.on_cpu)
-    _add_sampling(cost, settings, estimator, actors, work, bf16=bf16)
-    _add_optimisation(cost, settings, estimator, actors, work, bf16=bf16)
+    _add_sampling(cost, settings, actors, work, bf16=bf16)
+    _add_optimisation(cost, settings, actors, work, bf16=bf16)
     if settings.rollout.engine != "own":
         cost.phases = [phase for phase in cost.phases if phase.name != "sampling"]
         estimator.assumed.tell(
@@ -37,26 +37,19 @@ def estimate_ppo(stage: str, settings: PpoSettings, estimator: Estimator) -> Sta
 
 def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
     policy = estimator.shape(settings.policy, stage)
-    names = [
-        name
-        for path, term in settings.terms.items()
-        for name in model_references(path, term).values()
-    ]
-    judges = {name: estimator.shape(name, stage) for name in names}
+    judges = estimator.judges(stage, settings.terms)
     reference = estimator.shape(settings.reference, stage) if settings.reference else policy
-    if getattr(settings, "trunk", "separate") == "shared":
+    if settings.trunk == "shared":
         stages = estimator.recipe.stages
-        adapters = {
-            name: getattr(stages.get(name), "lora", None) for name in names if name in stages
-        }
-        ranks = {name: int(lora.rank) for name, lora in adapters.items() if lora is not None}
+        adapters = {name: getattr(stages.get(name), "lora", None) for name in judges}
+        ranks = {name: lora.rank for name, lora in adapters.items() if lora is not None}
         return Actors(
             policy,
             None,
             reference,
             judges,
             hung=frozenset(ranks),
-            rank=int(getattr(getattr(settings, "lora", None), "rank", 16)),
+            rank=(settings.lora or Lora()).rank,
             judge_rank=max(ranks.values(), default=16),
         )
     value = None
@@ -119,7 +112,6 @@ def _work(cost: StageCost, settings: PpoSettings, estimator: Estimator) -> Work:
 def _add_sampling(
     cost: StageCost,
     settings: PpoSettings,
-    estimator: Estimator,
     actors: Actors,
     work: Work,
     *,
@@ -129,21 +121,18 @@ def _add_sampling(
 
     Scores are in fp32 but where values come with them: from a reward model's adapter on the trunk.
     """
-    updates, layout = settings.updates, cost.layout
+    updates = settings.updates
     rows = work.rows.times(updates)
     positions = rows.count * work.new
-    cost.parts.append(
-        estimator.decode(
-            "sampling",
-            actors.policy,
-            layout,
-            rows=rows.count,
-            batch=min(settings.generation_batch_size, work.mine),
-            prompt=work.prompt_mean,
-            new=work.new,
-            steps=work.most,
-            bf16=bf16,
-        )
+    cost.decode(
+        "sampling",
+        actors.policy,
+        rows=rows.count,
+        batch=min(settings.generation_batch_size, work.mine),
+        prompt=work.prompt_mean,
+        new=work.new,
+        steps=work.most,
+        bf16=bf16,
     )
     passes = updates * math.ceil(work.mine / settings.score_limit.rows_of(work.mean))
     hung = [name for name in actors.judges if name in actors.hung]
@@ -159,17 +148,12 @@ def _add_sampling(
         looks.append(("values", actors.value, 0.0, bf16))
     for name, model, made, half in looks:
         flops = forward_flops(model, rows, positions=made)
-        cost.parts.append(
-            estimator.compute(
-                name, model, layout, flops=flops, tokens=rows.tokens, passes=passes, bf16=half
-            )
-        )
+        cost.compute(name, model, flops=flops, tokens=rows.tokens, passes=passes, bf16=half)
 
 
 def _add_optimisation(
     cost: StageCost,
     settings: PpoSettings,
-    estimator: Estimator,
     actors: Actors,
     work: Work,
     *,
@@ -210,9 +194,12 @@ def _add_optimisation(
             training_flops(actors.policy, extra, positions=extra.tokens, recompute=again),
         )
     for name, (model, work_done) in flops.items():
-        cost.parts.append(
-            estimator.compute(
-                name, model, cost.layout, flops=work_done, tokens=rows.tokens, passes=passes,
-                bf16=bf16, training=True,
-            )
-        )  # fmt: skip
+        cost.compute(
+            name,
+            model,
+            flops=work_done,
+            tokens=rows.tokens,
+            passes=passes,
+            bf16=bf16,
+            training=True,
+        )

@@ -64,7 +64,7 @@ class Actors:
     @property
     def on_value(self) -> float:
         """Parameters of a separate value model."""
-        return 0 if self.value is None else self.value.trunk + self.value.hidden + 1
+        return 0 if self.value is None else self.value.scorer + 1
 
     @property
     def trained(self) -> float:
@@ -76,7 +76,7 @@ class Actors:
         judge = self.judges[name]
         if name in self.hung:
             return adapter_parameters(judge, rank=self.judge_rank) + judge.hidden
-        return judge.trunk + judge.hidden
+        return judge.scorer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.estimate.model.estimator import Estimator
 from pipeline.estimate.model.flops import Rows, training_flops
 from pipeline.estimate.model.memory import adapter_parameters
 from pipeline.estimate.model.sources import Lengths, Tree
-from pipeline.estimate.stages.training import add_evaluation, context_of, training_phases
+from pipeline.estimate.stages.training import add_evaluation, context_of, looks, training_phases
 
 if TYPE_CHECKING:
     from pipeline.stages.reward.settings import RewardSettings
@@ -24,7 +24,7 @@ def estimate_reward(stage: str, settings: RewardSettings, estimator: Estimator) 
     A decoder takes a prompt's completions as a tree; an encoder, whose rows are padded, costs more
     than is told here.
     """
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = ranking_rows(stage, settings, estimator)
     read.completions = max(2.0, read.completions)
@@ -40,7 +40,7 @@ def estimate_reward(stage: str, settings: RewardSettings, estimator: Estimator) 
     per_process = math.ceil(settings.prompts_per_step / cost.layout.processes)
     at_once = min(per_process, max(1, int(settings.tokens_per_micro_batch / largest.tokens)))
     sequences = max(1, round(at_once * read.completions))
-    cost.parameters = {stage: shape.trunk + shape.hidden}
+    cost.parameters = {stage: shape.scorer}
     cost.phases = _phases(
         cost,
         settings,
@@ -50,27 +50,28 @@ def estimate_reward(stage: str, settings: RewardSettings, estimator: Estimator) 
         accumulating=at_once < per_process,
     )
     rows = _rows_of(trees, prompts * epochs)
-    adapted = getattr(settings, "lora", None) is not None
     flops = training_flops(
         shape,
         rows,
         positions=0,
         recompute=settings.gradient_checkpointing,
-        trained_share=0.0 if adapted else 1.0,
+        trained_share=1.0 if settings.lora is None else 0.0,
     )
     mean = max(1.0, sum(tree.tokens for tree in trees) / len(trees))
     per_pass = max(1.0, settings.tokens_per_micro_batch / mean)
     passes = cost.steps * math.ceil(per_process / per_pass)
-    cost.parts.append(
-        estimator.compute(
-            "training", shape, cost.layout, flops=flops, tokens=rows.tokens, passes=passes,
-            bf16=bf16, training=True,
-        )
-    )  # fmt: skip
+    cost.compute(
+        "training",
+        shape,
+        flops=flops,
+        tokens=rows.tokens,
+        passes=passes,
+        bf16=bf16,
+        training=True,
+    )
     held = read.rows * (share if not apart else settings.heldout_share)
-    looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
-    judged = _rows_of(trees, looks * held)
-    add_evaluation(cost, estimator, shape, judged, positions=0, at_once=sequences, bf16=bf16)
+    judged = _rows_of(trees, (1 + looks(cost.steps, settings.evaluate_every)) * held)
+    add_evaluation(cost, shape, judged, positions=0, at_once=sequences, bf16=bf16)
     return cost
 
 
@@ -85,14 +86,10 @@ def _phases(
 ) -> list[Phase]:
     """Return the memory of a step; with `lora` the adapter and the head alone are trained."""
     shape = estimator.shape(settings.model, cost.stage)
-    parameters = shape.trunk + shape.hidden
-    lora, frozen = getattr(settings, "lora", None), 0
-    if lora is not None:
-        frozen, parameters = (
-            shape.trunk,
-            adapter_parameters(shape, rank=int(lora.rank)) + shape.hidden,
-        )
-        shape = shape.frozen()
+    parameters, frozen = shape.scorer, 0
+    if settings.lora is not None:
+        parameters = adapter_parameters(shape, rank=settings.lora.rank) + shape.hidden
+        shape, frozen = shape.frozen(), shape.trunk
     return training_phases(
         shape,
         cost.layout,

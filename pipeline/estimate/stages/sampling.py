@@ -21,7 +21,6 @@ from pipeline.estimate.model.memory import (
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
 from pipeline.stages.rankings.settings import CHUNK
-from pipeline.stages.reward_terms import model_references
 from pipeline.stages.select.settings import MAX_PROMPTS
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def ranked_prompts(name: str, estimator: Estimator, reference: str, *, asked_by:
 
 def estimate_rankings(stage: str, settings: RankingsSettings, estimator: Estimator) -> StageCost:
     """Return the cost of sampling K completions of each prompt; that of copying is nothing."""
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     if settings.model is None:
         return cost
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
@@ -146,32 +145,25 @@ def estimate_rankings(stage: str, settings: RankingsSettings, estimator: Estimat
         bf16=bf16, on_cpu=estimator.on_cpu, answers=settings.completions,
     )  # fmt: skip
     cost.phases = [Phase("sampling", {"weights": width * shape.parameters, **memory})]
-    cost.parts.append(
-        estimator.decode(
-            "sampling",
-            shape,
-            cost.layout,
-            rows=prompts * settings.completions,
-            answers=settings.completions,
-            batch=settings.batch_size,
-            prompt=read.prompt_mean,
-            new=estimator.response(stage, settings.max_new_tokens),
-            steps=settings.max_new_tokens,
-            bf16=bf16,
-        )
+    cost.decode(
+        "sampling",
+        shape,
+        rows=prompts * settings.completions,
+        answers=settings.completions,
+        batch=settings.batch_size,
+        prompt=read.prompt_mean,
+        new=estimator.response(stage, settings.max_new_tokens),
+        steps=settings.max_new_tokens,
+        bf16=bf16,
     )
     return cost
 
 
 def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) -> StageCost:
     """Return the cost of sampling from each candidate and scoring what it says, in fp32."""
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     shape = estimator.shape(settings.model, stage)
-    judges = {
-        name: estimator.shape(name, stage)
-        for path, term in settings.terms.items()
-        for name in model_references(path, term).values()
-    }
+    judges = estimator.judges(stage, settings.terms)
     candidates = getattr(estimator.recipe.stages.get(settings.model), "candidates", None)
     if candidates is None:
         candidates = 2
@@ -180,7 +172,7 @@ def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) 
     prompts = min(read.rows, rows_at_most(settings.prompts, MAX_PROMPTS))
     longest = estimator.longest(stage, max(read.prompts), math.inf)
     new = estimator.response(stage, settings.max_new_tokens)
-    held = {name: judge.trunk + judge.hidden for name, judge in judges.items()}
+    held = {name: judge.scorer for name, judge in judges.items()}
     cost.parameters = {settings.model: shape.parameters, **held}
     memory = _sampling_memory(
         shape, settings, responses=prompts, prompt=longest, bf16=False, on_cpu=estimator.on_cpu
@@ -190,13 +182,12 @@ def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) 
         weights["reward model"] = float(FP32 * sum(held.values()))
     cost.phases = [Phase("sampling", {**weights, **memory})]
     rows = rows_of([p + new for p in read.prompts], candidates * prompts)
-    sampled = estimator.decode(
-        "sampling", shape, cost.layout, rows=rows.count, batch=settings.batch_size,
+    cost.decode(
+        "sampling", shape, rows=rows.count, batch=settings.batch_size,
         prompt=read.prompt_mean, new=new, steps=settings.max_new_tokens, bf16=False,
     )  # fmt: skip
-    cost.parts = [sampled]
     for judge in judges.values():
-        cost.parts.append(_scoring(cost, estimator, judge, rows, settings.batch_size))
+        _add_scoring(cost, judge, rows, batch=settings.batch_size)
     return cost
 
 
@@ -207,7 +198,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
     """
     from pipeline.evaluation.judge.inputs import MAX_TEXTS
 
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     bf16 = estimator.bf16(settings.bf16)
     measured_to = settings.checkpoints[settings.measured_to]
     read = estimator.lengths(stage, settings.prompts, measured_to)
@@ -228,28 +219,30 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             name, shape, settings, responses=rows.count, longest=longest, new=new, bf16=bf16,
             on_cpu=estimator.on_cpu,
         )  # fmt: skip
-        cost.parts.append(
-            estimator.decode(
-                f"sampling from {name}", shape, cost.layout, rows=rows.count,
-                batch=settings.batch_size, prompt=mean, new=new,
-                steps=settings.max_new_tokens, bf16=bf16,
-            )
-        )  # fmt: skip
+        cost.decode(
+            f"sampling from {name}",
+            shape,
+            rows=rows.count,
+            batch=settings.batch_size,
+            prompt=mean,
+            new=new,
+            steps=settings.max_new_tokens,
+            bf16=bf16,
+        )
         # Under itself, and under the reference where that is another.
         seen = rows.times(1 if str(reference) == str(measured_to) else 2) + texts
-        cost.parts.append(
-            estimator.compute(
-                f"log-probabilities of {name}", shape, cost.layout,
-                flops=forward_flops(shape, seen, positions=seen.tokens), tokens=seen.tokens,
-                passes=seen.count / settings.batch_size, bf16=bf16,
-            )
-        )  # fmt: skip
+        cost.compute(
+            f"log-probabilities of {name}",
+            shape,
+            flops=forward_flops(shape, seen, positions=seen.tokens),
+            tokens=seen.tokens,
+            passes=seen.count / settings.batch_size,
+            bf16=bf16,
+        )
     judged = rows.times(len(settings.checkpoints))
-    for path, term in settings.terms.items():
-        for name in model_references(path, term).values():
-            judge = estimator.shape(name, stage)
-            cost.parameters[f"proxy {name}"] = judge.trunk + judge.hidden
-            cost.parts.append(_scoring(cost, estimator, judge, judged, 64))
+    for name, judge in estimator.judges(stage, settings.terms).items():
+        cost.parameters[f"proxy {name}"] = judge.scorer
+        _add_scoring(cost, judge, judged, batch=64)
     return cost
 
 
@@ -289,14 +282,11 @@ def _pairs(read: Lengths) -> list[tuple[float, float]]:
     return list(zip(read.prompts, answers, strict=True))
 
 
-def _scoring(
-    cost: StageCost, estimator: Estimator, judge: ModelShape, rows: Rows, batch: int
-) -> Any:
-    """Return the part in which a reward model scores rows, in fp32."""
-    return estimator.compute(
+def _add_scoring(cost: StageCost, judge: ModelShape, rows: Rows, *, batch: int) -> None:
+    """Add that a reward model scores rows, in fp32."""
+    cost.compute(
         "scoring",
         judge,
-        cost.layout,
         flops=forward_flops(judge, rows, positions=0),
         tokens=rows.tokens,
         passes=rows.count / batch,

@@ -143,7 +143,7 @@ def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int
 
 def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimator) -> StageCost:
     """Return the cost of a pretraining stage: logits of all positions, chunks of one length."""
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     shape = estimator.shape(stage, stage)
     length, bf16 = settings.context_length, estimator.bf16(settings.bf16)
     mine = shared_rows(cost, settings.batch_size)
@@ -173,19 +173,20 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         shape, rows, positions=rows.tokens, recompute=settings.gradient_checkpointing
     )
     passes = cost.steps * math.ceil(mine / micro)
-    cost.parts.append(
-        estimator.compute(
-            "training", shape, cost.layout, flops=flops, tokens=rows.tokens, passes=passes,
-            bf16=bf16, training=True,
-        )
-    )  # fmt: skip
+    cost.compute(
+        "training",
+        shape,
+        flops=flops,
+        tokens=rows.tokens,
+        passes=passes,
+        bf16=bf16,
+        training=True,
+    )
     if settings.heldout or settings.heldout_share:
-        looks = 1 + (cost.steps // settings.evaluate_every if settings.evaluate_every else 0)
-        judged = Rows.alike(looks * HELDOUT_CHUNKS, length)
+        chunks = (1 + looks(cost.steps, settings.evaluate_every)) * HELDOUT_CHUNKS
+        judged = Rows.alike(chunks, length)
         estimator.assumed.tell(stage, f"{HELDOUT_CHUNKS} chunks or more are held out")
-        add_evaluation(
-            cost, estimator, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16
-        )
+        add_evaluation(cost, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
     return cost
 
 
@@ -195,7 +196,7 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     On a processor logits are made at all positions, in one piece; on an accelerator TRL's fused
     head makes those of the answers in pieces, twice.
     """
-    cost = StageCost(stage, settings.kind, estimator.layout(stage))
+    cost = estimator.cost(stage)
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = estimator.lengths(stage, settings.train, settings.tokenizer or settings.model)
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
@@ -241,12 +242,15 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
         recompute_logits=not estimator.on_cpu,
     )
     passes = cost.steps * math.ceil(mine / micro)
-    cost.parts.append(
-        estimator.compute(
-            "training", shape, cost.layout, flops=flops, tokens=rows.tokens * epochs,
-            passes=passes, bf16=bf16, training=True,
-        )
-    )  # fmt: skip
+    cost.compute(
+        "training",
+        shape,
+        flops=flops,
+        tokens=rows.tokens * epochs,
+        passes=passes,
+        bf16=bf16,
+        training=True,
+    )
     _add_heldout(cost, settings, estimator, read, whole, at_once=micro)
     return cost
 
@@ -263,13 +267,10 @@ def _add_heldout(
     """Add the looks at held-out demonstrations: at each candidate, and every so many steps."""
     most = rows_at_most(settings.heldout, MAX_HELDOUT)
     held = most if settings.heldout else read.rows * settings.heldout_share
-    looks = settings.candidates
-    looks += (cost.steps or 0) // settings.evaluate_every if settings.evaluate_every else 0
-    judged = rows_of(whole, looks * min(held, most))
+    times = settings.candidates + looks(cost.steps or 0, settings.evaluate_every)
+    judged = rows_of(whole, times * min(held, most))
     shape, bf16 = estimator.shape(settings.model, cost.stage), estimator.bf16(settings.bf16)
-    add_evaluation(
-        cost, estimator, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16
-    )
+    add_evaluation(cost, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16)
 
 
 def _answer_logits(
@@ -304,21 +305,22 @@ def context_of(estimator: Estimator, reference: str) -> int | None:
     return None
 
 
+def looks(steps: int, every: int) -> int:
+    """Return how often something is looked at while so many steps are made; 0 is never."""
+    return steps // every if every else 0
+
+
 def add_evaluation(
-    cost: StageCost, estimator: Estimator, shape: ModelShape, rows: Rows, *, positions: float,
-    at_once: int, bf16: bool,
-) -> None:  # fmt: skip
+    cost: StageCost, shape: ModelShape, rows: Rows, *, positions: float, at_once: int, bf16: bool
+) -> None:
     """Add the looks at held-out rows."""
     if not rows.count:
         return
-    cost.parts.append(
-        estimator.compute(
-            "held-out rows",
-            shape,
-            cost.layout,
-            flops=forward_flops(shape, rows, positions=positions),
-            tokens=rows.tokens,
-            passes=rows.count / (at_once * cost.layout.processes),
-            bf16=bf16,
-        )
+    cost.compute(
+        "held-out rows",
+        shape,
+        flops=forward_flops(shape, rows, positions=positions),
+        tokens=rows.tokens,
+        passes=rows.count / (at_once * cost.layout.processes),
+        bf16=bf16,
     )

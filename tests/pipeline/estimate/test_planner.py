@@ -158,12 +158,14 @@ def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, 
 
 
 def test_the_limit_that_is_set_is_the_one_advised_on(tmp_path: Path, rows: str) -> None:
-    def advised(**more: Any) -> str:
+    def advised(longest: float = 512, **more: Any) -> str:
         stages = {
             "ppo": {"kind": "ppo", "policy": "hub:m", "reward": [{"rule": "length"}],
                     "prompts": [{"path": rows}], "value": "shared", **more}
         }  # fmt: skip
-        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9}, given={"ppo": {"longest": 512}})
+        assumed = Assumptions(
+            sizes={"hub:m": 1e9, "hub:r": 1e9}, given={"ppo": {"longest": longest}}
+        )
         (verdict,) = planned(tmp_path, stages, "H100", assumed=assumed).verdicts
         return " and ".join(advice.change for advice in verdict.advice)
 
@@ -171,8 +173,8 @@ def test_the_limit_that_is_set_is_the_one_advised_on(tmp_path: Path, rows: str) 
     assert "tokens_per_micro_batch" not in advised(micro_batch_size=512)
     assert "tokens_per_micro_batch: " in advised(tokens_per_micro_batch=2**19)
     # A pass without gradients has 64 episodes: it is that one which does not fit.
-    scored = advised(micro_batch_size=1, reward="hub:r", max_prompt_tokens=8192)
-    assert scored.startswith("tokens_per_micro_batch: ") and "micro_batch_size: 1" not in scored
+    scored = advised(20_000, micro_batch_size=1, reward="hub:r", max_prompt_tokens=20_000)
+    assert ", tokens_per_micro_batch: 20064" in scored and ", micro_batch_size" not in scored
 
 
 def test_a_server_that_samples_is_left_out_and_said(tmp_path: Path, rows: str) -> None:
