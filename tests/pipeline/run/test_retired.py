@@ -30,7 +30,16 @@ STAGES: dict[str, dict[str, Any]] = {
         "doctor": {"on_alarm": "best"},
     },
 }  # fmt: skip
-KEYS = {"ppo": "7bbc51276d7a"}
+KEYS = {
+    "tokenizer": "760c52746c28",
+    "pretrain": "b7f703b8e1cb",
+    "sft": "e58203ed9d0d",
+    "rankings": "5f6d276f9319",
+    "reward": "b756762c1e96",
+    "select": "0ccd31a69fe7",
+    "evaluate": "716a4db03cae",
+    "ppo": "7bbc51276d7a",
+}
 """Beginning of the digest that the settings of these stages had before any was retired."""
 ALL = [(kind, one) for kind, those in RETIRED.items() for one in those]
 
