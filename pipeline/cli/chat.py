@@ -39,11 +39,8 @@ _COMMANDS = ("/reset", "/undo", "/system", "/set", "/plain", "/help", "/quit", "
 
 def chat(
     checkpoints: Sequence[str],
+    sampling: Sampling,
     *,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    max_new_tokens: int = 256,
     seed: int | None = None,
     system: str | None = None,
     plain: bool = False,
@@ -55,10 +52,7 @@ def chat(
 
     Args:
         checkpoints: stage folders, model folders, `.gguf` files or hub ids.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: draw among the likeliest tokens whose probabilities reach this sum.
-        top_k: draw among so many of the likeliest tokens; 0 draws among all.
-        max_new_tokens: most tokens of a reply.
+        sampling: how tokens are drawn.
         seed: of the sampling; drawn when not given.
         system: system message.
         plain: continue plain text with every checkpoint.
@@ -69,11 +63,8 @@ def chat(
     Raises:
         RlhfError: a checkpoint can't be loaded or an option makes no sense.
     """
-    from pipeline.generation.generate import Sampling
-
     if not checkpoints:
         raise UsageError("name at least one checkpoint: a stage's folder, a model or a hub id")
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p)
     require_sensible(sampling)
     seed = secrets.randbits(31) if seed is None else seed
     chat_models = [

@@ -135,13 +135,11 @@ def chat(
 ) -> None:
     """Talk with a checkpoint, or with several side by side."""
     from pipeline.cli.chat import chat as talk
+    from pipeline.generation.generate import Sampling
 
     talk(
         checkpoints,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_new_tokens=max_new_tokens,
+        Sampling(max_new_tokens, temperature, top_k, top_p),
         seed=seed,
         system=system,
         plain=plain,

@@ -97,6 +97,8 @@ class EvaluateSettings(StageSettings):
     @property
     def terms(self) -> dict[str, RewardTerm]:
         """The rewards that judge as `proxy` by the path of what they come from."""
+        if self.rule is not None:
+            return {"rule": RewardTerm(rule=self.rule, options=self.rule_options)}
         return {} if self.reward is None else reward_terms(self.reward)
 
     @property

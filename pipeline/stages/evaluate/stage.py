@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from data.errors import HandOverError, RecipeError
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
 from pipeline.stages.checks import require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
     check_rewards,
+    computed,
     load_judge,
 )
 
@@ -50,13 +51,6 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
         )
         why = "checkpoints that answer are causal language models"
         hand.require_writer(reference, f"checkpoints.{name}", why)
-    if settings.rule is not None:
-        from reward.computed.rules import rule
-
-        try:
-            rule(settings.rule, **settings.rule_options)
-        except RecipeError as error:
-            raise HandOverError(f"stage {hand.name}: rule: {error}") from error
     check_rewards(settings.terms, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "perplexity", settings.perplexity)
@@ -156,17 +150,14 @@ def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
     """Return what loads the proxy judge, None when the recipe names none."""
     settings = context.settings
     if settings.rule is not None:
-        from reward.computed.rules import rule
-
-        found = rule(settings.rule, **settings.rule_options)
-        return lambda: found
+        return partial(computed, settings.terms["rule"])
     if settings.reward is None:
         return None
 
-    reward = settings.reward
-    return lambda: load_judge(
+    return partial(
+        load_judge,
         context,
-        reward,
+        settings.reward,
         prompt=prompt,
         batch_size=settings.batch_size,
         trust_remote_code=settings.trust_remote_code,

@@ -12,6 +12,7 @@ from data.errors import ArtifactError, ModelError, UsageError
 from pipeline.cli import chat as chat_module
 from pipeline.cli.chat import _pieces, _printable, chat
 from pipeline.cli.chat_models import load_chat_model, short_names
+from pipeline.generation.generate import Sampling
 
 
 @pytest.fixture
@@ -25,9 +26,12 @@ def talk() -> Callable[..., str]:
 
     def run(*checkpoints: Path | str, lines: list[str], **options: Any) -> str:
         output = io.StringIO()
+        drawn = {"max_new_tokens": 8, "temperature": 0.7}
+        drawn |= {name: options.pop(name) for name in (*drawn,) if name in options}
         chat(
             [str(c) for c in checkpoints],
-            **{"seed": 0, "max_new_tokens": 8, **options},
+            Sampling(**drawn),
+            **{"seed": 0, **options},
             input=io.StringIO("".join(line + "\n" for line in lines)),
             output=output,
         )
@@ -219,7 +223,7 @@ def test_refuses_what_is_no_checkpoint(
     talk: Any, tmp_path: Path, tiny_tokenizer: Any, save_policy: Any, make_artifact: Any
 ) -> None:
     with pytest.raises(UsageError, match="at least one"):
-        chat([])
+        chat([], Sampling())
     with pytest.raises(ModelError, match="no such folder"):
         talk("./nowhere", lines=[])
     run = tmp_path / "run"
