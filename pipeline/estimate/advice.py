@@ -64,32 +64,32 @@ def advise(
     """
     start = _Try(settings, estimator)
     changes = _changes(start, cost)
-    found = [_shrunk(estimate, stage, attempt) for attempt in (start, *changes)]
-    fitting = [advice for advice in found if advice.fits]
+    advices = [_shrunk(estimate, stage, attempt) for attempt in (start, *changes)]
+    fitting = [advice for advice in advices if advice.fits]
     if not fitting and len(changes) > 1:
         everything = start
         for change in changes:
             everything = _merged(everything, change)
-        found.append(_shrunk(estimate, stage, everything))
-        fitting = [advice for advice in found if advice.fits]
-    found = [advice for advice in found if advice.change]
-    return fitting or sorted(found, key=lambda advice: advice.memory)[:1]
+        advices.append(_shrunk(estimate, stage, everything))
+        fitting = [advice for advice in advices if advice.fits]
+    advices = [advice for advice in advices if advice.change]
+    return fitting or sorted(advices, key=lambda advice: advice.memory)[:1]
 
 
 def _changes(start: _Try, cost: StageCost) -> list[_Try]:
     """Return the changes beside smaller batches that a stage has."""
     settings, known = start.settings, type(start.settings).model_fields
-    found = []
+    changes = []
     if getattr(settings, "gradient_checkpointing", None) is False:
-        found.append(start.with_settings(gradient_checkpointing=True))
+        changes.append(start.with_settings(gradient_checkpointing=True))
     if start.estimator.sharding == "ddp" and cost.layout.processes > 1:
-        found.append(start.sharded())
+        changes.append(start.sharded())
     if "value_start" in known and getattr(settings, "value", None) == "separate":
-        found.append(start.with_settings(value="shared", value_start=None))
+        changes.append(start.with_settings(value="shared", value_start=None))
     if getattr(settings, "trunk", None) == "separate":
         alone = {"value_start": None, "reference": None}
-        found.append(start.with_settings(trunk="shared", value="shared", **alone))
-    return found
+        changes.append(start.with_settings(trunk="shared", value="shared", **alone))
+    return changes
 
 
 def _merged(first: _Try, second: _Try) -> _Try:

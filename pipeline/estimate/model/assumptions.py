@@ -75,9 +75,9 @@ class Assumptions:
 
     def tell(self, stage: str, sentence: str) -> None:
         """Note what was assumed for a stage, each once."""
-        told = self.told.setdefault(stage, [])
-        if sentence not in told:
-            told.append(sentence)
+        sentences = self.told.setdefault(stage, [])
+        if sentence not in sentences:
+            sentences.append(sentence)
 
 
 def parse_number(text: str, *, option: str) -> float:
@@ -86,9 +86,9 @@ def parse_number(text: str, *, option: str) -> float:
     Raises:
         UsageError: it is no number above 0.
     """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]?)\s*", text.replace("_", "").lower())
+    parts = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]?)\s*", text.replace("_", "").lower())
     try:
-        value = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        value = float(parts[1]) * _UNITS[parts[2]] if parts else 0.0
     except (KeyError, ValueError):
         value = 0.0
     if value <= 0:
@@ -103,7 +103,7 @@ def parse_assumed(texts: Iterable[str], *, stages: Iterable[str]) -> dict[str, d
         UsageError: no such stage or quantity; names the nearest.
     """
     known = list(stages)
-    found: dict[str, dict[str, float]] = {}
+    given: dict[str, dict[str, float]] = {}
     for text in texts:
         option = f"--assume {text}"
         place, equals, number = text.partition("=")
@@ -120,8 +120,8 @@ def parse_assumed(texts: Iterable[str], *, stages: Iterable[str]) -> dict[str, d
             raise UsageError(
                 f"{option}: '{quantity}' is none of {listed}.{nearest(quantity, QUANTITIES)}"
             )
-        found.setdefault(stage, {})[quantity] = parse_number(number, option=option)
-    return found
+        given.setdefault(stage, {})[quantity] = parse_number(number, option=option)
+    return given
 
 
 def parse_sizes(texts: Iterable[str]) -> dict[str, float]:
@@ -130,10 +130,10 @@ def parse_sizes(texts: Iterable[str]) -> dict[str, float]:
     Raises:
         UsageError: it is not written so.
     """
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
         if not equals or not name:
             raise UsageError(f"--size {text}: write it as checkpoint=135M")
-        found[name] = parse_number(number, option=f"--size {text}")
-    return found
+        sizes[name] = parse_number(number, option=f"--size {text}")
+    return sizes

@@ -47,14 +47,14 @@ class Checkpoints:
         """
         if reference not in self._shapes:
             self._shapes[reference] = self._find(reference, stage)
-        found = self._shapes[reference]
-        if found.guessed:
+        shape = self._shapes[reference]
+        if shape.guessed:
             self.assumed.tell(
                 stage,
-                f"{reference}: a Llama-like shape guessed from {found.parameters:,} parameters "
-                f"({found.layers} blocks of width {found.hidden})",
+                f"{reference}: a Llama-like shape guessed from {shape.parameters:,} parameters "
+                f"({shape.layers} blocks of width {shape.hidden})",
             )
-        return found
+        return shape
 
     def _find(self, reference: str, stage: str) -> ModelShape:
         given = self.assumed.sizes.get(reference)

@@ -65,9 +65,9 @@ class Estimator:
         key, count = self.checkpoints.counter(reference, stage=stage)
         return self.reader.measure(stage, sources, count, key=key)
 
-    def longest(self, stage: str, found: float, limit: float) -> int:
+    def longest(self, stage: str, measured: float, limit: float) -> int:
         """Return the tokens of the longest row: as given, as found among the measured, capped."""
-        return max(1, round(min(self.assumed.get(stage, "longest") or found, limit)))
+        return max(1, round(min(self.assumed.get(stage, "longest") or measured, limit)))
 
     def response(self, stage: str, most: int) -> float:
         """Return the mean tokens of a sampled response."""
@@ -94,5 +94,5 @@ def rows_of(lengths: list[float], count: float) -> Rows:
     if not lengths:
         return Rows(0.0, 0.0, 0.0)
     factor = count / len(lengths)
-    whole = Rows(len(lengths), sum(lengths), sum(length**2 for length in lengths))
-    return whole.times(factor)
+    measured = Rows(len(lengths), sum(lengths), sum(length**2 for length in lengths))
+    return measured.times(factor)

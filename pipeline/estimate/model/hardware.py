@@ -127,12 +127,12 @@ def parse_gpus(text: str, *, nodes: int = 1, reserve: float = 0.1) -> Cluster:
     name = counted[2].strip()
     custom = _CUSTOM.fullmatch(name)
     if custom is not None:
-        found = _custom(name, *custom.groups())
+        accelerator = _custom(name, *custom.groups())
     elif name.lower() == "cpu":
-        found = this_machine(int(counted[1] or 1))
+        accelerator = this_machine(int(counted[1] or 1))
     else:
-        found = _known(name, text)
-    return Cluster(found, int(counted[1] or 1), nodes, reserve)
+        accelerator = _known(name, text)
+    return Cluster(accelerator, int(counted[1] or 1), nodes, reserve)
 
 
 def _known(name: str, text: str) -> Accelerator:
@@ -151,18 +151,18 @@ def _known(name: str, text: str) -> Accelerator:
 
 def _custom(name: str, memory: str, speed: str, bandwidth: str | None) -> Accelerator:
     peak = float(speed) * 1e12
-    told = f"fp32 assumed at 1/16 of its bf16 peak ({peak * FP32_SHARE / 1e12:.3g} TFLOP/s)"
+    note = f"fp32 assumed at 1/16 of its bf16 peak ({peak * FP32_SHARE / 1e12:.3g} TFLOP/s)"
     if not float(memory) or not peak or (bandwidth is not None and not float(bandwidth)):
         raise UsageError(f"--gpus {name}: memory, speed and bandwidth must be above 0")
     if bandwidth is None:
-        told += f"; bandwidth assumed at {peak / FLOPS_PER_BYTE / 1e9:.0f} GB/s"
+        note += f"; bandwidth assumed at {peak / FLOPS_PER_BYTE / 1e9:.0f} GB/s"
     return Accelerator(
         name=name,
         memory=float(memory) * GIB,
         bf16=peak,
         fp32=peak * FP32_SHARE,
         bandwidth=float(bandwidth) * 1e9 if bandwidth else peak / FLOPS_PER_BYTE,
-        note=told,
+        note=note,
     )
 
 

@@ -92,14 +92,14 @@ class Lengths:
 
     def trees(self, limit: float) -> list[Tree]:
         """Return each measured ranking as a tree, its sequences cut at a limit."""
-        found = []
+        trees = []
         rows = zip(self.prompts, self.answers, self.widest, self._begun(), strict=True)
         for prompt, answer, widest, begun in rows:
             sequence, longest = min(prompt + answer, limit), min(prompt + widest, limit)
             # A branch keeps a token of its own.
             prefix = max(0.0, min(prompt + begun, sequence - 1)) if self.completions > 1 else 0.0
-            found.append(Tree(prefix, sequence - prefix, longest - prefix, self.completions))
-        return found
+            trees.append(Tree(prefix, sequence - prefix, longest - prefix, self.completions))
+        return trees
 
     def _begun(self) -> list[float]:
         return self.shared or [0.0] * len(self.prompts)
@@ -144,16 +144,16 @@ class Reader:
         Raises:
             SourceError: a local source can't be read.
         """
-        whole = Lengths()
+        lengths = Lengths()
         for source in sources:
             place = f"{key} {source.model_dump_json()}"
             if place not in self._seen:
                 self._seen[place] = self._measure(source, count)
-            found, note = self._seen[place]
+            measured, note = self._seen[place]
             if note:
                 self.assumed.tell(stage, note)
-            whole = whole + found
-        return self._given(stage, whole)
+            lengths = lengths + measured
+        return self._given(stage, lengths)
 
     def _given(self, stage: str, lengths: Lengths) -> Lengths:
         rows = self.assumed.get(stage, "rows")

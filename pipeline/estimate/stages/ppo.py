@@ -62,16 +62,16 @@ def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
 
 
 def _parameters(actors: Actors) -> dict[str, int]:
-    found = {"policy": actors.policy.parameters}
+    parameters = {"policy": actors.policy.parameters}
     if actors.rank is not None:
-        found["adapter of the policy"] = int(actors.on_policy)
+        parameters["adapter of the policy"] = int(actors.on_policy)
     else:
-        found["reference"] = actors.reference.parameters
+        parameters["reference"] = actors.reference.parameters
     if actors.value is not None:
-        found["value model"] = int(actors.on_value)
+        parameters["value model"] = int(actors.on_value)
     for name in actors.judges:
-        found[f"reward model {name}"] = actors.judge_parameters(name)
-    return found
+        parameters[f"reward model {name}"] = actors.judge_parameters(name)
+    return parameters
 
 
 def _work(cost: StageCost, settings: PpoSettings, estimator: Estimator) -> Work:
@@ -168,7 +168,7 @@ def _add_optimisation(
     rows = work.rows.times(settings.updates * settings.epochs)
     made = rows.count * work.new
     pieces = work.micro * work.new * actors.policy.vocabulary > LOGITS_AT_ONCE
-    whole = training_flops(
+    trained = training_flops(
         actors.policy,
         rows,
         positions=made,
@@ -178,7 +178,7 @@ def _add_optimisation(
     )
     once = forward_flops(actors.policy, rows, positions=made)
     cold = warm / settings.updates if actors.value is not None else 0.0
-    policy = (1 - cold) * whole + cold * once
+    policy = (1 - cold) * trained + cold * once
     minibatch = math.ceil(work.mine / settings.minibatches)
     passes = settings.updates * settings.epochs * settings.minibatches
     passes *= math.ceil(minibatch / settings.update_limit.rows_of(work.mean))

@@ -200,14 +200,14 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = estimator.lengths(stage, settings.train, settings.tokenizer or settings.model)
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
-    whole = read.whole(limit)
+    lengths = read.whole(limit)
     multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
     if multiple:
-        whole = [multiple * math.ceil(length / multiple) for length in whole]
-    longest = estimator.longest(stage, max(whole), limit)
+        lengths = [multiple * math.ceil(length / multiple) for length in lengths]
+    longest = estimator.longest(stage, max(lengths), limit)
     count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
-    share = min(1.0, sum(read.answers) / max(1.0, sum(whole)))
-    rows = rows_of(whole, count)
+    share = min(1.0, sum(read.answers) / max(1.0, sum(lengths)))
+    rows = rows_of(lengths, count)
     if settings.packing:
         longest = int(limit) if math.isfinite(limit) else longest
         rows = Rows(math.ceil(rows.tokens / longest), rows.tokens, rows.squares)
@@ -251,7 +251,7 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
         bf16=bf16,
         training=True,
     )
-    _add_heldout(cost, settings, estimator, read, whole, at_once=micro)
+    _add_heldout(cost, settings, estimator, read, lengths, at_once=micro)
     return cost
 
 
@@ -260,7 +260,7 @@ def _add_heldout(
     settings: SftSettings,
     estimator: Estimator,
     read: Lengths,
-    whole: list[float],
+    lengths: list[float],
     *,
     at_once: int,
 ) -> None:
@@ -268,7 +268,7 @@ def _add_heldout(
     most = rows_at_most(settings.heldout, MAX_HELDOUT)
     held = most if settings.heldout else read.rows * settings.heldout_share
     times = settings.candidates + looks(cost.steps or 0, settings.evaluate_every)
-    judged = rows_of(whole, times * min(held, most))
+    judged = rows_of(lengths, times * min(held, most))
     shape, bf16 = estimator.shape(settings.model, cost.stage), estimator.bf16(settings.bf16)
     add_evaluation(cost, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16)
 
