@@ -90,9 +90,9 @@ def require_sensible(sampling: Sampling) -> None:
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("max_new_tokens", sampling.max_new_tokens >= 1, "1 or more"),
     )
-    for name, good, told in checks:
+    for name, good, range_of in checks:
         if not good:
-            raise UsageError(f"{name} is {getattr(sampling, name)}; it must be {told}")
+            raise UsageError(f"{name} is {getattr(sampling, name)}; it must be {range_of}")
 
 
 def _reader(stream: TextIO | None) -> Callable[[], str | None]:

@@ -84,24 +84,24 @@ def _named(checkpoints: list[str]) -> dict[str, str]:
     """Return name -> place; a place without a name is called by its last folder."""
     from data.errors import UsageError
 
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for text in checkpoints:
         name, equals, place = text.partition("=")
         if not equals:
             name, place = Path(text).name, text
         if not name.strip() or not place.strip():
             raise UsageError(f"'{text}' is no checkpoint; write PLACE or NAME=PLACE")
-        if name in found:
+        if name in places:
             raise UsageError(f"two checkpoints are called '{name}'; write NAME={place} for one")
-        found[name] = place
-    return found
+        places[name] = place
+    return places
 
 
 def _weighted(rewards: list[str]) -> dict[str, float]:
     """Return place -> weight, which is 1 where none is given."""
     from data.errors import UsageError
 
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for text in rewards:
         place, equals, number = text.rpartition("=")
         if not equals:
@@ -112,10 +112,10 @@ def _weighted(rewards: list[str]) -> dict[str, float]:
             weight = math.nan
         if not place.strip() or not math.isfinite(weight):
             raise UsageError(f"--reward {text} has no weight; write PLACE or PLACE=0.5")
-        if place in found:
+        if place in weights:
             raise UsageError(f"--reward names {place} twice; give it once, with the whole weight")
-        found[place] = weight
-    return found
+        weights[place] = weight
+    return weights
 
 
 def chat(

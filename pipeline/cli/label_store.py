@@ -71,11 +71,11 @@ def people_stages(run: Path) -> dict[str, RankingsSettings]:
         recipe = load_recipe(path)
     except RecipeError as error:
         raise ArtifactError(f"{error}; or name the labels' place by --database") from error
-    found = {}
+    asking = {}
     for name, settings in recipe.stages.items():
         if getattr(settings, "labeler", None) == "people":
-            found[name] = cast("RankingsSettings", settings)
-    return found
+            asking[name] = cast("RankingsSettings", settings)
+    return asking
 
 
 def _named(run: Path, stage: str | None) -> str | None:
@@ -136,14 +136,14 @@ def find_campaign(database: Database, name: str | None) -> Campaign:
         imported = store.imported()
         own = [one for one in campaigns if one.id not in imported]
         return (own or campaigns)[-1]
-    found = [one for one in campaigns if one.name == name] or [
+    matching = [one for one in campaigns if one.name == name] or [
         one for one in campaigns if one.name.startswith(name)
     ]
-    if len(found) != 1:
+    if len(matching) != 1:
         names = [one.name for one in campaigns]
-        problem = "several campaigns begin with" if found else "there is no campaign"
+        problem = "several campaigns begin with" if matching else "there is no campaign"
         raise UsageError(f"{problem} '{name}'; there are {', '.join(names)}.{nearest(name, names)}")
-    return found[0]
+    return matching[0]
 
 
 def others_line(database: Database, taken: Campaign) -> str | None:
@@ -184,8 +184,8 @@ def kinds_of(names: Sequence[str] | None) -> Collection[AnnotatorKind] | None:
     known = get_args(AnnotatorKind)
     for name in names or ():
         if name not in known:
-            told = ", ".join(known)
-            raise UsageError(f"--kind {name}: it is one of {told}.{nearest(name, known)}")
+            listed = ", ".join(known)
+            raise UsageError(f"--kind {name}: it is one of {listed}.{nearest(name, known)}")
     return cast("Collection[AnnotatorKind]", names) if names else None
 
 

@@ -183,14 +183,14 @@ def plan(
         rates=Rates(utilisation, bandwidth, overhead / 1000),
     )
     check_recipe(checked, Path("runs") / checked.name, absent=assumed.sizes)
-    found = estimate_recipe(
+    estimate = estimate_recipe(
         checked,
         parse_gpus(gpus, nodes=nodes, reserve=reserve),
         sharding=check_sharding(sharding),
         assumed=assumed,
         seconds=read_seconds,
     )
-    print_plan(found, as_json=as_json, terminal=sys.stdout.isatty())
+    print_plan(estimate, as_json=as_json, terminal=sys.stdout.isatty())
 
 
 @app.command()

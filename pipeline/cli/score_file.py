@@ -147,16 +147,16 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: one is not written so.
     """
-    found = {}
+    options = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UsageError(f"--option {text}: write it as a=b")
         try:
-            found[name] = yaml.safe_load(value)
+            options[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            found[name] = value  # a regular expression need not be YAML
-    return found
+            options[name] = value  # a regular expression need not be YAML
+    return options
 
 
 def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | None:

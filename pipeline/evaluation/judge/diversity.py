@@ -34,8 +34,8 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     None when no text is n words long. It falls as more text is counted, so compare it between
     checkpoints that answered the same prompts, and mind their lengths.
     """
-    found = [gram for text in texts for gram in ngrams(words(text), n)]
-    return len(set(found)) / len(found) if found else None
+    grams = [gram for text in texts for gram in ngrams(words(text), n)]
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(text: str, n: int = REPEATED) -> float:
@@ -43,5 +43,5 @@ def repetition(text: str, n: int = REPEATED) -> float:
 
     Seq-rep-n of Welleck et al. (2020).
     """
-    found = ngrams(words(text), n)
-    return 1 - len(set(found)) / len(found) if found else 0.0
+    grams = ngrams(words(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

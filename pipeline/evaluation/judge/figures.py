@@ -71,24 +71,24 @@ def _neighbours_first(names: Sequence[str]) -> list[tuple[str, str]]:
 def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
     """Return one checkpoint's figures; a figure that no sample has is None."""
     texts = [row["response"] for row in rows]
-    found: dict[str, Any] = {"n": len(rows)}
+    figures: dict[str, Any] = {"n": len(rows)}
     for key, column in MEANS.items():
         values = [float(row[column]) for row in rows if row[column] is not None]
-        found |= _named(key, mean_or_share(values, resamples=resamples, seed=seed))
+        figures |= _named(key, mean_or_share(values, resamples=resamples, seed=seed))
     lengths = [float(row["n_tokens"]) for row in rows]
-    found |= _named("mean_length", bootstrap_mean(lengths, resamples=resamples, seed=seed))
-    found |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
-    found["repetition"] = sum(map(repetition, texts)) / len(texts) if texts else None
-    found |= {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
+    figures |= _named("mean_length", bootstrap_mean(lengths, resamples=resamples, seed=seed))
+    figures |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
+    figures["repetition"] = sum(map(repetition, texts)) / len(texts) if texts else None
+    figures |= {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
     assessed = [row for row in rows if row["assessment"] is not None]
     if assessed:
-        found["shares"] = {share: _share(assessed, share) for share in SHARES}
+        figures["shares"] = {share: _share(assessed, share) for share in SHARES}
         kinds = list(dict.fromkeys(row["assessment"]["kind"] for row in assessed))
-        found["correct_by_kind"] = {
+        figures["correct_by_kind"] = {
             kind: _share([r for r in assessed if r["assessment"]["kind"] == kind], "correct")
             for kind in sorted(kinds)
         }
-    return found
+    return figures
 
 
 def _named(key: str, estimate: Estimate) -> dict[str, Any]:
@@ -134,6 +134,6 @@ def _difference(
     ]
     if not marks:
         return []
-    found = paired_difference([m[0] for m in marks], [m[1] for m in marks], **draw)
-    figure = {"difference": found.value, "ci95": found.ci95, "n": found.n}
+    difference = paired_difference([m[0] for m in marks], [m[1] for m in marks], **draw)
+    figure = {"difference": difference.value, "ci95": difference.ci95, "n": difference.n}
     return [{"a": a, "b": b, "measure": measure, **figure}]

@@ -173,7 +173,8 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
     fits = [True] * len(plan.prompts)
     for name, source in plan.checkpoints.items():
         tokenizer = _tokenizer(plan, source)
-        limit = _context_length(plan, source)
+        config = load_config(source, trust_remote_code=plan.trust_remote_code)
+        limit = configured_context(config)
         if limit is None:
             continue
         plain = name in plan.plain or not tokenizer.chat_template
@@ -193,11 +194,6 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
     if lost:
         workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
     return dataclasses.replace(plan, prompts=kept), lost
-
-
-def _context_length(plan: Plan, source: str | Path) -> int | None:
-    config = load_config(source, trust_remote_code=plan.trust_remote_code)
-    return configured_context(config)
 
 
 def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:
@@ -280,15 +276,15 @@ def _kls(
     plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
 ) -> dict[str, list[float] | None]:
     """Return each checkpoint's log-ratio to the reference, one a response; None for no KL."""
-    found: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
+    kls: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
     if plan.reference is None:
-        return found
+        return kls
     source = plan.checkpoints[plan.reference]
     vocabulary = _tokenizer(plan, source).get_vocab()
     model = _model(plan, source)
     for name, other in plan.checkpoints.items():
         if str(other) == str(source):
-            found[name] = [0.0] * len(plan.prompts)
+            kls[name] = [0.0] * len(plan.prompts)
             continue
         if _tokenizer(plan, other).get_vocab() != vocabulary:
             workspace.console.say(f"  {name}: no KL, its tokenizer is not that of {plan.reference}")
@@ -299,17 +295,17 @@ def _kls(
             len(plan.prompts), f"{name}: KL to {plan.reference}", "prompts"
         ) as bar:
             theirs = _logprobs(plan, model, mine["prompts"], mine["tokens"], bar.advance)
-        found[name] = [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
-    return found
+        kls[name] = [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
+    return kls
 
 
 def _proxies(
     plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
 ) -> dict[str, list[float] | None]:
     """Return the reward model's score of each answer."""
-    found: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
+    proxies: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
     if plan.scorer is None:
-        return found
+        return proxies
     scorer = plan.scorer()
     prompts = [row.prompt for row in plan.prompts]
     step = 8 * plan.batch_size
@@ -329,8 +325,8 @@ def _proxies(
                 )
                 scores += scores_of(scorer, prompts[part], texts, facts)
                 bar.advance(len(texts))
-            found[name] = scores
-    return found
+            proxies[name] = scores
+    return proxies
 
 
 def _rows(
@@ -391,14 +387,14 @@ def _results(
     answers: Mapping[str, Mapping[str, Any]],
     too_long: int,
 ) -> dict[str, Any]:
-    counted = figures(rows, resamples=plan.resamples, seed=plan.seed)
-    checkpoints = counted["checkpoints"]
+    from_samples = figures(rows, resamples=plan.resamples, seed=plan.seed)
+    checkpoints = from_samples["checkpoints"]
     assert isinstance(checkpoints, dict)
-    for name, mine in checkpoints.items():
-        measured = answers[name]["perplexity"] or {}
-        mine["perplexity"] = measured.get("perplexity")
-        mine["bits_per_byte"] = measured.get("bits_per_byte")
-        mine["plain_prompts"] = answers[name]["plain"]
+    for name, checkpoint in checkpoints.items():
+        on_texts = answers[name]["perplexity"] or {}
+        checkpoint["perplexity"] = on_texts.get("perplexity")
+        checkpoint["bits_per_byte"] = on_texts.get("bits_per_byte")
+        checkpoint["plain_prompts"] = answers[name]["plain"]
     return {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),
@@ -406,5 +402,5 @@ def _results(
         "reference": plan.reference,
         "sampling": dataclasses.asdict(plan.sampling),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
-        **counted,
+        **from_samples,
     }

@@ -47,8 +47,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: boo
 
 def document_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token that ends documents in pretraining, where the tokenizer has one."""
-    found = tokenizer.get_vocab().get(DOCUMENT_END)
-    return [] if found is None else [int(found)]
+    document_end = tokenizer.get_vocab().get(DOCUMENT_END)
+    return [] if document_end is None else [int(document_end)]
 
 
 @torch.no_grad()

@@ -143,10 +143,10 @@ def _count(keys: Sequence[bytes], seen: set[bytes]) -> int:
     return sum(key in seen for key in keys)
 
 
-def seen_lines(seen: Mapping[str, Any], *, n_prompts: int, n_texts: int) -> list[str]:
-    """Return what was seen before as sentences: prompts, texts, and what is not known."""
-    lines = []
-    for key, count in (("prompts", n_prompts), ("texts", n_texts)):
+def seen_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return what an evaluation's `seen` tells, as sentences: prompts, texts, what is not known."""
+    seen, lines = evaluation["seen"], []
+    for key, count in (("prompts", evaluation["prompts"]["n"]), ("texts", evaluation["texts"])):
         if seen[key]:
             by = [
                 f"{stage[key]:,} {DOINGS[stage['kind']]} {name}"

@@ -15,6 +15,7 @@ from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
 from pipeline.contract.settings import SourceSettings, rows_at_most
+from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import EvaluationWorkspace, Plan, evaluate
 from pipeline.evaluation.judge.summary import say_results
@@ -54,7 +55,7 @@ class Request:
     limit: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     seed: int = 0
 
 

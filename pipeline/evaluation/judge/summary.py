@@ -26,9 +26,9 @@ def stage_metrics(results: Mapping[str, Any]) -> dict[str, float | int | str]:
     """Return the final metrics: every figure as `<checkpoint>/<figure>`, and the main win rate."""
     metrics: dict[str, float | int | str] = {"n_prompts": results["prompts"]["n"]}
     for name, figures in results["checkpoints"].items():
-        found = {key: figures.get(key) for key in PLAIN_FIGURES}
-        found |= {key: entry["share"] for key, entry in figures.get("shares", {}).items()}
-        metrics |= {f"{name}/{key}": value for key, value in found.items() if value is not None}
+        named = {key: figures.get(key) for key in PLAIN_FIGURES}
+        named |= {key: entry["share"] for key, entry in figures.get("shares", {}).items()}
+        metrics |= {f"{name}/{key}": value for key, value in named.items() if value is not None}
     main = main_win_rate(results)
     if main is not None:
         metrics |= {"win_rate": main["rate"], "win_rate/judge": main["judge"]}
@@ -41,8 +41,8 @@ def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     names = list(results["checkpoints"])
     for judge in ("gold", "proxy"):
         for rate in results["win_rates"]:
-            found = [rate["b"], rate["a"], rate["judge"]]
-            if found == [*names[-2:], judge] and rate["rate"] is not None:
+            facts = [rate["b"], rate["a"], rate["judge"]]
+            if facts == [*names[-2:], judge] and rate["rate"] is not None:
                 return dict(rate)
     return None
 
@@ -50,7 +50,7 @@ def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Tell the main figures in a few lines."""
     for name, figures in results["checkpoints"].items():
-        told = [
+        parts = [
             f"{label} {figures[key]:.{digits}f}"
             for key, label, digits in (
                 ("gold_reward", "gold", 3),
@@ -61,7 +61,7 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
             )
             if figures.get(key) is not None
         ]
-        say(f"{name}: {', '.join(told)}")
+        say(f"{name}: {', '.join(parts)}")
     for rate in results["win_rates"]:
         low, high = rate["ci95"]
         say(

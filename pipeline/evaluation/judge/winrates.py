@@ -54,6 +54,6 @@ def rate(
     for prompts that mostly tie (`data.intervals.paired_outcomes`).
     """
     n = wins + ties + losses
-    found = paired_outcomes(wins, losses, n, resamples=resamples, seed=seed, level=level)
-    value, low, high = (None if end is None else (1 + end) / 2 for end in found[:3])
+    outcome = paired_outcomes(wins, losses, n, resamples=resamples, seed=seed, level=level)
+    value, low, high = (None if end is None else (1 + end) / 2 for end in outcome[:3])
     return WinRate(wins, ties, losses, Estimate(value, low, high, n))

@@ -99,13 +99,13 @@ def _series(
     rows: Sequence[Mapping[str, Any]], key: str
 ) -> tuple[tuple[list[float], list[float]], bool]:
     """Return steps and values of a metric, and whether they are few beside all steps."""
-    found = [
+    points = [
         (float(row["step"]), float(row[key]))
         for row in rows
         if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
     ]
-    values = [step for step, _ in found], [value for _, value in found]
-    return values, len(found) < 0.5 * len(rows) and len(found) < 60
+    values = [step for step, _ in points], [value for _, value in points]
+    return values, len(points) < 0.5 * len(rows) and len(points) < 60
 
 
 def over_optimisation(rows: Sequence[Mapping[str, Any]]) -> Chart | None:

@@ -43,7 +43,7 @@ def collect(
         for name, artifact in artifacts.items()
     }
     done = [stages[name] for name in current]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "recipe": recipe_name,
         "description": recipe.get("description", ""),
         "seed": recipe.get("seed", _common_seed(artifacts)),
@@ -56,7 +56,7 @@ def collect(
         "reward_model": _quality(current),
         **_evaluations(current),
     }
-    cleaned = without_nan(found)
+    cleaned = without_nan(report)
     assert isinstance(cleaned, dict)
     return cleaned
 
@@ -95,12 +95,12 @@ def _common_seed(artifacts: Mapping[str, Artifact]) -> int | None:
 
 def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     """Return the last reward stage's quality, None when there is none."""
-    found = None
+    quality = None
     for name, artifact in artifacts.items():
         path = artifact.folder / QUALITY
         if artifact.kind == "reward" and path.is_file():
-            found = {"stage": name, **_json(path)}
-    return found
+            quality = {"stage": name, **_json(path)}
+    return quality
 
 
 def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -16,14 +16,16 @@ def notices(report: Mapping[str, Any]) -> list[str]:
         groups.setdefault("outdated" if outdated else state, []).append(
             f"{name} ({state.partition(': ')[2]})" if outdated else name
         )
-    found = []
+    standing = []
     for state, names in groups.items():
-        told = f"{state}: {', '.join(names)}."
+        sentence = f"{state}: {', '.join(names)}."
         if state == "outdated":
-            told += " What they left stands in the table of stages alone, not among the figures."
-        found.append(f"Stages {told}")
+            sentence += (
+                " What they left stands in the table of stages alone, not among the figures."
+            )
+        standing.append(f"Stages {sentence}")
     seen = [seen_sentences(evaluation) for evaluation in report["evaluations"].values()]
-    return [" ".join(sentences) for sentences in (found, *seen) if sentences]
+    return [" ".join(sentences) for sentences in (standing, *seen) if sentences]
 
 
 def seen_sentences(evaluation: Mapping[str, Any]) -> list[str]:
@@ -31,5 +33,4 @@ def seen_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     seen = evaluation.get("seen")
     if not seen or not (seen["prompts"] or seen["texts"] or seen["unread"]):
         return []
-    n = evaluation["prompts"]["n"]
-    return seen_lines(seen, n_prompts=n, n_texts=evaluation["texts"])
+    return seen_lines(evaluation)

@@ -66,15 +66,15 @@ def is_current(
     folder = run_folder / "report"
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        told = {
+        reported = {
             name: (stage["digest"], stage["created"]) for name, stage in report["stages"].items()
         }
         states, marked = report["not_done"], report.get(MARK)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     made = {name: (a.digest, a.manifest.get("created")) for name, a in artifacts.items()}
-    whole = not marked and (folder / "index.html").is_file()
-    return whole and told == made and states == dict(not_done)
+    complete = not marked and (folder / "index.html").is_file()
+    return complete and reported == made and states == dict(not_done)
 
 
 def mark_report(run_folder: Path, sentence: str) -> None:

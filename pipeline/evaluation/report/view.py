@@ -80,7 +80,7 @@ def headline(report: Figures) -> list[str]:
 
 
 def _preference(report: Figures) -> str:
-    rate = _main_rate(report)
+    rate = main_win_rate(report)
     if rate is None:
         return ""
     by = {"gold": "the gold annotator", "proxy": "the reward model"}[rate["judge"]]
@@ -99,10 +99,6 @@ def _held_out(report: Figures, rate: Figures) -> str:
         if rate["a"] in evaluation["checkpoints"].values():
             return held_out(evaluation)
     return ""
-
-
-def _main_rate(report: Figures) -> Figures | None:
-    return main_win_rate(report) if report["checkpoints"] else None
 
 
 def _manners(report: Figures) -> str:
@@ -140,31 +136,31 @@ def _judge(report: Figures) -> str:
 
 def cards(report: Figures) -> list[dict[str, str]]:
     """Return the headline figures: label, value and note of each."""
-    found: list[dict[str, str]] = []
-    rate = _main_rate(report)
+    cards: list[dict[str, str]] = []
+    rate = main_win_rate(report)
     if rate is not None:
         label = f"{rate['a']} over {rate['b']}"
-        _card(found, label, number(rate["rate"], "percent"), f"preferred by {rate['judge']}")
+        _card(cards, label, number(rate["rate"], "percent"), f"preferred by {rate['judge']}")
     names = list(report["checkpoints"])
     if names:
         last = report["checkpoints"][names[-1]]
-        _card(found, "Gold reward", number(last.get("gold_reward")), names[-1])
+        _card(cards, "Gold reward", number(last.get("gold_reward")), names[-1])
         correct = last.get("shares", {}).get("correct", {})
-        _card(found, "Right answers", number(correct.get("share"), "percent"), names[-1])
-        _card(found, "KL", number(last.get("kl_to_reference")), "nats a response")
+        _card(cards, "Right answers", number(correct.get("share"), "percent"), names[-1])
+        _card(cards, "KL", number(last.get("kl_to_reference")), "nats a response")
     quality = report["reward_model"] or {}
     accuracy = number(quality.get("accuracy"), "percent")
-    _card(found, "Reward model", accuracy, "of held-out pairs")
-    whole = "stages that are up to date" if report["not_done"] else "all stages"
-    _card(found, "Time", clock(report["seconds"]), whole)
+    _card(cards, "Reward model", accuracy, "of held-out pairs")
+    which = "stages that are up to date" if report["not_done"] else "all stages"
+    _card(cards, "Time", clock(report["seconds"]), which)
     if report["peak_rss_mb"]:
-        _card(found, "Memory", f"{report['peak_rss_mb'] / 1000:.1f} GB", "at the peak")
-    return found
+        _card(cards, "Memory", f"{report['peak_rss_mb'] / 1000:.1f} GB", "at the peak")
+    return cards
 
 
-def _card(found: list[dict[str, str]], label: str, value: str, note: str) -> None:
+def _card(cards: list[dict[str, str]], label: str, value: str, note: str) -> None:
     if value != "–":
-        found.append({"label": label, "value": value, "note": note})
+        cards.append({"label": label, "value": value, "note": note})
 
 
 def stage_rows(report: Figures) -> list[dict[str, str]]:
@@ -366,11 +362,13 @@ def answer_tags(answer: Figures) -> list[tuple[str, str]]:
         tags.insert(0, ("plain", f"proxy {answer['proxy']:.2f}"))
     if answer["gold"] is not None:
         tags.insert(0, ("plain", f"gold {answer['gold']:.2f}"))
-    found = answer["assessment"] or {}
-    if found.get("outcome"):
-        tone = {"right": "good", "wrong": "bad", "broken": "bad"}.get(found["outcome"], "plain")
-        tags.append((tone, found["outcome"]))
+    assessment = answer["assessment"] or {}
+    if assessment.get("outcome"):
+        tone = {"right": "good", "wrong": "bad", "broken": "bad"}.get(
+            assessment["outcome"], "plain"
+        )
+        tags.append((tone, assessment["outcome"]))
     for key in ("condescending", "long_winded", "invented"):
-        if found.get(key):
+        if assessment.get(key):
             tags.append(("bad", key.replace("_", "-")))
     return [(text, tone) for tone, text in tags]

@@ -68,9 +68,7 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
     )
     results = evaluate(plan, workspace)
     say_results(results, context.say)
-    for line in seen_lines(
-        results["seen"], n_prompts=results["prompts"]["n"], n_texts=results["texts"]
-    ):
+    for line in seen_lines(results):
         context.say(line)
     return stage_metrics(results)
 

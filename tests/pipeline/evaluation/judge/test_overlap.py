@@ -49,7 +49,7 @@ def test_prompts_are_counted_by_stage_and_once_in_all(source: Any) -> None:
     assert {name: stage["prompts"] for name, stage in found["stages"].items()} == {
         "sft": 1, "rankings": 1, "ppo": 1,
     }  # fmt: skip
-    assert seen_lines(found, n_prompts=3, n_texts=0) == [
+    assert seen_lines({"seen": found, "prompts": {"n": 3}, "texts": 0}) == [
         "2 of 3 prompts (67 %) not held out: 1 learnt by sft, 1 ranked in rankings, "
         "1 sampled on in ppo.",
         "What some/model learnt from is not known here.",
@@ -72,7 +72,7 @@ def test_texts_are_those_of_documents_word_for_word(source: Any) -> None:
         PROMPTS, ["a long text.", "A long text."], readings={"base": Reading("pretrain", [corpus])}
     )
     assert (found["texts"], found["prompts"]) == (1, 0)
-    assert seen_lines(found, n_prompts=3, n_texts=2) == [
+    assert seen_lines({"seen": found, "prompts": {"n": 3}, "texts": 2}) == [
         "1 of 2 texts (50 %) not held out: 1 learnt by base."
     ]
     assert (held_out({"seen": found}), held_out({"seen": found}, "texts")) == ("held-out ", "")
