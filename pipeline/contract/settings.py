@@ -152,8 +152,8 @@ class SourceSettings(Settings):
 
 def rows_at_most(sources: Sequence[SourceSettings], most: int) -> int:
     """Return how many rows of sources are looked at: `most`, or as many as all of them ask for."""
-    limits = [source.limit for source in sources]
-    return max(most, sum(limit or 0 for limit in limits) if None not in limits else 0)
+    limits = [source.limit for source in sources if source.limit is not None]
+    return max(most, sum(limits)) if len(limits) == len(sources) else most
 
 
 class Lora(Settings):
