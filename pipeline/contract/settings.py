@@ -127,7 +127,7 @@ class SourceSettings(Settings):
     """Our name of a column -> its name in the source."""
     limit: PositiveInt | None = None
     """At most so many rows; where a stage looks at a certain number of rows, as many if more."""
-    skip: Annotated[int, Field(ge=0)] = 0
+    skip: NonNegativeInt = 0
     """Rows to pass over at the start."""
     max_bad_share: Annotated[Share, SameResult()] = 0.01
     """Share of malformed rows above which the stage stops."""

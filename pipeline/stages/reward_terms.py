@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from data.errors import HandOverError, RecipeError
 from pipeline.contract.settings import (
+    NonNegative,
+    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -39,7 +41,7 @@ class RewardTerm(Settings):
     """Ensemble: reward models that judge together (Coste et al. 2023)."""
     combine: Literal["mean", "min", "mean_minus_std", "mean_minus_variance"] = "mean"
     """How `models` become one score; `min` is Coste et al.'s WCO, `mean_minus_variance` UWO."""
-    coefficient: Annotated[Number, Field(ge=0)] = 1.0
+    coefficient: NonNegative = 1.0
     """Standard deviations, or variances, of the `models` that are taken off their mean."""
     rule: str | None = None
     """Rule: answer, length, length_penalty, regex, repetition or sentiment."""
@@ -52,7 +54,7 @@ class RewardTerm(Settings):
     answers {"scores": []}."""
     timeout: Annotated[PositiveNumber, SameResult()] = 60.0
     """Seconds without an answer of the server after which a try has failed."""
-    retries: Annotated[int, Field(ge=0), SameResult()] = 5
+    retries: Annotated[NonNegativeInt, SameResult()] = 5
     """Further tries of a request, after 1, 2, 4 ... seconds, at most 30."""
     batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Responses of one request to the server."""

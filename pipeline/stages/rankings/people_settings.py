@@ -11,7 +11,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from data.errors import RecipeError
 from data.labels.records import Mode, Strategy
 from pipeline.contract.settings import (
-    Number,
+    NonNegative,
+    NonNegativeInt,
     PositiveInt,
     PositiveNumber,
     Ref,
@@ -33,7 +34,7 @@ class GoldAnnotatorSettings(Settings):
 
     kind: Literal["gold"] = "gold"
     """Kind of annotator."""
-    noise: Annotated[Number, Field(ge=0)] = 0.0
+    noise: NonNegative = 0.0
     """Standard deviation of its error, in units of its score (0 to 1)."""
 
 
@@ -69,13 +70,13 @@ class JudgeSettings(Settings):
     """Tokens, in and out, after which no call is made any more."""
     max_answer_tokens: PositiveInt = 300
     """Tokens of one answer."""
-    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    temperature: NonNegative = 0.0
     """Of its answers; 0 is the likeliest."""
     concurrency: Annotated[PositiveInt, SameResult()] = 4
     """Calls at the same time."""
     timeout: Annotated[PositiveNumber, SameResult()] = 60.0
     """Seconds without an answer after which a try has failed."""
-    retries: Annotated[int, Field(ge=0), SameResult()] = 5
+    retries: Annotated[NonNegativeInt, SameResult()] = 5
     """Further tries of a call, after 1, 2, 4 ... seconds."""
 
 
@@ -115,13 +116,13 @@ class PeopleSettings(Settings):
     """Chance that the next task is one of `gold`."""
     repeat_share: Share = 0.0
     """Chance that the next task is one that the same person labelled before."""
-    qualification_tasks: Annotated[int, Field(ge=0)] = 0
+    qualification_tasks: NonNegativeInt = 0
     """Tasks of `gold` that a person does first, and is told the answer of."""
     qualification_share: Share = 0.7
     """Share of their pairs that must be ordered as known."""
     lease_minutes: Annotated[PositiveNumber, SameResult()] = 30.0
     """How long a task stays with a person who does not submit it."""
-    needed: Annotated[Number, Field(gt=0)] = 1.0
+    needed: PositiveNumber = 1.0
     """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
     consolidation: Literal["per_annotator", "majority", "soft"] = "per_annotator"
     """Several labels of a task are a ranking each (InstructGPT), one by majority of pairs, or that

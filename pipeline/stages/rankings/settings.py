@@ -11,6 +11,7 @@ from pipeline.contract.settings import (
     NonNegativeInt,
     Number,
     PositiveInt,
+    PositiveNumber,
     Ref,
     SameResult,
     Share,
@@ -50,7 +51,7 @@ class RankingsSettings(StageSettings):
     """Standard deviation of the gold annotator's error, in units of its score (0 to 1)."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a completion."""
-    temperature: Annotated[Number, Field(gt=0)] = 1.0
+    temperature: PositiveNumber = 1.0
     """Divides the logits."""
     top_k: NonNegativeInt = 0
     """Draw among so many of the likeliest tokens; 0 draws among all."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.contract.settings import (
     Lora,
+    NonNegative,
     NonNegativeInt,
-    Number,
     PositiveInt,
     PositiveNumber,
     Ref,
@@ -51,7 +51,7 @@ class RewardSettings(TrainingSettings):
     ties: Literal["drop", "half"] = "drop"
     """Leave tied pairs out, or pull the probability that one is better to one half; not of rankings
     with soft labels, all of whose pairs are learnt."""
-    margin: Annotated[Number, Field(ge=0)] = 0.0
+    margin: NonNegative = 0.0
     """Difference of scores asked of every ranked pair."""
     epochs: PositiveNumber = 1.0
     """Passes over the prompts; InstructGPT saw overfitting after one."""

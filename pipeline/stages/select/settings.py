@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.contract.settings import (
-    Number,
+    NonNegative,
     PositiveInt,
     Ref,
     SameResult,
@@ -39,7 +39,7 @@ class SelectSettings(StageSettings):
     each source asks for more."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a response."""
-    temperature: Annotated[Number, Field(ge=0)] = 1.0
+    temperature: NonNegative = 1.0
     """Divides the logits; 0 takes the likeliest token."""
     batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Prompts sampled, and texts scored, together."""
