@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
+import os
+import runpy
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +229,87 @@ def save_policy(tmp_path: Path, tiny_policy: Callable[..., Any]) -> Callable[...
         return folder
 
     return build
+
+
+FORKED = Path(__file__).with_name("forked.py")
+
+
+@pytest.fixture(scope="session")
+def fork() -> Callable[..., Any]:
+    """Return what runs a script in a process of its own: fork(script, *arguments).
+
+    The process is forked from a server that has imported torch and the models and started no
+    thread, which saves the seconds of the imports. `environment` is added to this process's;
+    what it prints goes to `log`; more keywords are globals of the script. It returns a
+    `multiprocessing.Process` that has started.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        [
+            "torch.distributed.fsdp",
+            "transformers.models.llama.modeling_llama",
+            "pipeline.stages.pretrain.stage",
+            "pipeline.training.language_model",
+            "pipeline.rl.ppo.build",
+            "reward.learned.model",
+        ]
+    )
+
+    def start(
+        script: Path,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        log: Path | str = os.devnull,
+        **given: Any,
+    ) -> Any:
+        told = {
+            "SCRIPT": str(script), "ARGUMENTS": [str(word) for word in arguments],
+            "ENVIRONMENT": {**os.environ, **(environment or {})}, "LOG": str(log), "GIVEN": given,
+        }  # fmt: skip
+        process = server.Process(target=runpy.run_path, args=(str(FORKED), told, "__main__"))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def spread_out(fork: Callable[..., Any]) -> Callable[..., Callable[[], None]]:
+    """Return what starts a script on so many processes, as a launch does.
+
+    spread_out(folder, size, script, *arguments, environment=None)(); the second call waits for
+    them, and shows the log in `folder` of one that failed.
+    """
+
+    def start(
+        folder: Path, size: int, *command: object, environment: Mapping[str, str] | None = None
+    ) -> Callable[[], None]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        started = {}
+        for rank in range(size):
+            many = {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            log = folder / f"log-{size}-{rank}"
+            told = {**(environment or {}), **(many if size > 1 else {})}
+            started[log] = fork(*command, environment=told, log=log)
+
+        def finish() -> None:
+            try:
+                for log, process in started.items():
+                    process.join()  # as long as a test may take
+                    assert process.exitcode == 0, log.read_text()[-4000:]
+            finally:
+                for process in started.values():
+                    process.kill()
+                    process.join()
+
+        return finish
+
+    return start
 
 
 @pytest.fixture

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("spread_stages.py")
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
 ADAPTERS = ("adapter", "trunk", "read")
@@ -66,46 +61,10 @@ def write_inputs(folder: Path, policy: Any, tokenizer: Any) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def start(folder: Path, size: int, *modes: str) -> list[subprocess.Popen[bytes]]:
-    """Start the script on so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(size):
-        many = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
-        with (folder / f"log-{size}-{rank}").open("wb") as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(folder), *modes],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), **(many if size > 1 else {})},
-                )
-            )
-    return started
-
-
-def finish(
-    folder: Path, size: int, started: list[subprocess.Popen[bytes]], *, seconds: float = 1200
-) -> None:
-    """Wait for processes, and show the log of one that failed."""
-    try:
-        for rank, process in enumerate(started):
-            log = folder / f"log-{size}-{rank}"
-            assert process.wait(timeout=seconds) == 0, log.read_text()[-4000:]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
 @pytest.fixture(scope="module")
 def runs(
     tmp_path_factory: pytest.TempPathFactory,
+    spread_out: Callable[..., Any],
     tiny_tokenizer: Callable[..., Any],
     tiny_policy: Callable[..., Any],
 ) -> Path:
@@ -113,9 +72,9 @@ def runs(
     folder = tmp_path_factory.mktemp("processes")
     tokenizer = tiny_tokenizer()
     write_inputs(folder, tiny_policy(tokenizer, layers=2), tokenizer)
-    alone, two = start(folder, 1, "alone"), start(folder, 2, "fsdp", "ddp")
-    finish(folder, 2, two)
-    finish(folder, 1, alone)
+    alone = spread_out(folder, 1, SCRIPT, folder, "alone")
+    spread_out(folder, 2, SCRIPT, folder, "fsdp", "ddp")()
+    alone()
     return folder
 
 
@@ -222,11 +181,11 @@ def test_processes_judge_a_reward_model_alike(runs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
 def test_compiled_layers_give_the_figures_of_plain_ones_on_one_process_and_on_two(
-    runs: Path,
+    runs: Path, spread_out: Callable[..., Any]
 ) -> None:
-    alone, two = start(runs, 1, "compiled"), start(runs, 2, "compiled", "compiled_fsdp")
-    finish(runs, 2, two)
-    finish(runs, 1, alone)
+    alone = spread_out(runs, 1, SCRIPT, runs, "compiled")
+    spread_out(runs, 2, SCRIPT, runs, "compiled", "compiled_fsdp")()
+    alone()
     for stage in ("pretrain", "reward", "ppo", *ADAPTERS):
         require_same(runs / "alone-1" / stage, runs / "compiled-1" / stage)
         require_same(runs / "compiled-1" / stage, runs / "compiled-2" / stage)
@@ -236,8 +195,8 @@ def test_compiled_layers_give_the_figures_of_plain_ones_on_one_process_and_on_tw
 
 @pytest.mark.slow
 @pytest.mark.timeout(4000)
-def test_four_processes_give_the_figures_of_one(runs: Path) -> None:
-    finish(runs, 4, start(runs, 4, "fsdp", "ddp"), seconds=3600)
+def test_four_processes_give_the_figures_of_one(runs: Path, spread_out: Callable[..., Any]) -> None:
+    spread_out(runs, 4, SCRIPT, runs, "fsdp", "ddp")()
     for mode, stage in DONE:
         require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / stage)
         require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / f"{stage}-elsewhere")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-import multiprocessing
 import random
-import runpy
 import shutil
 import time
 from collections.abc import Callable
@@ -279,29 +277,15 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
 class Killed:
     """Runs the driver in processes that are killed, and compares with one that was not."""
 
-    def __init__(self, folder: Path, tokenizer: str, corpus: str) -> None:
-        self.folder, self.tokenizer, self.corpus = folder, tokenizer, corpus
-        # Forked from a server that has imported everything and started no thread.
-        self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(
-            [
-                "pipeline.stages.pretrain.stage",
-                "pipeline.training.language_model",
-                "transformers.models.llama",
-            ]
-        )
+    def __init__(self, fork: Callable[..., Any], tokenizer: str, corpus: str) -> None:
+        self.fork, self.tokenizer, self.corpus = fork, tokenizer, corpus
 
     def start(self, folder: Path, die: tuple[str, int] | None = None) -> Any:
         """Start a run in a folder."""
-        given = {
-            "FOLDER": str(folder), "TOKENIZER": self.tokenizer, "CORPUS": self.corpus,
-            "STEPS": STEPS, "DIE": die,
-        }  # fmt: skip
-        process = self.processes.Process(
-            target=runpy.run_path, args=(str(DRIVER), given, "__main__")
-        )
-        process.start()
-        return process
+        return self.fork(
+            DRIVER, FOLDER=str(folder), TOKENIZER=self.tokenizer, CORPUS=self.corpus, STEPS=STEPS,
+            DIE=die,
+        )  # fmt: skip
 
     def finish(self, folder: Path) -> None:
         """Run to the end."""
@@ -339,7 +323,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def killed(tiny_tokenizer: Callable[..., Any], reference: dict[str, Any]) -> Killed:
+def killed(
+    fork: Callable[..., Any], tiny_tokenizer: Callable[..., Any], reference: dict[str, Any]
+) -> Killed:
     folder = reference["folder"]
     if "killed" not in reference:
         tiny_tokenizer().save_pretrained(folder / "tokenizer")
@@ -348,7 +334,7 @@ def killed(tiny_tokenizer: Callable[..., Any], reference: dict[str, Any]) -> Kil
             {"text": f"The baker met miller {i} by the river {i} years ago."} for i in range(60)
         ]
         corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        killed = Killed(folder, str(folder / "tokenizer"), str(corpus))
+        killed = Killed(fork, str(folder / "tokenizer"), str(corpus))
         killed.finish(folder / "whole")
         reference["killed"], reference["outcome"] = killed, killed.outcome(folder / "whole")
     found: Killed = reference["killed"]

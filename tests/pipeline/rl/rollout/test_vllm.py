@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -282,57 +278,34 @@ def test_an_address_must_be_one() -> None:
         Hyperparameters(rollout={"engine": "vllm", "url": "localhost:8000"})
 
 
-ROOT, SCRIPT = Path(__file__).parents[4], Path(__file__).with_name("served_ranks.py")
+SCRIPT = Path(__file__).with_name("served_ranks.py")
 
 
-def spread(
-    start: Path, folder: Path, url: str, *, size: int, updates: int = 2, sharded: bool = False
-) -> list[dict[str, Any]]:
-    """Run on so many processes and return what each of them left."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    started = []
-    for rank in range(size):
-        many = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
+@pytest.fixture
+def spread(spread_out: Build, policy: Path, tmp_path: Path) -> Build:
+    """Return what runs on so many processes and returns what each of them left."""
+
+    def run(name: str, url: str, *, size: int, sharded: bool = False) -> list[dict[str, Any]]:
+        folder = tmp_path / name
+        folder.mkdir()
         shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
-        with (folder / f"log-{rank}").open("wb") as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(start), str(folder), url, str(updates)],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={
-                        **os.environ,
-                        "PYTHONPATH": str(ROOT),
-                        "ACCELERATE_USE_CPU": "true",
-                        **shards,
-                        **(many if size > 1 else {}),
-                    },
-                )
-            )
-    try:
-        for rank, process in enumerate(started):
-            told = folder / f"log-{rank}"
-            assert process.wait(timeout=800) == 0, told.read_text()[-4000:]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(size)]
+        environment = {"ACCELERATE_USE_CPU": "true", **shards}
+        spread_out(folder, size, SCRIPT, policy, folder, url, 2, environment=environment)()
+        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(size)]
+
+    return run
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_sample_what_one_does(
-    serve: Build, policy: Path, tmp_path: Path, sharded: bool
+    serve: Build, spread: Build, tmp_path: Path, sharded: bool
 ) -> None:
     from safetensors.torch import load_file
 
     one, two = serve(), serve()
-    spread(policy, tmp_path / "one", one.url, size=1)
-    left = spread(policy, tmp_path / "two", two.url, size=2, sharded=sharded)
+    spread("one", one.url, size=1)
+    left = spread("two", two.url, size=2, sharded=sharded)
     assert [(each["error"], each["updates"], each["sharded"]) for each in left] == [
         (None, 2, sharded)
     ] * 2
@@ -345,14 +318,12 @@ def test_two_processes_sample_what_one_does(
 
 
 @pytest.mark.timeout(900)
-def test_a_failure_on_one_process_ends_all_with_its_sentence(
-    serve: Build, policy: Path, tmp_path: Path
-) -> None:
+def test_a_failure_on_one_process_ends_all_with_its_sentence(serve: Build, spread: Build) -> None:
     server = serve()
     # The second update's last request: one process alone sees the server hang up.
     last = list(server.numbers)[2 * BATCH - 1]
     server.fails["/v1/completions"] = lambda body: "hang up" if body["seed"] == last else None
-    left = spread(policy, tmp_path / "two", server.url, size=2)
+    left = spread("two", server.url, size=2)
     assert [each["updates"] for each in left] == [1, 1]
     assert left[0]["error"] == left[1]["error"]
     assert "no vLLM server answers" in left[0]["error"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,20 +12,14 @@ import torch
 import yaml
 
 from data.errors import Interrupted
-from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.settings import references
-from pipeline.recipe.load import load_recipe
 from pipeline.rl.health.doctor import THRESHOLDS
-from pipeline.run.runner import execute
+from pipeline.run.runner import _report
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.stage import run
 
-# The command loads torch anew each time, which takes minutes where other work fills the machine.
-pytestmark = pytest.mark.timeout(900)
-RLHF = Path(sys.executable).with_name("rlhf")
 Build = Callable[..., Any]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +82,14 @@ def settings(
 
 
 @pytest.fixture
-def rlhf(settings: dict[str, Any], tmp_path: Path) -> Run:
-    """Return the command on a recipe of that stage: rlhf("ppo.doctor.window=3", ...)."""
+def command(settings: dict[str, Any], tmp_path: Path, rlhf: Build) -> Build:
+    """Return the command on a recipe of that stage: command("ppo.doctor.window=3", ...)."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump({"stages": {"ppo": settings}}))
 
-    def run_command(*changes: str) -> subprocess.CompletedProcess[str]:
+    def run_command(*changes: str) -> Any:
         options = [word for change in changes for word in ("--set", change)]
-        return subprocess.run(
-            [str(RLHF), "run", str(recipe), "--out", str(tmp_path / "run"), *options],
-            cwd=tmp_path, capture_output=True, text=True, timeout=420, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        return rlhf("run", recipe, "--out", "run", *options)
 
     return run_command
 
@@ -137,11 +124,12 @@ def same(ours: Path, theirs: Path, name: str = "model") -> bool:
 
 
 def test_a_reward_for_length_is_diagnosed_in_log_metrics_and_report(
-    rlhf: Run, tmp_path: Path
+    command: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = rlhf()
-    assert result.returncode == 0, result.stderr
-    assert "length_hacking: responses went from" in result.stdout
+    monkeypatch.setattr("pipeline.run.runner._report", _report)
+    result = command()
+    assert result.code == 0, result.err
+    assert "length_hacking: responses went from" in result.out
     folder = tmp_path / "run" / "ppo"
     alarm = next(r for r in rows(folder / "doctor.jsonl") if r["alarm"] == "length_hacking")
     logged = rows(folder / "metrics.jsonl")
@@ -155,18 +143,16 @@ def test_a_reward_for_length_is_diagnosed_in_log_metrics_and_report(
 
 
 def test_an_absurd_learning_rate_stops_the_command_and_the_next_one_goes_on(
-    rlhf: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Build, tmp_path: Path
 ) -> None:
     wild = "ppo.learning_rate=1.0"
-    stopped = rlhf(wild, "ppo.doctor.on_alarm=stop")
-    assert stopped.returncode == 2
-    assert "PPO stopped, its state is saved (update 4: " in stopped.stderr
-    assert "kl_blow_up: the KL to the reference is" in stopped.stderr
-    assert "lower learning_rate" in stopped.stderr and "Traceback" not in stopped.stderr
+    stopped = command(wild, "ppo.doctor.on_alarm=stop")
+    assert stopped.code == 2
+    assert "PPO stopped, its state is saved (update 4: " in stopped.err
+    assert "kl_blow_up: the KL to the reference is" in stopped.err
+    assert "lower learning_rate" in stopped.err and "Traceback" not in stopped.err
     # The doctor's settings change no result, so that the state still counts without them.
-    recipe = load_recipe(tmp_path / "tiny.yaml", [wild])
-    execute(recipe, tmp_path / "run", console=Console())
-    assert "going on after update 4 of 7" in capsys.readouterr().out
+    assert "going on after update 4 of 7" in command(wild).out
     folder = tmp_path / "run" / "ppo"
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == list(range(1, 8))
     known = [row["update"] for row in rows(folder / "doctor.jsonl")]

@@ -3,10 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +215,7 @@ run(context)
 
 
 def test_killed_at_any_moment_equals_uninterrupted(
-    make_context: Any, sft_settings: Any, policy: Path, tmp_path: Path
+    make_context: Any, sft_settings: Any, policy: Path, tmp_path: Path, fork: Callable[..., Any]
 ) -> None:
     chosen = sft_settings(policy, candidates=2, save_every=3, epochs=6, dropout=0.1)
     whole = make_context(chosen, {"model": policy}, tmp_path / "whole")
@@ -225,20 +223,16 @@ def test_killed_at_any_moment_equals_uninterrupted(
     folder = tmp_path / "killed"
     folder.mkdir()
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", KILLED, str(tmp_path / "settings.json"), str(folder)),
-            str(torch.get_num_threads()),  # sums depend on it
-        ],
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[4],
-    )
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    threads = torch.get_num_threads()  # sums depend on it
+    process = fork(script, tmp_path / "settings.json", folder, threads)
     deadline = time.monotonic() + 120
     while not list(folder.glob("resume/*step-0000002*")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (folder / "candidates.json").exists()
     cut = make_context(chosen, {"model": policy}, folder)
     sft.run(cut)
