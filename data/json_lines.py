@@ -26,7 +26,7 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bo
     with storage_errors(path), path.open("ab+") as file:
         _drop_half_line(file)
         for row in rows:
-            file.write(_line(row))
+            file.write(json_line(row).encode())
         if sync:
             file.flush()
             os.fsync(file.fileno())
@@ -41,11 +41,14 @@ def _drop_half_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
+    """Return a row as a line of JSON that can be written as UTF-8."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=allow_nan)
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        text.encode()
     except UnicodeEncodeError:  # half a character: as an escape it is kept
-        return json.dumps(row).encode() + b"\n"
+        text = json.dumps(row, allow_nan=allow_nan)
+    return text + "\n"
 
 
 def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[Any]:

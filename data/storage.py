@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -140,19 +140,30 @@ def _free(path: Path) -> str:
     return f"{shutil.disk_usage(place).free / 1e9:.1f} GB"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | Iterable[str]) -> int:
     """Write a file so that after a crash it is there whole or as it was before.
 
-    Several processes may write the same one: each through a temporary file of its own.
+    Several processes may write the same one: each through a temporary file of its own, which
+    `remove_leftovers` knows.
+
+    Args:
+        path: the file.
+        text: all of it, or parts, such as lines.
+
+    Returns:
+        The number of parts.
 
     Raises:
         StorageError: the disk is full, or the path can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
     with storage_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                for part in (text,) if isinstance(text, str) else text:
+                    file.write(part)
+                    count += 1
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -160,6 +171,7 @@ def write_atomically(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+    return count
 
 
 def remove_leftovers(folder: Path) -> None:

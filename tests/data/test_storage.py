@@ -132,6 +132,21 @@ def test_a_write_that_fails_leaves_the_old_text_alone(
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.json"]
 
 
+def test_parts_are_counted_and_there_together_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert write_atomically(path, ["one\r\n", "two\n"]) == 2
+
+    def parts(end: BaseException) -> Iterator[str]:
+        yield "half"
+        raise end
+
+    with pytest.raises(StorageError, match="no space left"):
+        write_atomically(path, parts(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, parts(KeyboardInterrupt()))
+    assert path.read_bytes() == b"one\r\ntwo\n" and os.listdir(tmp_path) == ["a.jsonl"]
+
+
 def test_rights_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -14,14 +14,15 @@ Three ways:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
-from data.labels.exchange.rankings_file import VOTES, own_meta
+from data.labels.exchange.rankings_file import VOTES, plain_ranking
 from data.labels.records import LabelRow
-from data.records import Ranking, dense_ranks, endings_in
+from data.records import Ranking, dense_ranks
 
 Consolidation = Literal["per_annotator", "majority", "soft"]
 
@@ -93,7 +94,7 @@ def consolidate(labels: Iterable[LabelRow], *, how: Consolidation) -> list[Judge
         how: "per_annotator", "majority" or "soft".
     """
     if how == "per_annotator":
-        return [_judged(_single(row), [row]) for row in labels]
+        return [_judged(plain_ranking(row), [row]) for row in labels]
     by_task: dict[str, list[LabelRow]] = {}
     for row in labels:
         by_task.setdefault(row.assignment.task.id, []).append(row)
@@ -116,32 +117,14 @@ def _judged(ranking: Ranking, rows: list[LabelRow]) -> Judged:
     )
 
 
-def _single(row: LabelRow) -> Ranking:
-    new = row.assignment.task.new
-    return Ranking(
-        prompt=new.prompt,
-        completions=list(new.completions),
-        ranks=list(row.label.submission.ranks),
-        id=row.label.id,
-        annotator=row.annotator.id,
-        policies=list(new.policies),
-        meta=own_meta(new.meta),
-        ended=endings_in(new.meta, len(new.completions)),
-    )
-
-
 def _joined(rows: list[LabelRow], *, soft: bool) -> Ranking:
-    new = rows[0].assignment.task.new
-    given = [row.label.submission.ranks for row in rows]
-    votes: dict[str, Any] = {"annotators": [row.annotator.id for row in rows]}
-    return Ranking(
-        prompt=new.prompt,
-        completions=list(new.completions),
+    first, given = plain_ranking(rows[0]), [row.label.submission.ranks for row in rows]
+    votes = {"annotators": [row.annotator.id for row in rows]}
+    return dataclasses.replace(
+        first,
         ranks=majority_ranks(given),
-        id=new.key,
+        id=rows[0].assignment.task.new.key,
         annotator="majority",
-        policies=list(new.policies),
-        meta={**own_meta(new.meta), VOTES: votes},
+        meta={**first.meta, VOTES: votes},
         probabilities=pair_probabilities(given) if soft else [],
-        ended=endings_in(new.meta, len(new.completions)),
     )

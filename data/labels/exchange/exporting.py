@@ -14,8 +14,8 @@ Each file is there whole or not at all.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data.errors import SourceError, UsageError
-from data.labels.atomic import write_atomic
+from data.json_lines import json_line
 from data.labels.campaign.label_filter import TRAINING, labels_of
 from data.labels.exchange.consolidation import Consolidation, Judged, consolidate
-from data.labels.exchange.rankings_file import completion_id, to_row
-from data.labels.exchange.training_rows import Margin, preference_rows, tie_rows, unpaired_rows
+from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id, to_ranking
+from data.labels.exchange.training_rows import Margin, preference_rows, tied_pairs, unpaired_rows
 from data.labels.records import AnnotatorKind, LabelRow, Purpose
-from data.records import Message, to_json
+from data.records import Message, Ranking, to_json
 from data.sources.split import is_heldout
+from data.storage import storage_errors, write_atomically
 from data.words import counted
 
 What = Literal["rankings", "preferences", "ties", "unpaired", "csv"]
@@ -145,7 +146,12 @@ def export_labels(rows: Iterable[LabelRow], settings: ExportSettings, *, folder:
         StorageError: the folder can't be written.
     """
     parts, left_out = export_parts(rows, settings)
-    counts = {name: write_atomic(folder / name, lines) for name, lines in parts.items()}
+    counts = {}
+    for name, lines in parts.items():
+        path = folder / name
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        counts[name] = write_atomically(path, lines)
     if settings.what == "csv":
         counts = {name: count - 1 for name, count in counts.items()}
     return Exported(counts, dict(left_out))
@@ -166,14 +172,28 @@ def export_parts(
     left_out: Counter[str] = Counter()
     if what == "csv":
         return {"labels.csv": list(_csv_lines(labels, blind=blind))}, left_out
-    if what == "rankings" and settings.consolidation == "per_annotator":
-        return {"rankings.jsonl": [_line(to_row(row, blind=blind)) for row in labels]}, left_out
-    judged = consolidate(labels, how=settings.consolidation)
     if what == "rankings":
-        return {"rankings.jsonl": [_line(_ranking_row(one, blind)) for one in judged]}, left_out
+        rankings = rankings_of(labels, consolidation=settings.consolidation, blind=blind)
+        return {"rankings.jsonl": [_line(to_json(one)) for one in rankings]}, left_out
+    judged = consolidate(labels, how=settings.consolidation)
     if what == "ties":
-        return {"ties.jsonl": [_line(row) for _, row in tie_rows(judged)]}, left_out
+        return {"ties.jsonl": [_line(to_json(one)) for one in tied_pairs(judged)]}, left_out
     return _split_rows(judged, settings, left_out), left_out
+
+
+def rankings_of(
+    labels: Iterable[LabelRow], *, consolidation: Consolidation, blind: bool = False
+) -> list[Ranking]:
+    """Return labels as rankings to train on or to keep; see `ExportSettings`."""
+    if consolidation == "per_annotator":
+        return [to_ranking(row, blind=blind) for row in labels]
+    rankings = [judged.ranking for judged in consolidate(labels, how=consolidation)]
+    if not blind:
+        return rankings
+    return [
+        dataclasses.replace(one, policies=[], id="", meta={VOTES: one.meta[VOTES]})
+        for one in rankings
+    ]
 
 
 def _split_rows(
@@ -198,26 +218,11 @@ def _split_rows(
     return parts
 
 
-def _ranking_row(judged: Judged, blind: bool) -> dict[str, Any]:
-    row = to_json(judged.ranking)
-    if blind:
-        votes = {key: value for key, value in judged.ranking.meta.items() if key.startswith("_")}
-        row = {key: value for key, value in row.items() if key not in ("policies", "id", "meta")}
-        row["meta"] = votes
-    return row
-
-
 def _line(row: Mapping[str, Any]) -> str:
-    """Return a row as a line of JSON, readable where the text can be written as UTF-8."""
     try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return json_line(row, allow_nan=False)
     except ValueError as error:
         raise SourceError(f"a label holds a number that JSON can't: {error}") from error
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(row, allow_nan=False)
-    return text + "\n"
 
 
 def _csv_lines(labels: Iterable[LabelRow], *, blind: bool) -> Iterator[str]:
@@ -229,7 +234,7 @@ def _csv_lines(labels: Iterable[LabelRow], *, blind: bool) -> Iterator[str]:
 def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
     new, said = row.assignment.task.new, row.label.submission
     prompt = new.prompt if isinstance(new.prompt, str) else _dialogue(new.prompt)
-    facts = to_row(row, blind=blind)["meta"]["_label"]
+    facts = to_ranking(row, blind=blind).meta[LABEL]
     for place, text in enumerate(new.completions):
         shown = row.assignment.order.index(place) + 1 if place in row.assignment.order else ""
         yield [

@@ -7,6 +7,7 @@ in its `meta`. Ranks, ratings, flags, policies and `completion_ids` are in the o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,7 +26,7 @@ from data.labels.records import (
     Submission,
     Task,
 )
-from data.records import ENDED, Prompt, endings_in, prompt_hash
+from data.records import ENDED, Prompt, Ranking, endings_in, prompt_hash
 from data.sources.turns import as_messages
 from data.sources.values import RowError, as_list, as_number, as_text
 
@@ -42,19 +43,34 @@ def completion_id(prompt: Prompt, completion: str) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
-    """Return a label as a JSON object.
+def plain_ranking(row: LabelRow) -> Ranking:
+    """Return a label's ranks, without what else is known of it.
 
     What an earlier file left in the task's `meta` under our own keys is not carried on: prompts of
     a file of labels may be those of new tasks.
+    """
+    new = row.assignment.task.new
+    return Ranking(
+        prompt=new.prompt,
+        completions=list(new.completions),
+        ranks=list(row.label.submission.ranks),
+        id=row.label.id,
+        annotator=row.annotator.id,
+        policies=list(new.policies),
+        meta=own_meta(new.meta),
+        ended=endings_in(new.meta, len(new.completions)),
+    )
+
+
+def to_ranking(row: LabelRow, *, blind: bool = False) -> Ranking:
+    """Return a label as a ranking that holds all of it.
 
     Args:
-        row: what to write.
+        row: the label.
         blind: leave out what may tell who wrote an answer: policies, scores of reward models, the
             task's `meta`; its key and the campaign's name are hashed.
     """
-    new, assignment, said = row.assignment.task.new, row.assignment, row.label.submission
-    meta = {} if blind else own_meta(new.meta)
+    ranking, assignment, said = plain_ranking(row), row.assignment, row.label.submission
     label = {
         "version": VERSION,
         "campaign": _hashed(row.campaign) if blind else row.campaign,
@@ -79,19 +95,9 @@ def to_row(row: LabelRow, *, blind: bool = False) -> dict[str, Any]:
         "revision": row.label.revision,
         "created_at": row.label.created_at.isoformat(),
     }
-    policies = {} if blind or not new.policies else {"policies": list(new.policies)}
-    ended = endings_in(new.meta, len(new.completions))
-    endings = {ENDED: ended} if ended else {}
-    return {
-        "prompt": new.prompt,
-        "completions": list(new.completions),
-        "ranks": list(said.ranks),
-        "id": row.label.id,
-        "annotator": row.annotator.id,
-        **policies,
-        **endings,
-        "meta": {**meta, LABEL: label},
-    }
+    if blind:
+        return dataclasses.replace(ranking, policies=[], meta={LABEL: label})
+    return dataclasses.replace(ranking, meta={**ranking.meta, LABEL: label})
 
 
 def own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,13 +123,13 @@ def _hashed(text: str) -> str:
 
 
 def is_label(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row was written by `to_row`."""
+    """Tell whether a row holds what `to_ranking` keeps."""
     meta = row.get("meta")
     return isinstance(meta, Mapping) and LABEL in meta
 
 
 def from_row(row: Mapping[str, Any]) -> LabelRow:
-    """Return the label that `to_row` wrote.
+    """Return the label of a row that `to_ranking` gave.
 
     Raises:
         RowError: something is missing, of another type or of a later version.

@@ -79,15 +79,16 @@ def preference_rows(
                 row["margin"] = _margin(one, better, worse, margin)
             if soft:
                 row["probability"] = one.shares[better][worse]
-            row |= _endings(ranking, better, worse)
+            if ended := _endings(ranking, better, worse):
+                row[ENDED] = ended
             row["weight"] = 1 / n_pairs[prompt_hash(ranking.prompt)]
             yield ranking.prompt, row
 
 
-def _endings(ranking: Ranking, first: int, second: int) -> dict[str, list[bool]]:
-    """Return the column that tells of a pair which was cut off; none where both ended."""
+def _endings(ranking: Ranking, first: int, second: int) -> list[bool]:
+    """Return which of a pair ended by itself; empty where both did."""
     ended = [ranking.endings[first], ranking.endings[second]]
-    return {} if all(ended) else {ENDED: ended}
+    return [] if all(ended) else ended
 
 
 def _strict_pairs(judged: Judged) -> Iterator[tuple[int, int]]:
@@ -115,8 +116,8 @@ def _margin(judged: Judged, better: int, worse: int, margin: Margin) -> float:
     )
 
 
-def tie_rows(judged: Iterable[Judged]) -> Iterator[tuple[Prompt, dict[str, Any]]]:
-    """Yield each tied pair as a ranking of two with equal ranks, which readers of rankings take."""
+def tied_pairs(judged: Iterable[Judged]) -> Iterator[Ranking]:
+    """Yield each tied pair as a ranking of two with equal ranks."""
     held = list(judged)
     found = [
         (one, i, j)
@@ -127,16 +128,13 @@ def tie_rows(judged: Iterable[Judged]) -> Iterator[tuple[Prompt, dict[str, Any]]
     counts = Counter(prompt_hash(one.ranking.prompt) for one, _, _ in found)
     for one, i, j in found:
         ranking = one.ranking
-        yield (
-            ranking.prompt,
-            {
-                "prompt": ranking.prompt,
-                "completions": [ranking.completions[i], ranking.completions[j]],
-                "ranks": [1, 1],
-                "annotator": ranking.annotator,
-                **_endings(ranking, i, j),
-                "meta": {"weight": 1 / counts[prompt_hash(ranking.prompt)]},
-            },
+        yield Ranking(
+            prompt=ranking.prompt,
+            completions=[ranking.completions[i], ranking.completions[j]],
+            ranks=[1, 1],
+            annotator=ranking.annotator,
+            meta={"weight": 1 / counts[prompt_hash(ranking.prompt)]},
+            ended=_endings(ranking, i, j),
         )
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import uvicorn
 
-from data.errors import StorageError, UsageError
+from data.errors import UsageError
 from data.labels.store.database import Database
 from data.labels.web.app import create_app
 from data.labels.web.pages import load_templates
 from data.labels.web.security import LOOPBACK
+from data.storage import storage_errors, write_atomically
 
 DEFAULT_PORT = 8470
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
@@ -143,13 +144,9 @@ def _announced(path: Path | None, address: str) -> Iterator[None]:
         yield
         return
     body = json.dumps({"address": address, "pid": os.getpid()})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(body + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} can't be written: {error.strerror}") from error
+    write_atomically(path, body + "\n")
     try:
         yield
     finally:

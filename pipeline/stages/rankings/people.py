@@ -23,7 +23,7 @@ from data.extras import FIGURES, STORE, require_packages
 from data.json_lines import append_json_lines, read_json_lines
 from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
 from data.labels.web.address import read_address
-from data.records import ENDED, Ranking, prompt_hash
+from data.records import ENDED, Ranking, prompt_hash, to_json
 from data.storage import write_atomically
 from data.words import counted
 from pipeline.stages.rankings.annotators import Workers
@@ -33,7 +33,6 @@ from pipeline.stages.rankings.sampling import (
     drawn,
     make_sampler,
     read_counts,
-    read_rankings,
     require_prompts,
     sample,
     sampling_metrics,
@@ -77,10 +76,10 @@ def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
     try:
         campaign = _campaign(context, database, tasks)
         progress = _wait(context, database, campaign)
-        labels = _write(context, database, campaign)
+        labels, rankings = _write(context, database, campaign)
     finally:
         database.close()
-    metrics = summarise(read_rankings(context.folder / FILE))
+    metrics = summarise(rankings)
     return {
         **metrics,
         "n_prompts": len({row.assignment.task.id for row in labels}),
@@ -147,7 +146,9 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
     if not sources:
         return tasks
     path = context.folder / SCORES
-    if not path.is_file():
+    if path.is_file():
+        rows = [*read_json_lines(path)]
+    else:
         from reward.learned.model import RewardModel
 
         prompts = [task.prompt for task in tasks for _ in task.completions]
@@ -165,12 +166,9 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
             del model
             context.stop_if_asked()
         rows = [[[next(column) for _ in task.completions] for column in columns] for task in tasks]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(path, (json.dumps(row) + "\n" for row in rows))
         _free_memory()
-    return [
-        dataclasses.replace(task, scores=row)
-        for task, row in zip(tasks, read_json_lines(path), strict=True)
-    ]
+    return [dataclasses.replace(task, scores=row) for task, row in zip(tasks, rows, strict=True)]
 
 
 def _campaign(
@@ -335,20 +333,19 @@ def _stop_if_asked(
 
 def _write(
     context: StageContext[RankingsSettings], database: Database, campaign: Campaign
-) -> list[LabelRow]:
-    """Write `rankings.jsonl` and return the labels it is made of."""
+) -> tuple[list[LabelRow], list[Ranking]]:
+    """Write `rankings.jsonl`; return the labels and the rankings that they make."""
     from data.labels.campaign.label_filter import labels_of
     from data.labels.campaign.submissions import Submissions
-    from data.labels.exchange.exporting import ExportSettings, export_parts
+    from data.labels.exchange.exporting import rankings_of
 
     labels = labels_of(Submissions(database).labels(campaign.id))
     if not labels:
         raise SourceError(
             f"stage {context.name}: campaign {campaign.name} was closed without a label"
         )
-    written = ExportSettings("rankings", consolidation=context.settings.asked.consolidation)
-    parts, _ = export_parts(labels, written)
+    rankings = rankings_of(labels, consolidation=context.settings.asked.consolidation)
     path = context.folder / FILE
     path.unlink(missing_ok=True)
-    append_json_lines(path, map(json.loads, parts["rankings.jsonl"]))
-    return labels
+    append_json_lines(path, map(to_json, rankings))
+    return labels, rankings

@@ -1,14 +1,12 @@
 import csv
 import io
 import json
-import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import SourceError, StorageError
-from data.labels.atomic import write_atomic
+from data.errors import SourceError
 from data.labels.exchange.exporting import ExportSettings, export_labels, export_parts, neutral
 from data.records import Ranking, chat
 from data.sources.read import read
@@ -226,28 +224,6 @@ def test_halves_of_characters_do_not_stop_an_export(label, tmp_path):
     export_labels(rows, ExportSettings("csv"), folder=tmp_path)
     line = (tmp_path / "rankings.jsonl").read_text(encoding="utf-8")
     assert json.loads(line)["completions"][0] == "ok \ud83d"
-
-
-def test_an_export_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    place = tmp_path / "folder" / "a.jsonl"
-    assert write_atomic(place, ["one\n", "two\n"]) == 2
-
-    def parts():
-        yield "half"
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(StorageError, match=r"a\.jsonl: No space left"):
-        write_atomic(place, parts())
-    assert place.read_text() == "one\ntwo\n"
-    assert os.listdir(place.parent) == ["a.jsonl"]
-
-    def interrupted():
-        yield "half"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomic(place, interrupted())
-    assert os.listdir(place.parent) == ["a.jsonl"]
 
 
 def test_what_json_cannot_hold_is_told(label, tmp_path):
