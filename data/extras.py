@@ -1,4 +1,4 @@
-"""Whether the packages of the extra `labels` are there; imports none of them."""
+"""Whether the packages of the extras `labels` and `postgres` are there; imports none of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGES = ("starlette", "uvicorn", "jinja2", "markdown_it", "nh3", "argon2")
 FIGURES = ("scipy",)
 
 
-def require_packages(*names: str) -> None:
+def require_packages(*names: str, extra: str = "labels") -> None:
     """Refuse to go on without packages.
 
     Raises:
@@ -21,5 +21,5 @@ def require_packages(*names: str) -> None:
     if missing:
         raise UsageError(
             f"collecting labels needs {', '.join(missing)}, not installed here: "
-            "pip install 'rlhf-pipeline[labels]'"
+            f"pip install 'rlhf-pipeline[{extra}]'"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from pipeline.cli.options import (
     command_line,
     load_plugins,
 )
+from pipeline.cli.shipped import copy, recipes
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
@@ -35,6 +37,22 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("rlhf-pipeline"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Tell the version."),
+    ] = False,
+) -> None:
+    """Take the options of the command itself."""
 
 
 def _recipe(path: Path, overrides: list[str] | None, seed: int | None = None) -> Recipe:
@@ -233,6 +251,8 @@ def list_stages(
     RichConsole().print(table)
 
 
+app.command()(recipes)
+app.command()(copy)
 app.command(name="eval")(evaluate)
 app.command()(chat)
 app.command()(score)

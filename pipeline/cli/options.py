@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file.", metavar="RECIPE")]
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="Recipe file, or a name of `rlhf recipes`.", metavar="RECIPE")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change a setting; stage.key=value works too."),

@@ -19,6 +19,7 @@ from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.reward_model import estimate_reward
 from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
 from pipeline.estimate.stages.training import estimate_pretrain, estimate_sft
+from pipeline.recipe.shipped import find_file
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
@@ -126,7 +127,7 @@ def launched_sharding(recipe: Recipe) -> Sharding:
     if place is None:
         return "ddp"
     try:
-        content = yaml.safe_load(expand(place).read_text(encoding="utf-8"))
+        content = yaml.safe_load(find_file(expand(place)).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RecipeError(f"launch.config: {place} can't be read ({error})") from error
     kind = str((content or {}).get("distributed_type", "")).upper()

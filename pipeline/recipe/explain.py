@@ -13,6 +13,7 @@ from data.errors import RecipeError
 from pipeline.contract.settings import Settings
 from pipeline.recipe.files import Keys, read_merged
 from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 
 DEFAULT = "default"
@@ -60,13 +61,13 @@ def load_explained(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe to be explained: one to be extended may leave open what a stage needs.
 
     Args:
-        path: YAML file.
+        path: as of `load_recipe`.
         overrides: as of `load_recipe`.
 
     Raises:
         RecipeError: anything else is wrong.
     """
-    content, _ = read_merged(path)
+    content, _ = read_merged(find_file(path))
     stages = content.get("stages")
     fillers = [
         f"{name}.{filler}"

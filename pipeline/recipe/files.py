@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from data.errors import RecipeError, nearest
+from data.errors import RecipeError
+from pipeline.recipe.shipped import find_shipped, nearest_recipe
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys and list places that lead to it."""
@@ -40,10 +41,15 @@ def read_merged(path: Path, stack: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     merged: dict[str, Any] = {}
     merged_places: Places = {}
     for index, base in enumerate(bases):
-        target = path.parent / base
-        if not target.is_file():
+        local = path.parent / base
+        target = local if local.is_file() else find_shipped(base)
+        if target is None:
             place = places.get(("extends", index), places.get(("extends",), str(path)))
-            raise RecipeError(f"{place}: extends: {base}: no such recipe in {path.parent}")
+            near = nearest_recipe(Path(base), path.parent)
+            raise RecipeError(
+                f"{place}: extends: {base}: no such recipe in {path.parent}, nor among those of "
+                f"`rlhf recipes`.{near}"
+            )
         base_content, base_places = read_merged(target, (*stack, resolved))
         base_content.pop("name", None)
         base_content.pop("description", None)
@@ -70,8 +76,10 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()
-        near = nearest(path.name, [p.name for p in folder.glob("*.yaml")])
-        raise RecipeError(f"{path}: no such recipe.{near}") from None
+        near = nearest_recipe(path, folder)
+        raise RecipeError(
+            f"{path}: no such recipe; `rlhf recipes` lists those that come with it.{near}"
+        ) from None
     except IsADirectoryError:
         raise RecipeError(f"{path} is a folder; name the recipe's file in it") from None
     except UnicodeDecodeError as error:

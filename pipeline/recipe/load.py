@@ -28,6 +28,7 @@ from pipeline.contract.settings import (
 )
 from pipeline.recipe.files import Keys, Places, read_merged
 from pipeline.recipe.rounds import RoundsSettings, is_copy, write_out
+from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 
 TOP = ("name", "description", "seed", "launch", "trackers", "rounds", "extends", "stages")
@@ -107,13 +108,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the name of a recipe that comes with the package.
         overrides: `a.b=value` of `--set`, applied last; `stage.key` is short for
             `stages.stage.key`. The value is read as YAML.
 
     Raises:
         RecipeError: anything is wrong; names file, path and value.
     """
+    path = find_file(path)
     content, places = read_merged(path)
     for override in overrides:
         _apply_override(content, places, override)

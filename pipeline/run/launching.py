@@ -18,12 +18,13 @@ from typing import Any
 
 import yaml
 
-from data.errors import Interrupted, StageFailedError, UsageError
+from data.errors import Interrupted, StageFailedError, UsageError, nearest
 from data.storage import storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
+from pipeline.recipe.shipped import find_file, shipped_files
 from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import STARTER, starter
 
@@ -167,7 +168,7 @@ def launch_command(launch: LaunchSettings) -> list[str]:
         # On a CPU, `--cpu` would start one process; this starts all, `run_as_rank` says on what.
         command += ["--main_process_port", "0", "--multi_gpu"]
     else:
-        command += ["--config_file", launch.config]
+        command += ["--config_file", str(find_file(Path(launch.config)))]
         if _machines(launch) == 1:
             command += ["--main_process_port", "0"]
     return [*command, str(Path(sys.executable).with_name("rlhf"))]
@@ -196,16 +197,19 @@ def shards_weights(launch: LaunchSettings) -> bool:
 
 def _read(config: str) -> tuple[str, int]:
     """Return what an accelerate configuration starts, and on how many machines."""
-    path = Path(config)
+    path = find_file(Path(config))
     if not path.is_file():
-        raise UsageError(f"launch.config: {config}: no such file; give an accelerate configuration")
+        near = nearest(config, shipped_files())
+        raise UsageError(
+            f"launch.config: {config}: no such file; give an accelerate configuration.{near}"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(content["distributed_type"]), int(content.get("num_machines", 1))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
         raise UsageError(
             f"launch.config: {config} is no accelerate configuration; `accelerate config` "
-            "makes one, and recipes/launch/ holds some"
+            "makes one, and `rlhf copy launch/ddp.yaml` copies one"
         ) from error
 
 

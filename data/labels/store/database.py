@@ -27,6 +27,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from data.errors import ArtifactError, UsageError
+from data.extras import require_packages
 
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
@@ -215,6 +216,7 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
 
 
 def _open_postgresql(url: sa.URL) -> sa.Engine:
+    require_packages("psycopg", extra="postgres")
     engine = sa.create_engine(url, pool_size=CONNECTIONS, max_overflow=_MORE_CONNECTIONS // 2)
 
     @event.listens_for(engine, "checkin")

@@ -114,3 +114,11 @@ def test_sqlite_waits_for_the_disk_where_a_label_is_acknowledged(tmp_path: Path)
         assert connection.scalar(sa.text("PRAGMA journal_mode")) == "wal"
         assert connection.scalar(sa.text("PRAGMA foreign_keys")) == 1
     database.close()
+
+
+def test_without_its_driver_postgresql_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("data.extras.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"psycopg.*pip install 'rlhf-pipeline\[postgres\]'"):
+        open_database("postgresql://me@127.0.0.1:1/none")
