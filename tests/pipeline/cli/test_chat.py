@@ -26,7 +26,7 @@ def talk() -> Callable[..., str]:
 
     def run(*checkpoints: Path | str, lines: list[str], **options: Any) -> str:
         output = io.StringIO()
-        drawn = {"max_new_tokens": 8, "temperature": 0.7}
+        drawn: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.7}
         drawn |= {name: options.pop(name) for name in (*drawn,) if name in options}
         chat(
             [str(c) for c in checkpoints],

@@ -83,7 +83,7 @@ def test_keys_hold_what_they_held(kind: str) -> None:
 
 def test_rounds_are_written_out_of_what_is_left(tmp_path: Path) -> None:
     pairs = [{"path": "a"}]
-    stages = {
+    stages: dict[str, dict[str, Any]] = {
         "rankings": {"kind": "rankings", "model": "./p", "prompts": [{"world": "rm_prompts"}]},
         "reward": {"kind": "reward", "model": "./p", "rankings": "rankings", "heldout": pairs},
         "ppo": {"kind": "ppo", "policy": "./p", "reward": "reward", "prompts": pairs},
