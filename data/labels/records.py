@@ -10,6 +10,7 @@ that was shown; `Assignment.order` tells which completion stood where.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -65,6 +66,27 @@ def size_problem(*, completions: int, mode: Mode) -> str | None:
             "task into pairs"
         )
     return None
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Return a prompt as text, the turns of a chat by role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def copeland_ranks(wins: Iterable[tuple[int, int]], size: int) -> list[int]:
+    """Return dense ranks by pairs won minus pairs lost (Copeland, 1951); equal is a tie.
+
+    Args:
+        wins: winner and loser of each pair that is no tie.
+        size: how many completions there are.
+    """
+    scores = [0] * size
+    for winner, loser in wins:
+        scores[winner] += 1
+        scores[loser] -= 1
+    return dense_ranks([-score for score in scores])
 
 
 @dataclass(frozen=True)

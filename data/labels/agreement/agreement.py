@@ -285,16 +285,16 @@ def tau_to_others(
                 continue
             sums[task.prompt][0] += tau
             sums[task.prompt][1] += 1.0
-    told = f"{counted(undefined, 'label')} left out, all tied" if undefined else ""
+    note = f"{counted(undefined, 'label')} left out, all tied" if undefined else ""
     if not sums:
-        return missing(told or TOO_FEW)
+        return missing(note or TOO_FEW)
     estimate = bootstrap_clusters(
         np.array(list(sums.values())),
         statistic=lambda sums_R2: sums_R2[:, 0] / sums_R2[:, 1],
         resamples=resamples,
         seed=seed,
     )
-    return figure(estimate, note=told)
+    return figure(estimate, note=note)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -139,16 +139,16 @@ def seconds(*, times: Sequence[float]) -> Seconds:
     """
     timed = [time for time in times if time > 0]
     left_out = len(times) - len(timed)
-    told = f"{counted(left_out, 'label')} without a time" if left_out else ""
+    note = f"{counted(left_out, 'label')} without a time" if left_out else ""
     if not timed:
-        return Seconds(None, None, 0.0, 0, 0, 0, told or "no labels")
+        return Seconds(None, None, 0.0, 0, 0, 0, note or "no labels")
     logs = [math.log(time) for time in timed]
     middle = median(logs)
     spread = MAD_TO_SIGMA * median(abs(value - middle) for value in logs)
     scores = [(value - middle) / spread for value in logs] if spread else []
     if not spread and len(timed) > 1:
         same = "half of the times or more are the same: no outliers are told"
-        told = f"{told}; {same}" if told else same
+        note = f"{note}; {same}" if note else same
     usual = median(timed)
     return Seconds(
         median=usual,
@@ -157,5 +157,5 @@ def seconds(*, times: Sequence[float]) -> Seconds:
         n=len(timed),
         fast=sum(score < -CUT for score in scores),
         slow=sum(score > CUT for score in scores),
-        note=told,
+        note=note,
     )

@@ -43,10 +43,10 @@ class Figure:
         if self.value is None:
             return "-"
         scale, digits, unit = (100, 1, "%") if percent else (1, 3, "")
-        told = f"{scale * self.value:.{digits}f}{unit}"
+        cell = f"{scale * self.value:.{digits}f}{unit}"
         if self.low is None or self.high is None:
-            return told
-        return f"{told} [{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+            return cell
+        return f"{cell} [{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
 
 
 def missing(note: str) -> Figure:

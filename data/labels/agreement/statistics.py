@@ -261,10 +261,10 @@ def _repeats(labels: Iterable[LabelRow]) -> list[tuple[str, Sequence[int], Seque
             again.append(row)
         else:
             first.setdefault((row.annotator.id, row.assignment.task.id), row)
-    found: list[tuple[str, Sequence[int], Sequence[int]]] = []
+    repeats: list[tuple[str, Sequence[int], Sequence[int]]] = []
     for row in again:
         before = first.get((row.annotator.id, row.assignment.task.id))
         if before is not None:
             ranks = before.label.submission.ranks
-            found.append((cluster_of(row), ranks, row.label.submission.ranks))
-    return found
+            repeats.append((cluster_of(row), ranks, row.label.submission.ranks))
+    return repeats

@@ -34,14 +34,14 @@ def lines(statistics: LabelStatistics) -> list[Line]:
 
 
 def _group_lines(group: Group) -> list[Line]:
-    told = []
+    figures = []
     for name, (title, says) in FIGURES.items():
         one = group.figures.get(name)
         if one is not None:
             rests_on = _rests_on(one) if one.n else ""
             value = one.text(percent=name not in PLAIN)
-            told.append(Line(title, value, rests_on, says, one.note))
-    return [*told, _time_line(group.seconds)]
+            figures.append(Line(title, value, rests_on, says, one.note))
+    return [*figures, _time_line(group.seconds)]
 
 
 def _time_line(time: Seconds) -> Line:
@@ -67,17 +67,17 @@ def _ceiling_line(ceiling: Ceiling) -> Line:
 
 def to_text(statistics: LabelStatistics) -> str:
     """Return the report as plain text, at most 100 columns wide but for long names and notes."""
-    whole = statistics.whole
+    everybody = statistics.whole
     head = f"{statistics.campaign or 'labels'}: {summary(statistics)}"
     rows = [(line.title, line.value, line.rests_on, line.note) for line in lines(statistics)]
     parts = [head, "", _table(rows)]
     for title, counts, names in (
-        ("skipped because", whole.skip_reasons, SKIP_REASONS),
-        ("flags", whole.flags, FLAGS),
+        ("skipped because", everybody.skip_reasons, SKIP_REASONS),
+        ("flags", everybody.flags, FLAGS),
     ):
         if counts:
-            told = ", ".join(f"{names.get(key, key)} {count:,}" for key, count in counts.items())
-            parts.append(f"{title}: {told}")
+            given = ", ".join(f"{names.get(key, key)} {count:,}" for key, count in counts.items())
+            parts.append(f"{title}: {given}")
     if statistics.annotators:
         parts += ["", _table([_HEADS, *_annotator_rows(statistics)])]
     return "\n".join(parts) + "\n"
@@ -85,18 +85,18 @@ def to_text(statistics: LabelStatistics) -> str:
 
 def summary(statistics: LabelStatistics) -> str:
     """Return how many labels there are, of how many tasks and by how many annotators."""
-    whole, n_tasks = statistics.whole, statistics.n_tasks
-    if not whole.labels:
+    everybody, n_tasks = statistics.whole, statistics.n_tasks
+    if not everybody.labels:
         of = "" if n_tasks is None else f" of its {counted(n_tasks, 'task')}"
         return f"no labels{of}" + (
             f" by {' or '.join(statistics.kinds)}" if statistics.kinds else ""
         )
-    told = (
-        f"{counted(whole.labels, 'label')} of {counted(whole.tasks, 'task')} by "
+    line = (
+        f"{counted(everybody.labels, 'label')} of {counted(everybody.tasks, 'task')} by "
         f"{counted(len(statistics.annotators), 'annotator')}; "
         f"{counted(statistics.overlapping, 'task')} labelled by several"
     )
-    return told if n_tasks is None else f"{told}; {counted(n_tasks, 'task')} in all"
+    return line if n_tasks is None else f"{line}; {counted(n_tasks, 'task')} in all"
 
 
 def _rests_on(one: Figure) -> str:

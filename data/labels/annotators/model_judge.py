@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from typing import NamedTuple
@@ -21,8 +20,15 @@ from typing import NamedTuple
 from data.errors import LabelError
 from data.labels.annotators.calls import CallRefusedError, Calls
 from data.labels.annotators.working import submission
-from data.labels.records import AnnotatorKind, Assignment, Mode, NewTask, Submission
-from data.records import Prompt, dense_ranks
+from data.labels.records import (
+    AnnotatorKind,
+    Assignment,
+    Mode,
+    NewTask,
+    Submission,
+    copeland_ranks,
+    prompt_text,
+)
 
 _TRIES = 2
 """Times that a model is asked until it gives a verdict."""
@@ -117,18 +123,18 @@ class ModelJudge:
 
     def _pair(self, new: NewTask, pair: tuple[int, int], again: bool) -> str | None:
         a, b = (new.completions[place] for place in pair)
-        told = self._asked(_PAIR, new, again, a=a, b=b)
-        return None if told is None else told.upper()
+        verdict = self._asked(_PAIR, new, again, a=a, b=b)
+        return None if verdict is None else verdict.upper()
 
     def _rating(self, new: NewTask, place: int, again: bool) -> int | None:
-        told = self._asked(_RATE, new, again, a=new.completions[place])
-        return None if told is None else int(told)
+        rating = self._asked(_RATE, new, again, a=new.completions[place])
+        return None if rating is None else int(rating)
 
     def _asked(self, question: _Question, new: NewTask, again: bool, **answers: str) -> str | None:
         """Return the answer to a question, reminded of it where there was none at first."""
         mark = _mark(new)
         asked = question.form.format(
-            guidelines=self.guidelines, prompt=as_text(new.prompt), mark=mark, **answers
+            guidelines=self.guidelines, prompt=prompt_text(new.prompt), mark=mark, **answers
         )
         messages = [
             {"role": "system", "content": _SYSTEM.format(mark=mark)},
@@ -145,9 +151,9 @@ class ModelJudge:
                 # The same question was taken without the model's own words: with them it is longer
                 # than the context, which is a reason to skip this task, not to end the work.
                 return None
-            found = question.pattern.findall(said)
-            if found:
-                return str(found[-1])
+            verdicts = question.pattern.findall(said)
+            if verdicts:
+                return str(verdicts[-1])
             messages += [
                 {"role": "assistant", "content": said.strip() or "(nothing)"},
                 {"role": "user", "content": question.reminder},
@@ -162,33 +168,17 @@ def ranks_of(said: dict[tuple[int, int], tuple[str, str]]) -> list[int]:
         said: (a, b) -> the verdict with a as answer A, and the one with b as answer A; each of
             "A", "B" and "TIE".
     """
-    count = 1 + max(place for pair in said for place in pair)
-    scores = [0] * count
-    for (a, b), (straight, swapped) in said.items():
-        if (straight, swapped) == ("A", "B"):
-            winner, loser = a, b
-        elif (straight, swapped) == ("B", "A"):
-            winner, loser = b, a
-        else:
-            continue
-        scores[winner] += 1
-        scores[loser] -= 1
-    return dense_ranks([-score for score in scores])
-
-
-def as_text(prompt: Prompt) -> str:
-    """Return a prompt as text, the turns of a chat by role."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    wins = [pair for pair, verdicts in said.items() if verdicts == ("A", "B")]
+    wins += [pair[::-1] for pair, verdicts in said.items() if verdicts == ("B", "A")]
+    return copeland_ranks(wins, 1 + max(place for pair in said for place in pair))
 
 
 def _mark(new: NewTask) -> str:
     """Return a mark that stands in none of the texts; the same for the same task."""
-    texts: Sequence[str] = [as_text(new.prompt), *new.completions]
+    texts = [prompt_text(new.prompt), *new.completions]
     for number in range(1000):
-        mark = hashlib.sha256("\x1f".join([str(number), *texts]).encode("utf-8", "replace"))
-        found = f"<<{mark.hexdigest()[:12]}>>"
-        if not any(found in text for text in texts):
-            return found
+        digest = hashlib.sha256("\x1f".join([str(number), *texts]).encode("utf-8", "replace"))
+        mark = f"<<{digest.hexdigest()[:12]}>>"
+        if not any(mark in text for text in texts):
+            return mark
     raise LabelError("no mark was found that a task's texts do not hold")

@@ -21,8 +21,14 @@ from itertools import combinations
 from statistics import fmean
 
 from data.labels.annotators.working import submission
-from data.labels.records import AnnotatorKind, Assignment, Mode, NewTask, Submission
-from data.records import dense_ranks
+from data.labels.records import (
+    AnnotatorKind,
+    Assignment,
+    Mode,
+    NewTask,
+    Submission,
+    copeland_ranks,
+)
 
 POOL = 13
 """Annotators of AlpacaFarm's pool."""
@@ -109,15 +115,12 @@ def noisy_ranks(
         flip: probability.
         rng: draws once for each pair, in order.
     """
-    scores = [0] * len(values)
+    wins = []
     for a, b in combinations(range(len(values)), 2):
         turned = rng.random() < flip
-        if abs(values[a] - values[b]) <= just:
-            continue
-        winner, loser = (a, b) if (values[a] > values[b]) != turned else (b, a)
-        scores[winner] += 1
-        scores[loser] -= 1
-    return dense_ranks([-score for score in scores])
+        if abs(values[a] - values[b]) > just:
+            wins.append((a, b) if (values[a] > values[b]) != turned else (b, a))
+    return copeland_ranks(wins, len(values))
 
 
 def pool(

@@ -65,7 +65,8 @@ def work_through(
                 submissions.skip(given.id, annotator.id, "broken")
                 continue
             seconds = said.seconds or round(time.monotonic() - started, 3)
-            submissions.submit(given.id, annotator.id, with_seconds(said, seconds))
+            said = dataclasses.replace(said, seconds=seconds)
+            submissions.submit(given.id, annotator.id, said)
             done += 1
         except LabelConflictError:
             # It took longer than the lease, and somebody else has labelled the task meanwhile.
@@ -80,11 +81,6 @@ def give_back(database: Database, campaign: Campaign, judge: Judge) -> None:
     given = queue.next(annotator.id, campaign.id)
     if given is not None:
         queue.release(given.id, annotator.id)
-
-
-def with_seconds(said: Submission, seconds: float) -> Submission:
-    """Return a submission that took so many seconds."""
-    return dataclasses.replace(said, seconds=seconds)
 
 
 def submission(

@@ -118,10 +118,10 @@ class Accounts:
         """Return all invites, newest first."""
         query = sa.select(tables.invites).order_by(tables.invites.c.created_at.desc())
         with self.database.read() as connection:
-            found = connection.execute(query).all()
+            invites = connection.execute(query).all()
         hidden = ("token_sha256", "annotator_id")
         return [
-            Invite(**{k: v for k, v in row._mapping.items() if k not in hidden}) for row in found
+            Invite(**{k: v for k, v in row._mapping.items() if k not in hidden}) for row in invites
         ]
 
     def revoke_invite(self, invite_id: str, *, by: str) -> None:
@@ -168,17 +168,17 @@ class Accounts:
             wanted_id: that of another database, taken where it is free.
         """
         name = _name(name)
-        found = self._find(name, kind)
-        if found is not None:
-            return found
+        annotator = self._find(name, kind)
+        if annotator is not None:
+            return annotator
         try:
             with self.database.write() as connection:
                 return self._insert(connection, name, kind, role, wanted_id)
         except sa.exc.IntegrityError:
             # Somebody else added them just now.
-            found = self._find(name, kind)
-            assert found is not None
-            return found
+            annotator = self._find(name, kind)
+            assert annotator is not None
+            return annotator
 
     def _find(self, name: str, kind: AnnotatorKind) -> Annotator | None:
         with self.database.read() as connection:

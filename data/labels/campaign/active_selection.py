@@ -44,7 +44,7 @@ def problem(scores: Scores, *, completions: int, strategy: Strategy) -> str | No
 def scales(tasks: Sequence[Scores]) -> list[float]:
     """Return each model's root mean square of its centred scores; 1 where all scores are equal."""
     models = max((len(scores) for scores in tasks), default=0)
-    found = []
+    rms = []
     for model in range(models):
         squares = [
             deviation**2
@@ -52,8 +52,8 @@ def scales(tasks: Sequence[Scores]) -> list[float]:
             if model < len(scores)
             for deviation in _centred(scores[model])
         ]
-        found.append(math.sqrt(statistics.fmean(squares)) or 1.0)
-    return found
+        rms.append(math.sqrt(statistics.fmean(squares)) or 1.0)
+    return rms
 
 
 def priority(scores: Scores, *, scale: Sequence[float], strategy: Strategy) -> float:

@@ -75,8 +75,8 @@ class Campaigns:
         self, name: str, settings: CampaignSettings, guidelines: str, by: str, wanted_id: str
     ) -> Campaign:
         with self.database.write() as connection:
-            found = _BY_NAME.with_for_update(of=tables.campaigns)
-            row = connection.execute(found, {"value": name}).one_or_none()
+            by_name = _BY_NAME.with_for_update(of=tables.campaigns)
+            row = connection.execute(by_name, {"value": name}).one_or_none()
             if row is None:
                 kept = kept_id(connection, tables.campaigns, wanted_id)
                 campaign = Campaign(kept, name, settings, guidelines, guidelines_version=1)

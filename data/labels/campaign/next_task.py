@@ -138,11 +138,11 @@ class Turn:
             )
             .order_by(_task.place)
         )
-        found = self.connection.execute(query).scalars().all()
+        gold_tasks = self.connection.execute(query).scalars().all()
         if purpose == "qualification":
             # Everybody qualifies on the same tasks.
-            found = found[:1]
-        return _evenly(purpose, found)
+            gold_tasks = gold_tasks[:1]
+        return _evenly(purpose, gold_tasks)
 
     def _repeat(self) -> Plan | None:
         query = (

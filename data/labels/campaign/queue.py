@@ -115,8 +115,8 @@ class Queue:
 
     def assignment(self, assignment_id: str, annotator_id: str) -> Assignment | None:
         """Return the assignment if it is this annotator's."""
-        found = self.given(assignment_id, annotator_id)
-        return None if found is None else found[0]
+        given = self.given(assignment_id, annotator_id)
+        return None if given is None else given[0]
 
     def given(self, assignment_id: str, annotator_id: str) -> tuple[Assignment, str] | None:
         """Return the assignment with its state, as `state` tells it, if it is this annotator's."""

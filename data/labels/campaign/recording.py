@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from data.errors import InvalidLabelError
 from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.records import Annotator, LabelRow
+from data.labels.records import AnnotatorKind, LabelRow
 from data.labels.store import tables
 from data.labels.store.audit import Audit
 from data.labels.store.database import Database
@@ -42,7 +42,7 @@ class Recording:
             InvalidLabelError: a label is not what its mode asks; those before it are stored.
             LabelError: there is no such campaign.
         """
-        annotators: dict[tuple[str, str], str] = {}
+        annotators: dict[tuple[AnnotatorKind, str], str] = {}
         total = 0
         iterator = iter(rows)
         while batch := list(itertools.islice(iterator, _BATCH)):
@@ -57,7 +57,9 @@ class Recording:
             for row in batch:
                 who = (row.annotator.kind, row.annotator.name)
                 if who not in annotators:
-                    annotators[who] = self._annotator(row.annotator)
+                    kind, name = who
+                    kept = self.accounts.add(name, kind, wanted_id=row.annotator.id)
+                    annotators[who] = kept.id
             with self.database.write() as connection:
                 # One import at a time: two of the same file would meet at the same rows.
                 connection.execute(
@@ -81,18 +83,15 @@ class Recording:
             total += added
         return total
 
-    def _annotator(self, annotator: Annotator) -> str:
-        return self.accounts.add(annotator.name, annotator.kind, wanted_id=annotator.id).id
-
     def _task_ids(
         self, connection: sa.Connection, campaign_id: str, keys: list[str]
     ) -> dict[str, str]:
-        found = connection.execute(
+        stored = connection.execute(
             sa.select(_task.key, _task.id).where(
                 _task.campaign_id == campaign_id, _task.key.in_(keys)
             )
         ).all()
-        return {row.key: row.id for row in found}
+        return {row.key: row.id for row in stored}
 
     def _one(
         self,

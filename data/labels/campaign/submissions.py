@@ -104,12 +104,12 @@ class Submissions:
             LabelConflictError: too old, or of the qualification, whose answer was told.
         """
         with self.database.write() as connection:
-            found = connection.execute(
+            assignment_id = connection.execute(
                 sa.select(_label.assignment_id).where(_label.id == label_id)
             ).scalar_one_or_none()
-            if found is None:
+            if assignment_id is None:
                 raise NotYoursError("there is no such label of yours")
-            row = lock(connection, found, annotator_id)
+            row = lock(connection, assignment_id, annotator_id)
             known = _labels(connection, row)
             if (again := _again(known, submission)) is not None:
                 return again
@@ -229,10 +229,10 @@ class Submissions:
             .order_by(_given.ended_at, _given.id)
         )
         with self.database.read() as connection:
-            found = connection.execute(query).all()
+            skipped = connection.execute(query).all()
         return [
             Skip(rows.assignment(row), rows.annotator(row), row.a_skip_reason, row.a_ended_at)
-            for row in found
+            for row in skipped
         ]
 
     def skipped_by(self, campaign_id: str) -> dict[str, int]:
@@ -285,8 +285,8 @@ def _labels(connection: sa.Connection, row: Any) -> list[Label]:
     """Return the labels of an assignment; only one that is done has any."""
     if row.state != "done":
         return []
-    found = connection.execute(_KNOWN, {"assignment": row.id})
-    return [rows.label(one) for one in found.all()]
+    known = connection.execute(_KNOWN, {"assignment": row.id})
+    return [rows.label(one) for one in known.all()]
 
 
 def _again(known: list[Label], submission: Submission) -> Label | None:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import fmean
 from typing import Literal
 
 from data.labels.exchange.rankings_file import VOTES, plain_ranking
-from data.labels.records import LabelRow
-from data.records import Ranking, dense_ranks
+from data.labels.records import LabelRow, copeland_ranks
+from data.records import Ranking
 
 Consolidation = Literal["per_annotator", "majority", "soft"]
 
@@ -51,12 +52,8 @@ def pair_votes(rankings: Sequence[Sequence[int]]) -> list[list[float]]:
 def majority_ranks(rankings: Sequence[Sequence[int]]) -> list[int]:
     """Return dense ranks by Copeland's score over pairwise majorities; see the module."""
     votes = pair_votes(rankings)
-    places = range(len(votes))
-    scores = [
-        sum((votes[i][j] > votes[j][i]) - (votes[i][j] < votes[j][i]) for j in places)
-        for i in places
-    ]
-    return dense_ranks([-score for score in scores])
+    pairs = permutations(range(len(votes)), 2)
+    return copeland_ranks(((i, j) for i, j in pairs if votes[i][j] > votes[j][i]), len(votes))
 
 
 def pair_probabilities(rankings: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -28,8 +28,8 @@ from data.labels.campaign.label_filter import TRAINING, labels_of
 from data.labels.exchange.consolidation import Consolidation, Judged, consolidate
 from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id, to_ranking
 from data.labels.exchange.training_rows import Margin, preference_rows, tied_pairs, unpaired_rows
-from data.labels.records import AnnotatorKind, LabelRow, Purpose
-from data.records import Message, Ranking, to_json
+from data.labels.records import AnnotatorKind, LabelRow, Purpose, prompt_text
+from data.records import Ranking, to_json
 from data.sources.split import is_heldout
 from data.storage import storage_errors, write_atomically
 from data.words import counted
@@ -76,8 +76,8 @@ class Exported:
 
     def lines(self) -> list[str]:
         """Return it as lines for the console."""
-        told = [f"{name}: {counted(count, 'row')}" for name, count in self.files.items()]
-        return told + [f"left out {count:,}: {why}" for why, count in self.left_out.items()]
+        lines = [f"{name}: {counted(count, 'row')}" for name, count in self.files.items()]
+        return lines + [f"left out {count:,}: {why}" for why, count in self.left_out.items()]
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class ExportSettings:
                 raise UsageError(
                     f"export: {name} '{value}' is none of {', '.join(get_args(known))}"
                 )
-        whole = self.what in ("rankings", "csv") and self.consolidation == "per_annotator"
-        if self.revisions == "all" and not whole:
+        keeps_revisions = self.what in ("rankings", "csv") and self.consolidation == "per_annotator"
+        if self.revisions == "all" and not keeps_revisions:
             raise UsageError(
                 "export: revisions 'all' is for rankings and csv with consolidation "
                 "'per_annotator'; elsewhere an earlier revision would count as another label"
@@ -200,7 +200,7 @@ def _split_rows(
     judged: list[Judged], settings: ExportSettings, left_out: Counter[str]
 ) -> dict[str, list[str]]:
     if settings.what == "preferences":
-        found = preference_rows(
+        rows = preference_rows(
             judged,
             implicit=settings.implicit,
             margin=settings.margin,
@@ -208,11 +208,11 @@ def _split_rows(
             left_out=left_out,
         )
     else:
-        found = unpaired_rows(judged, left_out=left_out)
+        rows = unpaired_rows(judged, left_out=left_out)
     parts: dict[str, list[str]] = {f"{settings.what}/train.jsonl": []}
     if settings.heldout > 0:
         parts[f"{settings.what}/test.jsonl"] = []
-    for prompt, row in found:
+    for prompt, row in rows:
         held = is_heldout(prompt, share=settings.heldout, seed=settings.seed)
         parts[f"{settings.what}/{'test' if held else 'train'}.jsonl"].append(_line(row))
     return parts
@@ -233,7 +233,6 @@ def _csv_lines(labels: Iterable[LabelRow], *, blind: bool) -> Iterator[str]:
 
 def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
     new, said = row.assignment.task.new, row.label.submission
-    prompt = new.prompt if isinstance(new.prompt, str) else _dialogue(new.prompt)
     facts = to_ranking(row, blind=blind).meta[LABEL]
     for place, text in enumerate(new.completions):
         shown = row.assignment.order.index(place) + 1 if place in row.assignment.order else ""
@@ -245,7 +244,7 @@ def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
             facts["campaign"],
             row.assignment.purpose,
             facts["task"]["key"],
-            prompt,
+            prompt_text(new.prompt),
             completion_id(new.prompt, text),
             text,
             new.policies[place] if new.policies and not blind else "",
@@ -257,10 +256,6 @@ def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
             said.comment,
             said.seconds,
         ]
-
-
-def _dialogue(prompt: Iterable[Message]) -> str:
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def _csv_line(cells: Iterable[Any]) -> str:

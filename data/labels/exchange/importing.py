@@ -111,8 +111,8 @@ def read_labels(
             f"{max_bad_share:.2%}: {'; '.join(report.first_bad)}"
         )
     if not report.records:
-        told = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
-        raise SourceError(f"no labels in {source}{': ' + told if told else ''}")
+        dropped = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
+        raise SourceError(f"no labels in {source}{': ' + dropped if dropped else ''}")
 
 
 class _Foreign(NamedTuple):

@@ -140,18 +140,18 @@ def from_row(row: Mapping[str, Any]) -> LabelRow:
             raise RowError(
                 f"the label is of version {label['version']}, this program reads {VERSION}"
             )
-        found = _label_row(row, label)
+        label_row = _label_row(row, label)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, RowError):
             raise
         what = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise RowError(f"the label under '{LABEL}' is damaged: {what}") from error
-    problem = found.label.submission.problem(
-        completions=len(found.assignment.task.new.completions), mode=found.mode
+    problem = label_row.label.submission.problem(
+        completions=len(label_row.assignment.task.new.completions), mode=label_row.mode
     )
     if problem:
         raise RowError(problem)
-    return found
+    return label_row
 
 
 def _label_row(row: Mapping[str, Any], label: Mapping[str, Any]) -> LabelRow:

@@ -62,15 +62,15 @@ def preference_rows(
     held = list(judged)
     pairs = [list(_strict_pairs(one)) for one in held]
     n_pairs: Counter[str] = Counter()
-    for one, found in zip(held, pairs, strict=True):
-        n_pairs[prompt_hash(one.ranking.prompt)] += len(found)
+    for one, ordered in zip(held, pairs, strict=True):
+        n_pairs[prompt_hash(one.ranking.prompt)] += len(ordered)
         size = len(one.ranking.ranks)
-        tied = size * (size - 1) // 2 - len(found)
+        tied = size * (size - 1) // 2 - len(ordered)
         if tied:
             left_out["tied pairs (see the export of ties)"] += tied
-    for one, found in zip(held, pairs, strict=True):
+    for one, ordered in zip(held, pairs, strict=True):
         ranking, opening = one.ranking, as_turns(one.ranking.prompt)
-        for better, worse in found:
+        for better, worse in ordered:
             chosen, rejected = (_answer(ranking.completions[i]) for i in (better, worse))
             row: dict[str, Any] = {"prompt": opening, "chosen": chosen, "rejected": rejected}
             if implicit:
@@ -119,14 +119,14 @@ def _margin(judged: Judged, better: int, worse: int, margin: Margin) -> float:
 def tied_pairs(judged: Iterable[Judged]) -> Iterator[Ranking]:
     """Yield each tied pair as a ranking of two with equal ranks."""
     held = list(judged)
-    found = [
+    tied = [
         (one, i, j)
         for one in held
         for i, j in combinations(range(len(one.ranking.ranks)), 2)
         if one.ranking.ranks[i] == one.ranking.ranks[j]
     ]
-    counts = Counter(prompt_hash(one.ranking.prompt) for one, _, _ in found)
-    for one, i, j in found:
+    counts = Counter(prompt_hash(one.ranking.prompt) for one, _, _ in tied)
+    for one, i, j in tied:
         ranking = one.ranking
         yield Ranking(
             prompt=ranking.prompt,

@@ -15,8 +15,8 @@ def server_file(run: Path) -> Path:
 def read_address(run: Path) -> str | None:
     """Return the address of the server of a run, None when none is running."""
     try:
-        told = json.loads(server_file(run).read_text(encoding="utf-8"))
-        address, process = str(told["address"]), int(told["pid"])
+        written = json.loads(server_file(run).read_text(encoding="utf-8"))
+        address, process = str(written["address"]), int(written["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return address if _alive(process) else None

@@ -22,8 +22,8 @@ def accepted_version(database: Database, annotator_id: str, campaign_id: str) ->
     """Return the newest version that the annotator accepted, 0 if none."""
     where = {"campaign": campaign_id, "annotator": annotator_id}
     with database.look() as connection:
-        found = connection.execute(_ACCEPTED, where).scalars().all()
-    return max((int(detail["version"]) for detail in found), default=0)
+        accepted = connection.execute(_ACCEPTED, where).scalars().all()
+    return max((int(detail["version"]) for detail in accepted), default=0)
 
 
 def accept(database: Database, annotator_id: str, campaign: Campaign) -> None:

@@ -64,24 +64,24 @@ def to_text(text: str, length: int) -> str:
 
 
 def _plain_links(children: Sequence[Token]) -> list[Token]:
-    told: list[Token] = []
+    plain: list[Token] = []
     addresses: list[str] = []
     start = 0
     for token in children:
         if token.type == "link_open":
             addresses.append(str(token.attrs.get("href", "")))
-            start = len(told)
+            start = len(plain)
         elif token.type == "link_close":
             address = addresses.pop() if addresses else ""
-            shown = "".join(part.content for part in told[start:])
+            shown = "".join(part.content for part in plain[start:])
             if address and address != shown and address != f"mailto:{shown}":
-                told.append(_text(f" ({address})"))
+                plain.append(_text(f" ({address})"))
         elif token.type == "image":
             address = str(token.attrs.get("src", ""))
-            told.append(_text(f"[picture: {token.content or 'no name'}] ({address})"))
+            plain.append(_text(f"[picture: {token.content or 'no name'}] ({address})"))
         else:
-            told.append(token)
-    return told
+            plain.append(token)
+    return plain
 
 
 def _text(content: str) -> Token:

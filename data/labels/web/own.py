@@ -100,9 +100,9 @@ def gold_agreement(database: Database, annotator_id: str, campaign_id: str) -> G
         .order_by(_label.created_at, _label.id)
     )
     with database.read() as connection:
-        found = connection.execute(query).all()
-    whole = found[: len(found) // GOLD_EVERY * GOLD_EVERY]
-    parts = [agreed_pairs(row.ranks, row.gold_ranks) for row in whole if row.purpose == "gold"]
+        labels = connection.execute(query).all()
+    batches = labels[: len(labels) // GOLD_EVERY * GOLD_EVERY]
+    parts = [agreed_pairs(row.ranks, row.gold_ranks) for row in batches if row.purpose == "gold"]
     if len(parts) < _GOLD_LEAST:
         return Gold(len(parts), 0, 0)
     return Gold(len(parts), sum(pairs for _, pairs in parts), sum(agreed for agreed, _ in parts))

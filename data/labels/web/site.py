@@ -76,10 +76,10 @@ class Site:
         Raises:
             NotYoursError: there is none of this id.
         """
-        found = self.store.by_id(campaign_id)
-        if found is None or not self._served(found):
+        campaign = self.store.by_id(campaign_id)
+        if campaign is None or not self._served(campaign):
             raise NotYoursError("there is no such campaign")
-        return found
+        return campaign
 
     def progress(self, campaign_id: str) -> Progress:
         """Return how far a campaign is, as of a few seconds ago."""

@@ -148,11 +148,11 @@ def _text(lines: Iterable[str]) -> bytes:
 
 def _packed(parts: Mapping[str, Iterable[str]]) -> bytes:
     """Return several files as one that a browser can take."""
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, lines in parts.items():
             archive.writestr(name, _text(lines))
-    return whole.getvalue()
+    return packed.getvalue()
 
 
 def annotators(visit: Visit) -> Response:

@@ -59,10 +59,10 @@ def end(visit: Visit) -> Response:
 
 def task(visit: Visit) -> Response:
     """Show a task."""
-    found = visit.site.queue.given(visit.part("assignment"), visit.me.id)
-    if found is None:
+    given = visit.site.queue.given(visit.part("assignment"), visit.me.id)
+    if given is None:
         raise _not_yours()
-    assignment, state = found
+    assignment, state = given
     campaign = visit.site.campaign(assignment.task.campaign_id)
     if state in ("done", "skipped"):
         return RedirectResponse(f"/c/{campaign.id}/next", 303)
@@ -108,8 +108,8 @@ def feedback(visit: Visit) -> Response:
     """Tell how a task of the qualification was done."""
     assignment, campaign = _given(visit)
     row = find_own(visit, assignment)
-    told = visit.site.submissions.gold_feedback(row.label)
-    if told is None:
+    compared = visit.site.submissions.gold_feedback(row.label)
+    if compared is None:
         raise NotYoursError("there is no such page")
     status = visit.site.queue.qualification(visit.me.id, campaign.id)
     return render(
@@ -117,7 +117,7 @@ def feedback(visit: Visit) -> Response:
         "feedback.html",
         campaign=campaign,
         assignment=assignment,
-        feedback=told,
+        feedback=compared,
         qualification=status,
     )
 
