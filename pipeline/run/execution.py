@@ -287,6 +287,7 @@ def _run_as_rank(recipe: Recipe, attempt: Attempt, *, quiet: bool) -> None:
     state.destroy_process_group()
 
 
+# psutil, too, tells what Linux uses now, no peak, and sets none back.
 def reset_peak_memory() -> None:
     """Set this process's peak memory back to what it uses now, where Linux lets us."""
     try:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from data.errors import RunLockedError
 from data.storage import storage_errors
 
@@ -22,11 +24,13 @@ STARTER = "RLHF_STARTER"
 """In the environment of a stage's processes: which `rlhf run` waits for them."""
 LOCK = ".processes.lock"
 _EVERY = 0.2
+_SAME_MOMENT = 1.0
+"""Seconds; a correction of the clock moves what the system tells of a process's beginning."""
 
 
 def starter() -> str:
     """Return what names this process to those it starts, see `STARTER`."""
-    return f"{os.getpid()} {_born(os.getpid())}"
+    return f"{os.getpid()} {psutil.Process().create_time()}"
 
 
 @contextmanager
@@ -46,12 +50,13 @@ def ends_with_starter(run: Path) -> Iterator[None]:
     with storage_errors(run), (run / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         # Looked at under the lock: a later `rlhf run` has either waited for us, or finds us gone.
-        _end_if_alone(named, launcher)
+        process = _starter(named)
+        _end_if_alone(process, launcher)
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(_EVERY):
-                _end_if_alone(named, launcher)
+                _end_if_alone(process, launcher)
 
         threading.Thread(target=watch, name="starter", daemon=True).start()
         try:
@@ -85,24 +90,24 @@ def await_orphans(run: Path, *, seconds: float = 60.0) -> None:
                 time.sleep(0.05)
 
 
-def _end_if_alone(named: str, launcher: int) -> None:
+def _starter(named: str) -> psutil.Process | None:
+    """Return the process that `starter` named, None when it is gone."""
     number, _, born = named.partition(" ")
-    if os.getppid() != launcher or _born(int(number)) != born:
+    try:
+        process = psutil.Process(int(number))
+        same = abs(process.create_time() - float(born)) < _SAME_MOMENT
+    except psutil.NoSuchProcess:
+        return None
+    return process if same else None  # else its number was given out again
+
+
+def _end_if_alone(process: psutil.Process | None, launcher: int) -> None:
+    try:
+        alone = (
+            process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        alone = True
+    if alone or os.getppid() != launcher:
         # No exception would do: this may run beside a collective that never returns.
         os._exit(1)
-
-
-def _born(number: int) -> str:
-    """Return when a process began, "" if there is none; a number alone may be given out again."""
-    try:
-        line = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return ""
-        try:
-            os.kill(number, 0)
-        except ProcessLookupError:
-            return ""
-        return "running"
-    fields = line.rpartition(")")[2].split()  # a name may hold blanks: from the third one on
-    return "" if fields[0] in "ZX" else fields[19]
