@@ -18,7 +18,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def make_accelerator(*, bf16: bool) -> TrainingAccelerator:
         _require_deepspeed()
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = TrainingAccelerator(mixed_precision="bf16" if bf16 else "no")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if accelerator.deepspeed:
         # accelerate refuses to go without where no data loader is prepared.
         engine = accelerator.state.deepspeed_plugin.deepspeed_config
         engine["train_micro_batch_size_per_gpu"] = 1
@@ -104,6 +104,11 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
     def sharded(self) -> bool:
         """Whether no process holds all weights."""
         return SHARD in os.environ and self.num_processes > 1
+
+    @property
+    def deepspeed(self) -> bool:
+        """Whether DeepSpeed clips, steps and saves."""
+        return bool(self.distributed_type == DistributedType.DEEPSPEED)
 
     def prepare(self, *objects: Any, **options: Any) -> Any:
         """Spread modules and their optimisers, given in one call, over the processes."""
@@ -161,6 +166,21 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
         context: contextlib.AbstractContextManager[Any] = super().no_sync(model)
         return context
 
+    def gradient_sync(
+        self, model: nn.Module, *, when: bool
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which gradients are summed over processes only if `when`."""
+        self.gradient_state._set_sync_gradients(when)  # DeepSpeed steps by this
+        return contextlib.nullcontext() if when else self.no_sync(model)
+
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """Return the sum of each number over all processes."""
+        if self.num_processes == 1:
+            return list(numbers)
+        summands = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        sums: list[float] = self.reduce(summands, reduction="sum").tolist()
+        return sums
+
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
         """Clip the gradient's global norm and return it."""
         norm = super().clip_grad_norm_(parameters, max_norm, norm_type)
@@ -168,14 +188,14 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
 
     def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
         """Return whole weights under the bare module's names; on every process."""
-        if self.distributed_type == DistributedType.DEEPSPEED:
+        if self.deepspeed:
             gathered: dict[str, Any] = super().get_state_dict(model, unwrap)
             return gathered
         return whole_state(self.unwrap_model(model))
 
     def save_state(self, folder: str, **options: Any) -> Any:
         """Save modules, optimisers and this process's random state; called on every process."""
-        if self.distributed_type == DistributedType.DEEPSPEED:
+        if self.deepspeed:
             return super().save_state(folder, **options)
         state = {
             "models": [self.get_state_dict(model) for model in self._models],
@@ -188,7 +208,7 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
 
     def load_state(self, folder: str, **options: Any) -> None:
         """Restore what `save_state` saved, on any number of processes."""
-        if self.distributed_type == DistributedType.DEEPSPEED:
+        if self.deepspeed:
             super().load_state(folder, **options)
             return
         state = load_state(Path(folder) / "accelerator.pt")

@@ -7,14 +7,12 @@ change it. Shapes: B chunks of T tokens.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
 
 from data.errors import ModelError, RecipeError
 from pipeline.contract.resume import load_state, save_state
@@ -69,9 +67,9 @@ class LmTrainer:
                 f"batch_size {settings.batch_size} can't be shared by {world} processes; make "
                 "it a multiple of their number"
             )
-        if not (self._engine or self.accelerator.sharded):
+        if not (self.accelerator.deepspeed or self.accelerator.sharded):
             self.model.to(self.accelerator.device)  # here, since it is tried on a row first
-        self.steps = settings.total_steps(len(self.train))
+        self.total_steps = settings.total_steps(len(self.train))
         self.bf16 = resolve_bf16(settings.bf16, self.accelerator.device)
         optimizer = build_optimizer(self.model, settings)
         self.model.train()
@@ -94,23 +92,24 @@ class LmTrainer:
             )
         return documents
 
-    @property
-    def _engine(self) -> bool:
-        """Whether DeepSpeed clips, steps and saves."""
-        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
-
     def step(self, number: int) -> dict[str, float]:
         """Do one optimiser's step, counted from 0; return its metrics.
 
         Raises:
             TrainingError: loss or gradient is not finite; the weights are as before.
         """
-        rate = set_learning_rate(self.optimizer, self.settings, step=number, total=self.steps)
+        rate = set_learning_rate(self.optimizer, self.settings, step=number, total=self.total_steps)
         batch = self._batch(number)  # this process's B / processes chunks, T tokens each
-        tokens = self._sum(batch.predicted())  # of all processes, which the loss is a mean over
-        nats = self._backward(batch, tokens)
-        loss = self._sum(float(nats)) / tokens
-        norm = self._clip(loss, number + 1)  # raises before the optimiser touches the weights
+        [tokens] = self.accelerator.summed([batch.predicted()])  # what the loss is a mean over
+        [nats] = self.accelerator.summed([self._backward(batch, tokens)])
+        loss = nats / tokens
+        norm = clip_gradients(  # raises before the optimiser touches the weights
+            self.accelerator,
+            self.parameters,
+            self.settings.max_gradient_norm,
+            loss=loss,
+            step=number + 1,
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
@@ -127,7 +126,7 @@ class LmTrainer:
         batch = chunk_batch([self.train[place] for place in mine], apart=self.apart)
         return batch.to(self.accelerator.device)
 
-    def _backward(self, batch: LmBatch, tokens: float) -> torch.Tensor:
+    def _backward(self, batch: LmBatch, tokens: float) -> float:
         """Gather the gradient of the step's mean loss; return this process's summed loss."""
         # Gradients are averaged over processes, so each scales its own up to make it their sum.
         scale = self.accelerator.num_processes / tokens
@@ -136,35 +135,16 @@ class LmTrainer:
         for start in range(0, rows, size):
             # Gradients gather here until the last micro-batch; with it processes add theirs up.
             last = start + size >= rows
-            self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps by this
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+            with self.accelerator.gradient_sync(self.prepared, when=last):
                 with torch.autocast(nats.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                     part = summed_loss(self.forward, batch.rows(start, start + size))
                 self.accelerator.backward(part * scale)
             nats += part.detach()
-        return nats
+        return float(nats)
 
     @property
     def _micro_batch_size(self) -> int:
         return self.settings.micro_batch_size or self.settings.batch_size
-
-    def _sum(self, value: float) -> float:
-        """Return the sum of a number over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        number = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(number, reduction="sum"))
-
-    def _clip(self, loss: float, step: int) -> float:
-        if not self._engine:
-            return clip_gradients(
-                self.parameters, self.settings.max_gradient_norm, loss=loss, step=step
-            )
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
-        if norm is None:  # the engine clips by itself
-            return clip_gradients((), 1.0, loss=loss, step=step)
-        clip_gradients((), 1.0, loss=loss + 0.0 * float(norm), step=step)
-        return float(norm)
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out loss, perplexity and bits per byte."""
@@ -174,15 +154,15 @@ class LmTrainer:
         places = [number * total // count for number in range(count)]
         # Processes may get unequal parts, so the wrapper, which waits for the others, stays out of
         # it; where weights are sharded, every process judges all.
-        apart = not (self._engine or self.accelerator.sharded)
-        if apart:
+        shared = not (self.accelerator.deepspeed or self.accelerator.sharded)
+        if shared:
             places = places[self.accelerator.process_index :: self.accelerator.num_processes]
-        model = self.model if apart and self.accelerator.num_processes > 1 else self.forward
+        model = self.model if shared and self.accelerator.num_processes > 1 else self.forward
         nats, tokens = batches_loss(model, self._heldout(places), bf16=self.bf16)
-        size = sum(self.heldout[place].text_bytes for place in places)
-        if apart:
-            nats, tokens, size = self._sum(nats), int(self._sum(tokens)), int(self._sum(size))
-        return {f"eval/{k}": v for k, v in perplexity_figures(nats, tokens, size).items()}
+        sums = [nats, tokens, sum(self.heldout[place].text_bytes for place in places)]
+        if shared:
+            sums = self.accelerator.summed(sums)
+        return {f"eval/{k}": v for k, v in perplexity_figures(*sums).items()}
 
     def _heldout(self, places: list[int]) -> Iterator[LmBatch]:
         assert self.heldout is not None
@@ -195,7 +175,7 @@ class LmTrainer:
 
     def save(self, folder: Path, own: dict[str, Any]) -> None:
         """Write the whole state; called on every process."""
-        if not self._engine:
+        if not self.accelerator.deepspeed:
             rank = self.accelerator.process_index
             save_training_state(folder, self.model, self.optimizer, extra=own, rank=rank)
             return
@@ -205,7 +185,7 @@ class LmTrainer:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore the state; return what the loop kept in it."""
-        if not self._engine:
+        if not self.accelerator.deepspeed:
             rank = self.accelerator.process_index
             return load_training_state(folder, self.model, self.optimizer, rank=rank)
         self.accelerator.load_state(str(folder))
@@ -213,7 +193,7 @@ class LmTrainer:
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Return the gathered weights where they are sharded; called on every process."""
-        if not (self._engine or self.accelerator.sharded):
+        if not (self.accelerator.deepspeed or self.accelerator.sharded):
             return None
         gathered: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.prepared)
         return gathered

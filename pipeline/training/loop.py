@@ -1,14 +1,13 @@
-"""What training loops share: optimiser, learning rate, clipping, saved state, and the loop itself.
+"""The training loop of pretraining and of the reward model.
 
-The loop calls one function a step and does around it what every stage owes its user: metrics,
-resume states, a clean stop on a signal. Everything that a step depends on beside the model and
+It calls one function a step and does around it what every stage owes its user: metrics, resume
+states, a clean stop on a signal. Everything that a step depends on beside the model and
 optimiser follows from its number (data order, learning rate) or is part of the state (random
 number generators), so a run that was cut off ends in the same weights as one that was not.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,9 @@ from data.errors import Interrupted
 
 if TYPE_CHECKING:
     from pipeline.contract.context import StageContext
+
+SHOWN = ("loss", "accuracy")
+"""What the progress bar tells of a step."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def run_loop(
         rhythm: how often what.
         step: does the step of this number, counted from 0; returns its metrics, means of which
             are logged, and `tokens` for the speed.
-        save: writes the state and the loop's own part of it into a folder.
+        save: writes the state, and in it the loop's own part, into a folder.
         load: restores the state; returns the loop's part.
         evaluate: returns held-out metrics.
         label: of the progress bar.
@@ -108,19 +110,20 @@ def run_loop(
     with context.progress(rhythm.total, label, done=done) as bar:
         while done < rhythm.total:
             started = time.perf_counter()
-            figures = step(done)
+            figures = step(done)  # raises on NaN: nothing of a broken step is logged or saved
             averages.add({**figures, "seconds": time.perf_counter() - started})
             done += 1
-            bar.advance(1, loss=figures.get("train/loss", math.nan))
+            bar.advance(1, **{n: figures[f"train/{n}"] for n in SHOWN if f"train/{n}" in figures})
             row = averages.take() if rhythm.due(rhythm.log, done) else {}
             if evaluate is not None and rhythm.due(rhythm.evaluate, done):
                 row |= evaluate()
             if row:
                 context.metrics.log(done, row)
                 last |= row
-            finished = done == rhythm.total
-            stop = context.should_stop() and not finished
-            if stop or (rhythm.save and done % rhythm.save == 0) or (finished and rhythm.save):
+            # Logged before it is saved: the state knows how long the log was, and whoever goes on
+            # from it cuts off what came later.
+            stop = context.should_stop() and done < rhythm.total
+            if stop or (rhythm.save and rhythm.due(rhythm.save, done)):
                 context.resume.save(done, write)
             if stop:
                 raise Interrupted(f"stage {context.name} stopped after step {done}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import TrainingError
-from pipeline.training.accelerator import whole
+from pipeline.training.accelerator import TrainingAccelerator
 from pipeline.training.schedule import schedule_factor
 from pipeline.training.settings import TrainingSettings
 
@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -47,25 +47,31 @@ def set_learning_rate(
 
 
 def clip_gradients(
-    parameters: Iterable[Tensor], max_norm: float, *, loss: float, step: int
+    accelerator: TrainingAccelerator,
+    parameters: Iterable[Tensor],
+    max_norm: float,
+    *,
+    loss: float,
+    step: int,
 ) -> float:
     """Scale gradients down to a norm, and refuse those that are not finite.
 
     Called before the optimiser's step, so that the weights stay as they were.
 
     Args:
+        accelerator: spreads the model over processes.
         parameters: whose gradients.
         max_norm: longest norm that is left as it is.
         loss: of this step, refused as well when it is not finite.
         step: number of the step, for the sentence.
 
     Returns:
-        The norm before clipping.
+        The norm before clipping; 0 where DeepSpeed, which clips by itself, knows none yet.
 
     Raises:
         TrainingError: loss or norm is NaN or infinite.
     """
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+    norm = float(accelerator.clip_grad_norm_(parameters, max_norm) or 0.0)
     if not math.isfinite(loss) or not math.isfinite(norm):
         what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient norm became {norm}"
         raise TrainingError(

@@ -160,12 +160,12 @@ def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     def step(number: int) -> float:
         return training.step(number)["train/loss"]
 
-    found = [timed(partial(step, n)) for n in range(training.steps)]
+    found = [timed(partial(step, n)) for n in range(training.total_steps)]
     if given.profile:
         from where_time_goes import tell_profile
 
         typical = statistics.median(row["seconds"] for row in found[1:])
-        last = training.steps - 1
+        last = training.total_steps - 1
         tell_profile(lambda: training.step(last), bf16=given.bf16, seconds=typical)
     return found
 

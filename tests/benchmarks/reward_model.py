@@ -154,7 +154,8 @@ def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict
     import torch
 
     from pipeline.models.compile import compile_layers
-    from pipeline.stages.reward.trainer import Hyperparameters, RankingTrainer
+    from pipeline.stages.reward.settings import RewardSettings
+    from pipeline.stages.reward.trainer import RankingTrainer
     from pipeline.training.accelerator import make_accelerator
     from reward.learned.batching import EncodedRanking
     from reward.learned.model import RewardModel
@@ -162,11 +163,13 @@ def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict
     torch.set_num_threads(options.threads)
     model = RewardModel.start(options.model, seed=options.seed, device="cpu")
     examples = [EncodedRanking(**row) for row in training]
-    hyper = Hyperparameters(
-        epochs=1,
+    settings = RewardSettings(
+        model=options.model,
+        train=({"path": "rankings.jsonl"},),
         prompts_per_step=options.rankings,
         tokens_per_micro_batch=options.tokens,
         learning_rate=options.learning_rate,
+        warmup_share=0.0,
         final_share=0.0,
         betas=(0.9, 0.999),
         bf16=options.bf16,
@@ -175,20 +178,17 @@ def run_ours(options: argparse.Namespace, training: Rows, heldout: Rows) -> dict
         module=model.module,
         examples=examples,
         pad_id=model.pad_id,
-        hyper=hyper,
+        settings=settings,
         seed=options.seed,
         accelerator=make_accelerator(bf16=False),
     )
     if options.compile:
         compile_layers(trainer.module, trainer.accelerator.device)
     clock = Clock()
-
-    def next_step(*_: Any) -> None:
-        clock.stop()
+    for number in range(trainer.total_steps):
         clock.start()
-
-    clock.start()
-    trainer.train(log=next_step)
+        trainer.step(number)
+        clock.stop()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     scores = trainer.score([ids for row in heldout for ids in row["sequences"]])
     ranked = [

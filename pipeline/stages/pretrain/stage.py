@@ -99,7 +99,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         seed=context.seed,
         heldout=corpus.heldout,
     )
-    steps = trainer.steps
+    steps = trainer.total_steps
     learned = steps * settings.batch_size * settings.context_length
     context.say(
         f"{model.num_parameters():,} parameters, {steps:,} steps, {learned:,} tokens "

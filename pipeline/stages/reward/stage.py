@@ -20,6 +20,7 @@ is merged into `model/`, and stands in `adapter/` too, with its head and the dig
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data.errors import HandOverError, SourceError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from data.records import Ranking
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
-    from pipeline.stages.reward.trainer import Hyperparameters, RankingTrainer
+    from pipeline.stages.reward.trainer import RankingTrainer
     from reward.learned.model import RewardModel
     from reward.network.lora import Trunk
     from reward.quality.judging import ScoredRanking
@@ -80,20 +81,18 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
     """Train, judge, set the bias and save; return the final metrics."""
-    from accelerate.utils import DistributedType
-
     from pipeline.models.compile import compile_layers, refuse_sharded
     from pipeline.models.saving import try_saving
     from pipeline.stages.reward.trainer import RankingTrainer
     from pipeline.training.accelerator import make_accelerator
+    from pipeline.training.loop import Rhythm, run_loop
     from reward.learned.batching import encode_rankings
     from reward.learned.model import RewardModel
 
     settings = context.settings
     accelerator = make_accelerator(bf16=False)  # the trainer casts by itself
     if settings.compile:
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        refuse_sharded(accelerator.sharded or deepspeed)
+        refuse_sharded(accelerator.sharded or accelerator.deepspeed)
     rows = read_rows(context)
     model = RewardModel.start(
         context.input("model"),
@@ -114,14 +113,22 @@ def run(context: StageContext[RewardSettings]) -> dict[str, float | int | str]:
         module=model.module,
         examples=examples,
         pad_id=model.pad_id,
-        hyper=_hyperparameters(settings),
+        settings=settings,
         seed=context.seed,
         accelerator=accelerator,
-        heldout=watched,
     )
     if settings.compile:
         compile_layers(trainer.module, accelerator.device)
-    _train(context, trainer)
+    judged = settings.evaluate_every > 0 and len(watched) > 0
+    run_loop(
+        context,
+        Rhythm(trainer.total_steps, 1, settings.evaluate_every, settings.save_every),
+        step=trainer.step,
+        save=trainer.save,
+        load=trainer.load,
+        evaluate=partial(trainer.evaluate, watched) if judged else None,
+        label="reward model",
+    )
     summary = _judge(context, rows, model, trainer)
     _save(context, model, trainer, trunk)
     return {
@@ -139,49 +146,9 @@ def _adapt(context: StageContext[RewardSettings], lora: Lora, model: RewardModel
     base = str(context.input("model"))
     trunk = adapt(model, base=base, **lora.model_dump(), seed=context.seed)
     trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in model.module.parameters())
-    context.say(f"an adapter of rank {lora.rank}: {trained:,} of {whole:,} parameters are trained")
+    total = sum(p.numel() for p in model.module.parameters())
+    context.say(f"an adapter of rank {lora.rank}: {trained:,} of {total:,} parameters are trained")
     return trunk
-
-
-def _hyperparameters(settings: RewardSettings) -> Hyperparameters:
-    from pipeline.models.load import pick_device, resolve_bf16
-    from pipeline.stages.reward.trainer import Hyperparameters
-
-    return Hyperparameters(
-        epochs=settings.epochs,
-        prompts_per_step=settings.prompts_per_step,
-        tokens_per_micro_batch=settings.tokens_per_micro_batch,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        final_share=settings.final_share,
-        warmup_share=settings.warmup_share,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        epsilon=settings.epsilon,
-        max_gradient_norm=settings.max_gradient_norm,
-        margin=settings.margin,
-        ties=settings.ties,
-        bf16=resolve_bf16(settings.bf16, pick_device()),
-    )
-
-
-def _train(context: StageContext[RewardSettings], trainer: RankingTrainer) -> None:
-    settings = context.settings
-    done = trainer.resume(context.resume)
-    if done:
-        context.say(f"going on after step {done} of {trainer.total_steps}")
-    with context.progress(trainer.total_steps, "reward model", done=done) as bar:
-        trainer.train(
-            log=context.metrics.log,
-            states=context.resume,
-            save_every=settings.save_every,
-            evaluate_every=settings.evaluate_every,
-            should_stop=context.should_stop,
-            advance=lambda count, metrics: bar.advance(
-                count, loss=metrics["train/loss"], accuracy=metrics["train/accuracy"]
-            ),
-        )
 
 
 def _judge(

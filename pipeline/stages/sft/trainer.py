@@ -211,6 +211,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
             lambda step: schedule_factor(
                 step,
                 total=num_training_steps,
+                # Rounded up, as `transformers` does.
                 warmup=math.ceil(num_training_steps * settings.warmup_share),
                 schedule=settings.schedule,
                 final_share=settings.final_share,
@@ -239,7 +240,8 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not bool(torch.isfinite(torch.as_tensor(norm))):  # the optimiser's step comes next
+        # Clipped by the accelerator, as `clip_gradients` does; the optimiser's step comes next.
+        if not bool(torch.isfinite(torch.as_tensor(norm))):
             self._refuse(int(self.state.global_step) + 1)
         return norm
 

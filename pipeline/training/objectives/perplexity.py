@@ -25,7 +25,7 @@ LARGEST_LOSS = 700.0
 """Loss whose exponential is still a float."""
 
 
-def perplexity_figures(nats: float, tokens: int, bytes_: float) -> dict[str, float]:
+def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, float]:
     """Return loss, perplexity and bits per byte.
 
     Args:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from data.errors import Interrupted, TrainingError
 from pipeline.contract.settings import StageSettings
+from pipeline.training.accelerator import make_accelerator
 from pipeline.training.loop import Rhythm, run_loop
-from pipeline.training.optimizer import build_optimizer, clip_gradients
+from pipeline.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from pipeline.training.schedule import schedule_factor
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.state import load_training_state, save_training_state
 
+ACCELERATOR = make_accelerator(bf16=False)
 SETTINGS = TrainingSettings(kind="x", learning_rate=0.1)
 
 
@@ -60,10 +62,20 @@ def test_only_matrices_decay() -> None:
     assert rest["weight_decay"] == 0.0 and len(rest["params"]) == 3
 
 
+def test_the_rate_of_a_step_by_hand() -> None:
+    settings = TrainingSettings(kind="x", learning_rate=2.0, warmup_share=0.2, final_share=0.1)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), settings)
+    rates = [set_learning_rate(optimizer, settings, step=n, total=10) for n in (0, 1, 2, 5, 9)]
+    # Three of the seven steps from the peak to the share.
+    between = 0.1 + 0.9 * (1 + math.cos(3 * math.pi / 7)) / 2
+    assert rates == pytest.approx([2 / 3, 4 / 3, 2.0, 2 * between, 0.2])
+    assert [group["lr"] for group in optimizer.param_groups] == [rates[-1]] * 2
+
+
 def test_clipping_by_hand() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert clip_gradients([parameter], 1.0, loss=0.5, step=1) == pytest.approx(5.0)
+    assert clip_gradients(ACCELERATOR, [parameter], 1.0, loss=0.5, step=1) == pytest.approx(5.0)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
 
 
@@ -75,7 +87,7 @@ def test_what_is_not_finite_is_refused(gradient: float, loss: float, told: str) 
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.tensor([gradient])
     with pytest.raises(TrainingError, match=f"{told} became .* at step 7"):
-        clip_gradients([parameter], 1.0, loss=loss, step=7)
+        clip_gradients(ACCELERATOR, [parameter], 1.0, loss=loss, step=7)
 
 
 def test_state_keeps_weights_and_random_numbers(tmp_path: Path) -> None:

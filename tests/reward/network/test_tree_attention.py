@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ModelError
-from pipeline.stages.reward.trainer import Hyperparameters, RankingTrainer
+from pipeline.stages.reward.settings import RewardSettings
+from pipeline.stages.reward.trainer import RankingTrainer
 from reward.learned.batching import EncodedRanking, scoring_batches
 from reward.learned.model import RewardModel, ScoringModule
 from reward.learned.rows import collate
@@ -237,16 +238,17 @@ def test_a_step_on_trees_is_the_step_on_rows(checkpoint: Callable[[str], Path]) 
     examples = [
         EncodedRanking(tree, list(range(1, len(tree) + 1))) for tree in (TREES[0], TREES[4])
     ]
-    hyper = Hyperparameters(
-        epochs=1, prompts_per_step=2, tokens_per_micro_batch=512, learning_rate=1e-3
-    )
+    settings = RewardSettings(
+        model="m", train=({"path": "rankings.jsonl"},), prompts_per_step=2,
+        tokens_per_micro_batch=512, learning_rate=1e-3, bf16=False,
+    )  # fmt: skip
     found = []
     for as_trees in (True, False):
         model = RewardModel.start(checkpoint("llama"), seed=0)
-        trainer = RankingTrainer(model.module, examples, model.pad_id, hyper, seed=0)
+        trainer = RankingTrainer(model.module, examples, model.pad_id, settings, seed=0)
         assert trainer.as_trees
         trainer.as_trees = as_trees
-        metrics = trainer._step()
+        metrics = trainer.step(0)
         found.append((metrics["train/loss"], metrics["train/gradient_norm"]))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
