@@ -288,14 +288,13 @@ def let_label(
         logs=run / "labels",
     )
 
-    def stopped() -> bool:
-        return stop.asked
-
     for judge in judges:
         try:
             yield (
                 judge.name,
-                work_through(database, campaign, judge, should_stop=stopped, limit=limit),
+                work_through(
+                    database, campaign, judge, should_stop=lambda: stop.asked, limit=limit
+                ),
             )
         except BudgetSpentError as spent:
             give_back(database, campaign, judge)

@@ -224,11 +224,8 @@ class Accounts:
             NotYoursError: the name or the password is wrong; which of the two is not told, and
                 takes as long to find out either way.
         """
-        query = sa.select(*rows.ANNOTATOR).where(
-            tables.annotators.c.kind == "person", tables.annotators.c.name == name
-        )
         with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = _row(connection, name, "person")
         stored = None if row is None else row.p_password_hash
         right = len(password) in PASSWORD_LENGTH and _verify(stored, password)
         with self.database.write() as connection:
@@ -292,12 +289,14 @@ class Accounts:
                 self.audit.write(connection, by, action, row.id)
 
 
+def _row(connection: sa.Connection, name: str, kind: AnnotatorKind) -> Any:
+    who = tables.annotators.c
+    query = sa.select(*rows.ANNOTATOR).where(who.kind == kind, who.name == name)
+    return connection.execute(query).one_or_none()
+
+
 def _named(connection: sa.Connection, name: str, kind: AnnotatorKind) -> Annotator | None:
-    row = connection.execute(
-        sa.select(*rows.ANNOTATOR).where(
-            tables.annotators.c.kind == kind, tables.annotators.c.name == name
-        )
-    ).one_or_none()
+    row = _row(connection, name, kind)
     return None if row is None else rows.annotator(row)
 
 

@@ -9,6 +9,7 @@ file has them, the better one always comes first.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -236,16 +237,16 @@ def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:
 
 
 def _in_order_of_hash(pair: Ranking) -> Ranking:
-    places = sorted((0, 1), key=lambda place: _digest([pair.completions[place]]))
-    return Ranking(
-        prompt=pair.prompt,
-        completions=[pair.completions[place] for place in places],
-        ranks=[pair.ranks[place] for place in places],
-        id=pair.id,
-        annotator=pair.annotator,
-        policies=[pair.policies[place] for place in places] if pair.policies else [],
-        meta=pair.meta,
-        ended=[pair.ended[place] for place in places] if pair.ended else [],
+    first, second = map(_digest, ([text] for text in pair.completions))
+    if first <= second:
+        return pair
+    return dataclasses.replace(
+        pair,
+        completions=pair.completions[::-1],
+        ranks=pair.ranks[::-1],
+        policies=pair.policies[::-1],
+        ended=pair.ended[::-1],
+        probabilities=[],
     )
 
 
