@@ -182,7 +182,7 @@ def test_the_responses_are_all_there_are(start: Callable[..., Path]) -> None:
     assert float((best.exp() * each).sum(dim=1).mean()) == pytest.approx(task.optimum(0.5))
 
 
-@pytest.mark.parametrize("coefficient", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("coefficient", [0.25, 1.0])
 def test_ppo_ends_at_the_optimum(start: Callable[..., Path], coefficient: float) -> None:
     task = Task(start(), kl_coefficient=coefficient)
     task.train()

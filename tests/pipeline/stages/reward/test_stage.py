@@ -334,7 +334,7 @@ def test_the_kind_says_what_it_provides() -> None:
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own compiler
-@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+@pytest.mark.parametrize("lora", [None, pytest.param(Lora(rank=4), marks=pytest.mark.slow)])
 def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
     make_context: Callable[..., Any], policy: Path, tmp_path: Path, lora: Any
 ) -> None:
