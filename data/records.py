@@ -263,6 +263,17 @@ def to_prompt(record: Record) -> PromptRow:
     return PromptRow(prompt=prompt_of(record), id=record.id, meta=meta)
 
 
+def to_ranking(record: Record) -> Ranking:
+    """Return a record that is a ranking.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(record, Ranking):
+        raise TypeError(f"a {type(record).__name__} is no ranking")
+    return record
+
+
 def to_best(ranking: Ranking) -> Conversation | Completion:
     """Return the best completion that ended by itself as a demonstration; the first that tie.
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from data.errors import Interrupted
+from data.records import Record
+from data.sources.read import ReadReport
 from pipeline.contract.artifacts import Artifact
 from pipeline.contract.console import Console, Progress
 from pipeline.contract.handover import HandOver, model_folder
 from pipeline.contract.metrics_log import MetricsLog
 from pipeline.contract.resume import ResumeStore
-from pipeline.contract.settings import StageSettings, external_location
+from pipeline.contract.settings import SourceSettings, StageSettings, external_location
+from pipeline.contract.sources import Row, read_sources
 from pipeline.contract.stop import StopFlag
 
 S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
@@ -80,6 +83,21 @@ class StageContext(Generic[S_co]):
         """Return the artifact a reference names, None for a path or hub id or an unset field."""
         target = self.inputs.get(name)
         return target if isinstance(target, Artifact) else None
+
+    def read(
+        self,
+        field: str,
+        sources: Iterable[SourceSettings],
+        convert: Callable[[Record], Row],
+        *,
+        wanted: str,
+        reports: list[ReadReport] | None = None,
+    ) -> Iterator[Row]:
+        """Yield what the sources of a field hold, see `read_sources`."""
+        where = f"stage {self.name}: {field}"
+        return read_sources(
+            sources, convert, where=where, wanted=wanted, say=self.say, reports=reports
+        )
 
     def say(self, text: str) -> None:
         """Print one line, indented under the stage's headline."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import BadRowsError, SourceError
 from pipeline.contract.settings import SourceSettings, expand
+from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, other_rows
 
 if TYPE_CHECKING:
     from data.records import Record
@@ -69,10 +70,7 @@ def require_readable(
                 continue
             raise type(error)(f"{where}: {error}") from error
         except TypeError as error:
-            raise SourceError(
-                f"{where} holds {kind} rows; {wanted}: set `format` or `columns`, or name another "
-                "source"
-            ) from error
+            raise other_rows(where, kind, wanted) from error
 
 
 def _here(source: SourceSettings) -> bool:
@@ -85,15 +83,9 @@ def _here(source: SourceSettings) -> bool:
 
 def require_rankings(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
     """Refuse sources whose first rows are no rankings, see `require_readable`."""
+    from data.records import to_ranking
 
-    def convert(record: Record) -> None:
-        from data.records import Ranking
-
-        if not isinstance(record, Ranking):
-            raise TypeError("this is no ranking")
-
-    wanted = "a reward model learns rankings or chosen/rejected pairs"
-    require_readable(hand, setting, sources, convert, wanted)
+    require_readable(hand, setting, sources, to_ranking, RANKINGS)
 
 
 def require_prompts(
@@ -112,20 +104,18 @@ def require_prompts(
         if not (openings and isinstance(record, Document)):
             to_prompt(record)
 
-    wanted = "prompts, conversations, pairs or rankings ask something, of documents prefix_tokens"
-    require_readable(hand, "prompts", sources, convert, wanted)
+    require_readable(hand, "prompts", sources, convert, PROMPTS)
 
 
 def require_texts(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
     """Refuse sources whose first rows can't be read, see `require_readable`."""
     from data.records import to_text
 
-    require_readable(hand, setting, sources, to_text, "it takes text")
+    require_readable(hand, setting, sources, to_text, TEXTS)
 
 
 def require_demonstrations(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
     """Refuse sources whose first rows hold no answer to imitate, see `require_readable`."""
     from data.records import to_demonstration
 
-    wanted = "wanted are conversations, prompt/completion pairs or rankings, which hold an answer"
-    require_readable(hand, setting, sources, to_demonstration, wanted)
+    require_readable(hand, setting, sources, to_demonstration, DEMONSTRATIONS)

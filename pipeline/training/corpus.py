@@ -14,11 +14,12 @@ import torch
 
 from data.errors import ArtifactError, SourceError
 from data.records import to_text
-from data.sources.read import ReadReport, read
+from data.sources.read import ReadReport
 from data.storage import write_atomically
 from data.text.packing import Chunk, PackedShards, write_shards
 from data.text.tokenizer import token_byte_lengths, tokenize_documents
 from data.words import counted
+from pipeline.contract.sources import TEXTS
 from pipeline.training.objectives.causal import (
     BY_POSITIONS,
     IGNORED,
@@ -117,7 +118,8 @@ class _Packer:
         self, name: str, sources: Sequence[SourceSettings], *, share: float, inside: bool
     ) -> dict[str, int]:
         """Pack the texts of sources that are in (or not in) the held-out share."""
-        reports = [ReadReport() for _ in sources]
+        reports: list[ReadReport] = []
+        read = self.context.read(name, sources, to_text, wanted=TEXTS, reports=reports)
         with self.context.progress(None, f"packing {name}", unit="documents") as bar:
 
             def counted(texts: Iterable[str]) -> Iterator[str]:
@@ -125,12 +127,7 @@ class _Packer:
                     bar.advance(1)
                     yield text
 
-            texts = (
-                text
-                for source, report in zip(sources, reports, strict=True)
-                for text in _texts(source, report)
-                if is_heldout(text, share) == inside
-            )
+            texts = (text for text in read if is_heldout(text, share) == inside)
             try:
                 shards = write_shards(
                     self.folder / name,
@@ -148,9 +145,6 @@ class _Packer:
     def _told(
         self, name: str, shards: PackedShards, reports: Sequence[ReadReport]
     ) -> dict[str, int]:
-        for report in reports:
-            for line in report.lines():
-                self.context.say(f"{name}: {line}")
         index = shards.about
         lost = 0 if index.tail_kept else index.tail_tokens
         self.context.say(
@@ -164,10 +158,6 @@ class _Packer:
             f"{name}_tokens_left_out": lost,
             f"{name}_bad_rows": sum(report.bad for report in reports),
         }
-
-
-def _texts(source: SourceSettings, report: ReadReport) -> Iterator[str]:
-    return (to_text(record) for record in read(source.source(), report=report))
 
 
 class ChunkOrder:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.errors import SourceError
-from data.records import Document, PromptRow, Record, to_prompt, to_text
-from data.sources.read import ReadReport, read
-from data.sources.source import Source
+from data.records import Document, PromptRow, to_prompt, to_text
 from data.words import counted
+from pipeline.contract.settings import SourceSettings
+from pipeline.contract.sources import PROMPTS, TEXTS, as_it_is, read_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ Opening = Callable[[Document], PromptRow | None]
 
 
 def read_prompts(
-    sources: Sequence[Source],
+    sources: Sequence[SourceSettings],
     *,
     limit: int | None,
     seed: int,
@@ -37,7 +37,7 @@ def read_prompts(
         sources: what is read.
         limit: at most so many.
         seed: of the choice.
-        say: is told of malformed and dropped rows.
+        say: takes a line for the reader.
         opening: makes documents into prompts; without it they are refused.
 
     Raises:
@@ -45,7 +45,7 @@ def read_prompts(
     """
     prompts: list[PromptRow] = []
     short = 0
-    for record in _records(sources, say):
+    for record in read_sources(sources, as_it_is, where="prompts", wanted=PROMPTS, say=say):
         if not isinstance(record, Document):
             prompts.append(to_prompt(record))
         elif opening is None:
@@ -81,16 +81,9 @@ def document_opening(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Opening
     return opening
 
 
-def read_texts(sources: Sequence[Source], *, limit: int, say: Callable[[str], None]) -> list[str]:
+def read_texts(
+    sources: Sequence[SourceSettings], *, limit: int, say: Callable[[str], None]
+) -> list[str]:
     """Return at most `limit` texts of all sources, the first ones."""
-    texts = (to_text(record) for record in _records(sources, say))
+    texts = read_sources(sources, to_text, where="perplexity", wanted=TEXTS, say=say)
     return list(islice((text for text in texts if text.strip()), limit))
-
-
-def _records(sources: Sequence[Source], say: Callable[[str], None]) -> Iterator[Record]:
-    for source in sources:
-        report = ReadReport()
-        yield from read(source, report=report)
-        if report.bad or report.dropped:
-            for line in report.lines():
-                say(line)

@@ -107,10 +107,8 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
-        prompts=read_prompts([prompts.source()], limit=request.limit, seed=seed, say=say),
-        texts=read_texts([texts.source()], limit=rows_at_most([texts], MAX_TEXTS), say=say)
-        if texts
-        else [],
+        prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say),
+        texts=read_texts([texts], limit=rows_at_most([texts], MAX_TEXTS), say=say) if texts else [],
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if gold else None,

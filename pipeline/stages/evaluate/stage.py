@@ -115,9 +115,12 @@ def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
     from pipeline.evaluation.judge.inputs import read_prompts
 
     settings = context.settings
-    sources = [source.source() for source in settings.prompts]
     return read_prompts(
-        sources, limit=settings.limit, seed=context.seed, say=context.say, opening=_opening(context)
+        settings.prompts,
+        limit=settings.limit,
+        seed=context.seed,
+        say=context.say,
+        opening=_opening(context),
     )
 
 
@@ -140,8 +143,8 @@ def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
     from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_texts
 
     settings = context.settings
-    sources = [source.source() for source in settings.perplexity]
-    return read_texts(sources, limit=rows_at_most(settings.perplexity, MAX_TEXTS), say=context.say)
+    most = rows_at_most(settings.perplexity, MAX_TEXTS)
+    return read_texts(settings.perplexity, limit=most, say=context.say)
 
 
 def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:

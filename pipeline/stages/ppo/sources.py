@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError
 from pipeline.contract.settings import SourceSettings
+from pipeline.contract.sources import TEXTS, as_it_is
 
 if TYPE_CHECKING:
-    from data.records import Record
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
     from pipeline.stages.ppo.settings import PpoSettings
-
-
-def records(
-    context: StageContext[PpoSettings], sources: tuple[SourceSettings, ...], field: str
-) -> Iterator[Record]:
-    """Yield the records of sources; say what was left out of them."""
-    from data.sources.read import ReadReport, read
-
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        yield from read(source.source(), report=report)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
 
 
 def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list[list[int]] | None:
@@ -43,7 +29,7 @@ def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list
     rows = text_rows(
         (
             record
-            for record in records(context, sources, "pretraining")
+            for record in context.read("pretraining", sources, as_it_is, wanted=TEXTS)
             if not is_heldout(to_text(record), heldout_share)
         ),
         tokenizer=tokenizer,

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, RewardError, RolloutError, SourceError
 from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
+from pipeline.contract.sources import PROMPTS, as_it_is
 from pipeline.stages.ppo.checks import check, check_processes
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.ppo.sources import pretraining_rows, records
+from pipeline.stages.ppo.sources import pretraining_rows
 from pipeline.stages.reward_terms import (
     load_terms,
     model_references,
@@ -103,7 +104,7 @@ def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[Prepare
 
     settings, report = context.settings, PromptReport()
     prompts = prepare_prompts(
-        records(context, settings.prompts, "prompts"),
+        context.read("prompts", settings.prompts, as_it_is, wanted=PROMPTS),
         # To use one forgets how it fills up and cuts; it is published as it came.
         tokenizer=copy.deepcopy(tokenizer),
         max_tokens=settings.max_prompt_tokens,

@@ -20,11 +20,11 @@ import torch
 
 from data.errors import Interrupted, SourceError
 from data.json_lines import append_json_lines, read_json_lines
-from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt
-from data.sources.read import ReadReport, read
+from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt, to_ranking
 from data.text.chat import render_prompt
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
+from pipeline.contract.sources import PROMPTS, RANKINGS
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
 from pipeline.models.load import (
     context_length,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pipeline.contract.context import StageContext
-    from pipeline.contract.settings import SourceSettings
     from pipeline.stages.rankings.settings import RankingsSettings
 
 SAVE_SECONDS = 15.0
@@ -173,14 +172,8 @@ def copy_rankings(context: StageContext[RankingsSettings]) -> dict[str, Any]:
     """
     path = context.folder / FILE
     path.unlink(missing_ok=True)
-    rankings: list[Ranking] = []
-    for record in _read(context, context.settings.rankings, "rankings"):
-        if not isinstance(record, Ranking):
-            raise SourceError(
-                f"stage {context.name}: a source of `rankings` holds {type(record).__name__} rows, "
-                "not rankings or chosen/rejected pairs; set `format` or `columns`"
-            )
-        rankings.append(record)
+    sources = context.settings.rankings
+    rankings = [*context.read("rankings", sources, to_ranking, wanted=RANKINGS)]
     if context.settings.limit is not None:
         rankings = drawn(rankings, context.settings.limit, context.seed)
     append_json_lines(path, map(to_json, rankings))
@@ -204,16 +197,6 @@ def make_sampler(context: StageContext[RankingsSettings]) -> Sampler:
     )
 
 
-def _read(
-    context: StageContext[RankingsSettings], sources: Sequence[SourceSettings], field: str
-) -> Iterator[Any]:
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        yield from read(source.source(), report=report)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
-
-
 def drawn(rows: list[Any], limit: int, seed: int) -> list[Any]:
     """Return so many rows, drawn by the seed, in the order they came."""
     if limit >= len(rows):
@@ -232,14 +215,7 @@ def _prompts(
     """
     settings = context.settings
     rows: dict[str, PromptRow] = {}
-    for record in _read(context, settings.prompts, "prompts"):
-        try:
-            row = to_prompt(record)
-        except TypeError as error:
-            raise SourceError(
-                f"stage {context.name}: a source of `prompts` holds {type(record).__name__} rows, "
-                "which ask nothing; set `format` or `columns`"
-            ) from error
+    for row in context.read("prompts", settings.prompts, to_prompt, wanted=PROMPTS):
         rows.setdefault(prompt_hash(row.prompt), row)
     chosen = list(rows.values())
     if settings.limit is not None:

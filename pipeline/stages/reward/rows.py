@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SourceError
+from data.records import to_ranking
 from data.text.chat import spelled_line
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.settings import SourceSettings
+from pipeline.contract.sources import RANKINGS
 
 if TYPE_CHECKING:
     from data.records import Ranking
@@ -69,23 +71,7 @@ def read_rankings(
     Raises:
         SourceError: a row is something else.
     """
-    from data.records import Ranking
-    from data.sources.read import ReadReport, read
-
-    found: list[Ranking] = []
-    for place, source in enumerate(sources):
-        report = ReadReport()
-        for record in read(source.source(), report=report):
-            if not isinstance(record, Ranking):
-                raise SourceError(
-                    f"stage {context.name}: {field}.{place} holds {type(record).__name__} rows; "
-                    "a reward model learns rankings or chosen/rejected pairs: set `format` or "
-                    "`columns`"
-                )
-            found.append(record)
-        for line in report.lines():
-            context.say(f"{field}.{place}: {line}")
-    return found
+    return [*context.read(field, sources, to_ranking, wanted=RANKINGS)]
 
 
 def read_rows(context: StageContext[RewardSettings]) -> RankingRows:

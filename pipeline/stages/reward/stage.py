@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.errors import HandOverError, SourceError
@@ -34,6 +35,7 @@ from pipeline.contract.settings import (
     references,
     rows_at_most,
 )
+from pipeline.contract.sources import DEMONSTRATIONS, demonstration
 from pipeline.stages.checks import require_demonstrations, require_rankings
 from pipeline.stages.reward.rows import RankingRows, rankings_source, read_rows, report_rows
 from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS, RewardSettings
@@ -194,19 +196,12 @@ def _scored(
 
 
 def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -> list[list[int]]:
-    from data.records import answered, to_demonstration
-    from data.sources.read import read
     from reward.quality.calibration import demonstration_parts
 
-    encoded: list[list[int]] = []
-    most = rows_at_most(context.settings.demonstrations, MAX_DEMONSTRATIONS)
-    for source in context.settings.demonstrations:
-        for record in read(source.source()):
-            if len(encoded) == most:
-                return encoded
-            if answered(record):
-                encoded.append(model.encoder.encode(*demonstration_parts(to_demonstration(record))))
-    return encoded
+    sources = context.settings.demonstrations
+    rows = context.read("demonstrations", sources, demonstration, wanted=DEMONSTRATIONS)
+    first = islice(rows, rows_at_most(sources, MAX_DEMONSTRATIONS))
+    return [model.encoder.encode(*demonstration_parts(row)) for row in first]
 
 
 def _save(

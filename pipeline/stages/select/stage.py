@@ -22,6 +22,7 @@ from data.json_lines import append_json_lines
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import is_external, rows_at_most
+from pipeline.contract.sources import PROMPTS
 from pipeline.stages.checks import require_prompts
 from pipeline.stages.reward_terms import (
     check_rewards,
@@ -144,16 +145,13 @@ def _truncated(scorer: Scorer) -> int:
 
 def _prompts(context: StageContext[SelectSettings]) -> list[PromptRow]:
     from data.records import prompt_hash, to_prompt
-    from data.sources.read import read
 
     found: dict[str, PromptRow] = {}
     most = rows_at_most(context.settings.prompts, MAX_PROMPTS)
-    for source in context.settings.prompts:
-        for record in read(source.source()):
-            row = to_prompt(record)
-            found.setdefault(prompt_hash(row.prompt), row)
-            if len(found) == most:
-                return list(found.values())
+    for row in context.read("prompts", context.settings.prompts, to_prompt, wanted=PROMPTS):
+        found.setdefault(prompt_hash(row.prompt), row)
+        if len(found) == most:
+            break
     if not found:
         raise SourceError(f"stage {context.name}: its sources hold no prompt; nothing to answer")
     return list(found.values())

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import ModelError, SourceError
-from data.records import Completion, Conversation, answered, prompt_of, to_demonstration
-from data.sources.read import ReadReport, read
+from data.records import Completion, Conversation, prompt_of
 from data.sources.split import is_heldout, opening
 from data.text.chat import Rendered, RenderReport, render_demonstrations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pipeline.contract.settings import SourceSettings
 
 Demonstration = Conversation | Completion
 
@@ -35,37 +33,6 @@ class Rows:
     dropped: int = 0
     unlearnable: int = 0
     ends: frozenset[int] = frozenset()
-
-
-def read_demonstrations(
-    sources: Iterable[SourceSettings], *, say: Callable[[str], None], name: str
-) -> list[Demonstration]:
-    """Read all demonstrations of some sources; `name` is used in errors.
-
-    Raises:
-        SourceError: a source holds rows without an answer.
-    """
-    found: list[Demonstration] = []
-    for place, source in enumerate(sources):
-        report, cut_off = ReadReport(), 0
-        for record in read(source.source(), report=report):
-            if not answered(record):
-                cut_off += 1
-                continue
-            try:
-                found.append(to_demonstration(record))
-            except TypeError as error:
-                raise SourceError(
-                    f"stage {name}.{place} holds {type(record).__name__} rows, which have no "
-                    "answer to imitate; fine-tuning wants conversations, prompt/completion pairs "
-                    "or rankings: set `format` or `columns`"
-                ) from error
-        lines = report.lines()
-        if cut_off:
-            lines.append(f"{cut_off:,} rankings left out: all their completions were cut off")
-        for line in lines:
-            say(f"{name.partition(': ')[2] or name}.{place}: {line}")
-    return found
 
 
 def prepare_rows(

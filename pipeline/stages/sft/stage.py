@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, Interrupted, RecipeError, SourceError
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
+from pipeline.contract.sources import DEMONSTRATIONS, demonstration
 from pipeline.stages.checks import require_demonstrations
 from pipeline.stages.sft.settings import MAX_HELDOUT, SftSettings
 
@@ -115,7 +116,7 @@ def _rows(
 ) -> Rows:
     """Read, split and tokenise the demonstrations, and say what was lost on the way."""
     from pipeline.models.load import context_length
-    from pipeline.stages.sft.rows import prepare_rows, read_demonstrations
+    from pipeline.stages.sft.rows import prepare_rows
 
     settings = context.settings
     limit = context_length(model)
@@ -128,8 +129,8 @@ def _rows(
             f"{settings.model} holds {limit}; lower it or use a model with a longer context"
         )
     rows = prepare_rows(
-        read_demonstrations(settings.train, say=context.say, name=f"{context.name}: train"),
-        read_demonstrations(settings.heldout, say=context.say, name=f"{context.name}: heldout"),
+        [*context.read("train", settings.train, demonstration, wanted=DEMONSTRATIONS)],
+        [*context.read("heldout", settings.heldout, demonstration, wanted=DEMONSTRATIONS)],
         tokenizer,
         max_length=max_length,
         too_long=settings.too_long,

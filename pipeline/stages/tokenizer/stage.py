@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, ModelError, RecipeError
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import expand
+from pipeline.contract.sources import TEXTS
 from pipeline.stages.checks import require_texts
 from pipeline.stages.tokenizer.settings import MIN_FREQUENCY, TokenizerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from data.sources.read import ReadReport
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
 
@@ -67,7 +67,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
         tokenizer = _learn(context, sample)
     else:
         tokenizer = _adopt(context)
-        sample.extend(_until(SAMPLED_CHARACTERS, _texts(context, [])))
+        sample.extend(_until(SAMPLED_CHARACTERS, _texts(context)))
     # Text is what a tokenizer that says nothing means; one that is adopted stays as it came.
     if settings.typed_control_tokens != "text" or SETTING in tokenizer.init_kwargs:
         tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
@@ -85,18 +85,16 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
 
 
 def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
-    from data.sources.read import ReadReport
     from data.text.chat import DEFAULT_TEMPLATE
     from data.text.tokenizer import train_tokenizer
 
     settings = context.settings
-    reports = [ReadReport() for _ in settings.train]
     template = _template(settings)
     with context.progress(None, "learning merges", unit="texts") as bar:
 
         def texts() -> Iterator[str]:
             left = SAMPLED_CHARACTERS
-            for number, text in enumerate(_texts(context, reports), start=1):
+            for number, text in enumerate(_texts(context), start=1):
                 if left > 0:
                     sample.append(text[:left])
                     left -= len(text)
@@ -112,9 +110,6 @@ def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
             chat_template=DEFAULT_TEMPLATE if template is None else template,
             min_frequency=MIN_FREQUENCY,
         )
-    for report in reports:
-        for line in report.lines():
-            context.say(line)
     if len(tokenizer) < settings.vocab_size:
         context.say(
             f"{len(tokenizer)} tokens instead of {settings.vocab_size}: the text holds no more "
@@ -162,17 +157,10 @@ def _template(settings: TokenizerSettings) -> str | None:
         ) from error
 
 
-def _texts(
-    context: StageContext[TokenizerSettings], reports: Iterable[ReadReport]
-) -> Iterator[str]:
-    from itertools import chain, repeat
-
+def _texts(context: StageContext[TokenizerSettings]) -> Iterator[str]:
     from data.records import to_text
-    from data.sources.read import read
 
-    for source, report in zip(context.settings.train, chain(reports, repeat(None)), strict=False):
-        for record in read(source.source(), report=report):
-            yield to_text(record)
+    return context.read("train", context.settings.train, to_text, wanted=TEXTS)
 
 
 def _until(characters: int, texts: Iterable[str]) -> Iterator[str]:

@@ -12,8 +12,8 @@ from data.errors import ModelError
 from data.records import Completion, chat
 from data.text.chat import DEFAULT_TEMPLATE
 from pipeline.contract.settings import SourceSettings
+from pipeline.contract.sources import DEMONSTRATIONS, demonstration, read_sources
 from pipeline.stages.sft import stage as sft
-from pipeline.stages.sft.rows import read_demonstrations
 
 UNMARKED_END = DEFAULT_TEMPLATE.replace(
     "{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}",
@@ -120,9 +120,11 @@ def test_completions_that_were_cut_off_are_not_imitated(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said: list[str] = []
     source = SourceSettings(path=str(path))
-    found = read_demonstrations([source], say=said.append, name="a: train")
+    found = read_sources(
+        [source], demonstration, where="stage a: train", wanted=DEMONSTRATIONS, say=said.append
+    )
     assert [record.completion for record in found if isinstance(record, Completion)] == [
         "two",
         "it is",
     ]
-    assert "train.0: 1 rankings left out: all their completions were cut off" in said
+    assert "train.0: dropped 1 row: all its completions were cut off" in said

@@ -18,7 +18,7 @@ def test_refuses_rows_without_answer(
 ) -> None:
     path = tmp_path / "prose.jsonl"
     path.write_text(json.dumps({"text": "Some prose."}) + "\n")
-    with pytest.raises(SourceError, match="no answer to imitate"):
+    with pytest.raises(SourceError, match=r"train\.0 holds Document rows; .* answer to imitate"):
         sft.run(make_context(sft_settings(policy, train=[{"path": str(path)}]), {"model": policy}))
 
 
