@@ -1,15 +1,19 @@
-"""Splits records into training and held-out ones by a hash of what they ask.
+"""Splits records into training and held-out ones by a hash of what they hold.
 
-Rows with the same opening (the first turn of the user, or the plain prompt; letter case and
-spacing aside) always fall on the same side, so that no held-out question is trained on in another
-row. The side depends on the row and the seed alone: rows that are added later move none.
+Prompts: rows with the same opening (the first turn of the user, or the plain prompt; letter case
+and spacing aside) always fall on the same side, so that no held-out question is trained on in
+another row; rows that are added later move none. Texts of a corpus: equal ones fall on the same
+side, whatever the seed. Rankings: exactly a share of the prompts is held out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
+from collections.abc import Sequence
 
-from data.records import Prompt
+from data.errors import SourceError
+from data.records import Prompt, Ranking, prompt_hash
 
 
 def opening(prompt: Prompt) -> str:
@@ -31,3 +35,39 @@ def split_value(prompt: Prompt, *, seed: int = 0) -> float:
 def is_heldout(prompt: Prompt, *, share: float, seed: int = 0) -> bool:
     """Tell whether a prompt is among the held-out share."""
     return split_value(prompt, seed=seed) < share
+
+
+def is_heldout_text(text: str, *, share: float) -> bool:
+    """Tell whether a text of a corpus is among the held-out share."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
+
+
+def split_by_prompt(
+    rankings: Sequence[Ranking], *, share: float, seed: int
+) -> tuple[list[Ranking], list[Ranking]]:
+    """Split into training and held-out rankings, all rankings of a prompt on one side.
+
+    Which prompts are held out depends on the seed and the prompts alone, not on their order.
+
+    Args:
+        rankings: any rankings; a prompt may occur more than once, with several annotators.
+        share: of the prompts to hold out; above 0 at least one is.
+        seed: another seed holds out others.
+
+    Raises:
+        SourceError: too few prompts to have both sides.
+    """
+    if share == 0:
+        return list(rankings), []
+    keys = [prompt_hash(r.prompt) for r in rankings]
+    order = sorted(set(keys), key=lambda k: hashlib.sha256(f"{seed} {k}".encode()).digest())
+    n_heldout = max(1, round(share * len(order)))
+    if n_heldout >= len(order):
+        raise SourceError(
+            f"{len(order)} prompts with rankings are too few to hold out a share of {share:g}; "
+            "give more rankings or a smaller heldout_share"
+        )
+    held = set(order[:n_heldout])
+    training = [r for r, key in zip(rankings, keys, strict=True) if key not in held]
+    heldout = [r for r, key in zip(rankings, keys, strict=True) if key in held]
+    return training, heldout

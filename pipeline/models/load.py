@@ -9,7 +9,26 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
-from reward.network.loading import hub_problem, locate
+from reward.network.loading import (
+    disable_dropout as disable_dropout,
+)
+from reward.network.loading import (
+    load_config as load_config,
+)
+from reward.network.loading import (
+    load_model,
+    locate,
+    quiet_loading,
+)
+from reward.network.loading import (
+    load_tokenizer as load_tokenizer,
+)
+from reward.network.loading import (
+    require_distinct_pad as require_distinct_pad,
+)
+from reward.network.loading import (
+    require_rows as require_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,38 +66,6 @@ def resolve_bf16(setting: bool | str, device: torch.device | str = "cpu") -> boo
     if setting and not bf16_supported(device):
         raise ModelError(f"bf16: true, but this {device} has no bf16 products; set it to auto")
     return bool(setting)
-
-
-def load_tokenizer(
-    source: str | Path, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, a GGUF file or the hub.
-
-    Raises:
-        ModelError: none is there.
-    """
-    from transformers import AutoTokenizer
-
-    location, extra = locate(source, "tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable("tokenizer", source, error) from error
-
-
-def load_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """Load a model's configuration from a folder, a GGUF file or the hub.
-
-    Raises:
-        ModelError: none is there.
-    """
-    from transformers import AutoConfig
-
-    location, extra = locate(source, "model")
-    try:
-        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable("model", source, error) from error
 
 
 def load_policy(
@@ -139,7 +126,7 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
         )
     if architecture.endswith("ForTokenClassification"):
         return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
-    with _quiet_loading():
+    with quiet_loading():
         value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, strict=False)
     head = value_head(value)
     with torch.no_grad():
@@ -183,24 +170,10 @@ def _load(
     strict: bool = True,
     **extra: Any,
 ) -> PreTrainedModel:
-    from transformers import GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    location, gguf = locate(source, "model")
-    if gguf:
-        extra |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
-    try:
-        model, info = loader.from_pretrained(
-            location,
-            dtype=dtype,
-            trust_remote_code=trust,
-            use_safetensors=None if gguf else True,
-            output_loading_info=True,
-            **extra,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise _unloadable("model", source, error) from error
+    model, info = load_model(loader, source, dtype=dtype, trust_remote_code=trust, **extra)
     missing = sorted(info["missing_keys"])
     if strict and missing:
         raise ModelError(
@@ -209,47 +182,6 @@ def _load(
         )
     disable_dropout(model)
     return model
-
-
-def _quiet_loading() -> Any:
-    """Silence transformers' report of a head that we are about to set ourselves."""
-    import contextlib
-
-    from transformers.utils import logging
-
-    @contextlib.contextmanager
-    def quiet() -> Any:
-        before = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
-
-    return quiet()
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to 0, in the modules and in the configuration.
-
-    With dropout the probability ratio of PPO is not 1 at the first update. Some architectures, such
-    as OPT, keep its share as a number of their own, beside that of layers to leave out.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        _drop_nothing(module)
-    config = getattr(model, "config", None)
-    if config is not None:
-        _drop_nothing(config)
-
-
-def _drop_nothing(owner: Any) -> None:
-    for name, value in list(vars(owner).items()):
-        if isinstance(value, float) and (
-            "dropout" in name or "layerdrop" in name or name.endswith("_pdrop")
-        ):
-            setattr(owner, name, 0.0)
 
 
 def halve_products(model: torch.nn.Module) -> None:
@@ -330,41 +262,3 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = 
     elif configured:
         found.update(configured)
     return sorted(i for i in found if i is not None)
-
-
-def require_distinct_pad(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> int:
-    """Return the id of the padding token.
-
-    Raises:
-        ModelError: there is none, or it is the end-of-sequence token, so that a model trained
-            with it would never learn to end.
-    """
-    pad = tokenizer.pad_token_id
-    if pad is None or pad == tokenizer.eos_token_id:
-        raise ModelError(
-            f"{source}: the pad token is {tokenizer.pad_token!r} and the end-of-sequence token "
-            f"{tokenizer.eos_token!r}; they must be two tokens, set `pad_token` in a tokenizer "
-            "stage that adopts this tokenizer"
-        )
-    return int(pad)
-
-
-def require_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path
-) -> None:
-    """Refuse a tokenizer that gives ids the model has no embedding for.
-
-    Raises:
-        ModelError: with both sizes.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding of "
-            f"{rows}; use the model's own tokenizer, with a `pad_token` its vocabulary holds"
-        )
-
-
-def _unloadable(what: str, source: str | Path, error: BaseException) -> ModelError:
-    """Return the error with a library's reason, and whether anything is there."""
-    return ModelError(f"no {what} can be loaded from {source}: {hub_problem(source, error)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from data.errors import ArtifactError, SourceError
 from data.records import to_text
 from data.sources.read import ReadReport
+from data.sources.split import is_heldout_text
 from data.storage import write_atomically
 from data.text.packing import Chunk, PackedShards, write_shards
 from data.text.tokenizer import token_byte_lengths, tokenize_documents
@@ -51,11 +51,6 @@ class Corpus:
     train: PackedShards
     heldout: PackedShards | None
     counts: dict[str, int]
-
-
-def is_heldout(text: str, share: float) -> bool:
-    """Tell whether a text is held out; equal texts are on the same side, in whatever order."""
-    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
 def prepare_corpus(
@@ -127,7 +122,7 @@ class _Packer:
                     bar.advance(1)
                     yield text
 
-            texts = (text for text in read if is_heldout(text, share) == inside)
+            texts = (text for text in read if is_heldout_text(text, share=share) == inside)
             try:
                 shards = write_shards(
                     self.folder / name,

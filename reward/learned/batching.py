@@ -1,16 +1,14 @@
-"""Which rankings are held out, which are seen at which step, and in which micro-batch."""
+"""Rankings as token ids: which are seen at which step, and in which micro-batch."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from data.errors import SourceError
-from data.records import Ranking, prompt_hash
+from data.records import Ranking
 from reward.learned.encoding import Encoder
 from reward.learned.losses import Ties, has_comparable_pair
 from reward.network.packed_trees import group_by_prefix, shared_prefix, tree_tokens
@@ -71,37 +69,6 @@ def encoded_completions(ranking: Ranking, encoder: Encoder) -> list[list[int]]:
         encoder.encode(ranking.prompt, text, ended=ended)
         for text, ended in zip(ranking.completions, ranking.endings, strict=True)
     ]
-
-
-def split_by_prompt(
-    rankings: Sequence[Ranking], *, share: float, seed: int
-) -> tuple[list[Ranking], list[Ranking]]:
-    """Split into training and held-out rankings, all rankings of a prompt on one side.
-
-    Which prompts are held out depends on the seed and the prompts alone, not on their order.
-
-    Args:
-        rankings: any rankings; a prompt may occur more than once, with several annotators.
-        share: of the prompts to hold out; above 0 at least one is.
-        seed: another seed holds out others.
-
-    Raises:
-        SourceError: too few prompts to have both sides.
-    """
-    keys = [prompt_hash(r.prompt) for r in rankings]
-    if share == 0:
-        return list(rankings), []
-    order = sorted(set(keys), key=lambda k: hashlib.sha256(f"{seed} {k}".encode()).digest())
-    n_heldout = max(1, round(share * len(order)))
-    if n_heldout >= len(order):
-        raise SourceError(
-            f"{len(order)} prompts with rankings are too few to hold out a share of {share:g}; "
-            "give more rankings or a smaller heldout_share"
-        )
-    held = set(order[:n_heldout])
-    training = [r for r, key in zip(rankings, keys, strict=True) if key not in held]
-    heldout = [r for r, key in zip(rankings, keys, strict=True) if key in held]
-    return training, heldout
 
 
 def step_indices(*, n_prompts: int, prompts_per_step: int, step: int, seed: int) -> list[int]:

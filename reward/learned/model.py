@@ -33,6 +33,8 @@ from reward.network.loading import (
     load_classifier,
     load_tokenizer,
     quiet_loading,
+    require_distinct_pad,
+    require_rows,
 )
 from reward.network.packed_trees import PackedTrees
 from reward.network.padding import pads_on_the_left, shift_right
@@ -245,13 +247,7 @@ class RewardModel:
         disable_dropout(classifier)
         source = source if tokenizer_source is None else tokenizer_source
         model = cls._assemble(source, classifier, device=device, trust=trust_remote_code)
-        pad = model.tokenizer.pad_token_id
-        if pad is None or pad == model.tokenizer.eos_token_id:
-            raise ModelError(
-                f"{source}: the pad token is {model.tokenizer.pad_token!r} and the end-of-sequence "
-                f"token {model.tokenizer.eos_token!r}; they must be two tokens, set `pad_token` "
-                "in the tokenizer"
-            )
+        pad = require_distinct_pad(model.tokenizer, source)
         classifier.config.pad_token_id = pad
         if max_length is not None:
             model.encoder.max_length = min(max_length, model.encoder.max_length)
@@ -271,13 +267,8 @@ class RewardModel:
         batch_size: int = 64,
         trust: bool = False,
     ) -> RewardModel:
-        tokenizer = load_tokenizer(source, trust=trust)
-        rows = classifier.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:
-            raise ModelError(
-                f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding "
-                f"of {rows}; use the model's own tokenizer"
-            )
+        tokenizer = load_tokenizer(source, trust_remote_code=trust)
+        require_rows(classifier, tokenizer, source)
         module = ScoringModule(classifier)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(

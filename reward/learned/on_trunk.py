@@ -138,7 +138,7 @@ def hang(
     if strange or any(p.is_meta for p in classifier.parameters()):
         raise ModelError(f"{folder} does not hold the head of {type(classifier).__name__}")
     classifier.score.requires_grad_(False).to(device)
-    tokenizer = load_tokenizer(model_folder, trust=False)
+    tokenizer = load_tokenizer(model_folder)
     return RewardModel(
         module=TrunkScoring(classifier, trunk, name),
         tokenizer=tokenizer,

@@ -6,13 +6,16 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from data.errors import ModelError, told
 from data.network import hub_trouble
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_classifier(
@@ -29,30 +32,59 @@ def load_classifier(
     Raises:
         ModelError: nothing loadable is there, or it is of a kind that can't score.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, GgufConfig
+    from transformers import AutoModelForSequenceClassification
 
-    location, gguf = locate(source, "reward model")
-    try:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust, **gguf)
-        _require_scalar(source, config, training=num_labels is not None)
-        if num_labels is not None:
-            config.num_labels = num_labels
-        packed = {**gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+    config = load_config(source, what="reward model", trust_remote_code=trust)
+    _require_scalar(source, config, training=num_labels is not None)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    return load_model(
+        AutoModelForSequenceClassification,
+        source,
+        what="reward model",
+        dtype=dtype,
+        trust_remote_code=trust,
+        config=config,
+        ignore_mismatched_sizes=True,
+    )
+
+
+def load_model(
+    loader: Any,
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    what: str = "model",
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model by a class of transformers, and its report of the weights.
+
+    Args:
+        loader: `AutoModelFor...`.
+        source: folder, `.gguf` file (dequantised on load; needs the extra `gguf`) or hub id.
+        dtype: type of the weights.
+        trust_remote_code: runs code that the checkpoint carries.
+        what: it is, for the error.
+        options: for `from_pretrained`.
+
+    Raises:
+        ModelError: nothing loadable is there.
+    """
+    from transformers import GgufConfig
+
+    location, gguf = locate(source, what)
+    if gguf:
+        options |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
+    with _loading(what, source):
+        model, info = loader.from_pretrained(
             location,
-            config=config,
             dtype=dtype,
+            trust_remote_code=trust_remote_code,
             use_safetensors=None if gguf else True,
-            trust_remote_code=trust,
-            ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **packed,
+            **options,
         )
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        problem = hub_problem(source, error)
-        raise ModelError(f"no reward model can be loaded from {source}: {problem}") from error
     return model, info
 
 
@@ -76,20 +108,40 @@ def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
         )
 
 
-def load_tokenizer(source: str | Path, *, trust: bool) -> Any:
-    """Load a tokenizer.
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a tokenizer from a folder, a GGUF file or the hub.
 
     Raises:
         ModelError: none is there.
     """
     from transformers import AutoTokenizer
 
-    location, gguf = locate(source, "reward model")
+    location, extra = locate(source, "tokenizer")
+    with _loading("tokenizer", source):
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+
+
+def load_config(source: str | Path, *, what: str = "model", trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration from a folder, a GGUF file or the hub.
+
+    Raises:
+        ModelError: none is there.
+    """
+    from transformers import AutoConfig
+
+    location, extra = locate(source, what)
+    with _loading(what, source):
+        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+
+
+@contextlib.contextmanager
+def _loading(what: str, source: str | Path) -> Iterator[None]:
+    """Turn a library's error into one with its reason, and whether anything is there."""
     try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust, **gguf)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         problem = hub_problem(source, error)
-        raise ModelError(f"{source} has no tokenizer that can be loaded: {problem}") from error
+        raise ModelError(f"no {what} can be loaded from {source}: {problem}") from error
 
 
 def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
@@ -189,14 +241,27 @@ def draw_head(classifier: Any, new: Collection[str]) -> None:
             last.bias.zero_()
 
 
-def disable_dropout(classifier: Any) -> None:
-    """Set every dropout to 0, in the modules and in the configuration."""
-    for module in classifier.modules():
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, in the modules and in the configuration.
+
+    With dropout the probability ratio of PPO is not 1 at the first update. Some architectures, such
+    as OPT, keep its share as a number of their own, beside that of layers to leave out.
+    """
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for name, value in vars(classifier.config).items():
-        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
-            setattr(classifier.config, name, 0.0)
+        _drop_nothing(module)
+    config = getattr(model, "config", None)
+    if config is not None:
+        _drop_nothing(config)
+
+
+def _drop_nothing(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and (
+            "dropout" in name or "layerdrop" in name or name.endswith("_pdrop")
+        ):
+            setattr(owner, name, 0.0)
 
 
 @contextlib.contextmanager
@@ -213,3 +278,34 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+def require_distinct_pad(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> int:
+    """Return the id of the padding token.
+
+    Raises:
+        ModelError: there is none, or it is the end-of-sequence token, so that a model trained
+            with it would never learn to end.
+    """
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{source}: the pad token is {tokenizer.pad_token!r} and the end-of-sequence token "
+            f"{tokenizer.eos_token!r}; they must be two tokens, set `pad_token` in a tokenizer "
+            "stage that adopts this tokenizer"
+        )
+    return int(pad)
+
+
+def require_rows(model: Any, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Refuse a tokenizer that gives ids the model has no embedding for.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model an embedding of "
+            f"{rows}; use the model's own tokenizer, with a `pad_token` its vocabulary holds"
+        )

@@ -6,7 +6,6 @@ import http.server
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import datasets
 import pytest
@@ -97,7 +96,6 @@ def test_models_tokenizers_and_data_sets_tell_it_in_one_sentence(
     hub: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.models.load import load_config, load_tokenizer
-    from reward.network.loading import load_tokenizer as load_judges_tokenizer
 
     looks: list[str] = []
     look = network._look
@@ -108,12 +106,7 @@ def test_models_tokenizers_and_data_sets_tell_it_in_one_sentence(
 
     monkeypatch.setattr(network, "_look", counted)
     hub(free_port())
-    loads: list[Callable[[str], Any]] = [
-        load_config,
-        load_tokenizer,
-        lambda source: load_judges_tokenizer(source, trust=False),
-    ]
-    for load in loads:
+    for load in (load_config, load_tokenizer):
         with pytest.raises(ModelError, match=r"the cache alone was used \(http"):
             load("nobody/nothing")
     with pytest.raises(SourceError, match=r"the cache alone was used \(http"):

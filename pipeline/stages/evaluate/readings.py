@@ -85,15 +85,14 @@ def _reading(name: str, hand: HandOver) -> Reading:
 def _held_out(name: str, hand: HandOver) -> Callable[[Record], bool]:
     """Return what tells which rows a stage kept from training, as that stage itself does."""
     from data.records import prompt_of, to_text
-    from data.sources.split import is_heldout
-    from pipeline.training.corpus import is_heldout as is_heldout_text
+    from data.sources.split import is_heldout, is_heldout_text
 
     settings, artifact = hand.stages[name], hand.finished(name)
     share = float(getattr(settings, "heldout_share", 0.0))
     if getattr(settings, "heldout", ()) or not share:
         return lambda record: False
     if settings.kind == "pretrain":
-        return lambda record: is_heldout_text(to_text(record), share)
+        return lambda record: is_heldout_text(to_text(record), share=share)
     if settings.kind == "sft" and artifact is not None:
         seed = int(artifact.manifest["seed"])
         return lambda record: is_heldout(prompt_of(record), share=share, seed=seed)

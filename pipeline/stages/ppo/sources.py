@@ -20,8 +20,8 @@ def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list
     if settings.ptx_coefficient == 0:
         return None
     from data.records import to_text
+    from data.sources.split import is_heldout_text
     from pipeline.rl.pretraining_mix import text_rows
-    from pipeline.training.corpus import is_heldout
 
     sources, heldout_share = settings.pretraining_sources, 0.0
     if settings.pretraining is not None:
@@ -30,7 +30,7 @@ def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list
         (
             record
             for record in context.read("pretraining", sources, as_it_is, wanted=TEXTS)
-            if not is_heldout(to_text(record), heldout_share)
+            if not is_heldout_text(to_text(record), share=heldout_share)
         ),
         tokenizer=tokenizer,
         row_tokens=settings.pretraining_row_tokens,

@@ -81,7 +81,7 @@ def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
         SourceError: there is nothing to learn, or nothing to judge by; all is held out.
     """
     from data.records import prompt_hash
-    from reward.learned.batching import split_by_prompt
+    from data.sources.split import split_by_prompt
 
     settings = context.settings
     training = read_rankings(context, settings.train, "train")

@@ -1,8 +1,10 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.records import chat
-from data.sources.split import is_heldout, opening, split_value
+from data.errors import SourceError
+from data.records import Ranking, chat
+from data.sources.split import is_heldout, opening, split_by_prompt, split_value
 
 PROMPTS = [f"question {number}" for number in range(1000)]
 
@@ -43,3 +45,22 @@ def test_values_lie_between_nought_and_one(prompt: str, seed: int) -> None:
     assert 0 <= value < 1
     assert is_heldout(prompt, share=1.0, seed=seed)
     assert not is_heldout(prompt, share=0.0, seed=seed)
+
+
+@given(st.lists(st.integers(0, 30), min_size=10), st.integers(0, 5))
+def test_a_prompt_is_on_one_side_whoever_ranked_it(prompts: list[int], seed: int) -> None:
+    rows = [Ranking(str(p), ["a", "b"], [1, 2], annotator=str(i)) for i, p in enumerate(prompts)]
+    if len(set(prompts)) < 4:
+        return
+    training, heldout = split_by_prompt(rows, share=0.25, seed=seed)
+    assert {r.prompt for r in training}.isdisjoint({r.prompt for r in heldout})
+    assert len(training) + len(heldout) == len(rows)
+    assert len({r.prompt for r in heldout}) == max(1, round(0.25 * len(set(prompts))))
+    _, again = split_by_prompt(rows[::-1], share=0.25, seed=seed)
+    assert {r.prompt for r in again} == {r.prompt for r in heldout}
+
+
+def test_too_few_prompts_to_split_are_refused() -> None:
+    with pytest.raises(SourceError, match="1 prompts"):
+        split_by_prompt([Ranking("a", ["a", "b"], [1, 2])], share=0.5, seed=0)
+    assert split_by_prompt([Ranking("a", ["a", "b"], [1, 2])], share=0, seed=0)[1] == []

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError, RecipeError, TrainingError
+from data.sources.split import is_heldout_text
 from data.text.packing import PackedShards, write_shards
-from pipeline.training.corpus import ChunkOrder, chunk_batch, is_heldout
+from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.language_model import LmTrainer
 from pipeline.training.objectives.causal import (
     IGNORED,
@@ -59,10 +60,10 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_share_is_held_out_by_content() -> None:
     texts = [f"text {i}" for i in range(2000)]
-    chosen = [text for text in texts if is_heldout(text, 0.1)]
+    chosen = [text for text in texts if is_heldout_text(text, share=0.1)]
     assert 130 < len(chosen) < 270
-    assert not any(is_heldout(text, 0.0) for text in texts)
-    assert all(is_heldout(text, 0.2) for text in chosen)
+    assert not any(is_heldout_text(text, share=0.0) for text in texts)
+    assert all(is_heldout_text(text, share=0.2) for text in chosen)
 
 
 def test_targets_by_hand() -> None:

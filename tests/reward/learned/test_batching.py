@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import SourceError
 from data.records import Ranking
 from reward.learned.batching import (
     EncodedRanking,
     encode_rankings,
     micro_batches,
-    split_by_prompt,
     step_indices,
     steps_per_epoch,
 )
@@ -32,25 +29,6 @@ def test_rankings_that_tie_throughout_are_dropped_and_counted(tokenizer: Any) ->
     assert [(len(r.sequences), r.ranks) for r in kept] == [(3, [1, 2, 2])]
     kept, dropped = encode_rankings(rows, encoder=Encoder(tokenizer, 64), ties="half")
     assert (len(kept), dropped) == (2, 0)
-
-
-@given(st.lists(st.integers(0, 30), min_size=10), st.integers(0, 5))
-def test_a_prompt_is_on_one_side_whoever_ranked_it(prompts: list[int], seed: int) -> None:
-    rows = [ranking(str(p), [1, 2], annotator=str(i)) for i, p in enumerate(prompts)]
-    if len(set(prompts)) < 4:
-        return
-    training, heldout = split_by_prompt(rows, share=0.25, seed=seed)
-    assert {r.prompt for r in training}.isdisjoint({r.prompt for r in heldout})
-    assert len(training) + len(heldout) == len(rows)
-    assert len({r.prompt for r in heldout}) == max(1, round(0.25 * len(set(prompts))))
-    _, again = split_by_prompt(rows[::-1], share=0.25, seed=seed)
-    assert {r.prompt for r in again} == {r.prompt for r in heldout}
-
-
-def test_too_few_prompts_to_split_are_refused() -> None:
-    with pytest.raises(SourceError, match="1 prompts"):
-        split_by_prompt([ranking("a", [1, 2])], share=0.5, seed=0)
-    assert split_by_prompt([ranking("a", [1, 2])], share=0, seed=0)[1] == []
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 3))

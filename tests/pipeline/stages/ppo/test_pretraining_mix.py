@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.errors import HandOverError
+from data.sources.split import is_heldout_text
 from pipeline.contract.handover import HandOver
 from pipeline.models.load import load_tokenizer
 from pipeline.stages.ppo.checks import check
@@ -18,7 +19,6 @@ from pipeline.stages.ppo.sources import pretraining_rows
 from pipeline.stages.ppo.stage import run
 from pipeline.stages.pretrain.settings import PretrainSettings
 from pipeline.stages.sft.settings import SftSettings
-from pipeline.training.corpus import is_heldout
 
 TEXTS = [f"{number} mills stand at the river" for number in range(40)]
 Build = Callable[..., Any]
@@ -53,7 +53,7 @@ def rows_as_text(context: Any) -> list[str]:
 
 def test_rows_are_those_the_pretrain_stage_learned(carrying: Build) -> None:
     assert rows_as_text(carrying()) == TEXTS
-    kept = [text for text in TEXTS if not is_heldout(text, 0.3)]
+    kept = [text for text in TEXTS if not is_heldout_text(text, share=0.3)]
     assert 0 < len(kept) < len(TEXTS)
     assert rows_as_text(carrying({"heldout_share": 0.3})) == kept
     # Sources to judge by leave the share unused, in the pretrain stage as here.

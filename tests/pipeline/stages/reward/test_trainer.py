@@ -13,10 +13,11 @@ import torch
 
 from data.errors import Interrupted, SourceError, TrainingError
 from data.records import Ranking, chat
+from data.sources.split import split_by_prompt
 from pipeline.stages.reward.settings import RewardSettings
 from pipeline.stages.reward.trainer import RankingTrainer
 from pipeline.training.loop import Rhythm, run_loop
-from reward.learned.batching import EncodedRanking, encode_rankings, split_by_prompt
+from reward.learned.batching import EncodedRanking, encode_rankings
 from reward.learned.model import RewardModel
 from reward.quality.quality import pair_accuracy, scored_pairs
 
