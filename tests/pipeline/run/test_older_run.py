@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pipeline.contract.artifacts import sha256
 from pipeline.contract.console import Console
 from pipeline.recipe.load import load_recipe
-from pipeline.run.planning import Selection
+from pipeline.run.planning import Planner, Selection
 from pipeline.run.runner import execute, plan
 
 OLDER = Path(__file__).parent / "older"
@@ -62,7 +62,8 @@ def maths(stage: str) -> str:
 def test_what_an_older_build_finished_is_up_to_date_and_what_it_began_goes_on(recipe: str) -> None:
     # The second has every default of then written out.
     actions = {
-        step.stage: step.action for step in plan(load_recipe(Path(recipe)), RUN, Selection())
+        step.stage: step.action
+        for step in plan(Planner(load_recipe(Path(recipe)), RUN, Selection()))
     }
     assert actions == {
         stage: "resume" if stage in CUT else "up to date"
