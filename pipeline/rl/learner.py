@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from pipeline.rl.processes import World
 from pipeline.rl.settings import Hyperparameters
 from pipeline.training.accelerator import (
-    cut,
     filled,
+    full_tensor,
+    gathered,
+    gathered_optimizer_state,
+    gathered_state,
     hollow_copy,
-    whole,
-    whole_optimizer_state,
-    whole_state,
+    sharded_like,
 )
 from pipeline.training.schedule import schedule_factor
 
@@ -32,7 +33,7 @@ class Learner:
         optimizer: Adam over all that it trains.
         learning_rate: the highest of the run.
         world: the processes.
-        hollow: where the weights are sharded, the module without them, see `whole`.
+        hollow: where the weights are sharded, the module without them, see `full_module`.
     """
 
     module: nn.Module
@@ -73,7 +74,7 @@ class Learner:
         return cls(wrapped, prepared, learning_rate, world, hollow)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[Any]:
+    def full_module(self) -> Iterator[Any]:
         """Give the bare module with all its weights, to call without the other processes.
 
         Called on every process; where weights are sharded they are gathered and let go again.
@@ -110,24 +111,21 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """Return the whole weights that are trained, and the optimiser, for a resume state.
-
-        Called on every process.
-        """
+        """Return what is trained and the optimiser, for process 0 to save; called on every one."""
         module = self.world.unwrapped(self.module)
         frozen = _frozen(module)
         return {
-            "module": {k: v for k, v in whole_state(module).items() if k not in frozen},
-            "optimizer": whole_optimizer_state(self.optimizer),
+            "module": {k: v for k, v in gathered_state(module).items() if k not in frozen},
+            "optimizer": gathered_optimizer_state(self.optimizer),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
         module = self.world.unwrapped(self.module)
-        whole = module.state_dict()
         # Frozen weights come from their checkpoint, so that a state holds what is trained alone.
-        kept = {name: whole[name] for name in _frozen(module)}
-        module.load_state_dict({**kept, **state["module"]})
+        own = module.state_dict()
+        frozen = {name: own[name] for name in _frozen(module)}
+        module.load_state_dict({**frozen, **state["module"]})
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -151,13 +149,13 @@ class Average:
             parameter.copy_(self.shadows[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Return the whole averages for a resume state; called on every process."""
-        return {name: whole(shadow) for name, shadow in self.shadows.items()}
+        """Return the averages, for process 0 to save; called on every process."""
+        return {name: gathered(shadow) for name, shadow in self.shadows.items()}
 
     def restore(self, shadows: Mapping[str, Tensor]) -> None:
         """Take up a state."""
         for name, shadow in shadows.items():
-            self.shadows[name].copy_(cut(shadow, self.shadows[name]))
+            self.shadows[name].copy_(sharded_like(shadow, self.shadows[name]))
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -199,4 +197,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    return float(whole(torch.nn.utils.get_total_norm(gradients)))
+    return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))

@@ -1,4 +1,4 @@
-"""The one place that knows how a model is spread over processes: whole (DDP) or sharded (FSDP2).
+"""The one place that knows how a model is spread over processes: as copies (DDP) or shards (FSDP2).
 
 `TrainingAccelerator` is what pretraining, SFT, the reward model and PPO get from
 `make_accelerator`. Where an accelerate configuration asks for FSDP, it calls torch's `fully_shard`
@@ -8,8 +8,8 @@ word, and so what runs on GPUs is what was tested on CPUs.
 - Every decoder layer gathers its weights for itself, the rest of the model gathers its own at once;
   all give them back after their forward pass. Only the module that was prepared may be called.
 - Gradients of a micro-batch are reduced at once, so that no process ever holds all of them.
-- Saved states hold whole tensors, so that they are the same on any number of processes, sharded or
-  not; loading cuts them up again.
+- Saved states hold full tensors, so that they are the same on any number of processes, sharded or
+  not; loading shards them again. They are gathered one by one, and kept on process 0 alone.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _require_deepspeed() -> None:
 
 
 class TrainingAccelerator(Accelerator):  # type: ignore[misc]
-    """accelerate's, that shards by `fully_shard` and saves whole tensors."""
+    """accelerate's, that shards by `fully_shard` and saves full tensors."""
 
     @classmethod
     def adopt(cls, accelerator: Accelerator) -> TrainingAccelerator:
@@ -130,7 +130,7 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
                     places = [before[id(p)] for p in group["params"]]
                     group["params"] = [after[module][name] for module, name in places]
                 hooks: Any = thing
-                hooks.register_load_state_dict_pre_hook(_cut_optimizer_state)
+                hooks.register_load_state_dict_pre_hook(_shard_optimizer_state)
                 thing = super().prepare(thing, **options)
             prepared.append(thing)
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
@@ -156,7 +156,7 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         untyped: Any = module
-        untyped.register_load_state_dict_pre_hook(_cut_module_state)
+        untyped.register_load_state_dict_pre_hook(_shard_module_state)
         return module
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -184,14 +184,14 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
         """Clip the gradient's global norm and return it."""
         norm = super().clip_grad_norm_(parameters, max_norm, norm_type)
-        return whole(norm) if isinstance(norm, Tensor) else norm
+        return full_tensor(norm) if isinstance(norm, Tensor) else norm
 
     def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
-        """Return whole weights under the bare module's names; on every process."""
+        """Return the `gathered` weights under the bare module's names."""
         if self.deepspeed:
-            gathered: dict[str, Any] = super().get_state_dict(model, unwrap)
-            return gathered
-        return whole_state(self.unwrap_model(model))
+            weights: dict[str, Any] = super().get_state_dict(model, unwrap)
+            return weights
+        return gathered_state(self.unwrap_model(model))
 
     def save_state(self, folder: str, **options: Any) -> Any:
         """Save modules, optimisers and this process's random state; called on every process."""
@@ -199,7 +199,7 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
             return super().save_state(folder, **options)
         state = {
             "models": [self.get_state_dict(model) for model in self._models],
-            "optimizers": [whole_optimizer_state(optimizer) for optimizer in self._optimizers],
+            "optimizers": [gathered_optimizer_state(optimizer) for optimizer in self._optimizers],
         }
         save_state(Path(folder) / f"rng-{self.process_index}.pt", rng_state())
         if self.is_main_process:
@@ -231,7 +231,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor with the parts of all processes; on every process."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -239,38 +239,55 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's whole weights by name; a tensor of two names is gathered once."""
-    found: dict[int, Tensor] = {}
+# torch.distributed.checkpoint.state_dict (torch 2.13) gathers too. But asked for the state of an
+# optimiser that has none yet it takes a step, so that Adam counts one too many; it can't load
+# moments that are numbered, as ours are; and it gathers and saves a tied weight under each name.
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor with the parts of all processes, for process 0 to save.
+
+    A sharded one comes to its processor; the others, which call it too, get an empty tensor: the
+    whole model and its moments need not fit onto a device.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = full_tensor(tensor)
+    return full.cpu() if tensor.device_mesh.get_rank() == 0 else full.new_empty(0)
+
+
+def gathered_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's `gathered` weights by name; a tensor of two names is gathered once."""
+    by_id: dict[int, Tensor] = {}
     state = module.state_dict(keep_vars=True)
     for tensor in state.values():
-        if id(tensor) not in found:
-            found[id(tensor)] = whole(tensor.detach())
-    return {name: found[id(tensor)] for name, tensor in state.items()}
+        if id(tensor) not in by_id:
+            by_id[id(tensor)] = gathered(tensor.detach())
+    return {name: by_id[id(tensor)] for name, tensor in state.items()}
 
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimiser's state with whole tensors; on every process."""
+def gathered_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's state with `gathered` tensors."""
     state: dict[str, Any] = optimizer.state_dict()
     moments = {
-        number: {k: whole(v) if isinstance(v, Tensor) else v for k, v in entry.items()}
+        number: {k: gathered(v) if isinstance(v, Tensor) else v for k, v in entry.items()}
         for number, entry in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def cut(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor, as a sharded tensor like another."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
-        return tensor
-    # Every process holds the whole tensor, so that none has to be sent.
+def sharded_like(full: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a full tensor, where `like` is sharded; else the tensor."""
+    if not isinstance(like, DTensor) or isinstance(full, DTensor):
+        return full
+    # Every process holds the full tensor, so that none has to be sent.
     return distribute_tensor(
-        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+        full.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
 
 
-def _cut_module_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Cut up whole weights before they are loaded; a tensor of two names may be there as one."""
+def _shard_module_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Shard full weights before they are loaded; a tensor of two names may be there as one."""
     names: dict[int, list[str]] = {}
     tensors = module.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
@@ -279,10 +296,10 @@ def _cut_module_state(module: nn.Module, state: dict[str, Any], prefix: str, *_:
         alike = names[id(tensor)]
         given = [state[name] for name in alike if name in state]
         if given:
-            state.update(dict.fromkeys(alike, cut(given[0], tensor)))
+            state.update(dict.fromkeys(alike, sharded_like(given[0], tensor)))
 
 
-def _cut_optimizer_state(
+def _shard_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> dict[str, Any]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -291,7 +308,7 @@ def _cut_optimizer_state(
     for number, parameter in zip(numbers, parameters, strict=True):
         if number in moments:
             moments[number] = {
-                name: cut(value, parameter)
+                name: sharded_like(value, parameter)
                 if isinstance(value, Tensor) and value.shape == parameter.shape
                 else value
                 for name, value in moments[number].items()
@@ -310,14 +327,14 @@ def hollow_copy(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def filled(hollow: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
-    """Fill a hollow copy with the whole weights of its sharded module while the block runs.
+    """Fill a hollow copy with the full weights of its sharded module while the block runs.
 
     So that a process can call it when and as often as it likes, without the others: responses end
     at different steps. Called on every process.
     """
     named = dict(hollow.named_parameters())
     for name, parameter in module.named_parameters():
-        named[name].data = whole(parameter.detach())
+        named[name].data = full_tensor(parameter.detach())
     try:
         yield hollow
     finally:

@@ -13,10 +13,10 @@ from torch import nn
 
 from pipeline.contract.resume import load_state, rng_state, save_state
 from pipeline.training.accelerator import (
+    gathered_optimizer_state,
+    gathered_state,
     is_sharded,
     restore_own_rng,
-    whole_optimizer_state,
-    whole_state,
 )
 
 
@@ -43,8 +43,8 @@ def save_training_state(
     """
     save_state(folder / f"rng-{rank}.pt", rng_state())
     sharded = is_sharded(model)
-    weights = whole_state(model) if sharded else {}
-    optimizer_state = whole_optimizer_state(optimizer)
+    weights = gathered_state(model) if sharded else {}
+    optimizer_state = gathered_optimizer_state(optimizer)
     if rank != 0:
         return
     if sharded:

@@ -49,7 +49,7 @@ def publish(ppo: Ppo, folder: Path) -> None:
     def values() -> Iterator[ValueParts]:
         """Give what gives the values; a value model is whole within the block alone."""
         seen = POLICY if ppo.reader is None else ppo.reader.module.name
-        with (run.value or run.policy).whole() as module, merged(seen):
+        with (run.value or run.policy).full_module() as module, merged(seen):
             yield _value_parts(ppo, module) if main else ValueParts()
 
     # A head on the policy's trunk belongs to the trained weights, which the average overwrites;
@@ -60,7 +60,7 @@ def publish(ppo: Ppo, folder: Path) -> None:
             pass
     if run.average is not None:
         run.average.copy_to(ppo.policy)
-    with run.policy.whole() as policy, merged(POLICY):
+    with run.policy.full_module() as policy, merged(POLICY):
         if main:
             save_model(policy.model, ppo.tokenizer, folder / "model")
     if trunk is not None and main:

@@ -63,7 +63,7 @@ class LocalEngine:
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
         with (
-            self.policy.whole() as policy,
+            self.policy.full_module() as policy,
             self.weights(),
             self.world.autocast(),
             _cast_once(policy.model),

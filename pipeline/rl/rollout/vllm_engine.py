@@ -106,7 +106,7 @@ class VllmEngine:
 
     def _send(self) -> None:
         """Write the policy's weights and have them loaded; called on every process."""
-        with self.policy.whole() as policy, self.weights():
+        with self.policy.full_module() as policy, self.weights():
             if self.world.rank != 0:
                 return
             shutil.rmtree(self.folder, ignore_errors=True)

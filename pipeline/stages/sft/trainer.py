@@ -44,9 +44,9 @@ from pipeline.stages.sft.order import BucketSampler, add_residual_dropout
 from pipeline.stages.sft.packing import MaskedRows, packing_collator
 from pipeline.training.accelerator import (
     TrainingAccelerator,
+    gathered_optimizer_state,
+    gathered_state,
     take_over_sharding,
-    whole_optimizer_state,
-    whole_state,
 )
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import schedule_factor
@@ -350,7 +350,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         if not self.accelerator.sharded:
             self.save_model(folder, _internal_call=True)
             return
-        weights = whole_state(self.model)
+        weights = gathered_state(self.model)
         if self.args.should_save:
             self._save(folder, state_dict=weights)
 
@@ -358,7 +358,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         if self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        content = whole_optimizer_state(self.optimizer)
+        content = gathered_optimizer_state(self.optimizer)
         if self.args.should_save:
             save_state(Path(output_dir, "optimizer.pt"), content)
             save_state(Path(output_dir, "scheduler.pt"), self.lr_scheduler.state_dict())
