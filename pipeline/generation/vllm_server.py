@@ -80,7 +80,7 @@ class VllmServer:
     timeout: float
     model: str = field(default="MODEL")
 
-    def look(self) -> Served:
+    def describe(self) -> Served:
         """Ask the server what it is.
 
         Raises:

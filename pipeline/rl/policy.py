@@ -48,7 +48,7 @@ class Policy(nn.Module):
     Attributes:
         model: the causal model of transformers.
         value_head: head on its last hidden state, None when the value model is separate.
-        trunk: what the model's adapters hang on, None without any.
+        trunk: what the model's adapters are attached to, None without any.
         adapter: the one this policy is; None is the trunk itself.
     """
 

@@ -1,4 +1,4 @@
-"""One model of full size for a whole run of PPO: the trunk and what hangs on it.
+"""One model of full size for a whole run of PPO: the trunk and what is attached to it.
 
 The reference is the trunk without adapters, the policy an adapter with the value head on top of
 its hidden states, each reward model that was trained so another adapter with its head.
@@ -15,7 +15,7 @@ from pipeline.contract.settings import Lora
 from pipeline.rl.policy import POLICY
 from pipeline.rl.processes import World, derived_seed
 from pipeline.rl.rewards import Term
-from reward.learned.on_trunk import hang
+from reward.learned.on_trunk import attach
 from reward.network.lora import Trunk
 from reward.scorer import Scorer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrunkReward:
-    """A reward model that was published with an adapter, to be hung onto the trunk.
+    """A reward model that was published with an adapter, to be attached to the trunk.
 
     Attributes:
         folder: its `model/`; the adapter stands beside it.
@@ -63,13 +63,13 @@ def with_rewards(
     *,
     world: World,
 ) -> list[Term[Scorer]]:
-    """Hang those rewards onto the trunk that are adapters; return all as scorers."""
+    """Attach those rewards to the trunk that are adapters; return all as scorers."""
     found: list[Term[Scorer]] = []
     for place, term in enumerate(rewards):
         scorer = term.scorer
         if isinstance(scorer, TrunkReward):
             assert trunk is not None
-            model = hang(
+            model = attach(
                 trunk,
                 scorer.folder,
                 name=f"reward{place}",

@@ -210,7 +210,7 @@ def require_steady(terms: Mapping[str, RewardTerm]) -> None:
     """
     if any(term.normalize for term in terms.values()):
         raise ValueError(
-            "reward: `normalize` is for PPO; a judge's scores may not hang on what it scored "
+            "reward: `normalize` is for PPO; a judge's scores may not depend on what it scored "
             "before, set a `weight`"
         )
 

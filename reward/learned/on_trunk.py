@@ -1,7 +1,7 @@
 """The reward model as an adapter on the trunk of another model.
 
 Trained so, it is published twice: merged, as any reward model, and as an adapter with its head and
-the digest of its trunk. PPO hangs the latter onto the trunk that its policy stands on, so that no
+the digest of its trunk. PPO attaches the latter to the trunk that its policy stands on, so that no
 second set of weights is held.
 """
 
@@ -84,7 +84,7 @@ def adapt(
     return trunk
 
 
-def publish(model: RewardModel, trunk: Trunk, folder: Path) -> None:
+def save_models(model: RewardModel, trunk: Trunk, folder: Path) -> None:
     """Write `model/`, with the adapter merged, and `adapter/`, in peft's layout.
 
     Args:
@@ -98,7 +98,7 @@ def publish(model: RewardModel, trunk: Trunk, folder: Path) -> None:
     trunk.save(NAME, folder / "adapter", task="SEQ_CLS", head=head)
 
 
-def hang(
+def attach(
     trunk: Trunk,
     model_folder: str | Path,
     *,

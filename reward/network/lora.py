@@ -123,7 +123,7 @@ class AdaptedLinear(LoraLinear):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer hangs: an attribute of its parent."""
+    """Where a layer is: an attribute of its parent."""
 
     parent: nn.Module
     name: str

@@ -56,5 +56,5 @@ def pads_on_the_left(classifier: Any) -> bool:
         return sides[0]
     raise ModelError(
         f"a {type(classifier).__name__} scores a text otherwise once it is padded, so that its "
-        "score hangs on the batch; take another architecture"
+        "score depends on the batch; take another architecture"
     )

@@ -179,7 +179,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
     from pipeline.rl.settings import Hyperparameters
     from pipeline.rl.trunk import TrunkReward
     from reward.learned.model import RewardModel
-    from reward.learned.on_trunk import adapt, publish
+    from reward.learned.on_trunk import adapt, save_models
 
     policy = save_tiny(scratch / "policy") if given.model == "tiny" else Path(given.model)
     tokenizer = load_tokenizer(policy)
@@ -191,7 +191,7 @@ def assemble_ours(given: argparse.Namespace, scratch: Path) -> Any:
         scorer = RewardModel.load(scratch / "reward" / "model", batch_size=given.episodes)
     else:
         trunk = adapt(model, base=str(policy), **lora.model_dump(), seed=1)
-        publish(model, trunk, scratch / "reward")
+        save_models(model, trunk, scratch / "reward")
         scorer = TrunkReward(scratch / "reward" / "model", "reward", given.micro)
         del trunk
     del model

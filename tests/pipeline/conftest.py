@@ -316,15 +316,15 @@ def spread_out(fork: Callable[..., Any]) -> Callable[..., Callable[[], None]]:
 def publish_adapter(tmp_path: Path) -> Callable[..., str]:
     """Return what publishes a reward model as an adapter on a checkpoint, and returns its model/.
 
-    publish_adapter(base, name="hung", strange=False); a strange one has another trunk.
+    publish_adapter(base, name="attached", strange=False); a strange one has another trunk.
     """
     import torch
 
     from reward.learned.model import RewardModel
-    from reward.learned.on_trunk import adapt, publish
+    from reward.learned.on_trunk import adapt, save_models
     from reward.network.lora_files import trunk_digest
 
-    def build(base: str, *, name: str = "hung", strange: bool = False) -> str:
+    def build(base: str, *, name: str = "attached", strange: bool = False) -> str:
         model = RewardModel.start(base, seed=3)
         trunk = adapt(model, base=base, rank=2, alpha=4, targets=("v_proj", "up_proj"), seed=3)
         torch.manual_seed(4)
@@ -334,7 +334,7 @@ def publish_adapter(tmp_path: Path) -> Callable[..., str]:
                 torch.nn.init.normal_(parameter, std=0.3)
         trunk.digest = trunk_digest(trunk.model)
         model.set_bias(0.25)
-        publish(model, trunk, tmp_path / name / "stage")
+        save_models(model, trunk, tmp_path / name / "stage")
         return str(tmp_path / name / "stage" / "model")
 
     return build

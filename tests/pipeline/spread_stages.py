@@ -75,10 +75,10 @@ def settings_of(stage: str, inputs: Path) -> Any:
         "trunk": {"value": "shared", **trunk},
         "read": {"value": "reward", "reuse_logprobs": True, **trunk},
     }  # fmt: skip
-    hung = {"model": str(inputs / "hung" / "model")} if stage == "read" else {"model": reward}
+    model = str(inputs / "attached" / "model") if stage == "read" else reward
     common: dict[str, Any] = {
         "policy": policy,
-        "reward": (hung, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
+        "reward": ({"model": model}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
         "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 2,
         "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
         "max_gradient_norm": 0.5, "whiten_rewards": True, "normalize_scores": True,
@@ -117,8 +117,8 @@ def run_stage(
     name = "policy" if settings.kind == "ppo" else "model"
     given = {name: str(inputs / "policy")}
     if settings.kind == "ppo":
-        hung = inputs / "hung" / "model"
-        given["reward.0.model"] = str(hung if stage in ADAPTERS else inputs / "reward")
+        attached = inputs / "attached" / "model"
+        given["reward.0.model"] = str(attached if stage in ADAPTERS else inputs / "reward")
     context = StageContext(
         name=stage, settings=settings, seed=0, folder=folder, inputs=given,
         hand=HandOver(stage, {stage: settings}, lambda _: None),

@@ -37,7 +37,7 @@ def inputs(
 ) -> Path:
     """Return a folder with a policy, a reward model as an adapter on it, prompts and text."""
     from reward.learned.model import RewardModel
-    from reward.learned.on_trunk import adapt, publish
+    from reward.learned.on_trunk import adapt, save_models
 
     folder, tokenizer = tmp_path_factory.mktemp("killed"), tiny_tokenizer()
     policy = folder / "policy"
@@ -48,7 +48,7 @@ def inputs(
     torch.manual_seed(3)
     for parameter in trunk.parameters("reward"):
         torch.nn.init.normal_(parameter, std=0.3)
-    publish(model, trunk, folder / "reward")
+    save_models(model, trunk, folder / "reward")
     for name, rows in (
         ("prompts", [{"prompt": f"What is {a} + {b}?"} for a in range(5) for b in range(4)]),
         ("text", [{"text": f"{a} and {b} is {a + b}."} for a in range(5) for b in range(4)]),

@@ -33,17 +33,17 @@ def words(rng: random.Random, most: int) -> str:
 def write_inputs(folder: Path, policy: Any, tokenizer: Any) -> None:
     """Write a policy, a reward model, and rows of uneven length whose numbers are odd."""
     from reward.learned.model import RewardModel
-    from reward.learned.on_trunk import adapt, publish
+    from reward.learned.on_trunk import adapt, save_models
 
     rng = random.Random(0)
     policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
     RewardModel.start(folder / "policy", seed=0).save(folder / "reward")
     model, base = RewardModel.start(folder / "policy", seed=1), str(folder / "policy")
-    publish(
+    save_models(
         model,
         adapt(model, base=base, rank=2, alpha=4, targets="all-linear", seed=2),
-        folder / "hung",
+        folder / "attached",
     )
     rows: dict[str, list[dict[str, Any]]] = {
         "text": [{"text": words(rng, 60)} for _ in range(60)],

@@ -48,7 +48,7 @@ def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
             None,
             reference,
             judges,
-            hung=frozenset(ranks),
+            attached=frozenset(ranks),
             rank=(settings.lora or Lora()).rank,
             judge_rank=max(ranks.values(), default=16),
         )
@@ -135,8 +135,8 @@ def _add_sampling(
         bf16=bf16,
     )
     passes = updates * math.ceil(work.mine / settings.score_limit.rows_of(work.mean))
-    hung = [name for name in actors.judges if name in actors.hung]
-    read = hung[0] if hung and settings.value == "reward" else None
+    attached = [name for name in actors.judges if name in actors.attached]
+    read = attached[0] if attached and settings.value == "reward" else None
     looks = [
         ("scores and values", actors.policy, 0.0, bf16)
         if name == read

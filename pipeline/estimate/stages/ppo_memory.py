@@ -40,7 +40,7 @@ class Actors:
         value: a separate value model, None for a head on the policy's trunk.
         reference: what the policy is held near.
         judges: reward models, by name.
-        hung: names of those that are adapters on the policy's trunk.
+        attached: names of those that are adapters on the policy's trunk.
         rank: of the adapter that makes the policy on a trunk that all share; None without one.
         judge_rank: of the reward models' adapters.
     """
@@ -49,7 +49,7 @@ class Actors:
     value: ModelShape | None
     reference: ModelShape
     judges: dict[str, ModelShape]
-    hung: frozenset[str] = frozenset()
+    attached: frozenset[str] = frozenset()
     rank: int | None = None
     judge_rank: int = 16
 
@@ -74,7 +74,7 @@ class Actors:
     def judge_parameters(self, name: str) -> int:
         """Return the parameters that a reward model adds."""
         judge = self.judges[name]
-        if name in self.hung:
+        if name in self.attached:
             return adapter_parameters(judge, rank=self.judge_rank) + judge.hidden
         return judge.scorer
 
@@ -140,7 +140,7 @@ def ppo_phases(
     if actors.judges:
         read = bf16 and settings.value == "reward"
         widest = max(
-            working_bytes(judge, tokens=rows * length, bf16=read and name in actors.hung)
+            working_bytes(judge, tokens=rows * length, bf16=read and name in actors.attached)
             for name, judge in actors.judges.items()
         )
         phases.append(Phase("scoring", {**kept, "activations": widest}))

@@ -39,7 +39,7 @@ class AlarmMonitor:
     ringing: list[str] = field(default_factory=list)
     ended_by: list[str] = field(default_factory=list)
 
-    def look(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
+    def observe(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
         """Take in an update; return metrics to log and the alarms that begin to ring."""
         self.history.append({key: metrics[key] for key in KEPT})
         found = findings(

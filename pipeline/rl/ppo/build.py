@@ -79,7 +79,7 @@ def build_ppo(
         trust_remote_code: run code that the policy's checkpoint carries.
         lora: adapter that makes the policy on a trunk that all share; None keeps models apart.
         scratch: folder for the weights on their way to a server, where the settings name none.
-        read_values: read values off the hidden states of the first reward that hangs on the trunk.
+        read_values: read values off the hidden states of the first reward that is on the trunk.
         say: told what the user should know of how the policy is sampled from.
 
     Raises:
@@ -230,7 +230,7 @@ def _reader(rewards: Sequence[Term[Scorer]]) -> SharedForward:
     """Return what gives the hidden states that values are read off.
 
     Raises:
-        ModelError: no reward hangs on the trunk.
+        ModelError: no reward is attached to the trunk.
     """
     for place, term in enumerate(rewards):
         scorer = term.scorer

@@ -171,7 +171,7 @@ def run_update(
     told = {} if reading is None else {"val/scored_apart": reading.apart}
     clock.lap("time/score")
     # 3. Log-probabilities of policy and reference, and values.
-    tokens, scored = _look(ppo, episodes, reading)
+    tokens, scored = _logprobs_and_values(ppo, episodes, reading)
     clock.lap("time/forward")
     # 4. Rewards and advantages.
     experience = make_experience(
@@ -253,7 +253,7 @@ def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, SharedOutputs | None]:
     return scores, reading
 
 
-def _look(
+def _logprobs_and_values(
     ppo: Ppo, episodes: Episodes, reading: SharedOutputs | None = None
 ) -> tuple[Tokens, PolicyScores]:
     tokens = _tokens(ppo, episodes) if reading is None else reading.tokens

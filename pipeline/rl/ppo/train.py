@@ -54,7 +54,7 @@ def train(
         return ppo.metrics
     while ppo.update < ppo.hyper.updates:
         result = run_update(ppo, judge=lambda metrics: _keep_if_best(ppo, best, metrics))
-        figures, begins = ppo.watch.look(result.metrics)
+        figures, begins = ppo.watch.observe(result.metrics)
         ppo.metrics = {**result.metrics, **figures}
         outlets.log(ppo.update, ppo.metrics)
         if _is_due(ppo, ppo.hyper.sample_every):

@@ -37,7 +37,7 @@ def make_engine(
 
     Args:
         policy: what is sampled from.
-        trunk: what its adapter hangs on, None without one.
+        trunk: what its adapter is attached to, None without one.
         end_ids: tokens that end a response at once.
         pad_id: the padding token.
         hyper: the settings; `rollout` names the engine.

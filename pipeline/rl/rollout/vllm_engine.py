@@ -72,7 +72,7 @@ class VllmEngine:
             RolloutError: on all processes alike, where the server fails one of them.
         """
         if self._served is None:
-            self._served = self.world.everywhere(self._look, failure=RolloutError)
+            self._served = self.world.everywhere(self._connect, failure=RolloutError)
         if self._stale:
             self.world.everywhere(self._send, failure=RolloutError)
             self._stale = False
@@ -83,9 +83,9 @@ class VllmEngine:
         """Have the weights sent before the next response."""
         self._stale = True
 
-    def _look(self) -> Served:
+    def _connect(self) -> Served:
         """Ask the server what it is, and refuse one with another model."""
-        served = self.server.look()
+        served = self.server.describe()
         if served.logprobs_mode != LOGPROBS_MODE:
             raise self.server.wrong(
                 f"gives {served.logprobs_mode} where the policy's under the temperature are needed"

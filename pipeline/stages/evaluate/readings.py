@@ -25,7 +25,7 @@ _WORKED_ON = ("train", "prompts", "rankings", "pretraining_sources")
 
 
 def readings(hand: HandOver) -> dict[str, Reading]:
-    """Return what each stage that a stage hangs on read, nearest the start first."""
+    """Return what each stage that a stage builds on read, nearest the start first."""
     before = _before(hand.name, hand)
     return {
         name: _reading(name, hand)
@@ -47,7 +47,7 @@ def made_elsewhere(hand: HandOver) -> list[str]:
 
 
 def _before(name: str, hand: HandOver) -> dict[str, StageSettings]:
-    """Return the settings of all stages that one hangs on, through others too."""
+    """Return the settings of all stages that one builds on, through others too."""
     found: dict[str, StageSettings] = {}
     open_names = [name]
     while open_names:

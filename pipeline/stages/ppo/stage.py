@@ -41,7 +41,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     from pipeline.models.load import load_tokenizer, pick_device, resolve_bf16
     from pipeline.rl.ppo.build import build_ppo
     from pipeline.rl.ppo.loop import restore, save
-    from pipeline.rl.ppo.publish import publish, try_publishing
+    from pipeline.rl.ppo.save_models import save_models, try_saving_models
     from pipeline.rl.ppo.train import Outlets, train
     from pipeline.rl.processes import World, make_accelerator
 
@@ -71,7 +71,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scratch=context.folder / "work", say=context.say,
         read_values=settings.value == "reward",
     )  # fmt: skip
-    try_publishing(context, ppo)
+    try_saving_models(context, ppo)
     samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
     append = append_json_lines if context.main_process else lambda path, rows: None
     context.resume.track(samples, alarms)
@@ -95,7 +95,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
             # Both come before an update changes anything: the state is that of the last one.
             save(ppo, context.resume)
             raise
-    publish(ppo, context.folder)
+    save_models(ppo, context.folder)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
 
 
@@ -136,7 +136,7 @@ def _end_ids(settings: PpoSettings, tokenizer: Any) -> list[int]:
 def _rewards(
     context: StageContext[PpoSettings], prompt: PreparedPrompt, device: Any
 ) -> list[Term[Scorer | TrunkReward]]:
-    """Load what scores responses; adapters of reward models are left to be hung onto a trunk."""
+    """Load what scores responses; adapters of reward models are left to be attached to a trunk."""
     from pipeline.rl.rewards import Term
     from pipeline.rl.trunk import TrunkReward
     from reward.network.lora_files import adapter_folder
@@ -147,8 +147,8 @@ def _rewards(
         if settings.trunk == "shared" and term.model is not None:
             name, folder = reported_name(term.model), context.input(path)
             if adapter_folder(folder) is not None:
-                hung = TrunkReward(folder, name, *settings.score_limit)
-                found.append(Term(hung, term.weight, term.clip, term.normalize))
+                attached = TrunkReward(folder, name, *settings.score_limit)
+                found.append(Term(attached, term.weight, term.clip, term.normalize))
                 continue
             context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
         found += load_terms(

@@ -62,7 +62,7 @@ class RewardSettings(TrainingSettings):
     learning_rate: PositiveNumber = 9e-6
     """Peak learning rate; InstructGPT's for 6B."""
     lora: Lora | None = None
-    """Train an adapter and the head alone, so that PPO can hang them onto its policy's trunk."""
+    """Train an adapter and the head alone, so that PPO can attach them to its policy's trunk."""
     compile: Annotated[bool, SameResult()] = False
     """Compile the layers with torch.compile: up to minutes at the start, a third less a step."""
     evaluate_every: Annotated[NonNegativeInt, SameResult()] = 50

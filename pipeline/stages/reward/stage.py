@@ -211,11 +211,11 @@ def _save(
     trunk: Trunk | None,
 ) -> None:
     if trunk is not None:
-        from reward.learned.on_trunk import publish
+        from reward.learned.on_trunk import save_models
 
         if context.main_process:
             with storage_errors(context.folder):
-                publish(model, trunk, context.folder)
+                save_models(model, trunk, context.folder)
         return
     weights = trainer.weights()
     if context.main_process:

@@ -88,12 +88,12 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
 def experience_of() -> Callable[..., Any]:
     """Return what rolls out, scores and shapes as an update does: experience_of(ppo)."""
     from pipeline.rl.ppo.experience import make_experience
-    from pipeline.rl.ppo.loop import _look, _roll_out
+    from pipeline.rl.ppo.loop import _logprobs_and_values, _roll_out
 
     def build(ppo: Any) -> Any:
         episodes = _roll_out(ppo)
         scores = ppo.rewards.score(episodes, hyper=ppo.hyper, world=ppo.world)
-        tokens, scored = _look(ppo, episodes)
+        tokens, scored = _logprobs_and_values(ppo, episodes)
         return make_experience(
             tokens,
             scored,

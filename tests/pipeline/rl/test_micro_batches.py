@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.rl.micro_batches import Limit, cut, split
 from pipeline.rl.ppo.experience import Tokens
-from pipeline.rl.ppo.loop import _look, _roll_out
+from pipeline.rl.ppo.loop import _logprobs_and_values, _roll_out
 from pipeline.rl.pretraining_mix import add_pretraining_gradient
 from pipeline.rl.settings import Hyperparameters
 
@@ -107,7 +107,8 @@ def test_scores_do_not_depend_on_how_episodes_are_cut(make_ppo: Build) -> None:
     by_tokens = make_ppo(tokens_per_micro_batch=20)
     assert by_tokens.hyper.score_limit == (64, 20) and by_tokens.hyper.update_limit == (32, 20)
     episodes = _roll_out(by_number)
-    (tokens, one), (_, other) = (_look(ppo, episodes) for ppo in (by_number, by_tokens))
+    tokens, one = _logprobs_and_values(by_number, episodes)
+    _, other = _logprobs_and_values(by_tokens, episodes)
     assert len(list(tokens.pieces(range(8), limit=by_tokens.hyper.score_limit))) > 2
     for a, b in zip(one[:4], other[:4], strict=True):
         assert torch.allclose(a, b, atol=1e-6)

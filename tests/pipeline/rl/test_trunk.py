@@ -14,8 +14,8 @@ from pipeline.contract.settings import Lora
 from pipeline.rl.micro_batches import Limit
 from pipeline.rl.policy import Policy
 from pipeline.rl.ppo.experience import sampled_logprobs
-from pipeline.rl.ppo.loop import _look, _roll_out, restore, run_update, save
-from pipeline.rl.ppo.publish import publish
+from pipeline.rl.ppo.loop import _logprobs_and_values, _roll_out, restore, run_update, save
+from pipeline.rl.ppo.save_models import save_models
 
 Build = Callable[..., Any]
 LORA = Lora(rank=4, alpha=8)
@@ -33,7 +33,7 @@ def test_the_reference_is_the_untouched_base_however_far_the_policy_went(
     ppo = make_ppo(lora=LORA, episodes=24, kl_coefficient=0.0)
     for _ in range(2):
         run_update(ppo)
-    tokens, scored = _look(ppo, _roll_out(ppo))
+    tokens, scored = _logprobs_and_values(ppo, _roll_out(ppo))
     (piece,) = tokens.pieces(range(8), limit=Limit(8))
     batch = (piece.ids_ML, piece.starts_M, piece.mask_MT)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_sampler_and_the_trainer_differ_by_rounding_alone(
     for _ in range(3):
         assert run_update(ppo).metrics["val/rollout_difference"] < 1e-6
     episodes = _roll_out(ppo)
-    tokens, scored = _look(ppo, episodes)
+    tokens, scored = _logprobs_and_values(ppo, episodes)
     sampled_BT = sampled_logprobs(episodes, tokens.mask_BT)
     assert (sampled_BT - scored.logprobs_BT).abs().max() < 5e-6
     # The policy has moved by far more than that, so that older weights would show.
@@ -143,7 +143,7 @@ def test_what_is_published_is_merged_and_apart(make_ppo: Build, tmp_path: Path) 
         said = ppo.policy.model(ids).logits
         values = ppo.policy(ids, starts, mask, only_values=True).values_BT
         assert torch.equal(values, ppo.policy(ids, starts, mask).values_BT)
-    publish(ppo, tmp_path / "out")
+    save_models(ppo, tmp_path / "out")
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
         assert torch.allclose(merged(ids).logits, said, atol=1e-5)
@@ -179,7 +179,7 @@ def test_reused_logprobs_are_those_of_the_policy(make_ppo: Build, models: dict[s
     rows = []
     for ppo in (plain, reusing):
         run_update(ppo)
-        rows.append(_look(ppo, _roll_out(ppo)))
+        rows.append(_logprobs_and_values(ppo, _roll_out(ppo)))
     reused, own = rows[1][1], rows[0][1]
     sampled_BT = sampled_logprobs(_roll_out(reusing), rows[1][0].mask_BT)
     assert torch.equal(reused.logprobs_BT, sampled_BT)
@@ -190,7 +190,7 @@ def test_reused_logprobs_are_those_of_the_policy(make_ppo: Build, models: dict[s
     episodes = _roll_out(reusing)
     for sample in episodes.samples:
         sample.logprobs[0] -= 0.01
-    _, scored = _look(reusing, episodes)
+    _, scored = _logprobs_and_values(reusing, episodes)
     assert scored.difference > 1e-4
     assert torch.allclose(scored.logprobs_BT, own.logprobs_BT, atol=1e-4)
     assert (scored.logprobs_BT - sampled_BT).abs().max() < 1e-4

@@ -1,4 +1,4 @@
-"""The reward model as an adapter: published merged and apart, and hung onto a trunk."""
+"""The reward model as an adapter: published merged and apart, and attached to a trunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from data.errors import ModelError
 from reward.learned.model import RewardModel
-from reward.learned.on_trunk import adapt, hang, publish
+from reward.learned.on_trunk import adapt, attach, save_models
 from reward.learned.rows import collate
 from reward.network.lora import AdaptedLinear, Trunk
 
@@ -47,7 +47,7 @@ def test_merged_and_hung_it_scores_as_it_did_in_training(decoder: Path, tmp_path
 
     model, trunk = trained(decoder)
     expected = model.score(*TEXTS)
-    publish(model, trunk, tmp_path)
+    save_models(model, trunk, tmp_path)
     assert model.score(*TEXTS) == expected
     merged = RewardModel.load(tmp_path / "model", device="cpu")
     assert merged.score(*TEXTS) == pytest.approx(expected, abs=1e-5)
@@ -57,18 +57,18 @@ def test_merged_and_hung_it_scores_as_it_did_in_training(decoder: Path, tmp_path
     before = sum(p.numel() for p in policy.model.parameters())
     ids = torch.tensor([[3, 4, 5]])
     said = policy.model(ids).logits
-    hung = hang(policy, tmp_path / "model", name="reward0", device="cpu", batch_size=2)
-    assert hung.score(*TEXTS) == pytest.approx(expected, abs=1e-5)
+    attached = attach(policy, tmp_path / "model", name="reward0", device="cpu", batch_size=2)
+    assert attached.score(*TEXTS) == pytest.approx(expected, abs=1e-5)
     assert torch.equal(policy.model(ids).logits, said)  # the policy's adapter is active again
     # What came is the adapter and a head: no second set of weights.
     adapter = sum(p.numel() for p in policy.parameters("reward0"))
     everything = {id(p): p.numel() for p in policy.model.parameters()}
-    everything |= {id(p): p.numel() for p in hung.module.parameters()}
-    head = hung.module.classifier.score.weight.numel()
+    everything |= {id(p): p.numel() for p in attached.module.parameters()}
+    head = attached.module.classifier.score.weight.numel()
     assert sum(everything.values()) == before + adapter + head
-    assert not any(p.requires_grad for p in hung.module.classifier.score.parameters())
+    assert not any(p.requires_grad for p in attached.module.classifier.score.parameters())
     policy.model.train()
-    hung.score(*TEXTS)
+    attached.score(*TEXTS)
     assert policy.model.training
 
 
@@ -78,7 +78,7 @@ def test_peft_loads_the_adapter_with_its_head(decoder: Path, tmp_path: Path) -> 
     from transformers import AutoModelForSequenceClassification
 
     model, trunk = trained(decoder)
-    publish(model, trunk, tmp_path)
+    save_models(model, trunk, tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(
         decoder, num_labels=1, pad_token_id=model.pad_id
     )
@@ -95,7 +95,7 @@ def test_encoders_and_reward_models_without_an_adapter_are_refused(
     with pytest.raises(ModelError, match="is an encoder"):
         adapt(model, base="x", rank=2, alpha=4, targets="all-linear", seed=0)
     with pytest.raises(ModelError, match="has no adapter beside it"):
-        hang(None, decoder, name="r", device="cpu", batch_size=1)  # type: ignore[arg-type]
+        attach(None, decoder, name="r", device="cpu", batch_size=1)  # type: ignore[arg-type]
 
 
 def test_a_trunk_of_another_architecture_is_refused(
@@ -104,10 +104,10 @@ def test_a_trunk_of_another_architecture_is_refused(
     from transformers import AutoModelForCausalLM
 
     model, trunk = trained(checkpoint("llama"))
-    publish(model, trunk, tmp_path)
+    save_models(model, trunk, tmp_path)
     other: Any = AutoModelForCausalLM.from_pretrained(checkpoint("gpt2"))
     with pytest.raises(ModelError, match="can't share a trunk"):
-        hang(Trunk(other, base="x"), tmp_path / "model", name="r", device="cpu", batch_size=1)
+        attach(Trunk(other, base="x"), tmp_path / "model", name="r", device="cpu", batch_size=1)
 
 
 TREE = [[9, 8, 7, 6, 20], [9, 8, 7, 21, 22], [9, 8, 7, 6, 6, 23, 24]]
@@ -142,7 +142,7 @@ def test_models_on_one_trunk_all_take_trees(decoder: Path, tmp_path: Path) -> No
     from transformers import AutoModelForCausalLM
 
     model, own = trained(decoder)
-    publish(model, own, tmp_path)
+    save_models(model, own, tmp_path)
     with torch.no_grad():
         expected = tree_scores(model, as_trees=False)
     plain = AutoModelForCausalLM.from_pretrained(decoder).eval()
@@ -152,11 +152,11 @@ def test_models_on_one_trunk_all_take_trees(decoder: Path, tmp_path: Path) -> No
     said = plain(ids_1L).logits
     written = plain.generate(ids_1L, max_new_tokens=5, do_sample=False)
     for name in ("reward0", "reward1"):
-        hung = hang(trunk, tmp_path / "model", name=name, device="cpu", batch_size=2)
-        assert hung.module.takes_trees
+        attached = attach(trunk, tmp_path / "model", name=name, device="cpu", batch_size=2)
+        assert attached.module.takes_trees
         with torch.no_grad():
             torch.testing.assert_close(
-                tree_scores(hung, as_trees=True), expected, atol=1e-5, rtol=1e-5
+                tree_scores(attached, as_trees=True), expected, atol=1e-5, rtol=1e-5
             )
     # The policy computes what it did, bit for bit.
     assert torch.equal(plain(ids_1L).logits, said)

@@ -209,7 +209,7 @@ def test_the_watch_tells_an_alarm_once_and_again_after_it_passed() -> None:
     for row in [HEALTHY] * 6 + [bad] * 8 + [HEALTHY] * 8 + [bad] * 8:
         again = AlarmMonitor(watch.hyper)
         again.restore(watch.state())
-        metrics, begins = again.look(row)
+        metrics, begins = again.observe(row)
         told.append((metrics["doctor/alarms"], list(begins)))
         watch = again
     assert [place for place, (_, begins) in enumerate(told) if begins] == [7, 23]
@@ -221,7 +221,7 @@ def test_a_healthy_tiny_run_rings_nothing_and_a_wild_one_does(make_ppo: Build) -
         ppo = make_ppo(episodes=updates * 16, batch_size=16, max_new_tokens=8, **changes)
         found: dict[str, Any] = {}
         for _ in range(updates):
-            found |= ppo.watch.look(run_update(ppo).metrics)[1]
+            found |= ppo.watch.observe(run_update(ppo).metrics)[1]
         return found
 
     common = {"epochs": 2, "minibatches": 2, "end_rule": "none", "whiten_advantages": "minibatch"}

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.rl.policy import Policy, ValueModel
 from pipeline.rl.ppo.loop import run_update
-from pipeline.rl.ppo.publish import publish
+from pipeline.rl.ppo.save_models import save_models
 
 ARCHITECTURES = {
     "llama": "LlamaFor",
@@ -48,7 +48,7 @@ def test_two_updates_leave_models_that_transformers_loads(
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert run_update(ppo).metrics["objective/kl"] != pytest.approx(0, abs=1e-5)
-    publish(ppo, tmp_path / "published")
+    save_models(ppo, tmp_path / "published")
 
     model = loaded("CausalLM", tmp_path / "published" / "model")
     judge = loaded("TokenClassification", tmp_path / "published" / "value_model")

@@ -15,7 +15,7 @@ from pipeline.contract.settings import Lora
 from pipeline.generation.generate import Sample
 from pipeline.rl.policy import Policy
 from pipeline.rl.ppo.experience import Experience, everyones, make_experience
-from pipeline.rl.ppo.loop import _look, _roll_out, _score, _tokens, run_update
+from pipeline.rl.ppo.loop import _logprobs_and_values, _roll_out, _score, _tokens, run_update
 from pipeline.rl.prompts import PreparedPrompt
 from pipeline.rl.rollout.rollout import Episodes
 from pipeline.rl.trunk import TrunkReward
@@ -84,7 +84,7 @@ def test_one_pass_gives_the_scores_and_states_of_two(
     (scores, reading), rows = calls(ppo, lambda: _score(ppo, episodes))
     assert rows == [4, 1]  # what can't share the pass is the answer in odd tokens
     assert reading.apart == 0.25
-    alone = RewardModel.load(tmp_path / "hung" / "stage" / "model", device="cpu")
+    alone = RewardModel.load(tmp_path / "attached" / "stage" / "model", device="cpu")
     asked = [p.prompt for p in episodes.prompts]
     ended = [sample.ended for sample in episodes.samples]
     assert not all(ended)
@@ -113,7 +113,7 @@ def test_what_was_cut_off_is_scored_at_its_last_token(
     (of_cut, _), rows = calls(ppo, lambda: _score(ppo, cut))
     assert rows == [1]
     of_whole, _ = _score(ppo, whole)
-    alone = RewardModel.load(tmp_path / "hung" / "stage" / "model", device="cpu")
+    alone = RewardModel.load(tmp_path / "attached" / "stage" / "model", device="cpu")
     asked = [cut.prompts[0].prompt] * 2
     expected = alone.score(asked, cut.texts * 2, ended=[False, True])
     assert abs(expected[0] - expected[1]) > 1e-3
@@ -176,7 +176,7 @@ class Half:
 def read_experience(ppo: Any) -> Experience:
     found = _roll_out(ppo)
     scores, reading = _score(ppo, found)
-    tokens, scored = _look(ppo, found, reading)
+    tokens, scored = _logprobs_and_values(ppo, found, reading)
     return make_experience(
         tokens,
         scored,

@@ -268,12 +268,12 @@ class Update:
 
     def experience(self) -> tuple[Any, Tensor]:
         """Return our experience, and the row that each episode has at TRL's."""
-        from pipeline.rl.ppo.loop import _look, _roll_out
+        from pipeline.rl.ppo.loop import _logprobs_and_values, _roll_out
 
         ppo = self.ppo
         episodes = _roll_out(ppo)
         scores = ppo.rewards.score(episodes, hyper=ppo.hyper, world=ppo.world)
-        tokens, scored = _look(ppo, episodes)
+        tokens, scored = _logprobs_and_values(ppo, episodes)
         found = make_experience(
             tokens,
             scored,

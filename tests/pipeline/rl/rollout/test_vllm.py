@@ -183,7 +183,7 @@ def test_each_failure_says_what_it_is(
 
 def test_a_server_that_hangs_is_given_up(serve: Build, tmp_path: Path) -> None:
     server, over = serve(), threading.Event()
-    served = VllmServer(server.url, 60).look()
+    served = VllmServer(server.url, 60).describe()
     server.fails = dict.fromkeys(("/v1/completions", "/collective_rpc"), lambda _: over.wait())
     hasty = VllmServer(server.url, 0.1)
     told = rf"rollout\.url {server.url} gave no answer to (\S+) in 0\.1 seconds.*rollout\.timeout"
@@ -201,7 +201,9 @@ def test_an_answer_without_tokens_is_refused(serve: Build) -> None:
     server.complete = lambda body: {"choices": [{"text": "hello"}]}
     client = VllmServer(server.url, 30)
     with pytest.raises(RolloutError, match="without token ids"):
-        client.complete(client.look(), [1], max_new_tokens=2, temperature=1.0, end_ids=[2], seed=0)
+        client.complete(
+            client.describe(), [1], max_new_tokens=2, temperature=1.0, end_ids=[2], seed=0
+        )
 
 
 def stage(make_context: Build, policy: Path, folder: Path, server: Any) -> StageContext[Any]:

@@ -227,7 +227,7 @@ def test_a_run_killed_before_its_best_policy_is_published_still_publishes_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.rl.ppo.publish.publish", killed)
+        patch.setattr("pipeline.rl.ppo.save_models.save_models", killed)
         with pytest.raises(KeyboardInterrupt):
             run(context("cut", doctor=BEST))
     cut = context("cut", doctor=BEST)

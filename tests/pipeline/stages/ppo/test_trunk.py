@@ -32,14 +32,14 @@ def test_one_trunk_carries_the_reward_model_that_was_trained_on_it(
     setting: Build, publish_adapter: Build, tmp_path: Path
 ) -> None:
     reward = publish_adapter(setting().settings.policy)
-    hung = setting("hung-run", reward=reward, **ONE)
-    metrics = run(hung)
+    attached = setting("attached-run", reward=reward, **ONE)
+    metrics = run(attached)
     model = RewardModel.load(reward, device="cpu")
-    for sample in rows(hung.folder / "samples.jsonl")[:8]:
+    for sample in rows(attached.folder / "samples.jsonl")[:8]:
         ended = [sample["ended"]]
         (score,) = model.score([sample["prompt"]], [sample["response"]], ended=ended)
         assert sample["score"] == pytest.approx(score, abs=1e-4)
-    assert (hung.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (attached.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert metrics["objective/kl"] != 0
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.rl.ppo.loop import run_update
-from pipeline.rl.ppo.publish import publish
+from pipeline.rl.ppo.save_models import save_models
 
 Weights = dict[str, torch.Tensor]
 
@@ -24,7 +24,7 @@ def trained(ppo: Any, folder: Path) -> tuple[list[Weights], Weights]:
     for _ in range(2):
         run_update(ppo)
         states.append(weights(ppo))
-    publish(ppo, folder)
+    save_models(ppo, folder)
     return states, load_file(folder / "model" / "model.safetensors")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HEAD = "value_head.safetensors"
 
 
-def publish(ppo: Ppo, folder: Path) -> None:
+def save_models(ppo: Ppo, folder: Path) -> None:
     """Write `model/`, the average if there is one, and what gives the values.
 
     Called on every process, the weights being gathered; the main process writes. On a shared trunk
@@ -77,8 +77,8 @@ def _save_values(ppo: Ppo, parts: ValueParts, folder: Path) -> None:
             save_file(parts.head, folder / HEAD)
 
 
-def try_publishing(context: StageContext[Any], ppo: Ppo) -> None:
-    """Find out before the first update whether what `publish` writes can be saved.
+def try_saving_models(context: StageContext[Any], ppo: Ppo) -> None:
+    """Find out before the first update whether what `save_models` writes can be saved.
 
     Raises:
         ModelError: transformers refuses, with its reason.
