@@ -1,10 +1,16 @@
 """A decode batch that is kept full: rows that end leave it, prompts that wait take their place.
 
 All rows write their newest key and value to the same column of the cache, whatever their length;
-a row begins where its prompt does, so one that joins later begins further right. What is attended
-to is the window from the first column that a running row needs to the newest one: a row waits for
-no other, and there is no padding but the difference between the lengths of running rows. Equal
-prompts are computed once, and their keys and values copied to each of their rows.
+a row begins where its prompt does, so one that joins later begins further right:
+
+    column  0 1 2 3 4 5 6 7 8
+    row 0     p p p p r r r x     p prompt, r response, x the next token of all rows, at `end`
+    row 1           p p p r x     joined later: its prompt was put before the `end` of then
+    row 2         p p p p p x     has just joined
+
+What is attended to is the window from the first column that a running row needs to the newest one:
+a row waits for no other, and there is no padding but the difference between the lengths of running
+rows. Equal prompts are computed once, and their keys and values copied to each of their rows.
 
 Where a model needs a cache of its own kind (sliding windows, recurrent states) rows leave the
 batch, but others join only when it is empty. Where its cache does not give what it says without
@@ -106,10 +112,11 @@ class Decoder:
         self.responses = [Response() for _ in prompts]
         self.finished = 0
         self.waiting = deque(range(len(prompts)))
-        self.copies = Counter(map(tuple, prompts))
-        self.known: dict[tuple[int, ...], tuple[Layers, Tensor]] = {}
+        # Equal prompts are prefilled once: rows to come of each, and what was computed of it.
+        self.rows_to_come = Counter(map(tuple, prompts))
+        self.prefilled: dict[tuple[int, ...], tuple[Layers, Tensor]] = {}
         self.rows: list[_Row] = []
-        self.end = len(prompts[0])
+        self.end = len(prompts[0])  # the column of the next token
         longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
         # Room to go on for as long as the longest row before the window has to be moved back.
         refilled = len(prompts) > self.slots
@@ -132,7 +139,7 @@ class Decoder:
     def step(self) -> None:
         """Let waiting prompts in where there is room, else sample the rows' next tokens."""
         if self.cache is None:
-            self._read_again()
+            self._decode_without_cache()
             return
         if isinstance(self.cache, _Columns):
             self._move_back(self.cache)
@@ -143,81 +150,86 @@ class Decoder:
         places = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         if isinstance(self.cache, _Columns):
             logits_BV = self._join(places, self.cache)
-        else:
+        else:  # an empty batch, in a cache of its own
             self.cache = _Own(self.model)
             self.end = max(len(self.prompts[place]) for place in places)
-            logits_BV = self._read([self.prompts[place] for place in places], self.cache.layers)
+            logits_BV = self._prefill([self.prompts[place] for place in places], self.cache.layers)
         rows = [_Row(p, self.end - len(self.prompts[p]), self.pad) for p in places]
         self.rows += rows
-        self._take(rows, logits_BV)
+        self._sample(rows, logits_BV)  # their first tokens
 
-    def _read_again(self) -> None:
+    def _decode_without_cache(self) -> None:
         """Let waiting prompts in and sample the next token of every row, without a cache."""
         while self.waiting and len(self.rows) < self.slots:
             self.rows.append(_Row(self.waiting.popleft(), 0, self.pad))
         texts = [[*self.prompts[r.place], *self.responses[r.place].token_ids] for r in self.rows]
         width = max(map(len, texts))
         ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
+        # The logits of each row's last token, from those of the positions where any row has one.
         ends = [len(ids) - 1 for ids in texts]
-        wanted = sorted(set(ends)) if self.extra else list(range(width))
-        places_B = torch.tensor([wanted.index(end) for end in ends])
+        kept = sorted(set(ends)) if self.extra else list(range(width))
+        places_B = torch.tensor([kept.index(end) for end in ends])
         device = self.model.device
-        extra = {"logits_to_keep": torch.tensor(wanted, device=device)} if self.extra else {}
+        extra = {"logits_to_keep": torch.tensor(kept, device=device)} if self.extra else {}
         logits_BXV = self.model(input_ids=ids_BS.to(device), use_cache=False, **extra).logits
         rows_B = torch.arange(len(texts), device=device)
-        self._take(self.rows, logits_BXV[rows_B, places_B.to(device)])
+        self._sample(self.rows, logits_BXV[rows_B, places_B.to(device)])
 
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""
-        wanted = [tuple(self.prompts[place]) for place in places]
-        new = [ids for ids in dict.fromkeys(wanted) if ids not in self.known]
+        prompts = [tuple(self.prompts[place]) for place in places]
+        new = [ids for ids in dict.fromkeys(prompts) if ids not in self.prefilled]
         if new:
-            read = DynamicCache(config=self.model.config)
-            logits_BV = self._read([list(ids) for ids in new], read)
+            layers = DynamicCache(config=self.model.config)
+            logits_NV = self._prefill([list(ids) for ids in new], layers)
             for number, ids in enumerate(new):
-                states = [
+                states = [  # [H, S, D], without the padding on the left
                     (layer.keys[number, :, -len(ids) :], layer.values[number, :, -len(ids) :])
-                    for layer in read.layers
+                    for layer in layers.layers
                 ]
-                self.known[ids] = states, logits_BV[number]
-        for number, ids in enumerate(wanted, start=len(self.rows)):
-            cache.put(number, self.end, self.known[ids][0])
-        logits_BV = torch.stack([self.known[ids][1] for ids in wanted])
-        self.copies.subtract(wanted)
-        self.known = {ids: state for ids, state in self.known.items() if self.copies[ids]}
+                self.prefilled[ids] = states, logits_NV[number]
+        for number, ids in enumerate(prompts, start=len(self.rows)):
+            cache.put(number, self.end, self.prefilled[ids][0])
+        logits_BV = torch.stack([self.prefilled[ids][1] for ids in prompts])
+        self.rows_to_come.subtract(prompts)
+        self.prefilled = {
+            ids: state for ids, state in self.prefilled.items() if self.rows_to_come[ids]
+        }
         return logits_BV
 
-    def _read(self, prompts: Sequence[list[int]], cache: DynamicCache) -> Tensor:
+    def _prefill(self, prompts: Sequence[list[int]], cache: DynamicCache) -> Tensor:
         """Compute prompts into an empty cache; return the logits after each (B, V)."""
         width = max(map(len, prompts))
-        ids_BS = torch.full((len(prompts), width), self.pad)
+        ids_BS = torch.full((len(prompts), width), self.pad)  # prompts on the right
         seen_BS = torch.zeros((len(prompts), width), dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             ids_BS[row, width - len(prompt) :] = torch.tensor(prompt)
             seen_BS[row, width - len(prompt) :] = True
-        positions_BS = (seen_BS.long().cumsum(1) - 1).clamp(min=0)
+        positions_BS = (seen_BS.long().cumsum(1) - 1).clamp(min=0)  # 0 at a prompt's first token
         return self._forward(ids_BS, positions_BS, None if seen_BS.all() else seen_BS, cache)
 
     def _decode(self) -> None:
         """Sample the next token of every row."""
         assert self.cache is not None
         starts = [row.start for row in self.rows]
-        first = self.cache.open(len(starts), min(starts), self.end)
+        first = self.cache.open(len(starts), min(starts), self.end)  # the window is [first, end]
         start_B1 = torch.tensor(starts)[:, None]
-        # A purely recurrent model has its past in a state, and no column to look away from.
+        # A row sees its own columns alone. A purely recurrent model has its past in a state, and no
+        # column to look away from.
         masked = max(starts) > first and self.cache_name != "cache_params"
         logits_BV = self._forward(
-            torch.tensor([[row.token] for row in self.rows]),
-            self.end - start_B1,
-            torch.arange(first, self.end + 1) >= start_B1 if masked else None,
+            torch.tensor([[row.token] for row in self.rows]),  # [B, 1]
+            self.end - start_B1,  # positions [B, 1]
+            torch.arange(first, self.end + 1) >= start_B1 if masked else None,  # [B, T]
             self.cache.layers,
         )
         self.end += 1
-        self._take(self.rows, logits_BV)
+        self._sample(self.rows, logits_BV)
 
-    def _take(self, rows: list[_Row], logits_BV: Tensor) -> None:
+    def _sample(self, rows: list[_Row], logits_BV: Tensor) -> None:
         """Draw a token for these rows, the last in the batch; drop the rows that it ends."""
         places = [row.place for row in rows]
+        # The random number of a token depends on prompt and position alone, not on the batch.
         counts = [len(self.responses[place].token_ids) for place in places]
         tokens_B, logprobs_B = self.draw(logits_BV.float(), self.uniforms_NT[places, counts])
         drawn = zip(rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True)

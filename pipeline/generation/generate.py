@@ -123,8 +123,8 @@ def generate(
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)
-    found = dict(zip(order, decoder.responses, strict=True))
-    return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(found.items())]
+    by_place = dict(zip(order, decoder.responses, strict=True))
+    return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(by_place.items())]
 
 
 def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:

@@ -103,8 +103,8 @@ def _casts() -> bool:
 
 
 def _pack(layer: nn.Module, rows: int) -> _Packed:
-    found = dict(layer.named_parameters(recurse=False))
-    weight, bias = found["weight"].detach(), found.get("bias")
+    parameters = dict(layer.named_parameters(recurse=False))
+    weight, bias = parameters["weight"].detach(), parameters.get("bias")
     if isinstance(layer, Conv1D):
         weight = weight.t().contiguous()
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16), rows)

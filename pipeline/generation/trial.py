@@ -49,22 +49,22 @@ def fitting_memory(
     Raises:
         ModelError: no memory does.
     """
-    tried, memory = _FOUND.get(model, (0, None))
+    tried, before = _FOUND.get(model, (0, None))
     if tried < length:
         reach = 1 << (length - 1).bit_length()
-        found = _try(model, reach)
-        if found is None:
+        memory = _try(model, reach)
+        if memory is None:
             raise ModelError(
                 f"{_name(model)} can't be sampled from: its logits "
                 "for a row by itself are not those it gives in a batch, neither with its cache nor "
                 "without one; sample from a causal language model"
             )
-        if found == "none" != memory and say is not None:
+        if memory == "none" != before and say is not None:
             say(
                 f"{type(model).__name__} gives other logits with a cache than without one: it is "
                 "sampled from without, which is exact and slower"
             )
-        _FOUND[model] = reach, found
+        _FOUND[model] = reach, memory
     return _FOUND[model][1]
 
 
@@ -96,10 +96,10 @@ def _try(model: PreTrainedModel, reach: int) -> Memory | None:
         limit = 3e-5 + 1e-4 * gap(blind, wanted) if exact else 0.15
         for memory in _MEMORIES:
             try:
-                found = _decoded(model, rows, memory)
+                logits_NV = _decoded(model, rows, memory)
             except OBJECTIONS:
                 continue
-            if gap(found, wanted) < limit:
+            if gap(logits_NV, wanted) < limit:
                 return memory
     return None
 

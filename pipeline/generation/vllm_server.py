@@ -93,12 +93,12 @@ class VllmServer:
             what="does not have the worker extension",
         )
         try:
-            first, told = models["data"][0], described["results"][0]
+            model, policy = models["data"][0], described["results"][0]
             return Served(
-                name=str(first["id"]),
-                context=int(first["max_model_len"]),
-                shape=dict(told["shape"]),
-                logprobs_mode=str(told["logprobs_mode"]),
+                name=str(model["id"]),
+                context=int(model["max_model_len"]),
+                shape=dict(policy["shape"]),
+                logprobs_mode=str(policy["logprobs_mode"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise self.wrong("says of itself what vLLM 0.32 does not") from error
@@ -197,9 +197,9 @@ class VllmServer:
                 raise self.wrong(f"{what or f'refused {path}'}: {failure}") from None
             raise (self._slow(path) if failure.slow else self._dead(str(failure))) from failure
 
-    def _dead(self, told: str) -> RolloutError:
+    def _dead(self, reason: str) -> RolloutError:
         return RolloutError(
-            f"no vLLM server answers at rollout.url {self.url} ({told}); start one with "
+            f"no vLLM server answers at rollout.url {self.url} ({reason}); start one with "
             f"`{serve_command(self.url, self.model)}`; {KEPT}"
         )
 
@@ -209,9 +209,9 @@ class VllmServer:
             f"{self.timeout:g} seconds; look at it, or raise rollout.timeout; {KEPT}"
         )
 
-    def wrong(self, told: str) -> RolloutError:
+    def wrong(self, problem: str) -> RolloutError:
         """Return the error of a server that can't be used, with the way out."""
         return RolloutError(
-            f"the vLLM server at rollout.url {self.url} {told}; start one with "
+            f"the vLLM server at rollout.url {self.url} {problem}; start one with "
             f"`{serve_command(self.url, self.model)}`; {KEPT}"
         )

@@ -255,10 +255,10 @@ def configured_context(config: Any) -> int | None:
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
     """Return the ids that end a response: the tokenizer's, and the model's generation config's."""
-    found = {tokenizer.eos_token_id}
+    ids = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if isinstance(configured, int):
-        found.add(configured)
+        ids.add(configured)
     elif configured:
-        found.update(configured)
-    return sorted(i for i in found if i is not None)
+        ids.update(configured)
+    return sorted(i for i in ids if i is not None)

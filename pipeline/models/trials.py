@@ -63,14 +63,14 @@ def trial_ids(model: Any, count: int, *, first: int = 0) -> list[int]:
     return [(i + 1) % rows if i == pad else i for i in ids]
 
 
-def gap(found: Tensor, wanted: Tensor, *, spared: int = 0) -> float:
+def gap(given: Tensor, wanted: Tensor, *, spared: int = 0) -> float:
     """Return the largest difference as a share of the largest figure that was wanted.
 
     So many rows as are spared, those that differ most, do not count.
     """
-    found, wanted = found.double(), wanted.double()
+    given, wanted = given.double(), wanted.double()
     scale = float(wanted.abs().max()) or 1.0
-    differences = (found - wanted).abs().flatten(1).amax(1)
+    differences = (given - wanted).abs().flatten(1).amax(1)
     if bool(differences.isnan().any()):
         return float("inf")
     return float(differences.sort().values[len(differences) - 1 - spared]) / scale
@@ -135,9 +135,9 @@ def keeps_apart(
     after_1T = torch.cat([ids_1T[:, :-1], other_1T[:, -1:]], dim=1)
 
     def logits(ids: Tensor, **given: Any) -> Tensor:
-        found: Tensor = model(**(given or {"input_ids": ids}), use_cache=False).logits[0]
+        logits_TV: Tensor = model(**(given or {"input_ids": ids}), use_cache=False).logits[0]
         # Some of a large vocabulary: rows may be long, and several are held at once.
-        return found[:, :: max(1, found.shape[1] // 1024)].clone()
+        return logits_TV[:, :: max(1, logits_TV.shape[1] // 1024)].clone()
 
     with on_trial(model) as exact:
         alone = torch.cat([logits(ids) for ids in torch.split(ids_1T, list(sizes), dim=1)])

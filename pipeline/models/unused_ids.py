@@ -47,8 +47,8 @@ def _spelt(tokenizer: PreTrainedTokenizerBase, number: int) -> bool:
 
 def unused_ids(model: Any) -> tuple[int, ...]:
     """Return the ids that were noted at a model; none where nobody has looked."""
-    found: tuple[int, ...] = getattr(model, "unused_ids", ())
-    return found
+    ids: tuple[int, ...] = getattr(model, "unused_ids", ())
+    return ids
 
 
 def without_unused(logits_XV: Tensor, model: Any) -> Tensor:

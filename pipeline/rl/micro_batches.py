@@ -54,11 +54,11 @@ def split(pieces: Sequence[range], lengths: Sequence[int], *, count: int) -> lis
         count: wanted; not above the number of rows.
     """
     assert count <= len(lengths), "a row can't be split"
-    found = list(pieces)
-    while len(found) < count:
-        sizes = [len(piece) * lengths[piece.start] if len(piece) > 1 else 0 for piece in found]
+    halved = list(pieces)
+    while len(halved) < count:
+        sizes = [len(piece) * lengths[piece.start] if len(piece) > 1 else 0 for piece in halved]
         place = sizes.index(max(sizes))
-        whole = found[place]
-        middle = len(whole) // 2
-        found[place : place + 1] = [whole[:middle], whole[middle:]]
-    return found
+        largest = halved[place]
+        middle = len(largest) // 2
+        halved[place : place + 1] = [largest[:middle], largest[middle:]]
+    return halved

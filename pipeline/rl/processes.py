@@ -100,15 +100,15 @@ class World:
         if self.size == 1:
             return compute()
         error: RlhfError | None = None
-        found: list[T] = []
+        results: list[T] = []
         try:
-            found.append(compute())
+            results.append(compute())
         except RlhfError as raised:
             error = raised
-        told = [text for text in self.gather(None if error is None else str(error)) if text]
-        if told:
-            raise failure(told[0]) from error
-        return found[0]
+        failures = [text for text in self.gather(None if error is None else str(error)) if text]
+        if failures:
+            raise failure(failures[0]) from error
+        return results[0]
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Return this process's share of what all processes hold; sizes differ by one at most."""

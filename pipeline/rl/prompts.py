@@ -52,8 +52,8 @@ class PromptReport:
     def lines(self) -> list[str]:
         """Return the report as lines for the console."""
         lost = self.dropped.most_common()
-        told = [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
-        return [counted(self.kept, "prompt"), *self.notes.lines(), *told]
+        dropped = [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        return [counted(self.kept, "prompt"), *self.notes.lines(), *dropped]
 
 
 def prepare_prompts(

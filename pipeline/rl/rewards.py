@@ -139,13 +139,13 @@ class RewardSum:
             RewardError: a scorer fails, here or on another process, or gave a number that is not
                 finite.
         """
-        found = world.everywhere(
+        by_term = world.everywhere(
             lambda: self._scores(episodes, world, known or {}), failure=RewardError
         )
         parts: dict[str, Tensor] = {}
         raw_B = torch.zeros(len(episodes), device=world.device)
         sum_B = torch.zeros_like(raw_B)
-        for place, (term, scores_B) in enumerate(zip(self.terms, found, strict=True)):
+        for place, (term, scores_B) in enumerate(zip(self.terms, by_term, strict=True)):
             name = (
                 term.scorer.name if term.scorer.name not in parts else f"{term.scorer.name}.{place}"
             )
@@ -173,7 +173,7 @@ class RewardSum:
             tokens=[len(s.token_ids) for s in episodes.samples],
             ended=[s.ended for s in episodes.samples],
         )
-        found = []
+        by_term = []
         for place, term in enumerate(self.terms):
             scores = known.get(place)
             if scores is None:
@@ -183,8 +183,8 @@ class RewardSum:
                 raise RewardError(
                     f"reward {term.scorer.name} gave a score that is not finite; look at its model"
                 )
-            found.append(scores_B)
-        return found
+            by_term.append(scores_B)
+        return by_term
 
 
 def shaped(

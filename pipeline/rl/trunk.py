@@ -64,7 +64,7 @@ def with_rewards(
     world: World,
 ) -> list[Term[Scorer]]:
     """Attach those rewards to the trunk that are adapters; return all as scorers."""
-    found: list[Term[Scorer]] = []
+    terms: list[Term[Scorer]] = []
     for place, term in enumerate(rewards):
         scorer = term.scorer
         if isinstance(scorer, TrunkReward):
@@ -78,5 +78,5 @@ def with_rewards(
             )
             model.name, model.batch_tokens = scorer.name, scorer.batch_tokens
             term = term._replace(scorer=model)
-        found.append(term)
-    return found
+        terms.append(term)
+    return terms

@@ -42,17 +42,17 @@ class AlarmMonitor:
     def observe(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
         """Take in an update; return metrics to log and the alarms that begin to ring."""
         self.history.append({key: metrics[key] for key in KEPT})
-        found = findings(
+        by_name = findings(
             self.history,
             settings=self.hyper.doctor,
             ends_matter=self.hyper.end_rule != "none",
             value_warmup=self.hyper.value_warmup_updates,
             batch_size=self.hyper.batch_size,
         )
-        rings = [name for name, finding in found.items() if finding.rings]
-        begins = {name: found[name] for name in rings if name not in self.ringing}
+        rings = [name for name, finding in by_name.items() if finding.rings]
+        begins = {name: by_name[name] for name in rings if name not in self.ringing}
         self.ringing = rings
-        figures = {f"doctor/{name}": finding.figure for name, finding in found.items()}
+        figures = {f"doctor/{name}": finding.figure for name, finding in by_name.items()}
         return {"doctor/alarms": len(rings), **figures}, begins
 
     @property
@@ -98,8 +98,8 @@ class BestPolicy:
             barrier=states.barrier,
             say=states.say,
         )
-        found = store.latest() if hyper.doctor.on_alarm == "best" else None
-        score = -math.inf if found is None else float(load_state(found[1] / BEST)["score"])
+        latest = store.latest() if hyper.doctor.on_alarm == "best" else None
+        score = -math.inf if latest is None else float(load_state(latest[1] / BEST)["score"])
         return cls(store, hyper, drifts, score)
 
     def is_better(self, metrics: Mapping[str, float], *, update: int, ringing: bool) -> bool:
@@ -126,10 +126,10 @@ class BestPolicy:
 
     def find(self) -> tuple[int, Path, dict[str, float]] | None:
         """Return update, folder and metrics of the best state."""
-        found = self.store.latest()
-        if found is None:
+        latest = self.store.latest()
+        if latest is None:
             return None
-        return *found, load_state(found[1] / BEST)["metrics"]
+        return *latest, load_state(latest[1] / BEST)["metrics"]
 
     @property
     def _score(self) -> str:

@@ -51,15 +51,15 @@ def check_rollout(difference: float, *, bf16: bool, most: float | None = None) -
     tolerance = most or (TOLERANCE_BF16 if bf16 else TOLERANCE)
     if difference <= tolerance:
         return
-    told = (
+    message = (
         f"the roll-out's log-probabilities differ from the policy's by {difference:.3g} nats a "
         f"token (at most {tolerance} expected); likely causes: the roll-out has older weights "
         "or another temperature, "
     )
     if most is None:
-        raise TrainingError(told + "the model has dropout, or its attention sees the padding")
+        raise TrainingError(message + "the model has dropout, or its attention sees the padding")
     raise TrainingError(
-        told + "the server holds another model, another run writes its weights into it, or it "
+        message + "the server holds another model, another run writes its weights into it, or it "
         "counts in half precision (rollout.max_difference sets the limit)"
     )
 

@@ -33,7 +33,7 @@ class Advantages(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, sum and sum of squares, in float64; those of world or parts add up."""
+    """Count, sum and sum of squares, in float64; those of processes or parts add up."""
 
     size: Tensor
     total: Tensor
@@ -81,7 +81,7 @@ def shaped_rewards(
         coefficient: weight of the KL.
         score_position: the last token, or one past it where the row has room (N+, TRL).
     """
-    rewards_BT = torch.where(mask_BT, -coefficient * kl_BT, torch.zeros_like(kl_BT))
+    rewards_BT = torch.where(mask_BT, -coefficient * kl_BT, torch.zeros_like(kl_BT))  # [B, T]
     last_B1 = score_places(mask_BT=mask_BT, score_position=score_position)[:, None]
     return rewards_BT.scatter_add(1, last_B1, scores_B[:, None].to(rewards_BT.dtype))
 
@@ -104,15 +104,16 @@ def generalized_advantages(
     zeros_BT = torch.zeros_like(values_BT)
     rewards_BT = torch.where(mask_BT, rewards_BT, zeros_BT)
     values_BT = torch.where(mask_BT, values_BT, zeros_BT)
-    running_B = torch.zeros_like(values_BT[:, 0])
-    next_value_B = running_B
+    # Backwards in time. Padding stands on the right, where all is 0: it adds nothing.
+    advantage_B = torch.zeros_like(values_BT[:, 0])
+    next_value_B = advantage_B
     columns = []
     for t in reversed(range(values_BT.shape[1])):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        running_B = delta_B + gamma * lam * running_B
+        advantage_B = delta_B + gamma * lam * advantage_B
         next_value_B = values_BT[:, t]
-        columns.append(running_B)
-    advantages_BT = torch.where(mask_BT, torch.stack(columns[::-1], dim=1), zeros_BT)
+        columns.append(advantage_B)
+    advantages_BT = torch.where(mask_BT, torch.stack(columns[::-1], dim=1), zeros_BT)  # [B, T]
     return Advantages(advantages_BT, advantages_BT + values_BT)
 
 

@@ -1,8 +1,8 @@
 """The losses of PPO, as sums over a count that the caller gives.
 
 Every mean divides by the number of tokens of the *global* minibatch, not by that of the tensors
-at hand. So the losses and gradients of micro-batches, and of world whose gradients are summed,
-add up to those of the whole minibatch whatever their lengths. TRL 1.12 averages the means of its
+at hand. So the losses and gradients of micro-batches, and of processes whose gradients are summed,
+add up to those of the minibatch whatever their lengths. TRL 1.12 averages the means of its
 micro-batches instead, which weighs tokens in short responses more.
 
 Shapes: B episodes, T response tokens, N tokens, V vocabulary. Masks are True where a token counts.
@@ -75,7 +75,9 @@ def policy_loss(
     """
     # Padding is set to 0 before exp, so that nothing there can overflow into the gradient.
     log_ratio_BT = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0)
-    ratio_BT = log_ratio_BT.exp()
+    ratio_BT = log_ratio_BT.exp()  # pi / pi_old of each token
+    # The larger loss is the lower bound on the objective: nothing is gained by a ratio beyond the
+    # clip, and what a ratio beyond it loses still counts.
     plain_BT = -advantages_BT * ratio_BT
     clipped_BT = -advantages_BT * ratio_BT.clamp(1.0 - clip, 1.0 + clip)
     loss = masked_mean(torch.max(plain_BT, clipped_BT), mask_BT, count=count)
@@ -111,6 +113,7 @@ def value_loss(
     if clip is None:
         loss = 0.5 * masked_mean(plain_BT, mask_BT, count=count)
         return ValueLoss(loss, torch.zeros_like(loss))
+    # Nothing is gained by moving further than the clip towards the return; away still counts.
     moved_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     clipped_BT = (moved_BT - returns_BT).square()
     loss = 0.5 * masked_mean(torch.max(plain_BT, clipped_BT), mask_BT, count=count)
@@ -124,7 +127,7 @@ def language_loss(*, logprobs_BT: Tensor, mask_BT: Tensor, count: float | Tensor
     Args:
         logprobs_BT: log-probability of each next token, at temperature 1.
         mask_BT: tokens that are there.
-        count: tokens of all world' rows of this step.
+        count: tokens of all processes' rows of this step.
     """
     return masked_mean(-logprobs_BT, mask_BT, count=count)
 
@@ -173,7 +176,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         lse_N = torch.empty(len(tokens_N), device=logits_NV.device)
         chosen_N = torch.empty_like(lse_N)
-        for rows, scaled in _some_scaled(logits_NV, temperature, unused_U):
+        for rows, scaled in _some_scaled(logits_NV, temperature, unused_U):  # some of N rows, V
             lse_N[rows] = scaled.logsumexp(dim=-1)
             chosen_N[rows] = scaled.gather(1, tokens_N[rows, None])[:, 0]
         ctx.save_for_backward(logits_NV, tokens_N, lse_N, unused_U)
@@ -185,6 +188,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logits_NV, tokens_N, lse_N, unused_U = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)
         for rows, scaled in _some_scaled(logits_NV, ctx.temperature, unused_U):
+            # d log p(token) / d logit = (1 if it is the token's - its probability) / temperature
             weight = gradient_N[rows, None] / ctx.temperature
             part = scaled.sub_(lse_N[rows, None]).exp_().mul_(-weight)
             gradient_NV[rows] = part.scatter_add_(1, tokens_N[rows, None], weight)

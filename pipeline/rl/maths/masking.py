@@ -43,7 +43,7 @@ def truncate_after_end(
     is_end_BT = torch.isin(tokens_BT, end_ids) & mask_BT
     is_end_BT[:, :start] = False
     ended_B = is_end_BT.any(dim=1)
-    first_B = is_end_BT.int().argmax(dim=1)
+    first_B = is_end_BT.int().argmax(dim=1)  # the first of equals
     return Truncation(torch.where(ended_B, first_B + 1, mask_BT.sum(dim=1)), ended_B)
 
 
@@ -63,8 +63,8 @@ def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor) -> Tenso
     Args:
         values: any shape.
         mask: same shape.
-        count: number of values of the whole global batch, of which these may be a part: the
-            means of the parts then add up to the mean of the whole, however it is cut.
+        count: number of values of the global batch, of which these may be a part: the means of
+            the parts then add up to the mean of all, however it is cut.
     """
     return masked_sum(values, mask) / count
 
@@ -101,6 +101,7 @@ def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
     """
     if score_position == "last":
         return mask_BT
+    # Moved right by one, the first kept: a response's tokens and the state after them.
     return torch.cat([mask_BT[:, :1], mask_BT[:, :-1]], dim=1)
 
 

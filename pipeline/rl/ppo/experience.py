@@ -1,6 +1,11 @@
 """What an update learns from: episodes as tensors, with everything that is fixed before it.
 
-Shapes: B episodes of this process, T response tokens, M episodes of a micro-batch, L tokens.
+    Tokens         prompts and responses, and masks over the responses
+    PolicyScores   log pi, log pi_ref and V of each response token (`score_tokens`)
+    Experience     rewards, advantages and returns made of them (`make_experience`)
+
+Shapes: B episodes of this process, T response tokens, M episodes of a micro-batch, L tokens of
+prompt and response, H hidden size.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ one for bf16 and for a server, which sums in another order or precision."""
 
 
 class MicroBatch(NamedTuple):
-    """Some episodes, padded to the longest of them; the masks are those of `Tokens`."""
+    """Some episodes, padded on the right to the longest; the masks are those of `Tokens`."""
 
     rows_M: Tensor
     ids_ML: Tensor
@@ -95,14 +100,14 @@ class Tokens:
             device=device,
         )
 
-    def pieces(
+    def micro_batches(
         self, rows: Sequence[int], *, limit: Limit, world: World | None = None
     ) -> Iterator[MicroBatch]:
-        """Cut episodes into pieces of like lengths, the longest first.
+        """Cut episodes into micro-batches of like lengths, the longest first.
 
         Args:
             rows: the episodes.
-            limit: of a piece.
+            limit: of a micro-batch.
             world: the processes, where each cuts as many episodes and shall get as many pieces.
         """
         order = sorted(rows, key=lambda row: (-len(self.ids[row]), row))
@@ -111,14 +116,14 @@ class Tokens:
         if world is not None and limit.tokens is not None:
             pieces = split(pieces, lengths, count=max(world.every(len(pieces))))
         for piece in pieces:
-            yield self._piece(order[piece.start : piece.stop])
+            yield self._micro_batch(order[piece.start : piece.stop])
 
-    def _piece(self, rows: list[int]) -> MicroBatch:
+    def _micro_batch(self, rows: list[int]) -> MicroBatch:
         width = max(len(self.ids[row]) for row in rows)
         padded = [self.ids[row] + [self.pad_id] * (width - len(self.ids[row])) for row in rows]
         rows_M = torch.tensor(rows, device=self.device)
         value_mask_MT = self.value_mask_BT[rows_M]
-        steps = int(value_mask_MT.sum(dim=1).max())
+        steps = int(value_mask_MT.sum(dim=1).max())  # of the longest response among them
         return MicroBatch(
             rows_M=rows_M,
             ids_ML=torch.tensor(padded, device=self.device),
@@ -209,9 +214,10 @@ def score_tokens(
     world: World,
     states_BTH: Tensor | None = None,
 ) -> PolicyScores:
-    """Score all response tokens without gradients; values come from the policy if it has a head.
+    """Take log pi, log pi_ref and V of all response tokens, without gradients.
 
-    A `ValueReader` needs the hidden states that it reads.
+    Values come from the policy's own head where `value` is None; a `ValueReader` needs the hidden
+    states that it reads.
 
     With `reuse_logprobs` the policy is run on some episodes alone; where it agrees with the
     roll-out there, the roll-out's figures stand for all. Whether it does is a function of the
@@ -219,51 +225,57 @@ def score_tokens(
     """
     assert value is not None or tokens.value_mask_BT is tokens.mask_BT, "the trunk's head has none"
     rows, mask_BT = range(len(tokens.ids)), tokens.mask_BT
+    # The policy: the roll-out's figures if they may be reused, else a pass over all episodes.
     reused = False
     if hyper.reuse_logprobs:
         some = range(max(1, len(rows) // CHECKED_SHARE))
-        checked_BT = _own(tokens, some, policy, hyper, world)[0]
+        checked_BT, _, _ = _run_policy(tokens, some, policy, hyper, world)
         part = slice(some.stop)
         difference = _difference(checked_BT[part], sampled_BT[part], mask_BT[part], world)
         rounded = world.bf16 or hyper.rollout.engine != "own"
         reused = difference <= (AGREEMENT_BF16 if rounded else AGREEMENT)
     if reused:
-        own_BT, entropies_BT, values_BT = sampled_BT, -sampled_BT, None
+        logprobs_BT, entropies_BT, own_values_BT = sampled_BT, -sampled_BT, None
     else:
-        own_BT, entropies_BT, values_BT = _own(tokens, rows, policy, hyper, world)
-        difference = _difference(own_BT, sampled_BT, mask_BT, world)
-    reference_BT, others_BT = (torch.zeros_like(own_BT) for _ in range(2))
-    for piece in tokens.pieces(rows, limit=hyper.score_limit, world=world):
-        batch, width = (piece.ids_ML, piece.starts_M, piece.mask_MT), piece.mask_MT.shape[1]
+        logprobs_BT, entropies_BT, own_values_BT = _run_policy(tokens, rows, policy, hyper, world)
+        difference = _difference(logprobs_BT, sampled_BT, mask_BT, world)
+    # The reference, and the values that the pass above did not give.
+    reference_BT, values_BT = (torch.zeros_like(logprobs_BT) for _ in range(2))
+    for micro in tokens.micro_batches(rows, limit=hyper.score_limit, world=world):
+        batch, width = (micro.ids_ML, micro.starts_M, micro.mask_MT), micro.mask_MT.shape[1]
         with world.autocast():
-            reference_BT[piece.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
+            reference_BT[micro.rows_M, :width] = reference(*batch, hyper.temperature).logprobs_BT
             if states_BTH is not None:
                 continue
             if value is not None:
-                values_MT = value(piece.ids_ML, piece.starts_M, piece.value_mask_MT)
-                others_BT[piece.rows_M, :width] = values_MT
+                values_MT = value(micro.ids_ML, micro.starts_M, micro.value_mask_MT)
+                values_BT[micro.rows_M, :width] = values_MT
             elif reused:
-                others_BT[piece.rows_M, :width] = policy(*batch, only_values=True).values_BT
+                values_BT[micro.rows_M, :width] = policy(*batch, only_values=True).values_BT
     if states_BTH is not None:
         assert isinstance(value, ValueReader)
-        others_BT = value(states_BTH, tokens.value_mask_BT)
-    if values_BT is None:
-        values_BT = others_BT
-    return PolicyScores(own_BT, entropies_BT, reference_BT, values_BT, difference, states_BTH)
+        values_BT = value(states_BTH, tokens.value_mask_BT)
+    if own_values_BT is not None:
+        values_BT = own_values_BT
+    return PolicyScores(logprobs_BT, entropies_BT, reference_BT, values_BT, difference, states_BTH)
 
 
-def _own(
+def _run_policy(
     tokens: Tokens, rows: Sequence[int], policy: Policy, hyper: Hyperparameters, world: World
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the policy's log-probabilities, entropies and values (if it has a head) of rows."""
-    found = [torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(3)]
-    for piece in tokens.pieces(rows, limit=hyper.score_limit, world=world):
+    logprobs_BT, entropies_BT, values_BT = (
+        torch.zeros(tokens.mask_BT.shape, device=tokens.device) for _ in range(3)
+    )
+    for micro in tokens.micro_batches(rows, limit=hyper.score_limit, world=world):
+        rows_M, width = micro.rows_M, micro.mask_MT.shape[1]
         with world.autocast():
-            own = policy(piece.ids_ML, piece.starts_M, piece.mask_MT, hyper.temperature, True)
-        for whole, part in zip(found, own, strict=True):
-            if part is not None:
-                whole[piece.rows_M, : piece.mask_MT.shape[1]] = part
-    return found[0], found[1], None if policy.value_head is None else found[2]
+            output = policy(micro.ids_ML, micro.starts_M, micro.mask_MT, hyper.temperature, True)
+        logprobs_BT[rows_M, :width] = output.logprobs_BT
+        entropies_BT[rows_M, :width] = output.entropies_BT
+        if output.values_BT is not None:
+            values_BT[rows_M, :width] = output.values_BT
+    return logprobs_BT, entropies_BT, None if policy.value_head is None else values_BT
 
 
 def _difference(own_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, world: World) -> float:
@@ -284,9 +296,11 @@ def make_experience(
 ) -> Experience:
     """Shape the rewards and estimate the advantages; whitening is over the global batch."""
     mask_BT, value_mask_BT = tokens.mask_BT, tokens.value_mask_BT
+    # log pi - log pi_ref of each token, k1 of KL(pi || pi_ref) [B, T]: k2 and k3 would not give the
+    # gradient of the KL in a reward, which is detached.
     both = {"logprobs_BT": scored.logprobs_BT, "reference_BT": scored.reference_BT}
-    # k2 and k3 would not give the gradient of the KL in a reward, which is detached.
     log_ratio_BT = kl_estimate(**both, estimator="k1")
+    # r_t = -b * log ratio, + the score at the last token [B, T]
     rewards_BT = shaped_rewards(
         scores_B=scores_B,
         kl_BT=log_ratio_BT,
@@ -298,6 +312,7 @@ def make_experience(
     if hyper.whiten_rewards:
         of = global_moments(rewards_BT, value_mask_BT, world)
         learned_BT = whitened(rewards_BT, value_mask_BT, of=of, shift_mean=False)
+    # A_t = sum over l of (gamma * lambda)^l * delta_{t+l}; returns are A_t + V_t [B, T]
     advantages_BT, returns_BT = generalized_advantages(
         rewards_BT=learned_BT,
         values_BT=scored.values_BT,
@@ -308,9 +323,8 @@ def make_experience(
     # No token is chosen after the last one, so that the state there has no advantage to learn.
     advantages_BT = torch.where(mask_BT, advantages_BT, torch.zeros_like(advantages_BT))
     if hyper.whiten_advantages is True:
-        advantages_BT = whitened(
-            advantages_BT, mask_BT, of=global_moments(advantages_BT, mask_BT, world)
-        )
+        of = global_moments(advantages_BT, mask_BT, world)
+        advantages_BT = whitened(advantages_BT, mask_BT, of=of)
     return Experience(
         tokens=tokens,
         logprobs_BT=scored.logprobs_BT,
@@ -344,7 +358,7 @@ def everyones(experience: Experience, world: World) -> Experience:
 
     mask_BT = joined([mask_BT for _, _, (mask_BT, _), _ in parts])
     apart = tokens.value_mask_BT is not tokens.mask_BT
-    whole = Tokens(
+    all_tokens = Tokens(
         ids=[row for ids, *_ in parts for row in ids],
         starts_B=torch.cat([starts_B for _, starts_B, _, _ in parts]).to(tokens.device),
         mask_BT=mask_BT,
@@ -353,7 +367,7 @@ def everyones(experience: Experience, world: World) -> Experience:
         device=tokens.device,
     )
     return Experience(
-        whole,
+        all_tokens,
         **{name: joined([p[3][name] for p in parts]) for name in names},
         states_BTH=experience.states_BTH,
         first=sum(len(ids) for ids, *_ in parts[: world.rank]),

@@ -4,7 +4,7 @@ One update, numbered in `run_update` as here:
 
 1. Roll out: sample a response y to each prompt x of the batch from the policy pi.
 2. Score: R(x, y) from reward models and rules, weighted; without an end min(R, -1).
-3. Look: log pi(y_t), log pi_ref(y_t) and the values V_t, without gradients.
+3. Forward: log pi(y_t), log pi_ref(y_t) and the values V_t, without gradients.
 4. Shape: r_t = -b * (log pi - log pi_ref) at each token, plus R at the last one (Ouyang et al.
    2022, equation 2), and estimate advantages A_t with lambda 0.95, whitened (Schulman et al.
    2016, equation 16).
@@ -163,17 +163,16 @@ def run_update(
         judge: called before the optimiser steps, with what the episodes tell of the policy.
     """
     clock = Clock()
-    # 1. Sample responses from the policy.
+    # 1. Roll out: y ~ pi(. | x) for this process's share of the batch, B episodes.
     episodes = _roll_out(ppo)
     clock.lap("time/rollout")
-    # 2. Score them.
-    scores, reading = _score(ppo, episodes)
-    told = {} if reading is None else {"val/scored_apart": reading.apart}
+    # 2. Score: R(x, y) [B], and the hidden states of that pass if values are read off them.
+    scores, shared = _score(ppo, episodes)
     clock.lap("time/score")
-    # 3. Log-probabilities of policy and reference, and values.
-    tokens, scored = _logprobs_and_values(ppo, episodes, reading)
+    # 3. Forward: log pi, log pi_ref and V of each response token [B, T].
+    tokens, scored = _logprobs_and_values(ppo, episodes, shared)
     clock.lap("time/forward")
-    # 4. Rewards and advantages.
+    # 4. Shape: rewards, whitened advantages, returns [B, T].
     experience = make_experience(
         tokens,
         scored,
@@ -187,29 +186,20 @@ def run_update(
         episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, world=ppo.world
     ) | response_metrics(episodes, scores, world=ppo.world)
     metrics[ENTROPY_SHARE] = metrics["policy/entropy_avg"] / math.log(len(ppo.tokenizer))
-    if judge is not None:
+    if judge is not None:  # these episodes are of the policy before the steps below
         judge(metrics)
     clock.lap("time/judge")
-    # 5. Epochs of minibatches.
+    # 5. Optimise: epochs over minibatches of all processes' episodes.
     steps = ppo.optimization.run(experience, update=ppo.update, check=not ppo._checked)
     ppo._checked = True
     ppo.engine.synchronize()
     clock.lap("time/optimize")
-    # 6. The KL coefficient of the next update.
+    # 6. Adapt: the KL coefficient of the next update.
     _adapt(ppo, metrics["objective/kl"])
-    return _result(
-        ppo,
-        episodes,
-        scores,
-        experience,
-        {
-            **metrics,
-            **step_metrics(steps),
-            "val/rollout_difference": scored.difference,
-            **told,
-            **clock.laps,
-        },
-    )
+    metrics |= step_metrics(steps) | {"val/rollout_difference": scored.difference}
+    if shared is not None:
+        metrics["val/scored_apart"] = shared.apart
+    return _result(ppo, episodes, scores, experience, metrics | clock.laps)
 
 
 def _roll_out(ppo: Ppo) -> Episodes:
@@ -239,24 +229,24 @@ def _tokens(ppo: Ppo, episodes: Episodes) -> Tokens:
 
 
 def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, SharedOutputs | None]:
-    """Return the scores, and what they were read off with where values are read off it too."""
+    """Return the scores, and the pass that gave one of them where values are read off it too."""
     reader = ppo.reader
     if reader is None:
         return ppo.rewards.score(episodes, hyper=ppo.hyper, world=ppo.world), None
     limit = ppo.hyper.score_limit
-    reading = ppo.world.everywhere(
+    shared = ppo.world.everywhere(
         lambda: reader.read(_tokens(ppo, episodes), episodes, limit=limit, world=ppo.world),
         failure=RewardError,
     )
-    known = {reader.term: reading.scores}
+    known = {reader.term: shared.scores}
     scores = ppo.rewards.score(episodes, hyper=ppo.hyper, world=ppo.world, known=known)
-    return scores, reading
+    return scores, shared
 
 
 def _logprobs_and_values(
-    ppo: Ppo, episodes: Episodes, reading: SharedOutputs | None = None
+    ppo: Ppo, episodes: Episodes, shared: SharedOutputs | None = None
 ) -> tuple[Tokens, PolicyScores]:
-    tokens = _tokens(ppo, episodes) if reading is None else reading.tokens
+    tokens = _tokens(ppo, episodes) if shared is None else shared.tokens
     value = ppo.optimization.value
     scored = score_tokens(
         tokens,
@@ -266,7 +256,7 @@ def _logprobs_and_values(
         value=None if value is None else ppo.world.unwrapped(value.module),
         hyper=ppo.hyper,
         world=ppo.world,
-        states_BTH=None if reading is None else reading.states_BTH,
+        states_BTH=None if shared is None else shared.states_BTH,
     )
     return tokens, scored
 
@@ -338,11 +328,11 @@ def write_state(ppo: Ppo, folder: Path) -> None:
 
 
 def restore(ppo: Ppo, states: ResumeStore) -> bool:
-    """Take up the newest whole resume state; tell whether there was one."""
-    found = states.latest()
-    if found is None:
+    """Take up the newest complete resume state; tell whether there was one."""
+    latest = states.latest()
+    if latest is None:
         return False
-    step, folder = found
+    step, folder = latest
     load_ppo_state(ppo, folder, step)
     return True
 
@@ -351,7 +341,7 @@ def load_ppo_state(ppo: Ppo, folder: Path, step: int) -> None:
     """Take up the state in a folder, of so many finished updates.
 
     It may be of another number of processes: all random numbers of the algorithm follow from seed
-    and update, and what is saved is whole.
+    and update, and what is saved is gathered.
     """
     state = load_state(folder / STATE)
     run = ppo.optimization

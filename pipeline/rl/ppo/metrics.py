@@ -69,19 +69,21 @@ def objective_metrics(
     packed = [*figures, squares.double(), torch.tensor(float(len(episodes)), dtype=torch.float64)]
     total = world.sum(torch.stack([figure.to(world.device) for figure in packed])).tolist()
     count, tokens = total[-1], total[list(sums).index("objective/response_length")]
-    found = {name: value / count for name, value in zip(sums, total, strict=False)}
+    metrics = {name: value / count for name, value in zip(sums, total, strict=False)}
     means = total[len(sums) : len(sums) + len(inner)]
-    found |= {name: value / tokens for name, value in zip(inner, means, strict=True)}
-    found["objective/rlhf_reward"] = found["objective/non_score_reward"] + found["objective/scores"]
-    variance = max(total[-2] / count - found["objective/scores"] ** 2, 0.0)
-    found["objective/scores_std"] = variance**0.5
-    found["objective/kl_coefficient"] = kl_coefficient
-    found["val/num_eos_tokens"] = found["objective/ended_share"] * count
-    spread = found.pop("val/return_square") - found["val/return_avg"] ** 2
-    error = found.pop("val/error_square")
+    metrics |= {name: value / tokens for name, value in zip(inner, means, strict=True)}
+    metrics["objective/rlhf_reward"] = (
+        metrics["objective/non_score_reward"] + metrics["objective/scores"]
+    )
+    variance = max(total[-2] / count - metrics["objective/scores"] ** 2, 0.0)
+    metrics["objective/scores_std"] = variance**0.5
+    metrics["objective/kl_coefficient"] = kl_coefficient
+    metrics["val/num_eos_tokens"] = metrics["objective/ended_share"] * count
+    spread = metrics.pop("val/return_square") - metrics["val/return_avg"] ** 2
+    error = metrics.pop("val/error_square")
     # 1 where the values foretell the returns, 0 where a constant would do as well.
-    found["val/explained_variance"] = 1.0 - error / spread if spread > 1e-12 else 0.0
-    return found
+    metrics["val/explained_variance"] = 1.0 - error / spread if spread > 1e-12 else 0.0
+    return metrics
 
 
 def _estimate(experience: Experience, estimator: Estimator) -> Tensor:
@@ -146,7 +148,7 @@ def _different(episodes: Episodes, world: World) -> int:
 def step_metrics(steps: Steps) -> dict[str, float]:
     """Return what the optimiser steps of an update tell, as means over them."""
     taken = steps.steps
-    found = {
+    metrics = {
         "loss/policy_avg": fmean(s.policy_loss for s in taken),
         "loss/value_avg": fmean(s.value_loss for s in taken),
         "policy/approxkl_avg": fmean(s.approximate_kl for s in taken),
@@ -156,12 +158,12 @@ def step_metrics(steps: Steps) -> dict[str, float]:
         "val/ratio_var": sample_variance(s.ratio for s in taken) if len(taken) > 1 else 0.0,
         "val/steps": len(taken),
     }
-    found |= {f"gradient_norm/{name}": fmean(norms) for name, norms in steps.norms.items()}
+    metrics |= {f"gradient_norm/{name}": fmean(norms) for name, norms in steps.norms.items()}
     if steps.pretraining:
-        found["loss/pretraining_avg"] = fmean(steps.pretraining)
+        metrics["loss/pretraining_avg"] = fmean(steps.pretraining)
     if steps.norm_ratio is not None:
-        found["gradient_norm/pretraining_to_ppo"] = steps.norm_ratio
-    return found
+        metrics["gradient_norm/pretraining_to_ppo"] = steps.norm_ratio
+    return metrics
 
 
 def sample_rows(

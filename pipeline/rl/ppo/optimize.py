@@ -1,10 +1,15 @@
-"""The optimiser steps of one update.
+"""The optimiser steps of one update: epochs over minibatches of its episodes.
+
+    minibatch      episodes of all processes, one optimiser step
+    micro-batch    as many of a process's share of them as one backward pass holds
 
 Every process holds the tokens and figures of all episodes (little beside a model), so that a
 minibatch is the same whatever the number of processes, which share it evenly. Hidden states that
-values are read off are not little: each process reads those of its own episodes.
+values are read off are not little: each process reads those of its own episodes. All losses are
+sums over the count of the global minibatch, so that gradients of parts add up.
 
-Shapes: B episodes of all processes, M episodes of a micro-batch, T response tokens.
+Shapes: B episodes of all processes, M episodes of a micro-batch, T response tokens, L tokens of
+prompt and response, H hidden size.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from pipeline.rl.settings import Hyperparameters
 
 
 class Step(NamedTuple):
-    """What one optimiser step tells; means over the tokens of the global minibatch."""
+    """Figures of one optimiser step: means over the tokens of the global minibatch."""
 
     policy_loss: float
     value_loss: float
@@ -77,38 +82,40 @@ class Optimization:
     world: World
 
     def run(self, experience: Experience, *, update: int, check: bool) -> Steps:
-        """Take the steps of an update: epochs over the episodes, cut into minibatches.
+        """Take the steps of an update.
 
         Args:
-            experience: what to learn from.
+            experience: what to learn from, of this process's episodes.
             update: number of the update.
             check: check the invariants at the first step.
 
         Raises:
             TrainingError: a loss or gradient is not finite, or an invariant does not hold.
         """
-        done, experience = Steps(), everyones(experience, self.world)
+        steps, experience = Steps(), everyones(experience, self.world)
         for epoch in range(self.hyper.epochs):
             for minibatch in self._minibatches(experience, update, epoch):
                 rows = self._share(experience, minibatch)
-                warming = self._warming(update)
-                step = self._gradients(experience, rows, warming=warming, minibatch=minibatch)
-                if check and not done.steps:
+                # Gradients of the losses, of PPO-ptx's too; then norms, clipping, Adam, average.
+                step = self._minibatch_gradient(
+                    experience, rows, warming=self._warming(update), minibatch=minibatch
+                )
+                if check and not steps.steps:
                     check_first_step(
                         ratio=step.ratio,
                         approximate_kl=step.approximate_kl,
                         value_loss=step.value_loss,
                         bf16=self.world.bf16 or self._from_a_server,
                     )
-                done.steps.append(step)
+                steps.steps.append(step)
                 for name in ("policy_loss", "value_loss"):
                     _require_finite(name, getattr(step, name), update)
-                self._add_pretraining(done, len(minibatch), experience.tokens.pad_id, update)
-                self._apply(done, update)
+                self._add_pretraining(steps, len(minibatch), experience.tokens.pad_id, update)
+                self._take_step(steps, update)
                 limit = self.hyper.early_stop_kl
                 if limit is not None and step.approximate_kl > limit:
-                    return done
-        return done
+                    return steps
+        return steps
 
     @property
     def _from_a_server(self) -> bool:
@@ -116,6 +123,7 @@ class Optimization:
         return self.hyper.reuse_logprobs and self.hyper.rollout.engine != "own"
 
     def _warming(self, update: int) -> bool:
+        """Tell whether an update trains the values alone."""
         return update < self.hyper.value_warmup_updates
 
     def _minibatches(self, experience: Experience, update: int, epoch: int) -> list[list[int]]:
@@ -131,7 +139,7 @@ class Optimization:
         ids = experience.tokens.ids
         return self.world.share(sorted(minibatch, key=lambda row: (-len(ids[row]), row)))
 
-    def _gradients(
+    def _minibatch_gradient(
         self,
         experience: Experience,
         rows: list[int],
@@ -144,21 +152,24 @@ class Optimization:
         `rows` are this process's share of the minibatch, which is of these alone when not given.
         """
         tokens = experience.tokens
+        # The global counts by which all losses divide: response tokens, and states with a value.
         masks = (tokens.mask_BT[rows], tokens.value_mask_BT[rows])
         counts = self.world.sum(torch.stack([mask.sum().float() for mask in masks]))
         if self.hyper.whiten_advantages == "minibatch":
             experience = self._whitened(experience, rows)
-        pieces = list(tokens.pieces(rows, limit=self.hyper.update_limit, world=self.world))
-        told = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
+        limit = self.hyper.update_limit
+        micro_batches = list(tokens.micro_batches(rows, limit=limit, world=self.world))
+        figures = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
         modules = [self.policy.module]
         if self.value is not None and experience.states_BTH is None:
             modules.append(self.value.module)
-        for place, piece in enumerate(pieces):
-            with self.world.gradient_sync(*modules, when=place == len(pieces) - 1):
-                told += self._piece(experience, piece, counts, warming=warming)
+        for place, micro in enumerate(micro_batches):
+            # Processes add their gradients up once, in the last backward pass.
+            with self.world.gradient_sync(*modules, when=place == len(micro_batches) - 1):
+                figures += self._micro_batch_gradient(experience, micro, counts, warming=warming)
         if experience.states_BTH is not None:
-            told += self._read(experience, minibatch or rows, counts[1])
-        return Step(*self.world.sum(told).tolist())
+            figures += self._value_head_gradient(experience, minibatch or rows, counts[1])
+        return Step(*self.world.sum(figures).tolist())
 
     def _whitened(self, experience: Experience, rows: list[int]) -> Experience:
         """Whiten the advantages over a minibatch of all processes."""
@@ -166,25 +177,24 @@ class Optimization:
         of = global_moments(advantages_BT[rows], mask_BT[rows], self.world)
         return replace(experience, advantages_BT=whitened(advantages_BT, mask_BT, of=of))
 
-    def _piece(
-        self, experience: Experience, piece: MicroBatch, counts: Tensor, *, warming: bool
+    def _micro_batch_gradient(
+        self, experience: Experience, micro: MicroBatch, counts: Tensor, *, warming: bool
     ) -> Tensor:
-        """Add the gradients of one micro-batch; return its share of the step's figures.
-
-        `counts` are the tokens and the values of the global minibatch.
-        """
-        hyper, mask_MT, value_mask_MT = self.hyper, piece.mask_MT, piece.value_mask_MT
-        places = (piece.ids_ML, piece.starts_M)
+        """Add the gradients of one micro-batch; return its share of the step's figures."""
+        hyper, mask_MT = self.hyper, micro.mask_MT
         count, value_count = counts
 
-        def part(whole_BT: Tensor) -> Tensor:
-            return whole_BT[piece.rows_M, : mask_MT.shape[1]]
+        def part(whole_BT: Tensor) -> Tensor:  # [B, T] -> [M, T], T of the longest response here
+            return whole_BT[micro.rows_M, : mask_MT.shape[1]]
 
+        # 1. log pi(y_t), with a gradient unless the values alone are warmed up.
         skip_policy = warming and self.value is not None
         with torch.set_grad_enabled(not skip_policy):
             output = self.policy.module(
-                *places, mask_MT, hyper.temperature, hyper.entropy_coefficient > 0
-            )
+                micro.ids_ML, micro.starts_M, mask_MT, hyper.temperature,
+                hyper.entropy_coefficient > 0,
+            )  # fmt: skip
+        # 2. max(-A * ratio, -A * clip(ratio)), ratio = exp(log pi - log pi_old).
         surrogate = policy_loss(
             logprobs_BT=output.logprobs_BT,
             old_logprobs_BT=part(experience.logprobs_BT),
@@ -193,48 +203,48 @@ class Optimization:
             clip=hyper.clip,
             count=count,
         )
-        entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
         loss = torch.zeros((), device=self.world.device)
         if not skip_policy:
+            entropy = masked_mean(output.entropies_BT, mask_MT, count=count)
             bonus = hyper.entropy_coefficient * entropy
             # A shared trunk keeps a (zero) gradient for every parameter while it warms up.
             loss = (0.0 if warming else 1.0) * (surrogate.loss - bonus)
-        figures = {
-            "policy_loss": surrogate.loss,
-            "approximate_kl": surrogate.approximate_kl,
-            "clip_share": surrogate.clip_share,
-            "ratio": surrogate.ratio,
-        }
+        figures = surrogate._asdict()
+        figures["policy_loss"] = figures.pop("loss")
+        # 3. c * value loss; where values are read off states that nothing trains, later.
         if experience.states_BTH is None:
             values_MT = output.values_BT
             if self.value is not None:
-                values_MT = self.value.module(*places, value_mask_MT)
+                values_MT = self.value.module(micro.ids_ML, micro.starts_M, micro.value_mask_MT)
             regression = value_loss(
                 values_BT=values_MT,
                 old_values_BT=part(experience.values_BT),
                 returns_BT=part(experience.returns_BT),
-                mask_BT=value_mask_MT,
+                mask_BT=micro.value_mask_MT,
                 clip=hyper.value_clip,
                 count=value_count,
             )
             loss = hyper.value_coefficient * regression.loss + loss
             figures |= _value_figures(regression)
+        # 4. The gradients.
         if loss.requires_grad:
             self.world.backward(loss)
-        return _told(figures)
+        return _as_step(figures)
 
-    def _read(self, experience: Experience, minibatch: list[int], count: Tensor) -> Tensor:
-        """Add the value head's gradients of this process's own episodes in a minibatch.
+    def _value_head_gradient(
+        self, experience: Experience, minibatch: list[int], count: Tensor
+    ) -> Tensor:
+        """Add the gradients of a value head that reads states which nothing here trains.
 
-        Returns this process's share of the step's figures. A process may have none of them; `count`
-        are the values of the global minibatch.
+        Of this process's own episodes of the minibatch, whose states it has; it may have none.
+        Returns their share of the step's figures; `count` are the values of the global minibatch.
         """
         assert self.value is not None and experience.states_BTH is not None
         own, tokens, width = experience.own, experience.tokens, experience.states_BTH.shape[1]
         rows = [row for row in minibatch if row in own]
         longest = max((len(tokens.ids[row]) for row in rows), default=1)
         size = self.hyper.update_limit.rows_of(longest)
-        told = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
+        figures = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
         for start in range(0, max(1, len(rows)), size):
             some = rows[start : start + size]
             mask_MT = tokens.value_mask_BT[some, :width]
@@ -250,10 +260,11 @@ class Optimization:
                     count=count,
                 )
                 self.world.backward(self.hyper.value_coefficient * regression.loss)
-            told += _told(_value_figures(regression))
-        return told
+            figures += _as_step(_value_figures(regression))
+        return figures
 
-    def _add_pretraining(self, done: Steps, episodes: int, pad_id: int, update: int) -> None:
+    def _add_pretraining(self, steps: Steps, episodes: int, pad_id: int, update: int) -> None:
+        """Add the gradient of PPO-ptx, of new pretraining rows for so many episodes."""
         if self.pretraining is None or self._warming(update):
             return
         step = add_pretraining_gradient(
@@ -263,14 +274,14 @@ class Optimization:
             coefficient=self.hyper.ptx_coefficient,
             limit=self.hyper.update_limit,
             pad_id=pad_id,
-            measure=done.norm_ratio is None,
+            measure=steps.norm_ratio is None,
         )
-        done.pretraining.append(step.loss)
+        steps.pretraining.append(step.loss)
         if step.norm_ratio is not None:
-            done.norm_ratio = step.norm_ratio
+            steps.norm_ratio = step.norm_ratio
 
-    def _apply(self, done: Steps, update: int) -> None:
-        """Step the optimisers and the average."""
+    def _take_step(self, steps: Steps, update: int) -> None:
+        """Step the optimisers, and the average."""
         share = rate_share(update, hyper=self.hyper)
         learners: dict[str, Learner] = {} if self.value is None else {"value": self.value}
         if not self._warming(update):
@@ -284,7 +295,7 @@ class Optimization:
             _require_finite(f"the gradient norm of the {name}", norm, update)
         for name, learner in learners.items():
             learner.step(norm=norms[name], share=share, max_norm=self.hyper.max_gradient_norm)
-            done.norms.setdefault(name, []).append(norms[name])
+            steps.norms.setdefault(name, []).append(norms[name])
         if self.average is not None and not self._warming(update):
             self.average.update(self.world.unwrapped(self.policy.module))
 
@@ -299,7 +310,7 @@ def _value_figures(regression: ValueLoss) -> dict[str, Tensor]:
     return {"value_loss": regression.loss, "value_clip_share": regression.clip_share}
 
 
-def _told(figures: dict[str, Tensor]) -> Tensor:
+def _as_step(figures: dict[str, Tensor]) -> Tensor:
     """Return figures in the order of the fields of `Step`, 0 where there is none."""
     zero = torch.zeros_like(next(iter(figures.values())))
     return torch.stack([figures.get(name, zero).detach().double() for name in Step._fields])

@@ -86,15 +86,15 @@ class SharedForward:
         scores_B = torch.zeros(len(seen), device=tokens.device)
         states_BTH: Tensor | None = None
         with world.autocast():
-            for piece in wide.pieces(range(len(seen)), limit=limit):
-                hidden_MLH = self.module.hidden(piece.ids_ML)
+            for micro in wide.micro_batches(range(len(seen)), limit=limit):
+                hidden_MLH = self.module.hidden(micro.ids_ML)
                 if states_BTH is None:
                     shape = (*tokens.value_mask_BT.shape, hidden_MLH.shape[-1])
                     states_BTH = torch.zeros(shape, device=tokens.device)
-                _keep(hidden_MLH, piece, states_BTH)
-                lasts_M = [len(joined[row]) - 1 for row in piece.rows_M.tolist()]
+                _keep(hidden_MLH, micro, states_BTH)
+                lasts_M = [len(joined[row]) - 1 for row in micro.rows_M.tolist()]
                 last_MH = hidden_MLH[range(len(lasts_M)), lasts_M]
-                scores_B[piece.rows_M] = self.module.head(last_MH)
+                scores_B[micro.rows_M] = self.module.head(last_MH)
             assert states_BTH is not None
             apart = [row for row, same in enumerate(alike) if not same]
             if apart:
@@ -105,8 +105,8 @@ class SharedForward:
         return SharedOutputs(tokens, scores, states_BTH, float(share[0] / share[1]))
 
 
-def _keep(hidden_MLH: Tensor, piece: MicroBatch, states_BTH: Tensor) -> None:
-    """Put the states before each token of a piece's responses into their places."""
-    rows_N, steps_N = piece.value_mask_MT.nonzero(as_tuple=True)
-    kept_NH = hidden_MLH[rows_N, piece.starts_M[rows_N] + steps_N - 1].float()
-    states_BTH[piece.rows_M[rows_N], steps_N] = kept_NH
+def _keep(hidden_MLH: Tensor, micro: MicroBatch, states_BTH: Tensor) -> None:
+    """Put the states before each token of a micro-batch's responses into their places."""
+    rows_N, steps_N = micro.value_mask_MT.nonzero(as_tuple=True)
+    kept_NH = hidden_MLH[rows_N, micro.starts_M[rows_N] + steps_N - 1].float()
+    states_BTH[micro.rows_M[rows_N], steps_N] = kept_NH

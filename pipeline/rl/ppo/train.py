@@ -64,7 +64,7 @@ def train(
         if begins:
             outlets.write_alarms([alarm_row(n, r, update=ppo.update) for n, r in begins.items()])
         outlets.advance(ppo.metrics)
-        ending = {name: found for name, found in begins.items() if name not in START_CHECKS}
+        ending = {name: finding for name, finding in begins.items() if name not in START_CHECKS}
         ends = bool(ending) and ppo.hyper.doctor.on_alarm != "warn"
         stop = should_stop()
         ppo.watch.ended_by = alarm_lines(ending, update=ppo.update) if ends else []
@@ -98,19 +98,19 @@ def _end_on_alarm(ppo: Ppo, best: BestPolicy, lines: Sequence[str], outlets: Out
     Raises:
         TrainingError: with the alarms, and how to go on.
     """
-    told = "; ".join(lines)
+    rang = "; ".join(lines)
     if ppo.hyper.doctor.on_alarm == "stop":
         raise TrainingError(
-            f"PPO stopped, its state is saved ({told}); run again to go on nevertheless, change "
+            f"PPO stopped, its state is saved ({rang}); run again to go on nevertheless, change "
             "the setting to start PPO anew, or silence it with doctor.ignore"
         )
-    found = best.find()
-    if found is None:
+    state = best.find()
+    if state is None:
         raise TrainingError(
-            f"PPO has no policy to go back to, {best.store.folder} holds no whole state ({told}); "
+            f"PPO has no policy to go back to, {best.store.folder} holds no whole state ({rang}); "
             "change the setting to start PPO anew"
         )
-    update, folder, metrics = found
+    update, folder, metrics = state
     figures = {k: v for k, v in ppo.metrics.items() if k.startswith("doctor/")}
     load_ppo_state(ppo, folder, update)
     ppo.metrics = {**metrics, **figures, "doctor/back_to_update": update}

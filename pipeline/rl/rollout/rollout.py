@@ -181,9 +181,9 @@ def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> li
             sample,
             token_ids=sample.token_ids[:length],
             logprobs=sample.logprobs[:length],
-            ended=sample.ended or found,
+            ended=sample.ended or ends,
         )
-        for sample, length, found in zip(
+        for sample, length, ends in zip(
             samples, cut.lengths_B.tolist(), cut.ended_B.tolist(), strict=True
         )
     ]

@@ -101,8 +101,8 @@ class VllmEngine:
 
     def _configuration(self) -> dict[str, Any]:
         config: Any = self.world.unwrapped(self.policy.module).model.config.get_text_config()
-        found: dict[str, Any] = config.to_dict()
-        return found
+        settings: dict[str, Any] = config.to_dict()
+        return settings
 
     def _send(self) -> None:
         """Write the policy's weights and have them loaded; called on every process."""

@@ -107,7 +107,7 @@ def test_equal_prompts_are_computed_once(llama: Any) -> None:
     made = decoder(llama, prompts, [3, 1, 2, 3, 3, 2], slots=2)
     read = [shape for shape in finish(made) if shape[1] > 1]
     assert read == [(1, 3), (1, 2)]
-    assert not made.known  # nothing is kept for prompts that are all in
+    assert not made.prefilled  # nothing is kept for prompts that are all in
     longest = made.responses[0].token_ids
     assert all(longest[: len(r.token_ids)] == r.token_ids for r in made.responses[:4])
 

@@ -37,7 +37,7 @@ def tokens_of(lengths: list[int]) -> Tokens:
 def rows_of(lengths: list[int], limit: Limit, counts: list[int] | None = None) -> list[list[int]]:
     """Return the episodes of each piece; `counts` are what each process says that it has."""
     ranks: Any = None if counts is None else SimpleNamespace(every=lambda _: counts)
-    pieces = tokens_of(lengths).pieces(range(len(lengths)), limit=limit, world=ranks)
+    pieces = tokens_of(lengths).micro_batches(range(len(lengths)), limit=limit, world=ranks)
     return [piece.rows_M.tolist() for piece in pieces]
 
 
@@ -55,7 +55,7 @@ def test_pieces_by_tokens_by_hand() -> None:
 
 
 def test_pieces_are_as_wide_as_their_longest_episode() -> None:
-    first, second = tokens_of([2, 5, 3]).pieces(range(3), limit=Limit(1, 6))
+    first, second = tokens_of([2, 5, 3]).micro_batches(range(3), limit=Limit(1, 6))
     assert first.ids_ML.tolist() == [[2] * 5]
     assert second.ids_ML.tolist() == [[3, 3, 3], [1, 1, 0]]
     assert second.starts_M.tolist() == [2, 1]
@@ -109,7 +109,7 @@ def test_scores_do_not_depend_on_how_episodes_are_cut(make_ppo: Build) -> None:
     episodes = _roll_out(by_number)
     tokens, one = _logprobs_and_values(by_number, episodes)
     _, other = _logprobs_and_values(by_tokens, episodes)
-    assert len(list(tokens.pieces(range(8), limit=by_tokens.hyper.score_limit))) > 2
+    assert len(list(tokens.micro_batches(range(8), limit=by_tokens.hyper.score_limit))) > 2
     for a, b in zip(one[:4], other[:4], strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 

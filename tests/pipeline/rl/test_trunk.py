@@ -34,7 +34,7 @@ def test_the_reference_is_the_untouched_base_however_far_the_policy_went(
     for _ in range(2):
         run_update(ppo)
     tokens, scored = _logprobs_and_values(ppo, _roll_out(ppo))
-    (piece,) = tokens.pieces(range(8), limit=Limit(8))
+    (piece,) = tokens.micro_batches(range(8), limit=Limit(8))
     batch = (piece.ids_ML, piece.starts_M, piece.mask_MT)
     with torch.no_grad():
         expected = Policy(untouched(tmp_path))(*batch).logprobs_BT

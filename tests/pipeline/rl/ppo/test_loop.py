@@ -61,7 +61,7 @@ def test_micro_batches_change_no_gradient(
     for settings in ({"micro_batch_size": 8}, cut):
         ppo = make_ppo(value=value, **settings, entropy_coefficient=0.1)
         run = ppo.optimization
-        figures.append(run._gradients(experience_of(ppo), list(range(8)), warming=False))
+        figures.append(run._minibatch_gradient(experience_of(ppo), list(range(8)), warming=False))
         found.append([gradients(each) for each in (run.policy, run.value) if each is not None])
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -80,7 +80,7 @@ def test_micro_batches_change_no_gradient_with_the_score_past_the_last_token(
         extra = learned.tokens.value_mask_BT & ~learned.tokens.mask_BT
         assert extra.any() and learned.values_BT[extra].all()
         assert not learned.advantages_BT[extra].any() and learned.returns_BT[extra].any()
-        figures.append(run._gradients(learned, list(range(8)), warming=False))
+        figures.append(run._minibatch_gradient(learned, list(range(8)), warming=False))
         found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
     for other, told in zip(found[1:], figures[1:], strict=True):
         assert torch.allclose(found[0], other, atol=1e-6)
@@ -200,7 +200,7 @@ def test_the_pretraining_gradient_is_added_to_that_of_ppo(
     for measure in (True, False):
         ppo = make_ppo(pretraining=rows, ptx_coefficient=2.0, ptx_rows_per_episode=0.25)
         run, done = ppo.optimization, Steps(norm_ratio=None if measure else 1.0)
-        run._gradients(experience_of(ppo), list(range(8)), warming=False)
+        run._minibatch_gradient(experience_of(ppo), list(range(8)), warming=False)
         alone = gradients(run.policy)
         run._add_pretraining(done, 8, ppo.pad_id, 0)
         both = gradients(run.policy)
@@ -271,7 +271,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_ppo: Build, experience_
         assert ppo.policy.model.is_activation_checkpointing == setting
         assert ppo.policy.model.model.layers[0].training == setting
         run = ppo.optimization
-        run._gradients(experience_of(ppo), list(range(8)), warming=False)
+        run._minibatch_gradient(experience_of(ppo), list(range(8)), warming=False)
         found.append(torch.cat([gradients(run.policy), gradients(run.value)]))
     assert torch.allclose(found[0], found[1], atol=1e-7)
 

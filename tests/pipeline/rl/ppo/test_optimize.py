@@ -41,7 +41,7 @@ def test_the_entropy_bonus_takes_its_gradient_off_that_of_the_loss(
         with torch.no_grad():  # far from uniform, where the entropy has a gradient
             ppo.policy.model.lm_head.weight.mul_(20)
         learned = experience_of(ppo)
-        ppo.optimization._gradients(learned, ALL, warming=False)
+        ppo.optimization._minibatch_gradient(learned, ALL, warming=False)
         found[coefficient] = gradients(ppo.optimization.policy)
     bonus = 0.3 * entropy_gradient(ppo, learned, ALL)
     assert bonus.norm() > 1e-2
@@ -71,7 +71,7 @@ def test_the_ratio_counts_as_far_as_clip_lets_it(
     # Ratio 1.5 and advantage 1 at every token: -min(1.5, 1 + clip).
     ppo = make_ppo(clip=clip)
     learned = moved(experience_of(ppo), ratio=1.5, advantages_BT=1.0)
-    step = ppo.optimization._gradients(learned, ALL, warming=False)
+    step = ppo.optimization._minibatch_gradient(learned, ALL, warming=False)
     assert step.policy_loss == pytest.approx(loss, abs=1e-4)
     assert step.clip_share == share
     assert (gradients(ppo.optimization.policy).norm() > 1e-4) == (share == 0.0)
@@ -87,7 +87,7 @@ def test_a_value_moves_as_far_as_value_clip_lets_it(
     # A new head says 0, which is the return, and the old value was 1: half of (1 - clip) squared.
     ppo = make_ppo(value_clip=clip)
     learned = moved(experience_of(ppo), values_BT=1.0, returns_BT=0.0)
-    step = ppo.optimization._gradients(learned, ALL, warming=False)
+    step = ppo.optimization._minibatch_gradient(learned, ALL, warming=False)
     assert step.value_loss == pytest.approx(loss, abs=1e-6)
     assert step.value_clip_share == share
 
@@ -99,7 +99,7 @@ def test_the_value_coefficient_weighs_the_gradient_of_the_values(
     # All values are 0 and all returns 2; half the square has the gradient 0 - 2 by the bias.
     ppo = make_ppo(value_coefficient=coefficient, value_clip=None)
     learned = moved(experience_of(ppo), returns_BT=2.0)
-    step = ppo.optimization._gradients(learned, ALL, warming=False)
+    step = ppo.optimization._minibatch_gradient(learned, ALL, warming=False)
     head = ppo.optimization.value.module.model.score
     assert head.bias.grad.item() == pytest.approx(-2.0 * coefficient)
     assert step.value_loss == pytest.approx(2.0)  # told without its weight

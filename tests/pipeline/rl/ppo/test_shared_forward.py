@@ -208,7 +208,7 @@ def test_states_stay_on_their_process_and_the_values_learn_alike(reading_ppo: Bu
     whole = read_experience(ppo)
     run, minibatch = ppo.optimization, [7, 1, 0, 4, 5]
     count = whole.tokens.value_mask_BT[minibatch].sum()
-    told = run._read(whole, minibatch, count)
+    told = run._value_head_gradient(whole, minibatch, count)
     gradients = [p.grad.clone() for p in run.value.parameters()]
     run.value.optimizer.zero_grad()
     halves = [half(whole, slice(0, 3)), half(whole, slice(3, 8))]
@@ -219,7 +219,7 @@ def test_states_stay_on_their_process_and_the_values_learn_alike(reading_ppo: Bu
         assert joined.states_BTH is own.states_BTH and len(joined.own) == len(own.tokens.ids)
         assert process.sent and "states_BTH" not in process.sent
         assert torch.equal(joined.returns_BT, whole.returns_BT)
-        parts += run._read(joined, minibatch, count)
+        parts += run._value_head_gradient(joined, minibatch, count)
     assert torch.allclose(parts, told, atol=1e-9) and told.abs().sum() > 1e-3
     for before, parameter in zip(gradients, run.value.parameters(), strict=True):
         assert before.abs().max() > 1e-3
@@ -229,6 +229,6 @@ def test_states_stay_on_their_process_and_the_values_learn_alike(reading_ppo: Bu
 def test_a_process_without_episodes_in_a_minibatch_adds_nothing(reading_ppo: Build) -> None:
     ppo = reading_ppo()
     own = read_experience(ppo)
-    told = ppo.optimization._read(replace(own, first=8), [0, 1], torch.tensor(5.0))
+    told = ppo.optimization._value_head_gradient(replace(own, first=8), [0, 1], torch.tensor(5.0))
     assert not told.any()
     assert all(not p.grad.any() for p in ppo.optimization.value.parameters())

@@ -330,7 +330,9 @@ def test_the_gradients_of_the_first_step_are_trls(
 ) -> None:
     mine = update()
     found, _ = mine.experience()
-    mine.ppo.optimization._gradients(found, list(range(len(found.tokens.ids))), warming=False)
+    mine.ppo.optimization._minibatch_gradient(
+        found, list(range(len(found.tokens.ids))), warming=False
+    )
     for prefix, module in mine.modules():
         gradients = part(mine.theirs, f"gradient.{prefix}.")
         largest = max(gradient.abs().max().item() for gradient in gradients.values())
