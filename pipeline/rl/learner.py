@@ -132,6 +132,9 @@ class Learner:
 class Average:
     """An exponential moving average of a module's trained parameters."""
 
+    # torch.optim.swa_utils.AveragedModel copies the module, which FSDP2 refuses and which takes a
+    # frozen trunk's memory again, and it begins with the weights after the first step, not before.
+
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
         self.shadows = {name: p.detach().clone() for name, p in _trained(module)}

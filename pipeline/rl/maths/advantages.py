@@ -123,9 +123,7 @@ def moments(values: Tensor, mask: Tensor) -> Moments:
     return Moments(mask.sum().double(), counted.sum(), counted.square().sum())
 
 
-def whitened(
-    values: Tensor, mask: Tensor, *, of: Moments, shift_mean: bool = True, epsilon: float = 1e-8
-) -> Tensor:
+def whitened(values: Tensor, mask: Tensor, *, of: Moments, shift_mean: bool = True) -> Tensor:
     """Scale to variance 1 over the global batch, and to mean 0 if `shift_mean`; 0 outside.
 
     The variance is that of a sample (divided by n - 1), as in TRL; lm-human-preferences and N+
@@ -136,12 +134,11 @@ def whitened(
         mask: same shape.
         of: moments of the global batch, which these values may be a part of.
         shift_mean: subtract the mean; else it stays as it is.
-        epsilon: added to the variance.
     """
     mean = of.total / of.size.clamp(min=1)
     spread = (of.squares - of.size * mean.square()).clamp(min=0)
     variance = spread / (of.size - 1).clamp(min=1)
-    scaled = (values.double() - mean) * torch.rsqrt(variance + epsilon)
+    scaled = (values.double() - mean) * torch.rsqrt(variance + 1e-8)
     if not shift_mean:
         scaled = scaled + mean
     return torch.where(mask, scaled.to(values.dtype), torch.zeros_like(values))

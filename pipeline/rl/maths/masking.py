@@ -69,11 +69,6 @@ def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor) -> Tenso
     return masked_sum(values, mask) / count
 
 
-def last_token(*, mask_BT: Tensor) -> Tensor:
-    """Return the place of each response's last token; responses have at least one."""
-    return mask_BT.sum(dim=1) - 1
-
-
 def response_width(lengths: Sequence[int], *, score_position: ScorePosition, most: int) -> int:
     """Return the width of the rows that hold responses of these lengths.
 
@@ -112,4 +107,4 @@ def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
         mask_BT: response tokens.
         score_position: the last token, or one past it where the row has room (N+, TRL).
     """
-    return last_token(mask_BT=value_mask(mask_BT=mask_BT, score_position=score_position))
+    return value_mask(mask_BT=mask_BT, score_position=score_position).sum(dim=1) - 1

@@ -127,12 +127,12 @@ def response_metrics(episodes: Episodes, scores: Scores, *, world: World) -> dic
     }
 
 
-def repeated_share(ids: Sequence[int], *, size: int = 4) -> float:
-    """Return the share of runs of `size` tokens that stood in the response before (seq-rep-n).
+def repeated_share(ids: Sequence[int]) -> float:
+    """Return the share of runs of four tokens that stood in the response before (seq-rep-4).
 
     Source: Welleck et al. 2020, "Neural text generation with unlikelihood training", section 6.
     """
-    runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    runs = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
 
 

@@ -5,7 +5,6 @@ import math
 import torch
 
 from pipeline.rl.maths.masking import (
-    last_token,
     length_mask,
     masked_mean,
     masked_sum,
@@ -24,10 +23,9 @@ def test_responses_end_after_their_first_end() -> None:
     assert found.ended_B.tolist() == [True, False, True, False]
 
 
-def test_masks_and_last_tokens_follow_lengths() -> None:
+def test_masks_follow_lengths() -> None:
     mask = length_mask(lengths_B=torch.tensor([1, 3]), size=3)
     assert mask.tolist() == [[True, False, False], [True, True, True]]
-    assert last_token(mask_BT=mask).tolist() == [0, 2]
 
 
 def test_one_past_the_last_token_has_a_value_and_the_score_where_there_is_room() -> None:
