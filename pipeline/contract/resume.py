@@ -65,7 +65,7 @@ class ResumeStore:
         Args:
             step: number of finished steps, the name of the state.
             write: writes the state's files into the folder it is given. Called on every rank, so
-                ranks must choose different names (`rng_file`).
+                ranks must choose different names.
 
         Raises:
             StorageError: no space left, or no permission. Earlier states stay usable.

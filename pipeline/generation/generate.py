@@ -84,7 +84,8 @@ def generate(
 ) -> list[Sample]:
     """Sample one response to each prompt.
 
-    A response also stops where the context is full. A model is tried at first: `decoding_trial`.
+    A response also stops where the context is full. What a model may remember is tried at first
+    (`pipeline.generation.trial`).
 
     Args:
         model: a causal model of transformers, unwrapped.

@@ -1,7 +1,7 @@
 """Masks and the sums under them.
 
 Shapes: B episodes, T response tokens with padding on the right. Masks are boolean, True counts.
-`response_mask_BT` covers a response's tokens, the end-of-sequence token included; a value mask
+`mask_BT` covers a response's tokens, the end-of-sequence token included; a value mask
 covers the states whose values count, which are as many or one more (`value_mask`).
 """
 
