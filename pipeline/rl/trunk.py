@@ -41,13 +41,7 @@ class TrunkReward:
 
 
 def make_trunk(model: PreTrainedModel, lora: Lora, *, base: str | Path, seed: int) -> Trunk:
-    """Freeze a model and put the policy's adapter onto it.
-
-    Args:
-        model: what the policy starts from.
-        lora: shape of the adapter.
-        base: where the model came from.
-        seed: of the stage.
+    """Freeze a model, which came from `base`, and put the policy's adapter onto it.
 
     Raises:
         ModelError: the model has no layers of the named targets.

@@ -126,14 +126,9 @@ def moments(values: Tensor, mask: Tensor) -> Moments:
 def whitened(values: Tensor, mask: Tensor, *, of: Moments, shift_mean: bool = True) -> Tensor:
     """Scale to variance 1 over the global batch, and to mean 0 if `shift_mean`; 0 outside.
 
-    The variance is that of a sample (divided by n - 1), as in TRL; lm-human-preferences and N+
-    divide by n, which makes a factor of sqrt(1 - 1/n), within .01 % from 5,000 tokens on.
-
-    Args:
-        values: any shape.
-        mask: same shape.
-        of: moments of the global batch, which these values may be a part of.
-        shift_mean: subtract the mean; else it stays as it is.
+    `of` are the moments of that batch. The variance is that of a sample (divided by n - 1), as in
+    TRL; lm-human-preferences and N+ divide by n, which makes a factor of sqrt(1 - 1/n), within
+    .01 % from 5,000 tokens on.
     """
     mean = of.total / of.size.clamp(min=1)
     spread = (of.squares - of.size * mean.square()).clamp(min=0)

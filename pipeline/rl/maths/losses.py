@@ -124,10 +124,7 @@ def value_loss(
 def language_loss(*, logprobs_BT: Tensor, mask_BT: Tensor, count: float | Tensor) -> Tensor:
     """Cross-entropy of pretraining rows, the term of PPO-ptx (Ouyang et al. 2022, equation 2).
 
-    Args:
-        logprobs_BT: log-probability of each next token, at temperature 1.
-        mask_BT: tokens that are there.
-        count: tokens of all processes' rows of this step.
+    Log-probabilities are those at temperature 1, `count` the tokens of all processes' rows.
     """
     return masked_mean(-logprobs_BT, mask_BT, count=count)
 

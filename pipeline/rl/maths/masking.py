@@ -58,28 +58,16 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor) -> Tensor:
-    """Return the masked sum over a count.
-
-    Args:
-        values: any shape.
-        mask: same shape.
-        count: number of values of the global batch, of which these may be a part: the means of
-            the parts then add up to the mean of all, however it is cut.
-    """
+    """Return the masked sum over a count: that of the global batch, so that parts add up."""
     return masked_sum(values, mask) / count
 
 
 def response_width(lengths: Sequence[int], *, score_position: ScorePosition, most: int) -> int:
-    """Return the width of the rows that hold responses of these lengths.
+    """Return the width of rows for responses of these lengths, which have `most` tokens at most.
 
     With "past_last" a row has room for the state after the last token wherever a response of
-    `most` tokens would have, as if all were padded to that (N+): so whether a response has it
-    follows from its own length, not from those that it shares a batch or a process with.
-
-    Args:
-        lengths: tokens of the responses.
-        score_position: as in `value_mask`.
-        most: tokens that a response may have.
+    `most` tokens would have (N+): whether a response has it follows from its own length, not from
+    those that it shares a batch or a process with.
     """
     longest = max(lengths)
     return longest if score_position == "last" else max(longest, min(longest + 1, most))
@@ -88,11 +76,8 @@ def response_width(lengths: Sequence[int], *, score_position: ScorePosition, mos
 def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
     """Return the mask (B, T) of the states whose values count.
 
-    Args:
-        mask_BT: response tokens; responses have at least one.
-        score_position: with "last" the states in which a token is chosen, so the mask itself; with
-            "past_last" also the state after the last token, where the row has room for it (N+,
-            TRL).
+    With "last" those in which a token is chosen, so the mask itself; with "past_last" the state
+    after the last token too, where the row has room for it (N+, TRL).
     """
     if score_position == "last":
         return mask_BT
@@ -101,10 +86,5 @@ def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
 
 
 def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
-    """Return the place (B) where each response's score is added to its rewards.
-
-    Args:
-        mask_BT: response tokens.
-        score_position: the last token, or one past it where the row has room (N+, TRL).
-    """
+    """Return the place (B) of each response's score: the last state whose value counts."""
     return value_mask(mask_BT=mask_BT, score_position=score_position).sum(dim=1) - 1
