@@ -55,7 +55,7 @@ def main(start: str, out: str, url: str, updates: str) -> None:
             run_update(ppo)
     except RolloutError as error:
         told = str(error)
-    with ppo.optimization.policy.whole() as policy:
+    with ppo.optimization.policy.full_module() as policy:
         if ranks.rank == 0:
             save_model(policy.model, None, folder / "model")
     (folder / f"rank-{ranks.rank}.json").write_text(
