@@ -117,11 +117,11 @@ def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that shape a result."""
     names = ("rlhf-pipeline", "torch", "transformers", "trl", "accelerate", "tokenizers")
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in (*names, "datasets"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def publish(folder: Path, **entries: Any) -> Artifact:
@@ -162,16 +162,16 @@ def find(folder: Path) -> Artifact | None:
         raise ArtifactError(
             f"{path} can't be read as JSON ({error}); delete {folder} to run the stage again"
         ) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
+    written_as = manifest.get("format") if isinstance(manifest, dict) else None
+    if written_as != FORMAT:
         raise ArtifactError(
-            f"{path} has format {found!r}, this version reads {FORMAT}; "
+            f"{path} has format {written_as!r}, this version reads {FORMAT}; "
             "start a new run folder with --out, or use the version that made it"
         )
-    lost = [name for name in _NEEDED if name not in manifest]
-    if lost:
+    missing = [name for name in _NEEDED if name not in manifest]
+    if missing:
         raise ArtifactError(
-            f"{path} was edited: it has no {', '.join(lost)}; restore it, or delete {folder} to "
+            f"{path} was edited: it has no {', '.join(missing)}; restore it, or delete {folder} to "
             "run the stage again"
         )
     return Artifact(folder, manifest)

@@ -104,24 +104,19 @@ class HandOver:
             The nearest checkpoint that is on this machine; where there is none, the path or hub id
             that the chain of stages starts from, or the stage that makes its model from scratch.
         """
-        seen: set[str] = set()
-        while reference in self.stages and reference not in seen:
-            seen.add(reference)
+        while reference in self.stages and self.folder(reference) is None:
             start = model_source(self.stages[reference])
-            if start is None or self.folder(reference) is not None:
+            if start is None:
                 break
             reference = start
         return reference
 
     def tokenizer_origin(self, reference: str) -> str:
         """Follow a reference to the stage, path or hub id its tokenizer comes from."""
-        seen: list[str] = []
-        while not is_external(reference) and reference not in seen:
-            seen.append(reference)
-            settings = self.stages[reference]
-            source = tokenizer_source(settings)
+        while reference in self.stages:
+            source = tokenizer_source(self.stages[reference])
             if source is None:
-                return reference
+                break
             reference = source
         return reference
 
@@ -368,17 +363,14 @@ def model_folder(folder: Path) -> Path:
 
 def tokenizer_source(settings: StageSettings) -> str | None:
     """Return the reference a stage takes its tokenizer from, None when it makes its own."""
-    for field in ("tokenizer", "model", "policy"):
-        value = getattr(settings, field, None)
-        if isinstance(value, str):
-            return value
-    return None
+    return _first_text(settings, "tokenizer", "model", "policy")
 
 
 def model_source(settings: StageSettings) -> str | None:
     """Return the reference whose model a stage goes on from, None when it makes its own."""
-    for field in ("model", "policy"):
-        value = getattr(settings, field, None)
-        if isinstance(value, str):
-            return value
-    return None
+    return _first_text(settings, "model", "policy")
+
+
+def _first_text(settings: StageSettings, *fields: str) -> str | None:
+    values = (getattr(settings, field, None) for field in fields)
+    return next((value for value in values if isinstance(value, str)), None)

@@ -144,7 +144,7 @@ def _origin(recipe: Recipe, keys: Keys) -> str:
     if keys == ("name",) and keys not in recipe.places:
         return "the file's name"
     current: Any = recipe.resolved
-    found = str(recipe.path)
+    place = str(recipe.path)
     for depth, key in enumerate(keys, start=1):
         if isinstance(current, Mapping):
             present = key in current
@@ -154,8 +154,8 @@ def _origin(recipe: Recipe, keys: Keys) -> str:
             return DEFAULT
         current = current[key]
         # A value inside one that was given whole, as by --set a=[..], has that one's place.
-        found = recipe.places.get(keys[:depth], found)
-    return found
+        place = recipe.places.get(keys[:depth], place)
+    return place
 
 
 @cache
@@ -172,7 +172,7 @@ def comments(path: Path) -> Mapping[int, str]:
         for token in yaml.scan(text, Loader=yaml.SafeLoader)
         if isinstance(token, yaml.ScalarToken)
     ]
-    found: dict[int, str] = {}
+    by_line: dict[int, str] = {}
     above: list[tuple[int, str]] = []
     of_file = True
     place = 0
@@ -187,10 +187,10 @@ def comments(path: Path) -> Mapping[int, str]:
             own = [text for at, text in above if at == column] if body.strip() else []
             notes = [*own, *([comment] if comment else [])]
             if notes:
-                found[number] = "\n".join(notes)
+                by_line[number] = "\n".join(notes)
             above = []
         place += len(line)
-    return found
+    return by_line
 
 
 def _comment_start(line: str, place: int, quoted: list[range]) -> int:

@@ -17,6 +17,11 @@ Places = dict[Keys, str]
 """The file and line of each key."""
 
 
+def keys_of(dotted: str) -> Keys:
+    """Return the keys and list places of a dotted place such as `train.0.path`."""
+    return tuple(int(key) if key.isdigit() else key for key in dotted.split("."))
+
+
 def read_merged(path: Path, stack: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
     """Return a recipe's content, what it extends merged in, and where each key stands.
 
@@ -98,8 +103,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
     if not isinstance(content, dict):
-        found = "empty" if content is None else f"{content!r:.60}"
-        raise RecipeError(f"{path}: a recipe is a mapping with `stages:`, this is {found}")
+        given = "empty" if content is None else f"{content!r:.60}"
+        raise RecipeError(f"{path}: a recipe is a mapping with `stages:`, this is {given}")
     return content, places
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError, field_validator
@@ -26,11 +26,12 @@ from pipeline.contract.settings import (
     is_external,
     references,
 )
-from pipeline.recipe.files import Keys, Places, read_merged
+from pipeline.recipe.files import Keys, Places, keys_of, read_merged
 from pipeline.recipe.rounds import RoundsSettings, is_copy, write_out
 from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 
+M = TypeVar("M", bound=BaseModel)
 TOP = ("name", "description", "seed", "launch", "trackers", "rounds", "extends", "stages")
 
 
@@ -97,11 +98,11 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the resolved recipe with every default written out."""
-        whole = {
+        content = {
             **self.top.model_dump(mode="json"),
             "stages": {n: s.model_dump(mode="json") for n, s in self.stages.items()},
         }
-        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -153,7 +154,7 @@ def _apply_override(content: dict[str, Any], places: Places, override: str) -> N
     elif not isinstance(target, dict):
         raise RecipeError(f"{where}: {'.'.join(keys[:-1])} is {target!r}, it has no keys")
     target[last] = value
-    path: Keys = tuple(int(k) if k.isdigit() else k for k in keys)
+    path = keys_of(".".join(keys))
     for inside in [known for known in places if known[: len(path)] == path]:
         del places[inside]
     places[path] = where
@@ -179,7 +180,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     top = _validate(
         RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
     )
-    if isinstance(top, RecipeSettings) and top.rounds is not None:
+    if top is not None and top.rounds is not None:
         for name, settings in stages.items():
             _take_out_retired(name, settings, places, problems)
         try:
@@ -192,9 +193,8 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
         result = _check_stage(path, name, settings, places, problems)
         if result is not None:
             checked[name] = result
-    if problems:
+    if top is None or problems:
         raise RecipeError("\n".join(problems))
-    assert isinstance(top, RecipeSettings)
     _check_references(path, checked, places)
     order = _order(path, checked, places)
     return Recipe(path, top, {name: checked[name] for name in order}, content, places)
@@ -223,8 +223,7 @@ def _check_stage(
         problems.append(f"{place}: stages.{name}.kind: {error}")
         return None
     _take_out_retired(name, settings, places, problems)
-    result = _validate(kind.settings, settings, ("stages", name), places, problems)
-    return result if isinstance(result, StageSettings) else None
+    return _validate(kind.settings, settings, ("stages", name), places, problems)
 
 
 def _take_out_retired(name: str, settings: Any, places: Places, problems: list[str]) -> None:
@@ -246,23 +245,23 @@ def _place_of(keys: Keys, places: Places) -> str:
 
 
 def _validate(
-    model: type[BaseModel],
+    model: type[M],
     values: Mapping[str, Any],
     prefix: Keys,
     places: Places,
     problems: list[str],
-) -> BaseModel | None:
+) -> M | None:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        found: dict[Keys, list[Any]] = {}
+        by_place: dict[Keys, list[Any]] = {}
         for item in error.errors(include_url=False):
-            found.setdefault(_as_written(item, values), []).append(item)
-        for loc, items in found.items():
+            by_place.setdefault(_as_written(item, values), []).append(item)
+        for loc, items in by_place.items():
             # A list whose items are wrong counts as empty, or as no text, too; its items tell
             # what is the matter.
             follows = all(item["type"] in _SHAPES for item in items) and any(
-                other[: len(loc)] == loc and other != loc for other in found
+                other[: len(loc)] == loc and other != loc for other in by_place
             )
             if not follows:
                 problems.append(_problem(model, loc, items, prefix, places))
@@ -334,8 +333,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _check_references(path: Path, stages: Mapping[str, StageSettings], places: Places) -> None:
     for name, settings in stages.items():
         for where, (target, mark) in references(settings).items():
-            keys: Keys = tuple(int(k) if k.isdigit() else k for k in where.split("."))
-            place = places.get(("stages", name, *keys), str(path))
+            place = places.get(("stages", name, *keys_of(where)), str(path))
             dotted = f"{place}: stages.{name}.{where}"
             if is_external(target):
                 continue
@@ -363,12 +361,11 @@ def _order(path: Path, stages: Mapping[str, StageSettings], places: Places) -> l
     def visit(name: str, stack: tuple[str, ...]) -> None:
         if name in stack:
             members = (*stack[stack.index(name) :], name)
-            told = [f"{a}.{_field(stages[a], b)}" for a, b in pairwise(members)]
-            keys = told[-1].split(".")
-            place = places.get(("stages", *(int(k) if k.isdigit() else k for k in keys)), str(path))
+            links = [f"{a}.{_field(stages[a], b)}" for a, b in pairwise(members)]
+            place = places.get(("stages", *keys_of(links[-1])), str(path))
             raise RecipeError(
                 f"{place}: stages refer to each other in a circle: {' -> '.join(members)}; "
-                f"let one of {', '.join(told)} name another"
+                f"let one of {', '.join(links)} name another"
             )
         if name in done:
             return

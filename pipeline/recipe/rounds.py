@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.contract.settings import Settings, references
-from pipeline.recipe.files import Places, merge
+from pipeline.recipe.files import Keys, Places, keys_of, merge
 from pipeline.stages.registry import stage_kind
 
 
@@ -156,17 +156,16 @@ def _all_rankings(rounds: RoundsSettings, named: Any, number: int) -> Any:
     ]
 
 
-def _references(settings: Mapping[str, Any]) -> Iterator[tuple[str | int, ...]]:
+def _references(settings: Mapping[str, Any]) -> Iterator[Keys]:
     """Yield where settings name stages; nothing where they are not valid, which is told later."""
     try:
         checked = stage_kind(str(settings.get("kind"))).settings.model_validate(settings)
     except ValueError:
         return
-    for place in references(checked):
-        yield tuple(int(key) if key.isdigit() else key for key in place.split("."))
+    yield from map(keys_of, references(checked))
 
 
-def _holder(settings: Any, keys: tuple[str | int, ...]) -> tuple[Any, Any]:
+def _holder(settings: Any, keys: Keys) -> tuple[Any, Any]:
     for key in keys[:-1]:
         settings = settings[key]
     return settings, keys[-1]

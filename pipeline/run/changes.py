@@ -24,9 +24,9 @@ def why_changed(
         if before.get(part) != now.get(part):
             reasons.append(f"{label}: {before.get(part)} -> {now.get(part)}")
     keyed = [_flat(key.get("settings", {})) for key in (before, now)]
-    whole = [{**_flat(rest), **part} for rest, part in zip(beside, keyed, strict=True)]
+    settings = [{**_flat(rest), **part} for rest, part in zip(beside, keyed, strict=True)]
     either = keyed[0].keys() | keyed[1].keys()
-    reasons += changes(*({n: v for n, v in each.items() if n in either} for each in whole))
+    reasons += changes(*({n: v for n, v in each.items() if n in either} for each in settings))
     for part, label in (
         ("parents", "stage"),
         ("sources", "source"),

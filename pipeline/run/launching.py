@@ -122,11 +122,11 @@ def write_result(folder: Path, rank: int, content: Mapping[str, Any]) -> None:
 
 def _outcome(folder: Path) -> dict[str, Any]:
     """Return what rank 0 left, unless another failed on its own: then that."""
-    found: dict[int, dict[str, Any]] = {}
+    results: dict[int, dict[str, Any]] = {}
     for path in (folder / "work" / RESULTS).glob("*.json"):
-        found[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
-    failed = [rank for rank in sorted(found) if "error" in found[rank]]
-    return found[failed[0]] if failed else found.get(0, {})
+        results[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
+    failed = [rank for rank in sorted(results) if "error" in results[rank]]
+    return results[failed[0]] if failed else results.get(0, {})
 
 
 def _plugin_options() -> list[str]:
@@ -142,10 +142,10 @@ def _plugin_options() -> list[str]:
 
 def first_failure(log: str) -> str | None:
     """Tell from torch's summary in a log which process failed first, and how."""
-    found = _FAILURE.findall(log[log.rfind("Root Cause") :] if "Root Cause" in log else log)
-    if not found:
+    failure = _FAILURE.search(log, max(0, log.rfind("Root Cause")))
+    if failure is None:
         return None
-    rank, code = found[0]
+    rank, code = failure.groups()
     if int(code) >= 0:
         return f"the process of rank {rank} failed with exit code {code}"
     name = signal.Signals(-int(code)).name

@@ -21,7 +21,6 @@ from data.errors import (
 from pipeline.contract.artifacts import Artifact, find
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import (
-    Settings,
     SourceSettings,
     UserFunction,
     beside_result,
@@ -107,17 +106,28 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Return what a stage's result follows from beside the artifacts of its parents.
 
     Raises:
-        SourceError: a local source is not there.
-        RecipeError: no `--plugin` file has a function that the stage names.
+        SourceError: a local source is not there; names the setting.
+        RecipeError: no `--plugin` file has a function that the stage names; names the setting.
     """
+    from data.sources.fingerprint import fingerprint
+    from reward.functions import require_function
+
     settings = recipe.stages[stage]
-    functions = function_fingerprints(settings, stage)
+    sources, functions = {}, {}
+    for place, value, marks, _ in walk(settings):
+        try:
+            if isinstance(value, SourceSettings):
+                sources[place] = fingerprint(value.source())
+            elif value is not None and any(isinstance(mark, UserFunction) for mark in marks):
+                functions[value] = require_function(value)
+        except (SourceError, RecipeError) as error:
+            raise type(error)(f"stages.{stage}.{place}: {error}") from error
     return {
         "kind": settings.kind,
         "version": recipe.kind(stage).version,
         "settings": settings.key_settings(),
         "seed": recipe.seed(stage),
-        "sources": source_fingerprints(settings, stage),
+        "sources": sources,
         "external": {
             target: _external_fingerprint(target)
             for target, _ in references(settings).values()
@@ -130,42 +140,6 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 def key_digest(key: Mapping[str, Any]) -> str:
     """Return the digest of a stage's key."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def source_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
-    """Return the fingerprint of every source that a stage reads, by its place.
-
-    Raises:
-        SourceError: a local source is not there; names the setting.
-    """
-    from data.sources.fingerprint import fingerprint
-
-    fingerprints = {}
-    for place, source, *_ in walk(settings):
-        if isinstance(source, SourceSettings):
-            try:
-                fingerprints[place] = fingerprint(source.source())
-            except SourceError as error:
-                raise SourceError(f"stages.{stage}.{place}: {error}") from error
-    return fingerprints
-
-
-def function_fingerprints(settings: Settings, stage: str) -> dict[str, str]:
-    """Return the sha256 of the file of each function of the user that a stage names.
-
-    Raises:
-        RecipeError: no `--plugin` file has such a function; names the setting.
-    """
-    from reward.functions import require_function
-
-    fingerprints = {}
-    for place, name, marks, _ in walk(settings):
-        if name is not None and any(isinstance(mark, UserFunction) for mark in marks):
-            try:
-                fingerprints[name] = require_function(name)
-            except RecipeError as error:
-                raise RecipeError(f"stages.{stage}.{place}: {error}") from None
-    return fingerprints
 
 
 def _external_fingerprint(target: str) -> str:
@@ -210,8 +184,8 @@ class Planner:
 
     def artifacts(self) -> dict[str, Artifact]:
         """Return the artifact of every stage that has one, in the recipe's order."""
-        found = {stage: self.artifact(stage) for stage in self.recipe.stages}
-        return {stage: artifact for stage, artifact in found.items() if artifact is not None}
+        artifacts = {stage: self.artifact(stage) for stage in self.recipe.stages}
+        return {stage: artifact for stage, artifact in artifacts.items() if artifact is not None}
 
     def plan(self) -> list[Step]:
         """Return a step for every stage of the recipe, in order.
@@ -265,10 +239,12 @@ class Planner:
         if artifact is None:
             return self._unfinished(stage, key)
         before = self._inputs_of(artifact)
+        beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
         if key_digest(key) not in (artifact.manifest["key"], key_digest(before)):
-            beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
             return Step(stage, "run", why_changed(before, key, beside=beside), key)
-        others = self._following(artifact)
+        # Settings beside the key that the result does follow from with this stage's model.
+        names = artifact.manifest.get("follows_from", ())
+        others = changes(*({n: part[n] for n in names if n in part} for part in beside))
         if others:
             reason = f"{'; '.join(others)}: it changes the result with this model"
             return Step(stage, "run", reason, key)
@@ -289,14 +265,6 @@ class Planner:
             reason = step.reason
         self.stale.add(stage)
         return reason
-
-    def _following(self, artifact: Artifact) -> list[str]:
-        """Return in words what differs of the settings that matter with this model alone."""
-        before = artifact.manifest.get("beside", {})
-        now = beside_result(self.recipe.stages[artifact.name])
-        names = artifact.manifest.get("follows_from", ())
-        old, new = ({n: part[n] for n in names if n in part} for part in (before, now))
-        return changes(old, new)
 
     def _inputs_of(self, artifact: Artifact) -> dict[str, Any]:
         """Return what an artifact follows from; once settings beside that were part of it."""
@@ -371,11 +339,12 @@ class Planner:
 
     def hand_over(self, stage: str, *, processes: int = 1) -> HandOver:
         """Return the view that the stage's check has: only artifacts that will not be replaced."""
-
-        def finished(name: str) -> Artifact | None:
-            return None if name in self.stale else self.artifact(name)
-
-        return HandOver(stage, self.recipe.stages, finished, processes)
+        return HandOver(
+            stage,
+            self.recipe.stages,
+            lambda name: None if name in self.stale else self.artifact(name),
+            processes,
+        )
 
     def _unselected(self, stage: str) -> Step:
         needed = any(stage in self.recipe.parents(other) for other in self.selected)

@@ -33,8 +33,8 @@ def holder(run: Path) -> tuple[str, str] | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found = re.match(r"process (\d+)(?:, at stage (.+))?", file.read())
-                return (found[1], found[2] or "") if found else ("?", "")
+                named = re.match(r"process (\d+)(?:, at stage (.+))?", file.read())
+                return (named[1], named[2] or "") if named else ("?", "")
     except OSError:
         # Another user's run, or none that was ever started.
         return None
