@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.contract.artifacts import sha256
+from data.storage import sha256
 from pipeline.contract.console import Console
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner, Selection
