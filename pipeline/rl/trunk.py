@@ -71,6 +71,6 @@ def with_rewards(
                 batch_size=scorer.batch_size,
             )
             model.name, model.batch_tokens = scorer.name, scorer.batch_tokens
-            term = term._replace(scorer=model)
-        terms.append(term)
+            scorer = model
+        terms.append(Term(scorer, term.weight, term.clip, term.normalize))
     return terms
