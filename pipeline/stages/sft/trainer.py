@@ -139,6 +139,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         self.bar: Progress
         self.control: Any
         self.accelerator: Any
+        self.optimizer: Any
         self.data_collator: Any
         self.train_dataset: Any
         self._sums: dict[str, float] = {}
@@ -199,7 +200,8 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         if self.optimizer is None:
             model = self.model if model is None else model
             self.optimizer = build_optimizer(model, self.context.settings)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
