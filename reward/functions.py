@@ -193,19 +193,19 @@ def function(name: str, **options: Any) -> FunctionReward:
     Raises:
         RecipeError: no such function is registered, or it does not take these options.
     """
-    found = _find(name)
-    parameters = inspect.signature(found.function).parameters
+    known = _find(name)
+    parameters = inspect.signature(known.function).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     facts = tuple(fact for fact in _FACTS if (fact in parameters or open_ended))
     given = {fact: None for fact in facts if fact not in options}
     try:
-        inspect.signature(found.function).bind([], [], **given, **options)
+        inspect.signature(known.function).bind([], [], **given, **options)
     except TypeError as error:
         raise RecipeError(
-            f"reward function '{name}' ({found.place}) does not take prompts, "
+            f"reward function '{name}' ({known.place}) does not take prompts, "
             f"responses and the options {', '.join(options) or '(none)'}: {error}"
         ) from None
-    return FunctionReward(name, found.function, found.place, tuple(given), options)
+    return FunctionReward(name, known.function, known.place, tuple(given), options)
 
 
 @dataclass(frozen=True)

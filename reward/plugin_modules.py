@@ -66,9 +66,9 @@ def _import(
     """Do what `import` does, for a module of a plugin."""
     plugin = str((globals or {}).get("__name__", "")).partition(".")[0]
     if level == 0 and _is_own(plugin, name.partition(".")[0]):
-        found = _own(plugin, name, fromlist or ())
-        if found is not None:
-            return found
+        module = _own(plugin, name, fromlist or ())
+        if module is not None:
+            return module
     return builtins.__import__(name, globals, locals, fromlist or (), level)
 
 

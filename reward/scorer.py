@@ -105,18 +105,18 @@ def require_scores(scores: Any, *, count: int, origin: str) -> list[float]:
         raise RewardError(
             f"{origin} gave {len(given)} scores for {count} responses; one each is needed"
         )
-    found = []
+    numbers = []
     for place, score in enumerate(given):
         number = score.item() if hasattr(score, "item") else score
         try:
             if not isinstance(number, Real):
                 raise TypeError("no number")
-            found.append(float(number))
+            numbers.append(float(number))
         except (TypeError, OverflowError):  # an int may be larger than any float
             raise RewardError(
                 f"{origin} gave {number!r:.40} for response {place} of {count}; a number is needed"
             ) from None
-    return found
+    return numbers
 
 
 def require_same_length(prompts: Sequence[object], responses: Sequence[object]) -> None:

@@ -203,9 +203,9 @@ class Answer:
                 "to the score of responses to such prompts"
             )
         accepted = given if isinstance(given, (list, tuple)) else [given]
-        found = _last(self.pattern, response)
+        answer = _last(self.pattern, response)
         references = [_last(self.reference_pattern, str(answer)) for answer in accepted]
-        return float(found is not None and any(_same(found, r) for r in references if r))
+        return float(answer is not None and any(_same(answer, r) for r in references if r))
 
 
 def _last(pattern: str | None, text: str) -> str | None:

@@ -101,9 +101,9 @@ class Encoder:
 
     def _decoder_ids(self, prompt: Prompt, response: str, *, ended: bool) -> list[int]:
         if self.whole_turns and not isinstance(prompt, str):
-            whole = self._whole_chat(prompt, response, ended=ended)
-            if whole is not None:
-                return whole
+            chat_ids = self._whole_chat(prompt, response, ended=ended)
+            if chat_ids is not None:
+                return chat_ids
         ids = list(render_prompt(self.tokenizer, prompt))
         behind = prompt if isinstance(prompt, str) else ""
         ids += response_ids(self.tokenizer, response, behind=behind)
@@ -137,13 +137,13 @@ class Encoder:
     def _encode_pair(self, prompt: Prompt, response: str, *, as_text: bool) -> Pair:
         framed = as_text and self.tokenizer.is_fast
         texts = (_MARK, _MARK) if framed else (self._as_text(prompt), response)
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             *texts, split_special_tokens=as_text, return_special_tokens_mask=True, verbose=False
         )
-        pair = Pair(found["input_ids"], found.get("token_type_ids") or ())
-        sources = [None if special else 0 for special in found["special_tokens_mask"]]
+        pair = Pair(encoded["input_ids"], encoded.get("token_type_ids") or ())
+        sources = [None if special else 0 for special in encoded["special_tokens_mask"]]
         if framed:
-            pair, sources = self._framed(prompt, response, pair, found.sequence_ids())
+            pair, sources = self._framed(prompt, response, pair, encoded.sequence_ids())
         over = len(pair) - self.max_length
         if over <= 0:
             return pair

@@ -121,27 +121,30 @@ def ranking_loss(
     """
     if n_prompts < 1:
         raise ValueError(f"n_prompts must be positive, not {n_prompts}")
+    # A prompt's K completions give K x K pairs (i, j); all masks below pick among those.
     scores_NK = scores_NK.float()
     both_NKK = mask_NK[:, :, None] & mask_NK[:, None, :]
     ahead_NKK = both_NKK & (ranks_NK[:, :, None] < ranks_NK[:, None, :])
     difference_NKK = scores_NK[:, :, None] - scores_NK[:, None, :]
     hard_NKK = both_NKK if targets_NKK is None else both_NKK & targets_NKK.isnan()
 
+    # -log sigmoid(better - worse), each pair once: (i, j) is `ahead`, (j, i) is not.
     total_N = _masked_sum(-logsigmoid(difference_NKK - margin), ahead_NKK & hard_NKK)
     n_pairs_N = (ahead_NKK & hard_NKK).sum((1, 2))
-    if ties == "half":
+    if ties == "half":  # cross-entropy with 1/2, least where the two scores are equal
         tied_NKK = (hard_NKK & (ranks_NK[:, :, None] == ranks_NK[:, None, :])).triu(diagonal=1)
         either_NKK = -0.5 * (logsigmoid(difference_NKK) + logsigmoid(-difference_NKK))
         total_N = total_N + _masked_sum(either_NKK, tied_NKK)
         n_pairs_N = n_pairs_N + tied_NKK.sum((1, 2))
-    if targets_NKK is not None:
+    if targets_NKK is not None:  # cross-entropy with the share of annotators
         soft_NKK = (both_NKK & ~hard_NKK).triu(diagonal=1)
         soft_N = _cross_entropy_sum(difference_NKK, targets_NKK, soft_NKK, margin)
         total_N, n_pairs_N = total_N + soft_N, n_pairs_N + soft_NKK.sum((1, 2))
 
-    with torch.no_grad():
+    with torch.no_grad():  # equal scores are a coin's throw
         won_NKK = (difference_NKK > 0).float() + 0.5 * (difference_NKK == 0).float()
         correct = _masked_sum(won_NKK, ahead_NKK).sum()
+    # The mean over a prompt's pairs, then over the prompts of the whole step.
     return RankingLoss(
         loss=(total_N / n_pairs_N.clamp(min=1)).sum() / n_prompts,
         correct=correct,

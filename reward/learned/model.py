@@ -91,7 +91,7 @@ class ScoringModule(nn.Module):
         """Return the float32 scores of the sequences.
 
         Args:
-            batch: a forest, or rows of token ids (S, L); what the mask hides may be anything.
+            batch: packed trees, or rows of token ids (S, L); what the mask hides may be anything.
             mask_SL: for rows, True on real tokens, which stand together; at least one a row. It
                 does not matter on which side padding is.
             segments_SL: for rows of pairs, the segment of each token; 0 where not given.
@@ -99,6 +99,7 @@ class ScoringModule(nn.Module):
         if isinstance(batch, PackedTrees):
             return self.head(end_states(self.classifier.base_model, batch))
         assert mask_SL is not None, "rows come with a mask"
+        # All padding to one side first, so that where the caller put it changes no position.
         shift = shift_right if self.pads_left else shift_left
         if segments_SL is not None:
             segments_SL, _ = shift(segments_SL, mask_SL)
@@ -113,12 +114,14 @@ class ScoringModule(nn.Module):
         hidden_SLH = self.classifier.base_model(
             input_ids=input_ids_SL, attention_mask=attention_mask_SL, use_cache=False
         ).last_hidden_state
+        # Read at the last real token: (S, L, H) to (S, H).
         rows = torch.arange(hidden_SLH.shape[0], device=hidden_SLH.device)
         return self.head(hidden_SLH[rows, mask_SL.sum(1) - 1])
 
     def head(self, last_SH: Tensor) -> Tensor:
         """Return the float32 scores of the hidden states of decoders' last tokens."""
         head = self.classifier.score
+        # In float32: a bf16 score of 5 is known to 0.02, and differences of scores are the loss.
         with torch.autocast(last_SH.device.type, enabled=False):
             weight_type = next(head.parameters()).dtype
             scores: Tensor = head(last_SH.to(weight_type))
@@ -198,7 +201,7 @@ class RewardModel:
                 f"{path} was saved with a reward head that was never trained "
                 f"({TRAINED} is false in its config.json); train it with a reward stage"
             )
-        return cls._assemble(
+        return cls._build(
             path, classifier, device=device, batch_size=batch_size, trust=trust_remote_code
         )
 
@@ -246,7 +249,7 @@ class RewardModel:
             draw_head(classifier, new)
         disable_dropout(classifier)
         source = source if tokenizer_source is None else tokenizer_source
-        model = cls._assemble(source, classifier, device=device, trust=trust_remote_code)
+        model = cls._build(source, classifier, device=device, trust=trust_remote_code)
         pad = require_distinct_pad(model.tokenizer, source)
         classifier.config.pad_token_id = pad
         if max_length is not None:
@@ -258,7 +261,7 @@ class RewardModel:
         return model
 
     @classmethod
-    def _assemble(
+    def _build(
         cls,
         source: str | Path,
         classifier: Any,

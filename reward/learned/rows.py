@@ -27,7 +27,7 @@ def collate(
 
     Args:
         trees: token ids of the sequences of each tree.
-        as_trees: a forest if True; if not, one row a sequence.
+        as_trees: packed trees if True; if not, one row a sequence.
         pad_id: fills up rows.
         device: where the module is.
         bf16: whether it will compute in bf16.

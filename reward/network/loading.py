@@ -190,12 +190,12 @@ def head_weights(classifier: Any) -> set[str]:
     """
     trunk = f"{classifier.base_model_prefix}."
     names = set(classifier.state_dict())
-    found = {name for name in names if not name.startswith(trunk)}
+    of_head = {name for name in names if not name.startswith(trunk)}
     for auto in ("AutoModelForTokenClassification", "AutoModelForMaskedLM"):
         other = _unfilled(auto, classifier.config)
         if other is not None and f"{other.base_model_prefix}." == trunk:
-            found |= names - set(other.state_dict())
-    return found
+            of_head |= names - set(other.state_dict())
+    return of_head
 
 
 def _unfilled(auto: str, config: Any) -> Any:

@@ -47,7 +47,7 @@ class PackedTrees(NamedTuple):
     rule: Any = None
 
     def made_rule(self) -> Any:
-        """Return the rule of `reward.network.flex_attention`, on the device where the forest is."""
+        """Return the rule of `reward.network.flex_attention`, on the device of the tensors."""
         from reward.network.flex_attention import block_mask
 
         return block_mask(self.tree_T, self.branch_T, self.positions_T)
@@ -101,14 +101,15 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
 def pack_trees(
     trees: Sequence[Sequence[Sequence[int]]], *, few_shapes: bool = False
 ) -> PackedTrees:
-    """Pack trees, each given as its whole sequences, into a forest.
+    """Pack trees, each given as its whole sequences.
 
     Args:
         trees: sequences of at least one token; those of a tree may begin alike.
-        few_shapes: fill up tokens and blocks, so that many forests have the same shapes. In bf16 on
+        few_shapes: fill up tokens and blocks, so that many packs have the same shapes. In bf16 on
             a processor oneDNN makes and keeps a program for each shape of a product.
     """
     multiple = WIDTHS if few_shapes else 1
+    # A tree is cut where its sequences part: [0, cut) is the prefix, the rest of each a branch.
     cuts = [shared_prefix(tree) for tree in trees]
     prefixes = [list(tree[0][:cut]) for tree, cut in zip(trees, cuts, strict=True)]
     branches = [list(ids[cut:]) for tree, cut in zip(trees, cuts, strict=True) for ids in tree]
@@ -117,7 +118,7 @@ def pack_trees(
     prefix_NP, prefix_mask_NP = _places(cuts, first=0, multiple=multiple)
     sizes = [len(ids) for ids in branches]
     branch_SC, branch_mask_SC = _places(sizes, first=sum(cuts), multiple=multiple)
-    # In no block, so that nothing looks at them; what they see themselves is of no account.
+    # What fills up T is in no block, so that nothing looks at it; what it sees is of no account.
     filling = -(sum(cuts) + sum(sizes)) % TOKENS if few_shapes else 0
     unpack_T = torch.cat([prefix_mask_NP.flatten(), branch_mask_SC.flatten()]).nonzero()[:, 0]
     width = branch_SC.shape[1]

@@ -74,16 +74,16 @@ def _gradients(
     if mask is None:
         unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
         mask = unseen.expand(rows, 1, length, length)
-    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
         parts = _gradients_of_some(
             gradient[some], query[some], key[some], value[some], mask[some], scale
         )
-        for whole, part in zip(found, parts, strict=True):
-            whole[some] = part
-    return found
+        for rows_of, part in zip(gradients, parts, strict=True):
+            rows_of[some] = part
+    return gradients
 
 
 @_gradients.register_fake

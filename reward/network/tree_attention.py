@@ -1,8 +1,8 @@
 """Sequences that begin alike, computed with their beginning once.
 
-A *tree* is one prefix and the branches that continue it, as a prompt and its K completions. A
-*forest* is several trees packed into one row of tokens without padding: first the prefixes, then
-the branches. Every token has the position that it has in its own sequence, and attends to what
+A *tree* is one prefix and the branches that continue it, as a prompt and its K completions. Several
+trees are packed into one row of tokens without padding: first the prefixes, then the branches.
+Every token has the position that it has in its own sequence, and attends to what
 stands before it there and to nothing else; a branch therefore ends in the state that its sequence
 would have in a row of its own.
 
@@ -34,15 +34,16 @@ from reward.network.packed_trees import PackedTrees, pack_trees
 
 IMPLEMENTATION = "sdpa_trees"
 _PLAIN = "sdpa"
-_KEYWORD = "forest"
+_KEYWORD = "packed_trees"
+"""Under which a model hands the trees to its attention, untouched."""
 
 
-def end_states(body: Any, forest: PackedTrees) -> Tensor:
+def end_states(body: Any, packed: PackedTrees) -> Tensor:
     """Return the last hidden state (S, H) of each sequence.
 
     Args:
         body: a causal model without its head, switched on by `can_pack_trees`.
-        forest: on the same device.
+        packed: on the same device.
 
     Raises:
         ModelError: the model is not switched on, and would mix the trees up.
@@ -52,35 +53,35 @@ def end_states(body: Any, forest: PackedTrees) -> Tensor:
             f"the attention of {type(body).__name__} is {body.config._attn_implementation}, which "
             "knows no trees; give it rows"
         )
-    device = forest.ids_T.device.type
-    low = torch.is_autocast_enabled(device)
-    forest = _ruled(forest, body)
-    if forest.rule is None:
-        forest = _additive(forest, torch.get_autocast_dtype(device) if low else body.dtype)
+    device = packed.ids_T.device.type
+    packed = _ruled(packed, body)
+    if packed.rule is None:
+        low = torch.is_autocast_enabled(device)
+        packed = _additive(packed, torch.get_autocast_dtype(device) if low else body.dtype)
     hidden_TH: Tensor = body(
-        input_ids=forest.ids_T[None],
-        position_ids=forest.positions_T[None],
+        input_ids=packed.ids_T[None],  # one row for all trees: (1, T)
+        position_ids=packed.positions_T[None],  # counted in each sequence, prefix included
         # A mask that is made already; without one, `transformers` would make one of T x T.
-        attention_mask=forest.ids_T.new_ones((1, 1, 1, 1), dtype=torch.bool),
+        attention_mask=packed.ids_T.new_ones((1, 1, 1, 1), dtype=torch.bool),
         use_cache=False,
-        **{_KEYWORD: forest},
+        **{_KEYWORD: packed},
     ).last_hidden_state[0]
-    return hidden_TH[forest.ends_S]
+    return hidden_TH[packed.ends_S]
 
 
-def _ruled(forest: PackedTrees, body: Any) -> PackedTrees:
-    """Give a forest its rule where flex attention serves the device, and gives what blocks do."""
+def _ruled(packed: PackedTrees, body: Any) -> PackedTrees:
+    """Give trees their rule where flex attention serves the device, and gives what blocks do."""
     from reward.network import flex_attention as flex_trees
 
-    config, device = body.config.get_text_config(), forest.ids_T.device
+    config, device = body.config.get_text_config(), packed.ids_T.device
     if not flex_trees.serves(device) or (body.training and _drops(config)):
-        return forest
+        return packed
     heads = int(config.num_attention_heads)
     shared = int(getattr(config, "num_key_value_heads", None) or heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     if not works(device, heads, shared, size):
-        return forest
-    return forest._replace(rule=forest.made_rule())
+        return packed
+    return packed._replace(rule=packed.made_rule())
 
 
 def _drops(config: Any) -> bool:
@@ -88,41 +89,45 @@ def _drops(config: Any) -> bool:
     return any(getattr(config, name, None) or 0 for name in names)
 
 
-def _additive(forest: PackedTrees, dtype: torch.dtype) -> PackedTrees:
+def _additive(packed: PackedTrees, dtype: torch.dtype) -> PackedTrees:
     """Make numbers of the mask: once, where SDPA would make and keep them in every layer."""
-    mask = forest.mask_S1CK
+    mask = packed.mask_S1CK
     if mask is None:
-        return forest
+        return packed
     zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return forest._replace(mask_S1CK=zeros.masked_fill_(~mask, -torch.inf))
+    return packed._replace(mask_S1CK=zeros.masked_fill_(~mask, -torch.inf))
 
 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attend within trees where a forest is given, as plain SDPA does elsewhere.
+    """Attend within trees where packed ones are given, as plain SDPA does elsewhere.
 
     An attention function of `transformers`: query, key and value are (1, h, T, d), the result is
     (1, T, h, d).
     """
-    forest: PackedTrees | None = options.pop(_KEYWORD, None)
-    if forest is None:
+    packed: PackedTrees | None = options.pop(_KEYWORD, None)
+    if packed is None:
         return _attend(module, query, key, value, attention_mask, **options), None
-    if forest.rule is not None:
+    if packed.rule is not None:
         from reward.network.flex_attention import attend
 
-        return attend(query, key, value, forest.rule, options.get("scaling")), None
-    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    q_SChd, k_SKhd, v_SKhd = (_take(t_Thd, forest.branch_SC) for t_Thd in packed)
+        return attend(query, key, value, packed.rule, options.get("scaling")), None
+    tokens = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (1, h, T, d): T, h, d
+    # 1. The branches as padded rows. K is C as long as a branch sees itself alone.
+    q_SChd, k_SKhd, v_SKhd = (_take(t_Thd, packed.branch_SC) for t_Thd in tokens)
     blocks = []
-    if forest.mask_S1CK is not None:
-        q_NPhd, k_NPhd, v_NPhd = (_take(t_Thd, forest.prefix_NP) for t_Thd in packed)
+    if packed.mask_S1CK is not None:
+        # 2. Prefixes see themselves, each once, however many branches continue it.
+        q_NPhd, k_NPhd, v_NPhd = (_take(t_Thd, packed.prefix_NP) for t_Thd in tokens)
         blocks.append(_attend_rows(module, q_NPhd, k_NPhd, v_NPhd, None, **options))
-        k_SKhd = torch.cat([_take(k_NPhd, forest.tree_S), k_SKhd], dim=1)
-        v_SKhd = torch.cat([_take(v_NPhd, forest.tree_S), v_SKhd], dim=1)
-    blocks.append(_attend_rows(module, q_SChd, k_SKhd, v_SKhd, forest.mask_S1CK, **options))
+        # 3. A branch sees its prefix, then itself: K = P + C.
+        k_SKhd = torch.cat([_take(k_NPhd, packed.tree_S), k_SKhd], dim=1)
+        v_SKhd = torch.cat([_take(v_NPhd, packed.tree_S), v_SKhd], dim=1)
+    blocks.append(_attend_rows(module, q_SChd, k_SKhd, v_SKhd, packed.mask_S1CK, **options))
+    # 4. Back to packed tokens: the padding of the blocks, (N * P + S * C, h, d), is left behind.
     flat_hd = torch.cat([block.flatten(0, 1) for block in blocks])
-    return _take(flat_hd, forest.unpack_T)[None], None
+    return _take(flat_hd, packed.unpack_T)[None], None
 
 
 def _attend(
@@ -199,11 +204,11 @@ def _same_states(body: Any) -> bool:
     body.set_attn_implementation(_PLAIN)
     expected_SH = torch.cat([_padded_states(body, [row], device) for row in rows])
     body.set_attn_implementation(IMPLEMENTATION)
-    forest = pack_trees([rows[:3], rows[3:5], rows[5:]]).to(device)
+    packed = pack_trees([rows[:3], rows[3:5], rows[5:]]).to(device)
     exact = next(body.parameters()).dtype == torch.float32
     limit = expected_SH.abs().max() * (1e-3 if exact else 5e-2)
-    found = (end_states(body, forest).float(), _padded_states(body, rows, device))
-    return all(bool((states_SH - expected_SH).abs().max() < limit) for states_SH in found)
+    both = (end_states(body, packed).float(), _padded_states(body, rows, device))
+    return all(bool((states_SH - expected_SH).abs().max() < limit) for states_SH in both)
 
 
 def _padded_states(body: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -227,36 +232,32 @@ def works(device: torch.device, heads: int, shared_heads: int, size: int) -> boo
         shared_heads: of keys and values.
         size: of a head.
     """
-    from reward.network.packed_trees import pack_trees
-
     trees = [[[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 7, 2, 6, 4]], [[8, 9, 1], [8, 5]], [[3]]]
     with torch.inference_mode(False):
         return _tried(pack_trees(trees).to(device), heads, shared_heads, size)
 
 
-def _tried(forest: PackedTrees, heads: int, shared_heads: int, size: int) -> bool:
-    device = forest.ids_T.device
+def _tried(packed: PackedTrees, heads: int, shared_heads: int, size: int) -> bool:
+    device = packed.ids_T.device
     draw = torch.Generator().manual_seed(0)
     wide = [
-        torch.randn(1, count, len(forest.ids_T), size, generator=draw).to(device)
+        torch.randn(1, count, len(packed.ids_T), size, generator=draw).to(device)
         for count in (heads, shared_heads, shared_heads)
     ]
     try:
-        found = _both_ways(forest._replace(rule=forest.made_rule()), wide)
+        by_rule = _both_ways(packed._replace(rule=packed.made_rule()), wide)
     except (RuntimeError, TypeError, ValueError, AssertionError):
         return False  # a device, head or version that has no such kernel: the blocks are right
-    wanted = _both_ways(forest, wide)
-    return all(torch.allclose(a, b, atol=1e-3) for a, b in zip(found, wanted, strict=True))
+    by_blocks = _both_ways(packed, wide)
+    return all(torch.allclose(a, b, atol=1e-3) for a, b in zip(by_rule, by_blocks, strict=True))
 
 
-def _both_ways(forest: PackedTrees, wide: list[Tensor]) -> list[Tensor]:
-    """Return what attention in a forest gives, and the gradients of what goes in."""
-    from reward.network.tree_attention import attention
-
+def _both_ways(packed: PackedTrees, wide: list[Tensor]) -> list[Tensor]:
+    """Return what attention in packed trees gives, and the gradients of what goes in."""
     module = torch.nn.Module()
     module.num_key_value_groups = wide[0].shape[1] // wide[1].shape[1]  # type: ignore[assignment]
     query, key, value = (tensor.clone().requires_grad_() for tensor in wide)
     with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
-        mixed = attention(module, query, key, value, None, forest=forest, dropout=0.0)[0]
+        mixed = attention(module, query, key, value, None, **{_KEYWORD: packed}, dropout=0.0)[0]
         gradients = torch.autograd.grad(mixed.square().sum(), (query, key, value))
     return [mixed.detach(), *gradients]

@@ -138,18 +138,18 @@ def test_any_shape_of_trees_scores_as_rows_do(
 
 
 def test_what_fills_up_blocks_changes_nothing(modules: Callable[[str], ScoringModule]) -> None:
-    module, forest = modules("llama"), pack_trees(TREES)
-    real = torch.zeros(forest.prefix_NP.numel() + forest.branch_SC.numel(), dtype=torch.bool)
-    real[forest.unpack_T] = True
-    prefix_real, branch_real = real.split([forest.prefix_NP.numel(), forest.branch_SC.numel()])
-    last = len(forest.ids_T) - 1
-    other = forest._replace(
-        prefix_NP=forest.prefix_NP.masked_fill(~prefix_real.view_as(forest.prefix_NP), last),
-        branch_SC=forest.branch_SC.masked_fill(~branch_real.view_as(forest.branch_SC), last),
+    module, packed = modules("llama"), pack_trees(TREES)
+    real = torch.zeros(packed.prefix_NP.numel() + packed.branch_SC.numel(), dtype=torch.bool)
+    real[packed.unpack_T] = True
+    prefix_real, branch_real = real.split([packed.prefix_NP.numel(), packed.branch_SC.numel()])
+    last = len(packed.ids_T) - 1
+    other = packed._replace(
+        prefix_NP=packed.prefix_NP.masked_fill(~prefix_real.view_as(packed.prefix_NP), last),
+        branch_SC=packed.branch_SC.masked_fill(~branch_real.view_as(packed.branch_SC), last),
     )
-    assert not torch.equal(other.branch_SC, forest.branch_SC)
+    assert not torch.equal(other.branch_SC, packed.branch_SC)
     with torch.no_grad():
-        torch.testing.assert_close(module(other), module(forest), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(module(other), module(packed), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "mamba"])
@@ -172,7 +172,7 @@ def test_a_model_that_mixes_branches_up_is_found_out() -> None:
     body.set_attn_implementation("sdpa")
     plain = body.forward
 
-    def forward(forest: object = None, attention_mask: Any = None, **inputs: Any) -> Any:
+    def forward(packed_trees: object = None, attention_mask: Any = None, **inputs: Any) -> Any:
         return plain(**inputs)
 
     body.forward = forward
@@ -269,15 +269,15 @@ def test_checkpointed_activations_are_computed_on_trees_too(
 
 def test_a_prompt_is_packed_once() -> None:
     # Prefix 5 6, branches 7 and 8 9; then a tree of one sequence.
-    forest = pack_trees([[[5, 6, 7], [5, 6, 8, 9]], [[3]]])
-    assert forest.ids_T.tolist() == [5, 6, 7, 8, 9, 3]
-    assert forest.positions_T.tolist() == [0, 1, 2, 2, 3, 0]
-    assert forest.ends_S.tolist() == [2, 4, 5]
-    assert forest.tree_S.tolist() == [0, 0, 1]
-    assert forest.prefix_NP.shape == (2, 2)
-    assert forest.mask_S1CK is not None
+    packed = pack_trees([[[5, 6, 7], [5, 6, 8, 9]], [[3]]])
+    assert packed.ids_T.tolist() == [5, 6, 7, 8, 9, 3]
+    assert packed.positions_T.tolist() == [0, 1, 2, 2, 3, 0]
+    assert packed.ends_S.tolist() == [2, 4, 5]
+    assert packed.tree_S.tolist() == [0, 0, 1]
+    assert packed.prefix_NP.shape == (2, 2)
+    assert packed.mask_S1CK is not None
     # Two places of the prefix, then two of the branch.
-    assert forest.mask_S1CK[:, 0].int().tolist() == [
+    assert packed.mask_S1CK[:, 0].int().tolist() == [
         [[1, 1, 1, 0], [1, 1, 1, 1]],
         [[1, 1, 1, 0], [1, 1, 1, 1]],
         [[0, 0, 1, 0], [0, 0, 1, 1]],
@@ -286,27 +286,27 @@ def test_a_prompt_is_packed_once() -> None:
 
 
 @pytest.mark.parametrize("trees", [TREES, [[[3]], [[4, 5]]]], ids=["prefixes", "none"])
-def test_forests_of_few_shapes_give_the_same(
+def test_packs_of_few_shapes_give_the_same(
     modules: Callable[[str], ScoringModule], trees: Trees
 ) -> None:
     module, found = modules("llama"), []
     for few_shapes in (False, True):
-        forest = pack_trees(trees, few_shapes=few_shapes)
+        packed = pack_trees(trees, few_shapes=few_shapes)
         module.zero_grad()
-        scores_S = module(forest)
+        scores_S = module(packed)
         scores_S.square().sum().backward()
         grads = [p.grad.clone() for p in module.parameters() if p.grad is not None]
         found.append([scores_S.detach(), *grads])
     for name in ("ids_T", "positions_T", "unpack_T", "tree_T", "branch_T"):
-        assert getattr(forest, name).shape == (64,)
-    assert all(blocks.shape[1] % 8 == 0 for blocks in (forest.prefix_NP, forest.branch_SC))
+        assert getattr(packed, name).shape == (64,)
+    assert all(blocks.shape[1] % 8 == 0 for blocks in (packed.prefix_NP, packed.branch_SC))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_shapes_are_few_where_a_processor_computes_in_bf16() -> None:
     def tokens(bf16: bool, device: str) -> int:
-        (forest,) = collate(TREES, as_trees=True, pad_id=0, device=device, bf16=bf16)
-        return len(forest.ids_T)
+        (packed,) = collate(TREES, as_trees=True, pad_id=0, device=device, bf16=bf16)
+        return len(packed.ids_T)
 
     plain = len(pack_trees(TREES).ids_T)
     assert plain % 64
