@@ -242,14 +242,9 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
         recompute_logits=not estimator.on_cpu,
     )
     passes = cost.steps * math.ceil(mine / micro)
+    tokens = rows.tokens * epochs
     cost.compute(
-        "training",
-        shape,
-        flops=flops,
-        tokens=rows.tokens * epochs,
-        passes=passes,
-        bf16=bf16,
-        training=True,
+        "training", shape, flops=flops, tokens=tokens, passes=passes, bf16=bf16, training=True
     )
     _add_heldout(cost, settings, estimator, read, lengths, at_once=micro)
     return cost

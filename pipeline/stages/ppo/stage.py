@@ -49,10 +49,10 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     bf16 = resolve_bf16(settings.bf16, pick_device())
     world = World(make_accelerator(bf16=bf16), context.seed)
     check_processes(settings, world.size)
-    source = context.input("policy")
+    source, trust = context.input("policy"), settings.trust_remote_code
     tokenizer = load_tokenizer(
         source if settings.tokenizer is None else context.input("tokenizer"),
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=trust,
     )
     prompts = _prompts(context, tokenizer)
     ppo = build_ppo(
@@ -66,7 +66,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         end_ids=_end_ids(settings, tokenizer),
         hyper=settings,
         world=world,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=trust,
         lora=settings.lora,
         scratch=context.folder / "work", say=context.say,
         read_values=settings.value == "reward",

@@ -224,7 +224,7 @@ def test_nan_stops_the_stage_and_keeps_the_last_state(
     run(whole)
     honest = LmTrainer._backward
 
-    def spoiled(self: LmTrainer, batch: Any, tokens: float) -> torch.Tensor:
+    def spoiled(self: LmTrainer, batch: Any, tokens: float) -> float:
         nats = honest(self, batch, tokens)
         steps = self.optimizer.optimizer.state[self.parameters[0]].get("step", torch.tensor(0))
         return nats * float("nan") if int(steps) == 4 else nats
