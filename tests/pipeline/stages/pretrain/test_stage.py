@@ -139,7 +139,7 @@ def test_the_packed_text_is_reused_on_resume(
 ) -> None:
     with pytest.raises(Interrupted):
         run(pretrain("cut", stop_after=2))
-    monkeypatch.setattr("pipeline.training.corpus.read", lambda **_: pytest.fail("read again"))
+    monkeypatch.setattr("pipeline.contract.sources.read", lambda *_, **__: pytest.fail("again"))
     assert run(pretrain("cut"))["steps"] == 6
 
 
