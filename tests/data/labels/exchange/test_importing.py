@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data.errors import BadRowsError, SourceError
 from data.labels.exchange.exporting import ExportSettings, export_parts
 from data.labels.exchange.importing import read_labels
-from data.labels.exchange.rankings_file import completion_id
+from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id
 from data.labels.records import (
     FLAGS,
     Annotator,
@@ -26,7 +26,7 @@ from data.labels.records import (
     Submission,
     Task,
 )
-from data.records import chat, dense_ranks
+from data.records import ENDED, chat, dense_ranks
 from data.sources.read import ReadReport
 
 WHEN = datetime(2026, 5, 4, tzinfo=UTC)
@@ -45,6 +45,8 @@ def imported(folder: Path, rows: Iterable[dict], **settings: Any) -> list:
 
 TEXT = st.text(max_size=12)
 NAME = st.text(min_size=1, max_size=8)
+KEY = TEXT.filter(lambda key: key not in (LABEL, VOTES, ENDED))
+"""Of a task's facts; a file keeps facts of its own under those names."""
 
 
 @st.composite
@@ -68,7 +70,7 @@ def label_rows(draw: st.DrawFn) -> LabelRow:
             scores=draw(st.just([]) | st.just([[0.5] * count])),
             gold_ranks=draw(st.none() | st.just(ranks)),
             gold_note=draw(TEXT),
-            meta=draw(st.dictionaries(TEXT, TEXT | st.integers() | st.none(), max_size=2)),
+            meta=draw(st.dictionaries(KEY, TEXT | st.integers() | st.none(), max_size=2)),
         ),
     )
     annotator = Annotator(draw(NAME), draw(TEXT), draw(st.sampled_from(["person", "judge"])))
