@@ -246,7 +246,8 @@ def test_a_reward_adapter_of_another_stage_is_refused_before_anything_is_loaded(
 ) -> None:
     shared = setting(trunk="shared").settings.model_copy(update={"policy": "sft", "reward": "rm"})
     trained = RewardSettings(model="base", rankings="x", lora={"rank": 2})
-    stages = {"base": trained, "sft": trained, "rm": trained, "ppo": shared}
+    base = trained.model_copy(update={"model": "./start"})
+    stages = {"base": base, "sft": trained, "rm": trained, "ppo": shared}
     hand = HandOver("ppo", stages, lambda _: None)
     with pytest.raises(HandOverError, match="starts from sft and the adapter of rm from base"):
         check(shared, hand)
