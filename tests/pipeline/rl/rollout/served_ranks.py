@@ -7,6 +7,7 @@ Leaves `rank-<n>.json` (the error that ended it, or none) and rank 0 the policy'
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def main(start: str, out: str, url: str, updates: str) -> None:
     (folder / f"rank-{ranks.rank}.json").write_text(
         json.dumps({"error": told, "updates": ppo.update, "sharded": ranks.sharded})
     )
+    # The process group may go with nothing else that holds it: a DDP module that is collected later
+    # waits for the group's threads while they wait for the interpreter.
+    del ppo, policy
+    gc.collect()
     ranks.accelerator.end_training()
 
 
