@@ -332,9 +332,10 @@ def test_the_kind_says_what_it_provides() -> None:
     assert SimpleNamespace(**RewardSettings.model_fields).model.metadata[0].provides == "policy"
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own compiler
-@pytest.mark.parametrize("lora", [None, pytest.param(Lora(rank=4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
 def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
     make_context: Callable[..., Any], policy: Path, tmp_path: Path, lora: Any
 ) -> None:
@@ -360,6 +361,7 @@ def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
     assert found["stopped"] == found["compiled"]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_one_program_serves_trees_of_all_sizes_in_bf16(
