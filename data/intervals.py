@@ -66,14 +66,6 @@ def paired_outcomes(
     only draw wins, and its ends miss the truth far more often than one time in twenty. Below 30
     wins or 30 losses Tango's score interval stands instead. To draw prompts anew is to draw the
     three counts from a multinomial distribution, so the counts are all that either needs.
-
-    Args:
-        wins: prompts where the first is better.
-        losses: prompts where the second is.
-        n: all prompts.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
-        level: confidence.
     """
     if min(wins, losses) < _MANY:
         return paired_score(wins, losses, n, level=level)
@@ -127,14 +119,7 @@ def _last_kept(refused: Callable[[float], bool], kept: float, end: float) -> flo
 def mean_or_share(
     values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
-    """Return a mean and its interval: of zeros and ones it is a share, with Wilson's interval.
-
-    Args:
-        values: one number a prompt.
-        resamples: how often the prompts are drawn anew.
-        seed: of the draws.
-        level: confidence.
-    """
+    """Return a mean over prompts and its interval: Wilson's where all are 0 or 1, a share."""
     if set(values) <= {0.0, 1.0}:
         return wilson(math.fsum(values), len(values), level=level)
     return bootstrap_mean(values, resamples=resamples, seed=seed, level=level)

@@ -57,12 +57,8 @@ def packed_weights(model: PreTrainedModel, *, rows: int, steps: int) -> Iterator
 
     Meanwhile nothing may be differentiated and no weight may change. The blocks take the bytes of
     the weights in bf16: under autocast in place of the copies that it would keep, else beside the
-    weights, where they are no more than `MOST_BYTES`.
-
-    Args:
-        model: unwrapped, under autocast if it will be.
-        rows: of a product, mostly.
-        steps: products of each layer in a row, at most.
+    weights, where they are no more than `MOST_BYTES`. The model is unwrapped; most products have so
+    many rows, and each layer makes so many steps of them at most.
     """
     layers = _layers(model) if steps >= LEAST_STEPS else []
     try:

@@ -28,15 +28,7 @@ class Limit(NamedTuple):
 
 
 def cut(lengths: Sequence[int], *, limit: Limit) -> list[range]:
-    """Cut rows into pieces.
-
-    Args:
-        lengths: tokens of each row, longest first, so that a piece is as wide as its first row.
-        limit: of a piece.
-
-    Returns:
-        Places of the rows of each piece.
-    """
+    """Cut rows, longest first, into pieces, each as wide as its first row; return their places."""
     pieces, start = [], 0
     while start < len(lengths):
         end = min(len(lengths), start + limit.rows_of(lengths[start]))

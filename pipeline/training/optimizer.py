@@ -56,14 +56,8 @@ def clip_gradients(
 ) -> float:
     """Scale gradients down to a norm, and refuse those that are not finite.
 
-    Called before the optimiser's step, so that the weights stay as they were.
-
-    Args:
-        accelerator: spreads the model over processes.
-        parameters: whose gradients.
-        max_norm: longest norm that is left as it is.
-        loss: of this step, refused as well when it is not finite.
-        step: number of the step, for the sentence.
+    Called before the optimiser's step, so that the weights stay as they were; a loss that is not
+    finite is refused as well.
 
     Returns:
         The norm before clipping; 0 where DeepSpeed, which clips by itself, knows none yet.

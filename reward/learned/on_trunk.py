@@ -85,13 +85,7 @@ def adapt(
 
 
 def save_models(model: RewardModel, trunk: Trunk, folder: Path) -> None:
-    """Write `model/`, with the adapter merged, and `adapter/`, in peft's layout.
-
-    Args:
-        model: trained, its bias set.
-        trunk: as `adapt` gave it.
-        folder: of the stage.
-    """
+    """Write `model/`, with the adapter merged, and `adapter/`, in peft's layout."""
     with trunk.merged(NAME):
         model.save(folder / "model", trained=True)
     head = {f"score.{k}": t for k, t in model.module.classifier.score.state_dict().items()}

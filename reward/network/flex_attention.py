@@ -51,17 +51,9 @@ def _compiled() -> Any:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Any:
-    """Attend among packed tokens.
+    """Attend among packed tokens by the rule of `block_mask`.
 
-    Args:
-        query: (1, h, T, d).
-        key: (1, k, T, d), k a divisor of h.
-        value: the same.
-        mask: by `block_mask`.
-        scale: of the scores; 1 / sqrt(d) when not given.
-
-    Returns:
-        (1, T, h, d).
+    Queries are (1, h, T, d), keys and values (1, k, T, d), k a divisor of h; gives (1, T, h, d).
     """
     low = torch.get_autocast_dtype(query.device.type)
     if torch.is_autocast_enabled(query.device.type):

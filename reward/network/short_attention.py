@@ -33,11 +33,7 @@ matrices would go to memory that is new each time."""
 def use_short_attention(model: PreTrainedModel, device: torch.device) -> None:
     """Let a model on a processor take it where it pays; where it does not, nothing changes.
 
-    A model whose attention knows trees takes it already.
-
-    Args:
-        model: still to be moved, or there.
-        device: where it will run.
+    A model whose attention knows trees takes it already. `device` is where the model will run.
     """
     if device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

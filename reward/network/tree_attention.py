@@ -224,14 +224,7 @@ def _padded_states(body: Any, rows: Sequence[Sequence[int]], device: torch.devic
 
 @cache
 def works(device: torch.device, heads: int, shared_heads: int, size: int) -> bool:
-    """Tell whether it gives the result and the gradients of the blocks, on a few tokens.
-
-    Args:
-        device: where.
-        heads: of queries.
-        shared_heads: of keys and values.
-        size: of a head.
-    """
+    """Tell whether flex attention gives result and gradients of the blocks, on a few tokens."""
     trees = [[[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 7, 2, 6, 4]], [[8, 9, 1], [8, 5]], [[3]]]
     with torch.inference_mode(False):
         return _tried(pack_trees(trees).to(device), heads, shared_heads, size)

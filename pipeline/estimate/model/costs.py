@@ -119,14 +119,7 @@ class StageCost:
     ) -> None:  # fmt: skip
         """Add a part whose time follows from its products, or from the number of passes.
 
-        Args:
-            name: what is done.
-            shape: the model that does it.
-            flops: over all accelerators.
-            tokens: over all accelerators.
-            passes: forward passes of one accelerator, one after the other.
-            bf16: products in bf16.
-            training: a backward pass follows each.
+        FLOPs and tokens are those of all accelerators, forward passes those of one.
         """
         least = passes * shape.layers * self.rates.overhead * (3 if training else 1)
         self.parts.append(Part(name, flops, max(self._busy(flops, bf16), least), tokens))
@@ -138,18 +131,9 @@ class StageCost:
         """Add the sampling of responses: each step reads all weights and the cache once.
 
         Pope et al. 2022, section 2.2: decoding small batches is bound by memory, a step takes the
-        longer of its products and of reading weights and cache.
-
-        Args:
-            name: what is sampled.
-            shape: the model.
-            rows: responses over all accelerators.
-            batch: decoded together on one accelerator.
-            prompt: mean tokens of a prompt.
-            new: mean tokens of a response.
-            steps: of a batch, until its longest response ends.
-            bf16: weights and products in bf16.
-            answers: responses to each prompt.
+        longer of its products and of reading weights and cache. `rows` are the responses on all
+        accelerators, `answers` of them to each prompt; `batch` is decoded together on one, in so
+        many steps; `prompt` and `new` are mean tokens.
         """
         flops = decoding_flops(shape, rows=rows, prompt=prompt, new=new, answers=answers)
         processes = self.layout.processes

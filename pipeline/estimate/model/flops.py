@@ -64,13 +64,7 @@ def logit_flops(shape: ModelShape, positions: float) -> float:
 
 
 def forward_flops(shape: ModelShape, rows: Rows, *, positions: float) -> float:
-    """Return the FLOPs of a forward pass.
-
-    Args:
-        shape: the model.
-        rows: what goes in.
-        positions: how many of the tokens get logits.
-    """
+    """Return the FLOPs of a forward pass that makes logits at so many positions."""
     trunk = matrix_flops(shape, rows.tokens) + attention_flops(shape, rows.squares)
     return trunk + logit_flops(shape, positions)
 
@@ -109,14 +103,7 @@ def decoding_flops(
     """Return the FLOPs of sampling with a cache of keys and values.
 
     The prompt goes through once and gives one token; each further one is a pass of one token that
-    attends to all before it.
-
-    Args:
-        shape: the model.
-        rows: responses.
-        prompt: tokens of a prompt.
-        new: tokens of a response.
-        answers: responses to each prompt, which is computed once for all of them.
+    attends to all before it. `rows` responses share a prompt by `answers`, which is computed once.
     """
     prefill = forward_flops(shape, Rows.alike(1, prompt), positions=1)
     steps = max(0.0, new - 1)

@@ -68,15 +68,7 @@ def activation_bytes(
 def block_bytes(
     shape: ModelShape, *, rows: int, length: int, bf16: bool, masked: bool = False
 ) -> float:
-    """Return the bytes that one block keeps, which checkpointing makes again one at a time.
-
-    Args:
-        shape: the model.
-        rows: of a micro-batch.
-        length: tokens of the longest row.
-        bf16: products under bf16 autocast.
-        masked: as in `activation_bytes`.
-    """
+    """Return the bytes that one block keeps, which checkpointing makes again one at a time."""
     block = rows * length * _block_bytes(shape, bf16=bf16, masked=masked)
     return block + rows * length**2 * (BF16 if bf16 else FP32) * masked
 
@@ -86,13 +78,7 @@ def tree_bytes(shape: ModelShape, tree: Tree, *, trees: int, bf16: bool) -> floa
 
     Norms and the feed-forward layer see packed tokens. Attention keeps what it takes them apart
     into: prefixes, and branches padded to the widest, whose keys and values stand behind a copy of
-    their prefix's; and its result, packed again.
-
-    Args:
-        shape: the model.
-        tree: the largest of a micro-batch.
-        trees: of a micro-batch.
-        bf16: products under bf16 autocast.
+    their prefix's; and its result, packed again. All trees count as the largest of a micro-batch.
     """
     width = BF16 if bf16 else FP32
     tokens, prefixes = trees * tree.tokens, trees * tree.prefix
@@ -192,12 +178,7 @@ def cast_bytes(shape: ModelShape, *, bf16: bool, head: bool = True) -> float:
 def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, key: int, value: int) -> float:
     """Return the bytes of the keys and values of a decode batch, reserved for its whole length.
 
-    Args:
-        shape: the model.
-        rows: responses decoded together.
-        tokens: of the longest prompt and response.
-        key: bytes of an element of a key; under autocast rotary keys are fp32.
-        value: bytes of an element of a value.
+    `key` and `value` are bytes of an element: under autocast rotary keys are fp32.
     """
     return float(shape.layers * rows * tokens * shape.key_width * (key + value))
 

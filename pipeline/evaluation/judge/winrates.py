@@ -25,14 +25,7 @@ class WinRate(NamedTuple):
 def compare(
     a: Sequence[float], b: Sequence[float], *, resamples: int, seed: int, tie: float = TIE
 ) -> WinRate:
-    """Count on how many prompts `a` scores above, the same as, and below `b`.
-
-    Args:
-        a: scores of one checkpoint's answers.
-        b: scores of the other's, to the same prompts in the same order.
-        resamples: draws of the bootstrap, where many prompts do not tie.
-        seed: of the bootstrap.
-        tie: largest difference that is none.
+    """Count on how many prompts `a` scores above, the same as (within `tie`), and below `b`.
 
     Raises:
         ValueError: the two have different lengths.

@@ -20,13 +20,9 @@ LONGEST = 180
 def answers_table(
     folder: Path, *, count: int = COUNT, seed: int = 0, terminal: bool | None = None
 ) -> str:
-    """Return some prompts of an evaluation with each checkpoint's answer, ready to print.
+    """Return some prompts of an evaluation, drawn by the seed, with each checkpoint's answer.
 
-    Args:
-        folder: an evaluate stage's, with `samples.jsonl`.
-        count: number of prompts.
-        seed: draws the prompts; nothing else chooses them.
-        terminal: a table with colours, or plain lines; by default whether stdout is a terminal.
+    A table with colours for a terminal, plain lines elsewhere.
 
     Raises:
         ArtifactError: there are no samples.

@@ -103,13 +103,7 @@ class BestPolicy:
         return cls(store, hyper, drifts, score)
 
     def is_better(self, metrics: Mapping[str, float], *, update: int, ringing: bool) -> bool:
-        """Tell whether the policy of these metrics becomes the best.
-
-        Args:
-            metrics: of its samples.
-            update: number of finished updates.
-            ringing: whether an alarm rings.
-        """
+        """Tell whether the policy of these metrics becomes the best, after so many updates."""
         doctor = self.hyper.doctor
         if doctor.on_alarm != "best" or ringing or update % doctor.best_every:
             return False

@@ -88,13 +88,7 @@ def row_multiple(settings: SftSettings, longest: float, *, bf16: bool, on_cpu: b
 
     On a processor oneDNN makes and keeps a program for every width of a product in bf16, and all
     widths between the shortest and the longest row are more than it can keep. Elsewhere a mask
-    costs more than it saves.
-
-    Args:
-        settings: the stage's.
-        longest: tokens of a row at most, which multiples may not pass.
-        bf16: products in bf16.
-        on_cpu: on a processor.
+    costs more than it saves. No multiple may pass the longest row there can be.
     """
     few = on_cpu and bf16 and not settings.packing and longest % WIDTHS == 0
     return WIDTHS if few else None

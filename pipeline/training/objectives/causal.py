@@ -138,14 +138,8 @@ def find_documents(model: PreTrainedModel, length: int) -> Documents | None:
     """Find the form in which a model can be told of documents, by a trial of each.
 
     A mask takes the place of the one that a sliding window makes, so that one for all layers
-    serves rows alone that are no longer than the window.
-
-    Args:
-        model: a causal language model.
-        length: tokens of a row at most.
-
-    Returns:
-        The form; None where documents see each other in every one.
+    serves rows alone that are no longer than the window. `length` is the tokens of a row at most;
+    None is returned where documents see each other in every form.
     """
     window = longest_sequence(model.config)
     forms = [BY_POSITIONS]
