@@ -1,4 +1,4 @@
-"""Files of JSON lines that processes append to, and may be killed while they do."""
+"""Our own files of JSON: whole ones, and lines that processes append to until they are killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,63 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import ArtifactError
-from data.storage import storage_errors
+from data.storage import open_file, storage_errors
+
+MOST_BYTES = 2**28
+"""Of a file that is read at once; none of ours comes near."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text of ours holds.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!a:.80} stands in it twice")
+    return content
+
+
+def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
+    """Return the object in a JSON file of ours.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        ArtifactError: it is no file or can't be read, or holds something else; says why.
+    """
+    try:
+        # Not opened before it is known to be a file: a pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is no file")
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ArtifactError(f"{path} is larger than such a file can be ({most:,} bytes)")
+        content = parse_json(text)
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is no UTF-8 text ({error.reason})") from error
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{path} can't be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds {type(content).__name__}, no JSON object")
+    return content
 
 
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bool = False) -> None:
@@ -23,7 +79,7 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bo
     Raises:
         StorageError: the disk is full, or the path can't be written.
     """
-    with storage_errors(path), path.open("ab+") as file:
+    with storage_errors(path), open(path, "ab+", opener=open_file) as file:
         _drop_half_line(file)
         for row in rows:
             file.write(json_line(row).encode())
@@ -51,27 +107,29 @@ def json_line(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
     return text + "\n"
 
 
-def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[Any]:
-    """Yield what the lines hold; a last one that a killed process left unfinished is passed over.
+def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the objects in the lines; a last one that was left unfinished is passed over.
 
     Args:
         path: the file.
-        skip_broken: pass over other lines that are no JSON, too.
+        skip_broken: pass over other lines that are no JSON object, too.
 
     Raises:
-        ArtifactError: the file can't be read, or a line is no JSON.
+        ArtifactError: the file can't be read, or a line is no JSON object.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    value = json.loads(line)
+                    value = parse_json(line)
+                    if not isinstance(value, dict):
+                        raise ValueError(f"it is {type(value).__name__}")
                 except ValueError as error:
                     if skip_broken or not line.endswith(b"\n"):
                         continue
                     raise ArtifactError(
-                        f"{path}:{number} is no JSON ({error}); restore the file, or run its "
-                        "stage again"
+                        f"{path}:{number} is no JSON object ({error}); restore the file, or run "
+                        "its stage again"
                     ) from error
                 yield value
     except OSError as error:

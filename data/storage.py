@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
@@ -36,6 +37,10 @@ _UNNUMBERED = re.compile(
 )
 """Errors of writing that keep the system's own to themselves."""
 _LEFTOVER = ".*.tmp"
+_KINDS = {
+    stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+}  # fmt: skip
 _SETTLED_NS = 100_000_000
 """Age at which a file's times tell any further change; the clock they go by ticks each 10 ms."""
 
@@ -140,6 +145,37 @@ def _free(path: Path) -> str:
     return f"{shutil.disk_usage(place).free / 1e9:.1f} GB"
 
 
+def require_file_place(path: Path) -> None:
+    """Refuse a place to write a file at where something else is.
+
+    A device would be replaced, what a link names changed, a pipe waited for.
+
+    Raises:
+        StorageError: says what is there.
+    """
+    with storage_errors(path):
+        try:
+            kind = stat.S_IFMT(path.lstat().st_mode)
+        except FileNotFoundError:
+            return
+        if kind != stat.S_IFREG:
+            raise StorageError(
+                f"{path} is a {_KINDS.get(kind, 'special file')}, and a file is to be written "
+                "there; move it away, or choose another place with --out"
+            )
+
+
+def open_file(path: str | Path, flags: int) -> int:
+    """Open a file to write to, as the `opener` of `open`: what `require_file_place` lets through.
+
+    Raises:
+        StorageError: something else is there.
+    """
+    require_file_place(Path(path))
+    # It may have become something else since.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 def write_atomically(path: Path, text: str | Iterable[str]) -> int:
     """Write a file so that after a crash it is there whole or as it was before.
 
@@ -156,11 +192,12 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> int:
     Raises:
         StorageError: the disk is full, or the path can't be written.
     """
+    require_file_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     with storage_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
+            with open(temporary, "w", encoding="utf-8", newline="", opener=open_file) as file:
                 for part in (text,) if isinstance(text, str) else text:
                     file.write(part)
                     count += 1

@@ -7,19 +7,17 @@ its first word. After one that was cut off, `ended: false`, a reward model reads
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from data.errors import SourceError, UsageError
 from data.records import ENDED
-from data.storage import storage_errors
+from data.storage import require_file_place, storage_errors, write_atomically
 from pipeline.contract.handover import local_checkpoint
 
 if TYPE_CHECKING:
@@ -97,6 +95,7 @@ def score_file(
         raise UsageError(f"{output} is the file to score; write the scores to another one")
     if target.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write the scores to")
+    require_file_place(target)
     scorer = _computed(str(model), dict(options or {}), batch_size)
     if scorer is None:
         from reward.learned.model import RewardModel
@@ -123,21 +122,17 @@ def _write_scores(
 ) -> ScoreReport:
     """Write a file's rows with their scores; the target is there when it is whole."""
     report = ScoreReport()
-    temporary = target.with_name(f".{target.name}.tmp")
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with storage_errors(target), ExitStack() as stack:
-            file = stack.enter_context(temporary.open("w", encoding="utf-8"))
-            rows = islice(_rows(Path(source).expanduser()), limit)
-            while chunk := list(islice(rows, CHUNK)):
-                _score_chunk(scorer, chunk, file, report, advance)
+
+    def lines() -> Iterator[str]:
+        rows = islice(_rows(Path(source).expanduser()), limit)
+        while chunk := list(islice(rows, CHUNK)):
+            yield from _score_chunk(scorer, chunk, report, advance)
         if report.rows == 0:
             raise SourceError(f"{source} holds no rows; nothing to score")
-        with storage_errors(target):
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lines())
     return report
 
 
@@ -251,10 +246,10 @@ def _is_prompt(value: Any) -> bool:
 def _score_chunk(
     scorer: Scorer,
     chunk: Sequence[_Row],
-    file: TextIO,
     report: ScoreReport,
     advance: Callable[[int], None] | None,
-) -> None:
+) -> Iterator[str]:
+    """Score rows and yield them as lines."""
     prompts = [row.prompt for row in chunk for _ in row.responses]
     responses = [text for row in chunk for text in row.responses]
     ended = None
@@ -265,7 +260,7 @@ def _score_chunk(
     for row in chunk:
         mine = [next(left) for _ in row.responses]
         key, value = ("scores", mine) if "completions" in row.content else ("score", mine[0])
-        file.write(json.dumps({**row.content, key: value}, ensure_ascii=False) + "\n")
+        yield json.dumps({**row.content, key: value}, ensure_ascii=False) + "\n"
     report.rows += len(chunk)
     report.texts += len(scores)
     report.total += sum(scores)

@@ -12,14 +12,18 @@ import contextlib
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from data.errors import ArtifactError, StorageError
+from pydantic import AfterValidator, BaseModel, JsonValue, NonNegativeInt, ValidationError
+
+from data.errors import ArtifactError, StorageError, told
+from data.json_lines import read_json_object
 from data.storage import (
     remove_leftovers,
     sha256,
@@ -35,9 +39,50 @@ RECORDS = ("metrics.jsonl", "stage.log")
 # Never part of an artifact.
 SCRATCH = ("resume", "work")
 # What file systems and their browsers leave in a folder that is only looked at.
-_OF_THE_SYSTEM = (".nfs", ".DS_Store", "Thumbs.db", "desktop.ini")
-# Without these a manifest tells nothing.
-_NEEDED = ("stage", "kind", "key", "digest", "metrics", "files")
+_OF_THE_SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store|Thumbs\.db|desktop\.ini")
+_PART = 255
+"""Bytes of the name of a file or folder, at most."""
+
+
+def _inside(name: str) -> str:
+    """Refuse a name that is none of a file inside a folder."""
+    parts = name.encode().split(b"/")
+    if any(part in (b"", b".", b"..") or b"\0" in part or len(part) > _PART for part in parts):
+        raise ValueError("it names no file inside the folder")
+    return name
+
+
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("it has no time zone")
+    return text
+
+
+class _File(BaseModel):
+    size: NonNegativeInt
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest; it may hold more."""
+
+    stage: str
+    kind: str
+    key: str
+    digest: str
+    metrics: dict[str, float | str | bool | None]
+    files: dict[Annotated[str, AfterValidator(_inside)], _File]
+    main_metric: str = ""
+    created: Annotated[str, AfterValidator(_moment)] = ""
+    inputs: dict[str, JsonValue] = {}
+    beside: dict[str, JsonValue] = {}
+    follows_from: list[str] = []
+    parents: dict[str, str] = {}
+    seed: int | None = None
+    processes: int | None = None
+    seconds: float | None = None
+    peak_rss_mb: float | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,18 +138,23 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in _names(folder)
+        if (folder / name).is_file()
     }
 
 
 def _names(folder: Path) -> list[str]:
     """Return the relative paths of what belongs to a stage's folder."""
-    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names = (
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
     return sorted(
         name
         for name in names
         if name != MANIFEST
         and name.split("/")[0] not in SCRATCH
-        and not name.rpartition("/")[2].startswith(_OF_THE_SYSTEM)
+        and not _OF_THE_SYSTEM.fullmatch(name.rpartition("/")[2])
     )
 
 
@@ -153,27 +203,27 @@ def find(folder: Path) -> Artifact | None:
     Raises:
         ArtifactError: the manifest can't be read, or is of another version.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
+    path, way_out = folder / MANIFEST, f"restore it, or delete {folder} to run the stage again"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if not path.exists() and not path.is_symlink():
+            return None
+        manifest = read_json_object(path)
+    except (OSError, ArtifactError) as error:
+        raise ArtifactError(f"{told(error)}; {way_out}") from error
+    if manifest.get("format") != FORMAT:
         raise ArtifactError(
-            f"{path} can't be read as JSON ({error}); delete {folder} to run the stage again"
-        ) from error
-    written_as = manifest.get("format") if isinstance(manifest, dict) else None
-    if written_as != FORMAT:
-        raise ArtifactError(
-            f"{path} has format {written_as!r}, this version reads {FORMAT}; "
+            f"{path} has format {manifest.get('format')!r:.60}, this version reads {FORMAT}; "
             "start a new run folder with --out, or use the version that made it"
         )
-    missing = [name for name in _NEEDED if name not in manifest]
-    if missing:
-        raise ArtifactError(
-            f"{path} was edited: it has no {', '.join(missing)}; restore it, or delete {folder} to "
-            "run the stage again"
-        )
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where = ".".join(map(str, found["loc"]))
+        why = f"its {where!a:.100} can't be {found['input']!a:.100} ({found['msg']})"
+        if found["type"] == "missing":
+            why = f"it has no {where}"
+        raise ArtifactError(f"{path} was edited: {why}; {way_out}") from error
     return Artifact(folder, manifest)
 
 
@@ -187,9 +237,13 @@ def verify(artifact: Artifact) -> Artifact:
     expected = artifact.manifest["files"]
     for name, entry in expected.items():
         path = artifact.folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing though the manifest lists it; {way_out}")
-        if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+        try:
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing though the manifest lists it; {way_out}")
+            same = path.stat().st_size == entry["size"] and sha256(path) == entry["sha256"]
+        except OSError as error:
+            raise ArtifactError(f"{path} can't be read ({error.strerror}); {way_out}") from error
+        if not same:
             raise ArtifactError(
                 f"{path} is damaged or was edited: its sha256 differs from the manifest's; "
                 f"{way_out}"
@@ -198,7 +252,9 @@ def verify(artifact: Artifact) -> Artifact:
         raise ArtifactError(
             f"{artifact.folder / MANIFEST} was edited: its digest does not fit its files; {way_out}"
         )
-    added = [name for name in _names(artifact.folder) if name not in expected]
+    # Of a folder that was moved and linked to, the files are listed, and it is not.
+    linked = {str(place) for name in expected for place in PurePosixPath(name).parents}
+    added = [n for n in _names(artifact.folder) if n not in expected and n not in linked]
     if added:
         more = f" and {len(added) - 1} more" if len(added) > 1 else ""
         raise ArtifactError(

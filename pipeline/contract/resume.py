@@ -21,7 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.storage import sha256, storage_errors, sync_folder, sync_tree, write_atomically
+from pydantic import BaseModel, NonNegativeInt
+
+from data.json_lines import read_json_object
+from data.storage import (
+    open_file,
+    sha256,
+    storage_errors,
+    sync_folder,
+    sync_tree,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +161,10 @@ class ResumeStore:
             return None
         for name, entry in state["files"].items():
             path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["size"]:
-                return None
-            if sha256(path) != entry["sha256"]:
+            try:
+                if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+                    return None
+            except (OSError, ValueError):
                 return None
         return state
 
@@ -181,17 +192,30 @@ def states_of(folder: Path) -> list[Path]:
 def _written(state: Path) -> tuple[int, str]:
     """Return what orders states by when they were written; those of no number come first."""
     content = read_manifest(state) or {}
-    number = content.get("written", 0)
-    return (number if isinstance(number, int) else 0, f"{state.name:>20}")
+    return content.get("written", 0), f"{state.name:>20}"
+
+
+class _File(BaseModel):
+    size: int
+    sha256: str
+
+
+class _State(BaseModel):
+    step: int
+    key: str
+    written: int = 0
+    files: dict[str, _File]
+    logs: dict[str, NonNegativeInt]
 
 
 def read_manifest(state: Path) -> dict[str, Any] | None:
     """Return a state's completion manifest, its files not looked at; None when it has none."""
     try:
-        content = json.loads((state / COMPLETE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json_object(state / COMPLETE)
+        _State.model_validate(content, strict=True)
+    except ValueError:
         return None
-    return content if isinstance(content, dict) else None
+    return content
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -203,7 +227,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     import torch
 
     # Through a file of Python's: torch's own says of a full disk only that a position is off.
-    with storage_errors(path), path.open("wb") as file:
+    with storage_errors(path), open(path, "wb", opener=open_file) as file:
         torch.save(state, file)
 
 

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
-from data.storage import storage_errors
+from data.storage import open_file, storage_errors
 from pipeline.contract.console import Console
 
 _OWN = ("transformers", "datasets", "huggingface_hub")
@@ -33,6 +34,9 @@ class _File(logging.FileHandler):
     """Appends records; says once when it can't any more, and lets the stage go on."""
 
     told = False
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_file)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let a record through once, though several loggers hand it on."""

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from data.errors import Interrupted, StageFailedError, UsageError, nearest
-from data.storage import storage_errors, write_atomically
+from data.storage import open_file, storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
@@ -90,7 +90,7 @@ def _wait(command: list[str], folder: Path, log: Path, stop: StopFlag) -> int:
     take longer.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: starter()}
-    with storage_errors(log), log.open("a", encoding="utf-8") as file:
+    with storage_errors(log), open(log, "a", encoding="utf-8", opener=open_file) as file:
         process = subprocess.Popen(command, stderr=file, env=environment, start_new_session=True)
         try:
             asked = False

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from data.errors import ArtifactError, RecipeError
-from pipeline.contract.artifacts import Artifact, verify
+from pipeline.contract.artifacts import Artifact
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
 from pipeline.run.runner import RESOLVED
-from pipeline.run.standing import holder, standing
+from pipeline.run.standing import DAMAGED, holder, standing
 
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
 
@@ -40,21 +40,15 @@ def list_run(run: Path) -> list[tuple[str, ...]]:
 def _row(planner: Planner, stage: str, held: tuple[str, str] | None) -> tuple[str, ...]:
     parents = ", ".join(planner.recipe.parents(stage)) or "-"
     kind = planner.recipe.stages[stage].kind
-    try:
-        artifact = planner.artifact(stage)
-        if artifact is not None:
-            verify(artifact)
-        state = standing(planner, stage, held) or "done"
-    except ArtifactError as error:
-        planner.stale.add(stage)
-        artifact, state = None, f"damaged: {error}"
+    state = standing(planner, stage, held) or "done"
+    artifact = None if state.startswith(DAMAGED) else planner.artifact(stage)
     if artifact is None:
         return (stage, kind, state, "-", "-", parents, "-")
     return (stage, kind, state, _age(artifact), _size(artifact.size), parents, _metric(artifact))
 
 
 def _metric(artifact: Artifact) -> str:
-    name = artifact.manifest["main_metric"]
+    name = artifact.manifest.get("main_metric", "")
     value = artifact.metrics.get(name)
     if value is None:
         return "-"
@@ -62,8 +56,10 @@ def _metric(artifact: Artifact) -> str:
 
 
 def _age(artifact: Artifact) -> str:
-    created = datetime.fromisoformat(artifact.manifest["created"])
-    seconds = (datetime.now(UTC) - created).total_seconds()
+    created = artifact.manifest.get("created")
+    if created is None:
+        return "-"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -18,7 +18,7 @@ from data.errors import (
     UsageError,
     nearest,
 )
-from pipeline.contract.artifacts import Artifact, find
+from pipeline.contract.artifacts import Artifact, find, verify
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import (
     SourceSettings,
@@ -165,7 +165,8 @@ class Planner:
         force: whether they run even when they are up to date.
         stale: stages whose artifact, if there is one, is not the one that later stages will read.
         artifact: returns what a stage left, None where it has not finished.
-        inputs: `stage_inputs` of a stage. Both are looked up once, until `look_again`.
+        verified: the same, all its files looked at.
+        inputs: `stage_inputs` of a stage. All are looked up once, until `look_again`.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, selection: Selection | None = None) -> None:
@@ -175,11 +176,13 @@ class Planner:
         self.force = selection.force
         self.stale: set[str] = set()
         self.artifact = cache(lambda stage: find(folder / stage))
+        self.verified = cache(lambda stage: (found := self.artifact(stage)) and verify(found))
         self.inputs = cache(lambda stage: stage_inputs(recipe, stage))
 
     def look_again(self) -> None:
         """Forget artifacts and inputs that were looked up: they may be others by now."""
         self.artifact.cache_clear()
+        self.verified.cache_clear()
         self.inputs.cache_clear()
 
     def artifacts(self) -> dict[str, Artifact]:
@@ -268,7 +271,7 @@ class Planner:
 
     def _inputs_of(self, artifact: Artifact) -> dict[str, Any]:
         """Return what an artifact follows from; once settings beside that were part of it."""
-        inputs: dict[str, Any] = artifact.manifest["inputs"]
+        inputs: dict[str, Any] = artifact.manifest.get("inputs", {})
         if "beside" in artifact.manifest:
             return inputs
         beside = same_result(self.recipe.stages[artifact.name])

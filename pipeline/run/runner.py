@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import ArtifactError, Interrupted, RlhfError, RunLockedError
-from data.storage import storage_errors, write_atomically
-from pipeline.contract.artifacts import Artifact, require_writable_place, verify
+from data.storage import open_file, storage_errors, write_atomically
+from pipeline.contract.artifacts import Artifact, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
@@ -20,7 +20,7 @@ from pipeline.recipe.load import Recipe
 from pipeline.run.checking import check_stages
 from pipeline.run.execution import Run, run_stage
 from pipeline.run.planning import Planner, Selection, Step
-from pipeline.run.standing import LOCK, lock_text, not_done
+from pipeline.run.standing import DAMAGED, LOCK, holder, lock_text, not_done
 from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import await_orphans
 
@@ -37,16 +37,16 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+        file = open(folder / LOCK, "a+", encoding="utf-8", opener=open_file)  # noqa: SIM115
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            process, stage = holder(folder) or ("?", "")
+            at = f", at stage {stage}" if stage else ""
             raise RunLockedError(
-                f"{folder} is in use by {holder}; wait for it, stop it, or choose another folder "
-                "with --out"
+                f"{folder} is in use by process {process}{at}; wait for it, stop it, or choose "
+                "another folder with --out"
             ) from None
         with storage_errors(folder / LOCK):
             file.truncate(0)
@@ -78,10 +78,8 @@ def plan(planner: Planner, launch: LaunchSettings | None = None) -> list[Step]:
     steps = planner.plan()
     check_stages(planner, launch)
     for step in steps:
-        artifact = planner.artifact(step.stage)
-        used = step.action in ("up to date", "not selected") and step.reason
-        if used and artifact is not None:
-            verify(artifact)
+        if step.action in ("up to date", "not selected") and step.reason:
+            planner.verified(step.stage)
     return steps
 
 
@@ -150,8 +148,11 @@ def _carry_out(run: Run, planner: Planner, step: Step) -> None:
     if step.key is None or step.action not in ("run", "resume"):
         return
     run.console.begin(f"{step.stage} ({run.recipe.stages[step.stage].kind}): {step.reason}")
-    with storage_errors(run.folder):
-        (run.folder / LOCK).write_text(lock_text(step.stage), encoding="utf-8")
+    with (
+        storage_errors(run.folder),
+        open(run.folder / LOCK, "w", encoding="utf-8", opener=open_file) as lock,
+    ):
+        lock.write(lock_text(step.stage))
     _mark_report(run.folder, step.stage)
     started = time.monotonic()
     attempt = planner.attempt(step.stage, step.key)
@@ -200,7 +201,10 @@ def _mark_report(folder: Path, stage: str) -> None:
 
 
 def _outcome(planner: Planner) -> Outcome:
-    return Outcome(planner.artifacts(), not_done(planner))
+    states = not_done(planner)
+    whole = [s for s in planner.recipe.stages if not states.get(s, "").startswith(DAMAGED)]
+    left = {stage: planner.artifact(stage) for stage in whole}
+    return Outcome({stage: a for stage, a in left.items() if a is not None}, states)
 
 
 def _report(run: Run, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""How the stages of a run stand: done, outdated, running, cut off, or not run."""
+"""How the stages of a run stand: done, outdated, damaged, running, cut off, or not run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import os
 import re
 from pathlib import Path
 
+from data.errors import ArtifactError, StorageError
+from data.storage import open_file
 from pipeline.run.planning import Planner
 from pipeline.run.unfinished import attempt_in
 
 LOCK = ".lock"
 """In a run folder: held by the process that works in it, and names it."""
+DAMAGED = "damaged: "
+"""How the state of a stage begins whose artifact can't be used; behind it stands why."""
+_LONGEST = 1000
+"""Characters of a lock that are read."""
 
 
 def lock_text(stage: str | None = None) -> str:
@@ -29,13 +35,13 @@ def holder(run: Path) -> tuple[str, str] | None:
     A process that was killed leaves its name in the file, but no lock.
     """
     try:
-        with (run / LOCK).open(encoding="utf-8") as file:
+        with open(run / LOCK, encoding="utf-8", errors="replace", opener=open_file) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                named = re.match(r"process (\d+)(?:, at stage (.+))?", file.read())
+                named = re.match(r"process (\d+)(?:, at stage (.+))?", file.read(_LONGEST))
                 return (named[1], named[2] or "") if named else ("?", "")
-    except OSError:
+    except (OSError, StorageError):
         # Another user's run, or none that was ever started.
         return None
     return None
@@ -67,13 +73,15 @@ def standing(planner: Planner, stage: str, held: tuple[str, str] | None = None) 
         planner: of the recipe as it is now.
         stage: the stage's name.
         held: what `holder` returned.
-
-    Raises:
-        ArtifactError: its manifest can't be read.
     """
-    if planner.artifact(stage) is None:
+    try:
+        if planner.verified(stage) is None:
+            planner.stale.add(stage)
+            return unfinished_state(planner.folder, stage, held)
+    except ArtifactError as error:
         planner.stale.add(stage)
-        return unfinished_state(planner.folder, stage, held)
+        # What was edited may hold anything; this is told on one line.
+        return DAMAGED + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
     reason = planner.why_outdated(stage)
     return None if reason is None else f"outdated: {reason}"
 

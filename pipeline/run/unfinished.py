@@ -20,9 +20,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import hexdigits
 from typing import Any
 
+from pydantic import BaseModel, JsonValue
+
 from data.errors import ArtifactError
+from data.json_lines import read_json_object
 from data.storage import storage_errors, sync_folder, write_atomically
 from pipeline.contract.artifacts import MANIFEST
 from pipeline.contract.resume import read_manifest, states_of
@@ -32,6 +36,13 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
 """What a stage appends to; a resume state holds how long they were."""
 _KEY = "key"
 """File in the stage's `work/`: digest of the key of the attempt that is there."""
+_DIGEST = 64
+
+
+class _Facts(BaseModel):
+    key: dict[str, JsonValue] = {}
+    beside: dict[str, JsonValue] = {}
+    plugins: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,11 @@ class Attempt:
     def facts(self) -> dict[str, Any]:
         """Return what `record` noted; nothing for an attempt of an earlier version."""
         try:
-            content = json.loads(self.aside.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = read_json_object(self.aside.with_suffix(".json"))
+            _Facts.model_validate(content, strict=True)
+        except ValueError:
             return {}
-        return content if isinstance(content, dict) else {}
+        return content
 
     def command(self) -> str | None:
         """Return the command that goes on with it."""
@@ -121,13 +133,18 @@ class Attempt:
 
     def put_back(self) -> None:
         """Move the folder that was set aside to its place, instead of what is there."""
-        shutil.rmtree(self.folder)
+        _remove(self.folder)
         os.replace(self.aside, self.folder)
         self._flush()
 
     def _flush(self) -> None:
         sync_folder(self.aside.parent)
         sync_folder(self.folder.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or file; of a link, not what it names."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def attempt_in(folder: Path) -> Attempt | None:
@@ -144,8 +161,22 @@ def attempt_in(folder: Path) -> Attempt | None:
 
 
 def _digest_in(folder: Path) -> str | None:
+    """Return the digest that is noted in a stage's folder, None where none is.
+
+    Raises:
+        ArtifactError: what is noted is no digest; a folder would be named by it.
+    """
     path = folder / "work" / _KEY
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        digest = file.read(_DIGEST + 1).decode(errors="replace")
+    if len(digest) != _DIGEST or not set(digest) <= set(hexdigits):
+        raise ArtifactError(
+            f"{path} was edited: it holds {digest!a}, no digest of {_DIGEST} digits; restore "
+            f"it, or delete {folder} to run the stage again"
+        )
+    return digest
 
 
 def prepare_folder(attempt: Attempt, *, anew: bool = False) -> None:
@@ -185,7 +216,7 @@ def prepare_folder(attempt: Attempt, *, anew: bool = False) -> None:
             attempt.put_back()
             return
         for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
         (folder / "work").mkdir()
         write_atomically(folder / "work" / _KEY, attempt.digest)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from data.errors import RunLockedError
-from data.storage import storage_errors
+from data.storage import open_file, storage_errors
 
 STARTER = "RLHF_STARTER"
 """In the environment of a stage's processes: which `rlhf run` waits for them."""
@@ -47,7 +47,7 @@ def ends_with_starter(run: Path) -> Iterator[None]:
         yield
         return
     launcher = os.getppid()
-    with storage_errors(run), (run / LOCK).open("a") as file:
+    with storage_errors(run), open(run / LOCK, "a", opener=open_file) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         # Looked at under the lock: a later `rlhf run` has either waited for us, or finds us gone.
         process = _starter(named)
@@ -76,7 +76,7 @@ def await_orphans(run: Path, *, seconds: float = 60.0) -> None:
         RunLockedError: they still work.
     """
     until = time.monotonic() + seconds
-    with storage_errors(run), (run / LOCK).open("a") as file:
+    with storage_errors(run), open(run / LOCK, "a", opener=open_file) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

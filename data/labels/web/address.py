@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+
+from data.errors import ArtifactError
+from data.json_lines import read_json_object
 
 
 def server_file(run: Path) -> Path:
@@ -15,15 +17,19 @@ def server_file(run: Path) -> Path:
 def read_address(run: Path) -> str | None:
     """Return the address of the server of a run, None when none is running."""
     try:
-        written = json.loads(server_file(run).read_text(encoding="utf-8"))
-        address, process = str(written["address"]), int(written["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        written = read_json_object(server_file(run))
+    except ArtifactError:
         return None
-    return address if _alive(process) else None
+    address, process = written.get("address"), written.get("pid")
+    if not isinstance(address, str) or not isinstance(process, int) or not _alive(process):
+        return None
+    return address
 
 
 def _alive(process: int) -> bool:
     """Tell whether a process is there; one that was killed could not remove its file."""
+    if not 0 < process < 2**31:  # any other names groups of processes, or none
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

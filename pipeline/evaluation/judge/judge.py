@@ -14,6 +14,7 @@ cut off, and without PPO's penalty for that.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.errors import SourceError
+from data.errors import ArtifactError, SourceError
+from data.json_lines import read_json_object
 from data.records import PromptRow
 from data.storage import storage_errors, write_atomically
 from data.text.prompt_notes import PromptNotes
@@ -125,9 +127,9 @@ class EvaluationWorkspace:
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what an earlier try left under this name, else make it and keep it."""
         path = self.folder / "work" / f"{name}.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["key"] == self.key:
+        with contextlib.suppress(ArtifactError):  # none there, or one that can't be used
+            content = read_json_object(path)
+            if content.get("key") == self.key and "value" in content:
                 return content["value"]
         self.stop_if_asked()
         value = make()

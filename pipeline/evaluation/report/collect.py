@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from data.json_lines import read_json_lines
+from data.json_lines import read_json_lines, read_json_object
 from pipeline.contract.artifacts import Artifact, library_versions
 
 EVALUATION = "evaluation.json"
@@ -99,7 +98,7 @@ def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     for name, artifact in artifacts.items():
         path = artifact.folder / QUALITY
         if artifact.kind == "reward" and path.is_file():
-            quality = {"stage": name, **_json(path)}
+            quality = {"stage": name, **read_json_object(path)}
     return quality
 
 
@@ -112,7 +111,7 @@ def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         path = artifact.folder / EVALUATION
         if artifact.kind != "evaluate" or not path.is_file():
             continue
-        results = _json(path)
+        results = read_json_object(path)
         names = {n: f"{stage}/{n}" if n in checkpoints else n for n in results["checkpoints"]}
         checkpoints |= {names[name]: f for name, f in results["checkpoints"].items()}
         for key, rows in lists.items():
@@ -139,10 +138,4 @@ def without_nan(content: Any) -> Any:
         return {str(key): without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
-    return content
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
     return content

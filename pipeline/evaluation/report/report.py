@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data.json_lines import read_json_lines
+from data.json_lines import read_json_lines, read_json_object
 from data.storage import storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.artifacts import Artifact
@@ -65,12 +65,12 @@ def is_current(
     """Tell whether the report that is there is of these artifacts, as they stand."""
     folder = run_folder / "report"
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json_object(folder / "report.json")
         reported = {
             name: (stage["digest"], stage["created"]) for name, stage in report["stages"].items()
         }
         states, marked = report["not_done"], report.get(MARK)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
     made = {name: (a.digest, a.manifest.get("created")) for name, a in artifacts.items()}
     complete = not marked and (folder / "index.html").is_file()
@@ -88,10 +88,10 @@ def mark_report(run_folder: Path, sentence: str) -> None:
     folder = run_folder / "report"
     try:
         page = (folder / "index.html").read_text(encoding="utf-8")
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json_object(folder / "report.json")
     except (OSError, ValueError):
         return
-    if not isinstance(report, dict) or MARK in report:
+    if MARK in report:
         return
     # With a style of its own: the page may be of an earlier version.
     said = f'<p role="note" style="{_MARK_STYLE}">{html.escape(sentence)}</p>'
