@@ -116,6 +116,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def one_line(text: str) -> str:
+    """Return a text with an escape for each character that would break or move its line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def told(error: BaseException, *, most: int = 400) -> str:
     """Return what a library's error says, on one line: of many, those that fit into `most`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -48,13 +48,11 @@ def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     """
     try:
         # Not opened before it is known to be a file: a pipe would be waited for.
-        if path.exists() and not path.is_file():
+        if not path.is_file() and path.exists():
             raise ArtifactError(f"{path} is no file")
-        with path.open("rb") as file:
-            text = file.read(most + 1)
-        if len(text) > most:
+        if path.stat().st_size > most:
             raise ArtifactError(f"{path} is larger than such a file can be ({most:,} bytes)")
-        content = parse_json(text)
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, JsonValue, NonNegativeInt, ValidationError
 
-from data.errors import ArtifactError, StorageError, told
+from data.errors import ArtifactError, StorageError, one_line, told
 from data.json_lines import read_json_object
 from data.storage import (
     remove_leftovers,
@@ -42,12 +42,15 @@ SCRATCH = ("resume", "work")
 _OF_THE_SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store|Thumbs\.db|desktop\.ini")
 _PART = 255
 """Bytes of the name of a file or folder, at most."""
+_LONGEST = 1000
+"""Characters of the relative path of a file."""
 
 
 def _inside(name: str) -> str:
     """Refuse a name that is none of a file inside a folder."""
     parts = name.encode().split(b"/")
-    if any(part in (b"", b".", b"..") or b"\0" in part or len(part) > _PART for part in parts):
+    odd = any(part in (b"", b".", b"..") or len(part) > _PART for part in parts)
+    if odd or one_line(name) != name or len(name) > _LONGEST:
         raise ValueError("it names no file inside the folder")
     return name
 
@@ -258,8 +261,8 @@ def verify(artifact: Artifact) -> Artifact:
     if added:
         more = f" and {len(added) - 1} more" if len(added) > 1 else ""
         raise ArtifactError(
-            f"{artifact.folder / added[0]}{more} was added after the stage had finished: the "
-            f"manifest does not list it; move it away, or delete {artifact.folder} to run the "
+            f"{artifact.folder / one_line(added[0])}{more} was added after the stage had finished: "
+            f"the manifest does not list it; move it away, or delete {artifact.folder} to run the "
             "stage again"
         )
     return artifact

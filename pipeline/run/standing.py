@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from data.errors import ArtifactError, StorageError
+from data.errors import ArtifactError, StorageError, one_line
 from data.storage import open_file
 from pipeline.run.planning import Planner
 from pipeline.run.unfinished import attempt_in
@@ -80,8 +80,7 @@ def standing(planner: Planner, stage: str, held: tuple[str, str] | None = None) 
             return unfinished_state(planner.folder, stage, held)
     except ArtifactError as error:
         planner.stale.add(stage)
-        # What was edited may hold anything; this is told on one line.
-        return DAMAGED + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        return DAMAGED + one_line(str(error))
     reason = planner.why_outdated(stage)
     return None if reason is None else f"outdated: {reason}"
 
