@@ -18,6 +18,7 @@ import yaml
 from data.errors import SourceError, UsageError
 from data.records import ENDED
 from data.storage import require_file_place, storage_errors, write_atomically
+from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.handover import local_checkpoint
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def score_file(
         raise UsageError(f"{output} is the file to score; write the scores to another one")
     if target.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write the scores to")
+    require_writable_place(target.parent)
     require_file_place(target)
     scorer = _computed(str(model), dict(options or {}), batch_size)
     if scorer is None:

@@ -132,8 +132,9 @@ def require_writable_place(folder: Path) -> None:
         for path in (folder, *folder.parents):
             if path.is_dir():
                 return
-            if path.exists():
-                raise StorageError(f"{path} is a file, no folder; choose another with --out")
+            if path.exists() or path.is_symlink():
+                what = "a link to no folder" if path.is_symlink() else "a file, no folder"
+                raise StorageError(f"{path} is {what}; choose another with --out")
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:

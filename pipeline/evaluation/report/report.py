@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.json_lines import read_json_lines, read_json_object
-from data.storage import storage_errors, write_atomically
+from data.storage import require_file_place, storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.artifacts import Artifact
 from pipeline.evaluation.judge.overlap import held_out
@@ -53,6 +53,8 @@ def write_report(
     page = render(report, artifacts)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.json", "index.html"):
+        require_file_place(folder / name)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "report.json", text + "\n")
     write_atomically(folder / "index.html", page)
@@ -86,6 +88,8 @@ def mark_report(run_folder: Path, sentence: str) -> None:
         StorageError: the folder can't be written.
     """
     folder = run_folder / "report"
+    if not (folder / "index.html").is_file():
+        return
     try:
         page = (folder / "index.html").read_text(encoding="utf-8")
         report = read_json_object(folder / "report.json")
