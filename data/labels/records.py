@@ -358,10 +358,25 @@ class Invite:
 
 @dataclass(frozen=True)
 class Session:
-    """A signed-in browser; `csrf` is derived from the token, which is not stored."""
+    """A signed-in browser; `csrf` is derived from the token, which is not stored.
+
+    Attributes:
+        expires_at: when it ends unless the browser comes again.
+        notices: how many sign-ins its annotator is to be told of.
+    """
 
     id: str
     annotator: Annotator
     csrf: str
     created_at: datetime
     expires_at: datetime
+    notices: int = 0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Somebody came in by an invite as a person who was there; `client` is "" if not known."""
+
+    id: str
+    at: datetime
+    client: str

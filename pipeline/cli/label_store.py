@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
+import typer
+
 from data.errors import ArtifactError, InvalidLabelError, UsageError, nearest
 from data.extras import STORE, require_packages
 from data.labels.records import AnnotatorKind, CampaignSettings
@@ -47,7 +49,10 @@ def opened(
 
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; name the one that `rlhf run` works in")
-    database = open_database(database_place(run, given or _named(run, stage)), create=create)
+    place = database_place(run, given or _named(run, stage))
+    database = open_database(place, create=create, home=run / "labels")
+    for note in database.notes:
+        typer.echo(note, err=True)
     try:
         yield database
     finally:

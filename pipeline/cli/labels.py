@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data.words import counted
 from pipeline.cli.options import QuietOption
+
+if TYPE_CHECKING:
+    from data.labels.records import Role
 
 label = typer.Typer(
     help="Collect preference labels from people.",
@@ -52,6 +55,9 @@ def serve(
     behind_proxy: Annotated[
         bool, typer.Option("--behind-proxy", help="A proxy on this machine takes https off.")
     ] = False,
+    idle_hours: Annotated[
+        float, typer.Option(min=0.1, max=168, help="Who does not come is signed out after.")
+    ] = 12.0,
     database: DatabaseOption = None,
 ) -> None:
     """Serve the tasks of a run to people's browsers until Ctrl-C."""
@@ -81,6 +87,7 @@ def serve(
             certificate=certificate,
             key=key,
             behind_proxy=behind_proxy,
+            idle_hours=idle_hours,
             address_file=server_file(run),
             on_ready=ready,
         )
@@ -105,11 +112,9 @@ def invite(
         from data.labels.campaign.accounts import Accounts
 
         place = (address or read_address(run) or "").rstrip("/")
-        for name in names:
-            _, token = Accounts(store).invite(
-                "admin" if admin else "annotator", name, hours, by="command"
-            )
-            typer.echo(f"{name}\t{place}/invite/{token}")
+        role: Role = "admin" if admin else "annotator"
+        for made, token in Accounts(store).invite_all(role, names, hours, by="command"):
+            typer.echo(f"{made.name}\t{place}/invite/{token}")
     if not place:
         typer.echo("no server is running; put its address before the links", err=True)
 

@@ -28,6 +28,7 @@ from sqlalchemy import event
 
 from data.errors import ArtifactError, UsageError
 from data.extras import require_packages
+from data.labels.store.private import close_to_others, make_file, make_folder
 
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
@@ -72,6 +73,7 @@ class Database:
     Attributes:
         url: where it is, without a password.
         clock: what `now()` asks; tests put their own here.
+        notes: what to tell of how it was opened.
     """
 
     def __init__(self, engine: sa.Engine, clock: Callable[[], datetime] = utc_now) -> None:
@@ -79,6 +81,7 @@ class Database:
         self.clock = clock
         self.url = engine.url.render_as_string(hide_password=True)
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self.notes: list[str] = []
         self._writer = threading.Lock()
 
     def now(self) -> datetime:
@@ -136,13 +139,16 @@ class Database:
         self.engine.dispose()
 
 
-def open_database(url: str, *, create: bool = True) -> Database:
+def open_database(url: str, *, create: bool = True, home: Path | None = None) -> Database:
     """Open a database and bring its tables up to date.
+
+    An SQLite file is made its owner's alone, and so is its folder if that is `home` or new.
 
     Args:
         url: `sqlite:///path` or `postgresql+psycopg://user:password@host/name`; a plain path is
             an SQLite file.
         create: whether a missing SQLite file is made.
+        home: the run's own folder for labels.
 
     Raises:
         UsageError: another kind of address, or no such file.
@@ -154,6 +160,8 @@ def open_database(url: str, *, create: bool = True) -> Database:
     else:
         engine = _open_postgresql(parsed)
     database = Database(engine)
+    if database.is_sqlite and not parsed.query:
+        database.notes += close_to_others(Path(str(parsed.database)), home)
     try:
         _migrate(database)
     except sa.exc.OperationalError as error:
@@ -189,7 +197,9 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
     if not path.exists():
         if not create:
             raise UsageError(f"there is no label database at {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        if not url.query:  # with one, the path may be an address of SQLite's own
+            make_file(path)
     engine = sa.create_engine(
         url,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},

@@ -137,7 +137,10 @@ annotators = sa.Table(
     sa.Column("active", sa.Boolean, nullable=False),
     _text("password_hash", nullable=True),
     _time("created_at"),
+    # What names that look alike share; of people alone, and of the first of those from before.
+    _text("skeleton", nullable=True),
     sa.UniqueConstraint("kind", "name"),
+    sa.Index("one_of_a_look", "skeleton", unique=True),
 )
 
 invites = sa.Table(
@@ -164,6 +167,18 @@ sessions = sa.Table(
     _time("created_at"),
     _time("expires_at"),
     _time("revoked_at", nullable=True),
+)
+
+# An invite let somebody in as a person who was there: told in that person's other sessions.
+notices = sa.Table(
+    "notices",
+    metadata,
+    _id(),
+    _to("annotators.id", "annotator_id", index=True),
+    _to("sessions.id", "session_id"),
+    _time("at"),
+    _text("client"),
+    _time("dismissed_at", nullable=True),
 )
 
 assignments = sa.Table(

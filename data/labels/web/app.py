@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, RlhfError
+from data.labels.campaign.accounts import IDLE_HOURS
 from data.labels.store.database import Database
 from data.labels.web import views_admin as admin
 from data.labels.web import views_entry as entry
@@ -43,6 +44,7 @@ def create_app(
     campaigns: Sequence[str] | None = None,
     secure: bool = False,
     allowed_hosts: Sequence[str] = LOOPBACK,
+    idle_hours: float = IDLE_HOURS,
 ) -> Starlette:
     """Return the pages for annotators and admins as an ASGI application.
 
@@ -53,13 +55,14 @@ def create_app(
         campaigns: names of those to serve; None serves all there are, also ones made later.
         secure: whether browsers come by https, here or at a proxy before it.
         allowed_hosts: names under which it may be asked for, without ports.
+        idle_hours: after which a browser that does not come is signed out.
     """
     app = Starlette(
         routes=_routes(),
         middleware=[Middleware(Shield, secure=secure, allowed_hosts=list(allowed_hosts))],
         exception_handlers={HTTPException: _refuse, RlhfError: _refuse},
     )
-    app.state.site = Site(database, names=campaigns, secure=secure)
+    app.state.site = Site(database, names=campaigns, secure=secure, idle_hours=idle_hours)
     return app
 
 
@@ -74,6 +77,7 @@ def _routes() -> list[BaseRoute]:
         _post("/logout", entry.sign_out),
         _get("/account", entry.account),
         _post("/account", entry.set_password),
+        _post("/account/notices/{notice}/dismiss", entry.dismiss_notice),
         _get("/help", entry.show_help, "nothing"),
         _get("/c/{campaign}/next", label.go_on),
         _get("/c/{campaign}/guidelines", label.guidelines),
@@ -104,6 +108,7 @@ def _admin_routes() -> list[BaseRoute]:
         _post(f"{one}/close", admin.close, "admin"),
         _get("/admin/annotators", admin.annotators, "admin"),
         _post("/admin/annotators/{annotator}/sign-out", admin.sign_out, "admin"),
+        _post("/admin/annotators/{annotator}/remove-password", admin.remove_password, "admin"),
         _post("/admin/annotators/{annotator}/deactivate", admin.deactivate, "admin"),
         _post("/admin/invites", admin.invite, "admin"),
         _post("/admin/invites/{invite}/revoke", admin.revoke_invite, "admin"),

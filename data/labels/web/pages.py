@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
+from data.labels.campaign.notices import notices
 from data.labels.records import FLAGS, RATINGS, Mode
 from data.labels.web.markdown import to_html, to_text
 from data.labels.web.sessions import Visit
@@ -69,12 +70,14 @@ def load_templates() -> None:
 def render(visit: Visit, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page."""
     session = visit.session
+    told = [] if session is None or not session.notices else notices(visit.site.database, session)
     text = (
         _environment()
         .get_template(template)
         .render(
             me=None if session is None else session.annotator,
             csrf="" if session is None else session.csrf,
+            notices=told,
             **values,
         )
     )

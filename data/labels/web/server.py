@@ -15,7 +15,9 @@ from typing import Any
 import uvicorn
 
 from data.errors import UsageError
+from data.labels.campaign.accounts import IDLE_HOURS
 from data.labels.store.database import Database
+from data.labels.store.private import make_folder
 from data.labels.web.app import create_app
 from data.labels.web.pages import load_templates
 from data.labels.web.security import LOOPBACK
@@ -35,6 +37,7 @@ def serve(
     certificate: Path | None = None,
     key: Path | None = None,
     behind_proxy: bool = False,
+    idle_hours: float = IDLE_HOURS,
     address_file: Path | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -49,6 +52,7 @@ def serve(
         certificate: PEM file, to serve https.
         key: PEM file of its key.
         behind_proxy: whether a proxy on this machine takes https off.
+        idle_hours: after which a browser that does not come is signed out.
         address_file: where the address is written while it is served.
         on_ready: called with the address once browsers can come.
 
@@ -66,7 +70,13 @@ def serve(
     with bound(host, port) as listening:
         address = _address(listening, host=host, https=certificate is not None)
         config = uvicorn.Config(
-            create_app(database, campaigns=campaigns, secure=secure, allowed_hosts=hosts),
+            create_app(
+                database,
+                campaigns=campaigns,
+                secure=secure,
+                allowed_hosts=hosts,
+                idle_hours=idle_hours,
+            ),
             ssl_certfile=certificate,
             ssl_keyfile=key,
             proxy_headers=behind_proxy,
@@ -144,9 +154,10 @@ def _announced(path: Path | None, address: str) -> Iterator[None]:
         yield
         return
     body = json.dumps({"address": address, "pid": os.getpid()})
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, body + "\n")
+    with storage_errors(path):
+        path.chmod(0o600)
     try:
         yield
     finally:

@@ -58,8 +58,15 @@ class Visit:
         return self.request.headers.get("accept") == "application/json"
 
     def part(self, name: str) -> str:
-        """Return a part of the address."""
-        return str(self.request.path_params[name])
+        """Return a part of the address.
+
+        Raises:
+            HTTPException: 404, it holds what no id does and databases refuse.
+        """
+        part = str(self.request.path_params[name])
+        if not part.isprintable():
+            raise HTTPException(404)
+        return part
 
     def field(self, name: str) -> str:
         """Return a field of the form that was sent, or ""."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from data.errors import NotYoursError
-from data.labels.campaign.accounts import Accounts
+from data.labels.campaign.accounts import IDLE_HOURS, Accounts
 from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
 from data.labels.campaign.submissions import Submissions
@@ -41,6 +41,7 @@ class Site:
         database: where everything is.
         names: of the campaigns served; None serves all.
         secure: whether browsers come by https.
+        idle_hours: after which a browser that does not come is signed out.
         clock: seconds that only go up.
     """
 
@@ -50,13 +51,14 @@ class Site:
         *,
         names: Sequence[str] | None,
         secure: bool,
+        idle_hours: float = IDLE_HOURS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.database = database
         self.names = None if names is None else frozenset(names)
         self.secure = secure
         self.clock = clock
-        self.accounts = Accounts(database)
+        self.accounts = Accounts(database, idle_hours=idle_hours)
         self.store = Campaigns(database)
         self.queue = Queue(database)
         self.submissions = Submissions(database)

@@ -185,8 +185,16 @@ def revoke_invite(visit: Visit) -> Response:
 
 
 def sign_out(visit: Visit) -> Response:
-    """End all sessions of an annotator."""
+    """End all sessions of an annotator, and make their unused invites void."""
     visit.site.accounts.revoke_all(visit.part("annotator"), by=visit.me.id)
+    return RedirectResponse("/admin/annotators", 303)
+
+
+def remove_password(visit: Visit) -> Response:
+    """Let an annotator in by a new invite alone, where they set a password anew."""
+    if visit.part("annotator") == visit.me.id:
+        raise UsageError("you can't remove your own password: change it under your name")
+    visit.site.accounts.remove_password(visit.part("annotator"), by=visit.me.id)
     return RedirectResponse("/admin/annotators", 303)
 
 
@@ -220,6 +228,7 @@ def _annotators(
         "admin_annotators.html",
         status=status,
         accounts=visit.site.accounts.list(),
+        with_password=visit.site.accounts.with_password(),
         done=overview.done_by(visit.site.database),
         invites=waiting,
         problem=problem,

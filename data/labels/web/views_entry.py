@@ -8,6 +8,8 @@ from pathlib import Path
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from data.errors import NotYoursError, RlhfError
+from data.labels.campaign.notices import dismiss
+from data.labels.names import skeleton
 from data.labels.web import own
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, forget_cookie, hold, set_cookie
@@ -38,7 +40,7 @@ def accept_invite(visit: Visit) -> Response:
     """Use an invite up and sign in."""
     hold(visit.site.limits.invite.wait(visit.client))
     try:
-        _, token, _ = visit.site.accounts.accept(visit.part("token"))
+        _, token, _ = visit.site.accounts.accept(visit.part("token"), visit.client)
     except NotYoursError as error:
         visit.site.limits.invite.take(visit.client)
         return render(visit, "invite.html", status=403, problem=str(error))
@@ -55,10 +57,11 @@ def sign_in(visit: Visit) -> Response:
 def send_sign_in(visit: Visit) -> Response:
     """Check name and password."""
     name = visit.field("name")[:200]
-    for key in (f"from {visit.client}", f"name {name}"):
+    # One name has one limit, however it is written.
+    for key in (f"from {visit.client}", f"name {skeleton(name)}"):
         hold(visit.site.limits.sign_in.take(key))
     try:
-        _, token, _ = visit.site.accounts.login(name, visit.field("password"))
+        _, token, _ = visit.site.accounts.login(name, visit.field("password"), visit.client)
     except NotYoursError as error:
         return render(visit, "login.html", status=403, problem=str(error), name=name)
     return _signed_in(visit, token)
@@ -75,21 +78,37 @@ def sign_out(visit: Visit) -> Response:
 
 def account(visit: Visit) -> Response:
     """Show how to set a password and how to sign out."""
-    return render(visit, "account.html", problem="", done=False)
+    return _account(visit)
 
 
 def set_password(visit: Visit) -> Response:
-    """Set the password to sign in with from now on."""
+    """Set the password to sign in with from now on; other browsers are signed out."""
+    assert visit.session is not None
     hold(visit.site.limits.sign_in.take(f"password {visit.me.id}"))
-    if visit.field("password") != visit.field("again"):
-        return render(
-            visit, "account.html", status=422, problem="the two passwords differ", done=False
-        )
+    password = visit.field("password")
+    if password != visit.field("again"):
+        return _account(visit, status=422, problem="the two passwords differ")
     try:
-        visit.site.accounts.set_password(visit.me.id, visit.field("password"))
+        visit.site.accounts.set_password(
+            visit.me.id, password, old=visit.field("old"), keep=visit.session.id
+        )
     except RlhfError as error:
-        return render(visit, "account.html", status=422, problem=str(error), done=False)
-    return render(visit, "account.html", problem="", done=True)
+        return _account(visit, status=422, problem=str(error))
+    return _account(visit, done=True)
+
+
+def _account(visit: Visit, *, status: int = 200, problem: str = "", done: bool = False) -> Response:
+    has_password = visit.me.id in visit.site.accounts.with_password()
+    return render(
+        visit, "account.html", status=status, problem=problem, done=done, has_password=has_password
+    )
+
+
+def dismiss_notice(visit: Visit) -> Response:
+    """Tell no more of a sign-in."""
+    assert visit.session is not None
+    dismiss(visit.site.database, visit.part("notice"), visit.session)
+    return RedirectResponse("/", 303)
 
 
 def show_help(visit: Visit) -> Response:

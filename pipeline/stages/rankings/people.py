@@ -72,7 +72,9 @@ def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
     from data.labels.store.database import open_database
 
     asked, run = context.settings.asked, context.folder.parent
-    database = open_database(database_place(run, asked.database))
+    database = open_database(database_place(run, asked.database), home=run / "labels")
+    for note in database.notes:
+        context.say(note)
     try:
         campaign = _campaign(context, database, tasks)
         progress = _wait(context, database, campaign)
