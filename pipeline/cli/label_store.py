@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -30,7 +30,12 @@ TASK_COLUMNS = ("campaign", "mode", "tasks", "complete", "labels", "wanted", "an
 
 @contextmanager
 def opened(
-    run: Path, given: str | None, *, create: bool = False, stage: str | None = None
+    run: Path,
+    given: str | None,
+    *,
+    create: bool = False,
+    stage: str | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Iterator[Database]:
     """Give the label database of a run.
 
@@ -39,6 +44,7 @@ def opened(
         given: another database, as the command line names it.
         create: whether a missing one is made.
         stage: whose database; that of the only one that any stage names when not given.
+        before: called before a missing file is made, to refuse what would be in vain.
 
     Raises:
         UsageError: packages, the run or the database are missing, or several are named.
@@ -50,6 +56,8 @@ def opened(
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; name the one that `rlhf run` works in")
     place = database_place(run, given or _named(run, stage))
+    if before is not None and "://" not in place and not Path(place).exists():
+        before()
     database = open_database(place, create=create, home=run / "labels")
     for note in database.notes:
         typer.echo(note, err=True)

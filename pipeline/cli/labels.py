@@ -105,10 +105,18 @@ def invite(
     database: DatabaseOption = None,
 ) -> None:
     """Print a link for each person that lets them in, once."""
+    from data.labels.names import clean_name
     from data.labels.web.address import read_address
     from pipeline.cli.label_store import opened
 
-    with opened(run, database, create=True) as store:
+    def check() -> None:
+        from data.labels.campaign.accounts import require_hours
+
+        require_hours(hours)
+        for name in names:
+            clean_name(name)
+
+    with opened(run, database, create=True, before=check) as store:
         from data.labels.campaign.accounts import Accounts
 
         place = (address or read_address(run) or "").rstrip("/")

@@ -56,6 +56,8 @@ class Accounts:
     """The annotators of one database and their ways in."""
 
     def __init__(self, database: Database, *, idle_hours: float = IDLE_HOURS) -> None:
+        if not idle_hours > 0:
+            raise UsageError(f"people are signed out after more than 0 idle hours: {idle_hours}")
         self.database = database
         self.idle = timedelta(hours=min(idle_hours, SESSION_HOURS))
         self.audit = Audit(database)
@@ -81,8 +83,7 @@ class Accounts:
             LabelError: what can't be a name.
             UsageError: a name looks like another, or is that of somebody with another role.
         """
-        if not 0 < hours <= 24 * 365:
-            raise UsageError(f"an invite is good for more than 0 hours and at most a year: {hours}")
+        require_hours(hours)
         with self.database.write() as connection:
             return [self._invite(connection, role, name, hours, by) for name in names]
 
@@ -441,6 +442,16 @@ class Accounts:
         for row in changed:
             action = "revoke invite" if table is tables.invites else "sign out"
             self.audit.write(connection, by, action, row.id)
+
+
+def require_hours(hours: float) -> None:
+    """Refuse a time that no invite is good for.
+
+    Raises:
+        UsageError: it is none, or too long.
+    """
+    if not 0 < hours <= 24 * 365:
+        raise UsageError(f"an invite is good for more than 0 hours and at most a year: {hours}")
 
 
 def _sha256(token: str) -> str:

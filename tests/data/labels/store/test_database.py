@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import stat
 import threading
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from data.errors import ArtifactError, UsageError
 from data.labels.campaign.accounts import Accounts
@@ -36,6 +42,104 @@ def test_a_newer_database_is_refused_and_an_equal_one_opened_again(url: str) -> 
     database.close()
     with pytest.raises(ArtifactError, match=r"newer version .*9999"):
         open_database(url)
+
+
+def _bare(column: sa.Column[Any]) -> sa.ColumnClause[Any]:
+    return sa.column(column.name, column.type)
+
+
+def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptDirectory, "get_current_head", lambda self: "0002")
+        upgrade = command.upgrade
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0002"))
+        database = open_database(url)
+    now = database.now()
+    people = [("a", "Ada"), ("b", "ada"), ("c", "\u0410da")]
+    who, sessions = tables.annotators, tables.sessions
+    before = sa.table("annotators", *(c for c in map(_bare, who.c) if c.name != "skeleton"))
+    with database.write() as connection:
+        for number, (one, name) in enumerate([*people, ("j", "ADA")]):
+            values = {"id": one, "name": name, "kind": "judge" if one == "j" else "person"}
+            values |= {"role": "annotator", "active": True}
+            created = now + timedelta(number)
+            connection.execute(before.insert().values(**values, created_at=created))
+        connection.execute(
+            sessions.insert().values(
+                id="s",
+                token_sha256=hashlib.sha256(b"token").hexdigest(),
+                annotator_id="a",
+                created_at=now,
+                expires_at=now + timedelta(7),
+            )
+        )
+    database.close()
+    database = open_database(url)
+    accounts = Accounts(database)
+    assert {one.name for one in accounts.list() if one.kind == "person"} == {
+        name for _, name in people
+    }
+    with database.read() as connection:
+        looks = {row.id: row.skeleton for row in connection.execute(sa.select(who)).all()}
+    assert looks == {"a": "ada", "b": None, "c": None, "j": None}
+    session = accounts.session("token")
+    assert session is not None and session.expires_at - now < timedelta(hours=12, minutes=1)
+    for _, name in people:
+        accounts.invite("annotator", name, 1, "boss")
+    database.close()
+
+
+def test_the_files_are_their_owners_alone(tmp_path: Path) -> None:
+    def rights(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    home = tmp_path / "run" / "labels"
+    path = home / "labels.sqlite"
+    database = open_database(str(path), home=home)
+    assert database.notes == []
+    with database.write():
+        files = sorted(one.name for one in home.iterdir())
+        assert files == ["labels.sqlite", "labels.sqlite-shm", "labels.sqlite-wal"]
+        assert {rights(one) for one in home.iterdir()} == {0o600}
+    database.close()
+    assert rights(home) == 0o700
+    home.chmod(0o755)
+    path.chmod(0o664)
+    database = open_database(str(path), home=home)
+    database.close()
+    assert (rights(home), rights(path)) == (0o700, 0o600)
+    assert [("0664" in one, "0755" in one) for one in database.notes] == [
+        (True, False),
+        (False, True),
+    ]
+    assert all("yours alone now" in one for one in database.notes)
+
+
+def test_a_folder_that_may_be_shared_is_told_and_left(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    database = open_database(f"sqlite:///{shared}/labels.sqlite", home=tmp_path / "labels")
+    database.close()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    [note] = database.notes
+    assert f"{shared}" in note and "0755" in note and "chmod 700" in note
+    assert stat.S_IMODE((shared / "labels.sqlite").stat().st_mode) == 0o600
+    own = open_database(str(tmp_path / "new" / "labels.sqlite"))
+    own.close()
+    assert own.notes == []
+
+
+def test_rights_that_can_not_be_changed_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.sqlite"
+    open_database(str(path)).close()
+    path.chmod(0o644)
+    monkeypatch.setattr(Path, "chmod", lambda self, mode: None)
+    database = open_database(str(path))
+    database.close()
+    [note] = database.notes
+    assert "0644" in note and "file system keeps no rights" in note
 
 
 def test_two_may_open_a_new_database_at_once(url: str) -> None:

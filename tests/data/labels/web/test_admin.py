@@ -53,9 +53,35 @@ def test_inviting_and_revoking(
         assert f'<td class="nowrap">{action}</td>' in log
 
 
+def test_who_forgot_a_password_comes_in_anew(
+    ann: Any, root: Any, browser: Callable[[], Any], invite: Callable[..., str], database: Database
+) -> None:
+    old, new = "correct horse battery", "battery horse correct"
+    ann.form("/account", password=old, again=old)
+    ids = {one.name: one.id for one in Accounts(database).list()}
+    path = f"/admin/annotators/{ids['ann']}/remove-password"
+    assert ann.form("/account", path).status_code == 404
+    assert path in root.get("/admin/annotators").text
+    waiting = invite("ann")
+    assert root.form("/admin/annotators", path).status_code == 303
+    assert ann.get("/").headers["location"] == "/login"
+    assert browser().post(f"/invite/{waiting}").status_code == 403
+    again = browser()
+    again.come_in(invite("ann"))
+    assert "is set" in again.form("/account", password=new, again=new).text
+    mine = root.form("/admin/annotators", f"/admin/annotators/{ids['root']}/remove-password")
+    assert mine.status_code == 422
+    for bad in ("%00", "%e2%80%8b", "x" * 500):
+        sent = root.form("/admin/annotators", f"/admin/annotators/{bad}/sign-out")
+        assert sent.status_code in (303, 404)
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
+        ({"name": "Ro\u043et"}, "mixes cyrillic and latin"),
+        ({"name": "ROOT"}, "looks like"),
+        ({"name": "ro\u200bot"}, "can&#39;t be seen, u+200b"),
         ({"name": ""}, "1 to 100 printable characters"),
         ({"name": "x", "hours": "soon"}, "the hours are no number"),
         ({"name": "x", "hours": "nan"}, "the hours are no number"),

@@ -13,6 +13,7 @@ from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
 from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, NewTask, Submission
+from data.labels.store.audit import Audit
 from data.labels.store.database import Database
 from data.labels.web import own
 from data.labels.web.app import create_app
@@ -348,6 +349,43 @@ def test_a_password_signs_in_again(
     assert other.task("/").count == 3
     assert other.form("/account", "/logout").status_code == 303
     assert other.get("/").headers["location"] == "/login"
+
+
+def test_a_password_is_changed_by_who_knows_it(
+    browser: Callable[[], Any], ann: Any, campaign: Campaign
+) -> None:
+    first, second = "correct horse battery", "battery horse correct"
+    assert 'name="old"' not in ann.get("/account").text
+    weak = ann.form("/account", password="a" * 12, again="a" * 12)
+    assert weak.status_code == 422 and "easily guessed" in weak.text
+    ann.form("/account", password=first, again=first)
+    other = browser()
+    other.post("/login", {"name": " ann ", "password": first})
+    assert 'name="old"' in other.get("/account").text
+    for fields in ({}, {"old": second}, {"old": ""}):
+        sent = other.form("/account", password=second, again=second, **fields)
+        assert sent.status_code == 422 and "old password is wrong" in sent.text
+    assert "is set" in other.form("/account", old=first, password=second, again=second).text
+    assert ann.get("/").headers["location"] == "/login"
+    assert other.get("/account").status_code == 200
+
+
+def test_somebody_else_with_an_invite_is_told_to_who_is_there(
+    browser: Callable[[], Any], ann: Any, invite: Callable[..., str], database: Database
+) -> None:
+    assert "signed somebody in" not in ann.follow("/").text
+    other = browser()
+    other.come_in(invite("ann"))
+    assert "signed somebody in" not in other.follow("/").text
+    page = ann.follow("/").text
+    found = re.search(r'action="(/account/notices/[\w-]+/dismiss)"', page)
+    assert found and re.search(r"as you on \d{4}-\d\d-\d\d at \d\d:\d\d UTC, from testclient", page)
+    other.form("/account", found[1])
+    assert "signed somebody in" in ann.follow("/").text
+    assert ann.post(found[1]).status_code == 403
+    assert ann.form("/account", found[1]).status_code == 303
+    assert "signed somebody in" not in ann.follow("/").text
+    assert "dismiss notice" in [one.action for one in Audit(database).entries()]
 
 
 def test_help_is_there_for_all(browser: Callable[[], Any]) -> None:
