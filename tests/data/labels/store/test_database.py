@@ -61,9 +61,10 @@ def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch)
     with database.write() as connection:
         for number, (one, name) in enumerate([*people, ("j", "ADA")]):
             values = {"id": one, "name": name, "kind": "judge" if one == "j" else "person"}
-            values |= {"role": "annotator", "active": True}
             created = now + timedelta(number)
-            connection.execute(before.insert().values(**values, created_at=created))
+            connection.execute(
+                before.insert().values(**values, role="annotator", active=True, created_at=created)
+            )
         connection.execute(
             sessions.insert().values(
                 id="s",
