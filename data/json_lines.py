@@ -15,6 +15,9 @@ MOST_BYTES = 2**28
 """Of a file that is read at once; none of ours comes near."""
 
 
+_NAMES: dict[type, str] = {dict: "object", list: "list"}
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text of ours holds.
 
@@ -105,28 +108,31 @@ def json_line(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
     return text + "\n"
 
 
-def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the objects in the lines; a last one that was left unfinished is passed over.
+def read_json_lines(
+    path: Path, *, skip_broken: bool = False, of: type[dict[Any, Any] | list[Any]] = dict
+) -> Iterator[Any]:
+    """Yield what the lines hold; a last one that was left unfinished is passed over.
 
     Args:
         path: the file.
-        skip_broken: pass over other lines that are no JSON object, too.
+        skip_broken: pass over other lines that are none, too.
+        of: what each line is: an object or a list.
 
     Raises:
-        ArtifactError: the file can't be read, or a line is no JSON object.
+        ArtifactError: the file can't be read, or a line is none.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     value = parse_json(line)
-                    if not isinstance(value, dict):
+                    if not isinstance(value, of):
                         raise ValueError(f"it is {type(value).__name__}")
                 except ValueError as error:
                     if skip_broken or not line.endswith(b"\n"):
                         continue
                     raise ArtifactError(
-                        f"{path}:{number} is no JSON object ({error}); restore the file, or run "
+                        f"{path}:{number} is no JSON {_NAMES[of]} ({error}); restore the file, or run "
                         "its stage again"
                     ) from error
                 yield value

@@ -36,7 +36,7 @@ class _File(logging.FileHandler):
     told = False
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_file)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=open_file)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let a record through once, though several loggers hand it on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 
 from pipeline.contract.console import Console
+from pipeline.contract.resume import ResumeStore
 from pipeline.recipe.load import load_recipe
+from pipeline.run.planning import Planner
 from pipeline.run.runner import execute
+from pipeline.run.unfinished import Attempt
 
 RECIPE = """
 name: small
@@ -71,7 +75,11 @@ def listed(name: str, **changes: Any) -> Callable[[Path], None]:
 def holds(content: str | bytes, name: str = "manifest.json") -> Callable[[Path], None]:
     """Return what writes other content into a file of a stage."""
     data = content.encode() if isinstance(content, str) else content
-    return lambda stage: (stage / name).write_bytes(data) and None
+
+    def edit(stage: Path) -> None:
+        (stage / name).write_bytes(data)
+
+    return edit
 
 
 def instead(make: Callable[[Path], object], name: str = "manifest.json") -> Callable[[Path], None]:
@@ -93,7 +101,7 @@ def bind(path: Path) -> None:
         os.chdir(here)
 
 
-TYPES = {
+TYPES: dict[str, list[Any]] = {
     "stage": [1, None, [], {}], "kind": [1, None], "key": [1, None, {}], "digest": [2, None],
     "metrics": [None, [], "x", {"a": []}, {"a": {}}], "files": [None, [], "x", {"a": 1}],
     "main_metric": [1, None, []], "created": [1, None, "x", "2026-01-01", "10000-01-01T00:00Z"],
@@ -214,3 +222,167 @@ def test_what_may_lie_in_a_finished_stage(run: Path, rlhf: Callable[..., Any]) -
     (run / "one" / "tokenizer").symlink_to(run / "elsewhere")
     assert "up to date" in rlhf(["run", "r.yaml", "--out", "run"]).out
     assert [row.split("\t")[2] for row in rlhf(["ls", "run"]).out.splitlines()[1:]] == ["done"] * 2
+
+
+def cut_off(run: Path, state: str, key: str = "a" * 64, facts: str = "{}") -> None:
+    """Leave a stage as one that was cut off, with a state of its own and one set aside."""
+    stage = run / "one"
+    (stage / "manifest.json").unlink()
+    for name, content in {
+        "one/work/key": key,
+        "one/work/kept.json": "[",
+        "one/resume/step-00000001/complete.json": state,
+        "one/resume/step-00000002/complete.json/x": "",
+        f".unfinished/one/{'a' * 12}.json": facts,
+        f".unfinished/one/{'a' * 12}.yaml": "name: [",
+    }.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(content)
+
+
+def state(**changes: Any) -> str:
+    """Return a completion manifest with other entries."""
+    whole = {"step": 1, "key": "a" * 64, "written": 1, "files": {}, "logs": {}}
+    return json.dumps({**whole, **changes})
+
+
+STATES = {
+    "deep": DEEP,
+    "empty": "",
+    "cut": state()[:30],
+    "list": "[]",
+    "nothing": "{}",
+    "long number": state().replace("1", "1" * 5000),
+    "twice": '{"step": 1, "step": 2}',
+    **{f"step {v!r:.20}": state(step=v) for v in ("x", None, [], 1.5)},
+    **{f"written {v!r:.20}": state(written=v) for v in ("x", None, [])},
+    **{f"files {v!r:.20}": state(files=v) for v in (None, [], "x", {"a": 1}, {"a": {}})},
+    **{f"logs {v!r:.20}": state(logs=v) for v in (None, [], {"metrics.jsonl": -1}, {"a": "x"})},
+}
+
+
+@pytest.mark.parametrize("content", STATES.values(), ids=STATES)
+def test_a_resume_state_that_no_stage_wrote_is_passed_over(
+    run: Path, rlhf: Callable[..., Any], content: str
+) -> None:
+    cut_off(run, content)
+    told = rlhf(["ls", "run"])
+    assert (told.code, told.err) == (0, "")
+    assert [row.split("\t")[2] for row in told.out.splitlines()[1:]] == ["not finished", "done"]
+    assert ResumeStore(run / "one" / "resume", "a" * 64).latest() is None
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/hostname", "\0", "none", "x" * 300, "\ud800"])
+def test_a_state_names_files_elsewhere(run: Path, name: str, rlhf: Callable[..., Any]) -> None:
+    cut_off(run, state(files={name: {"size": 1, "sha256": HASH}}))
+    assert ResumeStore(run / "one" / "resume", "a" * 64).latest() is None
+    assert rlhf(["ls", "run"]).code == 0
+
+
+@pytest.mark.parametrize("key", ["", "../../../../x" * 4, "\0" * 64, "x" * 64, "a" * 65, "a" * 63])
+def test_a_digest_that_would_name_another_folder(
+    run: Path, rlhf: Callable[..., Any], assert_refused: Callable[..., None], key: str
+) -> None:
+    cut_off(run, state(), key=key)
+    assert_refused(rlhf(["run", "r.yaml", "--out", "run"]), "run/one/work/key", "delete run/one")
+    told = rlhf(["ls", "run"])
+    _, one, two = told.out.splitlines()
+    assert "run/one/work/key" in one and two.split("\t")[2] == "done"
+
+
+FACTS = ["", "[]", DEEP, '{"plugins": 1}', '{"plugins": [1]}', '{"beside": []}', '{"key": "x"}']
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda text: text[:20] or "empty")
+def test_what_an_attempt_was_begun_with_is_junk(
+    run: Path, monkeypatch: pytest.MonkeyPatch, facts: str
+) -> None:
+    monkeypatch.chdir(run.parent)
+    cut_off(run, state(), facts=facts)
+    former = Attempt(run / "one", "a" * 64)
+    assert (former.facts(), former.step) == ({}, 1)
+    assert "is set aside in run/.unfinished/one/aaaaaaaaaaaa" in planned(Path("run"))
+
+
+def planned(run: Path) -> str:
+    """Return why the first stage of the run would begin."""
+    return Planner(load_recipe(Path("r.yaml")), run).plan()[0].reason
+
+
+RECIPES: dict[str, Callable[[Path], None]] = {
+    "empty": holds("", "recipe.yaml"),
+    "bytes": holds(b"\xff\x00", "recipe.yaml"),
+    "no YAML": holds("a: [", "recipe.yaml"),
+    "a list": holds("[1]", "recipe.yaml"),
+    "a text": holds("x", "recipe.yaml"),
+    "no name": holds("stages: {}", "recipe.yaml"),
+    "a strange name": holds("name: [1]", "recipe.yaml"),
+    "stages of no kind": holds("name: small\nstages: {one: 1}", "recipe.yaml"),
+    "a stage outside": holds(
+        "name: small\nstages: {../x: {kind: tokenizer, train: [{path: text.txt}]}}", "recipe.yaml"
+    ),
+    "itself": holds("extends: recipe.yaml", "recipe.yaml"),
+    "a folder": instead(Path.mkdir, "recipe.yaml"),
+    "a pipe": instead(os.mkfifo, "recipe.yaml"),
+    "a link to nothing": instead(lambda path: path.symlink_to("nowhere"), "recipe.yaml"),
+}
+
+
+@pytest.mark.parametrize("edit", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("args", [["ls", "run"], ["label", "serve", "run"]], ids=["ls", "label"])
+def test_the_recipe_of_a_run_is_broken(
+    run: Path,
+    rlhf: Callable[..., Any],
+    assert_refused: Callable[..., None],
+    args: list[str],
+    edit: Callable[[Path], None],
+) -> None:
+    edit(run)
+    if args[0] == "label" and not (run / "recipe.yaml").is_file():
+        args = ["label", "tasks", "run"]
+    assert_refused(rlhf(args), "run")
+
+
+LOCKS: dict[str, str | bytes] = {
+    "empty": "", "bytes": b"\xff\xfe", "long": "process " + "9" * 10_000, "zeros": bytes(100),
+    "escapes": "process 1, at stage \x1b[2J", "lines": "process 1\n\n\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", LOCKS.values(), ids=LOCKS)
+def test_a_lock_that_holds_junk(
+    run: Path,
+    rlhf: Callable[..., Any],
+    assert_refused: Callable[..., None],
+    content: str | bytes,
+) -> None:
+    holds(content, ".lock")(run)
+    assert rlhf(["ls", "run"]).code == 0
+    with (run / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert rlhf(["ls", "run"]).code == 0
+        assert_refused(rlhf(["run", "r.yaml", "--out", "run"]), "run is in use by process")
+    assert rlhf(["run", "r.yaml", "--out", "run"]).code == 0
+
+
+ADDRESSES = {
+    "empty": "", "list": "[]", "deep": DEEP, "no address": '{"pid": 1}',
+    "no pid": '{"address": ""}',
+    **{
+        f"pid {pid[:10]}": f'{{"address": "http://127.0.0.1:1", "pid": {pid}}}'
+        for pid in ("-1", "0", "1e400", "NaN", '"1"', "9" * 30, "9" * 5000, "null", "[]", "true")
+    },
+    "an address that is none": f'{{"address": 1, "pid": {os.getpid()}}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ADDRESSES.values(), ids=ADDRESSES)
+def test_an_address_that_no_server_wrote(tmp_path: Path, content: str) -> None:
+    from data.labels.web.address import read_address
+
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "server.json").write_text(content)
+    assert read_address(tmp_path) is None
+    os.remove(tmp_path / "labels" / "server.json")
+    os.mkfifo(tmp_path / "labels" / "server.json")
+    assert read_address(tmp_path) is None

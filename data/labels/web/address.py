@@ -21,9 +21,8 @@ def read_address(run: Path) -> str | None:
     except ArtifactError:
         return None
     address, process = written.get("address"), written.get("pid")
-    if not isinstance(address, str) or not isinstance(process, int) or not _alive(process):
-        return None
-    return address
+    # Not isinstance: `true` is an int to it, and would be the first process of all.
+    return address if type(address) is str and type(process) is int and _alive(process) else None
 
 
 def _alive(process: int) -> bool:

@@ -149,7 +149,7 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
         return tasks
     path = context.folder / SCORES
     if path.is_file():
-        rows = [*read_json_lines(path)]
+        rows = [*read_json_lines(path, of=list)]
     else:
         from reward.learned.model import RewardModel
 
