@@ -132,8 +132,8 @@ def read_json_lines(
                     if skip_broken or not line.endswith(b"\n"):
                         continue
                     raise ArtifactError(
-                        f"{path}:{number} is no JSON {_NAMES[of]} ({error}); restore the file, or run "
-                        "its stage again"
+                        f"{path}:{number} is no JSON {_NAMES[of]} ({error}); restore the file, or "
+                        "run its stage again"
                     ) from error
                 yield value
     except OSError as error:
