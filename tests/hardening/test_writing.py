@@ -36,16 +36,27 @@ def bind(path: Path) -> None:
     os.chdir(here)
 
 
+def _linked_twice(path: Path) -> None:
+    path.with_name("between").symlink_to("text.txt")
+    path.symlink_to("between")
+
+
+def _linked_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
 OTHERS: dict[str, Callable[[Path], object]] = {
     "folder": Path.mkdir,
     "pipe": os.mkfifo,
     "socket": bind,
     "link to nothing": lambda path: path.symlink_to("nowhere"),
     "link to itself": lambda path: path.symlink_to(path.name),
-    "link to a file": lambda path: path.symlink_to("/etc/hostname"),
-    "link to a file here": lambda path: path.symlink_to("text.txt"),
-    "link to a device": lambda path: path.symlink_to("/dev/null"),
-    "link to a folder": lambda path: path.symlink_to("/tmp"),
+    # All within the test's folder: without the guard their targets are written.
+    "link to a file": lambda path: path.symlink_to(path.parent / "text.txt"),
+    "link to a link": _linked_twice,
+    "link to a pipe": _linked_pipe,
+    "link to a folder": lambda path: path.symlink_to("."),
 }
 NO_FOLDER: dict[str, Callable[[Path], object]] = {
     "file": Path.touch,
