@@ -279,7 +279,10 @@ def test_a_state_names_files_elsewhere(run: Path, name: str, rlhf: Callable[...,
     assert rlhf(["ls", "run"]).code == 0
 
 
-@pytest.mark.parametrize("key", ["", "../outside/" + "x" * 53, "\0" * 64, "x" * 64, "a" * 65, "a" * 63])
+KEYS = ["", "../outside/" + "x" * 53, "\0" * 64, "x" * 64, "a" * 65, "a" * 63]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_a_digest_that_would_name_another_folder(
     run: Path, rlhf: Callable[..., Any], assert_refused: Callable[..., None], key: str
 ) -> None:
