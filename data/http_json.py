@@ -3,31 +3,45 @@
 What may pass is no connection, no whole answer in time, one that is cut off, the statuses `PASSING`
 and all from 500 on. It is tried again after 1, 2, 4 ... seconds, or as many as the server asks for
 by `Retry-After`, `LONGEST_WAIT` at most. No redirect is followed: what is sent, a key among it, is
-for the address that the user gave.
+for the address that the user gave. What is told of a server is one short line without the key,
+whatever it said.
 """
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
+import logging
+import re
+import socket
+import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from functools import partial
-from time import sleep
+from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 from urllib3 import Retry
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader
 
 PASSING = (408, 409, 425, 429)
 """Statuses below 500 that another try may get over."""
 LONGEST_WAIT = 60.0
 """Seconds between two tries, at most."""
-MOST_BYTES = 64 << 20
-"""Of an answer that are read."""
-_SHOWN = 80
+MOST_BYTES = 32 << 20
+"""Of an answer that are read; as values of Python they take up to 25 times as much."""
+_READ_TO_SHOW = 4096
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+_SHORTEST_SECRET = 6
+"""Characters; shorter keys, such as `none`, are no secret and stand in many a text."""
 _RETRY = Retry()
+# It warns of headers that it can't parse, with a traceback and all that the server sent.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 class HttpError(Exception):
@@ -82,86 +96,206 @@ def ask_json(
         WrongAnswerError: no JSON, or more than `MOST_BYTES`.
         UnansweredError: of the last try.
     """
-    exchange = partial(_exchange, url, body, headers or {}, timeout, proxies)
+    one = _Try(url, body, {"Content-Type": "application/json", **(headers or {})}, timeout, proxies)
     for tried in range(retries + 1):
         try:
-            return _within(timeout, exchange)
+            return one.made()
         except UnansweredError as failure:
             if tried == retries:
                 raise
-            sleep(min(max(2.0**tried, failure.after), LONGEST_WAIT))
+            sleep(min(max(2.0 ** min(tried, 10), failure.after), LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
-def _within(seconds: float, exchange: Callable[[], Any]) -> Any:
-    # Neither requests nor Retry knows a time for all of a try: theirs begins anew with each byte,
-    # looking up a name has none, and Retry's tries end where an answer's body begins. So a try has
-    # a thread of its own, which is left behind where it takes too long, and tries are counted here.
-    outcome: Future[Any] = Future()
+def without_secrets(text: str, url: str, headers: Mapping[str, str]) -> str:
+    """Return a text with stars in place of what only the asked server may know.
 
-    def run() -> None:
+    Args:
+        text: that may hold it.
+        url: asked; its query may be a key.
+        headers: sent; those but the type of the content.
+    """
+    sent = [value.rpartition(" ")[2] for name, value in headers.items() if name != "Content-Type"]
+    for secret in [*sent, *re.split("[&=]", urlsplit(url).query)]:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "*" * len(secret))
+    return text
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until its timeout has passed in all, and no more than `MOST_BYTES`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.raw: io.RawIOBase = connection.makefile("rb", buffering=0)  # type: ignore[assignment]
+        self.until = monotonic() + (connection.gettimeout() or 0.0)
+        self.left = MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self.raw.readinto(buffer)  # type: ignore[attr-defined]
+        self.left -= count or 0
+        if self.left < 0:
+            raise _too_long()
+        if monotonic() > self.until:
+            raise TimeoutError
+        return count  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer of which the parts that http.client sets no bound to have one: all of them."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Reader(sock))
+
+
+class _Adapter(HTTPAdapter):
+    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+        pool = super().get_connection_with_tls_context(*args, **options)
+        pool.ConnectionCls = type("Bounded", (pool.ConnectionCls,), {"response_class": _Answer})
+        return pool
+
+
+class _Session(requests.Session):
+    def __init__(self, *, proxies: bool) -> None:
+        super().__init__()
+        self.trust_env = proxies
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter())
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that there is none: else it is prepared, and the whole body read, unfollowed too."""
+
+
+@dataclass(frozen=True)
+class _Try:
+    """What every try sends, and what is told of its answer."""
+
+    url: str
+    body: bytes | None
+    headers: Mapping[str, str]
+    timeout: float
+    proxies: bool
+
+    def made(self) -> Any:
+        """Return the JSON of the answer to one try.
+
+        Neither requests nor Retry knows a time for all of a try: theirs begins anew with each byte,
+        looking up a name has none, and Retry's tries end where an answer's body begins. So a try
+        has a thread of its own, which is left behind where it takes too long, and tries are counted
+        elsewhere. `_Reader` ends a thread that was left behind before it has taken as long again.
+        """
+        outcome: Future[Any] = Future()
+        refused: list[HttpError] = []
+
+        def run() -> None:
+            try:
+                outcome.set_result(self._exchange(refused))
+            except BaseException as error:  # raised where the result is waited for
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="http", daemon=True).start()
         try:
-            outcome.set_result(exchange())
-        except BaseException as error:  # raised where the result is waited for
-            outcome.set_exception(error)
+            return outcome.result(self.timeout)
+        # Not `from` it: a log shows causes too, and their texts may hold the key.
+        except (OSError, HTTPError, http.client.HTTPException) as error:
+            raise (refused[0] if refused else self._failure(_first_cause(error))) from None
 
-    threading.Thread(target=run, name="http", daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except ValueError:  # its text may hold the key
-        raise RefusedError("no request can be made of this address and key") from None
-    except (TimeoutError, requests.RequestException) as error:
-        cause = _first_cause(error)
-        if isinstance(cause, TimeoutError):
-            why = f"timed out: no whole answer in {seconds:g} seconds"
-        else:
-            why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
-        raise UnansweredError(why, slow=isinstance(cause, TimeoutError)) from error
-
-
-def _exchange(
-    url: str, body: bytes | None, headers: Mapping[str, str], timeout: float, proxies: bool
-) -> Any:
-    method = "GET" if body is None else "POST"
-    with requests.Session() as session:
-        session.trust_env = proxies
-        with session.request(
-            method,
-            url,
-            data=body,
-            headers={"Content-Type": "application/json", **headers},
-            auth=lambda request: request,  # else a ~/.netrc takes the place of the key
-            timeout=timeout,
-            allow_redirects=False,
-            stream=True,
-        ) as answer:
+    def _exchange(self, refused: list[HttpError]) -> Any:
+        """Ask; note that the server refused before the words for it are read, which may stall."""
+        with _Session(proxies=self.proxies) as session, self._answer(session) as answer:
             if not 200 <= answer.status_code < 300:
-                raise _refusal(answer)
-            content = bytearray()
-            for part in answer.iter_content(1 << 16):
-                content += part
-                if len(content) > MOST_BYTES:
-                    raise WrongAnswerError(f"more than {MOST_BYTES:,} bytes", answer.status_code)
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        shown = content[:_SHOWN].decode("utf-8", "replace")
-        raise WrongAnswerError(repr(shown), answer.status_code) from None
+                refused.append(self._refusal(answer, ""))
+                told = b"" if answer.is_redirect else _read(answer, _READ_TO_SHOW)
+                raise self._refusal(answer, told.decode("utf-8", "replace"))
+            content = _read(answer, MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise _too_long()
+        try:
+            return json.loads(content, object_pairs_hook=_unambiguous)
+        except (ValueError, RecursionError):
+            shown = self._shown(content[:_READ_TO_SHOW].decode("utf-8", "replace"))
+            raise WrongAnswerError(repr(shown), answer.status_code) from None
+
+    def _answer(self, session: requests.Session) -> requests.Response:
+        try:
+            return session.request(
+                "GET" if self.body is None else "POST",
+                self.url,
+                data=self.body,
+                headers=self.headers,
+                auth=lambda request: request,  # else a ~/.netrc takes the place of the key
+                timeout=self.timeout,
+                allow_redirects=False,
+                stream=True,
+            )
+        except ValueError as error:  # its text may hold the key
+            if getattr(error, "request", None) and isinstance(error, requests.InvalidHeader):
+                raise UnansweredError("its headers contradict each other") from None
+            raise RefusedError(
+                "no request can be made of this address and key, or of HTTP_PROXY and HTTPS_PROXY"
+            ) from None
+
+    def _refusal(self, answer: requests.Response, told: str) -> HttpError:
+        status = answer.status_code
+        what = f"status {status} {self._shown(answer.reason or '')}".strip()
+        if answer.is_redirect:
+            to = self._shown(answer.headers["Location"], most=200)
+            return RefusedError(f"{what}, it sends on to {to}: give the address it has now", status)
+        shown = self._shown(told, most=200)
+        what += f" ({shown})" if shown else ""
+        if status in PASSING or status >= 500:
+            after = _after(answer.headers.get("Retry-After", ""))
+            return UnansweredError(what, status, after=after)
+        return RefusedError(what, status)
+
+    def _failure(self, cause: BaseException) -> HttpError:
+        if isinstance(cause, TimeoutError):
+            return UnansweredError(
+                f"timed out: no whole answer in {self.timeout:g} seconds", slow=True
+            )
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return RefusedError(
+                f"its certificate is not trusted ({cause.verify_message}); look at the address, or "
+                "name the file of who signed it in the environment variable REQUESTS_CA_BUNDLE"
+            )
+        if getattr(cause, "reason", None) in _NO_TLS:
+            return RefusedError("it does not speak TLS: its address may begin with http://")
+        why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+        return UnansweredError(self._shown(why, most=200))
+
+    def _shown(self, text: str, *, most: int = 80) -> str:
+        """Return the start of a text in one line, without the key, that any terminal can show."""
+        known = without_secrets(text, self.url, self.headers)
+        line = " ".join("".join(c if c.isprintable() else " " for c in known).split())
+        return line if len(line) <= most else f"{line[:most]}..."
 
 
-def _refusal(answer: requests.Response) -> HttpError:
-    status = answer.status_code
-    what = f"status {status} {answer.reason or ''}".strip()
-    if answer.is_redirect:
-        to = answer.headers["Location"]
-        return RefusedError(
-            f"{what}, it sends on to {to:.200}: give the address it has now", status
-        )
-    told = next(answer.iter_content(200), b"").decode("utf-8", "replace").strip()
-    what += f" ({told})" if told else ""
-    if status in PASSING or status >= 500:
-        return UnansweredError(what, status, after=_after(answer.headers.get("Retry-After", "")))
-    return RefusedError(what, status)
+def _too_long() -> WrongAnswerError:
+    return WrongAnswerError(f"more than {MOST_BYTES:,} bytes")
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return values
+
+
+def _read(answer: requests.Response, most: int) -> bytearray:
+    content = bytearray()
+    for part in answer.iter_content(1 << 16):
+        content += part
+        if len(content) >= most:
+            break
+    return content[:most]
 
 
 def _after(told: str) -> float:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.contract.addresses import BaseAddress, Seconds
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -74,11 +75,9 @@ class RolloutSettings(Settings):
 
     engine: Literal["own", "vllm"] = "own"
     """The sampler in the training process, or a vLLM server beside it that you start."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s?#]*)?$"), SameResult()] = (
-        "http://127.0.0.1:8000"
-    )
+    url: Annotated[BaseAddress, SameResult()] = "http://127.0.0.1:8000"
     """Address of the server."""
-    timeout: Annotated[PositiveNumber, SameResult()] = 600.0
+    timeout: Annotated[Seconds, SameResult()] = 600.0
     """Seconds without an answer, to a request or to new weights, after which the run stops."""
     weights: Annotated[str | None, SameResult()] = None
     """Folder both see, for the weights on their way; the stage's own when not given."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data.errors import HandOverError, RecipeError
+from pipeline.contract.addresses import Address, Retries, Seconds
 from pipeline.contract.settings import (
     NonNegative,
-    NonNegativeInt,
     Number,
     PositiveInt,
     PositiveNumber,
@@ -49,13 +49,13 @@ class RewardTerm(Settings):
     """Function of yours: its name in a Python file that `--plugin` gives."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the rule or function."""
-    url: Annotated[str | None, Field(pattern=r"^https?://[^/\s]+\S*$")] = None
+    url: Address | None = None
     """HTTP server: takes POST of {"prompts": [], "responses": []}, and "ended" where it is known;
     answers {"scores": []}."""
-    timeout: Annotated[PositiveNumber, SameResult()] = 60.0
-    """Seconds without an answer of the server after which a try has failed."""
-    retries: Annotated[NonNegativeInt, SameResult()] = 5
-    """Further tries of a request, after 1, 2, 4 ... seconds, at most 30."""
+    timeout: Annotated[Seconds, SameResult()] = 60.0
+    """Seconds without a whole answer of the server after which a try has failed."""
+    retries: Annotated[Retries, SameResult()] = 5
+    """Further tries of a request, after 1, 2, 4 ... seconds, at most 60."""
     batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Responses of one request to the server."""
     normalize: bool = False

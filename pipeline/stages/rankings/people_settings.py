@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from data.errors import RecipeError
 from data.labels.records import Mode, Strategy
+from pipeline.contract.addresses import BaseAddress, Retries, Seconds
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -25,6 +26,7 @@ from pipeline.contract.settings import (
 
 GOLD_TASKS = 50
 """Tasks that are drawn of those with known ranks."""
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 ENVIRONMENT = "env:"
 """Begins a `database` that is the name of an environment variable."""
 
@@ -58,11 +60,11 @@ class JudgeSettings(Settings):
     """Kind of annotator."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "judge"
     """Its name among the annotators, and of its log in RUN/labels."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+\S*$")]
+    url: BaseAddress
     """Base address, such as http://localhost:8000/v1."""
     model: str
     """The model's name there."""
-    key_variable: Annotated[str | None, SameResult()] = None
+    key_variable: Annotated[VariableName | None, SameResult()] = None
     """Environment variable that holds the service's key."""
     max_calls: PositiveInt | None = None
     """Calls that may be made in all; K completions take K (K - 1), and K more for ratings."""
@@ -74,9 +76,9 @@ class JudgeSettings(Settings):
     """Of its answers; 0 is the likeliest."""
     concurrency: Annotated[PositiveInt, SameResult()] = 4
     """Calls at the same time."""
-    timeout: Annotated[PositiveNumber, SameResult()] = 60.0
-    """Seconds without an answer after which a try has failed."""
-    retries: Annotated[NonNegativeInt, SameResult()] = 5
+    timeout: Annotated[Seconds, SameResult()] = 60.0
+    """Seconds without a whole answer after which a try has failed."""
+    retries: Annotated[Retries, SameResult()] = 5
     """Further tries of a call, after 1, 2, 4 ... seconds."""
 
 
