@@ -14,12 +14,14 @@ import io
 import json
 import logging
 import re
+import reprlib
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,11 +124,25 @@ def without_secrets(text: str, url: str, headers: Mapping[str, str]) -> str:
     return text
 
 
+def shown_answer(answer: Any, url: str, headers: Mapping[str, str] | None = None) -> str:
+    """Return an answer in short, without what only the asked server may know."""
+    short = _Short()
+    short.clean = partial(without_secrets, url=url, headers=headers or {})
+    return short.repr(answer)
+
+
+class _Short(reprlib.Repr):
+    clean: Callable[[str], str]
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(self.clean(x), level)
+
+
 class _Reader(io.RawIOBase):
     """Reads a socket until its timeout has passed in all, and no more than `MOST_BYTES`."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.raw: io.RawIOBase = connection.makefile("rb", buffering=0)  # type: ignore[assignment]
+        self.raw = connection.makefile("rb", buffering=0)
         self.until = monotonic() + (connection.gettimeout() or 0.0)
         self.left = MOST_BYTES
 
@@ -134,13 +150,13 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        count = self.raw.readinto(buffer)  # type: ignore[attr-defined]
+        count = self.raw.readinto(buffer)
         self.left -= count or 0
         if self.left < 0:
             raise _too_long()
         if monotonic() > self.until:
             raise TimeoutError
-        return count  # type: ignore[no-any-return]
+        return count
 
     def close(self) -> None:
         self.raw.close()
@@ -158,7 +174,7 @@ class _Answer(http.client.HTTPResponse):
 
 class _Adapter(HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-        pool = super().get_connection_with_tls_context(*args, **options)
+        pool: Any = super().get_connection_with_tls_context(*args, **options)
         pool.ConnectionCls = type("Bounded", (pool.ConnectionCls,), {"response_class": _Answer})
         return pool
 
@@ -205,7 +221,7 @@ class _Try:
         try:
             return outcome.result(self.timeout)
         # Not `from` it: a log shows causes too, and their texts may hold the key.
-        except (OSError, HTTPError, http.client.HTTPException) as error:
+        except (OSError, HTTPError, http.client.HTTPException, ValueError) as error:
             raise (refused[0] if refused else self._failure(_first_cause(error))) from None
 
     def _exchange(self, refused: list[HttpError]) -> Any:
@@ -237,7 +253,9 @@ class _Try:
                 stream=True,
             )
         except ValueError as error:  # its text may hold the key
-            if getattr(error, "request", None) and isinstance(error, requests.InvalidHeader):
+            if getattr(error, "request", None) and isinstance(
+                error, requests.exceptions.InvalidHeader
+            ):
                 raise UnansweredError("its headers contradict each other") from None
             raise RefusedError(
                 "no request can be made of this address and key, or of HTTP_PROXY and HTTPS_PROXY"

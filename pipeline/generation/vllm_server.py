@@ -11,7 +11,7 @@ development mode rules it, so that it belongs on the loopback address or a netwo
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +27,9 @@ LOGPROBS_MODE = "processed_logprobs"
 """Log-probabilities under the temperature; vLLM's default gives those at temperature 1."""
 EXTENSION = Path(__file__).with_name("served")
 """Folder of what the server imports."""
+COMPARED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""What the configurations of server and policy must agree in, where both have it."""
+_NO_LOGPROB = 1e30
 KEPT = "the run's state is kept: run again to go on from it"
 
 
@@ -92,16 +95,13 @@ class VllmServer:
             {"method": "describe_policy"},
             what="does not have the worker extension",
         )
-        try:
-            model, policy = models["data"][0], described["results"][0]
-            return Served(
-                name=str(model["id"]),
-                context=int(model["max_model_len"]),
-                shape=dict(policy["shape"]),
-                logprobs_mode=str(policy["logprobs_mode"]),
-            )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise self.wrong("says of itself what vLLM 0.32 does not") from error
+        match models, described:
+            case (
+                {"data": [{"id": str(name), "max_model_len": int(context)}, *_]},
+                {"results": [{"shape": dict(shape), "logprobs_mode": str(mode)}, *_]},
+            ) if context > 0 and all(isinstance(shape.get(k, 0), int) for k in COMPARED):
+                return Served(name, context, shape, mode)
+        raise self.wrong("says of itself what vLLM 0.32 does not")
 
     def load(self, folder: Path) -> None:
         """Let the server read weights from a folder of safetensors, and forget what it cached.
@@ -115,10 +115,12 @@ class VllmServer:
             what=f"did not take the weights in {folder} (it must see that folder, see "
             "rollout.weights, and hold a model of the policy's shape)",
         )
-        if self._ask("/reset_prefix_cache", {}).get("success") is not True:
-            raise self.wrong(
-                "could not forget what it cached under the old weights, it answers others too"
-            )
+        match self._ask("/reset_prefix_cache", {}):
+            case {"success": True}:
+                return
+        raise self.wrong(
+            "could not forget what it cached under the old weights, it answers others too"
+        )
 
     def complete(
         self,
@@ -145,12 +147,13 @@ class VllmServer:
         Raises:
             RolloutError: the server can't be reached, refuses, or answers something else.
         """
+        most = min(max_new_tokens, served.context - len(prompt))
         answer = self._ask(
             "/v1/completions",
             {
                 "model": served.name,
                 "prompt": list(prompt),
-                "max_tokens": min(max_new_tokens, served.context - len(prompt)),
+                "max_tokens": most,
                 "temperature": temperature,
                 "seed": seed,
                 # Whatever a generation_config.json says: the policy's distribution, untouched.
@@ -168,15 +171,32 @@ class VllmServer:
                 **({"logit_bias": {str(i): -100.0 for i in unused_ids}} if unused_ids else {}),
             },
         )
-        try:
-            choice = answer["choices"][0]
-            tokens = [int(token) for token in choice["token_ids"]]
-            logprobs = [float(figure) for figure in choice["logprobs"]["token_logprobs"]]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self.wrong("answered without token ids and log-probabilities") from error
-        if not tokens or len(tokens) != len(logprobs) or not all(map(math.isfinite, logprobs)):
-            raise self.wrong(f"gave {len(tokens)} tokens with the log-probabilities {logprobs}")
-        return Sample(tokens, tokens[-1] in end_ids, logprobs)
+        return self._sample(answer, served, most, end_ids)
+
+    def _sample(self, answer: Any, served: Served, most: int, end_ids: Sequence[int]) -> Sample:
+        """Return a response of `most` tokens at most, or refuse what is none."""
+        match answer:
+            case {
+                "choices": [
+                    {"token_ids": [*tokens], "logprobs": {"token_logprobs": [*logprobs]}},
+                    *_,
+                ]
+            }:
+                pass
+            case _:
+                raise self.wrong("answered without token ids and log-probabilities")
+        if not 0 < len(tokens) <= most or len(tokens) != len(logprobs):
+            raise self.wrong(
+                f"gave {len(tokens)} tokens with {len(logprobs)} log-probabilities where {most} "
+                "tokens were asked for"
+            )
+        ids = range(served.shape.get("vocab_size", 2**31))
+        for token, figure in zip(tokens, logprobs, strict=True):
+            if type(token) is not int or token not in ids:
+                raise self.wrong(f"gave {reprlib.repr(token)} for a token's id")
+            if type(figure) not in (int, float) or not abs(figure) < _NO_LOGPROB:
+                raise self.wrong(f"gave {reprlib.repr(figure)} for a token's log-probability")
+        return Sample(tokens, tokens[-1] in end_ids, [float(figure) for figure in logprobs])
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None, *, what: str = "") -> Any:
         """GET a route, or POST to it; return the JSON of its answer.

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
-from data.http_json import RefusedError, UnansweredError, WrongAnswerError, ask_json
+from data.http_json import (
+    RefusedError,
+    UnansweredError,
+    WrongAnswerError,
+    ask_json,
+    shown_answer,
+)
 from reward.scorer import Facts, require_same_length, require_scores
 
 if TYPE_CHECKING:
@@ -67,7 +72,8 @@ class Endpoint:
         return scores
 
     def _request(self, content: dict[str, list[Any]]) -> list[float]:
-        origin = f"the reward server at url {self.url}"
+        address = self.url.partition("?")[0]  # behind it may stand a key
+        origin = f"the reward server at url {address}"
         body = json.dumps(content).encode()
         try:
             answer = ask_json(self.url, body, timeout=self.timeout, retries=self.retries)
@@ -79,12 +85,12 @@ class Endpoint:
         except RefusedError as failure:
             raise RewardError(
                 f"{origin} refused: {failure}; it takes POST of "
-                '{"prompts": [...], "responses": [...]}'
+                '{"prompts": [...], "responses": [...]}, what was trained is kept'
             ) from failure
         except WrongAnswerError as failure:
             raise RewardError(_not_scores(origin, failure)) from failure
         if not isinstance(answer, dict) or "scores" not in answer:
-            raise RewardError(_not_scores(origin, reprlib.repr(answer)))
+            raise RewardError(_not_scores(origin, shown_answer(answer, self.url)))
         scores = require_scores(answer["scores"], count=len(content["responses"]), origin=origin)
         # A function in Python may answer True for 1; what a server means by true nobody knows.
         if any(isinstance(score, bool) for score in answer["scores"]):
@@ -95,4 +101,4 @@ class Endpoint:
 
 
 def _not_scores(origin: str, shown: object) -> str:
-    return f'{origin} answered {shown} where {{"scores": [...]}} is needed'
+    return f'{origin} answered {shown} where {{"scores": [...]}} is needed; look at the server'

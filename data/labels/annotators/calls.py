@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
 import threading
 import time
 from collections.abc import Mapping
@@ -20,8 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import LabelError, UsageError
-from data.http_json import RefusedError, UnansweredError, WrongAnswerError, ask_json
+from data.http_json import (
+    RefusedError,
+    UnansweredError,
+    WrongAnswerError,
+    ask_json,
+    shown_answer,
+    without_secrets,
+)
 from data.json_lines import append_json_lines, read_json_lines
+
+_MOST_TOKENS = 10**9
+"""Of one call; a server that counts more does not count."""
 
 
 class BudgetSpentError(LabelError):
@@ -54,7 +63,7 @@ class Calls:
         retries: further tries after the first, see `data.http_json`.
 
     Raises:
-        UsageError: the variable is not set.
+        UsageError: the variable is not set, or holds what can't be sent.
     """
 
     def __init__(
@@ -75,15 +84,11 @@ class Calls:
         self.timeout, self.retries = timeout, retries
         self._headers: dict[str, str] = {}
         if key_variable is not None:
-            if not os.environ.get(key_variable):
-                raise UsageError(
-                    f"the environment variable {key_variable} is not set; it holds the key for "
-                    f"{url}"
-                )
-            self._headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+            self._headers["Authorization"] = f"Bearer {_key(key_variable, url)}"
         self._lock = threading.Lock()
         self._answers: dict[str, str] = {}
         self._begun = self._tokens = 0
+        self._given_up: LabelError | None = None
         self._read_log()
 
     @property
@@ -129,6 +134,8 @@ class Calls:
         return text
 
     def _begin(self) -> None:
+        if self._given_up is not None:  # else every thread would wait for as many tries
+            raise self._given_up
         if self.max_calls is not None and self._begun >= self.max_calls:
             raise BudgetSpentError(f"all {self.max_calls} calls of {self.model} are used up")
         if self.max_tokens is not None and self._tokens >= self.max_tokens:
@@ -149,8 +156,10 @@ class Calls:
             return
         # Where a killed process left a broken line, that call is made again.
         for entry in read_json_lines(self.log, skip_broken=True):
-            self._answers[entry["call"]] = entry["answer"]
-            self._tokens += entry["tokens"]
+            match entry:
+                case {"call": str(name), "answer": str(text), "tokens": int(tokens)}:
+                    self._answers[name] = text
+                    self._tokens += tokens
         self._begun = len(self._answers)
 
     def _post(self, body: bytes) -> Any:
@@ -163,29 +172,49 @@ class Calls:
                 retries=self.retries,
             )
         except UnansweredError as failure:
-            raise LabelError(
+            self._given_up = LabelError(
                 f"the judge at url {self.url} gave no answer in {self.retries + 1} tries, the last "
                 f"time: {failure}; look at the server, all labels are kept"
-            ) from failure
+            )
+            raise self._given_up from failure
         except RefusedError as failure:
-            raise CallRefusedError(f"the judge at url {self.url} refused: {failure}") from failure
+            raise CallRefusedError(
+                f"the judge at url {self.url} refused: {failure}; look at its url, model and "
+                "key_variable, all labels are kept"
+            ) from failure
         except WrongAnswerError as failure:
             raise self._no_completion(failure) from failure
 
     def _parsed(self, answer: Any, request: Mapping[str, Any]) -> tuple[str, int]:
-        try:
-            text = answer["choices"][0]["message"]["content"]
-            tokens = (answer.get("usage") or {}).get("total_tokens")
-        except (TypeError, KeyError, IndexError, AttributeError):
-            text = None
-        if not isinstance(text, str):
-            raise self._no_completion(reprlib.repr(answer))
-        if not isinstance(tokens, int) or tokens < 0:
-            # Not every server counts; four bytes a token is the usual rule of thumb.
-            tokens = (len(json.dumps(request["messages"])) + len(text)) // 4
-        return text, tokens
+        match answer:
+            case {"choices": [{"message": {"content": str(text)}}, *_]}:
+                # A server may send the key back, and the log may not hold it.
+                text = without_secrets(text, self.url, self._headers)
+            case _:
+                raise self._no_completion(shown_answer(answer, self.url, self._headers))
+        match answer.get("usage"):
+            case {"total_tokens": int(tokens)} if 0 <= tokens <= _MOST_TOKENS:
+                return text, tokens
+        # Not every server counts; four bytes a token is the usual rule of thumb.
+        return text, (len(json.dumps(request["messages"])) + len(text)) // 4
 
     def _no_completion(self, shown: object) -> LabelError:
         return LabelError(
-            f"the judge at url {self.url} answered {shown}, no chat completion of the OpenAI form"
+            f"the judge at url {self.url} answered {shown}, no chat completion of the OpenAI form; "
+            "its url is the base address, such as http://localhost:8000/v1"
         )
+
+
+def _key(variable: str, url: str) -> str:
+    """Return the key of a service; no error tells it."""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UsageError(
+            f"the environment variable {variable} is not set; it holds the key for {url}"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(
+            f"the environment variable {variable} holds no key that can be sent to {url}; set it "
+            "to letters, digits and signs of plain ASCII, without spaces or line ends"
+        )
+    return key

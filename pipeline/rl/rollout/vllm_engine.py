@@ -26,14 +26,11 @@ import torch
 
 from data.errors import RolloutError
 from pipeline.generation.generate import Sample
-from pipeline.generation.vllm_server import LOGPROBS_MODE, Served, VllmServer
+from pipeline.generation.vllm_server import COMPARED, LOGPROBS_MODE, Served, VllmServer
 from pipeline.models.load import save_model
 from pipeline.models.unused_ids import unused_ids
 from pipeline.rl.learner import Learner
 from pipeline.rl.processes import World
-
-COMPARED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-"""What the configurations of server and policy must agree in, where both have it."""
 
 
 @dataclass
@@ -88,13 +85,14 @@ class VllmEngine:
         served = self.server.describe()
         if served.logprobs_mode != LOGPROBS_MODE:
             raise self.server.wrong(
-                f"gives {served.logprobs_mode} where the policy's under the temperature are needed"
+                f"gives {served.logprobs_mode:.80} where the policy's under the temperature are "
+                "needed"
             )
         own = self._configuration()
         for name in COMPARED:
             if name in own and name in served.shape and own[name] != served.shape[name]:
                 raise self.server.wrong(
-                    f"holds another model than the policy: {served.name} has {name} "
+                    f"holds another model than the policy: {served.name:.80} has {name} "
                     f"{served.shape[name]}, the policy {own[name]}"
                 )
         return served
