@@ -227,8 +227,8 @@ def test_a_server_that_dies_stops_the_run_and_nothing_is_lost(setting: Build, se
         ({"model": "./a", "options": {"x": 1}}, "options: only for rule or function"),
         ({"rule": "length", "retries": 1}, "retries: only for url, this reward is a rule"),
         ({"model": "./a", "combine": "min"}, "combine: only for models"),
-        ({"url": "ftp://a"}, "pattern"),
-        ({"url": "http:///x"}, "pattern"),
+        ({"url": "ftp://a"}, "an address is http:"),
+        ({"url": "http:///x"}, "an address is http:"),
         ({"rule": "length", "clip": 0}, "greater than 0"),
     ],
 )
