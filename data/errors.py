@@ -19,6 +19,7 @@
     |  |- NotYoursError     no such invite, task or label, or it is somebody else's
     |  |- LabelConflictError  it was labelled already, or given to somebody else meanwhile
     |  |- InvalidLabelError the label is not what the campaign asks
+    |  |- StoreDownError    the label database is locked, full, damaged or not reached
 
 The command line prints the sentence and exits with 2. Anything else that is raised is a bug of
 ours and keeps its traceback. `Interrupted` is no error: a signal asked the run to save and stop.
@@ -104,6 +105,10 @@ class LabelConflictError(LabelError):
 
 class InvalidLabelError(LabelError):
     """The label is not what the campaign asks."""
+
+
+class StoreDownError(LabelError):
+    """The label database is locked, full, damaged, or not reached; it may be back in a moment."""
 
 
 class Interrupted(Exception):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from data.errors import UsageError
 
 STORE = ("sqlalchemy", "alembic")
-PAGES = ("starlette", "uvicorn", "jinja2", "markdown_it", "nh3", "argon2")
+PAGES = ("starlette", "uvicorn", "h11", "jinja2", "markdown_it", "nh3", "argon2")
 FIGURES = ("scipy",)
 
 

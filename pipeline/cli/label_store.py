@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,8 @@ def opened(
 
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; name the one that `rlhf run` works in")
-    place = database_place(run, given or _named(run, stage))
-    if before is not None and "://" not in place and not Path(place).exists():
+    place = database_place(run, _named(run, stage) if given is None else given)
+    if before is not None and "://" not in place and not os.path.exists(place):
         before()
     database = open_database(place, create=create, home=run / "labels")
     for note in database.notes:

@@ -50,6 +50,9 @@ def serve(
         list[str] | None,
         typer.Option("--allowed-host", help="Further name browsers ask for; repeatable."),
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address that people reach it by, as the proxy's; in links.")
+    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM file, to serve https.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     behind_proxy: Annotated[
@@ -66,8 +69,18 @@ def serve(
     from pipeline.cli.label_store import find_campaign, first_invite, opened
 
     require_packages(*STORE, *PAGES)
+    from data.labels.web.front import Front
     from data.labels.web.server import serve as serve_pages
 
+    front = Front(
+        host=host,
+        port=port,
+        url=url,
+        allowed_hosts=allowed_host or [],
+        certificate=certificate,
+        key=key,
+        behind_proxy=behind_proxy,
+    )
     with opened(run, database, create=True) as store:
         names = [find_campaign(store, name).name for name in campaign or ()]
 
@@ -80,13 +93,8 @@ def serve(
 
         serve_pages(
             store,
-            host=host,
-            port=port,
+            front,
             campaigns=names or None,
-            allowed_hosts=allowed_host or [],
-            certificate=certificate,
-            key=key,
-            behind_proxy=behind_proxy,
             idle_hours=idle_hours,
             address_file=server_file(run),
             on_ready=ready,
@@ -106,7 +114,7 @@ def invite(
 ) -> None:
     """Print a link for each person that lets them in, once."""
     from data.labels.names import clean_name
-    from data.labels.web.address import read_address
+    from data.labels.web.address import checked_url, read_address
     from pipeline.cli.label_store import opened
 
     def check() -> None:
@@ -116,10 +124,10 @@ def invite(
         for name in names:
             clean_name(name)
 
+    place = checked_url(address) if address is not None else read_address(run) or ""
     with opened(run, database, create=True, before=check) as store:
         from data.labels.campaign.accounts import Accounts
 
-        place = (address or read_address(run) or "").rstrip("/")
         role: Role = "admin" if admin else "annotator"
         for made, token in Accounts(store).invite_all(role, names, hours, by="command"):
             typer.echo(f"{made.name}\t{place}/invite/{token}")

@@ -5,10 +5,14 @@ process and a power cut. A transaction that will write says so at once (`BEGIN I
 begins as a reader and turns into a writer fails with "database is locked" as soon as somebody else
 wrote meanwhile, and no time-out helps against that. Writers of one process queue up at a lock of
 ours, since SQLite's own waiting is a sleep of up to 100 ms that serves nobody in order.
+
+Nothing waits without bound: not for a lock, a connection or a statement. What the database refuses
+for now is a `StoreDownError`, made where every block of work passes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
@@ -26,14 +30,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
-from data.errors import ArtifactError, UsageError
+from data.errors import ArtifactError, StoreDownError, UsageError, told
 from data.extras import require_packages
 from data.labels.store.private import close_to_others, make_file, make_folder
 
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
 _MORE_CONNECTIONS = 64
-_BUSY_SECONDS = 30
+_BUSY_SECONDS = 5
+"""For a lock that another process holds, for a connection, and for the server's first answer."""
+_STATEMENT_SECONDS = 60
 _IDLE_SECONDS = 5.0
 """After which a PostgreSQL connection is tried before it is used: the server may be a new one.
 Trying each time would be a fourth of all that is said to the server."""
@@ -41,6 +47,12 @@ _MIGRATIONS_LOCK = 7_236_411
 """An arbitrary number that names our migrations among PostgreSQL's advisory locks."""
 
 
+_WAYS_OUT = {
+    "locked": "end what holds it, or try again in a moment",
+    "full": "make room on its disk and try again",
+    "not a database|malformed": "name the right file by --database, or bring back a copy",
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ID = re.compile(r"[\w-]{22}", re.ASCII)
 
 
@@ -91,7 +103,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Give a connection whose reads all see the same state on SQLite."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._told(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -104,7 +116,7 @@ class Database:
         alone: dict[str, Any] = (
             {"alone": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         )
-        with self.engine.connect() as connection:
+        with self._told(), self.engine.connect() as connection:
             yield connection.execution_options(**alone)
 
     @contextmanager
@@ -116,12 +128,12 @@ class Database:
                 but a power cut may undo the last moment; whatever is durable later makes it so.
         """
         if not self.is_sqlite:
-            with self.engine.begin() as connection:
+            with self._told(), self.engine.begin() as connection:
                 if not durable:
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             return
-        with self._writer, self.engine.connect() as connection:
+        with self._told(), self._turn(), self.engine.connect() as connection:
             connection = connection.execution_options(immediate=True)
             # Straight to the driver: it can't be changed inside a transaction.
             raw: Any = connection.connection.driver_connection
@@ -132,7 +144,44 @@ class Database:
                     yield connection
             finally:
                 if not durable:
+                    raw.rollback()  # a commit that failed leaves its transaction open
                     raw.execute("PRAGMA synchronous = FULL")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock of this process's writers."""
+        if not self._writer.acquire(timeout=_BUSY_SECONDS):
+            raise self._down("database is locked")
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell a database that can't be used now from one that refuses what it was given."""
+        try:
+            yield
+        except sa.exc.TimeoutError as error:
+            raise self._down("all connections are taken") from error
+        except (
+            sa.exc.OperationalError,
+            self.engine.dialect.loaded_dbapi.OperationalError,
+        ) as error:
+            raise self._down(str(getattr(error, "orig", error))) from error
+        except sa.exc.DatabaseError as error:
+            if type(error) is not sa.exc.DatabaseError:
+                raise
+            # So SQLite tells of damaged files.
+            raise self._down(str(error.orig)) from error
+
+    def _down(self, why: str) -> StoreDownError:
+        reason = (why.strip().splitlines() or ["unknown"])[0].rstrip(".")
+        known = (way for words, way in _WAYS_OUT.items() if re.search(words, reason))
+        way_out = next(known, "mend that and try again")
+        return StoreDownError(
+            f"the label database {self.url} can't be used now: {reason}; {way_out}"
+        )
 
     def close(self) -> None:
         """Close every connection."""
@@ -153,6 +202,7 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
     Raises:
         UsageError: another kind of address, or no such file.
         ArtifactError: the tables were made by a newer version of this program.
+        StoreDownError: it can't be had now.
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
@@ -160,41 +210,48 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
     else:
         engine = _open_postgresql(parsed)
     database = Database(engine)
-    if database.is_sqlite and not parsed.query:
-        database.notes += close_to_others(Path(str(parsed.database)), home)
     try:
         _migrate(database)
-    except sa.exc.OperationalError as error:
+    except sa.exc.ProgrammingError as error:  # an option that it does not know, a right it lacks
         database.close()
-        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "unknown"
-        raise UsageError(f"the label database {database.url} can't be opened: {reason}") from error
+        raise UsageError(
+            f"the label database {database.url} can't be used: {told(error.orig or error)}"
+        ) from error
     except BaseException:
         database.close()
         raise
+    if database.is_sqlite and not parsed.query:
+        database.notes += close_to_others(Path(str(parsed.database)), home)
     return database
 
 
 def _parse(url: str) -> sa.URL:
+    shown = re.sub(r"://[^@]*@", "://***@", url)
+    if not url.strip() or "\0" in url or _SURROGATE.search(url):
+        raise UsageError(f"the label database {shown!r} is neither a file nor an address")
     if "://" not in url:
         return sa.URL.create("sqlite", database=url)
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise UsageError(f"the label database {url!r} is not an address: {error}") from error
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise UsageError(
+            f"the label database {shown!r} is no address as sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME"
+        ) from error
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
         raise UsageError(
             f"the label database is {parsed.get_backend_name()!r}; sqlite and postgresql work"
         )
-    return parsed
+    return parsed.set(drivername="sqlite")
 
 
 def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise UsageError("labels are not kept in memory: give the SQLite database a file")
     path = Path(url.database)
-    if not path.exists():
+    if not os.path.exists(path):
         if not create:
             raise UsageError(f"there is no label database at {path}")
         make_folder(path.parent)
@@ -205,6 +262,7 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         pool_size=CONNECTIONS,
         max_overflow=_MORE_CONNECTIONS,
+        pool_timeout=_BUSY_SECONDS,
     )
 
     @event.listens_for(engine, "connect")
@@ -227,7 +285,20 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
 
 def _open_postgresql(url: sa.URL) -> sa.Engine:
     require_packages("psycopg", extra="postgres")
-    engine = sa.create_engine(url, pool_size=CONNECTIONS, max_overflow=_MORE_CONNECTIONS // 2)
+    engine = sa.create_engine(
+        url,
+        # A server that is stopped, or a cable that is out, answers nothing: the last bounds that.
+        connect_args={"connect_timeout": _BUSY_SECONDS, "tcp_user_timeout": 1000 * _BUSY_SECONDS},
+        pool_size=CONNECTIONS,
+        max_overflow=_MORE_CONNECTIONS // 2,
+        pool_timeout=_BUSY_SECONDS,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _bound(raw: Any, _record: Any) -> None:
+        raw.execute(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+        raw.execute(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'")
+        raw.commit()
 
     @event.listens_for(engine, "checkin")
     def _note(_raw: Any, record: Any) -> None:
@@ -256,6 +327,7 @@ def _migrate(database: Database) -> None:
             return
     with database.write() as connection:
         if not database.is_sqlite:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # indexes take their time
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATIONS_LOCK)))
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in {s.revision for s in scripts.walk_revisions()}:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from data.errors import ArtifactError
+from data.errors import ArtifactError, UsageError
 from data.json_lines import read_json_object
+
+_NAME = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.?"
+HOST = rf"(?:{_NAME}|\[[0-9a-f:.]+\])"
+URL = re.compile(rf"(https?)://({HOST})(?::(\d{{1,5}}))?/?", re.ASCII | re.IGNORECASE)
 
 
 def server_file(run: Path) -> Path:
@@ -23,6 +28,21 @@ def read_address(run: Path) -> str | None:
     address, process = written.get("address"), written.get("pid")
     # Not isinstance: `true` is an int to it, and would be the first process of all.
     return address if type(address) is str and type(process) is int and _alive(process) else None
+
+
+def checked_url(url: str) -> str:
+    """Return an address that links can begin with, without the slash at its end.
+
+    Raises:
+        UsageError: it is not a scheme, a host and perhaps a port.
+    """
+    found = URL.fullmatch(url)
+    if found is None or int(found[3] or 1) not in range(1, 65536):
+        raise UsageError(
+            f"the address {url[:200]!r} is not one that links can begin with: write it as "
+            "https://labels.example.org, with :PORT where it has one and no path"
+        )
+    return url.rstrip("/")
 
 
 def _alive(process: int) -> bool:

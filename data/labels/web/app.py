@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from data.errors import InvalidLabelError, LabelConflictError, NotYoursError, RlhfError
+from data.errors import (
+    InvalidLabelError,
+    LabelConflictError,
+    NotYoursError,
+    RlhfError,
+    StoreDownError,
+)
 from data.labels.campaign.accounts import IDLE_HOURS
 from data.labels.store.database import Database
 from data.labels.web import views_admin as admin
@@ -24,9 +30,10 @@ from data.labels.web import views_entry as entry
 from data.labels.web import views_label as label
 from data.labels.web.pages import STATIC, render
 from data.labels.web.security import LOOPBACK, Shield
-from data.labels.web.sessions import Handler, Needs, Visit, endpoint
+from data.labels.web.sessions import BUSY, RETRY_AFTER, Handler, Needs, Visit, endpoint
 from data.labels.web.site import Site
 
+LOG = logging.getLogger(__name__)
 _TITLES = {
     400: "That can't be read",
     403: "That is not allowed",
@@ -35,6 +42,7 @@ _TITLES = {
     413: "That is too large",
     422: "Something is missing",
     429: "Too fast",
+    503: "One moment",
 }
 
 
@@ -59,16 +67,18 @@ def create_app(
     """
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(Shield, secure=secure, allowed_hosts=list(allowed_hosts))],
-        exception_handlers={HTTPException: _refuse, RlhfError: _refuse},
+        exception_handlers={HTTPException: _refuse, RlhfError: _refuse, Exception: _refuse},
     )
+    # Around the page of an error of ours too, which Starlette sends from outside its middleware.
+    guarded = app.build_middleware_stack()
+    app.middleware_stack = Shield(guarded, secure=secure, allowed_hosts=allowed_hosts)
     app.state.site = Site(database, names=campaigns, secure=secure, idle_hours=idle_hours)
     return app
 
 
 def _routes() -> list[BaseRoute]:
     return [
-        _get("/health", entry.health, "nothing"),
+        Route("/health", entry.health, methods=["GET"]),
         _get("/", entry.home),
         _get("/invite/{token}", entry.invite, "nothing"),
         _post("/invite/{token}", entry.accept_invite, "nothing"),
@@ -152,6 +162,11 @@ def _told(error: Exception) -> tuple[int, str, dict[str, str]]:
     if isinstance(error, HTTPException):
         why = "" if error.status_code == 404 else str(error.detail)
         return error.status_code, why, dict(error.headers or {})
+    if isinstance(error, StoreDownError):
+        LOG.warning("%s", error)  # its address and reason are not for everybody
+        return 503, BUSY, RETRY_AFTER
+    if not isinstance(error, RlhfError):
+        return 500, "a fault of this program, told in the server's log; your draft is kept", {}
     kinds: list[tuple[type[Exception], int]] = [
         (NotYoursError, 404),
         (LabelConflictError, 409),

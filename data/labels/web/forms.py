@@ -6,12 +6,14 @@ task. Only here one becomes the other.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import InvalidLabelError
 from data.labels.records import RATINGS, Mode, Submission
+from data.labels.web.sessions import refuse_nul
 from data.records import dense_ranks
 from data.words import counted
 
@@ -42,6 +44,7 @@ def read_sheet(body: bytes, *, completions: int) -> Sheet:
 
     Raises:
         InvalidLabelError: it is none, or not one for a task of so many completions.
+        HTTPException: 400, a text holds NUL.
     """
     try:
         sheet = Sheet.model_validate_json(body)
@@ -49,6 +52,7 @@ def read_sheet(body: bytes, *, completions: int) -> Sheet:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
         raise InvalidLabelError(f"{where}: {first['msg'].lower()}") from error
+    refuse_nul(sheet.key, sheet.comment, *chain.from_iterable(sheet.flags))
     sizes = {len(sheet.tiers), len(sheet.ratings), len(sheet.flags)}
     if sizes != {completions}:
         raise InvalidLabelError(f"this task has {counted(completions, 'answer')}")

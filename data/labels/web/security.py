@@ -2,14 +2,15 @@
 
 Hosts: only names that we were told, so that no foreign name can be pointed at this machine (DNS
 rebinding). Origin: what changes something must come from our own pages; together with a token in
-every form (see `sessions`) and SameSite cookies. Bodies: at most `BODY_CAP`. Headers: a policy that
-lets the browser load nothing but our own script and style.
+every form (see `sessions`) and SameSite cookies. Bodies: at most `BODY_CAP`. Text: neither NUL nor
+half a character, which a database refuses. Headers: a policy that lets the browser load nothing but
+our own script and style; every answer has them, errors too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -17,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_CAP = 64 * 1024
 """Bytes of a request's body."""
+HEADER_CAP = 32 * 1024
+"""Bytes of a request's address and headers."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SAFE_METHODS = ("GET", "HEAD")
 
@@ -24,7 +27,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS = {
+HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -35,6 +38,9 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
 }
+# NUL, and the bytes of a surrogate: plain, by percent, or as cookies write them.
+_NO_TEXT = re.compile(rb"\x00|%00|\\000|(?:\xed|%ed)(?:[\xa0-\xbf]|%[ab][0-9a-f])", re.IGNORECASE)
+_HOST = re.compile(r"([^:\[\]]+|\[[^\[\]]*\])(?::\d{1,5})?")
 
 
 class Shield:
@@ -60,14 +66,14 @@ class Shield:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
                 if self.secure:
                     headers["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
-        refused = self._refusal(scope["method"], Headers(scope=scope))
+        refused = _unreadable(scope) or self._refusal(scope["method"], Headers(scope=scope))
         if refused is None:
             await self.app(scope, receive, send_guarded)
             return
@@ -77,20 +83,19 @@ class Shield:
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "").lower()
-        if not self._is_ours(_name(host)):
+        named = _HOST.fullmatch(host)
+        if named is None or not self._is_ours(named[1]):
             return 400, "this host name is not served here"
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return 400, "the length of the body is no number"
-        if int(length) > BODY_CAP:
+        if len(length) > 18 or int(length) > BODY_CAP:
             return 413, f"too large: at most {BODY_CAP} bytes"
         if method in SAFE_METHODS:
             return None
         if method != "POST":
             return 405, "only GET and POST are answered"
-        origin = urlsplit(headers.get("origin", ""))
-        scheme = "https" if self.secure else "http"
-        if (origin.scheme, origin.netloc.lower()) != (scheme, host):
+        if headers.get("origin", "").lower() != f"http{'s' * self.secure}://{host}":
             return 403, "this request does not come from a page of this site"
         return None
 
@@ -101,8 +106,11 @@ class Shield:
         )
 
 
-def _name(host: str) -> str:
-    """Return a Host header without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+def _unreadable(scope: Scope) -> tuple[int, str] | None:
+    path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
+    texts = [path, scope["query_string"], *(part for pair in scope["headers"] for part in pair)]
+    if sum(map(len, texts)) > HEADER_CAP:
+        return 431, f"the address and the headers are too large: at most {HEADER_CAP} bytes"
+    if any(_NO_TEXT.search(text) for text in texts):
+        return 400, "the address or a header holds what is no text"
+    return None

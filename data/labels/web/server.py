@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import json
+import logging
 import os
+import resource
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,25 +23,19 @@ from data.errors import UsageError
 from data.labels.campaign.accounts import IDLE_HOURS
 from data.labels.store.database import Database
 from data.labels.store.private import make_folder
-from data.labels.web.app import create_app
+from data.labels.web.app import LOG, create_app
+from data.labels.web.connections import BACKLOG, MOST, Listening, Protocol, Sparing
+from data.labels.web.front import Front, resolved
 from data.labels.web.pages import load_templates
-from data.labels.web.security import LOOPBACK
+from data.labels.web.security import HEADER_CAP
 from data.storage import storage_errors, write_atomically
-
-DEFAULT_PORT = 8470
-_LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(
     database: Database,
+    front: Front | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
     campaigns: Sequence[str] | None = None,
-    allowed_hosts: Sequence[str] = (),
-    certificate: Path | None = None,
-    key: Path | None = None,
-    behind_proxy: bool = False,
     idle_hours: float = IDLE_HOURS,
     address_file: Path | None = None,
     on_ready: Callable[[str], None] | None = None,
@@ -45,53 +44,40 @@ def serve(
 
     Args:
         database: where everything is.
-        host: address of the interface; only this machine by default.
-        port: 0 takes a free one.
+        front: what it listens on and how it is reached; this machine alone by default.
         campaigns: names of those to serve; None serves all.
-        allowed_hosts: further names under which browsers ask for it.
-        certificate: PEM file, to serve https.
-        key: PEM file of its key.
-        behind_proxy: whether a proxy on this machine takes https off.
         idle_hours: after which a browser that does not come is signed out.
         address_file: where the address is written while it is served.
         on_ready: called with the address once browsers can come.
 
     Raises:
-        UsageError: the port is taken, or people would come over a network without https.
+        UsageError: the port is taken.
     """
-    secure = behind_proxy or certificate is not None
-    if host not in _LOOPBACK_HOSTS and not secure:
-        raise UsageError(
-            f"host {host} can be reached over the network, where invites and sessions would be "
-            "read along: give a certificate and its key, or serve it behind a proxy with https"
-        )
+    front = front or Front()
     load_templates()
-    hosts = [*LOOPBACK, *allowed_hosts, *([f"[{host}]"] if ":" in host else [host])]
-    with bound(host, port) as listening:
-        address = _address(listening, host=host, https=certificate is not None)
-        config = uvicorn.Config(
-            create_app(
-                database,
-                campaigns=campaigns,
-                secure=secure,
-                allowed_hosts=hosts,
-                idle_hours=idle_hours,
-            ),
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            proxy_headers=behind_proxy,
-            **UVICORN,
-        )
+    app = create_app(
+        database,
+        campaigns=campaigns,
+        secure=front.secure,
+        allowed_hosts=front.names,
+        idle_hours=idle_hours,
+    )
+    with bound(front.host, front.port) as listening, _sparing_logs():
+        address = front.address(listening.getsockname()[1])
+        config = uvicorn.Config(app, proxy_headers=front.behind_proxy, **UVICORN)
         with _announced(address_file, address):
             if on_ready is not None:
                 on_ready(address)
-            _Server(config).run(sockets=[listening])
+            Server(config, tls=front.tls).run(sockets=[listening])
 
 
 UVICORN: dict[str, Any] = {
     "access_log": False,  # an invite's token is in its address
     "log_level": "warning",
     "server_header": False,
+    "http": Protocol,
+    "loop": "asyncio",  # which takes connections by our socket
+    "h11_max_incomplete_event_size": HEADER_CAP,
     "lifespan": "off",
     "ws": "none",
     "timeout_keep_alive": 30,
@@ -99,11 +85,45 @@ UVICORN: dict[str, Any] = {
 }
 
 
-class _Server(uvicorn.Server):
-    """Ends quietly at a signal: uvicorn's own raises it again, before we have cleaned up."""
+class Server(uvicorn.Server):
+    """uvicorn's, with bounds on what connections take, and a quiet end at a signal.
+
+    Args:
+        config: of uvicorn.
+        tls: serves https.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(config)
+        self.tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; uvicorn's own gives a TLS handshake a minute."""
+        make = functools.partial(
+            Protocol, config=self.config, server_state=self.server_state, app_state={}
+        )
+        handshake = Protocol.request_seconds if self.tls else None
+        for one in sockets or ():
+            if isinstance(one, Listening):
+                one.busy = self._busy
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                make, sock=one, backlog=BACKLOG, ssl=self.tls, ssl_handshake_timeout=handshake
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
+
+    def _busy(self) -> set[int]:
+        return {
+            one.transport.get_extra_info("socket").fileno()
+            for one in self.server_state.connections
+            if isinstance(one, Protocol) and one.waits_for_answer()
+        }
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which raises the signal again before we have cleaned up."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -119,32 +139,43 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def bound(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[Listening]:
     """Give a listening socket.
 
     Raises:
         UsageError: it can't be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family, place = resolved(host, port)
     # With its protocol named, asyncio turns Nagle's algorithm off on what it accepts; else the end
     # of every larger page waits some 40 ms for the browser's delayed acknowledgement.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening = Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, port))
-            listening.listen(1024)
+            listening.bind(place)
+            listening.listen(BACKLOG)
         except OSError as error:
-            raise UsageError(f"{host}:{port} can't be served: {error.strerror}") from error
+            raise UsageError(
+                f"{host}:{port} can't be served: {error.strerror}; choose another --port or --host"
+            ) from error
         yield listening
     finally:
         listening.close()
 
 
-def _address(listening: socket.socket, *, host: str, https: bool) -> str:
-    port = listening.getsockname()[1]
-    name = f"[{host}]" if ":" in host else host
-    return f"{'https' if https else 'http'}://{name}:{port}"
+@contextlib.contextmanager
+def _sparing_logs() -> Iterator[None]:
+    """Bound what is logged of clients: each can have a line written at every connection."""
+    sparing = Sparing()
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", LOG.name)]
+    for logger in loggers:
+        logger.addFilter(sparing)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(sparing)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Who asks: the session's cookie, the token of its forms, roles, and the thread that answers.
 
 Pages are plain functions of a `Visit`. They run in a thread, since the database blocks; the body is
-read before, up to its cap.
+read before, up to its cap. A request that gets no thread in time is refused, to be sent again.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from data.labels.campaign.accounts import SESSION_HOURS
 from data.labels.records import Annotator, Campaign, Session
 from data.labels.web.security import BODY_CAP
 from data.labels.web.site import Site
+
+BUSY = "the labels can't be reached or kept just now: your draft is kept, try again in some seconds"
+RETRY_AFTER = {"retry-after": "5"}
+_THREAD_SECONDS = 5.0
+"""How long a request waits for a thread."""
 
 Needs = Literal["nothing", "annotator", "admin"]
 
@@ -69,7 +74,11 @@ class Visit:
         return part
 
     def field(self, name: str) -> str:
-        """Return a field of the form that was sent, or ""."""
+        """Return a field of the form that was sent, or "".
+
+        Raises:
+            HTTPException: 400, the form holds what is no text.
+        """
         return _fields(self.body).get(name, "")
 
     def campaign(self) -> Campaign:
@@ -94,8 +103,12 @@ def endpoint(
     async def answer(request: Request) -> Response:
         body = await _read(request) if request.method == "POST" else b""
         site: Site = request.app.state.site
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(site.threads, _answer, request, body, handler, needs)
+        work = site.threads.submit(_answer, request, body, handler, needs)
+        done = asyncio.wrap_future(work)
+        await asyncio.wait({done}, timeout=_THREAD_SECONDS)
+        if work.cancel():  # it had not begun
+            raise HTTPException(503, BUSY, headers=RETRY_AFTER)
+        return await done
 
     return answer
 
@@ -121,19 +134,35 @@ def _answer(request: Request, body: bytes, handler: Handler, needs: Needs) -> Re
 
 async def _read(request: Request) -> bytes:
     parts, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > BODY_CAP:
-            raise HTTPException(413, f"too large: at most {BODY_CAP} bytes")
-        parts.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > BODY_CAP:
+                raise HTTPException(413, f"too large: at most {BODY_CAP} bytes")
+            parts.append(chunk)
+    except ClientDisconnect:
+        raise HTTPException(400, "the request ended in its middle") from None
     return b"".join(parts)
 
 
 def _fields(body: bytes) -> dict[str, str]:
     try:
-        return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=50))
-    except (UnicodeDecodeError, ValueError):
-        return {}
+        text = body.decode("ascii")
+        fields = dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50))
+    except ValueError:
+        raise HTTPException(400, "the form can't be read") from None
+    refuse_nul(text, *fields, *fields.values())
+    return fields
+
+
+def refuse_nul(*texts: str) -> None:
+    """Refuse texts that no database keeps.
+
+    Raises:
+        HTTPException: 400, one holds NUL.
+    """
+    if any("\0" in text for text in texts):
+        raise HTTPException(400, "what was sent holds the character NUL")
 
 
 def hold(wait: float) -> None:

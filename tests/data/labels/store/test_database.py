@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from data.errors import ArtifactError, UsageError
+from data.errors import ArtifactError, StoreDownError, UsageError
 from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
@@ -205,7 +205,7 @@ def test_a_missing_file_an_odd_address_and_memory_are_told(tmp_path: Path) -> No
         open_database("mysql://host/name")
     with pytest.raises(UsageError, match="memory"):
         open_database("sqlite://")
-    with pytest.raises(UsageError, match="can't be opened"):
+    with pytest.raises(StoreDownError, match="can't be used now"):
         open_database("postgresql://nobody@127.0.0.1:1/none")
 
 

@@ -325,8 +325,9 @@ def test_an_export_goes_by_id_never_by_path(ann: Any, root: Any, campaign: Campa
         "/static/1/%2e%2e/app.py",
         "/static/1/../templates/task.html",
     ):
-        assert root.form("/admin/annotators", bad).status_code in (404, 405), bad
-        assert root.get(bad).status_code in (404, 405), bad
+        refused = (400,) if "%00" in bad else (404, 405)
+        assert root.form("/admin/annotators", bad).status_code in refused, bad
+        assert root.get(bad).status_code in refused, bad
 
 
 def test_a_formula_in_an_export_is_text(

@@ -18,7 +18,7 @@ from data.labels.campaign.submissions import Submissions
 from data.labels.records import Campaign, CampaignSettings, LabelRow
 from data.labels.store.database import Database, utc_now
 from data.labels.web.app import create_app
-from data.labels.web.server import UVICORN, bound
+from data.labels.web.server import UVICORN, Server, bound
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -44,7 +44,7 @@ def chromium() -> Iterator[Any]:
 def address(database: Database) -> Iterator[str]:
     database.clock = utc_now
     with bound("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(database), **UVICORN))
+        server = Server(uvicorn.Config(create_app(database), **UVICORN))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"

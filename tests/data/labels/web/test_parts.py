@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data.errors import UsageError
 from data.labels.store.database import Database
 from data.labels.web.forms import Sheet, from_submission, to_submission
+from data.labels.web.front import Front
 from data.labels.web.limits import Limit
 from data.labels.web.markdown import LONGEST, to_html, to_text
 from data.labels.web.server import bound, serve
@@ -107,16 +108,16 @@ def test_places_and_completions_change_into_each_other(data: st.DataObject) -> N
     assert (again["tiers"], again["ratings"]) == (dense_ranks(tiers), ratings)
 
 
-def test_a_network_without_https_is_refused(database: Database) -> None:
+def test_a_network_without_https_is_refused() -> None:
     with pytest.raises(UsageError, match="can be reached over the network"):
-        serve(database, host="0.0.0.0")
+        Front(host="0.0.0.0")
 
 
 def test_a_taken_port_is_told(database: Database) -> None:
     with bound("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
         with pytest.raises(UsageError, match=f"127.0.0.1:{port} can't be served"):
-            serve(database, port=port)
+            serve(database, Front(port=port))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -126,7 +127,9 @@ def test_the_address_is_told_while_it_is_served(tmp_path: Path, number: int) -> 
         "import sys, pathlib\n"
         "from data.labels.store.database import open_database\n"
         "from data.labels.web.server import serve\n"
-        "serve(open_database(sys.argv[1]), port=0, address_file=pathlib.Path(sys.argv[2]))\n"
+        "from data.labels.web.front import Front\n"
+        "served = pathlib.Path(sys.argv[2])\n"
+        "serve(open_database(sys.argv[1]), Front(port=0), address_file=served)\n"
         "print('ended')\n"
     )
     process = subprocess.Popen(
