@@ -328,8 +328,9 @@ def test_health_answers_beside_a_held_lock(
 @pytest.mark.parametrize(
     ("url", "kind"),
     [
-        ("junk", StoreDownError),
-        ("folder", StoreDownError),
+        ("junk", UsageError),
+        ("pipe", UsageError),
+        ("folder", UsageError),
         ("junk/labels.sqlite", ValueError),
         ("n" * 5000, ValueError),
         ("a\0b", UsageError),
@@ -346,6 +347,7 @@ def test_health_answers_beside_a_held_lock(
 def test_what_is_no_label_database(tmp_path: Path, url: str, kind: type[Exception]) -> None:
     (tmp_path / "junk").write_text("x" * 5000)
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     with contextlib.chdir(tmp_path), pytest.raises(kind) as told:
         open_database(url)
     assert "\n" not in str(told.value) and "secret" not in str(told.value)

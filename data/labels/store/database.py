@@ -33,6 +33,7 @@ from sqlalchemy import event
 from data.errors import ArtifactError, StoreDownError, UsageError, told
 from data.extras import require_packages
 from data.labels.store.private import close_to_others, make_file, make_folder
+from data.storage import storage_errors
 
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
@@ -210,6 +211,8 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
     else:
         engine = _open_postgresql(parsed)
     database = Database(engine)
+    if database.is_sqlite and not parsed.query:
+        database.notes += close_to_others(Path(str(parsed.database)), home)
     try:
         _migrate(database)
     except sa.exc.ProgrammingError as error:  # an option that it does not know, a right it lacks
@@ -220,8 +223,6 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
     except BaseException:
         database.close()
         raise
-    if database.is_sqlite and not parsed.query:
-        database.notes += close_to_others(Path(str(parsed.database)), home)
     return database
 
 
@@ -257,6 +258,8 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
         make_folder(path.parent)
         if not url.query:  # with one, the path may be an address of SQLite's own
             make_file(path)
+    elif not url.query and not _is_sqlite(path):
+        raise UsageError(f"{path} is not a database: name the right file by --database")
     engine = sa.create_engine(
         url,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
@@ -281,6 +284,15 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def _is_sqlite(path: Path) -> bool:
+    """Tell whether a file is SQLite's, or empty as one that is new; a pipe is not waited for."""
+    with storage_errors(path):
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(16) in (b"", b"SQLite format 3\0")
 
 
 def _open_postgresql(url: sa.URL) -> sa.Engine:

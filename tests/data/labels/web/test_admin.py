@@ -73,7 +73,7 @@ def test_who_forgot_a_password_comes_in_anew(
     assert mine.status_code == 422
     for bad in ("%00", "%e2%80%8b", "x" * 500):
         sent = root.form("/admin/annotators", f"/admin/annotators/{bad}/sign-out")
-        assert sent.status_code in (303, 404)
+        assert sent.status_code in (303, 400, 404)
 
 
 @pytest.mark.parametrize(
