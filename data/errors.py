@@ -128,6 +128,9 @@ def one_line(text: str) -> str:
 
 def told(error: BaseException, *, most: int = 400) -> str:
     """Return what a library's error says, on one line: of many, those that fit into `most`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception:  # an error of a user's code may not even tell itself
+        lines = []
     text = " ".join(lines) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."

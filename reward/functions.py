@@ -25,13 +25,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.errors import RecipeError, RewardError, RlhfError, UsageError, nearest
+from data.errors import RecipeError, RewardError, RlhfError, UsageError, nearest, told
+from data.small_files import read_file
 from reward.plugin_modules import PREFIX, forget_plugin, plugin_package
 from reward.scorer import Facts, require_same_length, require_scores
 
@@ -106,13 +108,12 @@ def load_plugin(path: str | Path, *, sha256: str | None = None) -> Plugin:
         UsageError: the file is not there, is not the one expected, fails (names the line), or
             registers nothing.
     """
-    where, file = f"--plugin {path}", Path(path).expanduser().resolve()
+    where, file = f"--plugin {path}", Path(os.path.realpath(os.path.expanduser(path)))
     try:
-        source = file.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{where}: {error.strerror or error}; give a Python file with a reward function"
-        ) from None
+        source = read_file(file)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{where}: {why}; give a Python file with a reward function") from None
     plugin = Plugin(file, hashlib.sha256(source).hexdigest())
     if sha256 is not None and plugin.sha256 != sha256:
         raise UsageError(f"{where}: the file changed since this run started; run it again")
@@ -141,13 +142,16 @@ def _run(source: bytes, file: Path, where: str) -> None:
     _loading.append(file)
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: it is no plugin's to end the command
         _forget(file)
         forget_plugin(name)
         if isinstance(error, RlhfError):
             raise UsageError(f"{where}: {error}") from error
         line = error.lineno if isinstance(error, SyntaxError) else _line(error, file)
-        raise UsageError(f"{where}, line {line}: {type(error).__name__}: {error}") from error
+        at = f", line {line}" if line else ""
+        raise UsageError(f"{where}{at}: {type(error).__name__}: {told(error)}") from error
     finally:
         _loading.pop()
 

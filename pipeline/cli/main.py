@@ -294,6 +294,17 @@ def _require_own_packages() -> None:
             )
 
 
+def _shown(sentences: str) -> str:
+    """Return a sentence a line, nothing in it that moves a terminal, the middle of long ones cut.
+
+    They quote names and values of files, which may be anything.
+    """
+    from data.errors import one_line
+
+    lines = [one_line(line) for line in sentences.split("\n")]
+    return "\n".join(n if len(n) <= 1500 else f"{n[:900]} ... {n[-500:]}" for n in lines)
+
+
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit code 2."""
     from data.errors import Interrupted, RlhfError, StageFailedError
@@ -303,12 +314,12 @@ def main() -> None:
         _require_own_packages()
         app()
     except StageFailedError as error:
-        print(f"rlhf: {error}", file=sys.stderr)
+        print(f"rlhf: {_shown(str(error))}", file=sys.stderr)
         sys.exit(1)
     except RlhfError as error:
         # Behind an empty line stands what may be pasted into a recipe.
         sentence, _, lines = str(error).partition("\n\n")
-        print(f"rlhf: {sentence}", file=sys.stderr)
+        print(f"rlhf: {_shown(sentence)}", file=sys.stderr)
         if lines:
             print(lines)
         sys.exit(2)

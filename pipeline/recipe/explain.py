@@ -11,8 +11,9 @@ import yaml
 
 from data.errors import RecipeError
 from pipeline.contract.settings import Settings
-from pipeline.recipe.files import Keys, read_merged
+from pipeline.recipe.files import read_merged
 from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.recipe.plain_yaml import Keys
 from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 

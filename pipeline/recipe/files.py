@@ -2,66 +2,98 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data.errors import RecipeError
+from data.errors import RecipeError, one_line
+from data.small_files import read_file
+from pipeline.recipe.plain_yaml import MOST_VALUES, Keys, Places, parse
 from pipeline.recipe.shipped import find_shipped, nearest_recipe
 
-Keys = tuple[str | int, ...]
-"""Where a value stands: the keys and list places that lead to it."""
-Places = dict[Keys, str]
-"""The file and line of each key."""
+MOST_FILES = 32
+"""Of a recipe with all that it extends."""
 
 
 def keys_of(dotted: str) -> Keys:
     """Return the keys and list places of a dotted place such as `train.0.path`."""
-    return tuple(int(key) if key.isdigit() else key for key in dotted.split("."))
+    return tuple(int(key) if is_index(key) else key for key in dotted.split("."))
 
 
-def read_merged(path: Path, stack: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
+def is_index(key: str) -> bool:
+    """Tell whether a key may be the place of an item in a list."""
+    return key.isascii() and key.isdigit() and len(key) < 10
+
+
+def read_merged(path: Path) -> tuple[dict[str, Any], Places]:
     """Return a recipe's content, what it extends merged in, and where each key stands.
-
-    Args:
-        path: the recipe.
-        stack: the recipes that extend it.
 
     Raises:
         RecipeError: a file is missing or no mapping in valid YAML, or extends itself.
     """
-    resolved = path.resolve()
+    return _merged(path, (), {})
+
+
+def _merged(
+    path: Path, stack: tuple[Path, ...], known: dict[Path, tuple[dict[str, Any], Places]]
+) -> tuple[dict[str, Any], Places]:
+    """Do so for one recipe of several, each of which is read once.
+
+    Args:
+        path: the recipe.
+        stack: the recipes that extend it.
+        known: those that were read before.
+    """
+    resolved = Path(os.path.realpath(path))
     if resolved in stack:
         chain = " -> ".join(str(p) for p in (*stack, resolved))
         raise RecipeError(f"{path}: extends itself ({chain}); take one of them out")
-    content, places = _read(path)
-    bases = content.pop("extends", [])
-    if isinstance(bases, str):
-        bases = [bases]
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        place = places.get(("extends",), str(path))
-        raise RecipeError(f"{place}: extends: {bases!r} is not a path or a list of paths")
+    if resolved in known:
+        return known[resolved]
+    if len(known) + len(stack) >= MOST_FILES:
+        raise RecipeError(f"{path}: a recipe extends at most {MOST_FILES - 1} others; join some")
+    used = sum(len(places) for _, places in known.values())
+    content, places = _read(path, MOST_VALUES - used)
     merged: dict[str, Any] = {}
     merged_places: Places = {}
-    for index, base in enumerate(bases):
-        local = path.parent / base
-        target = local if local.is_file() else find_shipped(base)
-        if target is None:
-            place = places.get(("extends", index), places.get(("extends",), str(path)))
-            near = nearest_recipe(Path(base), path.parent)
-            raise RecipeError(
-                f"{place}: extends: {base}: no such recipe in {path.parent}, nor among those of "
-                f"`rlhf recipes`.{near}"
-            )
-        base_content, base_places = read_merged(target, (*stack, resolved))
+    for target in _bases(path, content.pop("extends", []), places):
+        base_content, base_places = _merged(target, (*stack, resolved), known)
+        base_content = copy.deepcopy(base_content)  # it may be merged in elsewhere too
         base_content.pop("name", None)
         base_content.pop("description", None)
         merge(merged, base_content)
         merged_places |= base_places
     merge(merged, content)
-    return merged, merged_places | places
+    known[resolved] = merged, merged_places | places
+    return known[resolved]
+
+
+def _bases(path: Path, bases: Any, places: Places) -> list[Path]:
+    """Return the files that a recipe extends, each once, where it stands last."""
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        place = places.get(("extends",), str(path))
+        raise RecipeError(f"{place}: extends: {bases!r:.80} is not a path or a list of paths")
+    targets: dict[str, Path] = {}
+    for index, base in enumerate(bases):
+        local = path.parent / base
+        target = local if os.path.isfile(local) else find_shipped(base)
+        if target is None and os.path.lexists(local):
+            target = local  # a folder, a pipe, a link to nowhere: told when it is read
+        if target is None:
+            place = places.get(("extends", index), places.get(("extends",), str(path)))
+            near = nearest_recipe(Path(base), path.parent)
+            raise RecipeError(
+                f"{place}: extends: {one_line(base)}: no such recipe in {path.parent}, nor among "
+                f"those of `rlhf recipes`.{near}"
+            )
+        real = os.path.realpath(target)
+        targets.pop(real, None)
+        targets[real] = target
+    return list(targets.values())
 
 
 def merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
@@ -76,65 +108,25 @@ def merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:
             base[key] = value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
+def _read(path: Path, most: int) -> tuple[dict[str, Any], Places]:
+    shown = one_line(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path()
+        folder = path.parent if os.path.isdir(path.parent) else Path()
         near = nearest_recipe(path, folder)
         raise RecipeError(
-            f"{path}: no such recipe; `rlhf recipes` lists those that come with it.{near}"
+            f"{shown}: no such recipe; `rlhf recipes` lists those that come with it.{near}"
         ) from None
     except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; name the recipe's file in it") from None
+        raise RecipeError(f"{shown} is a folder; name the recipe's file in it") from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no UTF-8 text; name a recipe's YAML file") from error
-    except OSError as error:
-        raise RecipeError(f"{path} can't be read: {error.strerror}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        places: Places = {}
-        if node is not None:
-            _walk(node, (), path, places)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{path}{line}: no valid YAML: {problem}") from error
+        raise RecipeError(f"{shown} is no UTF-8 text; name a recipe's YAML file") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"{shown} can't be read: {why}; name a recipe's YAML file") from error
+    content, places = parse(text, lambda line: f"{shown}:{line}", most)
     if not isinstance(content, dict):
         given = "empty" if content is None else f"{content!r:.60}"
-        raise RecipeError(f"{path}: a recipe is a mapping with `stages:`, this is {given}")
+        raise RecipeError(f"{shown}: a recipe is a mapping with `stages:`, this is {given}")
     return content, places
-
-
-def _walk(
-    node: yaml.Node, keys: Keys, path: Path, places: Places, above: tuple[yaml.Node, ...] = ()
-) -> None:
-    """Note the file and line of every key; refuse a key that stands twice or is no word.
-
-    Raises:
-        RecipeError: it does, or an alias holds itself.
-    """
-    if any(node is other for other in above):
-        line = node.start_mark.line + 1
-        raise RecipeError(f"{path}:{line}: an alias in here stands for all of it; write it out")
-    above = (*above, node)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                raise RecipeError(f"{path}:{line}: a list or mapping is no key; write a word")
-            if key.value in seen and key.value != "<<":
-                raise RecipeError(
-                    f"{path}:{key.start_mark.line + 1}: key '{key.value}' stands twice in one "
-                    "mapping; take one out"
-                )
-            seen.add(key.value)
-            places[(*keys, key.value)] = f"{path}:{key.start_mark.line + 1}"
-            _walk(value, (*keys, key.value), path, places, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            places[(*keys, index)] = f"{path}:{value.start_mark.line + 1}"
-            _walk(value, (*keys, index), path, places, above)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
-from data.errors import RecipeError, nearest
+from data.errors import RecipeError, nearest, one_line
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retired import take_out
 from pipeline.contract.settings import (
@@ -27,13 +27,19 @@ from pipeline.contract.settings import (
     is_external,
     references,
 )
-from pipeline.recipe.files import Keys, Places, keys_of, read_merged
+from pipeline.recipe.files import is_index, keys_of, read_merged
+from pipeline.recipe.plain_yaml import DEEPEST, Keys, Places, parse
 from pipeline.recipe.rounds import RoundsSettings, is_copy, write_out
 from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 
 M = TypeVar("M", bound=BaseModel)
 TOP = ("name", "description", "seed", "launch", "trackers", "rounds", "extends", "stages")
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255, and files beside it add to it."""
+MOST_STAGES = 200
+MOST_TOLD = 10
+"""Problems of one recipe that are told at once."""
 
 
 class RecipeSettings(Settings):
@@ -57,6 +63,8 @@ class RecipeSettings(Settings):
     def _names_a_folder(cls, name: str) -> str:
         if name in ("", ".", "..") or "/" in name or not name.isprintable():
             raise ValueError("it names the run's folder, so no '/' and no '..'; --out takes a path")
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"it names the run's folder, so at most {LONGEST_NAME} bytes")
         return name
 
 
@@ -127,14 +135,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _apply_override(content: dict[str, Any], places: Places, override: str) -> None:
     dotted, equals, text = override.partition("=")
-    where = f"--set {override}"
+    where = f"--set {one_line(override):.200}"
     if not equals or not all(dotted.split(".")):
         raise RecipeError(f"{where}: write it as a.b=value, such as sft.epochs=2 or seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: the value is no valid YAML") from error
     keys = dotted.split(".")
+    if len(keys) > DEEPEST:
+        raise RecipeError(f"{where}: no setting stands {len(keys)} keys deep")
+    value, _ = parse(text, lambda _: where)
     stages = content.get("stages")
     if keys[0] not in TOP and isinstance(stages, dict):
         if is_copy(keys[0], content):
@@ -167,7 +174,7 @@ def _step(target: Any, key: str, where: str, dotted: str) -> Any:
             target[key] = {}
         return target[key]
     if isinstance(target, list):
-        if not key.isdigit() or int(key) >= len(target):
+        if not is_index(key) or int(key) >= len(target):
             raise RecipeError(f"{where}: {dotted}: the list has items 0 to {len(target) - 1}")
         return target[int(key)]
     raise RecipeError(f"{where}: {dotted}: {target!r} has no keys")
@@ -176,7 +183,10 @@ def _step(target: Any, key: str, where: str, dotted: str) -> Any:
 def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     stages = content.get("stages")
     if not isinstance(stages, dict) or not stages:
-        raise RecipeError(f"{path}: stages: a recipe needs at least one stage, this has {stages!r}")
+        raise RecipeError(
+            f"{path}: stages: a recipe needs at least one stage, this has {stages!r:.80}"
+        )
+    _require_few(path, stages)
     problems: list[str] = []
     top = _validate(
         RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
@@ -195,10 +205,19 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
         if result is not None:
             checked[name] = result
     if top is None or problems:
-        raise RecipeError("\n".join(problems))
+        more = len(problems) - MOST_TOLD
+        told = [*problems[:MOST_TOLD], *([f"and {more} more like these"] if more > 0 else [])]
+        raise RecipeError("\n".join(told))
     _check_references(path, checked, places)
     order = _order(path, checked, places)
     return Recipe(path, top, {name: checked[name] for name in order}, content, places)
+
+
+def _require_few(path: Path, stages: Mapping[str, Any]) -> None:
+    if len(stages) > MOST_STAGES:
+        raise RecipeError(
+            f"{path}: stages: {len(stages)} stages, at most {MOST_STAGES} make a recipe; split it"
+        )
 
 
 def _check_stage(
@@ -207,8 +226,14 @@ def _check_stage(
     place = places.get(("stages", name), str(path))
     if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
         problems.append(
-            f"{place}: stages.{name}: a stage's name is letters, digits, '-' and '_'; it names "
-            "its folder"
+            f"{place}: stages.{one_line(str(name)):.60}: a stage's name is letters, digits, '-' "
+            "and '_'; it names its folder"
+        )
+        return None
+    if len(name.encode()) > LONGEST_NAME:
+        problems.append(
+            f"{place}: stages.{name:.60}...: a stage's name has at most {LONGEST_NAME} bytes; it "
+            "names its folder"
         )
         return None
     if name in ("report", "logs"):
@@ -299,7 +324,7 @@ def _problem(
 ) -> str:
     item, keys = items[0], (*prefix, *location)
     place = _place_of(keys, places)
-    dotted = ".".join(str(k) for k in keys)
+    dotted = one_line(".".join(str(k) for k in keys))
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         near = nearest(str(location[-1]), known)

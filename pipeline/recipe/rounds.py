@@ -27,7 +27,8 @@ from pydantic import Field, field_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.contract.settings import Settings, references
-from pipeline.recipe.files import Keys, Places, keys_of, merge
+from pipeline.recipe.files import keys_of, merge
+from pipeline.recipe.plain_yaml import Keys, Places
 from pipeline.stages.registry import stage_kind
 
 

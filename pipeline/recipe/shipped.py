@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -37,7 +38,7 @@ def find_file(named: Path) -> Path:
     The name itself where there is neither.
     """
     for local in (named, named.parent / f"{named.name}.yaml"):
-        if local.is_file():
+        if os.path.isfile(local):  # false, too, of a name that no file can have
             return local
     return find_shipped(named.as_posix()) or named
 
