@@ -75,7 +75,8 @@ VALUES = {
     **dict.fromkeys(FOREIGN, "tag"),
     **dict.fromkeys(LONG, "too large"),
     **dict.fromkeys(EMPTY_NUMBERS, "r.yaml:2"),
-    "2026-01-02": "vocab_size", "!!merge x": "r.yaml:2", "!!python/name:os.system": "r.yaml:2", "<<": "r.yaml:2", "!!null x": "vocab_size",
+    "2026-01-02": "vocab_size", "!!merge x": "r.yaml:2",
+    "!!python/name:os.system": "r.yaml:2", "<<": "r.yaml:2", "!!null x": "vocab_size",
     '"\\ud800"': "\\ud800", '"\\ud83d"': "\\ud83d", '"a\\0b"': "\\x00", '"\\UFFFFFFFF"': "r.yaml",
     "*nope": "nope", "{a: 1, a: 2}": "stands twice", "[": "no valid YAML", "'": "no valid YAML",
 }  # fmt: skip
@@ -176,7 +177,7 @@ KEYS = {
     **{f"stages: {{tok: {{kind: tokenizer, {k}: 2}}}}": "no word" for k in ("1", "null", "true")},
     source("1", "2"): "no word",
     source("world: corpus, columns", "{1: a}"): "no word",
-    "[a]: a\n" + RECIPE: "no key", "{a: 1}: a\n" + RECIPE: "no key", ": c\n" + RECIPE: "no word",
+    "[a]: a\n" + RECIPE: "no key", "{a: 1}: a\n" + RECIPE: "no key",
     "? [a, b]\n: c\n" + RECIPE: "no key", "'': c\n" + RECIPE: "unknown key",
     "a.b: c\n" + RECIPE: "unknown key", ".nan: c\n" + RECIPE: "no word",
     "<<: 5\n" + RECIPE: "r.yaml:1", "<<: [5]\n" + RECIPE: "r.yaml:1",
