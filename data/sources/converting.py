@@ -48,7 +48,15 @@ from data.sources.formats import (
 )
 from data.sources.shared import as_transcript, shared_text, shared_turns
 from data.sources.turns import as_messages, is_nothing, turns_in
-from data.sources.values import RowDropped, RowError, as_list, as_number, as_text, parsed_object
+from data.sources.values import (
+    RowDropped,
+    RowError,
+    as_list,
+    as_number,
+    as_text,
+    listed,
+    parsed_object,
+)
 
 _ABOUT_ANSWERS = ("rationale", "explanation", "reason", "feedback", "critique", "comment", "note")
 """Words in the names of columns that speak of the answers."""
@@ -103,9 +111,8 @@ class _Reading:
 def _need(row: Row, *names: str) -> Any:
     value = first(row, names)
     if value is None:
-        raise RowError(
-            f"no column '{names[0]}'; columns: {', '.join(row)}.{nearest(names[0], row)}"
-        )
+        near = nearest(names[0], (name for name in row if name != names[0]))
+        raise RowError(f"no column '{names[0]}'; columns: {listed(row)}.{near}")
     return value
 
 
@@ -268,6 +275,8 @@ def _transcripts(reading: _Reading) -> Record:
 def _pair(prompt: Any, chosen: str, rejected: str, reading: _Reading) -> Record:
     if chosen == rejected:
         raise RowDropped("chosen and rejected are the same")
+    if not (chosen.strip() or rejected.strip()):
+        raise RowDropped("chosen and rejected are both empty")
     soft = reading.row.get(SOFT_PAIR)
     return Ranking(
         prompt=prompt,
@@ -323,6 +332,7 @@ def _ranking(reading: _Reading) -> Record:
         meta=reading.meta,
         ended=_ended(row.get(ENDED), size) or endings_in(reading.meta, size),
     )
+    _require_comparable(found)
     soft = [
         [as_number(share, SOFT_RANKING) for share in as_list(shares, SOFT_RANKING)]
         for shares in as_list(row.get(SOFT_RANKING) or [], SOFT_RANKING)
@@ -331,6 +341,16 @@ def _ranking(reading: _Reading) -> Record:
         return replace(found, probabilities=soft)
     except ValueError as problem:
         raise RowError(str(problem)) from problem
+
+
+def _require_comparable(ranking: Ranking) -> None:
+    """Drop a ranking that contradicts itself, or whose completions say nothing."""
+    ranks: dict[str, int] = {}
+    for text, rank in zip(ranking.completions, ranking.ranks, strict=True):
+        if ranks.setdefault(text, rank) != rank:
+            raise RowDropped("two completions are the same")
+    if not any(map(str.strip, ranks)):
+        raise RowDropped("all completions are empty")
 
 
 def _completion(value: Any) -> str:

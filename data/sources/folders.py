@@ -9,7 +9,9 @@ What was left out is told.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,12 +68,26 @@ def find_files(path: str, split: str = "train") -> Found:
     Raises:
         SourceError: there is none, or not that split; suggests the nearest name.
     """
-    place = Path(path).expanduser()
+    if not path.strip():
+        raise SourceError(f"the path {path!r} names no file")
+    try:
+        return _found(Path(path).expanduser(), path, split)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the ~ of nobody
+        why = getattr(error, "strerror", None) or error
+        raise SourceError(f"can't look for {path:.200}: {why}") from error
+
+
+def _found(place: Path, path: str, split: str) -> Found:
     if place.is_file():
         return Found([place])
     if place.is_dir():
         return _of_folder(place, path, split)
+    if place.exists():
+        raise SourceError(f"{path} is neither a file nor a folder; save its rows in a file")
+    if place.is_symlink():
+        raise SourceError(f"{path} is a link to nothing")
     if glob.has_magic(path):
+        _require_an_end(place)
         named = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
         files = [file for file in named if file.is_file()]
         kept = [file for file in files if not _ABOUT.match(file.name)]
@@ -80,8 +96,37 @@ def find_files(path: str, split: str = "train") -> Found:
         return Found(kept, _no_data(files, kept))
     parent = place.parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    hint = nearest(place.name, names) if names else f" Its folder {parent} does not exist either."
+    hint = nearest(place.name, names)
+    if not parent.is_dir():
+        hint = f" Its folder {parent} does not exist either."
     raise SourceError(f"no such file: {path}.{hint}")
+
+
+def _require_an_end(pattern: Path) -> None:
+    """Refuse a pattern whose `**` would follow links back to where they stand.
+
+    Raises:
+        SourceError: names the link.
+    """
+    if "**" not in pattern.parts:
+        return
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
+    root = os.path.join("", *plain) or "."
+    open_ = [(root, frozenset((os.path.realpath(root),)))]
+    while open_:
+        folder, above = open_.pop()
+        try:
+            inside = [entry for entry in os.scandir(folder) if entry.is_dir()]
+        except OSError:  # one that may not be read, which globs pass over too
+            continue
+        for entry in inside:
+            real = os.path.realpath(entry.path)
+            if real in above:
+                raise SourceError(
+                    f"{entry.path} is a link to a folder above it, which ** goes round without "
+                    "end; remove the link, or name the files without **"
+                )
+            open_.append((entry.path, above | {real}))
 
 
 def _of_folder(place: Path, path: str, split: str) -> Found:
@@ -155,7 +200,8 @@ def _of_split(
         if len({name or "train" for name in splits.values()}) > 1 or (split != "train" and told):
             raise _no_split(path, split, {name or "train" for name in splits.values()})
         return found, [f"nothing: all files of {path} are of split {next(iter(told))}"] * bool(told)
-    others = Counter(name for file, name in splits.items() if file not in kept and name)
+    taken = set(kept)
+    others = Counter(name for file, name in splits.items() if file not in taken and name)
     return kept, [f"split {name} ({count} files)" for name, count in sorted(others.items())]
 
 

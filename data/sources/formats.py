@@ -6,7 +6,9 @@ A row is a mapping of columns to values, from a JSON, Parquet or CSV file or a h
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ from data.sources.asking import (
 )
 from data.sources.shared import is_transcript
 from data.sources.turns import is_nothing, keys_of_answer, last_role, turns_in, unknown_keys
-from data.sources.values import RowError, as_list, parsed_object
+from data.sources.values import RowError, as_list, listed, parsed_object
 
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -111,7 +113,7 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
     if found is None:
         formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
         raise SourceError(
-            f"can't tell the format from the columns {', '.join(row) or '(none)'}; name one with "
+            f"can't tell the format from the columns {listed(row) or '(none)'}; name one with "
             f"`format`, or map the columns with `columns: {{ours: theirs}}`. Known formats: "
             f"{formats}"
         )
@@ -210,12 +212,16 @@ def _look_up(row: Row, name: str) -> Any:
     for step in name.split("."):
         if isinstance(value, Mapping) and step in value:
             value = value[step]
-        elif isinstance(value, (list, tuple)) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
+        elif isinstance(value, (list, tuple)) and _place(step) < len(value):
+            value = value[_place(step)]
         else:
-            seen = ", ".join(row)
-            raise RowError(f"no column '{name}'; columns: {seen}.{nearest(name, row)}")
+            near = nearest(name[:80], itertools.islice(row, 1000))
+            raise RowError(f"no column '{name:.300}'; columns: {listed(row)}.{near}")
     return value
+
+
+def _place(step: str) -> int:
+    return int(step) if step.isdecimal() and len(step) < 10 else sys.maxsize
 
 
 def _text_of(row: Row, name: str) -> str:

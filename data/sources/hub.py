@@ -29,7 +29,7 @@ def hub_rows(source: Source) -> Generator[tuple[str, RawRow]]:
         SourceError: there is no such data set, split or file, or it can't be reached.
     """
     hub, split = str(source.hub), source.hub_split
-    if not Path(hub).expanduser().exists():
+    if not _is_here(hub):
         hub_trouble()  # half a minute of tries is spared where there is no network
     place = f"{hub}[{split}]"
     try:
@@ -45,6 +45,13 @@ def hub_rows(source: Source) -> Generator[tuple[str, RawRow]]:
         raise
     except Exception as error:
         raise SourceError(_problem(hub, split, error)) from error
+
+
+def _is_here(hub: str) -> bool:
+    try:
+        return Path(hub).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that no file can have
+        return False
 
 
 def _own_files(hub: str, source: Source) -> list[Path | str] | None:
@@ -92,15 +99,15 @@ def _named(source: Source) -> dict[str, Any]:
 
 def _problem(hub: str, split: str, error: Exception) -> str:
     first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    trouble = None if Path(hub).expanduser().exists() else hub_trouble()
+    trouble = None if _is_here(hub) else hub_trouble()
     if trouble is not None:
         return (
-            f"can't read data set '{hub}', of which the cache alone was used ({trouble}): "
+            f"can't read data set '{hub:.200}', of which the cache alone was used ({trouble}): "
             f"{first_line}; without a network point `path` at local files instead"
         )
     if isinstance(error, ConnectionError) or "offline" in first_line.lower():
         return (
-            f"can't reach the hub for data set '{hub}': {first_line}; without a network point "
+            f"can't reach the hub for data set '{hub:.200}': {first_line}; without a network point "
             "`path` at local files instead"
         )
-    return f"can't read data set '{hub}', split '{split}': {first_line}"
+    return f"can't read data set '{hub:.200}', split '{split:.80}': {first_line}"

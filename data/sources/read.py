@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import BadRowsError, SourceError, nearest
+from data.errors import BadRowsError, SourceError, nearest, told
 from data.records import Record
 from data.sources.converting import convert
 from data.sources.files import RawRow, raw_rows
@@ -23,7 +23,7 @@ from data.sources.folders import find_files
 from data.sources.formats import detect, map_columns, unused
 from data.sources.hub import hub_rows
 from data.sources.source import Source
-from data.sources.values import RowDropped, RowError
+from data.sources.values import RowDropped, RowError, listed
 from data.words import counted
 
 SAMPLE = 50
@@ -59,7 +59,7 @@ class ReadReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
-        told = [f"read {place} as {name}" for place, name in self.formats.items()]
+        told = [f"read {place} as {name}" for place, name in self._formats()]
         lost = self.dropped.most_common()
         told += [f"left out {what}" for what in self.left_out]
         told.append(f"{counted(self.records, 'record')} from {counted(self.rows, 'row')}")
@@ -73,7 +73,17 @@ class ReadReport:
             told.append(
                 f"{counted(self.bad, 'malformed row')}, the first: " + "; ".join(self.first_bad)
             )
-        return told
+        # Names of columns may hold half a character, which no console can print.
+        return [line.encode("utf-8", "backslashreplace").decode() for line in told]
+
+    def _formats(self) -> Iterator[tuple[str, str]]:
+        """Yield places and their formats, many files of one format together."""
+        if len(self.formats) <= SAMPLE:
+            yield from self.formats.items()
+            return
+        for name, count in Counter(self.formats.values()).items():
+            place = next(place for place, has in self.formats.items() if has == name)
+            yield f"{place} and {counted(count - 1, 'other file')}", name
 
 
 def read(source: Source, *, report: ReadReport | None = None) -> Iterator[Record]:
@@ -207,7 +217,7 @@ class _Reading:
             if row.value is None:
                 raise RowError(row.problem)
             columns = self._columns(row)
-            name, told = self._formats_of(origin, columns)
+            name, own = self._formats_of(origin, columns)
             record = convert(
                 columns,
                 name,
@@ -215,9 +225,9 @@ class _Reading:
                 columns=self.source.columns,
                 told=self.source.format != "auto",
             )
-            if told != name:
+            if own != name:
                 raise RowError(
-                    f"its columns {', '.join(columns)} tell {told}, those of most rows {name}; "
+                    f"its columns {listed(columns)} tell {own}, those of most rows {name}; "
                     "name one with `format`"
                 )
             self.report.unused.update(set(unused(columns, name, self.source.columns)))
@@ -225,7 +235,7 @@ class _Reading:
         except RowDropped as reason:
             self.report.dropped[str(reason)] += 1
         except RowError as problem:
-            self._count_bad(row.where, str(problem))
+            self._count_bad(row.where, told(problem))
         return None
 
     def _columns(self, row: RawRow) -> dict[str, Any]:
@@ -235,7 +245,7 @@ class _Reading:
         except RowError as problem:
             if self.mapped:
                 raise
-            raise SourceError(f"{row.where}: {problem}") from problem
+            raise SourceError(f"{row.where}: {told(problem)}") from problem
         self.mapped = True
         return columns
 
@@ -254,8 +264,8 @@ class _Reading:
         return self.by_origin[origin], told
 
     def _note_format(self, origin: str, name: str, how: str) -> None:
-        other = next((place for place, was in self.by_origin.items() if was != name), None)
-        if other is not None:
+        other = next(iter(self.by_origin), origin)  # all before are of one format
+        if self.by_origin.get(other, name) != name:
             raise SourceError(
                 f"one source holds two formats: {other} is {self.by_origin[other]}, {origin} "
                 f"is {name}; name one with `format` or read them as two sources"

@@ -7,24 +7,43 @@ lists and objects inside of turns become what they are.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from data.errors import SourceError, told
+from data.sources import values
+from data.sources.values import JsonError, RowError, json_value
 
 _ROWS = 1024
 
 
-def parquet_rows(source: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, given by its path or as a stream that can seek."""
+def parquet_rows(source: Any) -> Iterator[dict[str, Any] | RowError]:
+    """Yield the rows of a Parquet file, given by its path or as a stream that can seek.
+
+    A row that Python can't hold is what is wrong with it.
+
+    Raises:
+        SourceError: two columns have one name, or its rows are too long.
+    """
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(source) as table:
-        for batch in table.iter_batches(batch_size=_ROWS):
+        groups = [table.metadata.row_group(n) for n in range(table.metadata.num_row_groups)]
+        longest = max((g.total_byte_size // g.num_rows for g in groups if g.num_rows), default=0)
+        if longest > values.MAX_ROW:
+            raise SourceError(f"its rows are longer than {values.MAX_ROW:,} bytes")
+        size = max(1, min(_ROWS, values.MAX_ROW // max(1, longest)))
+        _require_distinct(table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=size):
             yield from _rows(batch)
 
 
-def arrow_rows(stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow file, a stream as `datasets` writes them or a file with a foot."""
+def arrow_rows(stream: BinaryIO) -> Iterator[dict[str, Any] | RowError]:
+    """Yield the rows of an Arrow file, a stream as `datasets` writes them or a file with a foot.
+
+    See `parquet_rows`.
+    """
     import pyarrow
 
     try:
@@ -34,16 +53,39 @@ def arrow_rows(stream: BinaryIO) -> Iterator[dict[str, Any]]:
         reader = pyarrow.ipc.open_file(stream)
         batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
     for batch in batches:
+        _require_distinct(batch.schema.names)
         for start in range(0, batch.num_rows, _ROWS):
             yield from _rows(batch.slice(start, _ROWS))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+def _require_distinct(names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SourceError(f"column '{twice[0]}' stands twice; rename one of the two")
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | RowError]:
     encoded = {field.name: field.type for field in batch.schema if _holds_json(field.type)}
-    for row in batch.to_pylist():
-        for name, kind in encoded.items():
-            row[name] = _decoded(row[name], kind, inside=False)
+    for row in _as_python(batch):
+        if isinstance(row, dict):
+            for name, kind in encoded.items():
+                row[name] = _decoded(row[name], kind, inside=False)
+            if any(isinstance(v, (str, bytes)) and len(v) > values.MAX_ROW for v in row.values()):
+                yield RowError(f"longer than {values.MAX_ROW:,} characters")
+                continue
         yield row
+
+
+def _as_python(batch: Any) -> Iterator[dict[str, Any] | RowError]:
+    """Yield rows, one by one where one of them can't be had: a time far off, text that is none."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            yield RowError(f"a value can't be read: {told(error)}")
+            return
+        for place in range(batch.num_rows):
+            yield from _as_python(batch.slice(place, 1))
 
 
 def _children(kind: Any) -> dict[str, Any]:
@@ -91,8 +133,8 @@ def _meant(text: str, *, inside: bool) -> Any:
     opens = text.lstrip()[:1]
     if opens == '"' or (inside and opens in ("[", "{")):
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = json_value(text)
+        except JsonError:
             return text
         nested = isinstance(found, dict) or (
             isinstance(found, list) and bool(found) and all(isinstance(one, dict) for one in found)

@@ -8,16 +8,24 @@ become ours: roles of ShareGPT, `function_call`, arguments of a call as JSON tex
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.records import REASONING, ROLES, Message
-from data.sources.values import RowError, as_list, as_text, kind_of_value
+from data.sources.values import (
+    JsonError,
+    RowError,
+    as_list,
+    as_text,
+    json_value,
+    kind_of_value,
+    listed,
+)
 
+MAX_LITERAL = 1 << 22
+"""Characters of text written by Python that are read: they take much more memory than JSON."""
 CARRIED = ("tool_calls", *REASONING, "name", "tool_call_id")
 """Keys of a turn that go to the chat template as they are."""
 WEIGHTS = ("weight", "train", "loss", "train_on_turn")
@@ -78,8 +86,11 @@ def _is_turn(value: Any) -> bool:
 
 def _parsed(text: str) -> Any:
     """Return what text says as JSON or, from tables written by Python, as a literal; else None."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+    try:
+        return json_value(text)
+    except JsonError as error:
+        if not error.syntax or len(text) > MAX_LITERAL:
+            return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -129,11 +140,9 @@ def _role(turn: Mapping[str, Any]) -> str:
         return "assistant"
     role = _ROLE_NAMES.get(known)
     if name is None:
-        raise RowError(
-            f"a message has neither role nor from; its keys: {', '.join(map(str, turn))}"
-        )
+        raise RowError(f"a message has neither role nor from; its keys: {listed(turn)}")
     if role is None:
-        raise RowError(f"a message's role is {name!r}; known: {', '.join(ROLES)}")
+        raise RowError(f"a message's role is {name!r:.60}; known: {', '.join(ROLES)}")
     return role
 
 
@@ -177,7 +186,7 @@ def _learned(turn: Mapping[str, Any]) -> bool:
         if weight is None:
             continue
         if weight not in (0, 1):
-            raise RowError(f"a turn's {key} is {weight!r}; turns are learned (1) or not (0)")
+            raise RowError(f"a turn's {key} is {weight!r:.60}; turns are learned (1) or not (0)")
         return bool(weight)
     return True
 
@@ -234,9 +243,9 @@ def as_tools(value: Any) -> list[dict[str, Any]]:
 
 def _json(text: str, column: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"'{column}' holds text that is no JSON") from error
+        return json_value(text)
+    except JsonError as error:
+        raise RowError(f"'{column}' holds text that is no JSON: {error}") from error
 
 
 def without_nulls(value: Any) -> Any:

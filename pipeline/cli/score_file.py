@@ -17,6 +17,8 @@ import yaml
 
 from data.errors import SourceError, UsageError
 from data.records import ENDED
+from data.sources.files import capped_lines
+from data.sources.values import MAX_ROW, JsonError, json_value
 from data.storage import require_file_place, storage_errors, write_atomically
 from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.handover import local_checkpoint
@@ -191,17 +193,19 @@ class _Row:
 
 def _rows(path: Path) -> Iterator[_Row]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in capped_lines(path, file):
+            if line is None:
+                raise SourceError(f"{path}:{number} is longer than {MAX_ROW:,} bytes; cut it")
             if line.strip():
                 yield _parse(line, f"{path}:{number}")
 
 
 def _parse(line: bytes, place: str) -> _Row:
     try:
-        content = json.loads(line.decode("utf-8-sig"))
+        content = json_value(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise SourceError(f"{place} is no UTF-8 text; save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
+    except JsonError as error:
         raise SourceError(f"{place} is no JSON ({error}); one object a line is needed") from error
     if not isinstance(content, dict) or not _is_prompt(content.get("prompt")):
         raise SourceError(f"{place} has no `prompt` that is a text or a list of messages")

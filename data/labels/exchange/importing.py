@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from data.errors import BadRowsError, SourceError
+from data.errors import BadRowsError, SourceError, told
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
     Annotator,
@@ -144,7 +144,7 @@ class _Reading:
         except RowError as problem:
             report.bad += 1
             if len(report.first_bad) < SHOWN:
-                report.first_bad.append(f"{where}: {problem}")
+                report.first_bad.append(f"{where}: {told(problem)}")
 
     def labels(self, place: str, raw: RawRow) -> Iterator[LabelRow]:
         """Yield the labels of a row; a message of OASST is kept until all are there."""
