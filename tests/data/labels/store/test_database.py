@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import threading
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,17 @@ def test_without_its_driver_postgresql_says_what_to_install(
     monkeypatch.setattr("data.extras.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"psycopg.*pip install 'rlhf-pipeline\[postgres\]'"):
         open_database("postgresql://me@127.0.0.1:1/none")
+
+
+def test_a_lock_that_is_held_elsewhere_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.labels.store.database._BUSY_SECONDS", 1)
+    with closing(open_database(url)) as database, closing(open_database(url)) as other:
+        with other.engine.connect() as holding:
+            if other.is_sqlite:
+                holding = holding.execution_options(immediate=True)
+            with holding.begin():
+                if not other.is_sqlite:
+                    holding.exec_driver_sql("LOCK TABLE campaigns IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(StoreDownError, match=r"can't be used now: .*lock"):
+                    Campaigns(database).create("c", CampaignSettings(), "Be kind.")
+        assert Campaigns(database).create("c", CampaignSettings(), "Be kind.").name == "c"
