@@ -38,7 +38,7 @@ from data.storage import storage_errors
 CONNECTIONS = 16
 """Connections kept open; opening one costs more than a whole request."""
 _MORE_CONNECTIONS = 64
-_BUSY_SECONDS = 5
+_BUSY_SECONDS = 4
 """For a lock that another process holds, for a connection, and for the server's first answer."""
 _STATEMENT_SECONDS = 60
 _IDLE_SECONDS = 5.0
