@@ -76,6 +76,7 @@ UVICORN: dict[str, Any] = {
     "log_level": "warning",
     "server_header": False,
     "http": Protocol,
+    "workers": 1,  # also where WEB_CONCURRENCY says otherwise
     "loop": "asyncio",  # which takes connections by our socket
     "h11_max_incomplete_event_size": HEADER_CAP,
     "lifespan": "off",
