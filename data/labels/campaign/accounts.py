@@ -157,8 +157,10 @@ class Accounts:
             ).one_or_none()
             if row is None:
                 raise NotYoursError(_VOID)
+            # In this order: whoever has the look by now is also found by name, if it is theirs.
+            look = looks_taken(connection, row.name)
             known = named(connection, row.name, "person")
-            if known is None and looks_taken(connection, row.name):
+            if known is None and look is not None:
                 raise NotYoursError(_VOID)
             annotator = known or self._insert(connection, row.name, "person", row.role)
             if not annotator.active or annotator.role != row.role:

@@ -55,16 +55,13 @@ def looks_taken(connection: sa.Connection, name: str) -> str | None:
 def require_other_look(connection: sa.Connection, name: str, now: datetime) -> None:
     """Refuse a new name that looks like that of an account, or of somebody who is invited."""
     invites = tables.invites.c
-    invited = connection.scalars(
-        sa.select(invites.name).where(
-            invites.name != name,
-            invites.used_at.is_(None),
-            invites.revoked_at.is_(None),
-            invites.expires_at > now,
-        )
+    open_ones = sa.select(invites.name).where(
+        invites.used_at.is_(None), invites.revoked_at.is_(None), invites.expires_at > now
     )
-    alike = (other for other in invited if skeleton(other) == skeleton(name))
-    if other := looks_taken(connection, name) or next(alike, None):
+    invited = {*connection.scalars(open_ones)}
+    alike = [] if name in invited else [o for o in invited if skeleton(o) == skeleton(name)]
+    other = looks_taken(connection, name) or next(iter(alike), None)
+    if other is not None and other != name:  # the very name may have come in just now
         raise UsageError(
             f"the name {name!r} looks like {other!r}, who is there or invited already: write it "
             "like that for the same person, or choose another"

@@ -48,7 +48,7 @@ def close_to_others(database: Path, home: Path | None) -> list[str]:
     folder = database.absolute().parent
     is_own = home is not None and folder.resolve() == home.resolve()
     ours = [database.with_name(database.name + end) for end in _BESIDE]
-    ours += [folder] if is_own else []
+    ours += [database.parent] if is_own else []
     told = [line for path in ours if (line := _tighten(path))]
     if not is_own and (mode := _open_to_others(folder)):
         told.append(

@@ -151,6 +151,7 @@ def test_two_invites_for_names_that_look_alike_let_one_in(
     with monkeypatch.context() as patch:
         patch.setattr("data.labels.campaign.accounts.require_other_look", lambda *_: None)
         made = accounts.invite_all("annotator", ["Ada", "ADA"], 1, "boss")
+    accounts.invite("annotator", "ADA", 1, "boss")  # again, while both are still open
     accounts.accept(made[0][1])
     with pytest.raises(NotYoursError):
         accounts.accept(made[1][1])

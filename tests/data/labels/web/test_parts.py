@@ -145,6 +145,7 @@ def test_the_address_is_told_while_it_is_served(tmp_path: Path, number: int) -> 
         with urllib.request.urlopen(f"{found['address']}/health", timeout=60) as response:
             assert json.load(response) == {"status": "ok"}
         assert found["pid"] == process.pid
+        assert told.stat().st_mode & 0o777 == 0o600
         process.send_signal(number)
         assert process.communicate(timeout=60)[0] == "ended\n"
     finally:
