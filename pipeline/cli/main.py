@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -294,6 +295,9 @@ def _require_own_packages() -> None:
             )
 
 
+_NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+
+
 def _shown(sentences: str) -> str:
     """Return a sentence a line, nothing in it that moves a terminal, the middle of long ones cut.
 
@@ -322,6 +326,13 @@ def main() -> None:
         print(f"rlhf: {_shown(sentence)}", file=sys.stderr)
         if lines:
             print(lines)
+        sys.exit(2)
+    except OSError as error:
+        # Of places that no command can look at; of another kind it is a bug of ours.
+        if error.errno not in _NO_PLACE or error.filename is None:
+            raise
+        told = f"{os.fsdecode(error.filename)} can't be used ({error.strerror}); name another"
+        print(f"rlhf: {_shown(told)}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as stopped:
         print(f"rlhf: {str(stopped) or 'stopped at once'}", file=sys.stderr)

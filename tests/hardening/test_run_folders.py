@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import shutil
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,7 +249,12 @@ def state(**changes: Any) -> str:
     return json.dumps({**whole, **changes})
 
 
-STATES = {
+STATE_TYPES: dict[str, list[Any]] = {
+    "step": ["x", None, [], 1.5], "written": ["x", None, []],
+    "files": [None, [], "x", {"a": 1}, {"a": {}}],
+    "logs": [None, [], {"metrics.jsonl": -1}, {"a": "x"}],
+}  # fmt: skip
+STATES: dict[str, str] = {
     "deep": DEEP,
     "empty": "",
     "cut": state()[:30],
@@ -254,10 +262,7 @@ STATES = {
     "nothing": "{}",
     "long number": state().replace("1", "1" * 5000),
     "twice": '{"step": 1, "step": 2}',
-    **{f"step {v!r:.20}": state(step=v) for v in ("x", None, [], 1.5)},
-    **{f"written {v!r:.20}": state(written=v) for v in ("x", None, [])},
-    **{f"files {v!r:.20}": state(files=v) for v in (None, [], "x", {"a": 1}, {"a": {}})},
-    **{f"logs {v!r:.20}": state(logs=v) for v in (None, [], {"metrics.jsonl": -1}, {"a": "x"})},
+    **{f"{k} is {v!r:.20}": state(**{k: v}) for k, values in STATE_TYPES.items() for v in values},
 }
 
 
@@ -389,3 +394,76 @@ def test_an_address_that_no_server_wrote(tmp_path: Path, content: str) -> None:
     os.remove(tmp_path / "labels" / "server.json")
     os.mkfifo(tmp_path / "labels" / "server.json")
     assert read_address(tmp_path) is None
+
+
+def database(*statements: str, header: bytes = b"") -> Callable[[Path], None]:
+    """Return what makes a database that no version of this program made."""
+
+    def make(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path)) as made:
+            for statement in statements:
+                made.execute(statement)
+            made.commit()
+        if header:
+            path.write_bytes(header + path.read_bytes()[len(header) :])
+
+    return make
+
+
+def ours(*statements: str) -> Callable[[Path], None]:
+    """Return what makes a database of ours and edits it."""
+
+    def make(path: Path) -> None:
+        from data.labels.store.database import open_database
+
+        open_database(str(path)).close()
+        database(*statements)(path)
+
+    return make
+
+
+VERSION = "CREATE TABLE alembic_version (version_num VARCHAR(32))"
+NEWEST = "UPDATE alembic_version SET version_num = "
+DATABASES: dict[str, Callable[[Path], object]] = {
+    "a text": lambda path: path.write_text("labels\n" * 200),
+    "a short text": lambda path: path.write_text("x"),
+    "bytes": lambda path: path.write_bytes(bytes(range(256)) * 20),
+    "the beginning of one": lambda path: path.write_bytes(b"SQLite format 3\0"),
+    "a broken header": database("CREATE TABLE a (b)", header=b"SQLite format 9\0"),
+    "pages of no size": database("CREATE TABLE a (b)", header=b"SQLite format 3\0\0\3"),
+    "of another program": database("CREATE TABLE people (name TEXT)"),
+    "of another program, like ours": database("CREATE TABLE labels (a)"),
+    "of another program with versions": database(
+        VERSION, "INSERT INTO alembic_version VALUES ('f00')", "CREATE TABLE a (b)"
+    ),
+    "other versions": database("CREATE TABLE alembic_version (a)"),
+    "no version": database(VERSION, "CREATE TABLE a (b)"),
+    "a later version": ours(f"{NEWEST}'9999'"),
+    "a version of odd type": ours(f"{NEWEST}x'ff00'"),
+    "a version with escapes": ours(f"{NEWEST}char(27) || '[2J'"),
+    "two versions": ours("INSERT INTO alembic_version VALUES ('0001')"),
+    "a table less": ours("DROP TABLE drafts"),
+    "a column less": ours("ALTER TABLE drafts RENAME TO was", "CREATE TABLE drafts (task_id)"),
+    "an older version with newer tables": ours(f"{NEWEST}'0001'"),
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a socket": bind,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("make", DATABASES.values(), ids=DATABASES)
+def test_a_label_database_that_is_none_of_ours(
+    rlhf: Callable[..., Any],
+    assert_refused: Callable[..., None],
+    tmp_path: Path,
+    make: Callable[[Path], object],
+) -> None:
+    (tmp_path / "run" / "labels").mkdir(parents=True)
+    make(tmp_path / "run" / "labels" / "labels.sqlite")
+    before = (tmp_path / "run" / "labels" / "labels.sqlite").lstat().st_size
+    told = rlhf(["label", "tasks", "run"])
+    # Rights are made the owner's alone, and SQLite notes in the header that it logs ahead.
+    assert_refused(dataclasses.replace(told, changed=()), "labels.sqlite")
+    assert (tmp_path / "run" / "labels" / "labels.sqlite").lstat().st_size == before

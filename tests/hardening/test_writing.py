@@ -169,3 +169,34 @@ def test_a_file_larger_than_ours_can_be_is_not_read(tmp_path: Path) -> None:
     assert read_json_object(tmp_path / "a.json", most=8) == {"a": 1}
     with pytest.raises(ArtifactError, match="larger"):
         read_json_object(tmp_path / "a.json", most=7)
+
+
+PLACES = {
+    "long": "x" * 300,
+    "long within": "x/" + "y" * 300,
+    "longer than any": "/".join(["d" * 100] * 60),
+    "loop": "loop",
+    "in a loop": "loop/x",
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["ls", "{}"],
+        ["run", "r.yaml", "--out", "{}"],
+        ["validate", "r.yaml", "--out", "{}"],
+        [*SCORE, "{}", "--out", "scores.jsonl"],
+        [*SCORE, "rows.jsonl", "--out", "{}"],
+        ["copy", "quickstart", "{}"],
+        ["label", "tasks", "{}"],
+        ["label", "export", "{}", "--out", "labels"],
+    ],
+    ids=lambda args: " ".join(args[:2]) + f" {len(args)}",
+)
+def test_a_place_that_can_be_none(
+    rlhf: Callable[..., Any], assert_refused: Callable[..., None], args: list[str], place: str
+) -> None:
+    files = {**FILES, "loop": lambda path: path.symlink_to("loop")}
+    assert_refused(rlhf([arg.format(place) for arg in args], files), place[:1])

@@ -28,11 +28,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import event
 
 from data.errors import ArtifactError, StoreDownError, UsageError, told
 from data.extras import require_packages
 from data.labels.store.private import close_to_others, make_file, make_folder
+from data.labels.store.tables import metadata
 from data.storage import storage_errors
 
 CONNECTIONS = 16
@@ -215,10 +217,13 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
         database.notes += close_to_others(Path(str(parsed.database)), home)
     try:
         _migrate(database)
-    except sa.exc.ProgrammingError as error:  # an option that it does not know, a right it lacks
+        _require_whole(database)
+    # An option that it does not know, a right it lacks; a version that is none.
+    except (sa.exc.ProgrammingError, CommandError) as error:
         database.close()
         raise UsageError(
-            f"the label database {database.url} can't be used: {told(error.orig or error)}"
+            f"the label database {database.url} can't be used: "
+            f"{told(getattr(error, 'orig', None) or error)}; name another by --database"
         ) from error
     except BaseException:
         database.close()
@@ -258,6 +263,8 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
         make_folder(path.parent)
         if not url.query:  # with one, the path may be an address of SQLite's own
             make_file(path)
+    elif not os.path.isfile(path) and not url.query:
+        raise UsageError(f"the label database {path} is no file; name another by --database")
     elif not url.query and not _is_sqlite(path):
         raise UsageError(f"{path} is not a database: name the right file by --database")
     engine = sa.create_engine(
@@ -347,5 +354,25 @@ def _migrate(database: Database) -> None:
                 f"the label database {database.url} was made by a newer version (tables {current}, "
                 f"this program knows {head}): update this program"
             )
+        others = {*sa.inspect(connection).get_table_names()} - {"alembic_version"}
+        if current is None and others:
+            raise ArtifactError(
+                f"the label database {database.url} holds tables of another program "
+                f"({', '.join(sorted(others)):.200}); name another by --database"
+            )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _require_whole(database: Database) -> None:
+    """Refuse a database whose version promises tables or columns that it hasn't."""
+    with database.look() as connection:
+        there = sa.inspect(connection).get_multi_columns()
+    for table in metadata.tables.values():
+        names = {column["name"] for column in there.get((None, table.name), ())}
+        missing = sorted({*table.columns.keys()} - names)
+        if missing:
+            raise ArtifactError(
+                f"the label database {database.url} was edited: its table {table.name} has no "
+                f"{', '.join(missing)}; restore it, or name another by --database"
+            )
