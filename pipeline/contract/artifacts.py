@@ -9,7 +9,9 @@ parent's files, not on the time they were made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import json
 import platform
 import re
@@ -123,12 +125,14 @@ class Artifact:
 
 
 def require_writable_place(folder: Path) -> None:
-    """Refuse a folder that can't be: itself or one above it is a file.
+    """Refuse a folder that can't be: itself or one above it is a file, or its name is too long.
 
     Raises:
-        StorageError: names the file.
+        StorageError: names it.
     """
     with storage_errors(folder):
+        if any(len(os.fsencode(part)) > _PART for part in folder.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         for path in (folder, *folder.parents):
             if path.is_dir():
                 return

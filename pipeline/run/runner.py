@@ -35,6 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
         RunLockedError: another process holds it.
         StorageError: the folder can't be made.
     """
+    require_writable_place(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8", opener=open_file)  # noqa: SIM115
