@@ -36,6 +36,8 @@ _UNNUMBERED = re.compile(
     "|database or disk is full"  # SQLite
 )
 """Errors of writing that keep the system's own to themselves."""
+MOST_OF_NAME = 255
+"""Bytes of the name of a file or folder."""
 _LEFTOVER = ".*.tmp"
 _KINDS = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
@@ -145,6 +147,16 @@ def _free(path: Path) -> str:
     return f"{shutil.disk_usage(place).free / 1e9:.1f} GB"
 
 
+def require_short_names(path: Path) -> None:
+    """Refuse a path with a name that no file or folder can have, also where none is yet.
+
+    Raises:
+        OSError: ENAMETOOLONG.
+    """
+    if any(len(os.fsencode(name)) > MOST_OF_NAME for name in path.parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+
+
 def require_file_place(path: Path) -> None:
     """Refuse a place to write a file at where something else is.
 
@@ -154,6 +166,7 @@ def require_file_place(path: Path) -> None:
         StorageError: says what is there.
     """
     with storage_errors(path):
+        require_short_names(path)
         try:
             kind = stat.S_IFMT(path.lstat().st_mode)
         except FileNotFoundError:

@@ -9,9 +9,7 @@ parent's files, not on the time they were made.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import os
 import json
 import platform
 import re
@@ -27,7 +25,9 @@ from pydantic import AfterValidator, BaseModel, JsonValue, NonNegativeInt, Valid
 from data.errors import ArtifactError, StorageError, one_line, told
 from data.json_lines import read_json_object
 from data.storage import (
+    MOST_OF_NAME,
     remove_leftovers,
+    require_short_names,
     sha256,
     storage_errors,
     sync_tree,
@@ -42,8 +42,6 @@ RECORDS = ("metrics.jsonl", "stage.log")
 SCRATCH = ("resume", "work")
 # What file systems and their browsers leave in a folder that is only looked at.
 _OF_THE_SYSTEM = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store|Thumbs\.db|desktop\.ini")
-_PART = 255
-"""Bytes of the name of a file or folder, at most."""
 _LONGEST = 1000
 """Characters of the relative path of a file."""
 
@@ -51,7 +49,7 @@ _LONGEST = 1000
 def _inside(name: str) -> str:
     """Refuse a name that is none of a file inside a folder."""
     parts = name.encode().split(b"/")
-    odd = any(part in (b"", b".", b"..") or len(part) > _PART for part in parts)
+    odd = any(part in (b"", b".", b"..") or len(part) > MOST_OF_NAME for part in parts)
     if odd or one_line(name) != name or len(name) > _LONGEST:
         raise ValueError("it names no file inside the folder")
     return name
@@ -131,8 +129,7 @@ def require_writable_place(folder: Path) -> None:
         StorageError: names it.
     """
     with storage_errors(folder):
-        if any(len(os.fsencode(part)) > _PART for part in folder.parts):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        require_short_names(folder)
         for path in (folder, *folder.parents):
             if path.is_dir():
                 return
