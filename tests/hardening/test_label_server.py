@@ -463,6 +463,18 @@ def test_a_request_that_does_not_come_ends(port: int, parts: list[bytes]) -> Non
     assert is_healthy(port)
 
 
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+def test_a_handshake_that_does_not_come_ends(
+    app: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(Protocol, "request_seconds", SHORT)
+    tls = Front(certificate=TLS / "certificate.pem", key=TLS / "key.pem").tls
+    with serving(app, tls=tls) as port:
+        began = time.monotonic()
+        assert b"HTTP" not in answer(connect(port), sent)
+        assert time.monotonic() - began < 10 * SHORT
+
+
 def test_an_answer_that_is_not_read_ends(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Protocol, "answer_seconds", SHORT)
     with serving(app) as port:
