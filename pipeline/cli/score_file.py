@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from data.errors import SourceError, UsageError
 from data.records import ENDED
 from data.sources.files import capped_lines
 from data.sources.values import MAX_ROW, JsonError, json_value
 from data.storage import require_file_place, storage_errors, write_atomically
+from pipeline.contract.addresses import shown_value
 from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.handover import local_checkpoint
 
@@ -169,16 +171,30 @@ def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | N
         from reward.functions import function
 
         return function(rest, **options)
-    if origin in ("http", "https"):
-        from reward.computed.http_server import Endpoint
-
-        try:
-            return Endpoint(name, **{"batch_size": batch_size, **options})
-        except TypeError as error:
-            raise UsageError(f"{name} takes the options timeout and retries: {error}") from None
+    if rest.startswith("//"):
+        return _server(name, {"batch_size": batch_size, **options})
     if options:
         raise UsageError(f"{name} is a reward model, which takes no options")
     return None
+
+
+def _server(url: str, options: dict[str, Any]) -> Scorer | None:
+    """Return what asks a server, held to the same as one of a recipe."""
+    from pipeline.stages.reward_terms import RewardTerm, computed
+
+    stray = options.keys() - {"timeout", "retries", "batch_size"}
+    if stray:
+        raise UsageError(f"--option {min(stray)}: a server takes the options timeout and retries")
+    try:
+        return computed(RewardTerm(**{**options, "url": url}))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        name = ".".join(map(str, wrong["loc"]))
+        raise UsageError(
+            f"the reward server's {name} {shown_value(wrong['input'])}: "
+            f"{wrong['msg'].removeprefix('Value error, ')}; a server has a url, and the options "
+            "timeout and retries"
+        ) from None
 
 
 @dataclass(frozen=True)

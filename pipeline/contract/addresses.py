@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -31,6 +32,11 @@ def _address(url: str) -> str:
     if not host.isascii() or "%" in host or "\\" in host:
         raise ValueError("the host is in plain ASCII; write a name of other letters as xn--...")
     return url
+
+
+def shown_value(value: object) -> str:
+    """Return the start of a value, without the password of an address."""
+    return f"{re.sub(r'//[^@]*@', '//***@', repr(value)):.80}"
 
 
 def _base(url: str) -> str:

@@ -6,7 +6,6 @@ another by its name. Nothing in YAML names Python code.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
 from data.errors import RecipeError, nearest, one_line
+from pipeline.contract.addresses import shown_value
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retired import take_out
 from pipeline.contract.settings import (
@@ -328,19 +328,14 @@ def _problem(
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         near = nearest(str(location[-1]), known)
-        return f"{place}{dotted}: unknown key (value {_shown(item['input'])}).{near}"
+        return f"{place}{dotted}: unknown key (value {shown_value(item['input'])}).{near}"
     if item["type"] == "missing":
         return f"{place}{dotted}: this key is needed and not given"
     messages = [_WORDING.get(i["type"]) or i["msg"].removeprefix("Value error, ") for i in items]
     message = ", or ".join(dict.fromkeys(messages))
     # What a check of several keys at once was given is the whole mapping; its words name them.
-    value = "" if isinstance(item["input"], Mapping) else f"{_shown(item['input'])}: "
+    value = "" if isinstance(item["input"], Mapping) else f"{shown_value(item['input'])}: "
     return f"{place}{dotted}: {value}{message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    """Return the start of a value, without the password of an address."""
-    return f"{re.sub(r'//[^@]*@', '//***@', repr(value)):.80}"
 
 
 def _known_keys(model: type[BaseModel], location: Keys) -> list[str]:
