@@ -113,8 +113,7 @@ def score_file(
             trust_remote_code=trust_remote_code,
         )
     report = _write_scores(scorer, source, target, limit=limit, advance=advance)
-    encoder = getattr(scorer, "encoder", None)
-    report.truncated = 0 if encoder is None else encoder.truncated
+    report.truncated = getattr(getattr(scorer, "encoder", None), "truncated", 0)
     return report
 
 
