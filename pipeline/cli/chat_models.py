@@ -64,13 +64,16 @@ def load_chat_model(
     """
     import torch
 
-    from data.text.chat import has_template
+    from data.text.templates import has_template, require_template
     from pipeline.models.load import bf16_supported, load_policy, load_tokenizer, pick_device
     from pipeline.models.unused_ids import leave_out_unused
 
     device = pick_device()
     source, pretrained = _locate(checkpoint)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    plain = plain or pretrained or not has_template(tokenizer)
+    if not plain:
+        require_template(tokenizer)
     half = device.type == "cuda" and bf16_supported(device)
     model = load_policy(
         source,
@@ -82,7 +85,7 @@ def load_chat_model(
         model=leave_out_unused(model, tokenizer).to(device),
         tokenizer=tokenizer,
         generator=torch.Generator().manual_seed(seed),
-        plain=plain or pretrained or not has_template(tokenizer),
+        plain=plain,
     )
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import HandOverError
+from data.json_object import read_object
 from pipeline.contract.heads import AUTO_CLASSES, Head, class_with, is_known
+from reward.network.files import require_config, require_tokenizer
 
 CLASSIFIER = "ForSequenceClassification"
 """How the name of a class with the head of a reward model ends."""
@@ -87,7 +89,13 @@ class ModelFacts:
 
 
 def read_facts(folder: Path, *, source: str) -> ModelFacts:
-    """Read the facts of a checkpoint or tokenizer from its small files."""
+    """Read the facts of a checkpoint or tokenizer from its small files.
+
+    Raises:
+        ModelError: one of them is damaged, or holds values that it can't.
+    """
+    require_config(folder)
+    require_tokenizer(folder)
     config = read_object(folder / "config.json")
     text_config = config.get("text_config")
     text: dict[str, Any] = {**config, **(text_config if isinstance(text_config, dict) else {})}
@@ -95,8 +103,8 @@ def read_facts(folder: Path, *, source: str) -> ModelFacts:
     special = {**read_object(folder / "special_tokens_map.json"), **tokens}
     tokenizer = read_object(folder / "tokenizer.json")
     template_text = _template(folder, tokens)
-    vocabulary = tokenizer.get("model", {}).get("vocab")
-    added = [t["id"] for t in tokenizer.get("added_tokens", [])]
+    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    added = [t["id"] for t in tokenizer.get("added_tokens") or []]
     architecture = (config.get("architectures") or [None])[0]
     return ModelFacts(
         source=source,
@@ -145,24 +153,14 @@ def cached_folder(hub_id: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is no file or it holds something else.
-
-    Raises:
-        HandOverError: the file is no JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HandOverError(f"{path} is no JSON ({error}); restore the file") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _template(folder: Path, tokens: Mapping[str, Any]) -> Any:
     file = folder / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else tokens.get("chat_template")
+    if not file.is_file():
+        return tokens.get("chat_template")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HandOverError(f"{file} is no UTF-8 text ({error}); restore the file") from error
 
 
 def _labels(config: Mapping[str, Any]) -> int | None:
@@ -184,7 +182,7 @@ def _spare(
     written = f"{template}\n{post}"
     return tuple(
         token["content"]
-        for token in tokenizer.get("added_tokens", [])
+        for token in tokenizer.get("added_tokens") or []
         if token.get("special") and token["content"] not in used and token["content"] not in written
     )
 

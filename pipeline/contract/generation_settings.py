@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import told
-from pipeline.contract.facts import read_object
+from data.json_object import read_object
+from reward.network.files import GENERATION
 
-GENERATION = "generation_config.json"
 _NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 _HARMLESS = frozenset(
     (
@@ -35,7 +35,7 @@ def generation_problem(folder: Path) -> str | None:
         config = GenerationConfig(**content)
         unset_unread(config)
         config.validate(strict=True)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # of every kind, for values it does not expect
         return f"{folder / GENERATION} can't be used: {told(error)}; correct or delete that file"
     return None
 

@@ -13,12 +13,13 @@ from reward.network.loading import (
     disable_dropout as disable_dropout,
 )
 from reward.network.loading import (
-    load_config as load_config,
-)
-from reward.network.loading import (
+    head_weights,
     load_model,
     locate,
     quiet_loading,
+)
+from reward.network.loading import (
+    load_config as load_config,
 )
 from reward.network.loading import (
     load_tokenizer as load_tokenizer,
@@ -88,7 +89,20 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     _require_writer(source, trust=trust_remote_code)
-    return _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
+    model = _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
+    _require_ends(model, source)
+    return model
+
+
+def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
+    """Refuse an id that ends responses and that the model has no row for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for number in configured_ends(model):
+        if not 0 <= number < rows:
+            raise ModelError(
+                f"{source}: eos_token_id {number} of its generation_config.json is none of the "
+                f"{rows} ids of the model; correct that file"
+            )
 
 
 def _require_writer(source: str | Path, *, trust: bool) -> None:
@@ -113,11 +127,11 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
     Raises:
         ModelError: nothing loadable is there.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers import AutoModelForTokenClassification as TokenClassifier
 
     location, _ = locate(source, "value model")
-    config = AutoConfig.from_pretrained(location)
+    config = load_config(location, what="value model")
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
         raise ModelError(
@@ -127,7 +141,7 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
     if architecture.endswith("ForTokenClassification"):
         return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
     with quiet_loading():
-        value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, strict=False)
+        value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, head=True)
     head = value_head(value)
     with torch.no_grad():
         head.weight.zero_()
@@ -167,15 +181,16 @@ def _load(
     *,
     dtype: torch.dtype,
     trust: bool = False,
-    strict: bool = True,
+    head: bool = False,
     **extra: Any,
 ) -> PreTrainedModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     model, info = load_model(loader, source, dtype=dtype, trust_remote_code=trust, **extra)
-    missing = sorted(info["missing_keys"])
-    if strict and missing:
+    new = info["missing_keys"]
+    missing = sorted(new - head_weights(model) if head and new else new)
+    if missing:
         raise ModelError(
             f"{source} lacks the weights of {type(model).__name__}: {', '.join(missing[:3])}"
             f"{' ...' if len(missing) > 3 else ''}; it is a checkpoint of another architecture"
@@ -255,10 +270,11 @@ def configured_context(config: Any) -> int | None:
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
     """Return the ids that end a response: the tokenizer's, and the model's generation config's."""
-    ids = {tokenizer.eos_token_id}
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if isinstance(configured, int):
-        ids.add(configured)
-    elif configured:
-        ids.update(configured)
+    ids = {tokenizer.eos_token_id, *(() if model is None else configured_ends(model))}
     return sorted(i for i in ids if i is not None)
+
+
+def configured_ends(model: PreTrainedModel) -> list[int]:
+    """Return the ids that end a response by a model's generation config."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())

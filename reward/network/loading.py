@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data.errors import ModelError, told
+from data.errors import ModelError, RlhfError, told
 from data.network import hub_trouble
+from reward.network.files import (
+    require_config,
+    require_finite,
+    require_fits,
+    require_tokenizer,
+    require_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,13 +76,18 @@ def load_model(
         options: for `from_pretrained`.
 
     Raises:
-        ModelError: nothing loadable is there.
+        ModelError: nothing loadable is there, weights have another shape than the configuration
+            says (but with `ignore_mismatched_sizes`), or are not finite.
     """
     from transformers import GgufConfig
+    from transformers.utils import logging
 
     location, gguf = locate(source, what)
     if gguf:
         options |= {**gguf, "quantization_config": GgufConfig(dequantize=True)}
+    elif Path(location).is_dir():
+        _require_room(loader, Path(location), what, trust=trust_remote_code, **options)
+    taken = options.pop("ignore_mismatched_sizes", False)
     with _loading(what, source):
         model, info = loader.from_pretrained(
             location,
@@ -83,9 +95,40 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if gguf else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         )
+    if info["mismatched_keys"] and not taken:
+        name, held, wanted = min(info["mismatched_keys"])
+        raise ModelError(
+            f"{source}: the weight {name} is {_shape(held)} in the files, and its config.json "
+            f"makes it {_shape(wanted)}; restore the file that belongs to these weights"
+        )
+    if info["unexpected_keys"]:
+        surplus = sorted(info["unexpected_keys"])
+        logging.get_logger("transformers").warning(
+            f"{source}: {len(surplus)} weights are not of a {type(model).__name__} and left out: "
+            f"{', '.join(surplus[:3])}{' ...' if len(surplus) > 3 else ''}"
+        )
+    require_finite(model, source)
     return model, info
+
+
+def _require_room(
+    loader: Any, folder: Path, what: str, *, trust: bool, config: Any = None, **changes: Any
+) -> None:
+    """Refuse damaged weights, and a configuration that would take far more memory than they do."""
+    elements = require_weights(folder)
+    config = config or load_config(folder, what=what, trust_remote_code=trust)
+    if getattr(config, "quantization_config", None) or (trust and hasattr(config, "auto_map")):
+        return
+    with _loading(what, folder), torch.device("meta"):
+        described = loader.from_config(config)
+    require_fits(described, elements, folder)
+
+
+def _shape(sizes: Collection[int]) -> str:
+    return " x ".join(map(str, sizes)) or "one number"
 
 
 def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
@@ -117,6 +160,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     from transformers import AutoTokenizer
 
     location, extra = locate(source, "tokenizer")
+    if Path(location).is_dir():
+        require_tokenizer(Path(location))
     with _loading("tokenizer", source):
         return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
 
@@ -136,10 +181,19 @@ def load_config(source: str | Path, *, what: str = "model", trust_remote_code: b
 
 @contextlib.contextmanager
 def _loading(what: str, source: str | Path) -> Iterator[None]:
-    """Turn a library's error into one with its reason, and whether anything is there."""
+    """Turn a library's error into one with its reason, and whether anything is there.
+
+    What libraries raise of a broken file is of every kind; the panic of one in Rust is no
+    `Exception`.
+    """
     try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        with quiet_loading():
+            yield
+    except RlhfError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         problem = hub_problem(source, error)
         raise ModelError(f"no {what} can be loaded from {source}: {problem}") from error
 
@@ -163,8 +217,11 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
     if isinstance(source, Path) or text.startswith((".", "/", "~")):
         if not path.is_dir():
             raise ModelError(f"{what} {text}: no such folder; give a checkpoint's folder or hub id")
+        require_config(path)
         return str(path), {}
-    if not path.exists():
+    if path.is_dir():
+        require_config(path)
+    elif not path.exists():
         hub_trouble()  # half a minute of tries is spared where there is no network
     return text, {}
 
@@ -172,7 +229,7 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
 def hub_problem(source: str | Path, error: BaseException) -> str:
     """Return what a library says of a source, and why the hub has nothing."""
     if Path(source).expanduser().exists():
-        return told(error)
+        return f"{told(error)}; restore its files, or name another checkpoint"
     trouble = hub_trouble()
     if trouble is None:
         return f"no folder of that name is here, and of the hub: {told(error)}"
