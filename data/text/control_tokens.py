@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from data.errors import ControlTokenError, ModelError
+from data.errors import ControlTokenError, ModelError, told
 from data.text.templates import RenderedText, Span, apply_template, has_template
 
 if TYPE_CHECKING:
@@ -193,7 +193,17 @@ def encode_ids(
     """
     if typed:
         return encode(tokenizer, text, typed).ids
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return list(_encoded(tokenizer, text)["input_ids"])
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+    except Exception as error:  # the library's own have no other class
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} can't take the text "
+            f"{text[:40]!r}: {told(error)}; restore its tokenizer.json or take another one"
+        ) from error
 
 
 def encode(
@@ -221,7 +231,7 @@ def encode(
         )
     if typed or cuts:
         return _encode_guarded(tokenizer, text, typed, cuts)
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    out = _encoded(tokenizer, text, return_offsets_mapping=True)
     return Encoded(list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,10 +161,14 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     from transformers import AutoTokenizer
 
     location, extra = locate(source, "tokenizer")
-    if Path(location).is_dir():
+    if not extra and Path(location).is_dir():
         require_tokenizer(Path(location))
     with _loading("tokenizer", source):
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, trust_remote_code=trust_remote_code, **extra
+        )
+        len(tokenizer)  # its settings may name any class of transformers
+    return tokenizer
 
 
 def load_config(source: str | Path, *, what: str = "model", trust_remote_code: bool = False) -> Any:
@@ -187,7 +192,8 @@ def _loading(what: str, source: str | Path) -> Iterator[None]:
     `Exception`.
     """
     try:
-        with quiet_loading():
+        with quiet_loading(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             yield
     except RlhfError:
         raise

@@ -283,6 +283,9 @@ POLICIES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "length a text": (keys(TOKENIZER_CONFIG, model_max_length="x"), ("model_max_length",)),
     "added tokens a text": (keys(TOKENIZER_CONFIG, added_tokens_decoder="x"), ("_decoder",)),
     "extra tokens a text": (keys(TOKENIZER_CONFIG, extra_special_tokens="x"), ("restore",)),
+    "a tokenizer of a model's class": (
+        keys(TOKENIZER_CONFIG, tokenizer_class="LlamaModel"), ("tokenizer", "restore"),
+    ),
     # templates
     "template no text": (put(TEMPLATE, b"\xff\xfe"), ("ck", "utf-8")),
     "template cut": (template("{% for m in messages %}"), ("chat template", "user")),
@@ -332,8 +335,20 @@ REWARDS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "longest input below 1": (config(reward_max_length=-1), (CONFIG, "reward_max_length is -1")),
     "vocab_size huge": (config(vocab_size=10**12), (CONFIG, "the weights hold")),
     "tokenizer cut": (cut(TOKENIZER, 0.5), (TOKENIZER, "is no JSON")),
+    "a tokenizer of another kind": (
+        keys(TOKENIZER_CONFIG, tokenizer_class="BertTokenizer"), ("can't take the text", "[UNK]"),
+    ),
     "template without words": (template("hello"), ("shows nothing of what a user says",)),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk" * 99, b"GGUF", b"GGUF" + bytes(20), b"GGUF\3\0\0\0" + b"\xff" * 40]
+)
+def test_a_broken_gguf_file_is_told(
+    content: bytes, rlhf: Callable[..., Any], assert_refused: Callable[..., None], whole: Path
+) -> None:
+    assert_refused(rlhf(["chat", "m.gguf"], {"m.gguf": content}), "m.gguf")
 
 
 @pytest.mark.parametrize("name", REWARDS)
