@@ -336,7 +336,7 @@ REWARDS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "vocab_size huge": (config(vocab_size=10**12), (CONFIG, "the weights hold")),
     "tokenizer cut": (cut(TOKENIZER, 0.5), (TOKENIZER, "is no JSON")),
     "a tokenizer of another kind": (
-        keys(TOKENIZER_CONFIG, tokenizer_class="BertTokenizer"), ("can't take the text", "[UNK]"),
+        keys(TOKENIZER_CONFIG, tokenizer_class="BertTokenizer"), ("267 tokens", "embedding of 263"),
     ),
     "template without words": (template("hello"), ("shows nothing of what a user says",)),
 }  # fmt: skip
@@ -427,6 +427,15 @@ def test_whole_checkpoints_are_taken(rlhf: Callable[..., Any], broken: Any, whol
     args = ["score", whole / "reward", "r.jsonl", "--out", "o.jsonl"]
     scored = rlhf(args, {"r.jsonl": json.dumps(row)})
     assert (scored.code, scored.changed) == (0, ("o.jsonl", "r.jsonl")[:1]), scored
+
+
+def test_a_text_that_a_tokenizer_has_no_token_for_is_told(
+    rlhf: Callable[..., Any], broken: Any
+) -> None:
+    broken(keys(TOKENIZER_CONFIG, tokenizer_class="BertTokenizer"))
+    talked = rlhf(["chat", "ck", "--max-new-tokens", "2"], stdin="hi\n")
+    assert talked.code == 0 and not talked.err, talked  # the next message may do
+    assert "can't take the text" in talked.out and "tokenizer.json" in talked.out
 
 
 def test_weights_of_nothing_are_told_and_left_out(
