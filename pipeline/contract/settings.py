@@ -6,6 +6,7 @@ nothing heavy, so that `rlhf validate` and `rlhf show` answer without loading to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,5 +285,5 @@ def _without(value: Any, places: Collection[str], prefix: str) -> Any:
 
 
 def expand(path: str) -> Path:
-    """Return a path with `~` expanded."""
-    return Path(path).expanduser()
+    """Return a path with `~` expanded, as it is where that names no user."""
+    return Path(os.path.expanduser(path))

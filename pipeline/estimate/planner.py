@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RecipeError, UsageError, nearest
+from data.small_files import read_file
 from pipeline.contract.settings import StageSettings, expand
 from pipeline.estimate.advice import Advice, advise
 from pipeline.estimate.model.assumptions import Assumptions
@@ -19,6 +20,7 @@ from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.reward_model import estimate_reward
 from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
 from pipeline.estimate.stages.training import estimate_pretrain, estimate_sft
+from pipeline.recipe.plain_yaml import parse
 from pipeline.recipe.shipped import find_file
 
 if TYPE_CHECKING:
@@ -121,16 +123,14 @@ def launched_sharding(recipe: Recipe) -> Sharding:
     Raises:
         RecipeError: the file can't be read.
     """
-    import yaml
-
     place = recipe.top.launch.config
     if place is None:
         return "ddp"
     try:
-        content = yaml.safe_load(find_file(expand(place)).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content, _ = parse(read_file(find_file(expand(place))).decode(), lambda n: f"line {n}")
+    except (OSError, ValueError) as error:
         raise RecipeError(f"launch.config: {place} can't be read ({error})") from error
-    kind = str((content or {}).get("distributed_type", "")).upper()
+    kind = str(content.get("distributed_type", "")).upper() if isinstance(content, dict) else ""
     return "fsdp2" if kind in ("FSDP", "DEEPSPEED") else "ddp"
 
 

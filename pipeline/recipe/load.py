@@ -37,7 +37,7 @@ M = TypeVar("M", bound=BaseModel)
 TOP = ("name", "description", "seed", "launch", "trackers", "rounds", "extends", "stages")
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems take 255, and files beside it add to it."""
-MOST_STAGES = 200
+MOST_STAGES = 100
 MOST_TOLD = 10
 """Problems of one recipe that are told at once."""
 

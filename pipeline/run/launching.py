@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import Interrupted, StageFailedError, UsageError, nearest
+from data.small_files import read_file
 from data.storage import open_file, storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
+from pipeline.recipe.plain_yaml import parse
 from pipeline.recipe.shipped import find_file, shipped_files
 from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import STARTER, starter
@@ -204,9 +204,9 @@ def _read(config: str) -> tuple[str, int]:
             f"launch.config: {config}: no such file; give an accelerate configuration.{near}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content, _ = parse(read_file(path).decode(), lambda line: f"{path}:{line}")
         return str(content["distributed_type"]), int(content.get("num_machines", 1))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+    except (OSError, OverflowError, TypeError, KeyError, ValueError) as error:
         raise UsageError(
             f"launch.config: {config} is no accelerate configuration; `accelerate config` "
             "makes one, and `rlhf copy launch/ddp.yaml` copies one"

@@ -355,6 +355,20 @@ def test_a_recipe_extended_by_many_is_read_once(
     assert "vocab_size: 300" in rlhf(["show", "r.yaml"], diamond).out
 
 
+LAUNCH: dict[str, Any] = {
+    "fifo": os.mkfifo, "folder": Path.mkdir, "link": link("l.yaml"), "device": link("/dev/zero"),
+    "bytes": b"\xff", "list": "[a]", "empty": "", "text": "a", "broken": "a: [",
+    "date": "a: 2026-99-99",
+    "deep": "a: " + "[" * 900, "many machines": "{distributed_type: FSDP, num_machines: .inf}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", LAUNCH.values(), ids=LAUNCH)
+def test_a_launch_file_that_is_none(rlhf: Rlhf, assert_refused: Refused, content: Any) -> None:
+    text = f"launch: {{config: l.yaml}}\n{RECIPE}"
+    assert_refused(rlhf(VALIDATE, {"r.yaml": text, "l.yaml": content}), "launch.config", "l.yaml")
+
+
 # --set
 
 SETS = (
