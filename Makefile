@@ -14,6 +14,10 @@
 #
 #   WORKERS      processes that share the tests, each on one thread
 #   TESTS        files to run alone
+#
+# `make fuzz` tries the readers of users' files with input that a fuzzer makes up (Linux):
+#
+#   FUZZ_SECONDS seconds for each of four targets
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -28,10 +32,11 @@ NANOCHAT ?=
 BENCH ?=
 WORKERS ?= 2
 TESTS ?=
+FUZZ_SECONDS ?= 600
 # A file's tests stay on one worker, with what they share.
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow bench check format clean
+.PHONY: demo test test-slow bench fuzz check format clean
 
 demo: $(READY)
 	$(BIN)/rlhf run recipes/quickstart.yaml
@@ -45,6 +50,11 @@ test-slow: $(READY)
 bench: $(READY) $(PEERS_READY)
 	$(BIN)/python tests/benchmarks/run_all.py --peer $(PEERS)/bin/python \
 		$(if $(MODEL),--model $(MODEL)) $(if $(NANOCHAT),--peer-source $(NANOCHAT)) $(BENCH)
+
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet atheris==3.0.0
+	for target in recipe manifest formats rankings; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 check: $(READY)
 	$(BIN)/ruff check .
