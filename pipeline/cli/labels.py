@@ -6,6 +6,7 @@ Nothing of the label store is imported before a command runs.
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -274,7 +275,14 @@ def bring_in(
     """Bring in our own exports, rankings, pairs, HH dialogues or OASST messages."""
     from pipeline.cli.label_store import import_file, opened
 
-    with opened(run, database, create=True) as store:
+    def readable() -> None:
+        from data.labels.exchange.importing import read_labels
+
+        now, most = datetime.now(UTC), max_bad_share
+        for _ in read_labels(source, when=now, format=format, max_bad_share=most, hub_split=split):
+            pass
+
+    with opened(run, database, create=True, before=readable) as store:
         lines = import_file(
             store,
             source,

@@ -579,3 +579,11 @@ def test_files_by_command(
     file, content, _ = FILES[name]
     files = {"r.yaml": TOKENIZER % file, file: content}
     assert_refused(rlhf(["validate", "r.yaml"], files), file)
+
+
+@pytest.mark.parametrize("name", ("ranks-twice", *RANKED))
+def test_labels_by_command(
+    rlhf: Callable[..., Any], assert_refused: Callable[..., None], name: str
+) -> None:
+    files = {"rows.jsonl": BAD_ROWS[name][0], "run/note": ""}
+    assert_refused(rlhf(["label", "import", "run", "rows.jsonl"], files), "rows.jsonl:1: ")
