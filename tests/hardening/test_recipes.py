@@ -89,10 +89,11 @@ def test_a_value_that_no_recipe_needs(
     assert_refused(rlhf(VALIDATE, {"r.yaml": setting(value)}), "r.yaml", word)
 
 
-@pytest.mark.parametrize("value", [*VALUES, "&a [*a]", "{? [a] : 1}", "\x00", "1\n---\n2"])
+SET_TO = (*DATES[:2], *TAGGED[:3], *FOREIGN[:3], *LONG[:2], "<<", '"\\ud800"', "*nope", "[")
+
+
+@pytest.mark.parametrize("value", [*SET_TO, "&a [*a]", "{? [a] : 1}", "\x00", "1\n---\n2"])
 def test_a_set_of_it(rlhf: Rlhf, assert_refused: Refused, value: str) -> None:
-    if value in ("2026-01-02", "!!null x"):
-        pytest.skip("told as the value of its setting")
     args = [*VALIDATE, "--set", f"tok.vocab_size={value}"]
     assert_refused(rlhf(args, {"r.yaml": RECIPE}), "--set")
 
@@ -106,19 +107,18 @@ NUMBERS = (
 
 
 @pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize("key", ["vocab_size", "max_bad_share", "seed"])
+@pytest.mark.parametrize("key", ["vocab_size", "max_bad_share"])
 def test_a_number_that_is_none(rlhf: Rlhf, assert_refused: Refused, key: str, value: str) -> None:
     text = {
         "vocab_size": setting(value),
         "max_bad_share": source(f"world: corpus, {key}", value),
-        "seed": f"seed: {value}\n{RECIPE}",
     }[key]
     assert_refused(rlhf(VALIDATE, {"r.yaml": text}), key)
 
 
 # Shapes of a whole recipe
 
-ODD = ("5", "true", "[5]", "[[]]", "abc", "1.5", "2026-01-01")
+ODD = ("5", "[5]", "abc", "2026-01-01")
 SHAPES = {
     "": "empty", "null": "empty", "[a, b]": "mapping", "5": "mapping", "abc": "mapping",
     "- a": "mapping", "stages:": "stages", "stages: {}": "stages", "{}": "stages",
