@@ -6,8 +6,9 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError, RlhfError, told
-from pipeline.contract.generation_settings import GENERATION, unset_unread
+from pipeline.contract.generation_settings import unset_unread
 from pipeline.models.load import save_model
+from reward.network.files import GENERATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
