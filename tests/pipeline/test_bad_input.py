@@ -211,8 +211,13 @@ def test_a_reward_model_that_is_none_is_told(rlhf: Rlhf, finished: Path) -> None
 
 def test_a_place_that_cannot_be_written_is_told(rlhf: Rlhf, tiny_recipe: Path) -> None:
     Path("file").write_text("mine")
-    for out in ("file", "file/run", "/proc/run", f"runs/{'x' * 300}"):
-        refused(rlhf("run", tiny_recipe, "--out", out), out[:9], "another", "--out")
+    for out, place in (
+        ("file", "file is a file"),
+        ("file/run", "file is a file"),
+        ("/proc/run", "/proc/run"),
+        (f"runs/{'x' * 300}", "runs/xxxx"),
+    ):
+        refused(rlhf("run", tiny_recipe, "--out", out), place, "another", "--out")
     for out in ("file", "file/run"):
         refused(rlhf("run", tiny_recipe, "--dry-run", "--out", out), "file is a file")
         refused(rlhf("validate", tiny_recipe, "--out", out), "file is a file")

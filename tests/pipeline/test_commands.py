@@ -262,7 +262,7 @@ def test_places_to_score_that_are_none_are_told(rlhf: Rlhf, finished: Path) -> N
     for out, told in (
         ("in.jsonl", "is the file to score"),
         ("runs", "runs is a folder"),
-        ("tiny.yaml/s", "tiny.yaml/s can't be written"),
+        ("tiny.yaml/s", "tiny.yaml is a file, no folder"),
         ("/proc/x/s", "/proc/x/s can't be written"),
     ):
         refused(rlhf("score", model, "in.jsonl", "--out", out), told)

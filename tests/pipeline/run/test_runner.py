@@ -378,7 +378,7 @@ def test_a_folder_of_another_version_is_refused(recipe_file: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(recipe_file: Path) -> None:
     (recipe_file.parent / "run").write_text("a file stands where the folder should be")
-    with pytest.raises(StorageError, match=r"run can't be written.*choose another folder"):
+    with pytest.raises(StorageError, match=r"run is a file, no folder; choose another with --out"):
         go(recipe_file)
 
 
