@@ -96,7 +96,7 @@ def add_pretraining_gradient(
         loss = _row_loss(policy, part or [[pad_id, pad_id]], pad_id=pad_id, count=count)
         loss = loss if part else 0.0 * loss
         last = start + size >= most
-        with world.gradient_sync(policy.module, when=last):
+        with world.accelerator.gradient_sync(policy.module, when=last):
             world.backward(coefficient * loss)
         total += loss.detach()
     ratio = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,14 +135,6 @@ class World:
         sum, hence the factor.
         """
         self.accelerator.backward(loss * self.size)
-
-    def gradient_sync(self, *modules: nn.Module, when: bool) -> contextlib.ExitStack:
-        """Return a context in which gradients are summed over processes only if `when`."""
-        stack = contextlib.ExitStack()
-        if not when and self.size > 1:
-            for module in modules:
-                stack.enter_context(self.accelerator.no_sync(module))
-        return stack
 
     def unwrapped(self, module: nn.Module) -> Any:
         """Return a module without what data parallelism wrapped it in."""

@@ -166,12 +166,14 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
         context: contextlib.AbstractContextManager[Any] = super().no_sync(model)
         return context
 
-    def gradient_sync(
-        self, model: nn.Module, *, when: bool
-    ) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, *models: nn.Module, when: bool) -> contextlib.ExitStack:
         """Return a context in which gradients are summed over processes only if `when`."""
         self.gradient_state._set_sync_gradients(when)  # DeepSpeed steps by this
-        return contextlib.nullcontext() if when else self.no_sync(model)
+        stack = contextlib.ExitStack()
+        if not when:
+            for model in models:
+                stack.enter_context(self.no_sync(model))
+        return stack
 
     def summed(self, numbers: Sequence[float]) -> list[float]:
         """Return the sum of each number over all processes."""

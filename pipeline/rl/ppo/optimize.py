@@ -165,7 +165,8 @@ class Optimization:
             modules.append(self.value.module)
         for place, micro in enumerate(micro_batches):
             # Processes add their gradients up once, in the last backward pass.
-            with self.world.gradient_sync(*modules, when=place == len(micro_batches) - 1):
+            last = place == len(micro_batches) - 1
+            with self.world.accelerator.gradient_sync(*modules, when=last):
                 figures += self._micro_batch_gradient(experience, micro, counts, warming=warming)
         if experience.states_BTH is not None:
             figures += self._value_head_gradient(experience, minibatch or rows, counts[1])
@@ -250,7 +251,7 @@ class Optimization:
             mask_MT = tokens.value_mask_BT[some, :width]
             states_MTH = experience.states_BTH[[row - own.start for row in some]]
             last = start + size >= len(rows)
-            with self.world.gradient_sync(self.value.module, when=last):
+            with self.world.accelerator.gradient_sync(self.value.module, when=last):
                 regression = value_loss(
                     values_BT=self.value.module(states_MTH, mask_MT),
                     old_values_BT=experience.values_BT[some, :width],
