@@ -96,12 +96,8 @@ def run_loop(
         Interrupted: a signal asked to stop; the state is saved.
         TrainingError: from `step`.
     """
-    done, averages, last = 0, Averages(), dict[str, float]()
-    latest = context.resume.latest()
-    if latest is not None:
-        done, folder = latest
-        own = load(folder)
-        averages, last = Averages(own["sums"], own["steps"]), own["last"]
+    done, averages, last = _newest(context, load)
+    if done:
         context.say(f"going on after step {done} of {rhythm.total}")
 
     def write(folder: Path) -> None:
@@ -128,3 +124,15 @@ def run_loop(
             if stop:
                 raise Interrupted(f"stage {context.name} stopped after step {done}")
     return last
+
+
+def _newest(
+    context: StageContext[Any], load: Callable[[Path], dict[str, Any]]
+) -> tuple[int, Averages, dict[str, float]]:
+    """Restore the newest whole state; return the finished steps and the loop's own part of it."""
+    latest = context.resume.latest()
+    if latest is None:
+        return 0, Averages(), {}
+    done, folder = latest
+    own = load(folder)
+    return done, Averages(own["sums"], own["steps"]), own["last"]

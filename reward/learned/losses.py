@@ -141,16 +141,20 @@ def ranking_loss(
         soft_N = _cross_entropy_sum(difference_NKK, targets_NKK, soft_NKK, margin)
         total_N, n_pairs_N = total_N + soft_N, n_pairs_N + soft_NKK.sum((1, 2))
 
-    with torch.no_grad():  # equal scores are a coin's throw
-        won_NKK = (difference_NKK > 0).float() + 0.5 * (difference_NKK == 0).float()
-        correct = _masked_sum(won_NKK, ahead_NKK).sum()
     # The mean over a prompt's pairs, then over the prompts of the whole step.
     return RankingLoss(
         loss=(total_N / n_pairs_N.clamp(min=1)).sum() / n_prompts,
-        correct=correct,
+        correct=_won(difference_NKK, ahead_NKK),
         n_ranked=int(ahead_NKK.sum()),
         n_used=int((n_pairs_N > 0).sum()),
     )
+
+
+@torch.no_grad()
+def _won(difference_NKK: Tensor, ahead_NKK: Tensor) -> Tensor:
+    """Return the number of pairs in the right order; equal scores are a coin's throw."""
+    won_NKK = (difference_NKK > 0).float() + 0.5 * (difference_NKK == 0).float()
+    return _masked_sum(won_NKK, ahead_NKK).sum()
 
 
 def _cross_entropy_sum(

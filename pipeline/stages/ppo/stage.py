@@ -29,7 +29,9 @@ from pipeline.stages.reward_terms import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.contract.console import Progress
     from pipeline.contract.context import StageContext
+    from pipeline.rl.ppo.train import Outlets
     from pipeline.rl.prompts import PreparedPrompt
     from pipeline.rl.rewards import Term
     from pipeline.rl.trunk import TrunkReward
@@ -42,7 +44,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     from pipeline.rl.ppo.build import build_ppo
     from pipeline.rl.ppo.loop import restore, save
     from pipeline.rl.ppo.save_models import save_models, try_saving_models
-    from pipeline.rl.ppo.train import Outlets, train
+    from pipeline.rl.ppo.train import train
     from pipeline.rl.processes import World, make_accelerator
 
     settings = context.settings
@@ -72,21 +74,11 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         read_values=settings.value == "reward",
     )  # fmt: skip
     try_saving_models(context, ppo)
-    samples, alarms = context.folder / "samples.jsonl", context.folder / "doctor.jsonl"
-    append = append_json_lines if context.main_process else lambda path, rows: None
-    context.resume.track(samples, alarms)
+    context.resume.track(*_logs(context.folder))
     if restore(ppo, context.resume):
         context.say(f"going on after update {ppo.update} of {settings.updates}")
     with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
-        outlets = Outlets(
-            log=context.metrics.log,
-            write_samples=partial(append, samples),
-            write_alarms=partial(append, alarms),
-            say=context.say,
-            advance=lambda m: bar.advance(
-                1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
-            ),
-        )
+        outlets = _outlets(context, bar)
         try:
             metrics = train(
                 ppo, states=context.resume, outlets=outlets, should_stop=context.should_stop
@@ -97,6 +89,26 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
             raise
     save_models(ppo, context.folder)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
+
+
+def _logs(folder: Path) -> tuple[Path, Path]:
+    return folder / "samples.jsonl", folder / "doctor.jsonl"
+
+
+def _outlets(context: StageContext[PpoSettings], bar: Progress) -> Outlets:
+    from pipeline.rl.ppo.train import Outlets
+
+    samples, alarms = _logs(context.folder)
+    append = append_json_lines if context.main_process else lambda path, rows: None
+    return Outlets(
+        log=context.metrics.log,
+        write_samples=partial(append, samples),
+        write_alarms=partial(append, alarms),
+        say=context.say,
+        advance=lambda m: bar.advance(
+            1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
+        ),
+    )
 
 
 def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[PreparedPrompt]:
