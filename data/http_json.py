@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import json
 import logging
 import re
 import reprlib
@@ -30,6 +29,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
+
+from data.json_lines import parse_json
 
 PASSING = (408, 409, 425, 429)
 """Statuses below 500 that another try may get over."""
@@ -235,8 +236,8 @@ class _Try:
         if len(content) > MOST_BYTES:
             raise _too_long()
         try:
-            return json.loads(content, object_pairs_hook=_unambiguous)
-        except (ValueError, RecursionError):
+            return parse_json(content)
+        except ValueError:
             shown = self._shown(content[:_READ_TO_SHOW].decode("utf-8", "replace"))
             raise WrongAnswerError(repr(shown), answer.status_code) from None
 
@@ -298,13 +299,6 @@ class _Try:
 
 def _too_long() -> WrongAnswerError:
     return WrongAnswerError(f"more than {MOST_BYTES:,} bytes")
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return values
 
 
 def _read(answer: requests.Response, most: int) -> bytearray:

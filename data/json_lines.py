@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,25 +19,33 @@ MOST_BYTES = 2**28
 _NAMES: dict[type, str] = {dict: "object", list: "list"}
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text of ours holds.
+class DoubledKeyError(ValueError):
+    """An object of JSON has a key twice; which of the two is meant nobody knows."""
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, as an `object_pairs_hook`.
+
+    Raises:
+        DoubledKeyError: a key stands twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        (twin, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise DoubledKeyError(f"key '{twin:.60}' stands twice in an object")
+    return content
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """Return what a JSON text holds that is ours, or a server's.
 
     Raises:
         ValueError: it is no JSON, is nested too deep, or an object has a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=without_twins)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!a:.80} stands in it twice")
-    return content
 
 
 def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:

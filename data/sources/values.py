@@ -6,9 +6,10 @@ import base64
 import datetime
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from data.json_lines import DoubledKeyError, without_twins
 
 MAX_ROW = 1 << 26
 """Bytes (of text characters) that a row may hold; a longer one is malformed, or ends its file."""
@@ -89,6 +90,8 @@ def _told(error: Exception) -> JsonError:
         return JsonError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(error, JsonError):
         return error
+    if isinstance(error, DoubledKeyError):
+        return JsonError(str(error))
     return JsonError("a number has more digits than can be read")
 
 
@@ -102,15 +105,7 @@ def _require_shallow(value: Any) -> None:
     raise JsonError(f"nested more than {MAX_DEPTH} deep")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        (twin, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise JsonError(f"key '{twin:.60}' stands twice in an object")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_twins)
+_DECODER = json.JSONDecoder(object_pairs_hook=without_twins)
 _LENIENT = json.JSONDecoder(parse_int=len)  # which tells the end alone
 
 
