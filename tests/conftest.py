@@ -52,6 +52,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that an HTTP client would have waited between its tries; it waits none."""
+    waited: list[float] = []
+    monkeypatch.setattr("data.http_json.sleep", waited.append)
+    return waited
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
     """Leave what is there, mostly modules, out of every later search for garbage.

@@ -74,13 +74,6 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waited: list[float] = []
-    monkeypatch.setattr(http_json, "sleep", waited.append)
-    return waited
-
-
 def answer(body: bytes, head: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 

@@ -496,27 +496,23 @@ def test_what_has_no_end_is_not_kept(
 
 
 def test_a_server_that_fails_is_asked_so_often_and_no_more(
-    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    serve: Callable[..., Server], waits: list[float], tmp_path: Path
 ) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(http_json, "sleep", waited.append)
     server = serve(answer(b"", "503 Busy", "Retry-After: 99999"))
     calls = Calls(server.url, "m", log=tmp_path / "log", timeout=5, retries=12)
     for text in "abc":
         with pytest.raises(LabelError, match="no answer in 13 tries"):
             calls.ask([{"role": "user", "content": text}])
-    assert len(server.asked) == 13 and waited == [60.0] * 12
+    assert len(server.asked) == 13 and waits == [60.0] * 12
 
 
 def test_many_tries_are_a_minute_apart_at_most(
-    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(http_json, "sleep", waited.append)
     monkeypatch.setattr(http_json._Try, "made", _no_answer)
     with pytest.raises(UnansweredError):
         ask_json("http://127.0.0.1:9", timeout=5, retries=2000)
-    assert waited[:8] == [1, 2, 4, 8, 16, 32, 60, 60] and max(waited) == 60
+    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60] and max(waits) == 60
 
 
 def _no_answer(self: object) -> None:

@@ -76,11 +76,7 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waited: list[float] = []
-    monkeypatch.setattr("data.http_json.sleep", waited.append)
-    return waited
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def test_a_server_scores_in_batches(serve: Serve) -> None:

@@ -248,10 +248,8 @@ def test_a_call_is_made_once(database: Database, tmp_path: Path) -> None:
 
 
 def test_a_failing_server_is_asked_again_and_then_told(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, waits: list[float]
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("data.http_json.sleep", waits.append)
     of = campaign(database, sums(1), mode="rank")
     model = Model(prefers_seven)
     model.failures = [429, 503]
