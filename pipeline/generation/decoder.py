@@ -118,7 +118,8 @@ class Decoder:
         self.rows: list[_Row] = []
         self.end = len(prompts[0])  # the column of the next token
         longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
-        # Room to go on for as long as the longest row before the window has to be moved back.
+        # Room to go on for as long as the longest row before the window has to be moved back, so
+        # that a column is copied about once in its time.
         refilled = len(prompts) > self.slots
         capacity = longest + (longest if refilled else 0)
         self.cache = None if memory == "none" else _cache(model, self.slots, capacity, memory)
@@ -143,6 +144,7 @@ class Decoder:
             return
         if isinstance(self.cache, _Columns):
             self._move_back(self.cache)
+        # Joining comes first, so that each decoding pass is over as full a batch as can be.
         free = self.slots - len(self.rows)
         if not self.waiting or not free or (self.rows and not isinstance(self.cache, _Columns)):
             self._decode()
@@ -191,6 +193,7 @@ class Decoder:
         for number, ids in enumerate(prompts, start=len(self.rows)):
             cache.put(number, self.end, self.prefilled[ids][0])
         logits_BV = torch.stack([self.prefilled[ids][1] for ids in prompts])
+        # What no prompt that still waits will need is let go.
         self.rows_to_come.subtract(prompts)
         self.prefilled = {
             ids: state for ids, state in self.prefilled.items() if self.rows_to_come[ids]
@@ -248,6 +251,7 @@ class Decoder:
 
     def _drop(self, places: set[int]) -> None:
         """Take rows out of the batch; the last ones fill the gaps, which copies least."""
+        # order[n] is the old number of the row that stands at n from now on.
         left = [number for number, row in enumerate(self.rows) if row.place not in places]
         order = list(range(len(left)))
         movers = iter(number for number in reversed(left) if number >= len(left))
@@ -282,7 +286,7 @@ class Decoder:
             **{self.cache_name: cache},
             **self.extra,
         )
-        logits_BV: Tensor = output.logits[:, -1]
+        logits_BV: Tensor = output.logits[:, -1]  # prompts end in the last column, all of them
         return logits_BV
 
 
@@ -340,7 +344,7 @@ class _Columns:
     def put(self, row: int, end: int, states: Layers) -> None:
         """Write the keys and values (H, S, D) of a prompt so that they end before a column."""
         for layer, (keys_HSD, values_HSD) in zip(self.layers.layers, states, strict=True):
-            if layer.memory is None:
+            if layer.memory is None:  # a layer's first states tell their shape and type
                 heads, _, width = keys_HSD.shape
                 # Zeros: what is masked out still is multiplied, by 0.
                 taken = keys_HSD.new_zeros((self.slots, heads, self.capacity, width))
@@ -361,6 +365,7 @@ class _Columns:
         """Move all columns from `by` to `end` to the front."""
         for layer in self.layers.layers:
             for memory in layer.memory or ():
+                # A copy first: the columns come from and go to overlapping ones.
                 memory[:rows, :, : end - by] = memory[:rows, :, by:end].clone()
 
 
@@ -373,7 +378,7 @@ class _WindowLayer(DynamicLayer):  # type: ignore[misc]
         self.rows = self.start = self.end = 0
 
     def get_seq_length(self) -> int:
-        """Return the columns that are seen, the new ones not counted."""
+        """Return the columns that are seen, the new ones not counted; masks are made of it."""
         return self.end - self.start
 
     def update(
@@ -382,7 +387,7 @@ class _WindowLayer(DynamicLayer):  # type: ignore[misc]
         """Write the new column and return the window."""
         assert self.memory is not None, "a prompt comes first"
         end = self.end + key_states.shape[-2]
-        keys, values = (memory[: self.rows] for memory in self.memory)
+        keys, values = (memory[: self.rows] for memory in self.memory)  # views: no past is copied
         keys[:, :, self.end : end] = key_states
         values[:, :, self.end : end] = value_states
         return keys[:, :, self.start : end], values[:, :, self.start : end]

@@ -38,6 +38,7 @@ class Averages:
 
     def take(self) -> dict[str, float]:
         """Return the means, tokens a second in place of tokens and seconds, and start again."""
+        # A speed is the quotient of the sums; a mean of speeds would weigh quick steps too much.
         tokens, seconds = self.sums.pop("tokens", 0.0), self.sums.pop("seconds", 0.0)
         means = {name: value / self.steps for name, value in self.sums.items()}
         if tokens and seconds:
@@ -101,6 +102,7 @@ def run_loop(
         context.say(f"going on after step {done} of {rhythm.total}")
 
     def write(folder: Path) -> None:
+        # Sums that no line has told yet go along: a resumed run logs the means of all its steps.
         save(folder, {"sums": averages.sums, "steps": averages.steps, "last": last})
 
     with context.progress(rhythm.total, label, done=done) as bar:
@@ -117,7 +119,8 @@ def run_loop(
                 context.metrics.log(done, row)
                 last |= row
             # Logged before it is saved: the state knows how long the log was, and whoever goes on
-            # from it cuts off what came later.
+            # from it cuts off what came later. A signal in the last step stops nothing: what comes
+            # next is to publish. All ranks answer alike, so that they leave the loop together.
             stop = context.should_stop() and done < rhythm.total
             if stop or (rhythm.save and rhythm.due(rhythm.save, done)):
                 context.resume.save(done, write)

@@ -77,10 +77,11 @@ def pad_rankings(
     assert int(sizes.sum()) == scores_S.shape[0], "one rank a score"
     mask_NK = (torch.arange(width)[None] < sizes[:, None]).to(scores_S.device)
     ranks_NK = torch.tensor([row + [0] * (width - len(row)) for row in ranks])
+    # Row by row, as the scores come; it passes their gradient on, and what fills up rows has none.
     scores_NK = scores_S.new_zeros(mask_NK.shape).masked_scatter(mask_NK, scores_S)
     if not any(probabilities):
         return PaddedRankings(scores_NK, ranks_NK.to(scores_S.device), mask_NK)
-    targets_NKK = torch.full((len(ranks), width, width), math.nan)
+    targets_NKK = torch.full((len(ranks), width, width), math.nan)  # NaN: the ranks tell
     for row_KK, shares in zip(targets_NKK, probabilities, strict=True):
         if shares:
             row_KK[: len(shares), : len(shares)] = torch.tensor(shares)
@@ -124,7 +125,7 @@ def ranking_loss(
     # A prompt's K completions give K x K pairs (i, j); all masks below pick among those.
     scores_NK = scores_NK.float()
     both_NKK = mask_NK[:, :, None] & mask_NK[:, None, :]
-    ahead_NKK = both_NKK & (ranks_NK[:, :, None] < ranks_NK[:, None, :])
+    ahead_NKK = both_NKK & (ranks_NK[:, :, None] < ranks_NK[:, None, :])  # i is the better one
     difference_NKK = scores_NK[:, :, None] - scores_NK[:, None, :]
     hard_NKK = both_NKK if targets_NKK is None else both_NKK & targets_NKK.isnan()
 
@@ -160,6 +161,7 @@ def _won(difference_NKK: Tensor, ahead_NKK: Tensor) -> Tensor:
 def _cross_entropy_sum(
     difference_NKK: Tensor, targets_NKK: Tensor, mask_NKK: Tensor, margin: float
 ) -> Tensor:
+    # A NaN behind a mask would still come out of the gradient: 0 times NaN is NaN.
     p_NKK = targets_NKK.nan_to_num()
     asked_NKK = difference_NKK - margin * (2 * p_NKK - 1).sign()
     crossed_NKK = -p_NKK * logsigmoid(asked_NKK) - (1 - p_NKK) * logsigmoid(-asked_NKK)
@@ -167,5 +169,5 @@ def _cross_entropy_sum(
 
 
 def _masked_sum(values_NKK: Tensor, mask_NKK: Tensor) -> Tensor:
-    # where, not a product: what is masked may be infinite.
+    # where, not a product: what is masked may be infinite. [N, K, K] -> [N]
     return torch.where(mask_NKK, values_NKK, 0.0).sum((1, 2))

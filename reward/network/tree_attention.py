@@ -56,6 +56,7 @@ def end_states(body: Any, packed: PackedTrees) -> Tensor:
     device = packed.ids_T.device.type
     packed = _ruled(packed, body)
     if packed.rule is None:
+        # SDPA wants it in the type of the queries, which under autocast is not that of the weights.
         low = torch.is_autocast_enabled(device)
         packed = _additive(packed, torch.get_autocast_dtype(device) if low else body.dtype)
     hidden_TH: Tensor = body(
@@ -74,6 +75,7 @@ def _ruled(packed: PackedTrees, body: Any) -> PackedTrees:
     from reward.network import flex_attention as flex_trees
 
     config, device = body.config.get_text_config(), packed.ids_T.device
+    # Flex attention has no dropout, so that a model which is trained with some keeps to blocks.
     if not flex_trees.serves(device) or (body.training and _drops(config)):
         return packed
     heads = int(config.num_attention_heads)
@@ -169,9 +171,10 @@ def can_pack_trees(body: Any) -> bool:
     if before not in (_PLAIN, IMPLEMENTATION):
         return False
     AttentionInterface.register(IMPLEMENTATION, attention)
+    # A switched model also reads padded rows, under the masks that it had before.
     AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
     training = body.training
-    body.eval()
+    body.eval()  # dropout would make two passes differ
     works = False
     try:
         works = _same_states(body)
@@ -195,6 +198,8 @@ def longest_sequence(config: Any) -> int | None:
 @torch.no_grad()
 def _same_states(body: Any) -> bool:
     """Tell whether trees, and padded rows too, end as single rows did before the switch."""
+    # Three trees: branches that hold each other's tokens and the prefix's, so that a look at the
+    # wrong ones shows; two branches of unlike lengths; a sequence alone.
     rows = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 7, 2, 6, 4], [8, 9, 1], [8, 5], [3]]
     n_words = body.get_input_embeddings().weight.shape[0]
     # Spread over the vocabulary: its first tokens are often special ones, whose states are so large
@@ -205,6 +210,7 @@ def _same_states(body: Any) -> bool:
     expected_SH = torch.cat([_padded_states(body, [row], device) for row in rows])
     body.set_attn_implementation(IMPLEMENTATION)
     packed = pack_trees([rows[:3], rows[3:5], rows[5:]]).to(device)
+    # A share of the largest state: well above what rounding does, in fp32 and in bf16's 2 digits.
     exact = next(body.parameters()).dtype == torch.float32
     limit = expected_SH.abs().max() * (1e-3 if exact else 5e-2)
     both = (end_states(body, packed).float(), _padded_states(body, rows, device))
@@ -226,14 +232,14 @@ def _padded_states(body: Any, rows: Sequence[Sequence[int]], device: torch.devic
 def works(device: torch.device, heads: int, shared_heads: int, size: int) -> bool:
     """Tell whether flex attention gives result and gradients of the blocks, on a few tokens."""
     trees = [[[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 3, 7, 2, 6, 4]], [[8, 9, 1], [8, 5]], [[3]]]
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # its tensors take no gradients, and the answer is kept
         return _tried(pack_trees(trees).to(device), heads, shared_heads, size)
 
 
 def _tried(packed: PackedTrees, heads: int, shared_heads: int, size: int) -> bool:
     device = packed.ids_T.device
     draw = torch.Generator().manual_seed(0)
-    wide = [
+    wide = [  # query, key, value (1, h, T, d); with grouped heads there are fewer of the latter two
         torch.randn(1, count, len(packed.ids_T), size, generator=draw).to(device)
         for count in (heads, shared_heads, shared_heads)
     ]

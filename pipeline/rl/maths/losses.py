@@ -150,13 +150,14 @@ def token_scores(
         parts = (logits_NV, tokens_N, temperature, unused_U)
         logprobs_N: Tensor = _TokenLogprobs.apply(*parts)  # type: ignore[no-untyped-call]
         return TokenScores(logprobs_N, torch.zeros_like(logprobs_N))
+    # An entropy is over all tokens: autograd keeps whole rows [N, V] in fp32.
     scaled_NV = logits_NV.float()
     if temperature != 1.0:
         scaled_NV = scaled_NV / temperature
     if unused_U is not None:
         scaled_NV = scaled_NV.index_fill(1, unused_U, _NEVER)
     logprobs_NV = scaled_NV.log_softmax(dim=-1)
-    entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
+    entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)  # -sum of p log p, in nats
     return TokenScores(logprobs_NV.gather(1, tokens_N[:, None])[:, 0], entropies_N)
 
 
@@ -171,6 +172,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, logits_NV: Tensor, tokens_N: Tensor, temperature: float, unused_U: Tensor | None
     ) -> Tensor:
+        # log p(token) = its logit - log of the sum of all exp(logit). That sum [N] is all backward
+        # needs to make the probabilities anew, where softmax would keep [N, V] of them.
         lse_N = torch.empty(len(tokens_N), device=logits_NV.device)
         chosen_N = torch.empty_like(lse_N)
         for rows, scaled in _some_scaled(logits_NV, temperature, unused_U):  # some of N rows, V

@@ -185,6 +185,7 @@ def run_update(
     metrics = objective_metrics(
         episodes, scores, experience, kl_coefficient=ppo.kl_coefficient, world=ppo.world
     ) | response_metrics(episodes, scores, world=ppo.world)
+    # ln V nats are the entropy of a token drawn evenly, so that 1 is a policy that knows nothing.
     metrics[ENTROPY_SHARE] = metrics["policy/entropy_avg"] / math.log(len(ppo.tokenizer))
     if judge is not None:  # these episodes are of the policy before the steps below
         judge(metrics)
@@ -192,9 +193,9 @@ def run_update(
     # 5. Optimise: epochs over minibatches of all processes' episodes.
     steps = ppo.optimization.run(experience, update=ppo.update, check=not ppo._checked)
     ppo._checked = True
-    ppo.engine.synchronize()
+    ppo.engine.synchronize()  # the next batch is sampled by the weights of now
     clock.lap("time/optimize")
-    # 6. Adapt: the KL coefficient of the next update.
+    # 6. Adapt: the KL coefficient of the next update, by the KL that this one's episodes had.
     _adapt(ppo, metrics["objective/kl"])
     metrics |= step_metrics(steps) | {"val/rollout_difference": scored.difference}
     if shared is not None:
@@ -233,6 +234,7 @@ def _score(ppo: Ppo, episodes: Episodes) -> tuple[Scores, SharedOutputs | None]:
     reader = ppo.reader
     if reader is None:
         return ppo.rewards.score(episodes, hyper=ppo.hyper, world=ppo.world), None
+    # One process may fail to encode a text: then all do, else the others wait for it for ever.
     limit = ppo.hyper.score_limit
     shared = ppo.world.everywhere(
         lambda: reader.read(_tokens(ppo, episodes), episodes, limit=limit, world=ppo.world),
@@ -272,6 +274,7 @@ def _check(ppo: Ppo, episodes: Episodes, experience: Experience, difference: flo
     mask_BT = experience.tokens.mask_BT
     if not served:
         check_rollout(difference, bf16=ppo.world.bf16)
+    # Before the first step of all pi is pi_ref, so that |log pi - log pi_ref| is rounding alone.
     if ppo.update == 0 and ppo.reference_is_start:
         count = ppo.world.sum(mask_BT.sum().float())
         strayed = masked_sum(experience.log_ratio_BT.abs(), mask_BT)
@@ -357,9 +360,10 @@ def load_ppo_state(ppo: Ppo, folder: Path, step: int) -> None:
     ppo.metrics = state["metrics"]
     ppo.watch.restore(state["doctor"])
     ppo.update = step
+    # The global generators serve what libraries draw (dropout); as many are saved as processes ran.
     if state["processes"] == ppo.world.size:
         restore_rng(load_state(folder / f"rng-{ppo.world.rank}.pt"))
-    ppo.engine.synchronize()
+    ppo.engine.synchronize()  # it has the weights that the run was started with
 
 
 def _state(ppo: Ppo) -> dict[str, Any]:

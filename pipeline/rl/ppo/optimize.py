@@ -92,6 +92,7 @@ class Optimization:
         Raises:
             TrainingError: a loss or gradient is not finite, or an invariant does not hold.
         """
+        # Of all processes' episodes [B, T], so that each draws the same minibatches of them.
         steps, experience = Steps(), everyones(experience, self.world)
         for epoch in range(self.hyper.epochs):
             for minibatch in self._minibatches(experience, update, epoch):
@@ -112,6 +113,8 @@ class Optimization:
                     _require_finite(name, getattr(step, name), update)
                 self._add_pretraining(steps, len(minibatch), experience.tokens.pad_id, update)
                 self._take_step(steps, update)
+                # Of the policy before this step, and a figure of all processes: they stop together.
+                # The step that shows it is taken, those after it are not.
                 limit = self.hyper.early_stop_kl
                 if limit is not None and step.approximate_kl > limit:
                     return steps
@@ -131,12 +134,13 @@ class Optimization:
         count = len(experience.tokens.ids)
         generator = self.world.generator("minibatches", update, epoch, 0)
         order: list[int] = torch.randperm(count, generator=generator).tolist()
-        size = count // self.hyper.minibatches
+        size = count // self.hyper.minibatches  # without a rest: the settings see to it
         return [order[start : start + size] for start in range(0, count, size)]
 
     def _share(self, experience: Experience, minibatch: list[int]) -> list[int]:
         """Return this process's episodes of a minibatch, of like lengths on all processes."""
         ids = experience.tokens.ids
+        # Dealt out like cards from the longest down, so that none waits long for another's pass.
         return self.world.share(sorted(minibatch, key=lambda row: (-len(ids[row]), row)))
 
     def _minibatch_gradient(
@@ -242,10 +246,11 @@ class Optimization:
         """
         assert self.value is not None and experience.states_BTH is not None
         own, tokens, width = experience.own, experience.tokens, experience.states_BTH.shape[1]
-        rows = [row for row in minibatch if row in own]
+        rows = [row for row in minibatch if row in own]  # M of them, a micro-batch at a time
         longest = max((len(tokens.ids[row]) for row in rows), default=1)
         size = self.hyper.update_limit.rows_of(longest)
         figures = torch.zeros(len(Step._fields), device=self.world.device, dtype=torch.float64)
+        # At least one pass, of no rows where it has none: the others wait for its gradients' sum.
         for start in range(0, max(1, len(rows)), size):
             some = rows[start : start + size]
             mask_MT = tokens.value_mask_BT[some, :width]
