@@ -157,6 +157,39 @@ def keeps_apart(
     )
 
 
+@torch.no_grad()
+def logits_are_head_of_hidden(model: Any) -> bool:
+    """Try on a few tokens whether logits are the output head of the last hidden state.
+
+    Some architectures scale or cap their logits; those are called whole. What the head gives is
+    made large for the trial: a cap does little to the small logits of a model not yet trained.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
+        return False
+    ids = torch.arange(1, 6, device=model.device)[None] % head.out_features
+    seen: list[Tensor] = []
+
+    def enlarge(_: torch.nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        large = logits * (1000 / logits.abs().max().clamp(min=1e-6))
+        seen[:] = given[0], large
+        return large
+
+    hook = head.register_forward_hook(enlarge)
+    try:
+        with evaluating(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+            hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    finally:
+        hook.remove()
+    return (
+        bool(seen)
+        and seen[0].shape == hidden.shape
+        and gap(seen[0], hidden) < 1e-4
+        and gap(logits, seen[1]) < 1e-4
+    )
+
+
 def _device(model: Any) -> torch.device:
     device: torch.device = model.get_input_embeddings().weight.device
     return device

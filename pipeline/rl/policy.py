@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import ModelError
-from pipeline.models.trials import evaluating, gap
+from pipeline.models.trials import logits_are_head_of_hidden
 from pipeline.models.unused_ids import unused_ids
 from pipeline.rl.maths.losses import token_scores
 
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.value_head = model, value_head
         self.trunk, self.adapter = trunk, adapter
-        self._hidden_first = _logits_are_head_of_hidden(model)
+        self._hidden_first = logits_are_head_of_hidden(model)
         if value_head is not None and not self._hidden_first:
             raise ModelError(
                 f"{type(model).__name__} has no plain output head; use value: separate"
@@ -189,36 +189,3 @@ def _score_in_pieces(
     ]
     logprobs, entropies = zip(*pieces, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
-
-
-@torch.no_grad()
-def _logits_are_head_of_hidden(model: PreTrainedModel) -> bool:
-    """Try on a few tokens whether logits are the output head of the last hidden state.
-
-    Some architectures scale or cap their logits; those are called whole. What the head gives is
-    made large for the trial: a cap does little to the small logits of a model not yet trained.
-    """
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or model.base_model is model:
-        return False
-    ids = torch.arange(1, 6, device=model.device)[None] % head.out_features
-    seen: list[Tensor] = []
-
-    def enlarge(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        large = logits * (1000 / logits.abs().max().clamp(min=1e-6))
-        seen[:] = given[0], large
-        return large
-
-    hook = head.register_forward_hook(enlarge)
-    try:
-        with evaluating(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-            hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-    finally:
-        hook.remove()
-    return (
-        bool(seen)
-        and seen[0].shape == hidden.shape
-        and gap(seen[0], hidden) < 1e-4
-        and gap(logits, seen[1]) < 1e-4
-    )

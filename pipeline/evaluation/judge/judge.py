@@ -36,7 +36,8 @@ from data.storage import storage_errors, write_atomically
 from data.text.prompt_notes import PromptNotes
 from pipeline.contract.console import Console, Progress
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
-from pipeline.evaluation.judge.logprobs import document_end_ids, prompt_ids, response_logprobs
+from pipeline.evaluation.judge.logprobs import response_logprobs
+from pipeline.evaluation.prompting import document_end_ids, prompt_ids
 from pipeline.generation.generate import Sampling, generate, response_text
 from pipeline.models.load import (
     configured_context,

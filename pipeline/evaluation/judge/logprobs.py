@@ -1,4 +1,4 @@
-"""What one checkpoint answers, and how far its answers are from a reference.
+"""How likely a checkpoint finds answers, and so how far it is from a reference.
 
 Shapes: B rows, L tokens of prompt and response, V vocabulary.
 """
@@ -11,44 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.records import Prompt, turn_text
-from data.text.chat import render_prompt
 from pipeline.models.unused_ids import without_unused
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _LOGITS = 60_000_000
 """Logits computed at a time at most: 240 MB in fp32."""
-DOCUMENT_END = "<|endoftext|>"
-
-
-def plain_prompt(prompt: Prompt) -> str:
-    """Return a chat as a base model is given it: the turns as lines, ready for the next line.
-
-    A base model has never seen the tokens of the chat template, so the template would only show
-    that they confuse it. Plain text prompts are left as they are.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    return "".join(turn_text(turn) + "\n" for turn in prompt)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: bool) -> list[int]:
-    """Return the tokens a checkpoint is given for a prompt.
-
-    A chat put plainly starts as documents do in pretraining: after a document end.
-    """
-    if not plain or isinstance(prompt, str):
-        return render_prompt(tokenizer, prompt)
-    ids = render_prompt(tokenizer, plain_prompt(prompt))
-    return ids if ids[0] in tokenizer.all_special_ids else document_end_ids(tokenizer) + ids
-
-
-def document_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token that ends documents in pretraining, where the tokenizer has one."""
-    document_end = tokenizer.get_vocab().get(DOCUMENT_END)
-    return [] if document_end is None else [int(document_end)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Prompts as checkpoints get them, and the log-probability of what they answered."""
+"""The log-probability of what checkpoints answered."""
 
 from __future__ import annotations
 
@@ -8,29 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from data.records import chat
 from pipeline.evaluation.judge import logprobs as sampling
-from pipeline.evaluation.judge.logprobs import plain_prompt, prompt_ids, response_logprobs
+from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.generation.generate import Sampling, generate
 
 PROMPTS = [[8, 9, 10], [11, 12], [13, 14, 15, 16, 17]]
 RESPONSES = [[20, 21, 6], [22], [23, 24]]
-
-
-def test_a_chat_put_plainly_is_the_question_and_a_line_break() -> None:
-    assert plain_prompt(chat("Who bakes?")) == "Who bakes?\n"
-    assert plain_prompt("once upon") == "once upon"
-
-
-def test_a_base_model_sees_a_document_start_and_no_chat_token(
-    tiny_tokenizer: Callable[..., Any],
-) -> None:
-    tokenizer = tiny_tokenizer()
-    ids = prompt_ids(tokenizer, chat("Who bakes?"), plain=True)
-    assert tokenizer.decode(ids) == "<|endoftext|>Who bakes?\n"
-    shown = tokenizer.decode(prompt_ids(tokenizer, chat("Who bakes?"), plain=False))
-    assert shown == "<|user|>Who bakes?<|end|><|assistant|>"
-    assert prompt_ids(tokenizer, "Who", plain=True) == prompt_ids(tokenizer, "Who", plain=False)
 
 
 def test_logprobs_are_the_sum_over_the_response(
