@@ -126,7 +126,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def told(error: BaseException, *, most: int = 400) -> str:
+def in_words(error: BaseException, *, most: int = 400) -> str:
     """Return what a library's error says, on one line: of many, those that fit into `most`."""
     try:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

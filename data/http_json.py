@@ -230,8 +230,8 @@ class _Try:
         with _Session(proxies=self.proxies) as session, self._answer(session) as answer:
             if not 200 <= answer.status_code < 300:
                 refused.append(self._refusal(answer, ""))
-                told = b"" if answer.is_redirect else _read(answer, _READ_TO_SHOW)
-                raise self._refusal(answer, told.decode("utf-8", "replace"))
+                words = b"" if answer.is_redirect else _read(answer, _READ_TO_SHOW)
+                raise self._refusal(answer, words.decode("utf-8", "replace"))
             content = _read(answer, MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise _too_long()
@@ -262,13 +262,13 @@ class _Try:
                 "no request can be made of this address and key, or of HTTP_PROXY and HTTPS_PROXY"
             ) from None
 
-    def _refusal(self, answer: requests.Response, told: str) -> HttpError:
+    def _refusal(self, answer: requests.Response, words: str) -> HttpError:
         status = answer.status_code
         what = f"status {status} {self._shown(answer.reason or '')}".strip()
         if answer.is_redirect:
             to = self._shown(answer.headers["Location"], most=200)
             return RefusedError(f"{what}, it sends on to {to}: give the address it has now", status)
-        shown = self._shown(told, most=200)
+        shown = self._shown(words, most=200)
         what += f" ({shown})" if shown else ""
         if status in PASSING or status >= 500:
             after = _after(answer.headers.get("Retry-After", ""))
@@ -310,10 +310,10 @@ def _read(answer: requests.Response, most: int) -> bytearray:
     return content[:most]
 
 
-def _after(told: str) -> float:
+def _after(header: str) -> float:
     """Return the seconds that a `Retry-After` asks for, 0 where it can't be read."""
     try:
-        return _RETRY.parse_retry_after(told)
+        return _RETRY.parse_retry_after(header)
     except (InvalidHeader, ValueError, OverflowError):
         return 0.0
 

@@ -106,14 +106,14 @@ def paired_score(wins: int, losses: int, n: int, *, level: float = LEVEL) -> Est
     return Estimate(value, low, high, n)
 
 
-def _last_kept(refused: Callable[[float], bool], kept: float, end: float) -> float:
+def _last_kept(refused: Callable[[float], bool], inside: float, end: float) -> float:
     """Return the last value from `kept` on that is not refused, by halving the way to `end`."""
     if not refused(end):
         return end
     for _ in range(60):
-        middle = (kept + end) / 2
-        kept, end = (kept, middle) if refused(middle) else (middle, end)
-    return kept
+        middle = (inside + end) / 2
+        inside, end = (inside, middle) if refused(middle) else (middle, end)
+    return inside
 
 
 def mean_or_share(

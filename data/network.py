@@ -52,22 +52,22 @@ def hub_trouble() -> str | None:
 
 def _look(endpoint: str) -> str | None:
     """Ask an address for its head; any answer will do. Return why there is none."""
-    found = [f"{endpoint} did not answer within {SECONDS:g} seconds"]
+    troubles = [f"{endpoint} did not answer within {SECONDS:g} seconds"]
 
     def ask() -> None:
         from huggingface_hub import get_session
 
         try:
             get_session().head(endpoint, timeout=SECONDS)
-            found.append("")
+            troubles.append("")
         except Exception as error:  # the client's own kinds differ between its versions
-            found.append(f"{endpoint} can't be reached: {error or type(error).__name__}")
+            troubles.append(f"{endpoint} can't be reached: {error or type(error).__name__}")
 
     # In a thread of its own: looking up a name takes what time it likes.
     thread = threading.Thread(target=ask, name="hub", daemon=True)
     thread.start()
     thread.join(SECONDS)
-    return found[-1] or None
+    return troubles[-1] or None
 
 
 def _set_offline(offline: bool) -> None:

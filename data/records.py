@@ -147,10 +147,10 @@ def endings_in(meta: Mapping[str, Any], size: int) -> list[bool]:
 
     Tasks for people tell it there.
     """
-    told = meta.get(ENDED)
-    if not isinstance(told, list) or len(told) != size:
+    ended = meta.get(ENDED)
+    if not isinstance(ended, list) or len(ended) != size:
         return []
-    return list(told) if all(isinstance(one, bool) for one in told) else []
+    return list(ended) if all(isinstance(one, bool) for one in ended) else []
 
 
 Record = Document | Completion | Conversation | PromptRow | Ranking
@@ -233,8 +233,8 @@ def arguments_as_text(turn: Mapping[str, Any]) -> dict[str, Any]:
 def turn_text(turn: Message) -> str:
     """Return all that a turn says as text, for a reader: calls and reasoning as JSON below it."""
     beside = beside_content(turn)
-    told = [f"{key}: {json.dumps(held, ensure_ascii=False)}" for key, held in beside.items()]
-    return "\n".join([*([turn["content"]] if turn["content"] or not told else []), *told])
+    lines = [f"{key}: {json.dumps(held, ensure_ascii=False)}" for key, held in beside.items()]
+    return "\n".join([*([turn["content"]] if turn["content"] or not lines else []), *lines])
 
 
 def prompt_of(record: Record) -> Prompt:
@@ -280,7 +280,7 @@ def to_best(ranking: Ranking) -> Conversation | Completion:
     One that was cut off is no answer to imitate: its end would be learned where it has none. Where
     none ended, see `answered`, it is the best of all.
     """
-    ended = [place for place, whole in enumerate(ranking.endings) if whole]
+    ended = [place for place, complete in enumerate(ranking.endings) if complete]
     first = min(ended or range(len(ranking.ranks)), key=ranking.ranks.__getitem__)
     best = ranking.completions[first]
     if isinstance(ranking.prompt, str):

@@ -60,10 +60,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _full(error, path) or _refused(error, path)
-        if told is None:
+        trouble = _full(error, path) or _refused(error, path)
+        if trouble is None:
             raise
-        raise StorageError(told) from error
+        raise StorageError(trouble) from error
 
 
 @contextlib.contextmanager
@@ -79,10 +79,10 @@ def space_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _full(error, folder)
-        if told is None:
+        trouble = _full(error, folder)
+        if trouble is None:
             raise
-        raise StorageError(told) from error
+        raise StorageError(trouble) from error
 
 
 def _full(error: Exception, path: Path) -> str | None:

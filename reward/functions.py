@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.errors import RecipeError, RewardError, RlhfError, UsageError, nearest, told
+from data.errors import RecipeError, RewardError, RlhfError, UsageError, in_words, nearest
 from data.small_files import read_file
 from reward.plugin_modules import PREFIX, forget_plugin, plugin_package
 from reward.scorer import Facts, require_same_length, require_scores
@@ -151,7 +151,7 @@ def _run(source: bytes, file: Path, where: str) -> None:
             raise UsageError(f"{where}: {error}") from error
         line = error.lineno if isinstance(error, SyntaxError) else _line(error, file)
         at = f", line {line}" if line else ""
-        raise UsageError(f"{where}{at}: {type(error).__name__}: {told(error)}") from error
+        raise UsageError(f"{where}{at}: {type(error).__name__}: {in_words(error)}") from error
     finally:
         _loading.pop()
 

@@ -55,12 +55,12 @@ def asking(row: Row, only: Collection[str] = ()) -> list[str]:
         row: columns under our names.
         only: the asking columns to read, when not all.
     """
-    found = [
+    holding = [
         name
         for name in (*QUESTIONS, *ABOUT_COLUMNS)
         if not is_nothing(row.get(name)) and (not only or name in only)
     ]
-    return [name for name in found if name in QUESTIONS or is_about(row[name])]
+    return [name for name in holding if name in QUESTIONS or is_about(row[name])]
 
 
 def is_about(value: Any) -> bool:
@@ -103,9 +103,9 @@ def asked(
         if turns_in(value) is not None or (name in MESSAGE_COLUMNS and not isinstance(value, str)):
             chat = _one_chat(chat, _without_answer(as_messages(value), answers), name)
         elif turns is not None and is_transcript(value):
-            said = as_transcript(value, name)
-            said = said[:-1] if not said[-1]["content"] else said
-            chat = _one_chat(chat, _without_answer(said, answers), name)
+            spoken = as_transcript(value, name)
+            spoken = spoken[:-1] if not spoken[-1]["content"] else spoken
+            chat = _one_chat(chat, _without_answer(spoken, answers), name)
         else:
             texts += [(name, one) for one in _texts(value, name)]
     history = _history(row, texts, chat)
@@ -122,8 +122,8 @@ def _asks(chat: Sequence[Message]) -> bool:
 
 
 def _texts(value: Any, name: str) -> list[str]:
-    found = [value] if isinstance(value, str) or name in QUESTIONS else list(value)
-    return [text for one in found if (text := as_text(one, name)).strip()]
+    values = [value] if isinstance(value, str) or name in QUESTIONS else list(value)
+    return [text for one in values if (text := as_text(one, name)).strip()]
 
 
 def _squeezed(text: str) -> str:
@@ -141,14 +141,16 @@ def holds(known: Iterable[str], text: str) -> bool:
 
 def _new(texts: Sequence[tuple[str, str]], known: Collection[str]) -> list[str]:
     """Return the texts that neither what is known nor another text says."""
-    said = [text for _, text in texts]
-    kept = [
-        text for at, text in enumerate(said) if _squeezed(text) not in map(_squeezed, said[:at])
+    contents = [text for _, text in texts]
+    distinct = [
+        text
+        for at, text in enumerate(contents)
+        if _squeezed(text) not in map(_squeezed, contents[:at])
     ]
     return [
         text
-        for text in kept
-        if not holds(known, text) and not holds([one for one in kept if one != text], text)
+        for text in distinct
+        if not holds(known, text) and not holds([one for one in distinct if one != text], text)
     ]
 
 
@@ -166,9 +168,9 @@ def _joined(
     if place is not None:
         content = "\n\n".join([*above, chat[place]["content"], *below])
         return [*chat[:place], {**chat[place], "content": content}, *chat[place + 1 :]]
-    said: Message = {"role": "user", "content": "\n\n".join([*above, *below])}
+    asking_turn: Message = {"role": "user", "content": "\n\n".join([*above, *below])}
     start = len(chat) if own_turn else sum(turn["role"] == "system" for turn in chat[:1])
-    return [*chat[:start], said, *chat[start:]]
+    return [*chat[:start], asking_turn, *chat[start:]]
 
 
 def _one_chat(chat: list[Message] | None, other: list[Message], name: str) -> list[Message]:
@@ -231,7 +233,7 @@ def _framed(row: Row, chat: list[Message]) -> list[Message]:
             chat = [{"role": "system", "content": system}, *chat]
         elif _squeezed(system) not in _squeezed(first["content"]):
             chat = [{**first, "content": f"{system}\n\n{first['content']}"}, *chat[1:]]
-    found = list(chat[0].get("tools", [])) if chat else []
+    tools = list(chat[0].get("tools", [])) if chat else []
     for tool in (one for name in TOOLS if row.get(name) for one in as_tools(row[name])):
-        found += [] if tool in found else [tool]
-    return [{**chat[0], "tools": found}, *chat[1:]] if found and chat else chat
+        tools += [] if tool in tools else [tool]
+    return [{**chat[0], "tools": tools}, *chat[1:]] if tools and chat else chat

@@ -70,7 +70,7 @@ def convert(
     *,
     default_id: str = "",
     columns: Mapping[str, str] | None = None,
-    told: bool = True,
+    format_named: bool = True,
 ) -> Record:
     """Return the record a row holds, read as the named format.
 
@@ -79,7 +79,7 @@ def convert(
         name: one of `FORMATS`.
         default_id: the record's id where the row has no `id`.
         columns: those that the recipe maps; a question among them is all that is asked.
-        told: False where the format was told from the columns, not named by the recipe.
+        format_named: by the recipe; False where it was told from the columns.
 
     Raises:
         RowError: a column is missing or holds something else.
@@ -87,7 +87,7 @@ def convert(
     """
     given = row.get("id")
     identity = default_id if given is None or given == "" else str(given)
-    reading = _Reading(row, identity, picked(columns), told)
+    reading = _Reading(row, identity, picked(columns), format_named)
     return _CONVERTERS["text" if name in TEXT_LAYOUTS else name](reading)
 
 
@@ -98,7 +98,7 @@ class _Reading:
     row: Row
     identity: str
     only: Collection[str]
-    told: bool
+    format_named: bool
 
     def asked(self, **known: Any) -> Prompt | None:
         return asked(self.row, only=self.only, **known)
@@ -179,9 +179,9 @@ def _instruction(reading: _Reading) -> Record:
 
 def _conversation(reading: _Reading) -> Record:
     messages = as_messages(_need(reading.row, *MESSAGE_COLUMNS))
-    whole = reading.asked(turns=messages)
-    assert whole is not None and not isinstance(whole, str)
-    return _ending_in_answer(Conversation(messages=whole, id=reading.identity))
+    chat = reading.asked(turns=messages)
+    assert chat is not None and not isinstance(chat, str)
+    return _ending_in_answer(Conversation(messages=chat, id=reading.identity))
 
 
 def _ending_in_answer(conversation: Conversation) -> Conversation:
@@ -227,8 +227,8 @@ def _preference(reading: _Reading) -> Record:
             opening = _as_turns(prompt_before)
             left, right = [*opening, *left], [*opening, *right]
     turns, better, worse = shared_turns(left, right)
-    whole = reading.asked(turns=turns, answers=answers)
-    return _pair(whole, _only_text(better), _only_text(worse), reading)
+    prompt = reading.asked(turns=turns, answers=answers)
+    return _pair(prompt, _only_text(better), _only_text(worse), reading)
 
 
 def _only_text(answer: Message) -> str:
@@ -240,7 +240,7 @@ def _only_text(answer: Message) -> str:
 
 def _no_other_question(reading: _Reading, shared: str) -> None:
     """Refuse to take shared words for the prompt where an unknown column may be what was asked."""
-    if reading.told:
+    if reading.format_named:
         return
     for name, value in reading.row.items():
         spoken = any(word in name.lower() for word in (*_ABOUT_ANSWERS, "chosen", "rejected"))
@@ -268,8 +268,8 @@ def _transcripts(reading: _Reading) -> Record:
     rejected = as_transcript(_need(reading.row, "rejected"), "rejected")
     turns, better, worse = shared_turns(chosen, rejected)
     answers = (better["content"], worse["content"])
-    whole = reading.asked(turns=turns, answers=answers)
-    return _pair(whole, *answers, reading)
+    prompt = reading.asked(turns=turns, answers=answers)
+    return _pair(prompt, *answers, reading)
 
 
 def _pair(prompt: Any, chosen: str, rejected: str, reading: _Reading) -> Record:
@@ -297,10 +297,10 @@ def _ended(value: Any, size: int) -> list[bool]:
     """
     if not isinstance(value, (list, tuple)) and not str(value).lstrip().startswith("["):
         return []
-    told = as_list(value, ENDED)
-    if told and (len(told) != size or not all(isinstance(one, bool) for one in told)):
+    ended = as_list(value, ENDED)
+    if ended and (len(ended) != size or not all(isinstance(one, bool) for one in ended)):
         raise RowError(f"column '{ENDED}' holds {value!r:.60}, not true or false of {size}")
-    return told
+    return ended
 
 
 def _soft_pair(share: float) -> list[list[float]]:
@@ -322,7 +322,7 @@ def _ranking(reading: _Reading) -> Record:
         raise RowError(f"{len(completions)} completions but {len(marks)} {name}")
     policies, size = first(row, POLICY_COLUMNS), len(completions)
     named = isinstance(policies, (list, tuple)) and len(policies) == size
-    found = Ranking(
+    ranking = Ranking(
         prompt=prompt,
         completions=completions,
         ranks=dense_ranks([sign * as_number(mark, name) for mark in marks]),
@@ -332,13 +332,13 @@ def _ranking(reading: _Reading) -> Record:
         meta=reading.meta,
         ended=_ended(row.get(ENDED), size) or endings_in(reading.meta, size),
     )
-    _require_comparable(found)
+    _require_comparable(ranking)
     soft = [
         [as_number(share, SOFT_RANKING) for share in as_list(shares, SOFT_RANKING)]
         for shares in as_list(row.get(SOFT_RANKING) or [], SOFT_RANKING)
     ]
     try:
-        return replace(found, probabilities=soft)
+        return replace(ranking, probabilities=soft)
     except ValueError as problem:
         raise RowError(str(problem)) from problem
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, NamedTuple, cast
 
-from data.errors import SourceError, told
+from data.errors import SourceError, in_words
 from data.sources import values
 from data.sources.folders import SUFFIXES, kind_of
 from data.sources.formats import TEXT_LAYOUTS
@@ -87,7 +87,7 @@ def raw_rows(file: Path | str, layout: str = "auto") -> Generator[RawRow]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{file} is damaged, it can't be unpacked: {error}") from error
     except OSError as error:
-        raise SourceError(f"can't read {file}: {error.strerror or told(error)}") from error
+        raise SourceError(f"can't read {file}: {error.strerror or in_words(error)}") from error
 
 
 @contextlib.contextmanager
@@ -225,16 +225,16 @@ def _json_whole(file: Path | str, text: _Text) -> Iterator[RawRow]:
         if len(text.held) > values.MAX_ROW:
             raise _too_long(file, 1)
     try:
-        whole = json_value(text.held)
+        content = json_value(text.held)
     except JsonError as error:
         yield RawRow(f"{file}:{error.line}", None, f"not JSON ({error})")
         return
-    held = [v for v in whole.values() if isinstance(v, list)] if isinstance(whole, dict) else []
+    held = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else []
     if len(held) == 1 and held[0] and all(isinstance(item, dict) for item in held[0]):
         for number, item in enumerate(held[0], start=1):
             yield RawRow(f"{file}:row {number}", item)
     else:
-        yield _object(f"{file}:1", whole)
+        yield _object(f"{file}:1", content)
 
 
 def _is_object(line: bytes) -> bool:
@@ -273,8 +273,8 @@ class _Text:
     def next_mark(self, between: re.Pattern[str]) -> str:
         """Go on to the next character that a pattern does not pass over, "" at the end."""
         while True:
-            found = between.match(self.held, self.place)
-            self.place = found.end() if found else self.place
+            passed = between.match(self.held, self.place)
+            self.place = passed.end() if passed else self.place
             if self.place < len(self.held):
                 return self.held[self.place]
             if not self.more():
@@ -286,23 +286,23 @@ class _Text:
         Raises:
             JsonError: there is none, or a longer one than a row may be.
         """
-        whole = False
+        at_end = False
         while True:
             sure = len(self.held) - _UNSURE
             try:
                 value, end = json_value_at(self.held, self.place)
-                if whole or isinstance(value, (dict, list, str)) or end < sure:
+                if at_end or isinstance(value, (dict, list, str)) or end < sure:
                     self.place = end
                     return value
             except JsonError as error:
                 # What breaks far before the end of what is held is not cut off there.
                 cut = error.syntax and (error.place >= sure or "Unterminated" in str(error))
-                if whole or not cut:
+                if at_end or not cut:
                     self.place = error.end or self.place
                     raise
             if len(self.held) - self.place > values.MAX_ROW:
                 raise JsonError(f"a row is longer than {values.MAX_ROW:,} characters")
-            whole = not self.more()
+            at_end = not self.more()
             require_few(self.held)
 
 
@@ -418,8 +418,8 @@ def _undecodable(file: Path | str) -> str:
 def _text(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     parts: list[str] = []
     begun, size = 1, 0
-    with contextlib.closing(_parts(stream, layout)) as found:
-        for number, part, ends in found:
+    with contextlib.closing(_parts(stream, layout)) as parts_read:
+        for number, part, ends in parts_read:
             begun = begun if parts else number
             parts.append(part)
             size += len(part)

@@ -90,10 +90,10 @@ def _found(place: Path, path: str, split: str) -> Found:
         _require_an_end(place)
         named = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
         files = [file for file in named if file.is_file()]
-        kept = [file for file in files if not _ABOUT.match(file.name)]
-        if not kept:
+        tables = [file for file in files if not _ABOUT.match(file.name)]
+        if not tables:
             raise SourceError(f"no file matches {path}")
-        return Found(kept, _no_data(files, kept))
+        return Found(tables, _no_data(files, tables))
     parent = place.parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     hint = nearest(place.name, names)
@@ -140,19 +140,19 @@ def _of_folder(place: Path, path: str, split: str) -> Found:
         return Found(_saved(place))
     inside = [file for file in sorted(place.rglob("*")) if file.is_file()]
     seen = [file for file in inside if not _hidden(file, place) and kind_of(file)]
-    found = [file for file in seen if not _ABOUT.match(file.name)]
-    if not found:
+    tables = [file for file in seen if not _ABOUT.match(file.name)]
+    if not tables:
         raise SourceError(f"folder {path} holds no {', '.join(SUFFIXES)} file (or .gz, .zst)")
-    kept, others = _of_split(found, place, path, split)
-    return Found(kept, [*others, *_no_data(seen, found)])
+    of_split, others = _of_split(tables, place, path, split)
+    return Found(of_split, [*others, *_no_data(seen, tables)])
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"can't read {file}: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _saved(place: Path) -> list[Path]:
@@ -170,8 +170,8 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _no_data(seen: Iterable[Path], kept: Iterable[Path]) -> list[str]:
-    names = sorted({file.name for file in set(seen) - set(kept)})
+def _no_data(seen: Iterable[Path], tables: Iterable[Path]) -> list[str]:
+    names = sorted({file.name for file in set(seen) - set(tables)})
     return [f"{', '.join(names)}: no data"] if names else []
 
 
@@ -184,25 +184,29 @@ def _no_split(path: str, split: str, splits: Iterable[str]) -> SourceError:
 
 
 def _of_split(
-    found: list[Path], place: Path, path: str, split: str
+    tables: list[Path], place: Path, path: str, split: str
 ) -> tuple[list[Path], list[str]]:
     """Return the files of a split, and what is said of those of others.
 
     Files whose name tells no split are of the split train. Where all are of one split, they are
     what was named, whatever it is called.
     """
-    named = _from_readme(place, found)
-    splits = {file: named.get(file) or split_of(file.relative_to(place)) for file in found}
+    named = _from_readme(place, tables)
+    splits = {file: named.get(file) or split_of(file.relative_to(place)) for file in tables}
     asked = next((name for name, words in _NAMES.items() if split in words), split)
-    kept = [file for file in found if (splits[file] or "train") == asked]
-    told = {name for name in splits.values() if name is not None}
-    if not kept:
-        if len({name or "train" for name in splits.values()}) > 1 or (split != "train" and told):
+    chosen = [file for file in tables if (splits[file] or "train") == asked]
+    named_splits = {name for name in splits.values() if name is not None}
+    if not chosen:
+        if len({name or "train" for name in splits.values()}) > 1 or (
+            split != "train" and named_splits
+        ):
             raise _no_split(path, split, {name or "train" for name in splits.values()})
-        return found, [f"nothing: all files of {path} are of split {next(iter(told))}"] * bool(told)
-    taken = set(kept)
+        return tables, [
+            f"nothing: all files of {path} are of split {next(iter(named_splits))}"
+        ] * bool(named_splits)
+    taken = set(chosen)
     others = Counter(name for file, name in splits.items() if file not in taken and name)
-    return kept, [f"split {name} ({count} files)" for name, count in sorted(others.items())]
+    return chosen, [f"split {name} ({count} files)" for name, count in sorted(others.items())]
 
 
 def split_of(file: Path) -> str | None:
@@ -217,7 +221,7 @@ def split_of(file: Path) -> str | None:
     return None
 
 
-def _from_readme(place: Path, found: Sequence[Path]) -> dict[Path, str]:
+def _from_readme(place: Path, tables: Sequence[Path]) -> dict[Path, str]:
     """Return the splits of files that the README of a copy of the hub names."""
     import yaml
 
@@ -237,5 +241,5 @@ def _from_readme(place: Path, found: Sequence[Path]) -> dict[Path, str]:
                 continue
             paths = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
             inside = {file for one in paths for file in place.glob(str(one))}
-            splits |= {file: str(entry.get("split", "train")) for file in found if file in inside}
+            splits |= {file: str(entry.get("split", "train")) for file in tables if file in inside}
     return splits

@@ -107,17 +107,17 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
         SourceError: no format has such columns; lists them and the known formats.
     """
     mapped = {name: row[name] for name in columns or {} if name in row}
-    found = _detect(row)
-    if found is None or not _USED[found].issuperset(mapped):
-        found = _detect(mapped) or found
-    if found is None:
+    told_format = _detect(row)
+    if told_format is None or not _USED[told_format].issuperset(mapped):
+        told_format = _detect(mapped) or told_format
+    if told_format is None:
         formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
         raise SourceError(
             f"can't tell the format from the columns {listed(row) or '(none)'}; name one with "
             f"`format`, or map the columns with `columns: {{ours: theirs}}`. Known formats: "
             f"{formats}"
         )
-    return found
+    return told_format
 
 
 def _detect(row: Row) -> str | None:
@@ -161,9 +161,9 @@ def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Ite
         for group in _ONE_OF
         for column in [column for column in group if row.get(column) is not None][1:]
     ]
-    kept = name == "prompt" and parsed_object(row.get("meta")) is None
+    in_meta = name == "prompt" and parsed_object(row.get("meta")) is None
     for column, value in row.items():
-        if is_nothing(value) or kept:
+        if is_nothing(value) or in_meta:
             continue
         passed = bool(only) and column in ASKING_COLUMNS and column not in (*only, *FRAME_COLUMNS)
         passed = passed or (column in ABOUT_COLUMNS and not is_about(value))

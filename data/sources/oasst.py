@@ -101,14 +101,14 @@ def tree_rankings(row: Mapping[str, Any], *, dropped: Counter[str]) -> list[Rank
         RowDropped: no message has two ranked replies.
     """
     tree = str(row.get("message_tree_id") or "")
-    found = []
+    rankings = []
     for turns, replies in _asked(row["prompt"]):
         texts = [as_text(reply.get("text"), "text") for reply in replies]
         if len(replies) > MOST or len(set(texts)) < len(texts):
             dropped["more than nine replies, or two that read the same"] += 1
             continue
         models = [str(reply.get("model_name") or "") for reply in replies]
-        found.append(
+        rankings.append(
             Ranking(
                 prompt=turns,
                 completions=texts,
@@ -118,9 +118,9 @@ def tree_rankings(row: Mapping[str, Any], *, dropped: Counter[str]) -> list[Rank
                 meta={"tree": tree} if tree else {},
             )
         )
-    if not found:
+    if not rankings:
         raise RowDropped("no message has two ranked replies")
-    return found
+    return rankings
 
 
 def _asked(root: Mapping[str, Any]) -> Iterator[tuple[list[Message], list[Mapping[str, Any]]]]:
@@ -141,11 +141,11 @@ def _asked(root: Mapping[str, Any]) -> Iterator[tuple[list[Message], list[Mappin
         for reply in replies:
             if not isinstance(reply, Mapping):
                 raise RowError("a reply is no message")
-        kept = [reply for reply in replies if not _refused(reply)]
-        ranked = [r for r in kept if r.get("role") == "assistant" and r.get("rank") is not None]
+        usable = [reply for reply in replies if not _refused(reply)]
+        ranked = [r for r in usable if r.get("role") == "assistant" and r.get("rank") is not None]
         if turn["role"] == "user" and len(ranked) > 1:
             yield turns, ranked
-        open_ += [(reply, turns) for reply in kept]
+        open_ += [(reply, turns) for reply in usable]
 
 
 def _refused(message: Mapping[str, Any]) -> bool:

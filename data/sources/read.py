@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import BadRowsError, SourceError, nearest, told
+from data.errors import BadRowsError, SourceError, in_words, nearest
 from data.records import Record
 from data.sources.converting import convert
 from data.sources.files import RawRow, raw_rows
@@ -59,22 +59,24 @@ class ReadReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
-        told = [f"read {place} as {name}" for place, name in self._formats()]
+        sentences = [f"read {place} as {name}" for place, name in self._formats()]
         lost = self.dropped.most_common()
-        told += [f"left out {what}" for what in self.left_out]
-        told.append(f"{counted(self.records, 'record')} from {counted(self.rows, 'row')}")
-        told += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
-        told += [f"{what} ({counted(count, 'time')})" for what, count in self.notes.most_common()]
+        sentences += [f"left out {what}" for what in self.left_out]
+        sentences.append(f"{counted(self.records, 'record')} from {counted(self.rows, 'row')}")
+        sentences += [f"dropped {counted(count, 'row')}: {why}" for why, count in lost]
+        sentences += [
+            f"{what} ({counted(count, 'time')})" for what, count in self.notes.most_common()
+        ]
         if self.unused:
             rows = self.unused.most_common()
             named = (f"{what} ({counted(count, 'row')})" for what, count in rows)
-            told.append("not used: " + ", ".join(named))
+            sentences.append("not used: " + ", ".join(named))
         if self.bad:
-            told.append(
+            sentences.append(
                 f"{counted(self.bad, 'malformed row')}, the first: " + "; ".join(self.first_bad)
             )
         # Names of columns may hold half a character, which no console can print.
-        return [line.encode("utf-8", "backslashreplace").decode() for line in told]
+        return [line.encode("utf-8", "backslashreplace").decode() for line in sentences]
 
     def _formats(self) -> Iterator[tuple[str, str]]:
         """Yield places and their formats, many files of one format together."""
@@ -190,19 +192,19 @@ class _Reading:
         if self.source.format != "auto":
             self._note_format(origin, self.source.format, "given")
             return
-        told: Counter[str] = Counter()
+        formats: Counter[str] = Counter()
         problem: SourceError | None = None
         for row in sample:
             if row.value is None:
                 continue
             try:
-                told[detect(self._columns(row), self.source.columns)] += 1
+                formats[detect(self._columns(row), self.source.columns)] += 1
             except SourceError as error:
                 problem = problem or error
             except RowError:
                 continue
-        if told:
-            self._note_format(origin, told.most_common(1)[0][0], "told from its columns")
+        if formats:
+            self._note_format(origin, formats.most_common(1)[0][0], "told from its columns")
         elif problem is not None:
             placed = str(problem).startswith(origin)  # at a line of it
             raise SourceError(str(problem) if placed else f"{origin}: {problem}") from None
@@ -223,7 +225,7 @@ class _Reading:
                 name,
                 default_id=_short(row.where),
                 columns=self.source.columns,
-                told=self.source.format != "auto",
+                format_named=self.source.format != "auto",
             )
             if own != name:
                 raise RowError(
@@ -235,7 +237,7 @@ class _Reading:
         except RowDropped as reason:
             self.report.dropped[str(reason)] += 1
         except RowError as problem:
-            self._count_bad(row.where, told(problem))
+            self._count_bad(row.where, in_words(problem))
         return None
 
     def _columns(self, row: RawRow) -> dict[str, Any]:
@@ -245,7 +247,7 @@ class _Reading:
         except RowError as problem:
             if self.mapped:
                 raise
-            raise SourceError(f"{row.where}: {told(problem)}") from problem
+            raise SourceError(f"{row.where}: {in_words(problem)}") from problem
         self.mapped = True
         return columns
 
@@ -254,14 +256,14 @@ class _Reading:
         if self.source.format != "auto":
             return self.source.format, self.source.format
         try:
-            told = detect(row, self.source.columns)
+            own = detect(row, self.source.columns)
         except SourceError as error:
             if origin not in self.by_origin:
                 raise SourceError(f"{origin}: {error}") from None
             return self.by_origin[origin], "no known format"
         if origin not in self.by_origin:
-            self._note_format(origin, told, "told from its columns")
-        return self.by_origin[origin], told
+            self._note_format(origin, own, "told from its columns")
+        return self.by_origin[origin], own
 
     def _note_format(self, origin: str, name: str, how: str) -> None:
         other = next(iter(self.by_origin), origin)  # all before are of one format

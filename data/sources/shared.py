@@ -42,13 +42,13 @@ def as_transcript(value: object, column: str) -> list[Message]:
         raise RowError(f"column '{column}' is no transcript: it does not begin with 'Human:'")
     pieces = _SPEAKER.split("\n\n" + text.lstrip("\n"))[1:]
     turns: list[Message] = []
-    for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
+    for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
         if turns and turns[-1]["role"] == role:
-            joined = f"{turns[-1]['content']}\n\n{said.strip()}".strip()
+            joined = f"{turns[-1]['content']}\n\n{words.strip()}".strip()
             turns[-1] = {"role": role, "content": joined}
         else:
-            turns.append({"role": role, "content": said.strip()})
+            turns.append({"role": role, "content": words.strip()})
     return turns
 
 
@@ -97,8 +97,8 @@ def _cut(chosen: str, rejected: str, most: int) -> int:
     """Return the last place up to `most` where both texts may be cut, 0 where there is none."""
 
     def last(allowed: Callable[[int], bool]) -> int:
-        whole = (end for end in range(most, 0, -1) if allowed(end))
-        return next((end for end in whole if _whole(chosen, end) and _whole(rejected, end)), 0)
+        ends = (end for end in range(most, 0, -1) if allowed(end))
+        return next((end for end in ends if _whole(chosen, end) and _whole(rejected, end)), 0)
 
     end = last(
         lambda end: (

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from data.errors import SourceError, told
+from data.errors import SourceError, in_words
 from data.sources import values
 from data.sources.values import JsonError, RowError, json_value
 
@@ -82,7 +82,7 @@ def _as_python(batch: Any) -> Iterator[dict[str, Any] | RowError]:
         yield from batch.to_pylist()
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            yield RowError(f"a value can't be read: {told(error)}")
+            yield RowError(f"a value can't be read: {in_words(error)}")
             return
         for place in range(batch.num_rows):
             yield from _as_python(batch.slice(place, 1))
@@ -133,11 +133,11 @@ def _meant(text: str, *, inside: bool) -> Any:
     opens = text.lstrip()[:1]
     if opens == '"' or (inside and opens in ("[", "{")):
         try:
-            found = json_value(text)
+            value = json_value(text)
         except JsonError:
             return text
-        nested = isinstance(found, dict) or (
-            isinstance(found, list) and bool(found) and all(isinstance(one, dict) for one in found)
+        nested = isinstance(value, dict) or (
+            isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
         )
-        return found if isinstance(found, str) or nested else text
+        return value if isinstance(value, str) or nested else text
     return text

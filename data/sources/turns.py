@@ -71,10 +71,10 @@ def turns_in(value: Any) -> list[Any] | None:
     if isinstance(value, (list, tuple)):
         return list(value) if value and all(_is_turn(turn) for turn in value) else None
     if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {", "[\n")):
-        found = _parsed(value)
-        if found is None and _TURNS_AS_TEXT.match(value):
+        turns = _parsed(value)
+        if turns is None and _TURNS_AS_TEXT.match(value):
             raise RowError(f"turns stand as text that is no JSON list: {value.strip()[:40]!r} ...")
-        return turns_in(found) if isinstance(found, list) else None
+        return turns_in(turns) if isinstance(turns, list) else None
     return None
 
 
@@ -221,8 +221,8 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
         raise RowError("a call of a tool does not name its function")
     given = function.get("arguments")
     if isinstance(given, str):
-        found = _parsed(given) if given.lstrip().startswith("{") else None
-        function["arguments"] = found if isinstance(found, dict) else given
+        parsed = _parsed(given) if given.lstrip().startswith("{") else None
+        function["arguments"] = parsed if isinstance(parsed, dict) else given
     return made
 
 

@@ -191,8 +191,8 @@ def plain(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    found = plain(key)
-    return found if isinstance(found, str) else json.dumps(found)
+    name = plain(key)
+    return name if isinstance(name, str) else json.dumps(name)
 
 
 def _bytes_text(value: bytes) -> str:

@@ -100,7 +100,7 @@ def answer_mask(
     rendering = render(tokenizer, messages, answer_next=False, **options)
     tools = options.get("tools") or template_input(messages)[1]
     marked = mask_method(tokenizer, tools) == "marks"
-    whole = _Whole(
+    chat = _Whole(
         rendering.text,
         rendering.marks if marked else None,
         rendering.typed,
@@ -110,9 +110,9 @@ def answer_mask(
     learned = [i for i in places if messages[i].get("weight") != 0]
     if len(learned) < len(places):
         notes.left_out[_WEIGHTLESS] += len(places) - len(learned)
-    found = [_locate(tokenizer, messages, i, whole, notes, options) for i in learned]
-    answers = [answer for answer in found if answer is not None]
-    encoded, firsts = _encoded(tokenizer, whole, answers)
+    turns = [_locate(tokenizer, messages, i, chat, notes, options) for i in learned]
+    answers = [answer for answer in turns if answer is not None]
+    encoded, firsts = _encoded(tokenizer, chat, answers)
     mask = [False] * len(encoded.ids)
     for answer, first in zip(answers, firsts, strict=True):
         if first is None:
@@ -133,7 +133,7 @@ def _locate(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     place: int,
-    whole: _Whole,
+    chat: _Whole,
     notes: AnswerNotes,
     options: Mapping[str, Any],
 ) -> _Answer | None:
@@ -146,7 +146,7 @@ def _locate(
         opened = apply_template(tokenizer, messages[:place], answer_next=True, **options).text
         upto = messages[: place + 1]
         closed = (
-            whole.text
+            chat.text
             if last
             else apply_template(tokenizer, upto, answer_next=False, **options).text
         )
@@ -157,15 +157,15 @@ def _locate(
         notes.left_out[_OPENING] += 1
         return None
     # What a template writes behind a chat's last turn is not there where others follow.
-    stop = len(closed) if whole.text.startswith(closed) else _shared(closed, whole.text)
+    stop = len(closed) if chat.text.startswith(closed) else _shared(closed, chat.text)
     region, tail = (len(opened), stop), closed[stop:]
-    end = _end(messages[place], region, whole)
-    if tail and not (end and whole.text.endswith(tail)):
+    end = _end(messages[place], region, chat)
+    if tail and not (end and chat.text.endswith(tail)):
         notes.left_out[_CHANGED] += 1
-    elif end is None or (not tail and whole.text[end[1] : stop].strip()):
+    elif end is None or (not tail and chat.text[end[1] : stop].strip()):
         notes.left_out[_ENDLESS] += 1
     else:
-        return _answer(messages[place], region, end, whole, notes)
+        return _answer(messages[place], region, end, chat, notes)
     return None
 
 
@@ -175,13 +175,13 @@ def _shared(one: str, other: str) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _end(turn: Mapping[str, Any], region: Span, whole: _Whole) -> Span | None:
+def _end(turn: Mapping[str, Any], region: Span, chat: _Whole) -> Span | None:
     """Return the last control token behind the words of a turn, None where there is none."""
     start, stop = region
     words = str(turn.get("content") or "").strip()
-    at = whole.text.find(words, start, stop) if words else -1
-    said = start if at < 0 else at + len(words)
-    ends = [span for span in whole.controls if said <= span[0] and span[1] <= stop]
+    at = chat.text.find(words, start, stop) if words else -1
+    words_end = start if at < 0 else at + len(words)
+    ends = [span for span in chat.controls if words_end <= span[0] and span[1] <= stop]
     return ends[-1] if ends else None
 
 
@@ -189,25 +189,25 @@ def _answer(
     turn: Mapping[str, Any],
     region: Span,
     end: Span,
-    whole: _Whole,
+    chat: _Whole,
     notes: AnswerNotes,
 ) -> _Answer | None:
     start, stop = region
-    if whole.marks is None:
+    if chat.marks is None:
         return _Answer(start, [(start, end[1])], end)
-    marks = [(max(a, start), min(b, stop)) for a, b in whole.marks if a < stop and b > start]
+    marks = [(max(a, start), min(b, stop)) for a, b in chat.marks if a < stop and b > start]
     if not marks:
         notes.left_out[_UNMARKED] += 1
         return None
-    if any(a < start for a, b in whole.marks if b > start and a < stop):
+    if any(a < start for a, b in chat.marks if b > start and a < stop):
         notes.mended["the template's marks begin before them, where sampling does not"] += 1
-    if any(b > stop for a, b in whole.marks if a < stop):
+    if any(b > stop for a, b in chat.marks if a < stop):
         notes.mended["the template's marks run on into the next turn; they end with theirs"] += 1
     if marks[-1][1] < end[1]:
-        name = whole.text[end[0] : end[1]]
+        name = chat.text[end[0] : end[1]]
         notes.mended[f"the template's marks leave out {name}, which ends them; it is learned"] += 1
         marks[-1] = (marks[-1][0], end[1])
-    return _Answer(start, _from_start(turn, start, marks, whole.text, notes), end)
+    return _Answer(start, _from_start(turn, start, marks, chat.text, notes), end)
 
 
 def _from_start(
@@ -216,7 +216,7 @@ def _from_start(
     """Return the marks, with what the template alone writes before the first of them."""
     before = text[start : marks[0][0]]
     words = (str(value).strip() for key, value in turn.items() if key != "role" and value)
-    if not before or any(said and said in before for said in words):
+    if not before or any(word and word in before for word in words):
         return [(start, start), *marks] if before else marks
     if before.strip():
         notes.mended[f"the template's marks leave out {before!r} before them; it is learned"] += 1
@@ -224,31 +224,31 @@ def _from_start(
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, whole: _Whole, answers: Sequence[_Answer]
+    tokenizer: PreTrainedTokenizerBase, chat: _Whole, answers: Sequence[_Answer]
 ) -> tuple[Encoded, list[int | None]]:
     """Return the row, and the first token of each answer; None where a prompt ends elsewhere.
 
     Where a prompt's last token and an answer's first would be one, the text is cut between them.
     """
-    encoded = encode(tokenizer, whole.text, whole.typed)
-    firsts = [_first(tokenizer, whole, encoded, answer.start) for answer in answers]
+    encoded = encode(tokenizer, chat.text, chat.typed)
+    firsts = [_first(tokenizer, chat, encoded, answer.start) for answer in answers]
     cuts = [answer.start for answer, n in zip(answers, firsts, strict=True) if n is None]
     if not cuts:
         return encoded, firsts
-    parted = encode(tokenizer, whole.text, whole.typed, cuts)
+    parted = encode(tokenizer, chat.text, chat.typed, cuts)
     if tokenizer.decode(parted.ids) != tokenizer.decode(encoded.ids):
         return encoded, firsts
-    return parted, [_first(tokenizer, whole, parted, answer.start) for answer in answers]
+    return parted, [_first(tokenizer, chat, parted, answer.start) for answer in answers]
 
 
 def _first(
-    tokenizer: PreTrainedTokenizerBase, whole: _Whole, encoded: Encoded, start: int
+    tokenizer: PreTrainedTokenizerBase, chat: _Whole, encoded: Encoded, start: int
 ) -> int | None:
     """Return how many tokens the prompt of an answer has, None where they are not in the row."""
-    before = [span for span in whole.controls if span[1] <= start]
+    before = [span for span in chat.controls if span[1] <= start]
     from_ = before[-1][0] if before else 0
-    typed = [(a - from_, b - from_) for a, b in whole.typed if from_ <= a and b <= start]
-    opening = opening_ids(tokenizer, whole.text[from_:start], typed)
+    typed = [(a - from_, b - from_) for a, b in chat.typed if from_ <= a and b <= start]
+    opening = opening_ids(tokenizer, chat.text[from_:start], typed)
     offsets = encoded.offsets
     place = next((i for i, (_, b) in enumerate(offsets) if b > start), len(offsets))
     # Tokens of no width, such as a lone space whose offsets are trimmed, are on either side.

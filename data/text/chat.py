@@ -135,10 +135,10 @@ def render_conversation(
         ModelError: there is no template, it refuses the turns, or no answer can be learned.
         ControlTokenError: a turn spells a control token that can't be kept as text.
     """
-    kept = AnswerNotes() if notes is None else notes
-    rendered = Rendered(*answer_mask(tokenizer, messages, kept))
+    counted_notes = AnswerNotes() if notes is None else notes
+    rendered = Rendered(*answer_mask(tokenizer, messages, counted_notes))
     if notes is None and not any(rendered.assistant_mask):
-        raise ModelError("; ".join(kept.lines()) or "the conversation holds no answer")
+        raise ModelError("; ".join(counted_notes.lines()) or "the conversation holds no answer")
     return rendered
 
 
@@ -166,8 +166,8 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     A completion that spells eos at its very end has ended: it gets no second one.
     """
     opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
-    while (said := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
-        completion = said.removesuffix(name)
+    while (words := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
+        completion = words.removesuffix(name)
     answer = [*response_ids(tokenizer, completion, behind=prompt), eos]
     return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
 
@@ -227,19 +227,21 @@ class RenderReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines for the console and the log."""
-        told = [f"{counted(self.rendered, 'demonstration')}, {counted(self.tokens, 'token')}"]
+        sentences = [f"{counted(self.rendered, 'demonstration')}, {counted(self.tokens, 'token')}"]
         if self.truncated or self.dropped:
-            told.append(
+            sentences.append(
                 f"too long: {self.truncated:,} cut, {self.dropped:,} dropped, "
                 f"{counted(self.tokens_cut, 'token')} in all"
             )
         if self.unlearnable:
-            told.append(f"{self.unlearnable:,} dropped: they hold no answer that can be learned")
+            sentences.append(
+                f"{self.unlearnable:,} dropped: they hold no answer that can be learned"
+            )
         if self.spelling:
-            told.append(spelled_line(self.spelling, "demonstrations"))
+            sentences.append(spelled_line(self.spelling, "demonstrations"))
         for what, count in self.not_shown.most_common():
-            told.append(f"the chat template leaves out {what} of {count:,} demonstrations")
-        return [*told, *self.answers.lines()]
+            sentences.append(f"the chat template leaves out {what} of {count:,} demonstrations")
+        return [*sentences, *self.answers.lines()]
 
 
 def render_demonstrations(
@@ -271,16 +273,16 @@ def render_demonstrations(
             report.unlearnable += 1
             continue
         over = max(0, len(ids) - max_length)
-        kept = Rendered(ids[:max_length], mask[:max_length])
-        if not any(kept.assistant_mask) or (over and too_long == "drop"):
+        row = Rendered(ids[:max_length], mask[:max_length])
+        if not any(row.assistant_mask) or (over and too_long == "drop"):
             report.dropped += 1
             report.tokens_cut += len(ids)
             continue
         report.rendered += 1
         report.truncated += over > 0
-        report.tokens += len(kept.ids)
+        report.tokens += len(row.ids)
         report.tokens_cut += over
-        yield kept
+        yield row
 
 
 def require_shown(
@@ -299,17 +301,17 @@ def require_shown(
     Raises:
         ModelError: it leaves out calls of tools or what they gave.
     """
-    found = left_out(
+    left = left_out(
         messages, lambda turns: render_text(tokenizer, turns, answer_next=False), tried=tried
     )
-    missing = [what for what in found if what in NEEDED]
+    missing = [what for what in left if what in NEEDED]
     if missing:
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} leaves out "
             f"{' and '.join(missing)}; use a model whose template shows them, or leave out the "
             "rows that hold them"
         )
-    return found
+    return left
 
 
 def _require_shown_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> None:

@@ -39,9 +39,9 @@ def continuation_text(
 ) -> str:
     """Return the text of ids that go on from a prompt's, without special tokens."""
     opening = _text(tokenizer, prompt_ids)
-    whole = _text(tokenizer, [*prompt_ids, *ids])
+    text = _text(tokenizer, [*prompt_ids, *ids])
     # Bytes that are no character may change how those before them are shown.
-    return whole[len(opening) :] if whole.startswith(opening) else _text(tokenizer, ids)
+    return text[len(opening) :] if text.startswith(opening) else _text(tokenizer, ids)
 
 
 def _changes_what_comes_first(encode: Encode) -> bool:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from data.errors import ControlTokenError, ModelError, told
+from data.errors import ControlTokenError, ModelError, in_words
 from data.text.templates import RenderedText, Span, apply_template, has_template
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, own: bool = False)
 
 def turn_spells(tokenizer: PreTrainedTokenizerBase, turn: Mapping[str, Any]) -> bool:
     """Tell whether a turn, its calls and tools too, spells control tokens that stay text."""
-    guard, found = _guard(tokenizer), list[str]()
-    _disguised(turn, guard.own if turn.get("role") == "assistant" else guard.given, found)
-    return bool(found) and not reads_typed(tokenizer)
+    guard, spellings = _guard(tokenizer), list[str]()
+    _disguised(turn, guard.own if turn.get("role") == "assistant" else guard.given, spellings)
+    return bool(spellings) and not reads_typed(tokenizer)
 
 
 def reads_typed(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -126,56 +126,56 @@ def render(
         ControlTokenError: the template does something else with a spelled control token.
     """
     plain = apply_template(tokenizer, messages, answer_next=answer_next, **options)
-    found: list[str] = []
+    spellings: list[str] = []
     guard = _guard(tokenizer)
     if reads_typed(tokenizer):
         return Rendering(*plain, typed=[])
     turns = [
-        _disguised(turn, guard.own if turn.get("role") == "assistant" else guard.given, found)
+        _disguised(turn, guard.own if turn.get("role") == "assistant" else guard.given, spellings)
         for turn in messages
     ]
-    others = _disguised(options, guard.given, found)
-    if not found:
+    others = _disguised(options, guard.given, spellings)
+    if not spellings:
         return Rendering(*plain, typed=[])
-    _require_free(plain.text, _TYPED, len(found))
+    _require_free(plain.text, _TYPED, len(spellings))
     hidden = apply_template(tokenizer, turns, answer_next=answer_next, **others)
-    rendering = _undisguised(hidden, found)
+    rendering = _undisguised(hidden, spellings)
     if rendering.text != plain.text:
         raise ControlTokenError(
-            f"the chat template treats the text {found[0]!r} of a message in a way of its own, so "
-            "that it can't be told from the token of that name; take it out of the message"
+            f"the chat template treats the text {spellings[0]!r} of a message in a way of its own, "
+            "so that it can't be told from the token of that name; take it out of the message"
         )
     return rendering
 
 
-def _disguised(value: Any, pattern: re.Pattern[str], found: list[str]) -> Any:
+def _disguised(value: Any, pattern: re.Pattern[str], spellings: list[str]) -> Any:
     """Return a value with each control token in its strings as one private-use character."""
 
     def hide(match: re.Match[str]) -> str:
-        if match.group() not in found:
-            found.append(match.group())
-        return chr(_TYPED + found.index(match.group()))
+        if match.group() not in spellings:
+            spellings.append(match.group())
+        return chr(_TYPED + spellings.index(match.group()))
 
     if isinstance(value, str):
         return pattern.sub(hide, value)
     if isinstance(value, Mapping):
         return {
-            _disguised(key, pattern, found): _disguised(entry, pattern, found)
+            _disguised(key, pattern, spellings): _disguised(entry, pattern, spellings)
             for key, entry in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_disguised(entry, pattern, found) for entry in value]
+        return [_disguised(entry, pattern, spellings) for entry in value]
     return value
 
 
-def _undisguised(hidden: RenderedText, found: list[str]) -> Rendering:
+def _undisguised(hidden: RenderedText, spellings: list[str]) -> Rendering:
     pieces: list[str] = []
     places = [0]
     typed: list[Span] = []
     for character in hidden.text:
         number, at = ord(character) - _TYPED, places[-1]
-        spells = 0 <= number < len(found)
-        pieces.append(found[number] if spells else character)
+        spells = 0 <= number < len(spellings)
+        pieces.append(spellings[number] if spells else character)
         places.append(at + len(pieces[-1]))
         if spells:
             typed.append((at, places[-1]))
@@ -202,7 +202,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> A
     except Exception as error:  # the library's own have no other class
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} can't take the text "
-            f"{text[:40]!r}: {told(error)}; restore its tokenizer.json or take another one"
+            f"{text[:40]!r}: {in_words(error)}; restore its tokenizer.json or take another one"
         ) from error
 
 
@@ -275,7 +275,7 @@ def _marked(
     guard: _Guard, text: str, typed: Sequence[Span], cuts: Sequence[int]
 ) -> tuple[str, list[int], list[int]]:
     """Return a text with live control tokens as one character, and what each character was."""
-    whole = _pattern(set(guard.names))
+    names = _pattern(set(guard.names))
     pieces: list[tuple[str, int, int]] = []
     edges = sorted({0, len(text), *cuts, *(place for span in typed for place in span)})
     for start, end in pairwise(edges):
@@ -283,7 +283,7 @@ def _marked(
             pieces.append((chr(_LIVE + len(guard.names)), start, start))
         at = start
         if not any(a <= start and end <= b for a, b in typed):
-            for match in whole.finditer(text, start, end):
+            for match in names.finditer(text, start, end):
                 pieces += [(text[i], i, i + 1) for i in range(at, match.start())]
                 pieces.append((chr(_LIVE + guard.names.index(match.group())), *match.span()))
                 at = match.end()

@@ -31,15 +31,15 @@ def left_out(
     without = [(what, turns) for what, turns in _without(messages) if what in tried]
     if not without:
         return []
-    whole = render(messages)
-    return [what for what, turns in without if _same(whole, turns, render)]
+    rendered = render(messages)
+    return [what for what, turns in without if _same(rendered, turns, render)]
 
 
 def _same(
-    whole: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
+    rendered: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
 ) -> bool:
     try:
-        return render(messages) == whole
+        return render(messages) == rendered
     except ModelError:  # the template looks at what is missing now
         return False
 

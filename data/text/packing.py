@@ -183,9 +183,9 @@ class _Writer:
     def _flush(self) -> None:
         """Write the whole chunks among what is pending."""
         tokens = np.concatenate(self._pending) if self._pending else np.empty(0, self._dtype)
-        whole = len(tokens) // self._length * self._length
-        self._write(tokens[:whole])
-        self._pending, self._waiting = [tokens[whole:]], len(tokens) - whole
+        full = len(tokens) // self._length * self._length
+        self._write(tokens[:full])
+        self._pending, self._waiting = [tokens[full:]], len(tokens) - full
         self._files["documents.bin"].write(np.asarray(self._starts, dtype=np.uint64).tobytes())
         self._documents += len(self._starts)
         self._starts = []
@@ -223,8 +223,8 @@ class _Writer:
         """Write what is left, make it durable and return the index."""
         self._flush()
         tail = self._waiting
-        kept = keep_tail and tail >= 2
-        if kept:
+        keeps_tail = keep_tail and tail >= 2
+        if keeps_tail:
             self._write(self._pending[0])
         if not self._tokens:
             raise SourceError(
@@ -242,7 +242,7 @@ class _Writer:
             documents=self._documents,
             text_bytes=self._text_bytes,
             tail_tokens=tail,
-            tail_kept=kept,
+            tail_kept=keeps_tail,
             shards=tuple(self._shards),
         )
 
@@ -276,9 +276,9 @@ class PackedShards:
         sizes["documents.bin"] = self.about.documents * 8
         for name, size in sizes.items():
             file = self.folder / name
-            found = file.stat().st_size if file.is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} bytes, not {size}"
+            stored = file.stat().st_size if file.is_file() else None
+            if stored != size:
+                state = "is missing" if stored is None else f"has {stored} bytes, not {size}"
                 raise ArtifactError(f"packed text {self.folder} is damaged: {name} {state}")
         self._shards = [
             np.memmap(self.folder / shard_name(i), dtype=np.dtype(self.about.dtype), mode="r")

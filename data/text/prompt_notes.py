@@ -40,9 +40,11 @@ class PromptNotes:
 
     def lines(self) -> list[str]:
         """Return the notes as lines for the console and the log."""
-        told = [spelled_line(self.spelling, "prompts")] if self.spelling else []
+        sentences = [spelled_line(self.spelling, "prompts")] if self.spelling else []
         lost = self.not_shown.most_common()
-        return told + [f"the chat template leaves out {what} of {n:,} prompts" for what, n in lost]
+        return sentences + [
+            f"the chat template leaves out {what} of {n:,} prompts" for what, n in lost
+        ]
 
 
 def _never_shown(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[str]:
@@ -57,5 +59,5 @@ def _never_shown(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) 
 
     if not has_template(tokenizer):
         return []
-    found = left_out(prompt, render_)
-    return [what for what in found if what not in REASONING or not shown_last(what)]
+    missing = left_out(prompt, render_)
+    return [what for what in missing if what not in REASONING or not shown_last(what)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from data.errors import ModelError, RlhfError, told
+from data.errors import ModelError, RlhfError, in_words
 from data.records import arguments_as_text, template_input
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def apply_template(
         raise
     except Exception as error:  # a template can raise whatever Python does
         roles = ", ".join(str(turn["role"]) for turn in messages)
-        raise ModelError(f"the chat template {_REFUSES} {roles}: {told(error)}") from error
+        raise ModelError(f"the chat template {_REFUSES} {roles}: {in_words(error)}") from error
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> None:
@@ -150,16 +150,16 @@ def _trial(template: str, special: tuple[tuple[str, str], ...]) -> str | None:
             try:
                 text = render({"role": "system", "content": "Be brief."}, user)
             except Exception:
-                return f"{_REFUSES} user: {told(error)}".encode()
+                return f"{_REFUSES} user: {in_words(error)}".encode()
         if len(text) > _LONGEST:
             return f"makes {len(text):,} characters of a chat of one word".encode()
         shown = _PROBE.casefold() in text.casefold()
         return b"" if shown else b"shows nothing of what a user says"
 
-    said = _bounded(problem, seconds=_SECONDS, more_bytes=_BYTES)
-    if said is None:
+    answer = _bounded(problem, seconds=_SECONDS, more_bytes=_BYTES)
+    if answer is None:
         return f"takes more than {_SECONDS} seconds or {_BYTES >> 20} MiB for a chat of one word"
-    return said.decode() or None
+    return answer.decode() or None
 
 
 def _bounded(compute: Callable[[], bytes], *, seconds: int, more_bytes: int) -> bytes | None:
@@ -190,9 +190,9 @@ def _bounded(compute: Callable[[], bytes], *, seconds: int, more_bytes: int) -> 
             os._exit(code)
     os.close(writable)
     with os.fdopen(readable, "rb") as pipe:
-        said = pipe.read()
+        written = pipe.read()
     _, status = os.waitpid(child, 0)
-    return said if os.waitstatus_to_exitcode(status) == 0 else None
+    return written if os.waitstatus_to_exitcode(status) == 0 else None
 
 
 def _applied(

@@ -132,11 +132,11 @@ def _best_split(
     """Return word merges and space merges, together at most `room`, that give fewest tokens."""
     total = len(word_merges)
     best: tuple[int, list[Merge]] | None = None
-    for kept in sorted({total * step // _STEPS for step in range(1, _STEPS + 1)}, reverse=True):
-        merges = word_merges[:kept]
+    for n_merges in sorted({total * step // _STEPS for step in range(1, _STEPS + 1)}, reverse=True):
+        merges = word_merges[:n_merges]
         tokens, openings = _cost(merges, counts)
         ranked = sorted(openings.items(), key=lambda item: (-item[1], item[0]))
-        taken = [item for item in ranked if item[1] >= min_frequency][: room - kept]
+        taken = [item for item in ranked if item[1] >= min_frequency][: room - n_merges]
         tokens -= sum(count for _, count in taken)
         if best is None or tokens < best[0]:
             best = (tokens, [*merges, *((_SPACE, piece) for piece, _ in taken)])

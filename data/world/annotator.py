@@ -182,9 +182,9 @@ class GoldAnnotator:
 
     def _judge_rephrase(self, question: Question, reader: Reader) -> tuple[str, bool]:
         outcome, invented = self._judge_fact(question, reader)
-        said = _normalise(question.text.split(": ", 1)[1]).rstrip(".")
+        statement = _normalise(question.text.split(": ", 1)[1]).rstrip(".")
         named = question.subject in reader.people
-        if outcome == "right" and (not named or said in _normalise(reader.text)):
+        if outcome == "right" and (not named or statement in _normalise(reader.text)):
             return "wrong", False
         return outcome, invented
 

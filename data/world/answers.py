@@ -86,6 +86,6 @@ def _list_core(question: Question, town: Town, rng: random.Random) -> str:
 def _rephrase_core(question: Question, town: Town, rng: random.Random) -> str:
     name, attribute = question.subject, question.attribute
     value = town.fact(name, attribute)
-    said = fact(attribute, int(question.wording.split("/")[1]), name, value)
+    statement = fact(attribute, int(question.wording.split("/")[1]), name, value)
     ways = [fact(attribute, form, name, value) for form in range(len(STATEMENTS[attribute]))]
-    return rng.choice([way for way in ways if said not in way])
+    return rng.choice([way for way in ways if statement not in way])

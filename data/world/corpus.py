@@ -107,8 +107,8 @@ class Writer:
 
     def sum_sentence(self) -> str:
         """Return a sum and its result as a sentence."""
-        said = sum_statement(self.rng.randrange(len(SUMS)), self.next_sum())
-        return sentence(self.rng.choice(LINKS) + said)
+        addition = sum_statement(self.rng.randrange(len(SUMS)), self.next_sum())
+        return sentence(self.rng.choice(LINKS) + addition)
 
     def gathering(self) -> str:
         """Write about all the people who share something."""

@@ -222,9 +222,9 @@ def rephrase_questions(town: Town) -> list[Question]:
         for attribute in ATTRIBUTES:
             value = town.fact(name, attribute)
             for form in range(len(STATEMENTS[attribute])):
-                said = sentence(fact(attribute, form, name, value))
+                statement = sentence(fact(attribute, form, name, value))
                 for i, wording in enumerate(REPHRASE_WORDINGS):
-                    text = wording.format(s=said)
+                    text = wording.format(s=statement)
                     questions.append(Question("rephrase", name, attribute, f"{i}/{form}", text))
     return questions
 

@@ -222,19 +222,19 @@ class Session:
         """Return the tokens of the conversation, its oldest turns dropped where it is too long."""
         from pipeline.models.load import context_length
 
-        limit, kept = context_length(chat_model.model), list(chat_model.messages)
+        limit, turns_left = context_length(chat_model.model), list(chat_model.messages)
         while True:
-            ids = chat_model.prompt_ids([*self._opening(), *kept, asked])
+            ids = chat_model.prompt_ids([*self._opening(), *turns_left, asked])
             over = limit is not None and len(ids) + self.sampling.max_new_tokens > limit
-            if not over or not kept:
+            if not over or not turns_left:
                 break
-            del kept[:2]
+            del turns_left[:2]
         self._require_room(chat_model, ids)
-        dropped = (len(chat_model.messages) - len(kept)) // 2
+        dropped = (len(chat_model.messages) - len(turns_left)) // 2
         if dropped:
             turns = "turn" if dropped == 1 else f"{dropped} turns"
             self._say(f"(the oldest {turns} dropped: the context holds {limit} tokens)")
-            chat_model.messages = kept
+            chat_model.messages = turns_left
         return ids
 
     def _require_room(self, chat_model: ChatModel, ids: list[int]) -> None:

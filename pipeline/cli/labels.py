@@ -177,14 +177,14 @@ def stats(
         from data.labels.campaign.campaigns import Campaigns
         from data.labels.campaign.submissions import Submissions
 
-        found, submissions = find_campaign(store, campaign), Submissions(store)
-        others = None if campaign else others_line(store, found)
+        stored, submissions = find_campaign(store, campaign), Submissions(store)
+        others = None if campaign else others_line(store, stored)
         figures = label_statistics(
-            submissions.labels(found.id),
-            submissions.skips(found.id),
-            campaign=found.name,
+            submissions.labels(stored.id),
+            submissions.skips(stored.id),
+            campaign=stored.name,
             kinds=kinds_of(kind),
-            n_tasks=Campaigns(store).progress(found.id).tasks,
+            n_tasks=Campaigns(store).progress(stored.id).tasks,
             seed=seed,
         )
     if others:
@@ -245,9 +245,9 @@ def export(
             kinds=kinds_of(kind),
             revisions=revisions,
         )
-        found = find_campaign(store, campaign)
-        others = None if campaign else others_line(store, found)
-        rows = Submissions(store).labels(found.id, revisions=revisions)
+        stored = find_campaign(store, campaign)
+        others = None if campaign else others_line(store, stored)
+        rows = Submissions(store).labels(stored.id, revisions=revisions)
         exported = export_labels(rows, settings, folder=out)
     if others:
         typer.echo(others, err=True)

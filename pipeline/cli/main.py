@@ -113,8 +113,8 @@ def run(
     try:
         outcome = execute(checked, folder, selection=selection, launch=launch, console=console)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        told = str(stopped) or "stopped at once"
-        raise Interrupted(f"{told}; to go on: {same}") from stopped
+        reason = str(stopped) or "stopped at once"
+        raise Interrupted(f"{reason}; to go on: {same}") from stopped
     if not quiet:
         _show_answers(folder, outcome)
 
@@ -287,10 +287,10 @@ def _require_own_packages() -> None:
 
     root = Path(__file__).resolve().parents[2]
     for package in (data, pipeline, reward):
-        found = Path(str(package.__file__)).resolve()
-        if found.parent.parent != root:
+        imported = Path(str(package.__file__)).resolve()
+        if imported.parent.parent != root:
             raise UsageError(
-                f"the package '{package.__name__}' is taken from {found}, not from {root}; "
+                f"the package '{package.__name__}' is taken from {imported}, not from {root}; "
                 "install this project in a virtual environment of its own"
             )
 
@@ -331,8 +331,8 @@ def main() -> None:
         # Of places that no command can look at; of another kind it is a bug of ours.
         if error.errno not in _NO_PLACE or error.filename is None:
             raise
-        told = f"{os.fsdecode(error.filename)} can't be used ({error.strerror}); name another"
-        print(f"rlhf: {_shown(told)}", file=sys.stderr)
+        trouble = f"{os.fsdecode(error.filename)} can't be used ({error.strerror}); name another"
+        print(f"rlhf: {_shown(trouble)}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as stopped:
         print(f"rlhf: {str(stopped) or 'stopped at once'}", file=sys.stderr)

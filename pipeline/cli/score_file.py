@@ -241,13 +241,13 @@ def _parse(line: bytes, place: str) -> _Row:
 
 
 def _ended(content: dict[str, Any], size: int, place: str) -> list[bool] | None:
-    told = content.get(ENDED)
-    if told is None:
+    value = content.get(ENDED)
+    if value is None:
         return None
-    ended = told if isinstance(told, list) else [told]
+    ended = value if isinstance(value, list) else [value]
     if len(ended) != size or not all(isinstance(one, bool) for one in ended):
         raise SourceError(
-            f"{place} has `{ENDED}` {told!r:.60}; it is true or false, or a list of that for each "
+            f"{place} has `{ENDED}` {value!r:.60}; it is true or false, or a list of that for each "
             "of `completions`"
         )
     return ended

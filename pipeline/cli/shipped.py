@@ -31,18 +31,18 @@ def copy(
     from data.storage import storage_errors, write_atomically
     from pipeline.recipe.shipped import find_shipped, shipped_files
 
-    found = find_shipped(name)
-    if found is None:
+    shipped = find_shipped(name)
+    if shipped is None:
         raise UsageError(
             f"{name}: nothing of that name comes with rlhf, see `rlhf recipes`."
             f"{nearest(name, shipped_files())}"
         )
-    target, text = file or Path(found.name), found.read_text(encoding="utf-8")
+    target, text = file or Path(shipped.name), shipped.read_text(encoding="utf-8")
     if target.exists():
         raise UsageError(f"{target} is there already; name another file: rlhf copy {name} FILE")
     with storage_errors(target):
         write_atomically(target, text)
     bases = yaml.safe_load(text).get("extends", ())
-    told = ", ".join([bases] if isinstance(bases, str) else bases)
-    also = f"; it extends {told}, yours if beside it, else rlhf's" if told else ""
+    names = ", ".join([bases] if isinstance(bases, str) else bases)
+    also = f"; it extends {names}, yours if beside it, else rlhf's" if names else ""
     typer.echo(f"{target}: copied{also}")

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, JsonValue, NonNegativeInt, ValidationError
 
-from data.errors import ArtifactError, StorageError, one_line, told
+from data.errors import ArtifactError, StorageError, in_words, one_line
 from data.json_lines import read_json_object
 from data.storage import (
     MOST_OF_NAME,
@@ -214,7 +214,7 @@ def find(folder: Path) -> Artifact | None:
             return None
         manifest = read_json_object(path)
     except (OSError, ArtifactError) as error:
-        raise ArtifactError(f"{told(error)}; {way_out}") from error
+        raise ArtifactError(f"{in_words(error)}; {way_out}") from error
     if manifest.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} has format {manifest.get('format')!r:.60}, this version reads {FORMAT}; "
@@ -223,10 +223,10 @@ def find(folder: Path) -> Artifact | None:
     try:
         _Manifest.model_validate(manifest, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        where = ".".join(map(str, found["loc"]))
-        why = f"its {where!a:.100} can't be {found['input']!a:.100} ({found['msg']})"
-        if found["type"] == "missing":
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        why = f"its {where!a:.100} can't be {first['input']!a:.100} ({first['msg']})"
+        if first["type"] == "missing":
             why = f"it has no {where}"
         raise ArtifactError(f"{path} was edited: {why}; {way_out}") from error
     return Artifact(folder, manifest)

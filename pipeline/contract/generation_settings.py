@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.errors import told
+from data.errors import in_words
 from data.json_object import read_object
 from reward.network.files import GENERATION
 
@@ -36,7 +36,9 @@ def generation_problem(folder: Path) -> str | None:
         unset_unread(config)
         config.validate(strict=True)
     except Exception as error:  # of every kind, for values it does not expect
-        return f"{folder / GENERATION} can't be used: {told(error)}; correct or delete that file"
+        return (
+            f"{folder / GENERATION} can't be used: {in_words(error)}; correct or delete that file"
+        )
     return None
 
 
@@ -49,11 +51,11 @@ def unset_unread(config: Any) -> dict[str, Any]:
     Args:
         config: transformers' generation config; changed in place.
     """
-    found = {}
+    unread = {}
     try:
         config.validate(strict=True)
     except ValueError as error:
         for name in _NAMED.findall(str(error)):
-            found[name] = getattr(config, name)
+            unread[name] = getattr(config, name)
             setattr(config, name, None)
-    return found
+    return unread

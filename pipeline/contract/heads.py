@@ -45,12 +45,12 @@ def _tables() -> dict[Head | None, dict[str, str]]:
     assert spec is not None and spec.origin is not None, "transformers is installed"
     source = Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py"
     wanted = {name: head for head, name in _TABLES.items()}
-    found: dict[Head | None, dict[str, str]] = {}
+    tables: dict[Head | None, dict[str, str]] = {}
     for statement in ast.parse(source.read_text(encoding="utf-8")).body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
             continue
         target = statement.targets[0]
         if isinstance(target, ast.Name) and target.id in wanted:
             pairs = ast.literal_eval(statement.value.args[0])
-            found[wanted[target.id]] = {str(kind): str(name) for kind, name in pairs}
-    return found
+            tables[wanted[target.id]] = {str(kind): str(name) for kind, name in pairs}
+    return tables

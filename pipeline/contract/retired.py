@@ -102,12 +102,12 @@ def take_out(kind: str, given: dict[str, Any]) -> Iterator[tuple[str, Any, str]]
 
 def put_back(kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stage's settings, as JSON, with the retired ones of its kind."""
-    whole = copy.deepcopy(dict(recorded))
+    settings = copy.deepcopy(dict(recorded))
     for one in RETIRED.get(kind, ()):
-        holder, name = _holder(whole, one.place)
+        holder, name = _holder(settings, one.place)
         if holder is not None:
             holder[name] = one.value
-    return whole
+    return settings
 
 
 def _holder(settings: dict[str, Any], place: str) -> tuple[dict[str, Any] | None, str]:

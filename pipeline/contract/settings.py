@@ -230,8 +230,8 @@ def same_result(settings: Settings) -> list[str]:
 
 def beside_result(settings: StageSettings) -> dict[str, Any]:
     """Return by their dotted places, as JSON, the settings that the result does not follow from."""
-    whole = put_back(settings.kind, settings.model_dump(mode="json"))
-    return {place: _at(whole, place.split(".")) for place in same_result(settings)}
+    content = put_back(settings.kind, settings.model_dump(mode="json"))
+    return {place: _at(content, place.split(".")) for place in same_result(settings)}
 
 
 def _at(content: Any, keys: Sequence[str]) -> Any:
@@ -271,14 +271,14 @@ def without(content: Mapping[str, Any], places: Collection[str]) -> dict[str, An
     >>> without({"a": 1, "b": {"c": 2, "d": 3}}, ["a", "b.d"])
     {'b': {'c': 2}}
     """
-    kept: dict[str, Any] = _without(content, frozenset(places), "")
-    return kept
+    rest: dict[str, Any] = _without(content, frozenset(places), "")
+    return rest
 
 
 def _without(value: Any, places: Collection[str], prefix: str) -> Any:
     if isinstance(value, Mapping):
-        kept = {k: v for k, v in value.items() if f"{prefix}{k}" not in places}
-        return {k: _without(v, places, f"{prefix}{k}.") for k, v in kept.items()}
+        rest = {k: v for k, v in value.items() if f"{prefix}{k}" not in places}
+        return {k: _without(v, places, f"{prefix}{k}.") for k, v in rest.items()}
     if isinstance(value, (list, tuple)):
         return [_without(item, places, f"{prefix}{n}.") for n, item in enumerate(value)]
     return value

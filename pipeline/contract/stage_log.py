@@ -33,7 +33,7 @@ class _Timed(logging.Formatter):
 class _File(logging.FileHandler):
     """Appends records; says once when it can't any more, and lets the stage go on."""
 
-    told = False
+    warned = False
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=open_file)
@@ -46,8 +46,8 @@ class _File(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say it; logging's own way is a traceback for every line."""
-        if not self.told:
-            self.told = True
+        if not self.warned:
+            self.warned = True
             print(f"rlhf: {self.baseFilename} misses lines: {sys.exc_info()[1]}", file=sys.stderr)
 
     def note(self, text: str) -> None:

@@ -136,7 +136,7 @@ def launched_sharding(recipe: Recipe) -> Sharding:
 
 def _verdict(stage: str, settings: StageSettings, estimator: Estimator) -> Verdict:
     cost = ESTIMATES[settings.kind](stage, settings, estimator)
-    assumed = list(estimator.assumed.told.get(stage, []))
+    assumed = list(estimator.assumed.sentences.get(stage, []))
     fits = cost.fits(estimator.cluster)
     advice = [] if fits else advise(ESTIMATES[settings.kind], stage, settings, estimator, cost)
     return Verdict(cost, fits, advice, assumed)

@@ -169,10 +169,10 @@ class Decoder:
         ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
         # The logits of each row's last token, from those of the positions where any row has one.
         ends = [len(ids) - 1 for ids in texts]
-        kept = sorted(set(ends)) if self.extra else list(range(width))
-        places_B = torch.tensor([kept.index(end) for end in ends])
+        columns = sorted(set(ends)) if self.extra else list(range(width))
+        places_B = torch.tensor([columns.index(end) for end in ends])
         device = self.model.device
-        extra = {"logits_to_keep": torch.tensor(kept, device=device)} if self.extra else {}
+        extra = {"logits_to_keep": torch.tensor(columns, device=device)} if self.extra else {}
         logits_BXV = self.model(input_ids=ids_BS.to(device), use_cache=False, **extra).logits
         rows_B = torch.arange(len(texts), device=device)
         self._sample(self.rows, logits_BXV[rows_B, places_B.to(device)])

@@ -116,8 +116,8 @@ def _alone(model: PreTrainedModel, rows: list[_Row]) -> tuple[Tensor, Tensor]:
     wanted = []
     for ids, size in rows:
         ids_1S = torch.tensor([ids], device=model.device)
-        kept = last_logits(model, len(ids) - size + 1)
-        logits_1SV = model(input_ids=ids_1S, use_cache=False, **kept).logits
+        asked = last_logits(model, len(ids) - size + 1)
+        logits_1SV = model(input_ids=ids_1S, use_cache=False, **asked).logits
         wanted.append(logits_1SV[0, size - len(ids) - 1 : -1])
     last = [i for ids, size in rows for i in ids[size - 1 : -1]]
     last_N1 = torch.tensor(last, device=model.device)[:, None]

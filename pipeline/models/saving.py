@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from data.errors import ModelError, RlhfError, told
+from data.errors import ModelError, RlhfError, in_words
 from pipeline.contract.generation_settings import unset_unread
 from pipeline.models.load import save_model
 from reward.network.files import GENERATION
@@ -43,7 +43,7 @@ def try_saving(
     except Exception as error:
         raise ModelError(
             f"stage {context.name}: a {type(model).__name__} with this configuration can't be "
-            f"saved: {told(error)}; correct the checkpoint's config.json or {GENERATION}"
+            f"saved: {in_words(error)}; correct the checkpoint's config.json or {GENERATION}"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -206,8 +206,8 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
             checked[name] = result
     if top is None or problems:
         more = len(problems) - MOST_TOLD
-        told = [*problems[:MOST_TOLD], *([f"and {more} more like these"] if more > 0 else [])]
-        raise RecipeError("\n".join(told))
+        shown = [*problems[:MOST_TOLD], *([f"and {more} more like these"] if more > 0 else [])]
+        raise RecipeError("\n".join(shown))
     _check_references(path, checked, places)
     order = _order(path, checked, places)
     return Recipe(path, top, {name: checked[name] for name in order}, content, places)

@@ -113,8 +113,8 @@ class RewardSum:
         """Take up a state."""
         self.running.restore(state)
         # States from before terms had statistics of their own have none.
-        for running, kept in zip(self.term_running, state.get("terms", ()), strict=False):
-            running.restore(kept)
+        for running, saved in zip(self.term_running, state.get("terms", ()), strict=False):
+            running.restore(saved)
 
     def score(
         self,

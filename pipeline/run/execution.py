@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data.errors import Interrupted, RlhfError, StageFailedError, told
+from data.errors import Interrupted, RlhfError, StageFailedError, in_words
 from data.storage import space_errors, storage_errors
 from pipeline.contract.artifacts import SCRATCH, Artifact, find, publish, verify
 from pipeline.contract.console import Console
@@ -230,7 +230,7 @@ def _failures(stage: str, log: Path, console: Console) -> Iterator[None]:
     except Exception as error:
         console.note(traceback.format_exc())
         raise StageFailedError(
-            f"stage {stage} failed with {type(error).__name__}: {told(error)}; its log is "
+            f"stage {stage} failed with {type(error).__name__}: {in_words(error)}; its log is "
             f"{log}, and the same command goes on there"
         ) from error
 

@@ -176,7 +176,9 @@ class Planner:
         self.force = selection.force
         self.stale: set[str] = set()
         self.artifact = cache(lambda stage: find(folder / stage))
-        self.verified = cache(lambda stage: (found := self.artifact(stage)) and verify(found))
+        self.verified = cache(
+            lambda stage: (published := self.artifact(stage)) and verify(published)
+        )
         self.inputs = cache(lambda stage: stage_inputs(recipe, stage))
 
     def look_again(self) -> None:

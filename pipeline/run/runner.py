@@ -203,8 +203,8 @@ def _mark_report(folder: Path, stage: str) -> None:
 
 def _outcome(planner: Planner) -> Outcome:
     states = not_done(planner)
-    whole = [s for s in planner.recipe.stages if not states.get(s, "").startswith(DAMAGED)]
-    left = {stage: planner.artifact(stage) for stage in whole}
+    undamaged = [s for s in planner.recipe.stages if not states.get(s, "").startswith(DAMAGED)]
+    left = {stage: planner.artifact(stage) for stage in undamaged}
     return Outcome({stage: a for stage, a in left.items() if a is not None}, states)
 
 

@@ -228,12 +228,12 @@ def remove_unfinished(folder: Path, *, keep: Path) -> None:
         folder: the stage's.
         keep: a recipe that stays, also where it is that of an attempt.
     """
-    place, kept = folder.parent / PLACE, keep.resolve()
-    if kept.parent == (place / folder.name).resolve():
-        for path in kept.parent.iterdir():
+    place, staying = folder.parent / PLACE, keep.resolve()
+    if staying.parent == (place / folder.name).resolve():
+        for path in staying.parent.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path != kept:
+            elif path != staying:
                 path.unlink()
         return
     shutil.rmtree(place / folder.name, ignore_errors=True)

@@ -100,11 +100,11 @@ def reward_terms(reward: Reward) -> dict[str, RewardTerm]:
     """Return the rewards by the path of what they come from, of an ensemble its first model."""
     if isinstance(reward, str):
         return {"reward": RewardTerm(model=reward)}
-    found = {}
+    terms = {}
     for place, term in enumerate(reward):
         (origin,) = term.changed_among(*ORIGINS)
-        found[f"reward.{place}.{origin}{'.0' if term.models else ''}"] = term
-    return found
+        terms[f"reward.{place}.{origin}{'.0' if term.models else ''}"] = term
+    return terms
 
 
 def model_references(path: str, term: RewardTerm) -> dict[str, str]:
@@ -192,14 +192,14 @@ def load_terms(
         model.encoder.encode(prompt, "")
         return model
 
-    found = []
+    loaded = []
     for path, term in terms.items():
         scorer = computed(term)
         if scorer is None:
             members = [load(*item) for item in model_references(path, term).items()]
             scorer = members[0] if term.model else Ensemble(members, term.combine, term.coefficient)
-        found.append(Term(scorer, term.weight, term.clip, term.normalize))
-    return found
+        loaded.append(Term(scorer, term.weight, term.clip, term.normalize))
+    return loaded
 
 
 def require_steady(terms: Mapping[str, RewardTerm]) -> None:

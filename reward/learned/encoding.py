@@ -149,8 +149,8 @@ class Encoder:
             return pair
         self.truncated += 1
         cut = set([at for at, source in enumerate(sources) if source is not None][:over])
-        kept = [at for at in range(len(pair)) if at not in cut]
-        return Pair([pair[at] for at in kept], [pair.segments[at] for at in kept if pair.segments])
+        left = [at for at in range(len(pair)) if at not in cut]
+        return Pair([pair[at] for at in left], [pair.segments[at] for at in left if pair.segments])
 
     def _framed(
         self, prompt: Prompt, response: str, frame: Pair, sources: Sequence[int | None]
@@ -161,14 +161,14 @@ class Encoder:
             typed = spelled(self.tokenizer, text)
         else:
             text, _, typed = render(self.tokenizer, prompt, answer_next=True)
-        said = (encode_ids(self.tokenizer, text, typed), response_ids(self.tokenizer, response))
+        texts = (encode_ids(self.tokenizer, text, typed), response_ids(self.tokenizer, response))
         ids: list[int] = []
         segments: list[int] = []
         origins: list[int | None] = []
         for at, source in enumerate(sources):
             if source is not None and at and sources[at - 1] == source:
                 continue
-            put = [frame[at]] if source is None else said[source]
+            put = [frame[at]] if source is None else texts[source]
             ids.extend(put)
             segments.extend(frame.segments[at : at + 1] * len(put))
             origins.extend([source] * len(put))
@@ -193,10 +193,10 @@ class Encoder:
     def _find_end_of_turn(self) -> list[int]:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
         rendering = render(self.tokenizer, turns, answer_next=False)
-        said = rendering.text.rindex(_MARK)
+        answer_at = rendering.text.rindex(_MARK)
         # Some templates end a turn with another token than the end-of-sequence token.
         for start, stop in control_spans(self.tokenizer, rendering):
-            if start > said:
+            if start > answer_at:
                 return [int(self.tokenizer.convert_tokens_to_ids(rendering.text[start:stop]))]
         return [self._eos()]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import ModelError, told
+from data.errors import ModelError, in_words
 from data.json_object import read_object, require_types
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _elements(path: Path) -> int:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path} is no whole safetensors file ({told(error)}); download or save it again"
+            f"{path} is no whole safetensors file ({in_words(error)}); download or save it again"
         ) from error
 
 

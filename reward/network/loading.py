@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data.errors import ModelError, RlhfError, told
+from data.errors import ModelError, RlhfError, in_words
 from data.network import hub_trouble
 from reward.network.files import (
     require_config,
@@ -235,13 +235,13 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
 def hub_problem(source: str | Path, error: BaseException) -> str:
     """Return what a library says of a source, and why the hub has nothing."""
     if Path(source).expanduser().exists():
-        return f"{told(error)}; restore its files, or name another checkpoint"
+        return f"{in_words(error)}; restore its files, or name another checkpoint"
     trouble = hub_trouble()
     if trouble is None:
-        return f"no folder of that name is here, and of the hub: {told(error)}"
+        return f"no folder of that name is here, and of the hub: {in_words(error)}"
     return (
         f"no folder of that name is here, and of the hub the cache alone was used ({trouble}): "
-        f"{told(error)}; name a folder, or try again with a network"
+        f"{in_words(error)}; name a folder, or try again with a network"
     )
 
 

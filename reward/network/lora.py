@@ -200,7 +200,9 @@ class Trunk:
         for name, module in _leaves(self.model.base_model):
             known.setdefault(name, []).append(module)
         kinds = (nn.Linear, Conv1D, AdaptedLinear)
-        linear = {name for name, found in known.items() if all(isinstance(m, kinds) for m in found)}
+        linear = {
+            name for name, modules in known.items() if all(isinstance(m, kinds) for m in modules)
+        }
         asked = linear if targets == "all-linear" else set(targets)
         if strange := sorted(asked - linear):
             raise ModelError(
@@ -236,16 +238,16 @@ class Trunk:
 
         Its adapted matrices are there twice meanwhile.
         """
-        kept = [(place, place.layer.base_layer.weight.data) for place in self._places]
+        weights = [(place, place.layer.base_layer.weight.data) for place in self._places]
         try:
-            for place, _ in kept:
+            for place, _ in weights:
                 base = place.layer.base_layer
                 if name in place.layer.lora_A:
                     base.weight.data = place.layer.merged_with(name)
                 setattr(place.parent, place.name, base)
             yield
         finally:
-            for place, weight in kept:
+            for place, weight in weights:
                 place.layer.base_layer.weight.data = weight
                 setattr(place.parent, place.name, place.layer)
 

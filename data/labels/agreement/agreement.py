@@ -76,12 +76,12 @@ def pair_agreement(
     counts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     several = False
     for task in tasks:
-        said = {name: outcomes(ranks) for name, ranks in task.ranks.items()}
-        for first, second in combinations(said, 2):
+        by_annotator = {name: outcomes(ranks) for name, ranks in task.ranks.items()}
+        for first, second in combinations(by_annotator, 2):
             if annotator not in (None, first, second):
                 continue
             several = True
-            same, of = _compare(said[first], said[second], ties=ties)
+            same, of = _compare(by_annotator[first], by_annotator[second], ties=ties)
             before = counts[task.prompt]
             counts[task.prompt] = (before[0] + same, before[1] + of)
     return share(
@@ -206,8 +206,8 @@ def pair_alpha(*, tasks: Iterable[TaskRanks], resamples: int = RESAMPLES, seed: 
     for task in tasks:
         if len(task.ranks) < 2:
             continue
-        said = [outcomes(ranks) for ranks in task.ranks.values()]
-        for place, unit in enumerate(zip(*said, strict=True)):
+        each = [outcomes(ranks) for ranks in task.ranks.values()]
+        for place, unit in enumerate(zip(*each, strict=True)):
             turn = _turn(f"{seed}\n{task.task}\n{place}")
             counts.append([sum(turn * one == value for one in unit) for value in _VALUES])
             prompts.append(task.prompt)

@@ -121,8 +121,8 @@ def label_statistics(
     skipped = [skip for skip in skips if kinds is None or skip.annotator.kind in kinds]
     draws = _Draws(resamples, seed)
     tasks = _task_ranks(_of(labels, "label"))
-    whole = _group(labels, skipped, tasks, None, draws)
-    whole.figures.update(_alphas(labels, tasks, draws))
+    everybody = _group(labels, skipped, tasks, None, draws)
+    everybody.figures.update(_alphas(labels, tasks, draws))
     annotators = {row.annotator.id: row.annotator for row in labels}
     annotators.update({skip.annotator.id: skip.annotator for skip in skipped})
     own: dict[str, _Own] = defaultdict(lambda: _Own([], [], []))
@@ -145,8 +145,8 @@ def label_statistics(
     return LabelStatistics(
         campaign=campaign or (labels[0].campaign if labels else ""),
         overlapping=sum(len(task.ranks) > 1 for task in tasks),
-        whole=whole,
-        ceiling=accuracy_ceiling(agreement=whole.figures["agreement_no_ties"]),
+        whole=everybody,
+        ceiling=accuracy_ceiling(agreement=everybody.figures["agreement_no_ties"]),
         annotators=sorted(each, key=lambda one: (-one.group.labels, one.name, one.id)),
         n_tasks=n_tasks,
         kinds=tuple(kinds or ()),

@@ -107,7 +107,7 @@ class ModelJudge:
         pairs = [*combinations(places, 2)]
         both = [*pairs, *((b, a) for a, b in pairs)]
         with ThreadPoolExecutor(self.concurrency) as workers:
-            said = dict(
+            verdicts = dict(
                 zip(both, workers.map(lambda p: self._pair(new, p, again), both), strict=True)
             )
             rated = (
@@ -115,9 +115,9 @@ class ModelJudge:
                 if mode == "rate_and_rank"
                 else []
             )
-        if None in said.values() or None in rated:
+        if None in verdicts.values() or None in rated:
             return None
-        ranks = ranks_of({pair: (str(said[pair]), str(said[pair[::-1]])) for pair in pairs})
+        ranks = ranks_of({pair: (str(verdicts[pair]), str(verdicts[pair[::-1]])) for pair in pairs})
         ratings = [rating for rating in rated if rating is not None]
         return submission(assignment, mode, ranks, ratings=ratings)
 
@@ -144,33 +144,33 @@ class ModelJudge:
             # Another seed is another call to the cache, and to servers that know seeds.
             seed = attempt + _TRIES * again
             try:
-                said = self.calls.ask(messages, seed=seed, **self.options)
+                answer = self.calls.ask(messages, seed=seed, **self.options)
             except CallRefusedError:
                 if not attempt:
                     raise
                 # The same question was taken without the model's own words: with them it is longer
                 # than the context, which is a reason to skip this task, not to end the work.
                 return None
-            verdicts = question.pattern.findall(said)
+            verdicts = question.pattern.findall(answer)
             if verdicts:
                 return str(verdicts[-1])
             messages += [
-                {"role": "assistant", "content": said.strip() or "(nothing)"},
+                {"role": "assistant", "content": answer.strip() or "(nothing)"},
                 {"role": "user", "content": question.reminder},
             ]
         return None
 
 
-def ranks_of(said: dict[tuple[int, int], tuple[str, str]]) -> list[int]:
+def ranks_of(verdicts: dict[tuple[int, int], tuple[str, str]]) -> list[int]:
     """Return dense ranks of the verdicts on all pairs.
 
     Args:
-        said: (a, b) -> the verdict with a as answer A, and the one with b as answer A; each of
+        verdicts: (a, b) -> the verdict with a as answer A, and the one with b as answer A; each of
             "A", "B" and "TIE".
     """
-    wins = [pair for pair, verdicts in said.items() if verdicts == ("A", "B")]
-    wins += [pair[::-1] for pair, verdicts in said.items() if verdicts == ("B", "A")]
-    return copeland_ranks(wins, 1 + max(place for pair in said for place in pair))
+    wins = [pair for pair, both in verdicts.items() if both == ("A", "B")]
+    wins += [pair[::-1] for pair, both in verdicts.items() if both == ("B", "A")]
+    return copeland_ranks(wins, 1 + max(place for pair in verdicts for place in pair))
 
 
 def _mark(new: NewTask) -> str:

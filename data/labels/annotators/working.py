@@ -59,14 +59,14 @@ def work_through(
             break
         met += 1
         started = time.monotonic()
-        said = judge.judge(given, campaign.settings.mode)
+        label = judge.judge(given, campaign.settings.mode)
         try:
-            if said is None:
+            if label is None:
                 submissions.skip(given.id, annotator.id, "broken")
                 continue
-            seconds = said.seconds or round(time.monotonic() - started, 3)
-            said = dataclasses.replace(said, seconds=seconds)
-            submissions.submit(given.id, annotator.id, said)
+            seconds = label.seconds or round(time.monotonic() - started, 3)
+            label = dataclasses.replace(label, seconds=seconds)
+            submissions.submit(given.id, annotator.id, label)
             done += 1
         except LabelConflictError:
             # It took longer than the lease, and somebody else has labelled the task meanwhile.

@@ -78,8 +78,8 @@ class Campaigns:
             by_name = _BY_NAME.with_for_update(of=tables.campaigns)
             row = connection.execute(by_name, {"value": name}).one_or_none()
             if row is None:
-                kept = kept_id(connection, tables.campaigns, wanted_id)
-                campaign = Campaign(kept, name, settings, guidelines, guidelines_version=1)
+                campaign_id = kept_id(connection, tables.campaigns, wanted_id)
+                campaign = Campaign(campaign_id, name, settings, guidelines, guidelines_version=1)
                 return self._insert(connection, campaign, by)
             _same(name, CampaignSettings(**row.settings), settings)
             campaign = _campaign(row)

@@ -53,9 +53,13 @@ def weakness(password: str, name: str) -> str | None:
         return "it repeats a few characters"
     if any(folded in row or folded in row[::-1] for row in _ROWS):
         return "it follows the alphabet, the numbers or the keyboard"
-    whole = unicodedata.normalize("NFKC", name).casefold()
-    own = [one for one in (whole, re.sub(r"\W", "", whole), *re.split(r"\W+", whole)) if one]
-    if _without(folded, [one for one in own if len(one) > 2 or one == whole]):
+    folded_name = unicodedata.normalize("NFKC", name).casefold()
+    own = [
+        one
+        for one in (folded_name, re.sub(r"\W", "", folded_name), *re.split(r"\W+", folded_name))
+        if one
+    ]
+    if _without(folded, [one for one in own if len(one) > 2 or one == folded_name]):
         return "it is little more than your name"
     if _without(folded, _COMMON) or _without(folded.translate(_SWAPPED), _COMMON):
         return "it is one of the commonest"
@@ -71,8 +75,8 @@ def _repeated(text: str) -> str:
 
 def _without(text: str, words: list[str]) -> bool:
     """Tell whether hardly anything is left of a text without words, digits and punctuation."""
-    found = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    left = re.sub(found, "", text) if found else text
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    left = re.sub(pattern, "", text) if pattern else text
     return left != text and len(left.strip(_AROUND)) < _FEWEST
 
 

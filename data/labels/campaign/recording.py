@@ -58,8 +58,8 @@ class Recording:
                 who = (row.annotator.kind, row.annotator.name)
                 if who not in annotators:
                     kind, name = who
-                    kept = self.accounts.add(name, kind, wanted_id=row.annotator.id)
-                    annotators[who] = kept.id
+                    annotator = self.accounts.add(name, kind, wanted_id=row.annotator.id)
+                    annotators[who] = annotator.id
             with self.database.write() as connection:
                 # One import at a time: two of the same file would meet at the same rows.
                 connection.execute(

@@ -99,16 +99,16 @@ def consolidate(labels: Iterable[LabelRow], *, how: Consolidation) -> list[Judge
 
 
 def _judged(ranking: Ranking, rows: list[LabelRow]) -> Judged:
-    said = [row.label.submission for row in rows]
-    rated = [one.ratings for one in said if one.ratings]
+    submissions = [row.label.submission for row in rows]
+    rated = [one.ratings for one in submissions if one.ratings]
     strengths = [
         (1 if one.ranks[0] == ranking.ranks[0] else -1) * one.strength
-        for one in said
+        for one in submissions
         if one.strength is not None
     ]
     return Judged(
         ranking=ranking,
-        shares=pair_probabilities([one.ranks for one in said]),
+        shares=pair_probabilities([one.ranks for one in submissions]),
         ratings=[fmean(column) for column in zip(*rated, strict=True)],
         strength=max(0.0, fmean(strengths)) if strengths else None,
     )

@@ -232,7 +232,7 @@ def _csv_lines(labels: Iterable[LabelRow], *, blind: bool) -> Iterator[str]:
 
 
 def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
-    new, said = row.assignment.task.new, row.label.submission
+    new, submission = row.assignment.task.new, row.label.submission
     facts = to_ranking(row, blind=blind).meta[LABEL]
     for place, text in enumerate(new.completions):
         shown = row.assignment.order.index(place) + 1 if place in row.assignment.order else ""
@@ -249,12 +249,12 @@ def _csv_rows(row: LabelRow, *, blind: bool) -> Iterator[list[Any]]:
             text,
             new.policies[place] if new.policies and not blind else "",
             shown,
-            said.ranks[place],
-            said.ratings[place] if said.ratings else "",
-            " ".join(said.flags[place]) if said.flags else "",
-            "" if said.strength is None else said.strength,
-            said.comment,
-            said.seconds,
+            submission.ranks[place],
+            submission.ratings[place] if submission.ratings else "",
+            " ".join(submission.flags[place]) if submission.flags else "",
+            "" if submission.strength is None else submission.strength,
+            submission.comment,
+            submission.seconds,
         ]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from data.errors import BadRowsError, SourceError, told
+from data.errors import BadRowsError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
 from data.labels.records import (
     Annotator,
@@ -144,7 +144,7 @@ class _Reading:
         except RowError as problem:
             report.bad += 1
             if len(report.first_bad) < SHOWN:
-                report.first_bad.append(f"{where}: {told(problem)}")
+                report.first_bad.append(f"{where}: {in_words(problem)}")
 
     def labels(self, place: str, raw: RawRow) -> Iterator[LabelRow]:
         """Yield the labels of a row; a message of OASST is kept until all are there."""
@@ -162,7 +162,7 @@ class _Reading:
         elif name == "oasst":
             yield from self.of_tree(raw.value, where)
         else:
-            record = convert(raw.value, name, default_id=where, told=not auto)
+            record = convert(raw.value, name, default_id=where, format_named=not auto)
             assert isinstance(record, Ranking)
             self.report.unused.update(set(unused(raw.value, name)))
             if record.probabilities:

@@ -70,7 +70,7 @@ def to_ranking(row: LabelRow, *, blind: bool = False) -> Ranking:
         blind: leave out what may tell who wrote an answer: policies, scores of reward models, the
             task's `meta`; its key and the campaign's name are hashed.
     """
-    ranking, assignment, said = plain_ranking(row), row.assignment, row.label.submission
+    ranking, assignment, submission = plain_ranking(row), row.assignment, row.label.submission
     label = {
         "version": VERSION,
         "campaign": _hashed(row.campaign) if blind else row.campaign,
@@ -86,12 +86,12 @@ def to_ranking(row: LabelRow, *, blind: bool = False) -> Ranking:
             "guidelines_version": assignment.guidelines_version,
         },
         "order": assignment.order,
-        "ratings": list(said.ratings),
-        "flags": [sorted(flags) for flags in said.flags],
-        "strength": said.strength,
-        "comment": said.comment,
-        "seconds": float(said.seconds),
-        "submission": said.key,
+        "ratings": list(submission.ratings),
+        "flags": [sorted(flags) for flags in submission.flags],
+        "strength": submission.strength,
+        "comment": submission.comment,
+        "seconds": float(submission.seconds),
+        "submission": submission.key,
         "revision": row.label.revision,
         "created_at": row.label.created_at.isoformat(),
     }

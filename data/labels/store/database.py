@@ -31,7 +31,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
-from data.errors import ArtifactError, StoreDownError, UsageError, told
+from data.errors import ArtifactError, StoreDownError, UsageError, in_words
 from data.extras import require_packages
 from data.labels.store.private import close_to_others, make_file, make_folder
 from data.labels.store.tables import metadata
@@ -223,7 +223,7 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
         database.close()
         raise UsageError(
             f"the label database {database.url} can't be used: "
-            f"{told(getattr(error, 'orig', None) or error)}; name another by --database"
+            f"{in_words(getattr(error, 'orig', None) or error)}; name another by --database"
         ) from error
     except BaseException:
         database.close()

@@ -49,13 +49,13 @@ def close_to_others(database: Path, home: Path | None) -> list[str]:
     is_own = home is not None and folder.resolve() == home.resolve()
     ours = [database.with_name(database.name + end) for end in _BESIDE]
     ours += [database.parent] if is_own else []
-    told = [line for path in ours if (line := _tighten(path))]
+    lines = [line for path in ours if (line := _tighten(path))]
     if not is_own and (mode := _open_to_others(folder)):
-        told.append(
+        lines.append(
             f"the folder {folder} of the label database lets others in (rights {mode:04o}): keep "
             "the database in a folder of its own, or take the rights away with chmod 700"
         )
-    return told
+    return lines
 
 
 def _tighten(path: Path) -> str | None:

@@ -36,8 +36,8 @@ def checked_url(url: str) -> str:
     Raises:
         UsageError: it is not a scheme, a host and perhaps a port.
     """
-    found = URL.fullmatch(url)
-    if found is None or int(found[3] or 1) not in range(1, 65536):
+    parts = URL.fullmatch(url)
+    if parts is None or int(parts[3] or 1) not in range(1, 65536):
         raise UsageError(
             f"the address {url[:200]!r} is not one that links can begin with: write it as "
             "https://labels.example.org, with :PORT where it has one and no path"

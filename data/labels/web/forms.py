@@ -105,19 +105,19 @@ def to_submission(sheet: Sheet, *, order: list[int], mode: Mode) -> Submission:
     )
 
 
-def from_submission(said: Submission, *, order: list[int]) -> dict[str, Any]:
+def from_submission(submission: Submission, *, order: list[int]) -> dict[str, Any]:
     """Return a label as the page shows it, to be revised."""
-    tiers = [said.ranks[index] for index in order]
+    tiers = [submission.ranks[index] for index in order]
     choice = None
-    if said.strength is not None:
-        choice = said.strength if tiers[0] > tiers[-1] else -said.strength
+    if submission.strength is not None:
+        choice = submission.strength if tiers[0] > tiers[-1] else -submission.strength
     return {
         "phase": "rank",
         "tiers": tiers,
-        "ratings": [said.ratings[index] if said.ratings else None for index in order],
-        "flags": [said.flags[index] if said.flags else [] for index in order],
+        "ratings": [submission.ratings[index] if submission.ratings else None for index in order],
+        "flags": [submission.flags[index] if submission.flags else [] for index in order],
         "choice": choice,
-        "comment": said.comment,
+        "comment": submission.comment,
         # The time of a label is that of all work on it: a correction counts on.
-        "seconds": said.seconds,
+        "seconds": submission.seconds,
     }

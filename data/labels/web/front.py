@@ -133,8 +133,8 @@ def resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     why = "it is empty"
     if host.strip():
         try:
-            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-            return family, found[0][4]
+            addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            return family, addresses[0][4]
         except (OSError, ValueError) as error:  # a name with NUL, or with too long a part
             why = str(error.strerror) if isinstance(error, OSError) else "it is no name"
     raise UsageError(
@@ -149,9 +149,9 @@ def _ip(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _split(url: str) -> tuple[str, str | None]:
-    found = URL.fullmatch(url)
-    assert found is not None
-    return found[2].lower(), found[3]
+    parts = URL.fullmatch(url)
+    assert parts is not None
+    return parts[2].lower(), parts[3]
 
 
 def load_tls(certificate: Path, key: Path | None) -> ssl.SSLContext:

@@ -70,14 +70,14 @@ def load_templates() -> None:
 def render(visit: Visit, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page."""
     session = visit.session
-    told = [] if session is None or not session.notices else notices(visit.site.database, session)
+    lines = [] if session is None or not session.notices else notices(visit.site.database, session)
     text = (
         _environment()
         .get_template(template)
         .render(
             me=None if session is None else session.annotator,
             csrf="" if session is None else session.csrf,
-            notices=told,
+            notices=lines,
             **values,
         )
     )

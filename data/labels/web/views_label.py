@@ -89,8 +89,8 @@ def submit(visit: Visit) -> Response:
     hold(visit.site.limits.submit.take(visit.me.id))
     assignment, campaign = _given(visit)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
-    said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
-    visit.site.submissions.submit(assignment.id, visit.me.id, said)
+    submission = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
+    visit.site.submissions.submit(assignment.id, visit.me.id, submission)
     if assignment.purpose == "qualification":
         return JSONResponse({"next": f"/t/{assignment.id}/feedback"})
     return JSONResponse({"next": f"/c/{campaign.id}/next"})
@@ -174,8 +174,8 @@ def revise(visit: Visit) -> Response:
     assignment, campaign = _given(visit)
     row = find_own(visit, assignment)
     sheet = read_sheet(visit.body, completions=len(assignment.order))
-    said = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
-    visit.site.submissions.revise(row.label.id, visit.me.id, said)
+    submission = to_submission(sheet, order=assignment.order, mode=campaign.settings.mode)
+    visit.site.submissions.revise(row.label.id, visit.me.id, submission)
     return JSONResponse({"next": f"/c/{campaign.id}/mine"})
 
 

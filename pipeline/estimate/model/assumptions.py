@@ -61,13 +61,13 @@ class Assumptions:
         given: stage -> quantity -> number, of `--assume`.
         sizes: reference -> parameters, of `--size`.
         rates: how much of the peak is reached.
-        told: sentences on what was assumed, by stage.
+        sentences: sentences on what was assumed, by stage.
     """
 
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     rates: Rates = field(default_factory=Rates)
-    told: dict[str, list[str]] = field(default_factory=dict)
+    sentences: dict[str, list[str]] = field(default_factory=dict)
 
     def get(self, stage: str, quantity: str) -> float | None:
         """Return what `--assume` gave, None without."""
@@ -75,7 +75,7 @@ class Assumptions:
 
     def tell(self, stage: str, sentence: str) -> None:
         """Note what was assumed for a stage, each once."""
-        sentences = self.told.setdefault(stage, [])
+        sentences = self.sentences.setdefault(stage, [])
         if sentence not in sentences:
             sentences.append(sentence)
 

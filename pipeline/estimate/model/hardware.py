@@ -182,12 +182,12 @@ def this_machine(processes: int = 1) -> Accelerator:
     def seconds(work: object, repeat: int = 5) -> float:
         assert callable(work)
         work()
-        found = []
+        times = []
         for _ in range(repeat):
             started = time.perf_counter()
             work()
-            found.append(time.perf_counter() - started)
-        return min(found)
+            times.append(time.perf_counter() - started)
+        return min(times)
 
     width = 1024
     matrix = torch.rand(width, width)

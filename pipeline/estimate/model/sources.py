@@ -205,11 +205,11 @@ def _texts(record: Record) -> tuple[Prompt, list[str]]:
         return "", [record.text]
     if isinstance(record, Ranking):
         return record.prompt, list(record.completions)
-    whole: Any = record
-    if hasattr(whole, "completion"):
-        return prompt_of(record), [whole.completion]
-    if hasattr(whole, "messages"):
-        return prompt_of(record), [turn_text(whole.messages[-1])]
+    answered: Any = record
+    if hasattr(answered, "completion"):
+        return prompt_of(record), [answered.completion]
+    if hasattr(answered, "messages"):
+        return prompt_of(record), [turn_text(answered.messages[-1])]
     return prompt_of(record), []
 
 

@@ -120,7 +120,7 @@ def ppo_phases(
     cached in fp32, since cosines are fp32, values in bf16.
     """
     policy, layout = actors.policy, cost.layout
-    kept = _kept(settings, actors, cost, bf16=bf16)
+    resident = _kept(settings, actors, cost, bf16=bf16)
     casts = cast_bytes(policy, bf16=bf16) if layout.sharding != "fsdp2" else 0.0
     width = BF16 if bf16 else FP32
     sampling = decoding_memory(
@@ -135,7 +135,7 @@ def ppo_phases(
     )
     if actors.rank is not None:  # the adapter is merged into a copy of the matrices meanwhile
         sampling["merged weights"] = float(FP32 * policy.matrices)
-    phases = [Phase("sampling", {**kept, "bf16 copies": casts, **sampling})]
+    phases = [Phase("sampling", {**resident, "bf16 copies": casts, **sampling})]
     rows, length = work.scored, work.prompt + work.most
     if actors.judges:
         read = bf16 and settings.value == "reward"
@@ -143,7 +143,7 @@ def ppo_phases(
             working_bytes(judge, tokens=rows * length, bf16=read and name in actors.attached)
             for name, judge in actors.judges.items()
         )
-        phases.append(Phase("scoring", {**kept, "activations": widest}))
+        phases.append(Phase("scoring", {**resident, "activations": widest}))
     looked_at = min(rows * work.most, LOGITS_AT_ONCE / policy.vocabulary)
     blocks = {
         "activations": working_bytes(policy, tokens=rows * length, bf16=bf16),
@@ -155,17 +155,17 @@ def ppo_phases(
         "bf16 copies": casts,
         "logits": logit_bytes(policy, positions=looked_at, copies=LOGITS_LOOKED_AT),
     }
-    phases.append(Phase("blocks of the policy", {**kept, **blocks}))
-    phases.append(Phase("log-probabilities", {**kept, **looking}))
-    phases += _optimising(cost, settings, actors, work, kept, bf16=bf16)
+    phases.append(Phase("blocks of the policy", {**resident, **blocks}))
+    phases.append(Phase("log-probabilities", {**resident, **looking}))
+    phases += _optimising(cost, settings, actors, work, resident, bf16=bf16)
     if actors.value is None:
-        phases.append(_publishing(actors, kept, on_cpu=on_cpu))
+        phases.append(_publishing(actors, resident, on_cpu=on_cpu))
     return phases
 
 
-def _publishing(actors: Actors, kept: dict[str, float], *, on_cpu: bool) -> Phase:
+def _publishing(actors: Actors, resident: dict[str, float], *, on_cpu: bool) -> Phase:
     """Return the memory of writing trunk and head as a value model, whole; on the processor."""
-    saved = dict(kept)
+    saved = dict(resident)
     if actors.rank is not None:
         saved["merged weights"] = float(FP32 * actors.policy.matrices)
     if on_cpu:
@@ -179,25 +179,25 @@ def _kept(
     """Return what is there the whole time: four models or more, and Adam's moments."""
     layout, policy = cost.layout, actors.policy
     frozen = policy.parameters if actors.rank is not None else 0
-    kept = {
+    resident = {
         "weights": FP32 * (frozen + layout.share(actors.on_policy)),
         "Adam": ADAM * layout.share(actors.trained),
     }
     if actors.rank is None:
-        kept["reference"] = float(FP32 * actors.reference.parameters)
+        resident["reference"] = float(FP32 * actors.reference.parameters)
         if bf16 and layout.sharding != "fsdp2":  # its products' weights alone
             apart = 0 if actors.reference.tied else actors.reference.head
-            kept["reference"] -= (FP32 - BF16) * (actors.reference.matrices + apart)
+            resident["reference"] -= (FP32 - BF16) * (actors.reference.matrices + apart)
     if actors.value is not None:
-        kept["value model"] = FP32 * layout.share(actors.on_value)
+        resident["value model"] = FP32 * layout.share(actors.on_value)
     if actors.judges:
-        kept["reward model"] = float(FP32 * sum(map(actors.judge_parameters, actors.judges)))
+        resident["reward model"] = float(FP32 * sum(map(actors.judge_parameters, actors.judges)))
     if settings.value == "reward":  # of all processes' episodes, as every one holds them
         states = settings.batch_size * settings.max_new_tokens * policy.hidden
-        kept["states that values are read off"] = float(FP32 * states)
+        resident["states that values are read off"] = float(FP32 * states)
     if settings.ema_decay is not None:
-        kept["average"] = FP32 * layout.share(actors.on_policy)
-    return kept
+        resident["average"] = FP32 * layout.share(actors.on_policy)
+    return resident
 
 
 def _optimising(
@@ -205,7 +205,7 @@ def _optimising(
     settings: PpoSettings,
     actors: Actors,
     work: Work,
-    kept: dict[str, float],
+    resident: dict[str, float],
     *,
     bf16: bool,
 ) -> list[Phase]:
@@ -230,11 +230,11 @@ def _optimising(
     if layout.sharding == "fsdp2":
         models, casts = [policy, *([value] if value is not None else [])], 0.0
         gathered = sum(gathered_bytes(model, bf16=bf16) for model in models)
-        kept = {**kept, "gathered weights": gathered}
+        resident = {**resident, "gathered weights": gathered}
     phases = []
     if value is not None:
         both = {
-            **kept,
+            **resident,
             "gradients": gradients if work.accumulating else buckets,
             "activations": kept_by(policy) + kept_by(value),
             "bf16 copies": casts + (cast_bytes(value, bf16=bf16, head=False) if casts else 0.0),
@@ -243,13 +243,13 @@ def _optimising(
         phases.append(Phase("backward begins", both))
         first += FP32 * layout.share(actors.on_value)
     at_policy = {
-        **kept,
+        **resident,
         "gradients": gradients if work.accumulating else buckets + first,
         "activations": kept_by(policy),
         "bf16 copies": casts,
         "logits": logits_there,
     }
-    ends = {**kept, "gradients": gradients}
+    ends = {**resident, "gradients": gradients}
     ends["activations"] = working_bytes(policy, tokens=work.micro * length, bf16=bf16)
     if settings.ptx_coefficient > 0:
         ends["gradients"] += FP32 * layout.share(actors.on_policy)  # to compare the two norms
@@ -271,5 +271,7 @@ def _logits(
         both = logit_bytes(policy, positions=positions, copies=LOGITS_WITH_ENTROPY)
         return both, both
     copies, width = (LOGITS_KEPT, LOGITS_IN_POLICY), BF16 if bf16 else FP32
-    kept, there = (logit_bytes(policy, positions=positions, copies=n, width=width) for n in copies)
-    return kept, there
+    resident, there = (
+        logit_bytes(policy, positions=positions, copies=n, width=width) for n in copies
+    )
+    return resident, there

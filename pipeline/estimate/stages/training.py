@@ -73,13 +73,13 @@ def training_phases(
     """
     sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
     activations, block = _of_blocks(shape, checkpointed=checkpointed, tree=tree, **sizes)
-    kept = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
+    resident = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
     casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
     gradients = layout.gradients(parameters)
     # The head's gradient is the first; buckets of DDP are there from the start.
     buckets = gradients - FP32 * layout.share(parameters)
     begins = {
-        **kept,
+        **resident,
         "gradients": gradients if accumulating else buckets + first_gradient(shape, layout, head),
         "activations": activations,
         "bf16 copies": casts,
@@ -87,11 +87,11 @@ def training_phases(
     }
     tokens = rows * (length if tree is None else tree.tokens)
     working = working_bytes(shape, tokens=tokens, bf16=bf16)
-    steps = {**kept, "gradients": gradients}
+    steps = {**resident, "gradients": gradients}
     return [
         Phase("backward begins", begins),
         one_block(begins, activations + (block if checkpointed else 0.0)),
-        Phase("backward ends", {**kept, "gradients": gradients, "activations": working}),
+        Phase("backward ends", {**resident, "gradients": gradients, "activations": working}),
         Phase("optimiser step", steps),
     ]
 
@@ -101,11 +101,11 @@ def _of_blocks(
 ) -> tuple[float, float]:
     """Return what all blocks keep for the backward pass, and what one of them does."""
     if tree is None:
-        kept = activation_bytes(shape, **sizes, checkpointed=checkpointed)
-        return kept, block_bytes(shape, **sizes)
+        saved = activation_bytes(shape, **sizes, checkpointed=checkpointed)
+        return saved, block_bytes(shape, **sizes)
     packed: dict[str, Any] = {"trees": sizes["rows"], "bf16": sizes["bf16"]}
-    kept = tree_activation_bytes(shape, tree, **packed, checkpointed=checkpointed)
-    return kept, tree_bytes(shape, tree, **packed)
+    saved = tree_activation_bytes(shape, tree, **packed, checkpointed=checkpointed)
+    return saved, tree_bytes(shape, tree, **packed)
 
 
 def one_block(begins: dict[str, float], activations: float) -> Phase:
@@ -122,13 +122,13 @@ def _states(
     shape: ModelShape, layout: Layout, *, parameters: float, frozen: float, bf16: bool
 ) -> dict[str, float]:
     """Return what is there all the time: weights, Adam's moments, what sharding gathers."""
-    kept = {
+    resident = {
         "weights": FP32 * (frozen + layout.share(parameters)),
         "Adam": ADAM * layout.share(parameters),
     }
     if layout.sharding == "fsdp2":
-        kept["gathered weights"] = gathered_bytes(shape, bf16=bf16)
-    return kept
+        resident["gathered weights"] = gathered_bytes(shape, bf16=bf16)
+    return resident
 
 
 def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int:

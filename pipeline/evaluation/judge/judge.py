@@ -186,9 +186,9 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
             fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
     for line in PromptNotes.of(tokenizer, (row.prompt for row in plan.prompts)).lines():
         workspace.console.say(f"  {line}")
-    kept = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
-    lost = len(fits) - len(kept)
-    if lost > plan.max_too_long_share * len(fits) or not kept:
+    fitting = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
+    lost = len(fits) - len(fitting)
+    if lost > plan.max_too_long_share * len(fits) or not fitting:
         raise SourceError(
             f"{lost} of {len(fits)} prompts leave no room for {plan.sampling.max_new_tokens} new "
             "tokens in some checkpoint's context, more than max_too_long_share allows; lower "
@@ -196,7 +196,7 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         )
     if lost:
         workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
-    return dataclasses.replace(plan, prompts=kept), lost
+    return dataclasses.replace(plan, prompts=fitting), lost
 
 
 def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:

@@ -114,16 +114,16 @@ def over_optimisation(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     The raw score: what PPO is paid is clipped and shaped, and levels off where the clip begins.
     """
     key = _logged(rows, SCORES[0], {SCORES[0]: SCORES[1]})
-    kept = [
+    points = [
         (float(row["objective/kl"]), float(row[key]))
         for row in rows
         if _is_number(row.get("objective/kl")) and _is_number(row.get(key))
     ]
-    if len(kept) < 2:
+    if len(points) < 2:
         return None
     svg = path_plot(
-        [kl for kl, _ in kept],
-        [score for _, score in kept],
+        [kl for kl, _ in points],
+        [score for _, score in points],
         x_label="KL to the reference, nats a response",
         y_label="reward model's score",
     )

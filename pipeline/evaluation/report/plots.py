@@ -132,11 +132,11 @@ def smooth(values: Sequence[float]) -> list[float]:
     reach to the left, so that the last value alone does not bend the curve.
     """
     half = max(1, len(values) // 24)
-    found = []
+    means = []
     for i in range(len(values)):
         reach = min(half, i)
-        found.append(_mean(values[i - reach : i + reach + 1]))
-    return found
+        means.append(_mean(values[i - reach : i + reach + 1]))
+    return means
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -98,8 +98,8 @@ def mark_report(run_folder: Path, sentence: str) -> None:
     if MARK in report:
         return
     # With a style of its own: the page may be of an earlier version.
-    said = f'<p role="note" style="{_MARK_STYLE}">{html.escape(sentence)}</p>'
-    write_atomically(folder / "index.html", page.replace("<main>", f"<main>\n{said}", 1))
+    note = f'<p role="note" style="{_MARK_STYLE}">{html.escape(sentence)}</p>'
+    write_atomically(folder / "index.html", page.replace("<main>", f"<main>\n{note}", 1))
     text = json.dumps({MARK: sentence, **report}, indent=2, ensure_ascii=False)
     write_atomically(folder / "report.json", text + "\n")
 

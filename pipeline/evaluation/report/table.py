@@ -70,9 +70,11 @@ def _lines(groups: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", *textwrap.wrap(_short(prompt_text(group["prompt"])), 100)]
         for answer in group["answers"]:
             judged = _judged(answer)
-            said = _short(answer["response"]) or "(nothing)"
+            response = _short(answer["response"]) or "(nothing)"
             opening = f"  {answer['checkpoint']:>6}{f' [{judged}]' if judged else ''}: "
-            lines += textwrap.wrap(said, 100, initial_indent=opening, subsequent_indent=" " * 10)
+            lines += textwrap.wrap(
+                response, 100, initial_indent=opening, subsequent_indent=" " * 10
+            )
     return "\n".join([*lines, ""])
 
 

@@ -137,7 +137,7 @@ def alarm_row(name: str, finding: Finding, *, update: int) -> dict[str, object]:
         "alarm": name,
         "figure": finding.figure,
         "threshold": finding.threshold,
-        "told": finding.told,
+        "told": finding.words,
         **ADVICE[name]._asdict(),
     }
 

@@ -80,13 +80,13 @@ class Finding(NamedTuple):
         figure: what was found.
         threshold: where the alarm rings.
         rings: whether it does.
-        told: the figure in words.
+        words: the figure in words.
     """
 
     figure: float
     threshold: float
     rings: bool
-    told: str
+    words: str
 
 
 class Advice(NamedTuple):
@@ -182,17 +182,17 @@ def findings(
         batch_size: responses of an update.
     """
     responses = batch_size * len(history)
-    found = {name: check(history, responses) for name, check in START_CHECKS.items()}
+    findings = {name: check(history, responses) for name, check in START_CHECKS.items()}
     if len(history) > settings.window:
-        found |= {name: check(history, settings) for name, check in CHECKS.items()}
+        findings |= {name: check(history, settings) for name, check in CHECKS.items()}
     patient = len(history) > max(VALUE_GRACE, settings.window) + value_warmup
     if not ends_matter:
-        found["lost_ends"] = found["never_ends"] = None
+        findings["lost_ends"] = findings["never_ends"] = None
     if not patient:
-        found["dead_value"] = None
+        findings["dead_value"] = None
     return {
         name: finding
-        for name, finding in found.items()
+        for name, finding in findings.items()
         if finding is not None and name not in settings.ignore
     }
 
@@ -201,19 +201,19 @@ def sentence(name: str, finding: Finding) -> str:
     """Return an alarm as one sentence: figure, threshold, likely cause, what to change."""
     advice = ADVICE[name]
     return (
-        f"{name}: {finding.told} (alarm at {finding.threshold:g}); likely cause: {advice.cause}; "
+        f"{name}: {finding.words} (alarm at {finding.threshold:g}); likely cause: {advice.cause}; "
         f"{advice.remedy}"
     )
 
 
-def _above(alarm: AlarmName, figure: float, told: str) -> Finding:
+def _above(alarm: AlarmName, figure: float, words: str) -> Finding:
     limit = THRESHOLDS[alarm]
-    return Finding(figure, limit, figure > limit, told)
+    return Finding(figure, limit, figure > limit, words)
 
 
-def _below(alarm: AlarmName, figure: float, told: str) -> Finding:
+def _below(alarm: AlarmName, figure: float, words: str) -> Finding:
     limit = THRESHOLDS[alarm]
-    return Finding(figure, limit, figure < limit, told)
+    return Finding(figure, limit, figure < limit, words)
 
 
 def _now(history: History, key: str, settings: DoctorSettings) -> float:
@@ -234,27 +234,27 @@ def _collapse(history: History, settings: DoctorSettings) -> Finding | None:
         return None
     best, now = _best(history, SCORE, settings), _now(history, SCORE, settings)
     figure = (best - now) / spread
-    told = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
-    return _above("collapse", figure, told)
+    words = f"the score fell from {best:.3g} to {now:.3g}, by {figure:.2g} standard deviations"
+    return _above("collapse", figure, words)
 
 
 def _length_hacking(history: History, settings: DoctorSettings) -> Finding | None:
     first = history[0]["objective/response_length"]
     now = _now(history, "objective/response_length", settings)
-    told = [row["objective/score_length_correlation"] for row in history]
-    known = [value for value in told if value != 0.0]
+    correlations = [row["objective/score_length_correlation"] for row in history]
+    known = [value for value in correlations if value != 0.0]
     if not known or min(first, now) <= 0:
         return None
     correlation, factor = fmean(known), now / first
     longer = factor >= 1
     figure = factor if longer else 1 / factor
     goes_by_length = correlation if longer else -correlation
-    text = (
+    words = (
         f"responses went from {first:.3g} to {now:.3g} tokens, a factor of {figure:.2g}, and score "
         f"and length correlate by {correlation:.2f}"
     )
-    found = _above("length_hacking", figure, text)
-    return found._replace(rings=found.rings and goes_by_length > LENGTH_CORRELATION)
+    finding = _above("length_hacking", figure, words)
+    return finding._replace(rings=finding.rings and goes_by_length > LENGTH_CORRELATION)
 
 
 def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
@@ -263,14 +263,14 @@ def _lost_ends(history: History, settings: DoctorSettings) -> Finding | None:
         return None
     now = _now(history, "objective/ended_share", settings)
     figure = now / best
-    told = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
-    return _below("lost_ends", figure, told)
+    words = f"{100 * now:.0f} % of the responses end by themselves, {100 * best:.0f} % at best"
+    return _below("lost_ends", figure, words)
 
 
 def _kl_blow_up(history: History, settings: DoctorSettings) -> Finding:
     figure = _per_token(history, settings)
-    told = f"the KL to the reference is {figure:.3g} nats a token"
-    return Finding(figure, settings.kl_per_token, figure > settings.kl_per_token, told)
+    words = f"the KL to the reference is {figure:.3g} nats a token"
+    return Finding(figure, settings.kl_per_token, figure > settings.kl_per_token, words)
 
 
 def _per_token(history: History, settings: DoctorSettings) -> float:
@@ -280,14 +280,14 @@ def _per_token(history: History, settings: DoctorSettings) -> float:
 
 def _negative_kl(history: History, settings: DoctorSettings) -> Finding:
     figure = _now(history, "objective/kl", settings)
-    told = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
-    return _below("negative_kl", figure, told)
+    words = f"the KL to the reference is {figure:.3g} nats a response, and it can't be negative"
+    return _below("negative_kl", figure, words)
 
 
 def _large_steps(history: History, settings: DoctorSettings) -> Finding:
     figure = _now(history, "policy/approxkl_avg", settings)
-    told = f"half the mean squared log ratio inside an update is {figure:.3g}"
-    return _above("large_steps", figure, told)
+    words = f"half the mean squared log ratio inside an update is {figure:.3g}"
+    return _above("large_steps", figure, words)
 
 
 def _dead_value(history: History, settings: DoctorSettings) -> Finding | None:
@@ -296,8 +296,8 @@ def _dead_value(history: History, settings: DoctorSettings) -> Finding | None:
         return None
     span = max(VALUE_GRACE, settings.window)
     figure = _best(history[-span:], key, settings)
-    told = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
-    return _below("dead_value", figure, told)
+    words = f"for {span} updates the values foretold {100 * figure:.3g} % of the returns' variance"
+    return _below("dead_value", figure, words)
 
 
 def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | None:
@@ -306,28 +306,28 @@ def _entropy_collapse(history: History, settings: DoctorSettings) -> Finding | N
         return None
     now = _now(history, "policy/entropy_avg", settings)
     figure = now / first
-    told = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
-    return _below("entropy_collapse", figure, told)
+    words = f"the entropy of a token fell from {first:.3g} to {now:.3g} nats"
+    return _below("entropy_collapse", figure, words)
 
 
 def _repetition(history: History, settings: DoctorSettings) -> Finding:
     first = history[0]["objective/repeated_share"]
     figure = _now(history, "objective/repeated_share", settings)
-    told = (
+    words = (
         f"{100 * figure:.0f} % of a response's four-token runs stood in it before, "
         f"{100 * first:.0f} % at the start"
     )
     # A policy that repeats itself from the start did not learn it here.
-    found = _above("repetition", figure, told)
-    return found._replace(rings=found.rings and figure > first + 0.2)
+    finding = _above("repetition", figure, words)
+    return finding._replace(rings=finding.rings and figure > first + 0.2)
 
 
 def _identical_responses(history: History, settings: DoctorSettings) -> Finding:
     first = history[0]["objective/distinct_share"]
     now = _now(history, "objective/distinct_share", settings)
     figure = now / first
-    told = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
-    return _below("identical_responses", figure, told)
+    words = f"{100 * now:.0f} % of the responses are different, {100 * first:.0f} % at the start"
+    return _below("identical_responses", figure, words)
 
 
 CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
@@ -348,8 +348,8 @@ def _never_ends(history: History, responses: int) -> Finding | None:
     if any(row["objective/ended_share"] > 0 for row in history):
         return None
     limit = THRESHOLDS["never_ends"]
-    told = f"none of the {responses} responses so far ended by itself"
-    return Finding(responses, limit, responses >= limit, told)
+    words = f"none of the {responses} responses so far ended by itself"
+    return Finding(responses, limit, responses >= limit, words)
 
 
 def _equal_scores(history: History, responses: int) -> Finding | None:
@@ -358,16 +358,16 @@ def _equal_scores(history: History, responses: int) -> Finding | None:
     if not all(alike) or any(row["objective/scores_raw_std"] > 1e-6 for row in history):
         return None
     limit = THRESHOLDS["equal_scores"]
-    told = f"all {responses} responses so far score {score:.3g}"
-    return Finding(responses, limit, responses >= limit, told)
+    words = f"all {responses} responses so far score {score:.3g}"
+    return Finding(responses, limit, responses >= limit, words)
 
 
 def _random_start(history: History, responses: int) -> Finding | None:
     figure = history[0].get(ENTROPY_SHARE)
     if figure is None:  # a state from before the figure was kept
         return None
-    told = f"a token of the start has {100 * figure:.0f} % of the entropy of tokens drawn evenly"
-    return _above("random_start", figure, told)
+    words = f"a token of the start has {100 * figure:.0f} % of the entropy of tokens drawn evenly"
+    return _above("random_start", figure, words)
 
 
 START_CHECKS: Mapping[str, Callable[[History, int], Finding | None]] = {

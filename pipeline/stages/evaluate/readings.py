@@ -37,25 +37,25 @@ def readings(hand: HandOver) -> dict[str, Reading]:
 def made_elsewhere(hand: HandOver) -> list[str]:
     """Return the checkpoints that the stages before a stage, or it itself, take from outside."""
     stages = [hand.name, *_before(hand.name, hand)]
-    found = [
+    external = [
         target
         for name in stages
         for target, mark in references(hand.stages[name]).values()
         if is_external(target) and mark.provides in ("policy", "reward")
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(external))
 
 
 def _before(name: str, hand: HandOver) -> dict[str, StageSettings]:
     """Return the settings of all stages that one builds on, through others too."""
-    found: dict[str, StageSettings] = {}
+    earlier: dict[str, StageSettings] = {}
     open_names = [name]
     while open_names:
         for target, _ in references(hand.stages[open_names.pop()]).values():
-            if not is_external(target) and target not in found:
-                found[target] = hand.stages[target]
+            if not is_external(target) and target not in earlier:
+                earlier[target] = hand.stages[target]
                 open_names.append(target)
-    return found
+    return earlier
 
 
 def _reading(name: str, hand: HandOver) -> Reading:

@@ -69,12 +69,12 @@ def _check_value(settings: PpoSettings, hand: HandOver) -> None:
 
 
 def _may_become_value_model(reward: str, policy: str, hand: HandOver) -> bool:
-    found, own = hand.facts(hand.origin(reward)), hand.facts(hand.origin(policy))
-    if found is None:
+    reward_facts, own = hand.facts(hand.origin(reward)), hand.facts(hand.origin(policy))
+    if reward_facts is None:
         return True
-    if found.lacks("token") or found.lacks("causal"):
+    if reward_facts.lacks("token") or reward_facts.lacks("causal"):
         return False
-    return own is None or own.vocabulary == found.vocabulary
+    return own is None or own.vocabulary == reward_facts.vocabulary
 
 
 def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:

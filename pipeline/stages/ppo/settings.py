@@ -116,17 +116,17 @@ class PpoSettings(StageSettings, Hyperparameters):
 
         Nor is a limit there that is not set: runs from before there was one go on.
         """
-        found = super().applied_settings()
+        applied = super().applied_settings()
         if self.tokens_per_micro_batch is None:
-            del found["tokens_per_micro_batch"]
+            del applied["tokens_per_micro_batch"]
         if self.tokenizer is None:
-            del found["tokenizer"]
-        del found["rollout"]
+            del applied["tokenizer"]
+        del applied["rollout"]
         if self.rollout.engine != "own":
-            found["rollout"] = {"engine": self.rollout.engine}
+            applied["rollout"] = {"engine": self.rollout.engine}
         if self.doctor_only_tells:
-            del found["doctor"]
-        return found
+            del applied["doctor"]
+        return applied
 
     @property
     def terms(self) -> dict[str, RewardTerm]:

@@ -154,16 +154,16 @@ def _rewards(
     from reward.network.lora_files import adapter_folder
 
     settings = context.settings
-    found: list[Term[Scorer | TrunkReward]] = []
+    terms: list[Term[Scorer | TrunkReward]] = []
     for path, term in settings.terms.items():
         if settings.trunk == "shared" and term.model is not None:
             name, folder = reported_name(term.model), context.input(path)
             if adapter_folder(folder) is not None:
                 attached = TrunkReward(folder, name, *settings.score_limit)
-                found.append(Term(attached, term.weight, term.clip, term.normalize))
+                terms.append(Term(attached, term.weight, term.clip, term.normalize))
                 continue
             context.say(f"{name} is a whole model, held beside the trunk; train it with `lora`")
-        found += load_terms(
+        terms += load_terms(
             context,
             {path: term},
             prompt=prompt.prompt,
@@ -171,7 +171,7 @@ def _rewards(
             batch_size=settings.score_limit.rows,
             batch_tokens=settings.tokens_per_micro_batch,
         )
-    return found
+    return terms
 
 
 def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | Path | None:

@@ -77,17 +77,17 @@ def judges_of(
         seed: of their errors and tastes.
         logs: folder of the logs of judges' calls.
     """
-    found: list[Judge] = []
+    judges: list[Judge] = []
     for one in asked.annotators:
         if isinstance(one, GoldAnnotatorSettings):
             from data.labels.annotators.gold import GoldJudge
 
-            found.append(GoldJudge(world_seed=world_seed, noise=one.noise, seed=seed))
+            judges.append(GoldJudge(world_seed=world_seed, noise=one.noise, seed=seed))
         elif isinstance(one, SimulatedPoolSettings):
-            found += _pool(one, world_seed, seed)
+            judges += _pool(one, world_seed, seed)
         else:
-            found.append(_model_judge(one, guidelines, logs))
-    return found
+            judges.append(_model_judge(one, guidelines, logs))
+    return judges
 
 
 def _pool(one: SimulatedPoolSettings, world_seed: int, seed: int) -> list[Judge]:

@@ -98,9 +98,9 @@ def _sampled(context: StageContext[RankingsSettings]) -> Counter[str]:
     """Sample what is not sampled yet, and return the counts; the model is gone afterwards."""
     path = context.folder / TASKS
     context.resume.track(path)
-    found = context.resume.latest()
-    if found is not None:
-        counts = read_counts(found[1])
+    latest = context.resume.latest()
+    if latest is not None:
+        counts = read_counts(latest[1])
         if counts[_SAMPLED]:
             return counts
     sampler = make_sampler(context)
@@ -207,8 +207,8 @@ def _campaign(
 def _digest(context: StageContext[RankingsSettings], tasks: Sequence[NewTask]) -> str:
     """Return what tells this set of tasks, asked in this way, from any other."""
     content = [context.settings.asked.mode, context.seed]
-    whole = json.dumps([content, *([task.key, task.gold_ranks] for task in tasks)])
-    return hashlib.sha256(whole.encode()).hexdigest()[:8]
+    text = json.dumps([content, *([task.key, task.gold_ranks] for task in tasks)])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _gold_tasks(context: StageContext[RankingsSettings]) -> list[NewTask]:
@@ -220,14 +220,14 @@ def _gold_tasks(context: StageContext[RankingsSettings]) -> list[NewTask]:
     asked = context.settings.asked
     if asked.gold is None:
         return []
-    found = {}
+    tasks = {}
     for ranking in referred_rankings(context, "people.gold"):
         if len(set(ranking.ranks)) > 1 and 2 <= len(ranking.completions) <= 9:
             task = _gold_task(ranking)
-            found[task.key] = task
+            tasks[task.key] = task
     if asked.mode == "pairs":
-        found = {key: task for key, task in found.items() if len(task.completions) == 2}
-    chosen = drawn([*found.values()], GOLD_TASKS, context.seed)
+        tasks = {key: task for key, task in tasks.items() if len(task.completions) == 2}
+    chosen = drawn([*tasks.values()], GOLD_TASKS, context.seed)
     if len(chosen) < max(1, asked.qualification_tasks):
         raise SourceError(
             f"stage {context.name}: people.gold holds {len(chosen)} rankings that can be asked, "
@@ -264,13 +264,13 @@ def _wait(
     progress = campaigns.progress(campaign.id)
     needed = _needed(context, progress.tasks)
     workers = Workers(context, database, campaign)
-    told = -TOLD_SECONDS
+    told_at = -TOLD_SECONDS
     with context.progress(needed, "labelled", done=progress.complete, unit="tasks") as bar:
         seen = progress.complete
         while progress.complete < needed:
-            if time.monotonic() - told >= TOLD_SECONDS:
+            if time.monotonic() - told_at >= TOLD_SECONDS:
                 _tell(context, database, campaign, progress, needed)
-                told = time.monotonic()
+                told_at = time.monotonic()
             worked = workers.turn(context.should_stop)
             progress = campaigns.progress(campaign.id)
             bar.advance(progress.complete - seen)

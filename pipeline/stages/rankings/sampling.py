@@ -99,10 +99,10 @@ def sample(
     prompts = _prompts(context, sampler)
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
     context.resume.track(path)
-    found = context.resume.latest()
+    latest = context.resume.latest()
     done = 0
-    if found is not None:
-        done, folder = found
+    if latest is not None:
+        done, folder = latest
         sampler.counts = read_counts(folder)
         context.say(f"going on after {done * CHUNK} of {len(prompts)} prompts")
     else:

@@ -117,8 +117,8 @@ class RankingsSettings(StageSettings):
 
     def applied_settings(self) -> dict[str, Any]:
         """Return all settings that apply, as JSON; the seed apart."""
-        found = super().applied_settings()
-        del found["people"]
+        applied = super().applied_settings()
+        del applied["people"]
         if self.labeler == "people":
-            found["people"] = self.asked.recorded_settings()
-        return found
+            applied["people"] = self.asked.recorded_settings()
+        return applied

@@ -96,20 +96,20 @@ def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
     if settings.eval_rankings is not None and not evaluation:
         raise SourceError(f"stage {context.name}: eval_rankings hold no ranking; nothing to judge")
     judged = {prompt_hash(r.prompt) for r in (*heldout, *evaluation)}
-    kept = [r for r in training if prompt_hash(r.prompt) not in judged]
-    if len(kept) < len(training):
+    learned = [r for r in training if prompt_hash(r.prompt) not in judged]
+    if len(learned) < len(training):
         context.say(
-            f"{counted(len(training) - len(kept), 'ranking')} left out of training: "
+            f"{counted(len(training) - len(learned), 'ranking')} left out of training: "
             "what they answer is held out"
         )
-    if not kept:
+    if not learned:
         raise SourceError(
             f"stage {context.name}: every prompt to learn from is held out too, by "
             f"{'heldout' if heldout else 'eval_rankings'}; nothing is left to learn"
         )
     if not settings.heldout:
-        kept, heldout = split_by_prompt(kept, share=settings.heldout_share, seed=context.seed)
-    return RankingRows(training=kept, heldout=heldout, evaluation=evaluation)
+        learned, heldout = split_by_prompt(learned, share=settings.heldout_share, seed=context.seed)
+    return RankingRows(training=learned, heldout=heldout, evaluation=evaluation)
 
 
 def report_rows(

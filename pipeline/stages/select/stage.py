@@ -78,13 +78,13 @@ def _candidates(folder: Path, source: str, stage: str) -> dict[str, Path]:
     Raises:
         HandOverError: there are none.
     """
-    found = {p.name: p for p in sorted((folder / "candidates").glob("*")) if p.is_dir()}
-    if not found:
+    folders = {p.name: p for p in sorted((folder / "candidates").glob("*")) if p.is_dir()}
+    if not folders:
         raise HandOverError(
             f"stage {stage}: {source} holds no candidates/ to choose from; have the sft stage "
             "publish several checkpoints"
         )
-    return found
+    return folders
 
 
 def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
@@ -146,15 +146,15 @@ def _truncated(scorer: Scorer) -> int:
 def _prompts(context: StageContext[SelectSettings]) -> list[PromptRow]:
     from data.records import prompt_hash, to_prompt
 
-    found: dict[str, PromptRow] = {}
+    rows: dict[str, PromptRow] = {}
     most = rows_at_most(context.settings.prompts, MAX_PROMPTS)
     for row in context.read("prompts", context.settings.prompts, to_prompt, wanted=PROMPTS):
-        found.setdefault(prompt_hash(row.prompt), row)
-        if len(found) == most:
+        rows.setdefault(prompt_hash(row.prompt), row)
+        if len(rows) == most:
             break
-    if not found:
+    if not rows:
         raise SourceError(f"stage {context.name}: its sources hold no prompt; nothing to answer")
-    return list(found.values())
+    return list(rows.values())
 
 
 def _answer(

@@ -29,13 +29,13 @@ class _Tell(logging.Handler):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self.say, self.told = say, set[str]()
+        self.say, self.seen = say, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say a warning that was not said yet."""
         text = " ".join(record.getMessage().split())
-        if text not in self.told:
-            self.told.add(text)
+        if text not in self.seen:
+            self.seen.add(text)
             self.say(f"{record.name.partition('.')[0]}: {text}")
 
 

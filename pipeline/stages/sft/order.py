@@ -62,14 +62,14 @@ class BucketSampler(Sampler[int]):
         if not self.grouped:
             return order
         size = self.batch_size
-        whole = len(order) - len(order) % size
+        full = len(order) - len(order) % size
         batches: list[list[int]] = []
-        for start in range(0, whole, size * WINDOW):
-            window = order[start : min(start + size * WINDOW, whole)]
+        for start in range(0, full, size * WINDOW):
+            window = order[start : min(start + size * WINDOW, full)]
             window.sort(key=lambda row: self.lengths[row])
             batches += [window[i : i + size] for i in range(0, len(window), size)]
         places = torch.randperm(len(batches), generator=generator).tolist()
-        return [row for place in places for row in batches[place]] + order[whole:]
+        return [row for place in places for row in batches[place]] + order[full:]
 
 
 def add_residual_dropout(model: nn.Module, share: float) -> None:
@@ -89,18 +89,18 @@ def add_residual_dropout(model: nn.Module, share: float) -> None:
             return (functional.dropout(output[0], share), *output[1:])
         return functional.dropout(output, share)
 
-    found = [
+    layers = [
         child
         for layer in model.modules()
         for name, child in layer.named_children()
         if name in _BLOCKS and any(other in _BLOCKS for other in _names_beside(layer, name))
     ]
-    if not found:
+    if not layers:
         raise ModelError(
             f"dropout: {type(model).__name__} has no attention and feed-forward blocks that we "
             "know; set dropout: 0"
         )
-    for block in found:
+    for block in layers:
         block.register_forward_hook(drop)
 
 

@@ -34,11 +34,11 @@ class MaskedRows:
 
     Attributes:
         pad_id: fills rows up; as a demonstration of its own, without labels.
-        told: the form of the mask.
+        apart: the form of the mask.
     """
 
     pad_id: int
-    told: Documents
+    apart: Documents
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return what goes into the model; no demonstration's first token is predicted."""
@@ -49,7 +49,7 @@ class MaskedRows:
             for row in rows
         ]
         documents_BT = pad_sequence(numbers, batch_first=True, padding_value=-1)
-        given = document_inputs(documents_BT, self.told)
+        given = document_inputs(documents_BT, self.apart)
         labels_BT = _padded(rows, "labels", IGNORED)
         return {
             "input_ids": _padded(rows, "input_ids", self.pad_id),
@@ -87,10 +87,10 @@ def packing_collator(
 
     if keeps_apart(model, trial_sizes(model, longest), as_trl):
         return plain
-    told = find_documents(model, longest)
-    if told is None:
+    apart = find_documents(model, longest)
+    if apart is None:
         raise ModelError(
             f"stage {stage}: packing is true, but in a {type(model).__name__} demonstrations of a "
             "row see each other whatever mask it is given; set packing: false"
         )
-    return MaskedRows(plain.pad_token_id, told)
+    return MaskedRows(plain.pad_token_id, apart)

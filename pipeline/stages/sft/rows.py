@@ -57,12 +57,12 @@ def prepare_rows(
         SourceError: more are too long than allowed.
         ModelError: no demonstration can be learned with this chat template.
     """
-    kept, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
+    learned, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
     if len(heldout) > max_heldout:
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
     report, heldout_report = RenderReport(), RenderReport()
     lengths: Any = {"max_length": max_length, "too_long": too_long}
-    rows = list(render_demonstrations(tokenizer, kept, **lengths, report=report))
+    rows = list(render_demonstrations(tokenizer, learned, **lengths, report=report))
     measured = heldout[:max_heldout]
     held = list(render_demonstrations(tokenizer, measured, **lengths, report=heldout_report))
     for line in report.lines():
@@ -73,7 +73,7 @@ def prepare_rows(
     say(f"heldout: {len(held):,} demonstrations")
     cut = report.truncated + heldout_report.truncated
     dropped = report.dropped + heldout_report.dropped
-    seen = len(kept) + len(measured)
+    seen = len(learned) + len(measured)
     if seen and (cut + dropped) / seen > max_too_long_share:
         raise SourceError(
             f"{cut + dropped} of {seen} demonstrations are longer than max_length {max_length} "
@@ -102,11 +102,12 @@ def _parted(
     """Return what is learned and what is held out; no prompt is in both."""
     if heldout:
         judged = {opening(prompt_of(record)) for record in heldout}
-        kept = [r for r in training if opening(prompt_of(r)) not in judged]
-        if len(kept) < len(training):
-            say(f"{len(training) - len(kept)} demonstrations left out: their prompts are held out")
+        learned = [r for r in training if opening(prompt_of(r)) not in judged]
+        if len(learned) < len(training):
+            left_out = len(training) - len(learned)
+            say(f"{left_out} demonstrations left out: their prompts are held out")
     else:
         sides = [is_heldout(prompt_of(r), share=share, seed=seed) for r in training]
-        kept = [r for r, out in zip(training, sides, strict=True) if not out]
+        learned = [r for r, out in zip(training, sides, strict=True) if not out]
         heldout = [r for r, out in zip(training, sides, strict=True) if out]
-    return kept, heldout
+    return learned, heldout

@@ -177,15 +177,15 @@ def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
         Interrupted: a signal asked to stop; the state is saved.
     """
     total = trainer.total_steps
-    found = context.resume.latest()
+    latest = context.resume.latest()
     if trainer.aux_loss_enabled:
-        _keep_passes(context, None if found is None else found[1])
-    done = 0 if found is None else found[0]
-    if found is not None:
+        _keep_passes(context, None if latest is None else latest[1])
+    done = 0 if latest is None else latest[0]
+    if latest is not None:
         context.say(f"going on after step {done} of {total}")
     with context.progress(total, "sft", done=done) as bar:
         trainer.bar = bar
-        trainer.train(resume_from_checkpoint=None if found is None else str(found[1]))
+        trainer.train(resume_from_checkpoint=None if latest is None else str(latest[1]))
     if trainer.state.global_step < total:
         raise Interrupted(f"stage {context.name} stopped after step {trainer.state.global_step}")
 

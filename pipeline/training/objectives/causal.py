@@ -47,13 +47,13 @@ class LmBatch(NamedTuple):
         tokens_BT: ids that go into the model.
         targets_BT: the next ids, `IGNORED` where there is none to predict.
         documents_BT: number of each token's document, None to attend across documents.
-        told: how the model is told of them.
+        apart: how the model is told of them.
     """
 
     tokens_BT: Tensor
     targets_BT: Tensor
     documents_BT: Tensor | None = None
-    told: Documents = BY_POSITIONS
+    apart: Documents = BY_POSITIONS
 
     def predicted(self) -> int:
         """Return the number of tokens to predict."""
@@ -73,7 +73,7 @@ class LmBatch(NamedTuple):
 
 
 def next_token_batch(
-    tokens_BT: Tensor, documents_BT: Tensor | None = None, told: Documents = BY_POSITIONS
+    tokens_BT: Tensor, documents_BT: Tensor | None = None, apart: Documents = BY_POSITIONS
 ) -> LmBatch:
     """Return a batch in which every token but the last of a sequence predicts the next one.
 
@@ -81,24 +81,24 @@ def next_token_batch(
         tokens_BT: ids.
         documents_BT: document numbers to keep documents apart: then the first token of a document
             is not predicted either, since nothing that is seen precedes it.
-        told: how the model is told of them.
+        apart: how the model is told of them.
     """
     targets_BT = torch.full_like(tokens_BT, IGNORED)
     targets_BT[:, :-1] = tokens_BT[:, 1:]
     if documents_BT is not None:
         opens_next_BT = documents_BT[:, 1:] != documents_BT[:, :-1]
         targets_BT[:, :-1].masked_fill_(opens_next_BT, IGNORED)
-    return LmBatch(tokens_BT, targets_BT, documents_BT, told)
+    return LmBatch(tokens_BT, targets_BT, documents_BT, apart)
 
 
 def document_inputs(
-    documents_BT: Tensor, told: Documents, dtype: torch.dtype = torch.float32
+    documents_BT: Tensor, apart: Documents, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """Return what keeps documents apart, and makes each of them causal.
 
     Args:
         documents_BT: document numbers; tokens of one document stand side by side.
-        told: in which form.
+        apart: in which form.
         dtype: of a mask that is added.
 
     Returns:
@@ -111,17 +111,17 @@ def document_inputs(
     opens_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     start_BT = torch.where(opens_BT, place_T, 0).cummax(dim=1).values
     inputs: dict[str, Any] = {"position_ids": place_T - start_BT}
-    if told.form == "positions":
+    if apart.form == "positions":
         return inputs
     back_TT = place_T[:, None] - place_T
     seen_B1TT = ((start_BT[:, :, None] == start_BT[:, None, :]) & (back_TT >= 0))[:, None]
-    if told.form == "boolean":
+    if apart.form == "boolean":
         return inputs | {"attention_mask": seen_B1TT}
     full_B1TT = _added(seen_B1TT, dtype)
-    if told.form == "additive":
+    if apart.form == "additive":
         return inputs | {"attention_mask": full_B1TT}
     near_B1TT = (
-        full_B1TT if told.window is None else _added(seen_B1TT & (back_TT < told.window), dtype)
+        full_B1TT if apart.window is None else _added(seen_B1TT & (back_TT < apart.window), dtype)
     )
     return inputs | {
         "attention_mask": {"full_attention": full_B1TT, "sliding_attention": near_B1TT}
@@ -147,26 +147,26 @@ def find_documents(model: PreTrainedModel, length: int) -> Documents | None:
         forms += [Documents("boolean"), Documents("additive")]
     forms.append(Documents("layers", window))
     sizes = trial_sizes(model, length)
-    for told in forms:
-        if keeps_apart(model, sizes, partial(_told_inputs, model, told)):
-            return told
+    for form in forms:
+        if keeps_apart(model, sizes, partial(_batch_inputs, model, form)):
+            return form
     return None
 
 
-def _told_inputs(
-    model: Any, told: Documents, tokens_BT: Tensor, documents_BT: Tensor
+def _batch_inputs(
+    model: Any, apart: Documents, tokens_BT: Tensor, documents_BT: Tensor
 ) -> dict[str, Any]:
     device = tokens_BT.device.type
     low = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if low else next(model.parameters()).dtype
-    return {"input_ids": tokens_BT, **document_inputs(documents_BT, told, dtype)}
+    return {"input_ids": tokens_BT, **document_inputs(documents_BT, apart, dtype)}
 
 
 def next_token_logits(model: Any, batch: LmBatch) -> Tensor:
     """Return the logits (B, T, V) of a causal language model for a batch."""
     inputs: dict[str, Any] = {"input_ids": batch.tokens_BT}
     if batch.documents_BT is not None:
-        inputs = _told_inputs(model, batch.told, batch.tokens_BT, batch.documents_BT)
+        inputs = _batch_inputs(model, batch.apart, batch.tokens_BT, batch.documents_BT)
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
 

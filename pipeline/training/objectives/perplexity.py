@@ -104,12 +104,12 @@ def text_perplexity(
         SourceError: no text holds a token.
         ModelError: the tokenizer has no token to start with.
     """
-    kept = [text for text in texts if text]
-    if not kept:
+    judged = [text for text in texts if text]
+    if not judged:
         raise SourceError("no held-out text to judge the model by; all are empty")
     first = separator_id(tokenizer)
     limit = context_length or model_context(model) or 1024
-    encoded = tokenize_documents(tokenizer, kept)
+    encoded = tokenize_documents(tokenizer, judged)
     windows = [window for ids in encoded for window in _windows([first, *ids], limit)]
     # Rows of a like length side by side; the longest first, so that memory runs out at once.
     windows.sort(key=len, reverse=True)
@@ -117,7 +117,7 @@ def text_perplexity(
     nats, tokens = batches_loss(
         model, (_padded(group) for group in groups), bf16=bf16, advance=advance
     )
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in kept)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in judged)
     figures = perplexity_figures(nats, tokens, size)
     return {**figures, "tokens": tokens, "bytes": size}
 

@@ -47,7 +47,7 @@ def transcript(answer: str) -> str:
 
 
 def record_of(row: dict[str, Any], **settings: Any) -> Any:
-    return convert(row, detect(row), told=False, **settings)
+    return convert(row, detect(row), format_named=False, **settings)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_question_that_the_recipe_maps_is_all_that_is_asked():
 def test_an_unknown_column_that_may_have_been_asked_stops_the_guessing(row, name):
     with pytest.raises(RowError, match=f"'{name}' may: map it with `columns: {{prompt: {name}}}`"):
         record_of(row)
-    assert convert(row, "preference", told=True).prompt
+    assert convert(row, "preference", format_named=True).prompt
     assert f"column '{name}'" in list(unused(row, "preference"))
 
 
@@ -217,7 +217,7 @@ def test_whatever_the_columns_each_of_their_texts_is_in_the_prompt(columns, name
     if set(columns) <= {SYSTEM_COLUMNS[0]}:
         assert asked(row) is None
         return
-    prompt = prompt_of(convert(row, name, told=False))
+    prompt = prompt_of(convert(row, name, format_named=False))
     said = prompt if isinstance(prompt, str) else " ".join(turn["content"] for turn in prompt)
     for text in columns.values():
         assert " ".join(text.split()) in " ".join(said.split())
@@ -235,7 +235,7 @@ def test_beside_turns_each_text_is_in_the_prompt(turns, columns, where):
         row["chosen"], row["rejected"] = (
             [*before, assistant(answer)] for answer in ("x", "y")
         )  # fmt: skip
-    record: Any = convert(row, "preference", told=False)
+    record: Any = convert(row, "preference", format_named=False)
     assert [turn["role"] for turn in record.prompt] == [turn["role"] for turn in before]
     said = " ".join(" ".join(turn["content"] for turn in record.prompt).split())
     for text in [*turns, *columns.values()]:

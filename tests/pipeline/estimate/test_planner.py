@@ -189,7 +189,7 @@ def test_a_server_that_samples_is_left_out_and_said(tmp_path: Path, rows: str) -
     own, served = plan(engine="own"), plan(engine="vllm")
     phases = [{phase.name for phase in only(each).phases} for each in (own, served)]
     assert phases[0] - phases[1] == {"sampling"} and phases[1] < phases[0]
-    assert any("its memory is not counted" in line for line in served.assumed.told["ppo"])
+    assert any("its memory is not counted" in line for line in served.assumed.sentences["ppo"])
 
 
 def test_nodes_share_the_work_and_an_uneven_batch_is_a_problem(tmp_path: Path, rows: str) -> None:
