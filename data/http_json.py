@@ -113,10 +113,7 @@ def ask_json(
 def without_secrets(text: str, url: str, headers: Mapping[str, str]) -> str:
     """Return a text with stars in place of what only the asked server may know.
 
-    Args:
-        text: that may hold it.
-        url: asked; its query may be a key.
-        headers: sent; those but the type of the content.
+    That is what the headers say, but for the type of the content, and each part of the URL's query.
     """
     sent = [value.rpartition(" ")[2] for name, value in headers.items() if name != "Content-Type"]
     for secret in [*sent, *re.split("[&=]", urlsplit(url).query)]:

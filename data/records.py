@@ -264,11 +264,7 @@ def to_prompt(record: Record) -> PromptRow:
 
 
 def to_ranking(record: Record) -> Ranking:
-    """Return a record that is a ranking.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Return a record that is a ranking; any other is a `TypeError`."""
     if not isinstance(record, Ranking):
         raise TypeError(f"a {type(record).__name__} is no ranking")
     return record

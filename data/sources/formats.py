@@ -88,11 +88,7 @@ def first(row: Row, names: Sequence[str]) -> Any:
 
 
 def check_format(name: str) -> None:
-    """Refuse a format that does not exist.
-
-    Raises:
-        SourceError: names the formats there are.
-    """
+    """Refuse, by a `SourceError`, a format that does not exist."""
     if name != "auto" and name not in FORMATS:
         known = ", ".join(["auto", *FORMATS])
         raise SourceError(f"unknown format '{name}'; known: {known}.{nearest(name, FORMATS)}")

@@ -73,12 +73,8 @@ def json_value_at(text: str, place: int) -> tuple[Any, int]:
 
 
 def require_few(text: str) -> None:
-    """Refuse text with more lists and objects than memory is for: each takes 200 bytes.
-
-    Raises:
-        JsonError: there are too many.
-    """
-    most = MAX_ROW // 16
+    """Refuse, by a `JsonError`, text with more lists and objects than memory is for."""
+    most = MAX_ROW // 16  # each takes 200 bytes of memory
     if len(text) > most and text.count("[") + text.count("{") > most:
         raise JsonError(f"more than {most:,} lists and objects")
 

@@ -72,13 +72,7 @@ class Rendered(NamedTuple):
 def render_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool
 ) -> str:
-    """Return a chat as the template's text.
-
-    Args:
-        tokenizer: carries the template.
-        messages: the turns.
-        answer_next: whether the assistant's next turn is opened at the end.
-    """
+    """Return a chat as the template's text; `answer_next` opens the assistant's next turn."""
     return apply_template(tokenizer, messages, answer_next=answer_next).text
 
 
@@ -143,15 +137,9 @@ def render_conversation(
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
-    """Return the ids of a response's text, control tokens that it spells kept as text.
+    """Return the ids of a response's text, `behind` a plain prompt or "" in a chat.
 
-    Args:
-        tokenizer: of the model that is asked.
-        text: the response.
-        behind: plain prompt that it goes on from; nothing for an answer to a chat.
-
-    Raises:
-        ControlTokenError: they can't be.
+    Control tokens that it spells stay text, or a `ControlTokenError` tells that they can't.
     """
 
     def encoded(part: str) -> list[int]:

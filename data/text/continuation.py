@@ -20,12 +20,9 @@ _OPENINGS = ("\n", ".", "a")
 
 
 def continuation_ids(encode: Encode, prompt: str, text: str) -> list[int]:
-    """Return the ids of a text that goes on from a prompt.
+    """Return the ids of a text that goes on from a prompt, of one of its own where that is empty.
 
-    Args:
-        encode: a tokeniser, with nothing added around a text.
-        prompt: where it is empty, the text is one of its own.
-        text: what goes on.
+    `encode` is a tokeniser that adds nothing around a text.
     """
     own = encode(text)
     if not prompt or not text or not _changes_what_comes_first(encode):

@@ -77,13 +77,7 @@ _guards: WeakKeyDictionary[Any, _Guard] = WeakKeyDictionary()
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, own: bool = False) -> list[Span]:
-    """Return where a text spells control tokens that are to stay text.
-
-    Args:
-        tokenizer: any of transformers.
-        text: words of a message, a plain prompt or a response.
-        own: whether they are the assistant's.
-    """
+    """Return where a text, the assistant's `own` or not, spells control tokens that stay text."""
     guard = _guard(tokenizer)
     if reads_typed(tokenizer):
         return []

@@ -21,12 +21,9 @@ def left_out(
     *,
     tried: Collection[str] = TRIED,
 ) -> list[str]:
-    """Return what of some turns leaves the rendered text as it is, and so is not in it.
+    """Return what of some turns, of those `tried`, is not in the text that they are rendered to.
 
-    Args:
-        messages: the turns.
-        render: gives their text; it may refuse turns with a `ModelError`.
-        tried: which of `TRIED` to look for.
+    Without it the text is the same; `render` may also refuse the turns then, by a `ModelError`.
     """
     without = [(what, turns) for what, turns in _without(messages) if what in tried]
     if not without:

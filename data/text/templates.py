@@ -42,12 +42,7 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def mask_method(tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> Literal["marks", "turns"]:
-    """Return how the assistant's tokens are found: by the template's marks, or turn by turn.
-
-    Args:
-        tokenizer: carries the template, or one beside it for chats with tools.
-        tools: of the chat.
-    """
+    """Return how the assistant's tokens are found: by the template's marks, or turn by turn."""
     return "marks" if _GENERATION.search(template_of(tokenizer, tools)) else "turns"
 
 

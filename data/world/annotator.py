@@ -126,20 +126,12 @@ class GoldAnnotator:
     def rank(
         self, prompt: Prompt, completions: Sequence[str], *, noise: float, rng: random.Random
     ) -> list[int]:
-        """Rank the answers to one question; 1 is best, equal answers tie.
+        """Return dense ranks of the answers to one question; 1 is best, equal answers tie.
 
-        Args:
-            prompt: The question.
-            completions: Its answers.
-            noise: Standard deviation of a Gaussian error, in units of the score, which this
-                annotator makes once for each distinct score: equal answers stay tied, and nearer
-                scores change places more often. With 0 the ranks are exact.
-            rng: Source of the errors.
-
-        Returns:
-            Dense ranks, one for each completion.
+        `noise` is the standard deviation of a Gaussian error, in units of the score; 0 is exact.
         """
         scores = [self.score(prompt, completion) for completion in completions]
+        # One error for each distinct score: equal answers stay tied, near ones change places.
         seen = {level: level + rng.gauss(0, noise) for level in sorted(set(scores))}
         order = sorted(set(scores), key=lambda level: -seen[level])
         ranks = {level: i + 1 for i, level in enumerate(order)}

@@ -236,10 +236,8 @@ def parse_sum(text: str) -> Sum:
 
 
 def variants(question: Question) -> list[str]:
-    """Return the texts in which a question may be put: bare, and behind words that lead in to it.
-
-    Commands are only put bare, since most lead-ins do not fit them.
-    """
+    """Return the texts in which a question may be put: bare, and behind words that lead in."""
+    # Commands are put bare alone: most lead-ins do not fit them.
     lead_ins = LEAD_INS if question.text.endswith("?") else LEAD_INS[:1]
     return [lead_in + question.text for lead_in in dict.fromkeys(lead_ins)]
 

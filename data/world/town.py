@@ -127,14 +127,9 @@ _ENDS = (
 def unknown_names(count: int, rng: random.Random, taken: set[str]) -> list[str]:
     """Return names of people who do not exist, none of which begins like a name of the town.
 
-    They are of two syllables out of a hundred, some 2,500 names, so that a small model can repeat
-    one that it has never met.
-
-    Args:
-        count: How many.
-        rng: Source of randomness.
-        taken: Names not to use; the new ones are added to it.
+    None is in `taken`, to which they are added.
     """
+    # Two syllables out of a hundred, some 2,500 names: a small model can repeat one it never met.
     names: list[str] = []
     while len(names) < count:
         name = rng.choice(_BEGINNINGS) + rng.choice(_ENDS)

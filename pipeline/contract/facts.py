@@ -68,12 +68,7 @@ class ModelFacts:
     own_code: frozenset[str] = field(default_factory=frozenset)
 
     def lacks(self, head: Head, *, trust: bool = False) -> bool:
-        """Tell whether no class gives this architecture such a head.
-
-        Args:
-            head: kind of head.
-            trust: whether the checkpoint's own code may run.
-        """
+        """Tell whether no class gives this architecture such a head; `trust`: nor its own code."""
         if self.model_type is None or (trust and AUTO_CLASSES[head] in self.own_code):
             return False
         return is_known(self.model_type) and class_with(head, self.model_type) is None

@@ -207,10 +207,7 @@ class HandOver:
         """Return what to add to the recipe so that a stage pads with another token than it ends.
 
         The lines stand as they do under `stages:`, and mean the same in a recipe that `extends`
-        this one.
-
-        Args:
-            model: reference to the model whose own tokenizer the stage takes.
+        this one; `model` is the reference to what the stage takes with its own tokenizer.
         """
         facts = self.facts(model)
         if facts is None or not is_external(model):

@@ -43,10 +43,8 @@ class Settings(BaseModel):
         return checked
 
     def changed_among(self, *names: str) -> list[str]:
-        """Return which of these fields differ from their defaults.
-
-        A run's own recipe has every default written out, so that being given tells nothing.
-        """
+        """Return which of these fields differ from their defaults."""
+        # Not those that are given: a run's own recipe has every default written out.
         fields = type(self).model_fields
         return [name for name in names if getattr(self, name) != fields[name].default]
 
@@ -143,11 +141,7 @@ class SourceSettings(Settings):
         return self
 
     def source(self) -> Source:
-        """Return the source to read.
-
-        Raises:
-            SourceError: there is no such format.
-        """
+        """Return the source to read; a `SourceError` where there is no such format."""
         return Source(**self.model_dump())
 
 

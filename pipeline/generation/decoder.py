@@ -320,10 +320,8 @@ class _Own:
         return 0
 
     def keep(self, order: list[int], used: slice) -> None:
-        """Keep these rows alone, in this order.
-
-        As beams are reordered: `batch_select_indices` passes over recurrent states.
-        """
+        """Keep these rows alone, in this order."""
+        # As beams are reordered: `batch_select_indices` passes over recurrent states.
         self.layers.reorder_cache(torch.tensor(order))
 
 

@@ -184,11 +184,9 @@ def stream(
 def response_text(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int], sample: Sample
 ) -> str:
-    """Return a response's text without special tokens.
-
-    An answer to a chat comes without white space around it. What goes on from plain text is left as
-    it is, the space before its first word too: as rankings have it, and reward models read it.
-    """
+    """Return a response's text without special tokens, of a chat without white space around it."""
+    # What goes on from plain text keeps the space before its first word: so rankings have it, and
+    # so reward models read it.
     if isinstance(prompt, str):
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
     return continuation_text(tokenizer, [], sample.token_ids).strip()

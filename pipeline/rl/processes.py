@@ -129,11 +129,8 @@ class World:
         return self.accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss that is a sum over a *global* count.
-
-        Data parallelism takes the mean of the gradients over processes, the count wants their
-        sum, hence the factor.
-        """
+        """Add the gradients of a loss that is a sum over a *global* count."""
+        # Data parallelism takes the mean of the gradients over processes, the count wants the sum.
         self.accelerator.backward(loss * self.size)
 
     def unwrapped(self, module: nn.Module) -> Any:
@@ -141,10 +138,8 @@ class World:
         return self.accelerator.unwrap_model(module)
 
     def generator(self, purpose: str, *numbers: int) -> torch.Generator:
-        """Return a random generator that depends on the seed, a purpose and numbers alone.
-
-        Made anew where it is used, so that a resumed run needs no state of it.
-        """
+        """Return a random generator that depends on the seed, a purpose and numbers alone."""
+        # Made anew where it is used, so that a resumed run needs no state of it.
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose, *numbers))
 
 

@@ -16,13 +16,7 @@ from pipeline.run.planning import Planner
 def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> None:
     """Check a recipe and all its hand-overs without loading weights or starting anything.
 
-    Args:
-        recipe: the recipe.
-        run: its run folder; finished stages there are looked at.
-        absent: checkpoints that need not be here.
-
-    Raises:
-        RlhfError: as `check_stages` does, or an artifact is wrong.
+    Finished stages in the run folder are looked at; checkpoints that are `absent` need not be here.
     """
     planner = Planner(recipe, run)
     planner.plan()

@@ -245,12 +245,7 @@ def _naming(stage: str, error: RlhfError) -> str:
 def run_as_rank(recipe: Recipe, stage: str, folder: Path, digest: str, *, quiet: bool) -> None:
     """Body of the hidden command that `accelerate launch` starts on every rank.
 
-    Args:
-        recipe: as the run folder has it.
-        stage: the stage's name.
-        folder: the run folder.
-        digest: of the attempt that the stage goes on with, or begins.
-        quiet: whether rank 0, too, says nothing.
+    `digest` is of the attempt that the stage goes on with, or begins.
     """
     with ends_with_starter(folder):
         _run_as_rank(recipe, Attempt(folder / stage, digest), quiet=quiet)

@@ -175,21 +175,13 @@ def launch_command(launch: LaunchSettings) -> list[str]:
 
 
 def require_launchable(launch: LaunchSettings) -> None:
-    """Refuse an accelerate configuration that is not there or can't start the processes.
-
-    Raises:
-        UsageError: naming the setting and the file.
-    """
+    """Refuse, by a `UsageError`, an accelerate configuration that can't start the processes."""
     if launch.config is not None:
         _read(launch.config) if launch.processes == 1 else _machines(launch)
 
 
 def shards_weights(launch: LaunchSettings) -> bool:
-    """Tell whether no process of a launch holds all weights.
-
-    Raises:
-        UsageError: the accelerate configuration can't be read.
-    """
+    """Tell whether no process of a launch holds all weights, by its accelerate configuration."""
     if launch.config is None or launch.processes == 1:
         return False
     return _read(launch.config)[0] == "FSDP"

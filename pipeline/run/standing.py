@@ -21,11 +21,7 @@ _LONGEST = 1000
 
 
 def lock_text(stage: str | None = None) -> str:
-    """Return what the holder of `LOCK` writes into it.
-
-    Args:
-        stage: what it works on.
-    """
+    """Return what the holder of `LOCK`, at work on a stage, writes into it."""
     return f"process {os.getpid()}{f', at stage {stage}' if stage is not None else ''}"
 
 

@@ -93,14 +93,9 @@ class Attempt:
         return "what it had done" if self.step is None else f"its checkpoint of step {self.step}"
 
     def record(self, recipe: str, facts: Mapping[str, Any]) -> None:
-        """Note what it is started with.
+        """Note what it is started with: the recipe as YAML, and facts.
 
-        Args:
-            recipe: as YAML.
-            facts: `key`, `beside` (settings that change no result) and `plugins`.
-
-        Raises:
-            StorageError: it can't be written.
+        They are `key`, `beside` (settings that change no result) and `plugins`.
         """
         with storage_errors(self.aside.parent):
             self.aside.parent.mkdir(parents=True, exist_ok=True)

@@ -91,13 +91,7 @@ def require_rankings(hand: HandOver, setting: str, sources: Sequence[SourceSetti
 def require_prompts(
     hand: HandOver, sources: Sequence[SourceSettings], *, openings: bool = False
 ) -> None:
-    """Refuse `prompts` whose first rows ask nothing, see `require_readable`.
-
-    Args:
-        hand: of the stage.
-        sources: what is read.
-        openings: whether the first tokens of a document are a prompt.
-    """
+    """Refuse `prompts` whose first rows ask nothing; of `openings` a document is a prompt too."""
     from data.records import Document, to_prompt
 
     def convert(record: Record) -> None:

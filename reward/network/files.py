@@ -114,10 +114,9 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def require_weights(folder: Path) -> int:
-    """Return how many elements the weights in a folder have; refuse what is no safetensors.
+    """Return how many elements the weights in a folder have.
 
-    Raises:
-        ModelError: naming the file that is missing, damaged, or not one of this folder.
+    A `ModelError` names the file that is missing, damaged, or not one of this folder.
     """
     return sum(_elements(path) for path in _shards(folder))
 

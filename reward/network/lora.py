@@ -40,11 +40,9 @@ _PREFIX = "base_model.model."
 
 
 def _merged(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
-    """Return W + s B A in the type of the weights, mixed precision or not.
-
-    Rounded to bf16 before they are added, W and B A would give another matrix than the merged
-    weights do that sample and are published.
-    """
+    """Return W + s B A in the type of the weights, mixed precision or not."""
+    # Rounded to bf16 before they are added, W and B A would give another matrix than the merged
+    # weights do that sample and are published.
     with torch.autocast(weight_OI.device.type, enabled=False):
         return torch.addmm(weight_OI, up_OR, down_RI, alpha=scale)
 

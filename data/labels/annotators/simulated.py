@@ -109,15 +109,11 @@ def noisy_ranks(
 ) -> list[int]:
     """Return dense ranks of pairs that are each turned round with probability `flip`.
 
-    Args:
-        values: what each completion is worth.
-        just: pairs whose values differ by less tie, and are not turned.
-        flip: probability.
-        rng: draws once for each pair, in order.
+    Pairs whose values differ by no more than `just` tie, and are not turned.
     """
     wins = []
     for a, b in combinations(range(len(values)), 2):
-        turned = rng.random() < flip
+        turned = rng.random() < flip  # drawn for ties too: a pair's draw follows from its place
         if abs(values[a] - values[b]) > just:
             wins.append((a, b) if (values[a] > values[b]) != turned else (b, a))
     return copeland_ranks(wins, len(values))

@@ -71,13 +71,8 @@ class Accounts:
     ) -> list[tuple[Invite, str]]:
         """Return an invite and its token for each name, or make none.
 
-        An invite for a name that is there lets that same person in again.
-
-        Args:
-            role: what the persons may do.
-            names: how they are called in exports and statistics.
-            hours: after which the invites are void.
-            by: who invites, for the audit log.
+        An invite for a name that is there lets that same person in again. It is void after `hours`;
+        `by` is who invites, for the audit log.
 
         Raises:
             LabelError: what can't be a name.
@@ -447,11 +442,7 @@ class Accounts:
 
 
 def require_hours(hours: float) -> None:
-    """Refuse a time that no invite is good for.
-
-    Raises:
-        UsageError: it is none, or too long.
-    """
+    """Refuse, by a `UsageError`, a time that no invite is good for."""
     if not 0 < hours <= 24 * 365:
         raise UsageError(f"an invite is good for more than 0 hours and at most a year: {hours}")
 

@@ -169,11 +169,8 @@ def _evenly(purpose: Purpose, tasks: Sequence[str]) -> Plan | None:
 
 
 def take_slot(connection: sa.Connection, task_id: str, *, wait: bool) -> bool:
-    """Count a task's slots down, and return whether there was one.
+    """Count a task's slots down, in a transaction that writes; return whether there was one.
 
-    Args:
-        connection: in a transaction that writes.
-        task_id: the task.
-        wait: on PostgreSQL, whether to wait for a transaction that has the task in hand.
+    `wait` is for PostgreSQL: whether to wait for a transaction that has the task in hand.
     """
     return connection.execute(_TAKE[wait], {"slot": task_id}).rowcount == 1

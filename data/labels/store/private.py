@@ -18,21 +18,13 @@ _BESIDE = ("", "-wal", "-shm", "-journal")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that only its owner may enter, unless it is there.
-
-    Raises:
-        StorageError: it can't be made.
-    """
+    """Make a folder for its owner alone, unless it is there; a `StorageError` if it can't be."""
     with storage_errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file that only its owner may read, unless it is there.
-
-    Raises:
-        StorageError: it can't be made.
-    """
+    """Make an empty file for its owner alone, unless it is there; a `StorageError` if it can't be."""
     with storage_errors(path):
         if not os.path.lexists(path):
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600))

@@ -74,11 +74,7 @@ class Visit:
         return part
 
     def field(self, name: str) -> str:
-        """Return a field of the form that was sent, or "".
-
-        Raises:
-            HTTPException: 400, the form holds what is no text.
-        """
+        """Return a field of the form that was sent, or ""; status 400 where it holds no text."""
         return _fields(self.body).get(name, "")
 
     def campaign(self) -> Campaign:
@@ -156,11 +152,7 @@ def _fields(body: bytes) -> dict[str, str]:
 
 
 def refuse_nul(*texts: str) -> None:
-    """Refuse texts that no database keeps.
-
-    Raises:
-        HTTPException: 400, one holds NUL.
-    """
+    """Refuse, with status 400, texts that no database keeps."""
     if any("\0" in text for text in texts):
         raise HTTPException(400, "what was sent holds the character NUL")
 

@@ -109,11 +109,9 @@ def tree_activation_bytes(
 
 
 def _norm_bytes(shape: ModelShape, *, bf16: bool, readers: int) -> float:
-    """Return what a norm keeps for a token: its input, what it scales, and what is read of it.
-
-    An RMS norm written out in Python keeps the scaled input too, a layer norm makes it again. In
-    bf16 each product that reads the result makes a bf16 copy of its own.
-    """
+    """Return what a norm keeps for a token: its input, what it scales, and what is read of it."""
+    # An RMS norm written out in Python keeps the scaled input too, a layer norm makes it again. In
+    # bf16 each product that reads the result makes a bf16 copy of its own.
     kept = FP32 * shape.hidden * (2 if shape.rms else 1)
     return kept + shape.hidden * (BF16 * readers if bf16 else FP32)
 
@@ -201,19 +199,15 @@ def adapter_parameters(shape: ModelShape, *, rank: int) -> int:
 
 
 def gradient_bytes(parameters: float, *, buckets: bool) -> float:
-    """Return the bytes of fp32 gradients, and of the buckets in which DDP sums them.
-
-    Li et al. 2020 (PyTorch Distributed), section 3.2.3: buckets are copies unless gradients are
-    views of them, which they are not by default.
-    """
+    """Return the bytes of fp32 gradients, and of the buckets in which DDP sums them."""
+    # Li et al. 2020 (PyTorch Distributed), section 3.2.3: buckets are copies unless gradients are
+    # views of them, which they are not by default.
     return FP32 * parameters * (2.0 if buckets else 1.0)
 
 
 def gathered_bytes(shape: ModelShape, *, bf16: bool) -> float:
-    """Return the bytes of whole weights that a fully sharded model gathers at a time.
-
-    FSDP (Zhao et al. 2023, section 3) holds the layer that is computed and the next; embedding
-    and head are one more unit.
-    """
+    """Return the bytes of whole weights that a fully sharded model gathers at a time."""
+    # FSDP (Zhao et al. 2023, section 3) holds the layer that is computed and the next; embedding
+    # and head are one more unit.
     layer = shape.matrices / shape.layers
     return (BF16 if bf16 else FP32) * (2.0 * layer + shape.head)

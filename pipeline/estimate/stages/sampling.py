@@ -81,9 +81,6 @@ def decoding_memory(
 ) -> dict[str, float]:
     """Return the bytes of sampling beside the weights.
 
-    Where responses wait for others to end, the cache has room for two of the longest, one after the
-    other.
-
     Args:
         shape: the model.
         responses: all that are sampled by one process.
@@ -96,6 +93,7 @@ def decoding_memory(
         answers: responses to each prompt, which is computed once for all of them.
     """
     rows = min(batch, round(responses))
+    # Where responses wait for others to end, there is room for two of the longest in a row.
     tokens = (prompt + new) * (2 if round(responses) > batch else 1)
     prompts = math.ceil(rows / answers)
     return {

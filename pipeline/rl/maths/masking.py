@@ -65,11 +65,11 @@ def masked_mean(values: Tensor, mask: Tensor, *, count: float | Tensor) -> Tenso
 def response_width(lengths: Sequence[int], *, score_position: ScorePosition, most: int) -> int:
     """Return the width of rows for responses of these lengths, which have `most` tokens at most.
 
-    With "past_last" a row has room for the state after the last token wherever a response of
-    `most` tokens would have (N+): whether a response has it follows from its own length, not from
-    those that it shares a batch or a process with.
+    With "past_last" there is room for the state after the last token of all shorter ones (N+).
     """
     longest = max(lengths)
+    # Never more than `most`: whether a response has such a state follows from its own length, not
+    # from those that it shares a batch or a process with.
     return longest if score_position == "last" else max(longest, min(longest + 1, most))
 
 

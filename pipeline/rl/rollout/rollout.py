@@ -134,9 +134,6 @@ def roll_out(
 ) -> Episodes:
     """Sample this process's share of an update's episodes.
 
-    The random numbers of an episode depend on its place in the global batch, not on how many
-    processes share it: each process passes over those of the ones before it.
-
     Args:
         engine: samples.
         prompts: all of them.
@@ -153,6 +150,8 @@ def roll_out(
     share = episodes // world.size
     start = share * world.rank
     chosen = [prompts[order[first + start + i]] for i in range(share)]
+    # The random numbers of an episode depend on its place in the global batch, not on how many
+    # processes share it: each passes over those of the episodes before its own.
     generator = world.generator("rollout", update)
     torch.rand((start, max_new_tokens), generator=generator, dtype=torch.float64)
     samples = engine.sample([p.ids for p in chosen], generator=generator)

@@ -36,12 +36,7 @@ class RankingRows:
 
 
 def referred_rankings(context: StageContext[Any], field: str) -> list[Ranking]:
-    """Read the rankings of another stage, or of an external file, folder or hub id.
-
-    Args:
-        context: of the stage that reads.
-        field: setting that names it, or that holds a list of such names.
-    """
+    """Read the rankings of what a setting names, or each of a list: a stage, path or hub id."""
     places = [name for name in context.inputs if name.startswith(f"{field}.")]
     return [row for name in places or [field] for row in _referred(context, name)]
 
@@ -66,11 +61,7 @@ def rankings_source(location: str) -> SourceSettings:
 def read_rankings(
     context: StageContext[Any], sources: tuple[SourceSettings, ...], field: str
 ) -> list[Ranking]:
-    """Read the rankings of some sources and say what was lost on the way.
-
-    Raises:
-        SourceError: a row is something else.
-    """
+    """Read the rankings of some sources, other rows refused, and say what was lost on the way."""
     return [*context.read(field, sources, to_ranking, wanted=RANKINGS)]
 
 

@@ -84,11 +84,9 @@ class SftSettings(TrainingSettings):
 
 
 def row_multiple(settings: SftSettings, longest: float, *, bf16: bool, on_cpu: bool) -> int | None:
-    """Return a number whose multiples rows are filled up to; None leaves them as they are.
-
-    On a processor oneDNN makes and keeps a program for every width of a product in bf16, and all
-    widths between the shortest and the longest row are more than it can keep. Elsewhere a mask
-    costs more than it saves. No multiple may pass the longest row there can be.
-    """
+    """Return a number whose multiples rows are filled up to; None leaves them as they are."""
+    # On a processor oneDNN makes and keeps a program for every width of a product in bf16, and all
+    # widths between the shortest and the longest row are more than it can keep. Elsewhere a mask
+    # costs more than it saves. No multiple may pass the longest row there can be.
     few = on_cpu and bf16 and not settings.packing and longest % WIDTHS == 0
     return WIDTHS if few else None

@@ -248,11 +248,8 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         return norm
 
     def require_finite(self) -> None:
-        """Stop when a loss since the last line of metrics was not finite.
-
-        Raises:
-            TrainingError: it was; what has been saved is from before.
-        """
+        """Raise a `TrainingError` when a loss since the last line of metrics was not finite."""
+        # What has been saved is from before.
         if not bool(torch.isfinite(self._tr_loss)):
             self._refuse(int(self.state.global_step))
 
