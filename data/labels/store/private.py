@@ -24,7 +24,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file for its owner alone, unless it is there; a `StorageError` if it can't be."""
+    """Make a file for its owner alone, unless it is there; a `StorageError` if it can't be."""
     with storage_errors(path):
         if not os.path.lexists(path):
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
