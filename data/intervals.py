@@ -198,9 +198,10 @@ def bootstrap_clusters(
         return Estimate(None, None, None, count)
     if count < 2:
         return Estimate(value, None, None, count)
+    # P prompts drawn with replacement are a multinomial over the U different rows of counts.
     kinds_UM, often_U = np.unique(parts_PM, axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
-    rows = max(1, _CELLS // len(kinds_UM))
+    rows = max(1, _CELLS // len(kinds_UM))  # resamples at a time, so that memory is bounded
     figures = np.concatenate(
         [
             statistic(

@@ -118,6 +118,7 @@ def answer_mask(
         if first is None:
             notes.left_out[_MERGED] += 1
             continue
+        # From the answer's first token on, whose characters may begin before it (a space).
         spans = [(-1, answer.spans[0][1]), *answer.spans[1:]]
         for place in range(first, len(mask)):
             begin, end = encoded.offsets[place]

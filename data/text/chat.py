@@ -260,6 +260,7 @@ def render_demonstrations(
         if not any(mask):
             report.unlearnable += 1
             continue
+        # A row whose answer lies behind the cut teaches nothing.
         over = max(0, len(ids) - max_length)
         row = Rendered(ids[:max_length], mask[:max_length])
         if not any(row.assistant_mask) or (over and too_long == "drop"):

@@ -134,6 +134,7 @@ def render(
     _require_free(plain.text, _TYPED, len(spellings))
     hidden = apply_template(tokenizer, turns, answer_next=answer_next, **others)
     rendering = _undisguised(hidden, spellings)
+    # A template that looks into its messages may take the disguise for something else.
     if rendering.text != plain.text:
         raise ControlTokenError(
             f"the chat template treats the text {spellings[0]!r} of a message in a way of its own, "
@@ -292,7 +293,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase, guard: _Guard) -> Any:
 
     if guard.backend is not None:
         return guard.backend
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)  # the user's own stays as it is
     backend.no_truncation()
     backend.no_padding()
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}

@@ -142,6 +142,7 @@ def load_value_model(source: str | Path, *, dtype: torch.dtype = torch.float32) 
         return _load(TokenClassifier, location, dtype=dtype, num_labels=1)
     with quiet_loading():
         value = _load(TokenClassifier, location, dtype=dtype, num_labels=1, head=True)
+    # V = w h + b begins as the reward model's score of the text so far, its bias included, or as 0.
     head = value_head(value)
     with torch.no_grad():
         head.weight.zero_()

@@ -89,9 +89,11 @@ class Policy(nn.Module):
             entropy: whether to compute entropies.
             only_values: whether to leave the vocabulary alone: all but the values is 0 then.
         """
+        # The N response tokens alone, of all B x L: the rest needs no logits, which are the largest
+        # tensor here. A token is scored by the state before it.
         rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
         places_N = starts_B[rows_N] + steps_N
-        states_NX = self._states(ids_BL)[rows_N, places_N - 1]
+        states_NX = self._states(ids_BL)[rows_N, places_N - 1]  # X: hidden size, or vocabulary
         values_BT = None
         if self.value_head is not None:
             values_N = self.value_head(states_NX)[:, 0].float()
@@ -176,6 +178,7 @@ def _score_in_pieces(
         )  # fmt: skip
 
     width = getattr(head, "out_features", None) or states_NX.shape[-1]
+    # A piece's logits [step, V] are made again in the backward pass, not kept until then.
     step = max(1, LOGITS_AT_ONCE // width)
     if len(tokens_N) <= step:
         return score(states_NX, tokens_N)

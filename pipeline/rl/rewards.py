@@ -199,6 +199,7 @@ def shaped(
         world: the processes.
     """
     if running is not None:
+        # Of all processes' scores, so that each normalises by the same statistics.
         batch = moments(scores_B, torch.ones_like(scores_B, dtype=torch.bool))
         running.add(Moments(*world.sum(torch.stack(batch)).unbind()))
         scores_B = running.normalized(scores_B)

@@ -107,6 +107,7 @@ def micro_batches(
     Returns:
         For each process its micro-batches, as indices into `rankings`.
     """
+    # The longest first, each to the process that has least to do: none waits long for the others.
     costs = [r.tree_cost if trees else r.cost for r in rankings]
     order = sorted(range(len(rankings)), key=lambda i: (-rankings[i].longest, i))
     shares: list[list[int]] = [[] for _ in range(world_size)]
@@ -179,6 +180,7 @@ def scoring_batches(
     Returns:
         Batches of trees, each the indices of its sequences.
     """
+    # A tree may be larger than a batch: it is cut into pieces, each of which has the prefix again.
     groups = group_by_prefix(sequences) if trees else [[i] for i in range(len(sequences))]
     parts = []
     for group in groups:

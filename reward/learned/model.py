@@ -234,6 +234,7 @@ class RewardModel:
             ModelError: nothing loadable is there, weights other than the head's are missing, or
                 padding can't be told from the end of a sequence.
         """
+        # The seed decides the new head and nothing else: what is drawn later is as it would be.
         with torch.random.fork_rng(), quiet_loading():
             torch.manual_seed(seed)
             classifier, info = load_classifier(

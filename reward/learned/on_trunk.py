@@ -118,7 +118,7 @@ def attach(
     if folder is None:
         raise ModelError(f"{model_folder} has no adapter beside it; train it with `lora`")
     config = AutoConfig.from_pretrained(model_folder)
-    with quiet_loading(), torch.device("meta"):
+    with quiet_loading(), torch.device("meta"):  # the head alone is real: the trunk is there
         classifier = AutoModelForSequenceClassification.from_config(config)
     place = classifier.base_model_prefix
     if place != trunk.model.base_model_prefix:

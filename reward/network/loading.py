@@ -89,6 +89,7 @@ def load_model(
     elif Path(location).is_dir():
         _require_room(loader, Path(location), what, trust=trust_remote_code, **options)
     taken = options.pop("ignore_mismatched_sizes", False)
+    # Let through here and refused below, in a sentence that names the weight.
     with _loading(what, source):
         model, info = loader.from_pretrained(
             location,

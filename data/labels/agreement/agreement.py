@@ -120,7 +120,7 @@ def alpha(
 
     Source: Krippendorff (2011), Computing Krippendorff's alpha-reliability.
     """
-    keep_N = counts_NV.sum(axis=1) >= 2
+    keep_N = counts_NV.sum(axis=1) >= 2  # one label agrees with nobody
     counts_NV = counts_NV[keep_N]
     if not len(counts_NV):
         return missing(TOO_FEW)
@@ -130,6 +130,7 @@ def alpha(
             "alpha compares with chance, and there is no second value to meet by chance"
         )
     n_values = counts_NV.shape[1]
+    # Matrices (V, V) of pairs of values that met add up, so that a prompt's units are drawn as one.
     by_prompt: dict[str, NDArray[np.float64]] = {}
     for prompt, part in zip(
         np.asarray(prompts)[keep_N], coincidences(counts_NV=counts_NV), strict=True

@@ -350,6 +350,7 @@ def everyones(experience: Experience, world: World) -> Experience:
     own, tokens = {name: getattr(experience, name).cpu() for name in names}, experience.tokens
     masks = (tokens.mask_BT.cpu(), tokens.value_mask_BT.cpu())
     parts = world.gather((tokens.ids, tokens.starts_B.cpu(), masks, own))
+    # Each process has the width of its own longest response: all are padded to the widest.
     width = max(mask_BT.shape[1] for _, _, (mask_BT, _), _ in parts)
 
     def joined(rows: list[Tensor]) -> Tensor:

@@ -100,6 +100,7 @@ def response_metrics(episodes: Episodes, scores: Scores, *, world: World) -> dic
     before; `objective/distinct_share` different responses over all; the correlation is Pearson's,
     of a response's raw score and its tokens, 0 where either does not vary.
     """
+    # Moments add up over processes, so that the correlation is that of the whole batch.
     lengths_B = scores.raw_B.new_tensor([len(s.token_ids) for s in episodes.samples]).double()
     raw_B = scores.raw_B.double()
     repeated = sum(repeated_share(s.token_ids) for s in episodes.samples)

@@ -80,6 +80,8 @@ class SharedForward:
                 episodes.prompts, episodes.texts, episodes.samples, strict=True
             )
         ]
+        # Where the reward model's tokens begin with the episode's own, one pass over the longer row
+        # gives both; else the pass is for the states, and the score comes from one of its own.
         alike = [ids == s[: len(ids)] for ids, s in zip(tokens.ids, seen, strict=True)]
         joined = [s if a else ids for ids, s, a in zip(tokens.ids, seen, alike, strict=True)]
         wide = replace(tokens, ids=joined)
@@ -92,6 +94,7 @@ class SharedForward:
                     shape = (*tokens.value_mask_BT.shape, hidden_MLH.shape[-1])
                     states_BTH = torch.zeros(shape, device=tokens.device)
                 _keep(hidden_MLH, micro, states_BTH)
+                # The score is read at the last token, which may be one more than the episode's.
                 lasts_M = [len(joined[row]) - 1 for row in micro.rows_M.tolist()]
                 last_MH = hidden_MLH[range(len(lasts_M)), lasts_M]
                 scores_B[micro.rows_M] = self.module.head(last_MH)
@@ -107,6 +110,6 @@ class SharedForward:
 
 def _keep(hidden_MLH: Tensor, micro: MicroBatch, states_BTH: Tensor) -> None:
     """Put the states before each token of a micro-batch's responses into their places."""
-    rows_N, steps_N = micro.value_mask_MT.nonzero(as_tuple=True)
+    rows_N, steps_N = micro.value_mask_MT.nonzero(as_tuple=True)  # N states of all M rows
     kept_NH = hidden_MLH[rows_N, micro.starts_M[rows_N] + steps_N - 1].float()
     states_BTH[micro.rows_M[rows_N], steps_N] = kept_NH

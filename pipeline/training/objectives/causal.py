@@ -107,13 +107,14 @@ def document_inputs(
     """
     length = documents_BT.shape[1]
     place_T = torch.arange(length, device=documents_BT.device)
+    # Where each token's document begins: the last place up to here at which the number changes.
     opens_BT = torch.ones_like(documents_BT, dtype=torch.bool)
     opens_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     start_BT = torch.where(opens_BT, place_T, 0).cummax(dim=1).values
     inputs: dict[str, Any] = {"position_ids": place_T - start_BT}
     if apart.form == "positions":
         return inputs
-    back_TT = place_T[:, None] - place_T
+    back_TT = place_T[:, None] - place_T  # how far token j stands before token i; < 0 is ahead
     seen_B1TT = ((start_BT[:, :, None] == start_BT[:, None, :]) & (back_TT >= 0))[:, None]
     if apart.form == "boolean":
         return inputs | {"attention_mask": seen_B1TT}
