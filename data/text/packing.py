@@ -195,7 +195,7 @@ class _Writer:
         if not len(tokens):
             return
         width = min(self._length, len(tokens))
-        chunks = tokens.reshape(-1, width)[:, 1:]
+        chunks = tokens.reshape(-1, width)[:, 1:]  # nothing predicts a chunk's first token
         predicted = (
             np.zeros(len(chunks), dtype=np.int64)
             if self._bytes is None
@@ -296,12 +296,14 @@ class PackedShards:
         place = number + len(self) if number < 0 else number
         if not 0 <= place < len(self):
             raise IndexError(f"chunk {number} of {len(self)}")
+        # Shards hold whole chunks, so that each stands in one of them.
         begin = place * self.about.context_length
         shard = bisect.bisect_right(self._first, begin) - 1
         offset = begin - self._first[shard]
         stored = self._shards[shard][offset : offset + self.about.context_length]
         ids = np.array(stored, dtype=np.int64, subok=False)
         places = begin + np.arange(len(ids), dtype=np.int64)
+        # The documents that begin up to the chunk's first token and up to its last: all it holds.
         first, last = np.searchsorted(
             self._starts, np.asarray([begin, places[-1]], dtype=np.uint64), side="right"
         )

@@ -121,6 +121,7 @@ def _learn_word_merges(texts: Iterable[str], room: int, min_frequency: int) -> l
 
 def byte_alphabet() -> list[str]:
     """Return the characters that stand for the 256 bytes, in the order of the bytes."""
+    # GPT-2's table: a printable byte stands for itself, the others for characters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -132,6 +133,8 @@ def _best_split(
     """Return word merges and space merges, together at most `room`, that give fewest tokens."""
     total = len(word_merges)
     best: tuple[int, list[Merge]] | None = None
+    # Fewer word merges leave room for merges of a space with the piece behind it, which save a
+    # token at each word that begins so: try some splits and count, the most word merges first.
     for n_merges in sorted({total * step // _STEPS for step in range(1, _STEPS + 1)}, reverse=True):
         merges = word_merges[:n_merges]
         tokens, openings = _cost(merges, counts)
@@ -152,6 +155,7 @@ def _cost(merges: list[Merge], counts: Counter[str]) -> tuple[int, Counter[str]]
     for piece, encoded in zip(pieces, encoder.encode_batch(pieces), strict=True):
         cut = encoded.tokens
         tokens += counts[piece] * len(cut)
+        # The space is a token of its own before this word: a merge of both would save it.
         if len(cut) > 1 and cut[0] == _SPACE and not piece[1].isspace():
             openings[cut[1]] += counts[piece]
     return tokens, openings

@@ -36,6 +36,7 @@ def block_mask(tree_T: Tensor, branch_T: Tensor, positions_T: Tensor) -> BlockMa
     """
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Of its tree: the prefix and its own branch, up to its own place.
         same = (branch_T[key] == -1) | (branch_T[key] == branch_T[query])
         return (tree_T[query] == tree_T[key]) & same & (positions_T[key] <= positions_T[query])
 

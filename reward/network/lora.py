@@ -72,10 +72,13 @@ class _Adapted(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI, down_RI, up_OR = ctx.saved_tensors
+        # y = x (W + s B A)^T gives, for N rows x and g = dy: dx = g W + s (g B) A,
+        # dA = s (g B)^T x, dB = s g^T (x A^T). g B and x A^T are R wide: no gradient of the size of
+        # W is ever made.
         wide = gradient.dtype
         gradient_NO = gradient.reshape(-1, gradient.shape[-1])
         x_NI = x.reshape(-1, x.shape[-1])
-        narrow_NR = (gradient_NO @ up_OR.to(wide)).mul_(ctx.scale)
+        narrow_NR = (gradient_NO @ up_OR.to(wide)).mul_(ctx.scale)  # s g B
         given = None
         if ctx.needs_input_grad[0]:
             given_NI = gradient_NO @ weight_OI.to(wide)

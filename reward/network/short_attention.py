@@ -71,6 +71,7 @@ def _gradients(
         unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
         mask = unseen.expand(rows, 1, length, length)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    # Rows at a time: their matrices (rows, A, L, K) stay in the processor's cache.
     at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
@@ -92,10 +93,11 @@ def _(
 def _gradients_of_some(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # O = P V with P = softmax(s Q K^T): dV = P^T dO, dP = dO V^T, dS = P * (dP - sum(dP * P)),
+    # dQ = s dS K, dK = s dS^T Q.
     scaled = query * scale
     weights = torch.matmul(scaled, key.transpose(-1, -2)).add_(mask).softmax(dim=-1)
     to_scores = torch.matmul(gradient, value.transpose(-1, -2))
-    # The softmax's own backward pass.
     to_scores.sub_((to_scores * weights).sum(dim=-1, keepdim=True)).mul_(weights)
     return (
         torch.matmul(to_scores, key).mul_(scale),
