@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
+import typer.main
 from hypothesis import settings
 
 SPECIALS = (
@@ -58,6 +60,14 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr("data.http_json.sleep", waited.append)
     return waited
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_made_once() -> Iterator[None]:
+    """Keep the tree of commands, whose making takes three quarters of a refusal's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
