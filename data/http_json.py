@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from time import monotonic, sleep
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -115,11 +116,25 @@ def without_secrets(text: str, url: str, headers: Mapping[str, str]) -> str:
 
     That is what the headers say, but for the type of the content, and each part of the URL's query.
     """
-    sent = [value.rpartition(" ")[2] for name, value in headers.items() if name != "Content-Type"]
-    for secret in [*sent, *re.split("[&=]", urlsplit(url).query)]:
+    sent = {value.rpartition(" ")[2] for name, value in headers.items() if name != "Content-Type"}
+    asked = re.split("[&=]", urlsplit(url).query)
+    for secret in sent.union(map(unquote, asked), map(unquote_plus, asked)):
         if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "*" * len(secret))
+            written = "".join(map(_spellings, secret))
+            text = re.sub(written, "*" * len(secret), text)
     return text
+
+
+def _spellings(sign: str) -> str:
+    """Return a pattern of how a server may write a character: plain, or for addresses, JSON, HTML.
+
+    A key that was sent in one way comes back in another.
+    """
+    code, before = ord(sign), ("\\", r"\\")
+    ways = {sign, escape(sign), f"%{code:02x}", f"%{code:02X}"}
+    ways |= {f"&#{code};", f"&#x{code:x};", f"&#x{code:X};"}
+    ways |= {f"{by}{way}" for by in before for way in (sign, f"u{code:04x}", f"u{code:04X}")}
+    return f"(?:{'|'.join(map(re.escape, sorted(ways)))})"
 
 
 def shown_answer(answer: Any, url: str, headers: Mapping[str, str] | None = None) -> str:
@@ -168,6 +183,12 @@ class _Answer(http.client.HTTPResponse):
         super().__init__(sock, *args, **options)
         self.fp.close()
         self.fp = io.BufferedReader(_Reader(sock))
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Pass over what comes before an answer, of which http.client knows 100 alone."""
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        before = 100 < status < 200 and status != http.HTTPStatus.SWITCHING_PROTOCOLS
+        return version, http.HTTPStatus.CONTINUE if before else status, reason
 
 
 class _Adapter(HTTPAdapter):

@@ -21,6 +21,7 @@ from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -242,7 +243,9 @@ SCRIPTS: dict[str, tuple[Script, str]] = {
         "sends on to /a",
     ),
     "status 999": ((answer(b"", "999 Denied"),), "status 999"),
-    "status 103": ((b"HTTP/1.1 103 Early Hints\r\n\r\n",), "status 103"),
+    "status 101": ((b"HTTP/1.1 101 Switching Protocols\r\n\r\n",), "status 101"),
+    "status 103": ((b"HTTP/1.1 103 Early Hints\r\n\r\n",), "RemoteDisconnected"),
+    "hints for ever": ((repeat(b"HTTP/1.1 103 X\r\nA: b\r\n\r\n", 10**9),), "0.2 s|more than"),
     "long reason": ((answer(b"", "500 " + "Oh " * 20_000),), "status 500 Oh Oh"),
     "key in the reason": ((answer(b"", f"401 No {KEY}"),), r"status 401 No (\*+|sk-)"),
     "status 401": ((answer(ECHO, "401 Unauthorized"),), "status 401"),
@@ -356,6 +359,49 @@ def test_completions_that_are_none(
 ) -> None:
     text = told("judge", clients["judge"], serve(answer(said.replace("KEY", KEY).encode())))
     assert "no chat completion of the OpenAI form; its url is the base address" in text
+
+
+@pytest.mark.parametrize("before", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_what_comes_before_an_answer_is_passed_over(
+    serve: Callable[..., Server], clients: dict[str, Ask], before: str
+) -> None:
+    hint = f"HTTP/1.1 {before}\r\nLink: <x>\r\n\r\n".encode()
+    server = serve(hint * 2 + answer(b'{"scores": [1]}'))
+    assert clients["reward"](server.url) == [1.0]
+
+
+ODD_KEY = "sk+secret/0123456789=="
+SPELLINGS = {
+    "plain": ODD_KEY,
+    "in an address": quote(ODD_KEY, safe=""),
+    "in an address, in small letters": quote(ODD_KEY, safe="").lower(),
+    "in JSON": ODD_KEY.replace("/", "\\/"),
+    "in JSON in JSON": ODD_KEY.replace("/", "\\\\/").replace("+", "\\\\u002b"),
+    "in ASCII JSON": ODD_KEY.replace("+", "\\u002B"),
+    "in HTML": ODD_KEY.replace("/", "&#47;").replace("+", "&#x2B;").replace("=", "&#x3d;"),
+}
+
+
+@pytest.mark.parametrize("client", ["judge", "reward"])
+@pytest.mark.parametrize("status", ["200 OK", "401 No", "500 Oops"])
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_key_that_comes_back_in_other_letters_is_not_told(
+    serve: Callable[..., Server],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    client: str,
+    status: str,
+    spelling: str,
+) -> None:
+    monkeypatch.setenv("A_KEY", ODD_KEY)
+    url = serve(answer(f"no such key: {spelling}".encode(), status)).url
+    with pytest.raises((LabelError, RewardError), match=r"no such key: \*{22}\W") as caught:
+        if client == "judge":
+            calls = Calls(url, "m", log=tmp_path / "log", key_variable="A_KEY", retries=0)
+            calls.ask([{"role": "user", "content": "A or B?"}])
+        else:
+            Endpoint(f"{url}/?key={quote(ODD_KEY)}", timeout=5, retries=0).score(["p"], ["r"])
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def ask(
     query: bytes = b"",
     headers: Sequence[tuple[bytes, bytes]] = (HOST, ORIGIN),
     body: bytes = b"",
+    scheme: str = "http",
 ) -> Answer:
     """Send a request straight to the application, with bytes that no HTTP library would send."""
     from urllib.parse import unquote
@@ -96,7 +97,7 @@ def ask(
 
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
-        "scheme": "http", "path": unquote(path.decode("latin-1")), "raw_path": path,
+        "scheme": scheme, "path": unquote(path.decode("latin-1")), "raw_path": path,
         "query_string": query, "root_path": "", "headers": list(headers),
         "client": ("127.0.0.1", 9), "server": ("localhost", 80), "state": {},
     }  # fmt: skip
@@ -205,6 +206,8 @@ def test_a_broken_host(app: Any, host: bytes) -> None:
         ("POST", b"/login", [(b"content-length", b"-1")], 400),
         ("POST", b"/login", [(b"content-length", b"1e9")], 400),
         ("POST", b"/login", [(b"content-length", "٣".encode())], 400),
+        ("POST", b"/login", [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")], 400),
+        ("POST", b"/invite/" + b"a" * 65, [], 404),
     ],
 )
 def test_every_refusal_is_guarded(
@@ -233,6 +236,16 @@ def test_a_fault_of_ours_is_guarded(app: Any, monkeypatch: pytest.MonkeyPatch) -
         asyncio.run(app(scope, receive, send))
     answer = Answer(sent)
     assert answer.status == 500 and answer.is_guarded() and b"draft is kept" in answer.body
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "javascript"])
+@pytest.mark.parametrize("https", [False, True])
+def test_a_proxy_that_tells_another_scheme_leads_nobody_off_https(
+    database: Database, scheme: str, https: bool
+) -> None:
+    app = create_app(database, allowed_hosts=["localhost"], secure=https)
+    told = ask(app, path=b"/invite/token/", scheme=scheme)
+    assert told.headers["location"] == f"http{'s' * https}://localhost/invite/token"
 
 
 # The database.
@@ -426,6 +439,9 @@ def test_what_is_no_http(port: int, sent: bytes) -> None:
     assert is_healthy(port)
 
 
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -440,8 +456,14 @@ def test_what_is_no_http(port: int, sent: bytes) -> None:
          b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\nx\r\n"] * 20],
         [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG", *[b"E"] * 20],
         [b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n", *[b"x"] * 20],
+        [HEALTH + b"POST /login HTTP/1.1\r\nHost: localhost\r\n"],
+        [HEALTH + b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
+         b"Content-Length: 900\r\n\r\nname="],
+        [HEALTH * 3 + b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
+         b"Transfer-Encoding: chunked\r\n\r\n5\r\nn"],
     ],
-    ids=["nothing", "a-byte", "lines", "bytes", "headers", "body", "chunks", "second", "unread"],
+    ids=["nothing", "a-byte", "lines", "bytes", "headers", "body", "chunks", "second", "unread",
+         "pipelined-head", "pipelined-body", "pipelined-chunk"],
 )  # fmt: skip
 def test_a_request_that_does_not_come_ends(port: int, parts: list[bytes]) -> None:
     connection, began = connect(port), time.monotonic()

@@ -218,13 +218,14 @@ class Accounts:
     def deactivate(self, annotator_id: str, *, by: str = "system") -> None:
         """Let an annotator in no more and end every session; their labels stay."""
         with self.database.write() as connection:
-            connection.execute(
+            changed = connection.execute(
                 tables.annotators.update()
                 .where(tables.annotators.c.id == annotator_id)
                 .values(active=False)
             )
-            self.audit.write(connection, by, "deactivate", annotator_id)
-            self._shut_out(connection, annotator_id, by)
+            if changed.rowcount == 1:
+                self.audit.write(connection, by, "deactivate", annotator_id)
+                self._shut_out(connection, annotator_id, by)
 
     def _shut_out(self, connection: sa.Connection, annotator_id: str, by: str) -> None:
         self._stamp(connection, tables.sessions, by, tables.sessions.c.annotator_id == annotator_id)

@@ -89,6 +89,12 @@ class Protocol(H11Protocol):
         super().data_received(data)
         self._time_request()
 
+    def on_response_complete(self) -> None:
+        """Take up what was sent before the answer; no part of it may be all that ever comes."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+            self._time_request()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         for timer in (self._request_timer, self._answer_timer):

@@ -73,12 +73,15 @@ class Shield:
                     headers["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
+        # Whatever a proxy says of it: where we send on, we send on to https.
+        scope["scheme"] = "https" if self.secure else "http"
         refused = _unreadable(scope) or self._refusal(scope["method"], Headers(scope=scope))
         if refused is None:
             await self.app(scope, receive, send_guarded)
             return
         status, why = refused
-        response = PlainTextResponse(why + "\n", status_code=status)
+        headers = {"connection": "close"}  # what follows may be a part of its body
+        response = PlainTextResponse(why + "\n", status_code=status, headers=headers)
         await response(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
@@ -89,6 +92,8 @@ class Shield:
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return 400, "the length of the body is no number"
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return 400, "the length of the body is given in two ways"
         if len(length) > 18 or int(length) > BODY_CAP:
             return 413, f"too large: at most {BODY_CAP} bytes"
         if method in SAFE_METHODS:

@@ -28,6 +28,8 @@ BUSY = "the labels can't be reached or kept just now: your draft is kept, try ag
 RETRY_AFTER = {"retry-after": "5"}
 _THREAD_SECONDS = 5.0
 """How long a request waits for a thread."""
+_LONGEST_PART = 64
+"""Characters; ids and tokens have fewer, and no index of PostgreSQL takes thousands."""
 
 Needs = Literal["nothing", "annotator", "admin"]
 
@@ -69,7 +71,7 @@ class Visit:
             HTTPException: 404, it holds what no id does and databases refuse.
         """
         part = str(self.request.path_params[name])
-        if not part.isprintable():
+        if len(part) > _LONGEST_PART or not part.isprintable():
             raise HTTPException(404)
         return part
 
