@@ -32,7 +32,13 @@ from collections.abc import Iterable
 
 
 class RlhfError(ValueError):
-    """A user's mistake or a condition of their machine, told in one sentence."""
+    """A user's mistake or a condition of their machine, told in one sentence; several in one each.
+
+    A sentence may quote what holds line breaks; `args` keeps the sentences apart.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class RecipeError(RlhfError):

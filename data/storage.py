@@ -147,6 +147,11 @@ def _free(path: Path) -> str:
     return f"{shutil.disk_usage(place).free / 1e9:.1f} GB"
 
 
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` expanded, as it is where that names no user."""
+    return Path(os.path.expanduser(path))
+
+
 def require_short_names(path: Path) -> None:
     """Refuse a path with a name that no file or folder can have, also where none is yet.
 

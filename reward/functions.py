@@ -191,7 +191,7 @@ def _find(name: str) -> _Registered:
     )
 
 
-def function(name: str, **options: Any) -> FunctionReward:
+def function(name: str, /, **options: Any) -> FunctionReward:
     """Return a registered function as a scorer.
 
     Raises:

@@ -8,23 +8,31 @@ What was left out is told.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from data.errors import SourceError, nearest
+from data.json_lines import parse_json
+from data.plain_yaml import parse_any
+from data.small_files import MOST_BYTES, read_file
+from data.storage import expand
+
+T = TypeVar("T")
 
 SUFFIXES = (
     *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
     *(".txt", ".text", ".md"),
 )
 PACKED = (".gz", ".zst")
+MOST_FILES = 500_000
+"""Below a folder that is read; a home folder holds more, and is none of data."""
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Beside the tables of a saved data set; beside the folders of one with splits."""
 _NAMES = {
@@ -71,10 +79,9 @@ def find_files(path: str, split: str = "train") -> Found:
     if not path.strip():
         raise SourceError(f"the path {path!r} names no file")
     try:
-        return _found(Path(path).expanduser(), path, split)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the ~ of nobody
-        why = getattr(error, "strerror", None) or error
-        raise SourceError(f"can't look for {path:.200}: {why}") from error
+        return _found(expand(path), path, split)
+    except OSError as error:
+        raise SourceError(f"can't look for {path:.200}: {error.strerror or error}") from error
 
 
 def _found(place: Path, path: str, split: str) -> Found:
@@ -131,15 +138,14 @@ def _require_an_end(pattern: Path) -> None:
 
 def _of_folder(place: Path, path: str, split: str) -> Found:
     if (place / SAVED_SPLITS).is_file():
-        splits = [str(name) for name in _read_json(place / SAVED_SPLITS).get("splits", [])]
+        splits = _read_list(place / SAVED_SPLITS, "splits", str)
         if split not in splits:
             raise _no_split(path, split, splits)
         others = [f"split {name}" for name in splits if name != split]
         return Found(_saved(place / split), others)
     if (place / SAVED).is_file() and any(place.glob("*.arrow")):
         return Found(_saved(place))
-    inside = [file for file in sorted(place.rglob("*")) if file.is_file()]
-    seen = [file for file in inside if not _hidden(file, place) and kind_of(file)]
+    seen = sorted(_inside(place, path))
     tables = [file for file in seen if not _ABOUT.match(file.name)]
     if not tables:
         raise SourceError(f"folder {path} holds no {', '.join(SUFFIXES)} file (or .gz, .zst)")
@@ -147,17 +153,22 @@ def _of_folder(place: Path, path: str, split: str) -> Found:
     return Found(of_split, [*others, *_no_data(seen, tables)])
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_list(file: Path, key: str, of: type[T]) -> list[T]:
+    """Return a list that a small file of a saved data set holds."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_file(file))
     except (OSError, ValueError) as error:
-        raise SourceError(f"can't read {file}: {error}") from error
-    return content if isinstance(content, dict) else {}
+        why = getattr(error, "strerror", None) or error
+        raise SourceError(f"can't read {file}: {why}; save the data set again") from error
+    listed = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(one, of) for one in listed):
+        raise SourceError(f"{file} holds no list `{key}`; save the data set again")
+    return listed
 
 
 def _saved(place: Path) -> list[Path]:
     """Return the tables of a data set saved by `save_to_disk`, in their order."""
-    named = _read_json(place / SAVED).get("_data_files") or []
+    named = _read_list(place / SAVED, "_data_files", dict)
     files = [place / str(entry["filename"]) for entry in named if "filename" in entry]
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
@@ -166,8 +177,21 @@ def _saved(place: Path) -> list[Path]:
     return files
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _inside(place: Path, path: str) -> Iterator[Path]:
+    """Yield the files below a folder that are of a kind we read; hidden ones are passed over."""
+    count = 0
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += len(folders) + len(names)
+        if count > MOST_FILES:
+            raise SourceError(
+                f"folder {path} holds more than {MOST_FILES:,} files and folders; name the one in "
+                "it that holds the data"
+            )
+        for name in names:
+            file = Path(folder, name)
+            if not name.startswith(".") and kind_of(name) and file.is_file():
+                yield file
 
 
 def _no_data(seen: Iterable[Path], tables: Iterable[Path]) -> list[str]:
@@ -221,16 +245,24 @@ def split_of(file: Path) -> str | None:
     return None
 
 
+def _matching(place: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files that a card's pattern names; one that leads outside names none."""
+    if ".." in Path(pattern).parts:
+        return
+    with contextlib.suppress(ValueError, NotImplementedError, OSError):  # no pattern at all
+        yield from place.glob(re.sub(r"(\*\*/)+", "**/", pattern))
+
+
 def _from_readme(place: Path, tables: Sequence[Path]) -> dict[Path, str]:
     """Return the splits of files that the README of a copy of the hub names."""
-    import yaml
-
     readme = place / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    if front and len(front[1]) > MOST_BYTES:
+        raise SourceError(f"{readme} begins with more YAML than a card has; name the files instead")
     try:
-        card = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+        card = parse_any(front[1]) if front else None
+    except ValueError:
         return {}
     configs = card.get("configs") if isinstance(card, dict) else None
     splits: dict[Path, str] = {}
@@ -240,6 +272,6 @@ def _from_readme(place: Path, tables: Sequence[Path]) -> dict[Path, str]:
             if not isinstance(entry, dict) or "path" not in entry:
                 continue
             paths = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
-            inside = {file for one in paths for file in place.glob(str(one))}
+            inside = {file for one in paths for file in _matching(place, str(one))}
             splits |= {file: str(entry.get("split", "train")) for file in tables if file in inside}
     return splits

@@ -17,6 +17,7 @@ from data.network import hub_trouble
 from data.sources.files import RawRow, raw_rows, readable
 from data.sources.folders import SAVED, SAVED_SPLITS, find_files, kind_of
 from data.sources.source import Source
+from data.storage import expand
 
 _AS_FILES = {"json": ("field",), "csv": ("sep", "delimiter", "names"), "parquet": (), "arrow": ()}
 """Builders of `datasets` whose files we read, unless the card sets these."""
@@ -49,7 +50,7 @@ def hub_rows(source: Source) -> Generator[tuple[str, RawRow]]:
 
 def _is_here(hub: str) -> bool:
     try:
-        return Path(hub).expanduser().exists()
+        return expand(hub).exists()
     except (OSError, RuntimeError):  # a name that no file can have
         return False
 
@@ -58,7 +59,7 @@ def _own_files(hub: str, source: Source) -> list[Path | str] | None:
     """Return the files of a split that we read ourselves, None where the library has to."""
     import datasets
 
-    folder, split = Path(hub).expanduser(), source.hub_split
+    folder, split = expand(hub), source.hub_split
     if not source.hub_files and any((folder / mark).is_file() for mark in (SAVED, SAVED_SPLITS)):
         return list(find_files(hub, split).files)
     builder = datasets.load_dataset_builder(hub, **_named(source))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.storage import expand
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,5 +104,5 @@ def _locate(checkpoint: str) -> tuple[str | Path, bool]:
     folder = local_checkpoint(checkpoint)
     if folder is None:
         return checkpoint, False
-    artifact = find(Path(checkpoint).expanduser())
+    artifact = find(expand(checkpoint))
     return folder, artifact is not None and artifact.kind == "pretrain"

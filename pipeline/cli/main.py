@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -196,6 +197,7 @@ def plan(
 
     load_plugins(plugin)
     checked = _recipe(recipe, overrides)
+    kind = check_sharding(sharding)
     assumed = Assumptions(
         given=parse_assumed(assume or [], stages=checked.stages),
         sizes=parse_sizes(size or []),
@@ -205,7 +207,7 @@ def plan(
     estimate = estimate_recipe(
         checked,
         parse_gpus(gpus, nodes=nodes, reserve=reserve),
-        sharding=check_sharding(sharding),
+        sharding=kind,
         assumed=assumed,
         seconds=read_seconds,
     )
@@ -298,14 +300,14 @@ def _require_own_packages() -> None:
 _NO_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
-def _shown(sentences: str) -> str:
+def _shown(*sentences: object) -> str:
     """Return a sentence a line, nothing in it that moves a terminal, the middle of long ones cut.
 
     They quote names and values of files, which may be anything.
     """
     from data.errors import one_line
 
-    lines = [one_line(line) for line in sentences.split("\n")]
+    lines = [one_line(str(sentence)) for sentence in sentences]
     return "\n".join(n if len(n) <= 1500 else f"{n[:900]} ... {n[-500:]}" for n in lines)
 
 
@@ -314,18 +316,21 @@ def main() -> None:
     from data.errors import Interrupted, RlhfError, StageFailedError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what it can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _require_own_packages()
         app()
     except StageFailedError as error:
-        print(f"rlhf: {_shown(str(error))}", file=sys.stderr)
+        print(f"rlhf: {_shown(*error.args)}", file=sys.stderr)
         sys.exit(1)
     except RlhfError as error:
-        # Behind an empty line stands what may be pasted into a recipe.
-        sentence, _, lines = str(error).partition("\n\n")
-        print(f"rlhf: {_shown(sentence)}", file=sys.stderr)
+        # Behind an empty line stands what may be pasted into a recipe, as deep as it stands there.
+        *others, last = error.args
+        sentence, deep, lines = str(last).partition("\n\n  ")
+        print(f"rlhf: {_shown(*others, sentence)}", file=sys.stderr)
         if lines:
-            print(lines)
+            print(deep.strip("\n") + lines)
         sys.exit(2)
     except OSError as error:
         # Of places that no command can look at; of another kind it is a bug of ours.

@@ -13,14 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
-from data.errors import SourceError, UsageError
+from data.errors import RecipeError, SourceError, UsageError
+from data.plain_yaml import parse
 from data.records import ENDED
 from data.sources.files import capped_lines
 from data.sources.values import MAX_ROW, JsonError, json_value
-from data.storage import require_file_place, storage_errors, write_atomically
+from data.storage import expand, require_file_place, storage_errors, write_atomically
 from pipeline.contract.addresses import shown_value
 from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.handover import local_checkpoint
@@ -93,7 +93,7 @@ def score_file(
         RecipeError: there is no such rule or function, or it does not take the options.
         RewardError: a function or server fails.
     """
-    path, target = Path(source).expanduser(), Path(output).expanduser()
+    path, target = expand(source), expand(output)
     if not path.is_file():
         raise SourceError(f"{source}: no such file; give a JSONL file of prompts and responses")
     if target.exists() and target.samefile(path):
@@ -129,7 +129,7 @@ def _write_scores(
     report = ScoreReport()
 
     def lines() -> Iterator[str]:
-        rows = islice(_rows(Path(source).expanduser()), limit)
+        rows = islice(_rows(expand(source)), limit)
         while chunk := list(islice(rows, CHUNK)):
             yield from _score_chunk(scorer, chunk, report, advance)
         if report.rows == 0:
@@ -153,8 +153,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f"--option {text}: write it as a=b")
         try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[name], _ = parse(value, lambda _: "--option")
+        except RecipeError:
             options[name] = value  # a regular expression need not be YAML
     return options
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from data.errors import Interrupted
 from data.records import Record
 from data.sources.read import ReadReport
+from data.storage import expand
 from pipeline.contract.artifacts import Artifact
 from pipeline.contract.console import Console, Progress
 from pipeline.contract.handover import HandOver, model_folder
@@ -75,7 +76,7 @@ class StageContext(Generic[S_co]):
         """
         target = self.inputs[name]
         if isinstance(target, str):
-            path = Path(external_location(target)).expanduser()
+            path = expand(external_location(target))
             return str(model_folder(path)) if path.is_dir() else external_location(target)
         return model_folder(target.folder)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from data.errors import HandOverError
 from data.json_object import read_object
+from data.storage import expand
 from pipeline.contract.heads import AUTO_CLASSES, Head, class_with, is_known
 from reward.network.files import require_config, require_tokenizer
 
@@ -138,7 +139,7 @@ def adapter_problem(folder: Path) -> str | None:
 def cached_folder(hub_id: str) -> Path | None:
     """Return the folder of a hub id's files that were downloaded before, None without any."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    hub = expand(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
     place = hub / f"models--{hub_id.replace('/', '--')}"
     try:
         commit = (place / "refs" / "main").read_text(encoding="utf-8").strip()

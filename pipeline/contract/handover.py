@@ -7,11 +7,13 @@ settings, and again by its files right before the stage that reads it starts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import HandOverError, ModelError
+from data.storage import expand
 from pipeline.contract.artifacts import Artifact, find, verify
 from pipeline.contract.facts import (
     CLASSIFIER,
@@ -49,7 +51,7 @@ class HandOver:
     def folder(self, reference: str) -> Path | None:
         """Return the local folder of a finished stage's model or of a path, else None."""
         if is_external(reference):
-            path = Path(external_location(reference)).expanduser()
+            path = expand(external_location(reference))
             return model_folder(path) if path.is_dir() else None
         artifact = self.finished(reference)
         return None if artifact is None else model_folder(artifact.folder)
@@ -68,7 +70,7 @@ class HandOver:
         if not is_external(reference):
             return
         location = external_location(reference)
-        path, where = Path(location).expanduser(), f"stages.{self.name}.{setting}: {reference}"
+        path, where = expand(location), f"stages.{self.name}.{setting}: {reference}"
         if not path.exists():
             # A hub id is `owner/name` and no more.
             if location.startswith((".", "/", "~")) or location.count("/") > 1:
@@ -326,7 +328,7 @@ def local_checkpoint(given: str) -> Path | None:
         ModelError: a folder or file is there and is no checkpoint, or a `.gguf` file is not.
         ArtifactError: the stage's files are damaged.
     """
-    path = Path(given).expanduser()
+    path = expand(given)
     if path.is_file() and path.suffix != ".gguf":
         raise ModelError(
             f"{given} is a file; a checkpoint is a folder with a config.json, a .gguf file or a "
@@ -336,7 +338,7 @@ def local_checkpoint(given: str) -> Path | None:
         if path.suffix == ".gguf" and not path.is_file():
             raise ModelError(f"{given}: no such file; give a checkpoint's folder or hub id")
         return None
-    artifact = find(path)
+    artifact = find(path) or _stage_of_model(path)
     if artifact is not None:
         verify(artifact)
     folder = model_folder(path)
@@ -348,6 +350,13 @@ def local_checkpoint(given: str) -> Path | None:
         hint = f" a stage of this run: {', '.join(stages)}" if stages else " one with a config.json"
         raise ModelError(f"{path} holds no model; name{hint}")
     return folder
+
+
+def _stage_of_model(folder: Path) -> Artifact | None:
+    """Return the finished stage whose `model/` a folder is; a manifest alone may be another's."""
+    stage = Path(os.path.abspath(folder)).parent
+    named = os.path.abspath(folder) == str(stage / "model")
+    return find(stage) if named and (stage / "stage.log").is_file() else None
 
 
 def model_folder(folder: Path) -> Path:

@@ -6,10 +6,8 @@ nothing heavy, so that `rlhf validate` and `rlhf show` answer without loading to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -276,8 +274,3 @@ def _without(value: Any, places: Collection[str], prefix: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without(item, places, f"{prefix}{n}.") for n, item in enumerate(value)]
     return value
-
-
-def expand(path: str) -> Path:
-    """Return a path with `~` expanded, as it is where that names no user."""
-    return Path(os.path.expanduser(path))

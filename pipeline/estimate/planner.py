@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import RecipeError, UsageError, nearest
+from data.plain_yaml import parse
 from data.small_files import read_file
-from pipeline.contract.settings import StageSettings, expand
+from data.storage import expand
+from pipeline.contract.settings import StageSettings
 from pipeline.estimate.advice import Advice, advise
 from pipeline.estimate.model.assumptions import Assumptions
 from pipeline.estimate.model.checkpoints import Checkpoints
@@ -20,7 +22,6 @@ from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.reward_model import estimate_reward
 from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
 from pipeline.estimate.stages.training import estimate_pretrain, estimate_sft
-from pipeline.recipe.plain_yaml import parse
 from pipeline.recipe.shipped import find_file
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
+from data.storage import expand
 from reward.network.loading import (
     disable_dropout as disable_dropout,
 )
@@ -107,7 +108,7 @@ def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
 
 def _require_writer(source: str | Path, *, trust: bool) -> None:
     """Refuse a reward or value model, whose trunk alone would load and write nonsense."""
-    if not (Path(source).expanduser() / "config.json").is_file():
+    if not (expand(source) / "config.json").is_file():
         return
     architecture = (load_config(source, trust_remote_code=trust).architectures or [""])[0]
     if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):

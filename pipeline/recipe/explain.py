@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, get_origin
 import yaml
 
 from data.errors import RecipeError
+from data.plain_yaml import Keys
 from pipeline.contract.settings import Settings
 from pipeline.recipe.files import read_merged
 from pipeline.recipe.load import Recipe, load_recipe
-from pipeline.recipe.plain_yaml import Keys
 from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RecipeError, one_line
+from data.plain_yaml import MOST_VALUES, Keys, Places, parse
 from data.small_files import read_file
-from pipeline.recipe.plain_yaml import MOST_VALUES, Keys, Places, parse
 from pipeline.recipe.shipped import find_shipped, nearest_recipe
 
 MOST_FILES = 32

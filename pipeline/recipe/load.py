@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
 from data.errors import RecipeError, nearest, one_line
+from data.plain_yaml import DEEPEST, Keys, Places, parse
 from pipeline.contract.addresses import shown_value
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retired import take_out
@@ -28,7 +29,6 @@ from pipeline.contract.settings import (
     references,
 )
 from pipeline.recipe.files import is_index, keys_of, read_merged
-from pipeline.recipe.plain_yaml import DEEPEST, Keys, Places, parse
 from pipeline.recipe.rounds import RoundsSettings, is_copy, write_out
 from pipeline.recipe.shipped import find_file
 from pipeline.stages.registry import stage_kind
@@ -207,7 +207,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
     if top is None or problems:
         more = len(problems) - MOST_TOLD
         shown = [*problems[:MOST_TOLD], *([f"and {more} more like these"] if more > 0 else [])]
-        raise RecipeError("\n".join(shown))
+        raise RecipeError(*shown)
     _check_references(path, checked, places)
     order = _order(path, checked, places)
     return Recipe(path, top, {name: checked[name] for name in order}, content, places)

@@ -26,9 +26,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from data.errors import RecipeError, nearest
+from data.plain_yaml import Keys, Places
 from pipeline.contract.settings import Settings, references
 from pipeline.recipe.files import keys_of, merge
-from pipeline.recipe.plain_yaml import Keys, Places
 from pipeline.stages.registry import stage_kind
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import Interrupted, StageFailedError, UsageError, nearest
+from data.plain_yaml import parse
 from data.small_files import read_file
 from data.storage import open_file, storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.console import Console
 from pipeline.contract.settings import LaunchSettings
 from pipeline.contract.stop import StopFlag
-from pipeline.recipe.plain_yaml import parse
 from pipeline.recipe.shipped import find_file, shipped_files
 from pipeline.run.unfinished import Attempt
 from pipeline.run.worker_lifetime import STARTER, starter

@@ -18,6 +18,7 @@ from data.errors import (
     UsageError,
     nearest,
 )
+from data.storage import expand
 from pipeline.contract.artifacts import Artifact, find, verify
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import (
@@ -144,7 +145,7 @@ def key_digest(key: Mapping[str, Any]) -> str:
 
 def _external_fingerprint(target: str) -> str:
     """Return a digest of names, sizes and times of a local checkpoint; the id of a hub one."""
-    folder = Path(external_location(target)).expanduser()
+    folder = expand(external_location(target))
     if not folder.is_dir():
         return target
     entries = [

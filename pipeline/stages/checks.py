@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import BadRowsError, SourceError
-from pipeline.contract.settings import SourceSettings, expand
+from data.storage import expand
+from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, other_rows
 
 if TYPE_CHECKING:

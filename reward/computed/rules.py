@@ -259,7 +259,7 @@ RULES: Mapping[str, Callable[..., Scorer]] = {
 }
 
 
-def rule(name: str, **options: Any) -> Scorer:
+def rule(name: str, /, **options: Any) -> Scorer:
     """Return a rule by its name.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import nn
 
 from data.errors import ModelError, RlhfError, in_words
 from data.network import hub_trouble
+from data.storage import expand
 from reward.network.files import (
     require_config,
     require_finite,
@@ -216,7 +217,7 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
         ModelError: the source is a path and nothing is there.
     """
     text = str(source)
-    path = Path(text).expanduser()
+    path = expand(text)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{what} {text}: no such file; give a checkpoint's folder or hub id")
@@ -235,7 +236,7 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
 
 def hub_problem(source: str | Path, error: BaseException) -> str:
     """Return what a library says of a source, and why the hub has nothing."""
-    if Path(source).expanduser().exists():
+    if expand(source).exists():
         return f"{in_words(error)}; restore its files, or name another checkpoint"
     trouble = hub_trouble()
     if trouble is None:

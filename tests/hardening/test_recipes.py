@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from data import plain_yaml
 from pipeline.recipe import files as recipe_files
-from pipeline.recipe import plain_yaml
 
 Rlhf = Callable[..., Any]
 Refused = Callable[..., None]

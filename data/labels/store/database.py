@@ -213,11 +213,16 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
     else:
         engine = _open_postgresql(parsed)
     database = Database(engine)
-    if database.is_sqlite and not parsed.query:
-        database.notes += close_to_others(Path(str(parsed.database)), home)
     try:
         _migrate(database)
         _require_whole(database)
+        # Not before it is known to be ours: another program's file stays as it is.
+        if database.is_sqlite:
+            database.close()  # so that SQLite takes back what it made beside the file
+            if not parsed.query:
+                database.notes += close_to_others(Path(str(parsed.database)), home)
+            with database.look() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
     # An option that it does not know, a right it lacks; a version that is none.
     except (sa.exc.ProgrammingError, CommandError) as error:
         database.close()
@@ -279,7 +284,6 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
     def _prepare(raw: Any, _record: Any) -> None:
         # The driver would begin transactions of its own, and deferred ones: we begin them.
         raw.isolation_level = None
-        raw.execute("PRAGMA journal_mode = WAL")
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA foreign_keys = ON")
 

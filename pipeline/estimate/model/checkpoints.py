@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
+from data.storage import expand
 from pipeline.contract.handover import model_folder, tokenizer_source
 from pipeline.contract.settings import external_location, is_external
 from pipeline.estimate.model.assumptions import Assumptions
@@ -73,7 +73,7 @@ class Checkpoints:
         from pipeline.models.load import load_config
 
         location = external_location(reference)
-        folder = Path(location).expanduser()
+        folder = expand(location)
         try:
             config = load_config(model_folder(folder) if folder.is_dir() else location)
         except ModelError as error:
@@ -129,7 +129,7 @@ class Checkpoints:
     def _counter(self, reference: str) -> tuple[str, Count]:
         from pipeline.models.load import load_tokenizer
 
-        folder = Path(external_location(reference)).expanduser()
+        folder = expand(external_location(reference))
         if not is_external(reference) or not folder.exists():
             return "bytes", count_bytes
         try:

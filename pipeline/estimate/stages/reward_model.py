@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data.errors import RecipeError
+from data.storage import expand
 from pipeline.estimate.model.costs import Phase, StageCost
 from pipeline.estimate.model.estimator import Estimator
 from pipeline.estimate.model.flops import Rows, training_flops
@@ -139,15 +140,13 @@ def ranking_rows(stage: str, settings: RewardSettings, estimator: Estimator) -> 
 
 def _referred_rankings(stage: str, target: str, estimator: Estimator, reference: str) -> Lengths:
     """Return the rows of a rankings stage, or of the file or hub id that stands for one."""
-    from pathlib import Path
-
     from pipeline.contract.settings import SourceSettings, external_location, is_external
     from pipeline.estimate.stages.sampling import ranked_prompts
 
     if not is_external(target):
         return ranked_prompts(target, estimator, reference, asked_by=stage)
     place = external_location(target)
-    file = Path(place).expanduser()
+    file = expand(place)
     file = file / "rankings.jsonl" if (file / "rankings.jsonl").is_file() else file
     key = "path" if file.exists() or place.startswith((".", "/", "~")) else "hub"
     source = SourceSettings(**{key: str(file) if key == "path" else place})

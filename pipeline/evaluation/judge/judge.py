@@ -147,8 +147,6 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
         ModelError: a checkpoint can't be loaded.
         SourceError: there is no prompt, or too many don't fit a checkpoint's context.
     """
-    with storage_errors(workspace.folder):
-        workspace.folder.mkdir(parents=True, exist_ok=True)
     plan, too_long = _fitting(plan, workspace)
     answers = {
         name: workspace.kept(f"answers-{place}", partial(_answer, plan, workspace, name))

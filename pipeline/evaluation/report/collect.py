@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.json_lines import read_json_lines, read_json_object
+from data.plain_yaml import parse
+from data.small_files import read_file
 from pipeline.contract.artifacts import Artifact, library_versions
 
 EVALUATION = "evaluation.json"
@@ -83,7 +83,7 @@ def _recipe(run_folder: Path) -> dict[str, Any]:
     path = run_folder / "recipe.yaml"
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content, _ = parse(read_file(path).decode(), lambda line: f"{path}:{line}")
     return content if isinstance(content, dict) else {}
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.storage import expand
 from pipeline.generation.generate import Sampling
 from pipeline.generation.vllm_server import VllmServer
 from pipeline.rl.learner import Learner
@@ -74,7 +75,7 @@ def _vllm_engine(
     given = hyper.rollout.weights
     # Runs that share a folder keep out of each other's way.
     name = f"weights-{hashlib.sha256(str(scratch).encode()).hexdigest()[:12]}"
-    folder = scratch / "weights" if given is None else Path(given).expanduser() / name
+    folder = scratch / "weights" if given is None else expand(given) / name
     return VllmEngine(
         server=VllmServer(hyper.rollout.url, hyper.rollout.timeout, str(source)),
         policy=policy,

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from data.errors import RecipeError
 from data.labels.records import Mode, Strategy
+from data.storage import expand
 from pipeline.contract.addresses import BaseAddress, Retries, Seconds
 from pipeline.contract.settings import (
     NonNegative,
@@ -20,7 +21,6 @@ from pipeline.contract.settings import (
     SameResult,
     Settings,
     Share,
-    expand,
     same_result,
 )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SourceError
 from data.records import to_ranking
+from data.storage import expand
 from data.text.chat import spelled_line
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
@@ -52,9 +52,9 @@ def _referred(context: StageContext[Any], field: str) -> list[Ranking]:
 
 def rankings_source(location: str) -> SourceSettings:
     """Return the source of rankings made elsewhere: a stage's folder, a file or a hub id."""
-    stage_file = Path(location).expanduser() / "rankings.jsonl"
+    stage_file = expand(location) / "rankings.jsonl"
     location = str(stage_file) if stage_file.is_file() else location
-    local = Path(location).expanduser().exists() or location.startswith((".", "/", "~"))
+    local = expand(location).exists() or location.startswith((".", "/", "~"))
     return SourceSettings(**{"path" if local else "hub": location})
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, SourceError
 from data.json_lines import append_json_lines
-from data.storage import storage_errors, write_atomically
+from data.storage import expand, storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import is_external, rows_at_most
 from pipeline.contract.sources import PROMPTS
@@ -92,7 +92,7 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     from reward.scorer import Facts, scores_of
 
     settings = context.settings
-    source = Path(context.input("model")).expanduser()
+    source = expand(context.input("model"))
     candidates = _candidates(_artifact_folder(source), settings.model, context.name)
     prompts = _prompts(context)
     asked = [row.prompt for row in prompts]

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, ModelError, RecipeError
+from data.storage import expand
 from pipeline.contract.kind import StageKind
-from pipeline.contract.settings import expand
 from pipeline.contract.sources import TEXTS
 from pipeline.stages.checks import require_texts
 from pipeline.stages.tokenizer.settings import MIN_FREQUENCY, TokenizerSettings

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import yaml
 
-from data.errors import RecipeError
+from data.errors import RecipeError, in_words
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys and list places that lead to it."""
@@ -56,6 +56,18 @@ def parse(
         line = loader.line + 1 if loader else 1
         raise RecipeError(f"{place(line)}: no valid YAML: {error}") from error
     return content, {keys: place(int(line)) for keys, line in places.items()}
+
+
+def parse_any(text: str) -> Any:
+    """Return the value of a YAML text that others wrote: any keys and tags, not nested deep.
+
+    Raises:
+        ValueError: it is no valid YAML, or nested too deep.
+    """
+    try:
+        return _Loader(text, len(text) + 1, DEEPEST).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(in_words(error)) from error
 
 
 class _RefusedError(yaml.MarkedYAMLError):
