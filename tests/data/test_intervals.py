@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from data.intervals import (
     bootstrap_clusters,
     bootstrap_mean,
+    clustered_outcomes,
+    drawn_clusters,
+    effective_score,
     mean_or_share,
     paired_difference,
     paired_outcomes,
@@ -193,3 +196,48 @@ def test_the_mean_of_zeros_and_ones_is_a_share() -> None:
     assert mean_or_share(values, resamples=50, seed=3) == bootstrap_mean(
         values, resamples=50, seed=3
     )
+
+
+def test_outcomes_of_prompts_asked_once_are_paired_outcomes() -> None:
+    # With one outcome a prompt the effective number is theirs, up to the n - 1 of a variance.
+    found = clustered_outcomes([1.0] * 20 + [-1.0] * 10 + [0.0] * 70, range(100))
+    plain = paired_score(20, 10, 100)
+    assert found.value == pytest.approx(0.1)
+    assert found.low == pytest.approx(plain.low, abs=2e-3)
+    assert found.high == pytest.approx(plain.high, abs=2e-3)
+    assert clustered_outcomes([0.0] * 20, range(20)) == paired_score(0, 0, 20)
+    assert clustered_outcomes([], []) == (None, None, None, 0)
+
+
+def test_outcomes_said_thrice_are_said_once() -> None:
+    outcomes = [1.0] * 20 + [-1.0] * 10 + [0.0] * 70
+    once = clustered_outcomes(outcomes, range(100))
+    thrice = clustered_outcomes(outcomes * 3, [*range(100)] * 3)
+    assert thrice.value == pytest.approx(once.value)
+    # Student's quantile of 99 degrees of freedom for the normal one.
+    assert (thrice.high - thrice.low) / (once.high - once.low) == pytest.approx(1.012, abs=3e-3)
+    # Nothing varies: as many prompts, not as many outcomes.
+    even = clustered_outcomes([0.0] * 60, [*range(20)] * 3)
+    assert even.high >= paired_score(0, 0, 20).high
+
+
+def test_a_known_variance_is_a_number_of_independent_prompts() -> None:
+    # 40 of 200 decided, 30 won: the variance of independent prompts is (.2 - .1^2) / 200.
+    given = {"decided": 0.2, "clusters": 200, "most": 200.0, "least": 200.0}
+    plain = paired_score(30, 10, 200)
+    assert effective_score(0.1, variance=0.19 / 200, **given) == pytest.approx(plain[1:3])
+    quarter = effective_score(0.1, variance=4 * 0.19 / 200, **given)
+    assert quarter == pytest.approx(paired_score(7.5, 2.5, 50)[1:3])
+    # More than all outcomes they can't tell.
+    assert effective_score(0.1, variance=1e-9, **given) == pytest.approx(plain[1:3])
+
+
+def test_clusters_are_drawn_as_often_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = {"resamples": 30, "seed": 4, "width": 10}
+    whole = np.concatenate([*drawn_clusters(7, **draws)])
+    assert whole.shape == (30, 7)
+    assert (whole.sum(axis=1) == 7).all()
+    monkeypatch.setattr("data.intervals._CACHED", 40)
+    parts = [*drawn_clusters(7, **draws)]
+    assert [len(part) for part in parts] == [4] * 7 + [2]
+    assert (np.concatenate(parts) == whole).all()

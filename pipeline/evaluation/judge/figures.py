@@ -15,8 +15,11 @@ from itertools import combinations
 from typing import Any
 
 from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
+from data.records import prompt_hash
 from pipeline.evaluation.judge.diversity import distinct, repetition
-from pipeline.evaluation.judge.winrates import compare
+from pipeline.evaluation.judge.length_control import length_controlled
+from pipeline.evaluation.judge.ratings import Comparison, bradley_terry, elo
+from pipeline.evaluation.judge.winrates import compare, outcomes
 
 Row = Mapping[str, Any]
 JUDGES = ("gold", "proxy")
@@ -29,10 +32,11 @@ SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignoran
 def figures(
     rows: Iterable[Row], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
-    """Return `checkpoints`, `win_rates` and `differences` of all samples.
+    """Return `checkpoints`, `win_rates`, `ratings` and `differences` of all samples.
 
     Checkpoints come in the order of their first sample. Of each two, `a` is the later and `b` the
-    earlier one, so that a rate above one half speaks for the training in between.
+    earlier one, so that a rate above one half speaks for the training in between. Ratings are
+    log-odds over the first checkpoint.
 
     Args:
         rows: the samples.
@@ -54,6 +58,7 @@ def figures(
             for judge in JUDGES
             for rate in _win_rate(a, by_name[a], b, by_name[b], judge, draw)
         ],
+        "ratings": [rating for judge in JUDGES for rating in _ratings(by_name, pairs, judge, draw)],
         "differences": [
             difference
             for a, b in pairs
@@ -111,17 +116,60 @@ def _matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
 def _win_rate(
     a: str, rows_a: Sequence[Row], b: str, rows_b: Sequence[Row], judge: str, draw: dict[str, int]
 ) -> list[dict[str, Any]]:
-    scores = [
-        (float(row_a[judge]), float(row_b[judge]))
-        for row_a, row_b in _matched(rows_a, rows_b)
-        if row_a[judge] is not None and row_b[judge] is not None
-    ]
-    if not scores:
+    both = _judged(rows_a, rows_b, judge)
+    if not both:
         return []
-    won = compare([s[0] for s in scores], [s[1] for s in scores], **draw)
+    scores = _scores(both, judge)
+    prompts = [prompt_hash(row["prompt"]) for row, _ in both]
+    lengths = [len(row_a["response"]) - len(row_b["response"]) for row_a, row_b in both]
+    won = compare(*scores, prompts=prompts, **draw)
+    even = length_controlled(outcomes(*scores), lengths, prompts, **draw)
     counts = {"wins": won.wins, "ties": won.ties, "losses": won.losses}
-    rate = {"rate": won.rate.value, "ci95": won.rate.ci95, "n": won.rate.n}
+    rate = {
+        "rate": won.rate.value,
+        "ci95": won.rate.ci95,
+        "n": won.rate.n,
+        "rate_length_controlled": even.value,
+        "ci95_length_controlled": even.ci95,
+    }
     return [{"a": a, "b": b, "judge": judge, **counts, **rate}]
+
+
+def _judged(a: Sequence[Row], b: Sequence[Row], judge: str) -> list[tuple[Row, Row]]:
+    """Return the samples of two checkpoints to the same prompts that a judge scored both of."""
+    return [pair for pair in _matched(a, b) if all(row[judge] is not None for row in pair)]
+
+
+def _scores(both: Sequence[tuple[Row, Row]], judge: str) -> tuple[list[float], list[float]]:
+    return [float(row[judge]) for row, _ in both], [float(row[judge]) for _, row in both]
+
+
+def _ratings(
+    by_name: Mapping[str, Sequence[Row]],
+    pairs: Sequence[tuple[str, str]],
+    judge: str,
+    draw: dict[str, int],
+) -> list[dict[str, Any]]:
+    """Return the checkpoints' ratings by a judge; none where it compared no two of them."""
+    comparisons = [
+        Comparison(a, b, outcome, prompt_hash(row["prompt"]))
+        for a, b in pairs
+        for both in [_judged(by_name[a], by_name[b], judge)]
+        for outcome, (row, _) in zip(outcomes(*_scores(both, judge)), both, strict=True)
+    ]
+    if not comparisons:
+        return []
+    ratings = bradley_terry(list(by_name), comparisons, **draw)
+    return [
+        {
+            "checkpoint": name,
+            "judge": judge,
+            "bradley_terry": rating.value,
+            "elo": None if rating.value is None else elo(rating.value),
+            "ci95": rating.ci95,
+        }
+        for name, rating in ratings.items()
+    ]
 
 
 def _difference(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.words import counted
+from pipeline.evaluation.judge.ratings import elo
 
 PLAIN_FIGURES = (
     "perplexity",
@@ -33,6 +34,8 @@ def stage_metrics(results: Mapping[str, Any]) -> dict[str, float | int | str]:
     if main is not None:
         metrics |= {"win_rate": main["rate"], "win_rate/judge": main["judge"]}
         metrics |= {"win_rate/low": main["ci95"][0], "win_rate/high": main["ci95"][1]}
+        if main["rate_length_controlled"] is not None:
+            metrics["win_rate/length_controlled"] = main["rate_length_controlled"]
     return metrics
 
 
@@ -63,8 +66,44 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
         ]
         say(f"{name}: {', '.join(parts)}")
     for rate in results["win_rates"]:
-        low, high = rate["ci95"]
+        even = ""
+        if rate["rate_length_controlled"] is not None:
+            even = f"; of equal length {_percent(rate, '_length_controlled')}"
         say(
-            f"{rate['a']} over {rate['b']} by {rate['judge']}: {rate['rate']:.1%} "
-            f"({low:.1%} to {high:.1%}) of {counted(rate['n'], 'prompt')}"
+            f"{rate['a']} over {rate['b']} by {rate['judge']}: {_percent(rate)} of "
+            f"{counted(rate['n'], 'prompt')}{even}"
         )
+    for line in rating_lines(results["ratings"]):
+        say(line)
+
+
+def _percent(rate: Mapping[str, Any], suffix: str = "") -> str:
+    low, high = rate[f"ci95{suffix}"]
+    return f"{rate[f'rate{suffix}']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def rating_lines(ratings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each judge of more than two checkpoints, the best one first.
+
+    Of two the win rate says the same.
+    """
+    lines = []
+    for judge in dict.fromkeys(row["judge"] for row in ratings):
+        rows = [row for row in ratings if row["judge"] == judge]
+        rated = [row for row in rows if row["bradley_terry"] is not None]
+        if len(rows) < 3:
+            continue
+        rated.sort(key=lambda row: -float(row["bradley_terry"]))
+        parts = [f"{row['checkpoint']} {row['elo']:.0f}{_elo_ends(row)}" for row in rated]
+        lost = [row["checkpoint"] for row in rows if row["bradley_terry"] is None]
+        told = f"; never compared with it: {', '.join(lost)}" if lost else ""
+        anchor = rows[0]["checkpoint"]
+        lines.append(f"Elo by {judge}, {anchor} being 1000: {', '.join(parts)}{told}")
+    return lines
+
+
+def _elo_ends(row: Mapping[str, Any]) -> str:
+    if row["ci95"] is None:
+        return ""
+    low, high = map(elo, row["ci95"])
+    return f" ({low:.0f} to {high:.0f})"

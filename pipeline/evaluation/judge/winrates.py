@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data.intervals import LEVEL, Estimate, paired_outcomes
+from data.intervals import LEVEL, Estimate, clustered_outcomes, paired_outcomes
 
 TIE = 1e-6
 """Scores nearer than this tie: a batch of another shape moves a model's score by less."""
@@ -22,10 +22,8 @@ class WinRate(NamedTuple):
     rate: Estimate
 
 
-def compare(
-    a: Sequence[float], b: Sequence[float], *, resamples: int, seed: int, tie: float = TIE
-) -> WinRate:
-    """Count on how many prompts `a` scores above, the same as (within `tie`), and below `b`.
+def outcomes(a: Sequence[float], b: Sequence[float], *, tie: float = TIE) -> list[float]:
+    """Return 1 where `a` scores above `b`, 0 where below, and half where they tie.
 
     Raises:
         ValueError: the two have different lengths.
@@ -33,9 +31,37 @@ def compare(
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} scores don't come in pairs")
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    wins = int((differences > tie).sum())
-    losses = int((differences < -tie).sum())
-    return rate(wins, len(differences) - wins - losses, losses, resamples=resamples, seed=seed)
+    return [float(x) for x in (1 + (differences > tie) - (differences < -tie)) / 2]
+
+
+def compare(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    resamples: int,
+    seed: int,
+    tie: float = TIE,
+) -> WinRate:
+    """Count on how many prompts `a` scores above, the same as (within `tie`), and below `b`.
+
+    Where `prompts` tells that one was asked several times, its outcomes hang together.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+    judged = outcomes(a, b, tie=tie)
+    wins, ties, losses = (judged.count(outcome) for outcome in (1.0, 0.5, 0.0))
+    if prompts is None or len(set(prompts)) == len(judged):
+        return rate(wins, ties, losses, resamples=resamples, seed=seed)
+    outcome = clustered_outcomes([2 * x - 1 for x in judged], prompts)
+    return WinRate(wins, ties, losses, as_rate(outcome))
+
+
+def as_rate(outcome: Estimate) -> Estimate:
+    """Return wins minus losses, a share of all, as the rate with ties half: half of 1 + it."""
+    value, low, high = (None if end is None else (1 + end) / 2 for end in outcome[:3])
+    return Estimate(value, low, high, outcome.n)
 
 
 def rate(
@@ -48,5 +74,4 @@ def rate(
     """
     n = wins + ties + losses
     outcome = paired_outcomes(wins, losses, n, resamples=resamples, seed=seed, level=level)
-    value, low, high = (None if end is None else (1 + end) / 2 for end in outcome[:3])
-    return WinRate(wins, ties, losses, Estimate(value, low, high, n))
+    return WinRate(wins, ties, losses, as_rate(outcome))

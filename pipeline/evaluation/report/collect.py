@@ -106,6 +106,7 @@ def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """Return the figures of all evaluations; a name that two of them use gets its stage's."""
     checkpoints: dict[str, Any] = {}
     lists: dict[str, list[dict[str, Any]]] = {"win_rates": [], "differences": []}
+    ratings: list[dict[str, Any]] = []
     evaluations: dict[str, Any] = {}
     for stage, artifact in artifacts.items():
         path = artifact.folder / EVALUATION
@@ -116,9 +117,11 @@ def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         checkpoints |= {names[name]: f for name, f in results["checkpoints"].items()}
         for key, rows in lists.items():
             rows += [{**r, "a": names[r["a"]], "b": names[r["b"]]} for r in results[key]]
-        rest = {k: v for k, v in results.items() if k not in ("checkpoints", *lists)}
+        ratings += [{**r, "checkpoint": names[r["checkpoint"]]} for r in results.get("ratings", ())]
+        elsewhere = ("checkpoints", "ratings", *lists)
+        rest = {k: v for k, v in results.items() if k not in elsewhere}
         evaluations[stage] = {**rest, "checkpoints": names}
-    return {"checkpoints": checkpoints, **lists, "evaluations": evaluations}
+    return {"checkpoints": checkpoints, **lists, "ratings": ratings, "evaluations": evaluations}
 
 
 def read_metrics(artifact: Artifact) -> list[dict[str, Any]]:

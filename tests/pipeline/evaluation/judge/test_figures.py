@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from data.errors import ArtifactError
 from data.json_lines import read_json_lines
 from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.judge.summary import rating_lines, say_results
 
 
 def row(index: int, checkpoint: str, **changes: Any) -> dict[str, Any]:
@@ -128,3 +130,86 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
         [*read_json_lines(path)]
     with pytest.raises(ArtifactError, match="can't be read"):
         [*read_json_lines(tmp_path / "none.jsonl")]
+
+
+def lengthening() -> list[dict[str, Any]]:
+    """Return 60 prompts where "long" wins by length alone, and "good" whatever the lengths."""
+    rows = []
+    for i in range(60):
+        # "long" is longer than "sft" in two of three, and the longer one wins three in four.
+        longer = i % 3 != 0
+        wins = (i % 4 != 0) == longer
+        rows.append(row(i, "sft", gold=0.5, response="x" * 50))
+        rows.append(
+            row(i, "long", gold=0.6 if wins else 0.4, response="x" * (90 if longer else 10))
+        )
+        rows.append(row(i, "good", gold=0.9 if i % 5 else 0.1, response="x" * (44 + i // 5)))
+    return rows
+
+
+def test_what_only_length_won_is_not_won_at_equal_length() -> None:
+    rates = figures(lengthening(), resamples=200, seed=0)["win_rates"]
+    assert isinstance(rates, list)
+    gold = {(r["a"], r["b"]): r for r in rates if r["judge"] == "gold"}
+    long, good = gold["long", "sft"], gold["good", "sft"]
+    assert long["rate"] == pytest.approx(0.5 + 0.25 / 3, abs=0.02)
+    assert long["rate_length_controlled"] == pytest.approx(0.5, abs=0.02)
+    assert good["rate"] == 0.8
+    assert good["rate_length_controlled"] == pytest.approx(0.8, abs=0.02)
+    for rate in (long, good):
+        low, high = rate["ci95_length_controlled"]
+        assert low < rate["rate_length_controlled"] < high
+
+
+def test_four_answers_tell_no_rate_of_equal_length() -> None:
+    rates = figures(example(), resamples=50, seed=0)["win_rates"]
+    assert isinstance(rates, list)
+    assert rates[0]["rate_length_controlled"] is rates[0]["ci95_length_controlled"] is None
+
+
+def test_every_judge_rates_the_checkpoints_from_the_first_one() -> None:
+    ratings = figures(lengthening(), resamples=200, seed=0)["ratings"]
+    assert isinstance(ratings, list)
+    gold = {r["checkpoint"]: r for r in ratings if r["judge"] == "gold"}
+    assert gold["sft"] == {
+        "checkpoint": "sft", "judge": "gold", "bradley_terry": 0.0, "elo": 1000.0, "ci95": None,
+    }  # fmt: skip
+    assert gold["good"]["bradley_terry"] > gold["long"]["bradley_terry"] > 0
+    low, high = gold["good"]["ci95"]
+    assert 0 < low < gold["good"]["bradley_terry"] < high
+    # Everything ties by the reward model.
+    proxy = [r for r in ratings if r["judge"] == "proxy"]
+    assert [r["bradley_terry"] for r in proxy] == pytest.approx([0, 0, 0])
+    assert proxy[1]["ci95"][0] < 0 < proxy[1]["ci95"][1]
+
+
+def test_a_prompt_asked_three_times_is_one_prompt() -> None:
+    once = lengthening()
+    thrice = [r | {"index": r["index"] + 60 * copy} for copy in range(3) for r in once]
+    one, three = (figures(rows, resamples=200, seed=0)["win_rates"] for rows in (once, thrice))
+    assert isinstance(one, list) and isinstance(three, list)
+    for key in ("ci95", "ci95_length_controlled"):
+        widths = [rates[0][key][1] - rates[0][key][0] for rates in (one, three)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.12)
+
+
+def test_the_console_hears_a_line_for_each_judge_of_three() -> None:
+    counted = {"checkpoints": {}, **figures(lengthening(), resamples=200, seed=0)}
+    lines: list[str] = []
+    say_results(counted, lines.append)
+    gold = [line for line in lines if "by gold" in line]
+    assert re.fullmatch(
+        r"long over sft by gold: 58\.3% \(.*\) of 60 prompts; of equal length 50\.\d% \(.*\)",
+        gold[0],
+    )
+    assert re.fullmatch(
+        r"Elo by gold, sft being 1000: good \d+ \(\d+ to \d+\), long \d+ \(.*\), sft 1000", gold[-1]
+    )
+    assert rating_lines([r for r in counted["ratings"] if r["checkpoint"] != "good"]) == []
+
+
+def test_who_was_compared_with_nobody_is_named() -> None:
+    rows = [r if r["checkpoint"] != "good" else r | {"gold": None} for r in lengthening()]
+    ratings = figures(rows, resamples=50, seed=0)["ratings"]
+    line = rating_lines([r for r in ratings if r["judge"] == "gold"])[0]
+    assert line.endswith("sft 1000; never compared with it: good")

@@ -180,6 +180,7 @@ def test_json_has_what_is_promised(run: Path) -> None:
     for rate in report["win_rates"]:
         assert set(rate) == {
             "a", "b", "judge", "wins", "ties", "losses", "rate", "ci95", "n",
+            "rate_length_controlled", "ci95_length_controlled",
         }  # fmt: skip
         assert rate["wins"] + rate["ties"] + rate["losses"] == rate["n"] == 5
     assert set(report["reward_model"]) >= {

@@ -112,6 +112,7 @@ def test_all_figures_come_out_and_recount_from_the_samples(
     again = figures(rows, resamples=50, seed=0)
     assert again["win_rates"] == results["win_rates"]
     assert again["differences"] == results["differences"]
+    assert again["ratings"] == results["ratings"]
     assert isinstance(again["checkpoints"], dict)
     for name, mine in again["checkpoints"].items():
         assert {key: results["checkpoints"][name][key] for key in mine} == mine
