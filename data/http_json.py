@@ -41,6 +41,7 @@ MOST_BYTES = 32 << 20
 """Of an answer that are read; as values of Python they take up to 25 times as much."""
 _READ_TO_SHOW = 4096
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+_NO_BUNDLE = "NO_CERTIFICATE_OR_CRL_FOUND"
 _SHORTEST_SECRET = 6
 """Characters; shorter keys, such as `none`, are no secret and stand in many a text."""
 _RETRY = Retry()
@@ -302,6 +303,11 @@ class _Try:
             return RefusedError(
                 f"its certificate is not trusted ({cause.verify_message}); look at the address, or "
                 "name the file of who signed it in the environment variable REQUESTS_CA_BUNDLE"
+            )
+        if "CA certificate bundle" in str(cause) or getattr(cause, "reason", None) == _NO_BUNDLE:
+            return RefusedError(
+                "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE of the environment names no file of "
+                "certificates"
             )
         if getattr(cause, "reason", None) in _NO_TLS:
             return RefusedError("it does not speak TLS: its address may begin with http://")

@@ -503,6 +503,23 @@ def test_a_certificate_that_is_not_the_servers_is_refused_at_once(
         assert Endpoint(there, timeout=5, retries=0).score(["p"], ["r"]) == [1.0]
 
 
+@pytest.mark.parametrize("bundle", ["none.pem", "junk.pem"])
+def test_a_file_of_certificates_that_is_none_is_refused_at_once(
+    serve: Callable[..., Server],
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: str,
+) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = serve(answer(b'{"scores": [1]}'), context=context)
+    with pytest.raises(RewardError, match="refused: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"):
+        Endpoint(server.url, timeout=5, retries=5).score(["p"], ["r"])
+
+
 def test_tls_where_there_is_none_is_refused_at_once(serve: Callable[..., Server]) -> None:
     plain = serve(NOW, b"HTTP/1.1 400 Bad Request\r\n\r\n")
     with pytest.raises(RewardError, match=r"refused: it does not speak TLS.*http://"):

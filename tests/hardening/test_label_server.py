@@ -54,9 +54,16 @@ def app(database: Database) -> Any:
 @pytest.fixture(scope="module")
 def ann(database: Database, app: Any) -> dict[str, str]:
     """The headers of somebody who is signed in, as our script sends them."""
-    _, token, csrf = Accounts(database).accept(
-        Accounts(database).invite("annotator", "ann", 1, "test")[1]
-    )
+    return signed_in(database, app, "annotator", "ann")
+
+
+@pytest.fixture(scope="module")
+def root(database: Database, app: Any) -> dict[str, str]:
+    return signed_in(database, app, "admin", "root")
+
+
+def signed_in(database: Database, app: Any, role: Any, name: str) -> dict[str, str]:
+    _, token, csrf = Accounts(database).accept(Accounts(database).invite(role, name, 1, "test")[1])
     return {
         "cookie": f"{cookie_name(app.state.site)}={token}",
         "x-csrf-token": csrf,
@@ -161,7 +168,7 @@ def test_nul_in_a_sheet(app: Any, ann: dict[str, str], database: Database, field
 def own_task(app: Any, ann: dict[str, str]) -> bytes:
     """Return where the task of somebody is, whose guidelines are accepted."""
     (campaign,) = app.state.site.store.list()
-    me = app.state.site.accounts.list()[0].id
+    me = next(one.id for one in app.state.site.accounts.list() if one.name == "ann")
     given = app.state.site.queue.next(me, campaign.id)
     assert given is not None
     return f"/t/{given.id}".encode()
@@ -278,6 +285,20 @@ def full(database: Database) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def read_only(database: Database) -> Iterator[None]:
+    """Let the server be a standby, as PostgreSQL tells of it."""
+
+    def stop(connection: sa.Connection) -> None:
+        raise sa.exc.InternalError("", None, sqlite3.InternalError("in a read-only transaction"))
+
+    sa.event.listen(database.engine, "commit", stop)
+    try:
+        yield
+    finally:
+        sa.event.remove(database.engine, "commit", stop)
+
+
+@contextlib.contextmanager
 def taken(database: Database) -> Iterator[None]:
     """Let another thread of this process write for long."""
     with database._writer:
@@ -295,25 +316,33 @@ def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("gone", [held, full, taken])
-@pytest.mark.parametrize("page", ["draft", "submit", "skip", "logout"])
+@pytest.mark.parametrize("gone", [held, full, read_only, taken])
+@pytest.mark.parametrize("page", ["draft", "submit", "skip", "logout", "account", "admin/invites"])
 def test_a_database_that_is_gone_is_told(
-    app: Any, ann: dict[str, str], database: Database, gone: Any, page: str
+    app: Any, ann: dict[str, str], root: dict[str, str], database: Database, gone: Any, page: str
 ) -> None:
-    path = b"/logout" if page == "logout" else own_task(app, ann) + b"/" + page.encode()
+    site_page = page in ("logout", "account", "admin/invites")
+    path = f"/{page}".encode() if site_page else own_task(app, ann) + b"/" + page.encode()
     key = b'"key": "kkkkkkkkkkkkkkkkkkkk"'
     body = b'{%s, "tiers": [1, 2], "ratings": [null, null], "flags": [[], []]}' % key
-    headers = (
-        ann if page in ("draft", "submit") else {k: v for k, v in ann.items() if k != "accept"}
-    )
-    form = b"reason=other" if page == "skip" else body
+    by_script = page in ("draft", "submit")
+    who = root if page.startswith("admin") else ann
+    headers = who if by_script else {k: v for k, v in who.items() if k != "accept"}
+    password = b"a lovely bunch of coconuts"
+    form = b"reason=other&name=Bob&password=%s&again=%s" % (password, password)
     with gone(database):
-        answer = ask(app, "POST", path, headers=raw(headers), body=form)
+        answer = ask(app, "POST", path, headers=raw(headers), body=body if by_script else form)
     assert answer.status == 503 and answer.is_guarded(), answer.body
     assert answer.headers["retry-after"] == "5"
     assert b"draft is kept" in answer.body
-    assert (b"<html" in answer.body) == (page in ("skip", "logout"))
+    assert (b"<html" in answer.body) != by_script
     assert b"sqlite" not in answer.body
+
+
+def test_what_was_stored_is_not_in_the_text_of_an_error(database: Database) -> None:
+    with pytest.raises(StoreDownError) as caught, database.look() as connection:
+        connection.execute(sa.text("SELECT :hash FROM nothing"), {"hash": "$argon2id$"})
+    assert "nothing" in str(caught.value.__cause__) and "argon" not in str(caught.value.__cause__)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ MOST_HELDOUT = 0.9
 """Largest share of prompts that may be kept from training."""
 _FORMULA = tuple("=+-@\t\r\n|＝＋－＠")
 """What a spreadsheet may take for the start of a formula."""
+_BLANK = re.compile(
+    r"^(?:[^\S\t\r\n]|[\x00-\x08\x0e-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff])+"
+)
+"""What shows nothing, and a spreadsheet may pass over before it."""
 
 
 @dataclass(frozen=True)
@@ -267,12 +272,12 @@ def _csv_line(cells: Iterable[Any]) -> str:
 def neutral(cell: Any) -> Any:
     """Return a cell that no spreadsheet runs as a formula; numbers stay numbers.
 
-    Text that begins, after spaces, with a sign that starts a formula gets an apostrophe before it
+    Text that begins, after blanks, with a sign that starts a formula gets an apostrophe before it
     (OWASP, CSV injection); so does text that begins with one, so that nothing is ambiguous.
     """
     if not isinstance(cell, str):
         return cell
     text = "".join(sign if not 0xD800 <= ord(sign) <= 0xDFFF else "\ufffd" for sign in cell)
     text = text.replace("\0", "\ufffd")
-    start = text.lstrip(" \u00a0\ufeff")
+    start = _BLANK.sub("", text, count=1)
     return f"'{text}" if start.startswith((*_FORMULA, "'")) else text

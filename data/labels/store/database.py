@@ -53,6 +53,7 @@ _MIGRATIONS_LOCK = 7_236_411
 _WAYS_OUT = {
     "locked": "end what holds it, or try again in a moment",
     "full": "make room on its disk and try again",
+    "read-?only": "let it be written again, or name another by --database",
     "not a database|malformed": "name the right file by --database, or bring back a copy",
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -167,8 +168,10 @@ class Database:
             yield
         except sa.exc.TimeoutError as error:
             raise self._down("all connections are taken") from error
+        # Internal: PostgreSQL's of a server that only reads now, such as a standby.
         except (
             sa.exc.OperationalError,
+            sa.exc.InternalError,
             self.engine.dialect.loaded_dbapi.OperationalError,
         ) as error:
             raise self._down(str(getattr(error, "orig", error))) from error
@@ -274,6 +277,7 @@ def _open_sqlite(url: sa.URL, *, create: bool) -> sa.Engine:
         raise UsageError(f"{path} is not a database: name the right file by --database")
     engine = sa.create_engine(
         url,
+        hide_parameters=True,  # of an error's text, which goes to the log
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         pool_size=CONNECTIONS,
         max_overflow=_MORE_CONNECTIONS,
@@ -310,6 +314,7 @@ def _open_postgresql(url: sa.URL) -> sa.Engine:
     require_packages("psycopg", extra="postgres")
     engine = sa.create_engine(
         url,
+        hide_parameters=True,
         # A server that is stopped, or a cable that is out, answers nothing: the last bounds that.
         connect_args={"connect_timeout": _BUSY_SECONDS, "tcp_user_timeout": 1000 * _BUSY_SECONDS},
         pool_size=CONNECTIONS,

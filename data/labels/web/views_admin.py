@@ -10,7 +10,7 @@ from typing import Any, get_args
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from data.errors import RlhfError, UsageError
+from data.errors import RlhfError, StoreDownError, UsageError
 from data.labels.agreement import statistics_text
 from data.labels.agreement.statistics import FIGURES, PLAIN, LabelStatistics, label_statistics
 from data.labels.exchange.consolidation import Consolidation
@@ -171,6 +171,8 @@ def invite(visit: Visit) -> Response:
         return _annotators(visit, status=422, problem="the hours are no number")
     try:
         made, token = visit.site.accounts.invite(role, visit.field("name"), hours, visit.me.id)
+    except StoreDownError:
+        raise
     except RlhfError as error:
         return _annotators(visit, status=422, problem=str(error))
     scheme = "https" if visit.site.secure else "http"

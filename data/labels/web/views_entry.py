@@ -8,7 +8,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from data.errors import NotYoursError, RlhfError
+from data.errors import NotYoursError, RlhfError, StoreDownError
 from data.labels.campaign.notices import dismiss
 from data.labels.names import skeleton
 from data.labels.web import own
@@ -93,6 +93,8 @@ def set_password(visit: Visit) -> Response:
         visit.site.accounts.set_password(
             visit.me.id, password, old=visit.field("old"), keep=visit.session.id
         )
+    except StoreDownError:
+        raise
     except RlhfError as error:
         return _account(visit, status=422, problem=str(error))
     return _account(visit, done=True)

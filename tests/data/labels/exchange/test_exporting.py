@@ -177,7 +177,10 @@ def test_answers_are_good_or_bad_by_rating_or_by_the_ends_of_the_ranking(label):
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =cmd|' /C calc'!A0", "＝1", "|x"],
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =cmd|' /C calc'!A0", "＝1", "|x"]
+    + [
+        f"{blank}=1" for blank in "\u3000\u2003\x0b\x1c\x85\x08\u200b\u200e\u2028\u202e\u2066\ufeff"
+    ],
 )
 def test_formulas_are_neutralised(text):
     assert neutral(text) == "'" + text
