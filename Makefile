@@ -12,7 +12,8 @@
 #
 # `make test` runs the tests, and `make test-slow` those that take minutes:
 #
-#   WORKERS      processes that share the tests, each on one thread
+#   WORKERS      processes that share the tests, each on one thread; some tests wait more than they
+#                compute, so one more than there are cores
 #   TESTS        files to run alone
 #
 # `make fuzz` tries the readers of users' files with input that a fuzzer makes up (Linux):
@@ -30,11 +31,11 @@ PEERS_READY := $(PEERS)/.ready
 MODEL ?=
 NANOCHAT ?=
 BENCH ?=
-WORKERS ?= 2
+WORKERS ?= 3
 TESTS ?=
 FUZZ_SECONDS ?= 600
-# A file's tests stay on one worker, with what they share.
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+# A file's tests stay on one worker, with what they share; files that take long come first.
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow bench fuzz check format clean
 

@@ -26,9 +26,12 @@ import pytest
 
 from data.records import Ranking, chat, dense_ranks
 
+pytestmark = pytest.mark.first
+
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 ROOT = Path(__file__).parents[2]
 NAMES = ("Ann", "Ben", "Cleo")
+Command = Callable[..., Any]
 Prefer = Callable[[str, list[str]], list[int]]
 """Gives dense ranks for the answers to a prompt, as the page shows both."""
 
@@ -214,18 +217,11 @@ def line_of(process: Any, pattern: str, seconds: float) -> re.Match[str]:
         time.sleep(0.1)
 
 
-def told(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [RLHF, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def told(rlhf: Command, *arguments: str) -> str:
+    """Return what a short command says, which runs in this process."""
+    done = rlhf(*arguments)
+    assert done.code == 0, done.err
+    return str(done.out)
 
 
 def all_work(people: list[Any], process: subprocess.Popen[str], seconds: float) -> list[int]:
@@ -258,11 +254,10 @@ def shortest(prompt: str, answers: list[str]) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("where", "how"), [("sqlite", "per_annotator"), ("postgresql", "soft")], ids="-".join
-)
+@pytest.mark.parametrize(("where", "how"), [("sqlite", "per_annotator"), ("postgresql", "soft")])
 def test_a_recipe_waits_for_three_people_who_call(
     tiny_recipe: Path,
+    rlhf: Command,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -281,7 +276,7 @@ def test_a_recipe_waits_for_three_people_who_call(
         assert process.wait(60) == 130
     assert "all labels are kept" in "".join(process.lines)  # type: ignore[attr-defined]
     assert (folder / run / "labels" / "labels.sqlite").exists() == (where == "sqlite")
-    done = three_callers(folder, run, waits)
+    done = three_callers(rlhf, folder, run, waits)
     assert not (folder / run / "labels" / "server.json").exists()
     rows = rankings_of(folder / run)
     assert min(done) > 0
@@ -295,21 +290,21 @@ def test_a_recipe_waits_for_three_people_who_call(
     for row in rows:
         assert row["ranks"] == shortest("", row["completions"])
     assert (folder / run / "reward" / "model" / "model.safetensors").is_file()
-    assert told(folder, *waits).count("up to date") == 4
-    report = json.loads(told(folder, "label", "stats", run, "--json"))
+    assert told(rlhf, *waits).count("up to date") == 4
+    report = json.loads(told(rlhf, "label", "stats", run, "--json"))
     assert report["overlapping"] > 0 and report["whole"]["figures"]["agreement"]["value"] == 1.0
-    exported = told(folder, "label", "export", run, "--out", "out", "--what", "preferences")
+    exported = told(rlhf, "label", "export", run, "--out", "out", "--what", "preferences")
     assert "preferences/train.jsonl" in exported
 
 
-def three_callers(folder: Path, run: str, waits: tuple[str, ...]) -> list[int]:
+def three_callers(rlhf: Command, folder: Path, run: str, waits: tuple[str, ...]) -> list[int]:
     """Let three people label until the recipe is through; return how much each did."""
     with running(folder, "label", "serve", run, "--port", "0") as server:
         address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)", 60)[1]
         first = line_of(server, r"your way in, good once: (\S+)", 10)[1]
         assert first.startswith(f"{address}/invite/")
         links = [
-            line.split("\t") for line in told(folder, "label", "invite", run, *NAMES).splitlines()
+            line.split("\t") for line in told(rlhf, "label", "invite", run, *NAMES).splitlines()
         ]
         assert [name for name, _ in links] == list(NAMES)
         with running(folder, *waits) as process:
@@ -332,7 +327,7 @@ QUICKSTART = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_quickstart_with_three_browsers(tmp_path: Path) -> None:
+def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> None:
     """Train the quickstart to its reward model on what three people at browsers prefer.
 
     `RLHF_TEST_QUICKSTART` may name a finished run of it, whose first stages are then used.
@@ -359,7 +354,7 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path) -> None:
             line_of(server, "your way in", 120)
             links = [
                 line.split("\t")[1]
-                for line in told(tmp_path, "label", "invite", str(run), *NAMES).splitlines()
+                for line in told(rlhf, "label", "invite", str(run), *NAMES).splitlines()
             ]
             with playwright.sync_playwright() as driver:
                 start = driver.chromium.launch

@@ -23,7 +23,7 @@ DONE = [
 """Adapters are not trained on sharded weights."""
 RUNS = ("alone-1", "fsdp-2", "ddp-2")
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(1500)]
 
 
 def words(rng: random.Random, most: int) -> str:

@@ -22,7 +22,10 @@ from data.labels.web.server import UVICORN, Server, bound
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.first,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
 DESKTOP = {"viewport": {"width": 1280, "height": 720}}
 TABLET = {
     "viewport": {"width": 820, "height": 1180},

@@ -23,6 +23,8 @@ from pipeline.rl.ppo.loop import run_update
 from pipeline.rl.rewards import Term
 from pipeline.stages.ppo.settings import PpoSettings
 
+pytestmark = pytest.mark.first
+
 PAD, END, WORDS, LONGEST = 0, 1, range(2, 6), 3
 PROMPTS = ([2, 3], [5, 4, 4])
 GAIN_LOST = 0.05

@@ -19,6 +19,8 @@ from pipeline.models.load import halve_products
 from pipeline.rl.ppo.loop import restore, run_update, save
 from pipeline.rl.rollout.rollout import _cast_once
 
+pytestmark = pytest.mark.first
+
 Build = Callable[..., Any]
 COMPARED = ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "val/ratio")
 
