@@ -158,6 +158,10 @@ def test_names_that_differ_are_two(one: str, other: str) -> None:
         ("administrator", "commonest"),
         ("letmein12345", "commonest"),
         ("Qwerty-Qwertz-1", "commonest"),
+        ("Summer2026!!", "commonest"),
+        ("drowssap-4321", "commonest"),
+        ("zaq12wsxcde3", "commonest"),
+        ("1234qwerasdf", "commonest"),
     ],
 )
 def test_a_password_that_is_easily_guessed_is_refused(password: str, told: str) -> None:

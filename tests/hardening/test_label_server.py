@@ -628,6 +628,11 @@ def test_a_certificate_that_is_none(
     assert "invite" not in result.out
 
 
+@pytest.mark.parametrize("url", ["https://[2001:0DB8::0001]:8443/", "https://[2001:db8:0::1]"])
+def test_an_address_is_known_by_how_browsers_write_it(url: str) -> None:
+    assert "[2001:db8::1]" in Front(behind_proxy=True, url=url).names
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -662,6 +667,15 @@ def test_a_certificate_that_is_none(
         (["--url", "http://localhost:0"], [":0"]),
         (["--url", "http://u:p@localhost"], ["address"]),
         (["--url", "http://[::1"], ["address"]),
+        (["--url", "http://[:::1]"], ["address"]),
+        (["--url", "http://[::]"], ["address"]),
+        (["--url", "http://[127.0.0.1]"], ["address"]),
+        (["--url", "http://0.0.0.0:80"], ["0.0.0.0"]),
+        (["--url", "http://127.0.0"], ["127.0.0"]),
+        (["--url", "http://999.0.0.1"], ["999.0.0.1"]),
+        (["--url", "http://" + "a." * 150 + "org"], ["address"]),
+        (["--allowed-host", "[:::1]"], ["--allowed-host"]),
+        (["--allowed-host", "*.0.0.1"], ["--allowed-host"]),
         (["--url", "http://local host"], ["address"]),
         (["--url", "http://lócalhost"], ["address"]),
         (["--url", "ftp://localhost"], ["ftp"]),

@@ -22,7 +22,8 @@ _COMMON = (  # noqa: SIM905
     "liverpool chelsea arsenal computer internet whatever trustno changeme default secret admin "
     "administrator root user guest login access test hello freedom mustang cookie flower qwerty "
     "qwertz azerty asdfgh zxcvbn qazwsx unknown google facebook samsung killer hunter ginger "
-    "annotator labeler labels rlhf"
+    "summer winter spring autumn january february hallo bonjour "
+    "qwer asdf zxcv qaz wsx edc rfv zaq xsw cde vfr annotator labeler labels rlhf"
 ).split()
 """The commonest of the yearly lists of leaked passwords (SplashData, NordPass), and ours."""
 _ROWS = (
@@ -61,7 +62,8 @@ def weakness(password: str, name: str) -> str | None:
     ]
     if _without(folded, [one for one in own if len(one) > 2 or one == folded_name]):
         return "it is little more than your name"
-    if _without(folded, _COMMON) or _without(folded.translate(_SWAPPED), _COMMON):
+    written = (folded, folded[::-1], folded.translate(_SWAPPED))
+    if any(_without(one, _COMMON) for one in written):
         return "it is one of the commonest"
     return None
 

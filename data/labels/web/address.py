@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ from data.errors import ArtifactError, UsageError
 from data.json_lines import read_json_object
 
 _NAME = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.?"
+_LONGEST = 253
+"""Characters of a name."""
 HOST = rf"(?:{_NAME}|\[[0-9a-f:.]+\])"
 URL = re.compile(rf"(https?)://({HOST})(?::(\d{{1,5}}))?/?", re.ASCII | re.IGNORECASE)
 
@@ -37,12 +40,30 @@ def checked_url(url: str) -> str:
         UsageError: it is not a scheme, a host and perhaps a port.
     """
     parts = URL.fullmatch(url)
-    if parts is None or int(parts[3] or 1) not in range(1, 65536):
+    if parts is None or not can_be_asked(parts[2]) or int(parts[3] or 1) not in range(1, 65536):
         raise UsageError(
             f"the address {url[:200]!r} is not one that links can begin with: write it as "
             "https://labels.example.org, with :PORT where it has one and no path"
         )
     return url.rstrip("/")
+
+
+def can_be_asked(host: str) -> bool:
+    """Tell whether a host, of the form `HOST`, is one: numbers alone make an address, or none."""
+    number = host.strip("[]")
+    if host == number and not host.rstrip(".").rpartition(".")[2].isdigit():
+        return len(host) <= _LONGEST
+    try:
+        address = ipaddress.ip_address(number)
+        return (address.version == 6) == (host != number) and not address.is_unspecified
+    except ValueError:
+        return False
+
+
+def as_sent(host: str) -> str:
+    """Return a host as browsers write it, who shorten addresses."""
+    host = host.lower()
+    return f"[{ipaddress.ip_address(host[1:-1])}]" if host.startswith("[") else host
 
 
 def _alive(process: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
-from data.labels.web.address import HOST, URL, checked_url
+from data.labels.web.address import HOST, URL, as_sent, can_be_asked, checked_url
 from data.labels.web.security import LOOPBACK
 
 DEFAULT_PORT = 8470
@@ -53,7 +53,7 @@ class Front:
     def __post_init__(self) -> None:
         self._check_interface()
         for name in self.allowed_hosts:
-            if not _ALLOWED.fullmatch(name):
+            if not _ALLOWED.fullmatch(name) or not can_be_asked(name.removeprefix("*.")):
                 raise UsageError(
                     f"--allowed-host {name[:200]!r} is no name as browsers ask for it: write it as "
                     "labels.example.org or *.example.org, without https:// and port"
@@ -84,7 +84,7 @@ class Front:
         own = [f"[{self.host}]" if ":" in self.host else self.host]
         if self.url is not None:
             own.append(_split(self.url)[0])
-        return [*LOOPBACK, *self.allowed_hosts, *own]
+        return [as_sent(name) for name in (*LOOPBACK, *self.allowed_hosts, *own)]
 
     def address(self, port: int) -> str:
         """Return what links begin with.
