@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pipeline.stages.reward.trainer import RankingTrainer
     from reward.learned.model import RewardModel
     from reward.network.lora import Trunk
-    from reward.quality.judging import ScoredRanking
+    from reward.quality.pairs import ScoredRanking
 
 
 def check(settings: RewardSettings, hand: HandOver) -> None:
@@ -161,12 +161,14 @@ def _judge(
 ) -> dict[str, float]:
     """Set the bias, write `quality.json` and `heldout.jsonl`, return the final metrics."""
     from reward.quality.calibration import demonstration_bias
-    from reward.quality.judging import judge, pair_rows, summary
+    from reward.quality.judging import judge, summary, with_bag_of_words
+    from reward.quality.length_rule import verdict
+    from reward.quality.pairs import pair_rows
 
     calibration = demonstration_bias(trainer.score(_demonstrations(context, model), exact=True))
     model.set_bias(calibration.bias)
     sets = {
-        name: _scored(rankings, model, trainer)
+        name: with_bag_of_words(_scored(rankings, model, trainer), rows.training)
         for name, rankings in (("eval_rankings", rows.evaluation), ("heldout", rows.heldout))
         if rankings
     }
@@ -180,7 +182,9 @@ def _judge(
         write_atomically(context.folder / "quality.json", json.dumps(content, indent=2) + "\n")
         path = context.folder / "heldout.jsonl"
         path.unlink(missing_ok=True)
-        append_json_lines(path, pair_rows(sets))
+        for name, scored in sets.items():
+            append_json_lines(path, pair_rows(name, scored))
+    context.say(str(verdict(content)))
     return summary(content)
 
 
@@ -188,7 +192,7 @@ def _scored(
     rankings: list[Ranking], model: RewardModel, trainer: RankingTrainer
 ) -> list[ScoredRanking]:
     from reward.learned.batching import encoded_completions
-    from reward.quality.judging import ScoredRanking
+    from reward.quality.pairs import ScoredRanking
 
     sequences = [ids for r in rankings for ids in encoded_completions(r, model.encoder)]
     scores = iter(trainer.score(sequences, exact=True))

@@ -184,7 +184,7 @@ class RankingTrainer:
     def evaluate(self, rankings: Sequence[EncodedRanking]) -> dict[str, float]:
         """Return the loss on held-out rankings, a prompt counting once, and the accuracy of pairs.
 
-        The accuracy is that of `reward.quality.quality.pair_accuracy`: one pair counts like
+        The accuracy is that of `reward.quality.shares.pair_accuracy`: one pair counts like
         another.
         """
         scores = self.score([ids for r in rankings for ids in r.sequences])

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.records import Ranking, prompt_hash
 from reward.quality.calibration import Calibration, demonstration_bias
-from reward.quality.judging import ScoredRanking, judge, pair_rows, summary
-from reward.quality.quality import (
-    ScoredPair,
-    calibration,
-    clustered_interval,
-    length_matched,
-    longer_wins,
-    pair_accuracy,
-    quality,
-    scored_pairs,
-)
+from reward.quality.judging import judge, judge_rankings, summary
+from reward.quality.pairs import ScoredPair, ScoredRanking, pair_rows, scored_pairs
+from reward.quality.probabilities import calibration
+from reward.quality.quality import length_matched, quality
+from reward.quality.shares import clustered_interval, longer_wins, pair_accuracy
 
 
 def pair(
@@ -156,7 +151,7 @@ def test_the_first_set_is_the_models_quality_and_all_pairs_are_written() -> None
     assert (content["judged_by"], content["accuracy"]) == ("eval_rankings", 1.0)
     assert content["heldout"]["accuracy"] == 0.0
     assert content["bias"]["reward_bias"] == 0.5
-    rows = list(pair_rows(sets))
+    rows = [row for name, scored in sets.items() for row in pair_rows(name, scored)]
     assert [row["set"] for row in rows] == ["eval_rankings", "heldout"]
     assert (rows[0]["better"], rows[0]["better_score"]) == ("good", 1.0)
     metrics = summary(content)
@@ -173,3 +168,97 @@ def test_the_bias_brings_demonstrations_to_zero() -> None:
     assert demonstration_bias([]).bias == 0.0
     with pytest.raises(ValueError, match="not finite"):
         demonstration_bias([math.nan])
+
+
+def test_pairs_are_told_by_margin_and_by_place() -> None:
+    # Right on the far pairs, wrong on the near ones.
+    rows = [Ranking(f"q{i}", ["a", "b", "c"], [1, 2, 3]) for i in range(8)]
+    found = quality(scored_pairs(rows, [[2.0, 3.0, -9.0]] * 8))
+    places = {row["label"]: (row["accuracy"], row["n_pairs"]) for row in found["by_place"]}
+    assert places == {
+        "neighbours in the ranking": (0.5, 16),
+        "two places apart": (1.0, 8),
+        "the best against the rest": (0.5, 16),
+        "among the rest": (1.0, 8),
+    }
+    margins = [(r["low"], r["high"], r["accuracy"], r["n_pairs"]) for r in found["by_margin"]]
+    assert margins == [(1.0, 1.0, 0.0, 8), (11.0, 11.0, 1.0, 8), (12.0, 12.0, 1.0, 8)]
+    assert quality([pair(1, 0)])["by_place"] == []
+
+
+def test_each_subset_has_both_length_rules() -> None:
+    rows = [
+        Ranking(f"q{name}{i}", ["long answer", "no"], [1, 2], meta={"subset": name})
+        for name in ("chat", "safety")
+        for i in range(10)
+    ]
+    scores = [[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 10
+    found = quality(scored_pairs([*rows, Ranking("x", ["a", "b"], [1, 2])], [*scores, [1.0, 1.0]]))
+    chat, safety = found["by_subset"]
+    assert (chat["subset"], chat["accuracy"], chat["n_pairs"]) == ("chat", 1.0, 10)
+    assert (chat["longer_wins"], chat["shorter_wins"]) == (1.0, 0.0)
+    assert chat["ci95_longer_wins"] == [1 - end for end in chat["ci95_shorter_wins"][::-1]]
+    assert (safety["subset"], safety["accuracy"]) == ("safety", 0.0)
+    assert (chat["beats_length"]["state"], safety["beats_length"]["state"]) == (
+        "not shown", "beaten",
+    )  # fmt: skip
+    assert found["equal_scores"]["share"] == pytest.approx(1 / 21)
+
+
+def test_ties_of_annotators_and_their_ceiling_are_counted() -> None:
+    rows = [
+        Ranking("q", ["a", "b"], [1, 2], annotator="ann"),
+        Ranking("q", ["b", "a"], [2, 1], annotator="ben"),
+        Ranking("q", ["a", "b"], [2, 1], annotator="cem"),
+        Ranking("r", ["a", "b"], [1, 1], annotator="ann"),
+    ]
+    found = judge_rankings([ScoredRanking(r, [1.0, 0.0]) for r in rows])
+    assert (found["annotator_ties"]["share"], found["annotator_ties"]["n_pairs"]) == (0.25, 4)
+    # Of three comparisons one agrees: less than chance, so that nothing can be learnt.
+    assert found["ceiling"]["agreement"] == pytest.approx(1 / 3)
+    assert (found["ceiling"]["low"], found["ceiling"]["high"]) == (0.5, 0.5)
+    alone = judge_rankings([ScoredRanking(rows[0], [1.0, 0.0])])["ceiling"]
+    assert (alone["agreement"], alone["ci95"]) == (None, None)
+    assert "no task has labels of two annotators" in alone["note"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.permutations([1, 1, 2, 3]), st.permutations(range(4))),
+        min_size=1,
+        max_size=12,
+    )
+)
+@settings(max_examples=25)
+def test_the_figures_can_be_counted_again_from_the_rows(
+    drawn: list[tuple[int, list[int], list[int]]],
+) -> None:
+    texts = ["a", "bb", "ccc", "dddd"]
+    rows = [
+        ScoredRanking(
+            Ranking(f"q{prompt}", texts, ranks, meta={"subset": str(prompt % 2)}),
+            [float(s // 2) for s in scores],
+            [float(s) for s in scores],
+        )
+        for prompt, ranks, scores in drawn
+    ]
+    found = judge_rankings(rows)
+    told = list(pair_rows("heldout", rows))
+
+    def share(kept: list[Any], name: str = "score") -> float:
+        sign = [r[f"better_{name}"] - r[f"worse_{name}"] for r in kept]
+        return sum(0.5 if s == 0 else s > 0 for s in sign) / len(kept)
+
+    assert found["n_pairs"] == len(told)
+    assert found["accuracy"] == pytest.approx(share(told))
+    assert found["bag_of_words"]["accuracy"] == pytest.approx(share(told, "words"))
+    longer = sum(len(r["better"]) > len(r["worse"]) for r in told) / len(told)
+    assert found["longer_wins"] == pytest.approx(longer)
+    for row in found["by_subset"]:
+        assert row["accuracy"] == share([r for r in told if r["subset"] == row["subset"]])
+    best = [r for r in told if r["ranks"][0] == 1]
+    (named,) = [r for r in found["by_place"] if r["label"] == "the best against the rest"]
+    assert (named["accuracy"], named["n_pairs"]) == (pytest.approx(share(best)), len(best))
+    equal = sum(r["better_score"] == r["worse_score"] for r in told) / len(told)
+    assert found["equal_scores"]["share"] == pytest.approx(equal)
+    assert sum(r["n_pairs"] for r in found["by_margin"]) == len(told)

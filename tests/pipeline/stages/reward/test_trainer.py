@@ -19,7 +19,8 @@ from pipeline.stages.reward.trainer import RankingTrainer
 from pipeline.training.loop import Rhythm, run_loop
 from reward.learned.batching import EncodedRanking, encode_rankings
 from reward.learned.model import RewardModel
-from reward.quality.quality import pair_accuracy, scored_pairs
+from reward.quality.pairs import scored_pairs
+from reward.quality.shares import pair_accuracy
 
 Build = Callable[[str], Path]
 SETTINGS = RewardSettings(

@@ -1,0 +1,71 @@
+"""Score differences as probabilities: reliability, log loss, temperature."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from reward.quality.pairs import ScoredPair
+from reward.quality.probabilities import calibration
+
+
+def drawn(n: int, *, scale: float, per_prompt: int = 1) -> list[ScoredPair]:
+    """Pairs whose better one is drawn with sigmoid(difference / scale)."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for place in range(n):
+        difference = generator.normal() * scale * 2
+        wins = generator.random() < 1 / (1 + math.exp(-difference / scale))
+        better, worse = (difference, 0.0) if wins else (0.0, difference)
+        rows.append(ScoredPair(str(place // per_prompt), better, worse, 1, 1))
+    return rows
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 8.0])
+def test_the_temperature_that_pairs_were_drawn_with_is_found(scale: float) -> None:
+    found = calibration(drawn(1500, scale=scale))
+    temperature = found["temperature"]
+    assert temperature["ci95"][0] < scale < temperature["ci95"][1]
+    assert temperature["value"] == pytest.approx(scale, rel=0.15)
+    # Held out, it is calibrated; as it stands only where the scale was right.
+    assert temperature["ece"] < 0.04
+    assert temperature["log_loss"] <= found["log_loss"] + 0.002
+    assert (found["ece"] < 0.04) == (scale == 1.0)
+
+
+def test_what_the_temperature_does_is_told_of_prompts_it_was_not_fitted_on() -> None:
+    # The first fold of prompts is wrong throughout: fitted on itself it would know.
+    rows = [ScoredPair(f"{i:02}", float(i % 5 != 0), float(i % 5 == 0), 1, 1) for i in range(50)]
+    temperature = calibration(rows)["temperature"]
+    # Four folds know three of four right, a difference of 1 means log 3; the first one knows all.
+    assert temperature["log_loss"] > 0.2 * math.log(100) + 0.8 * math.log(4 / 3) - 0.2
+    # 40 right and 10 wrong, each with a target of 51/52.
+    right, wrong = (40 * 51 + 10) / 52, (10 * 51 + 40) / 52
+    assert temperature["value"] == pytest.approx(1 / math.log(right / wrong), rel=0.03)
+
+
+def test_scores_that_tell_nothing_have_no_temperature() -> None:
+    wrong = [ScoredPair(str(i), 0.0, 1.0, 1, 1) for i in range(20)]
+    equal = [ScoredPair(str(i), 1.0, 1.0, 1, 1) for i in range(20)]
+    few = [ScoredPair("p", 1.0, 0.0, 1, 1)] * 9
+    for rows in (wrong, equal, few, []):
+        assert calibration(rows)["temperature"] is None
+
+
+def test_all_right_has_a_temperature_and_bins_an_interval() -> None:
+    found = calibration([ScoredPair(str(i), 3.0, 0.0, 1, 1) for i in range(20)])
+    assert 0 < found["temperature"]["value"] < 3
+    (row,) = found["reliability"]
+    assert row["ci95"][0] < row["accuracy"] == row["ci95"][1] == 1
+    assert found["ci95_log_loss"] == pytest.approx([found["log_loss"]] * 2)
+
+
+def test_the_errors_intervals_hold_them_and_know_of_prompts() -> None:
+    wide = calibration(drawn(200, scale=1.0, per_prompt=10))
+    assert wide["ci95_log_loss"][0] < wide["log_loss"] < wide["ci95_log_loss"][1]
+    assert wide["ci95_ece"][0] < wide["ci95_ece"][1]
+    repeated = calibration([p for p in drawn(100, scale=1.0) for _ in range(4)])
+    once = calibration(drawn(100, scale=1.0))
+    assert repeated["ci95_log_loss"] == pytest.approx(once["ci95_log_loss"])
