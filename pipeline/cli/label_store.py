@@ -12,7 +12,7 @@ import typer
 
 from data.errors import ArtifactError, InvalidLabelError, UsageError, nearest
 from data.extras import STORE, require_packages
-from data.labels.records import AnnotatorKind, CampaignSettings
+from data.labels.records import AnnotatorKind, CampaignSettings, Mode
 from data.words import counted
 from pipeline.stages.rankings.people_settings import database_place
 
@@ -249,25 +249,34 @@ def import_file(
     for one in labels:
         by_campaign.setdefault(campaign or one.row.campaign, []).append(one)
     lines = report.lines()
+    modes = {name: _mode(database, name, rows) for name, rows in by_campaign.items()}
     for name, rows in by_campaign.items():
-        new = _record(database, name, rows)
+        new = _record(database, name, modes[name], rows)
         lines.append(f"campaign {name}: {counted(new, 'new label')} of {len(rows):,}")
     return lines
 
 
-def _record(database: Database, name: str, labels: Sequence[ImportedLabel]) -> int:
-    from data.labels.campaign.campaigns import IMPORT, Campaigns
-    from data.labels.campaign.recording import Recording
+def _mode(database: Database, name: str, labels: Sequence[ImportedLabel]) -> Mode:
+    """Return the mode in which a campaign asks, which is that of all labels it is given."""
+    from data.labels.campaign.campaigns import Campaigns
 
-    campaigns = Campaigns(database)
     modes = {one.row.mode for one in labels}
-    known = campaigns.get(name)
+    known = Campaigns(database).get(name)
     mode = known.settings.mode if known is not None else next(iter(modes))
     if modes != {mode}:
         raise UsageError(
             f"campaign {name} asks in mode {mode}, the file holds labels of mode "
             f"{', '.join(sorted(modes))}; give another --campaign"
         )
+    return mode
+
+
+def _record(database: Database, name: str, mode: Mode, labels: Sequence[ImportedLabel]) -> int:
+    from data.labels.campaign.campaigns import IMPORT, Campaigns
+    from data.labels.campaign.recording import Recording
+
+    campaigns = Campaigns(database)
+    known = campaigns.get(name)
     if known is None:
         settings = CampaignSettings(mode=mode, overlap=0.0)
         theirs = labels[0].row.assignment.task.campaign_id

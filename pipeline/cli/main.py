@@ -82,7 +82,8 @@ def run(
         bool, typer.Option("--dry-run", help="Tell what would run, and why; change nothing.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Processes of a training stage.")
+        int | None,
+        typer.Option("--processes", min=1, max=2**20, help="Processes of a training stage."),
     ] = None,
     plugin: PluginOption = None,
     quiet: QuietOption = False,

@@ -220,3 +220,39 @@ def test_a_folder_of_more_files_than_data_has_is_told(
     monkeypatch.setattr(folders, "MOST_FILES", 2)
     with pytest.raises(SourceError, match="more than 2 files and folders"):
         find_files(str(tmp_path))
+
+
+# Labels that are brought in
+
+RANKING = {"prompt": "hi", "completions": ["a", "b"], "ranks": [0, 1]}
+IMPORTS: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
+    "a campaign that is no text": (["--campaign", os.fsdecode(b"\xff")], []),
+    "an annotator of a long name": ([], [{**RANKING, "annotator": "x" * 1000}]),
+    "an annotator of two lines": ([], [{**RANKING, "annotator": "a\x07b"}]),
+}
+
+
+@pytest.mark.parametrize(("args", "rows"), IMPORTS.values(), ids=IMPORTS)
+def test_labels_whose_names_the_store_does_not_take(
+    rlhf: Rlhf, assert_refused: Refused, args: list[str], rows: list[dict[str, Any]]
+) -> None:
+    files = {
+        "run/recipe.yaml": f"name: x\n{RECIPE}",
+        "good.jsonl": json.dumps(RANKING),
+        "bad.jsonl": "\n".join(map(json.dumps, [RANKING, *rows])),
+    }
+    assert rlhf(["label", "import", "run", "good.jsonl"], files).code == 0
+    assert_refused(rlhf(["label", "import", "run", "bad.jsonl", "--max-bad-share", "0", *args]))
+
+
+ODD_OPTIONS = (
+    ["label", "tasks", "run", "--database", "sqlite:///x.sqlite?timeout=x"],
+    ["run", "r.yaml", "--processes", "9" * 20],
+)
+
+
+@pytest.mark.parametrize("args", ODD_OPTIONS, ids=" ".join)
+def test_a_number_that_an_option_does_not_take(
+    rlhf: Rlhf, assert_refused: Refused, args: list[str]
+) -> None:
+    assert_refused(rlhf(args, {**FILES, "run/x": "", "x.sqlite": ""}))

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from data.errors import BadRowsError, SourceError, in_words
+from data.errors import BadRowsError, LabelError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
+from data.labels.names import plain_name
 from data.labels.records import (
     Annotator,
     Assignment,
@@ -34,7 +35,7 @@ from data.sources.formats import detect, unused
 from data.sources.oasst import Forest, is_message, is_tree, tree_rankings
 from data.sources.read import SHOWN, ReadReport, located_rows
 from data.sources.source import Source
-from data.sources.values import RowDropped, RowError
+from data.sources.values import RowDropped, RowError, as_text
 
 FORMATS = {
     "labels": "our own lossless export",
@@ -116,6 +117,15 @@ def read_labels(
         raise SourceError(f"no labels in {source}{': ' + dropped if dropped else ''}")
 
 
+def _require_names(row: LabelRow) -> None:
+    """Refuse a label whose names the store does not take."""
+    as_text(row.campaign, "campaign")
+    try:
+        plain_name(row.annotator.name)
+    except LabelError as error:
+        raise RowError(str(error)) from error
+
+
 class _Foreign(NamedTuple):
     """What is said of labels whose file doesn't say it."""
 
@@ -136,6 +146,7 @@ class _Reading:
         report = self.report
         try:
             for row in rows:
+                _require_names(row)
                 report.records += 1
                 new = row.assignment.task.new
                 yield ImportedLabel(new, row.annotator, row.label.submission, row)

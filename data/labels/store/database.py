@@ -31,7 +31,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
-from data.errors import ArtifactError, StoreDownError, UsageError, in_words
+from data.errors import ArtifactError, RlhfError, StoreDownError, UsageError, in_words
 from data.extras import require_packages
 from data.labels.store.private import close_to_others, make_file, make_folder
 from data.labels.store.tables import metadata
@@ -211,10 +211,19 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
         StoreDownError: it can't be had now.
     """
     parsed = _parse(url)
-    if parsed.get_backend_name() == "sqlite":
-        engine = _open_sqlite(parsed, create=create)
-    else:
-        engine = _open_postgresql(parsed)
+    try:
+        if parsed.get_backend_name() == "sqlite":
+            engine = _open_sqlite(parsed, create=create)
+        else:
+            engine = _open_postgresql(parsed)
+    except RlhfError:
+        raise
+    except (ValueError, TypeError) as error:  # an option that is no number
+        where = parsed.render_as_string(hide_password=True)
+        raise UsageError(
+            f"the label database {where} can't be used: {in_words(error)}; name another by "
+            "--database"
+        ) from error
     database = Database(engine)
     try:
         _migrate(database)
