@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import secrets
 import sys
 import unicodedata
@@ -85,7 +84,7 @@ def require_sensible(sampling: Sampling) -> None:
         UsageError: names the option, its value and what it may be.
     """
     checks: Iterable[tuple[str, bool, str]] = (
-        ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
+        ("temperature", sampling.divides, "0, or 1e-20 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("max_new_tokens", sampling.max_new_tokens >= 1, "1 or more"),

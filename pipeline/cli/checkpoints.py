@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,7 +160,9 @@ def score(
     ],
     out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=sys.maxsize, help="At most so many rows.")
+    ] = None,
     plugin: PluginOption = None,
     options: Annotated[
         list[str] | None,

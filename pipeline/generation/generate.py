@@ -13,6 +13,7 @@ Shapes: B rows, N prompts, T new tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +52,11 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+
+    @property
+    def divides(self) -> bool:
+        """Whether the temperature is one that logits can be divided by, or 0."""
+        return self.temperature == 0 or 1e-20 <= self.temperature < math.inf
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,16 @@ def _shape(sizes: Collection[int]) -> str:
     return " x ".join(map(str, sizes)) or "one number"
 
 
+def require_reward_model(source: str | Path) -> None:
+    """Refuse what is no reward model by its configuration alone, before any weights are loaded.
+
+    Raises:
+        ModelError: nothing loadable is there, or it is of a kind that can't score.
+    """
+    config = load_config(source, what="reward model", trust_remote_code=False)
+    _require_scalar(source, config, training=False)
+
+
 def _require_scalar(source: str | Path, config: Any, *, training: bool) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(

@@ -248,6 +248,7 @@ def test_labels_whose_names_the_store_does_not_take(
 ODD_OPTIONS = (
     ["label", "tasks", "run", "--database", "sqlite:///x.sqlite?timeout=x"],
     ["run", "r.yaml", "--processes", "9" * 20],
+    [*SCORE, "--limit", "9" * 20],
 )
 
 
@@ -256,3 +257,22 @@ def test_a_number_that_an_option_does_not_take(
     rlhf: Rlhf, assert_refused: Refused, args: list[str]
 ) -> None:
     assert_refused(rlhf(args, {**FILES, "run/x": "", "x.sqlite": ""}))
+
+
+EVALUATE = ["eval", "run/sft", "--prompts", "world:eval_prompts", "--limit", "2", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--reward", "run/sft"], "without a reward head"),
+        (["--reward", "rule:length"], "rule:length"),
+        (["--temperature", "1e-320"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_an_evaluation_is_refused_before_it_is_begun(
+    rlhf: Rlhf, assert_refused: Refused, stage: Path, args: list[str], word: str
+) -> None:
+    assert_refused(rlhf([*EVALUATE, *args]), word)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +95,10 @@ def evaluate_checkpoints(
 def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     """Check a request and read what it names."""
     prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
-    if not math.isfinite(sampling.temperature):
-        raise UsageError(f"temperature is {sampling.temperature}; it must be 0 or more, and finite")
+    if not sampling.divides:
+        raise UsageError(
+            f"temperature is {sampling.temperature}; it must be 0, or 1e-20 or more, and finite"
+        )
     known, reference = request.checkpoints, request.reference
     for name in [*request.plain, *([reference] if reference else [])]:
         if name not in known:
@@ -133,6 +134,10 @@ def checkpoint_location(given: str) -> str:
 
 def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
     """Return what loads one reward model, or the weighted sum of several; None without any."""
+    from reward.network.loading import require_reward_model
+
+    for place in weights:
+        require_reward_model(place)
 
     def load() -> Scorer:
         from reward.ensemble import WeightedSum
