@@ -84,7 +84,7 @@ def require_sensible(sampling: Sampling) -> None:
         UsageError: names the option, its value and what it may be.
     """
     checks: Iterable[tuple[str, bool, str]] = (
-        ("temperature", sampling.divides, "0, or 1e-20 or more"),
+        ("temperature", sampling.divides, "0 or more, and above 0 at least 1e-20"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("max_new_tokens", sampling.max_new_tokens >= 1, "1 or more"),

@@ -97,7 +97,8 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
     if not sampling.divides:
         raise UsageError(
-            f"temperature is {sampling.temperature}; it must be 0, or 1e-20 or more, and finite"
+            f"temperature is {sampling.temperature}; it must be 0 or more, above 0 at least "
+            "1e-20, and finite"
         )
     known, reference = request.checkpoints, request.reference
     for name in [*request.plain, *([reference] if reference else [])]:
