@@ -228,7 +228,7 @@ def import_file(
         SourceError: the file can't be read or holds no labels.
         UsageError: a campaign of that name asks in another mode.
     """
-    from data.labels.exchange.importing import read_labels
+    from data.labels.exchange.importing import read_labels, require_names
     from data.sources.read import ReadReport
 
     report = ReadReport()
@@ -247,7 +247,9 @@ def import_file(
     ]
     by_campaign: dict[str, list[ImportedLabel]] = {}
     for one in labels:
-        by_campaign.setdefault(campaign or one.row.campaign, []).append(one)
+        name = campaign or one.row.campaign
+        require_names(source, campaign=name, annotator=one.annotator.name)
+        by_campaign.setdefault(name, []).append(one)
     lines = report.lines()
     modes = {name: _mode(database, name, rows) for name, rows in by_campaign.items()}
     for name, rows in by_campaign.items():

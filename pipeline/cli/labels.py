@@ -276,11 +276,18 @@ def bring_in(
     from pipeline.cli.label_store import import_file, opened
 
     def readable() -> None:
-        from data.labels.exchange.importing import read_labels
+        from data.labels.exchange.importing import read_labels, require_names
 
-        now, most = datetime.now(UTC), max_bad_share
-        for _ in read_labels(source, when=now, format=format, max_bad_share=most, hub_split=split):
-            pass
+        for one in read_labels(
+            source,
+            when=datetime.now(UTC),
+            annotator=annotator,
+            format=format,
+            max_bad_share=max_bad_share,
+            hub_split=split,
+        ):
+            name = campaign or one.row.campaign
+            require_names(source, campaign=name, annotator=one.annotator.name)
 
     with opened(run, database, create=True, before=readable) as store:
         lines = import_file(

@@ -241,8 +241,9 @@ def test_labels_whose_names_the_store_does_not_take(
         "good.jsonl": json.dumps(RANKING),
         "bad.jsonl": "\n".join(map(json.dumps, [RANKING, *rows])),
     }
-    assert rlhf(["label", "import", "run", "good.jsonl"], files).code == 0
-    assert_refused(rlhf(["label", "import", "run", "bad.jsonl", "--max-bad-share", "0", *args]))
+    assert_refused(rlhf(["label", "import", "run", "bad.jsonl", *args], files), "bad.jsonl: ")
+    assert rlhf(["label", "import", "run", "good.jsonl"]).code == 0
+    assert_refused(rlhf(["label", "import", "run", "bad.jsonl", *args]), "bad.jsonl: ")
 
 
 ODD_OPTIONS = (

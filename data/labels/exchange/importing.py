@@ -117,13 +117,17 @@ def read_labels(
         raise SourceError(f"no labels in {source}{': ' + dropped if dropped else ''}")
 
 
-def _require_names(row: LabelRow) -> None:
-    """Refuse a label whose names the store does not take."""
-    as_text(row.campaign, "campaign")
+def require_names(source: str, *, campaign: str, annotator: str) -> None:
+    """Refuse a label's names that the store does not take.
+
+    Raises:
+        SourceError: names the source and what is wrong.
+    """
     try:
-        plain_name(row.annotator.name)
-    except LabelError as error:
-        raise RowError(str(error)) from error
+        as_text(campaign, "campaign")
+        plain_name(annotator)
+    except (LabelError, RowError) as error:
+        raise SourceError(f"{source}: {error}") from error
 
 
 class _Foreign(NamedTuple):
@@ -146,7 +150,6 @@ class _Reading:
         report = self.report
         try:
             for row in rows:
-                _require_names(row)
                 report.records += 1
                 new = row.assignment.task.new
                 yield ImportedLabel(new, row.annotator, row.label.submission, row)
