@@ -133,8 +133,8 @@ def stage(tmp_path: Path, tokenizer: Any, imported: None) -> Path:
 
     from pipeline.contract.artifacts import publish
 
-    shape = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32)
-    config = LlamaConfig(**shape, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0)
+    shape: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 16}
+    config = LlamaConfig(**shape, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     folder = tmp_path / "run" / "sft"
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
