@@ -1,4 +1,4 @@
-"""Whether the packages of the extras `labels` and `postgres` are there; imports none of them."""
+"""Whether the packages of the extras are there; imports none of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGES = ("starlette", "uvicorn", "h11", "jinja2", "markdown_it", "nh3", "argon2"
 FIGURES = ("scipy",)
 
 
-def require_packages(*names: str, extra: str = "labels") -> None:
+def require_packages(*names: str, extra: str = "labels", what: str = "collecting labels") -> None:
     """Refuse to go on without packages.
 
     Raises:
@@ -20,6 +20,6 @@ def require_packages(*names: str, extra: str = "labels") -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"collecting labels needs {', '.join(missing)}, not installed here: "
+            f"{what} needs {', '.join(missing)}, not installed here: "
             f"pip install 'rlhf-pipeline[{extra}]'"
         )

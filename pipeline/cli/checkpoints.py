@@ -15,16 +15,23 @@ from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
 
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE|NAME", help="Benchmark tasks: a YAML file of `tasks`, or world."),
+]
+
 
 def evaluate(
     checkpoints: Annotated[
         list[str],
         typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
     ],
-    prompts: Annotated[
-        str, typer.Option(help="File of prompts, or world:eval_prompts for the embedded world.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and evaluation.json.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="File of prompts, or world:eval_prompts for the embedded world."),
+    ] = None,
+    suite: SuiteOption = None,
     texts: Annotated[
         str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
     ] = None,
@@ -47,17 +54,19 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Judge checkpoints on the same prompts: rewards, win rates, KL, perplexity."""
+    """Judge checkpoints on the same prompts and tasks: rewards, win rates, KL, benchmarks."""
     from pipeline.contract.console import Console
     from pipeline.contract.stop import StopFlag
     from pipeline.evaluation.judge.standalone import Request, evaluate_checkpoints
     from pipeline.evaluation.report.table import answers_table
     from pipeline.generation.generate import Sampling
+    from pipeline.recipe.suite import load_suites
 
+    tasks = load_suites(suite or [])
     with StopFlag().installed() as stop:
         request = Request(
             checkpoints=_named(checkpoints),
-            prompts=_source(prompts),
+            prompts=_source(prompts) if prompts else None,
             texts=_source(texts) if texts else None,
             rewards=_weighted(reward or []),
             reference=reference,
@@ -65,11 +74,12 @@ def evaluate(
             limit=limit,
             sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
             seed=seed,
+            tasks=tasks,
         )
         evaluate_checkpoints(
             request, out=out, console=Console(quiet=quiet), stop_if_asked=stop.raise_if_asked
         )
-    if not quiet:
+    if prompts and not quiet:
         typer.echo(answers_table(out))
 
 

@@ -65,6 +65,11 @@ class UserFunction:
 
 
 @dataclass(frozen=True)
+class HashedFolder:
+    """Marks a settings field as a folder whose files the result follows from."""
+
+
+@dataclass(frozen=True)
 class SameResult:
     """Marks a settings field that changes how a stage computes, logs or saves, never its result.
 

@@ -31,7 +31,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: boo
     """
     if not plain or isinstance(prompt, str):
         return render_prompt(tokenizer, prompt)
-    ids = render_prompt(tokenizer, plain_prompt(prompt))
+    return plain_ids(tokenizer, plain_prompt(prompt))
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that starts as documents do in pretraining."""
+    ids = render_prompt(tokenizer, text)
     return ids if ids[0] in tokenizer.all_special_ids else document_end_ids(tokenizer) + ids
 
 

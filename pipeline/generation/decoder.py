@@ -91,6 +91,7 @@ class Decoder:
         pad_token_id: int,
         slots: int,
         memory: Memory = "window",
+        stop: Callable[[list[int]], bool] | None = None,
     ) -> None:
         """Start with all prompts waiting.
 
@@ -104,10 +105,11 @@ class Decoder:
             pad_token_id: fills up short prompts; never attended to.
             slots: most rows in the batch.
             memory: what its rows remember; "window" is "own" where the layers are not plain ones.
+            stop: tells of a response's tokens whether the last of them ends it.
         """
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
-        self.eos, self.pad = frozenset(eos_token_ids), pad_token_id
+        self.eos, self.pad, self.stop = frozenset(eos_token_ids), pad_token_id, stop
         self.slots = min(slots, len(prompts))
         self.responses = [Response() for _ in prompts]
         self.finished = 0
@@ -241,7 +243,9 @@ class Decoder:
             response = self.responses[row.place]
             response.token_ids.append(token)
             response.logprobs.append(logprob)
-            response.ended = token in self.eos
+            response.ended = token in self.eos or (
+                self.stop is not None and self.stop(response.token_ids)
+            )
             row.token = token
             if response.ended or len(response.token_ids) == self.limits[row.place]:
                 ready.add(row.place)

@@ -85,6 +85,7 @@ def generate(
     pad_token_id: int,
     generator: torch.Generator,
     batch_size: int = 64,
+    stop: Callable[[list[int]], bool] | None = None,
     advance: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
@@ -101,6 +102,7 @@ def generate(
         pad_token_id: fills short prompts from the left; never attended to.
         generator: source of the random numbers; moves on by the same amount whatever is sampled.
         batch_size: prompts decoded together.
+        stop: tells of a response's tokens whether the last of them ends it.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
 
@@ -127,6 +129,7 @@ def generate(
             pad_token_id=pad_token_id,
             slots=batch_size,
             memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
+            stop=stop,
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)

@@ -188,7 +188,7 @@ def _check(path: Path, content: dict[str, Any], places: Places) -> Recipe:
         )
     _require_few(path, stages)
     problems: list[str] = []
-    top = _validate(
+    top = validate(
         RecipeSettings, {k: v for k, v in content.items() if k != "stages"}, (), places, problems
     )
     if top is not None and top.rounds is not None:
@@ -249,7 +249,7 @@ def _check_stage(
         problems.append(f"{place}: stages.{name}.kind: {error}")
         return None
     _take_out_retired(name, settings, places, problems)
-    return _validate(kind.settings, settings, ("stages", name), places, problems)
+    return validate(kind.settings, settings, ("stages", name), places, problems)
 
 
 def _take_out_retired(name: str, settings: Any, places: Places, problems: list[str]) -> None:
@@ -270,13 +270,22 @@ def _place_of(keys: Keys, places: Places) -> str:
     return ""
 
 
-def _validate(
+def validate(
     model: type[M],
     values: Mapping[str, Any],
     prefix: Keys,
     places: Places,
     problems: list[str],
 ) -> M | None:
+    """Return the settings that values make, or None after noting what is wrong with them.
+
+    Args:
+        model: the settings.
+        values: as they stand in the file.
+        prefix: keys that lead to them.
+        places: where each key stands.
+        problems: gets a sentence for each.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -46,5 +46,9 @@ def find_file(named: Path) -> Path:
 def nearest_recipe(named: Path, folder: Path) -> str:
     """Return " Did you mean 'x'?" for the nearest recipe of a folder or of the package, or ""."""
     local = [path.name for path in folder.glob("*.yaml")]
-    ours = [name.removesuffix(".yaml") for name in shipped_files() if "launch/" not in name]
+    ours = [
+        name.removesuffix(".yaml")
+        for name in shipped_files()
+        if not name.startswith(("launch/", "suites/"))
+    ]
     return nearest(named.name, local) or nearest(named.as_posix().removesuffix(".yaml"), ours)

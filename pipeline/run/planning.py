@@ -22,6 +22,7 @@ from data.storage import expand
 from pipeline.contract.artifacts import Artifact, find, verify
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import (
+    HashedFolder,
     SourceSettings,
     UserFunction,
     beside_result,
@@ -111,6 +112,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
         RecipeError: no `--plugin` file has a function that the stage names; names the setting.
     """
     from data.sources.fingerprint import fingerprint
+    from data.sources.source import Source
     from reward.functions import require_function
 
     settings = recipe.stages[stage]
@@ -121,6 +123,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
                 sources[place] = fingerprint(value.source())
             elif value is not None and any(isinstance(mark, UserFunction) for mark in marks):
                 functions[value] = require_function(value)
+            elif value is not None and any(isinstance(mark, HashedFolder) for mark in marks):
+                sources[place] = fingerprint(Source(hub=value))
         except (SourceError, RecipeError) as error:
             raise type(error)(f"stages.{stage}.{place}: {error}") from error
     return {

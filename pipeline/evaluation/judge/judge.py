@@ -1,4 +1,4 @@
-"""Judges checkpoints: sample, measure, score, and write every judged sample down.
+"""Judges checkpoints: sample, measure, score, ask tasks, and write every judged row down.
 
 One model is in memory at a time: first each checkpoint answers all prompts, then the reference
 scores all answers, then the reward model does. What is ready is kept in `work/`, so that an
@@ -35,6 +35,10 @@ from data.records import PromptRow
 from data.storage import storage_errors, write_atomically
 from data.text.prompt_notes import PromptNotes
 from pipeline.contract.console import Console, Progress
+from pipeline.evaluation.benchmarks.asking import Subject
+from pipeline.evaluation.benchmarks.figures import figures as task_figures
+from pipeline.evaluation.benchmarks.run import TASKS, task_rows
+from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
@@ -80,6 +84,7 @@ class Plan:
         seed: of sampling and of each bootstrap.
         trust_remote_code: run code that a checkpoint carries.
         seen: counts what of prompts and texts was seen in training; None where nobody knows.
+        tasks: benchmark tasks that each checkpoint is asked, prompts or none.
     """
 
     checkpoints: Mapping[str, str | Path]
@@ -97,6 +102,7 @@ class Plan:
     seed: int = 0
     trust_remote_code: bool = False
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+    tasks: Sequence[TaskSettings] = ()
 
 
 @dataclass(frozen=True)
@@ -147,24 +153,51 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
         ModelError: a checkpoint can't be loaded.
         SourceError: there is no prompt, or too many don't fit a checkpoint's context.
     """
-    plan, too_long = _fitting(plan, workspace)
-    answers = {
-        name: workspace.kept(f"answers-{place}", partial(_answer, plan, workspace, name))
-        for place, name in enumerate(plan.checkpoints)
-    }
-    kls = workspace.kept("kl", partial(_kls, plan, workspace, answers))
-    proxies = workspace.kept("proxy", partial(_proxies, plan, workspace, answers))
-    rows = [
-        row
-        for name in plan.checkpoints
-        for row in _rows(plan, name, answers[name], kls[name], proxies[name])
-    ]
-    _write_samples(workspace.folder / SAMPLES, rows)
-    results = _results(plan, rows, answers, too_long)
+    rows, answers, too_long = [], {}, 0
+    if plan.prompts or not plan.tasks:
+        plan, too_long = _fitting(plan, workspace)
+        answers = {
+            name: workspace.kept(f"answers-{place}", partial(_answer, plan, workspace, name))
+            for place, name in enumerate(plan.checkpoints)
+        }
+        kls = workspace.kept("kl", partial(_kls, plan, workspace, answers))
+        proxies = workspace.kept("proxy", partial(_proxies, plan, workspace, answers))
+        rows = [
+            row
+            for name in plan.checkpoints
+            for row in _rows(plan, name, answers[name], kls[name], proxies[name])
+        ]
+        _write_rows(workspace.folder / SAMPLES, rows)
+    results = _results(plan, rows, answers, too_long) | {"tasks": _tasks(plan, workspace)}
     write_atomically(
         workspace.folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
     )
     return results
+
+
+def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
+    """Ask all tasks of all checkpoints; return their figures."""
+    if not plan.tasks:
+        return []
+    subjects = {name: partial(_subject, plan, workspace, name) for name in plan.checkpoints}
+    rows = task_rows(plan.tasks, subjects, kept=workspace.kept, say=workspace.console.say)
+    _write_rows(workspace.folder / TASKS, rows)
+    return task_figures(rows, resamples=plan.resamples, seed=plan.seed)
+
+
+def _subject(plan: Plan, workspace: EvaluationWorkspace, name: str) -> Subject:
+    source = plan.checkpoints[name]
+    tokenizer = _tokenizer(plan, source)
+    return Subject(
+        name=name,
+        model=_model(plan, source),
+        tokenizer=tokenizer,
+        plain=name in plan.plain or not tokenizer.chat_template,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        progress=lambda total, label, unit: workspace.progress(total, f"{name}: {label}", unit),
+        say=workspace.console.say,
+    )
 
 
 def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
@@ -377,7 +410,7 @@ def _judge(world_seed: int | None) -> Judge:
     return judge
 
 
-def _write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_atomically(path, text)
 

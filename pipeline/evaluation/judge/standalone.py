@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
+from data.sources.fingerprint import fingerprint
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
 from pipeline.contract.settings import SourceSettings, rows_at_most
+from pipeline.evaluation.benchmarks.run import check_tasks
+from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import EvaluationWorkspace, Plan, evaluate
@@ -30,7 +33,7 @@ class Request:
 
     Attributes:
         checkpoints: name -> a stage's folder, a model's folder, or a hub id.
-        prompts: source of the prompts.
+        prompts: source of the prompts; none, where tasks alone are asked.
         texts: source of held-out texts for the perplexity.
         rewards: reward models that judge as `proxy`, with the weights at which their scores are
             added: a stage's folder, a model's folder or hub id.
@@ -42,10 +45,11 @@ class Request:
         batch_size: responses sampled together.
         resamples: draws of each bootstrap.
         seed: of sampling and bootstrap.
+        tasks: benchmark tasks that each checkpoint is asked.
     """
 
     checkpoints: Mapping[str, str]
-    prompts: SourceSettings
+    prompts: SourceSettings | None = None
     texts: SourceSettings | None = None
     rewards: Mapping[str, float] = field(default_factory=dict)
     reference: str | None = None
@@ -56,6 +60,7 @@ class Request:
     batch_size: int = 64
     resamples: int = RESAMPLES
     seed: int = 0
+    tasks: Sequence[TaskSettings] = ()
 
 
 def evaluate_checkpoints(
@@ -85,6 +90,7 @@ def evaluate_checkpoints(
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
     plan = _plan(request, say=console.say)
+    check_tasks(plan.tasks)
     workspace = EvaluationWorkspace(out, _key(plan, request.rewards), console, stop_if_asked)
     results = evaluate(plan, workspace)
     workspace.clear()
@@ -104,21 +110,25 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     for name in [*request.plain, *([reference] if reference else [])]:
         if name not in known:
             raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(known)})")
-    gold = prompts.world is not None if request.gold is None else request.gold
-    if gold and prompts.world is None:
+    if prompts is None and (not request.tasks or texts or request.rewards or request.gold):
+        raise UsageError("there are no prompts to answer; name some with --prompts")
+    world = None if prompts is None else prompts.world
+    gold = world is not None if request.gold is None else request.gold
+    if gold and world is None:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
-        prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say),
+        prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say) if prompts else [],
         texts=read_texts([texts], limit=rows_at_most([texts], MAX_TEXTS), say=say) if texts else [],
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
-        world_seed=prompts.world_seed if gold else None,
+        world_seed=prompts.world_seed if prompts and gold else None,
         scorer=_scorer({checkpoint_location(r): w for r, w in request.rewards.items()}),
         sampling=sampling,
         batch_size=request.batch_size,
         resamples=request.resamples,
         seed=seed,
+        tasks=request.tasks,
     )
 
 
@@ -160,6 +170,10 @@ def _key(plan: Plan, rewards: Mapping[str, float]) -> str:
         list(plan.texts),
         [[place, w, _state(checkpoint_location(place))] for place, w in rewards.items()],
         [plan.reference, sorted(plan.plain), repr(plan.sampling), plan.seed, plan.bf16],
+        [
+            [task.model_dump(mode="json"), [fingerprint(s.source()) for s in task.sources]]
+            for task in plan.tasks
+        ],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

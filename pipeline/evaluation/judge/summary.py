@@ -30,6 +30,8 @@ def stage_metrics(results: Mapping[str, Any]) -> dict[str, float | int | str]:
         named = {key: figures.get(key) for key in PLAIN_FIGURES}
         named |= {key: entry["share"] for key, entry in figures.get("shares", {}).items()}
         metrics |= {f"{name}/{key}": value for key, value in named.items() if value is not None}
+    for figure in results["tasks"]:
+        metrics[f"{figure['checkpoint']}/{task_metric(figure)}"] = figure["value"]
     main = main_win_rate(results)
     if main is not None:
         metrics |= {"win_rate": main["rate"], "win_rate/judge": main["judge"]}
@@ -37,6 +39,12 @@ def stage_metrics(results: Mapping[str, Any]) -> dict[str, float | int | str]:
         if main["rate_length_controlled"] is not None:
             metrics["win_rate/length_controlled"] = main["rate_length_controlled"]
     return metrics
+
+
+def task_metric(figure: Mapping[str, Any]) -> str:
+    """Return what a figure of a task is called: task, metric and reading."""
+    reading = [figure["reading"]] if "reading" in figure else []
+    return "/".join([figure["task"], figure["metric"], *reading])
 
 
 def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -75,6 +83,13 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
         )
     for line in rating_lines(results["ratings"]):
         say(line)
+    for figure in results["tasks"]:
+        if figure["ci95"] is not None:
+            low, high = figure["ci95"]
+            say(
+                f"{figure['checkpoint']}: {task_metric(figure)} {figure['value']:.3f} "
+                f"({low:.3f} to {high:.3f}) of {counted(figure['n'], 'question')}"
+            )
 
 
 def _percent(rate: Mapping[str, Any], suffix: str = "") -> str:

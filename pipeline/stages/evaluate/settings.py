@@ -18,6 +18,7 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
+from pipeline.evaluation.benchmarks.settings import Task, require_names_apart
 from pipeline.stages.reward_terms import (
     Reward,
     RewardTerm,
@@ -73,6 +74,8 @@ class EvaluateSettings(StageSettings):
     """Draws of each bootstrap interval."""
     trust_remote_code: bool = False
     """Run code that a checkpoint carries."""
+    tasks: Annotated[tuple[Task, ...], SameResult(where="asks_nothing")] = ()
+    """Benchmark tasks that every checkpoint is asked, such as a multiple-choice file of yours."""
 
     @model_validator(mode="after")
     def _names_and_judges(self) -> EvaluateSettings:
@@ -86,6 +89,7 @@ class EvaluateSettings(StageSettings):
         if self.reward is not None and self.rule is not None:
             raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
         require_steady(self.terms)
+        require_names_apart(self.tasks)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(
@@ -93,6 +97,11 @@ class EvaluateSettings(StageSettings):
                 "be of one world, or set gold: false"
             )
         return self
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there are no tasks; they are no part of the key then."""
+        return not self.tasks
 
     @property
     def terms(self) -> dict[str, RewardTerm]:

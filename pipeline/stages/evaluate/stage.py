@@ -8,8 +8,9 @@ A base model has never seen the tokens of a chat template. `plain` names the che
 given the bare question and a line break instead, as one prompts a base model. In answer to plain
 text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
 
-Leaves `samples.jsonl`, one judged sample a line, and `evaluation.json`, each figure of which
-`pipeline.evaluation.judge.figures` counts again from the samples.
+Leaves `samples.jsonl`, one judged sample a line, `tasks.jsonl`, a row for each question of a task,
+and `evaluation.json`, each figure of which `pipeline.evaluation.judge.figures` and
+`pipeline.evaluation.benchmarks.figures` count again from them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,20 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     check_rewards(settings.terms, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "perplexity", settings.perplexity)
+    _check_tasks(settings, hand)
+
+
+def _check_tasks(settings: EvaluateSettings, hand: HandOver) -> None:
+    """Refuse tasks whose first rows can't be read."""
+    if not settings.tasks:
+        return
+    from data.errors import SourceError
+    from pipeline.evaluation.benchmarks.run import check_tasks
+
+    try:
+        check_tasks(settings.tasks)
+    except SourceError as error:
+        raise type(error)(f"stage {hand.name}: {error}") from error
 
 
 def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
@@ -108,6 +123,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
             elsewhere=made_elsewhere(context.hand),
             document_prompt=_opening(context),
         ),
+        tasks=settings.tasks,
     )
 
 

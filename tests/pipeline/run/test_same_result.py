@@ -85,6 +85,13 @@ RESULT: dict[str, str] = {
         "gold reward rule rule_options max_new_tokens temperature top_k top_p bf16 resamples "
         "trust_remote_code"
     ),
+    "ChoicesSettings": "kind name source shots draws examples",
+    "TruthfulQaSettings": "kind name source",
+    "Gsm8kSettings": (
+        "kind name source shots draws examples samples temperature max_new_tokens instruction"
+    ),
+    "WorldFactsSettings": "kind name world_seed limit max_new_tokens",
+    "LmEvalSettings": "kind name task folder shots draws limit chat",
 }
 """Fields that change the result, by class of settings."""
 
@@ -111,13 +118,14 @@ SAME: dict[str, str] = {
         "gradient_checkpointing save_every sample_every sample_count doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
-    "EvaluateSettings": ("max_too_long_share batch_size"),
+    "EvaluateSettings": ("max_too_long_share batch_size tasks"),
 }
 """Fields that change how it is computed, logged or saved alone."""
 
 WHERE = {
     "SftSettings": {"micro_batch_size": "no_dropout"},
     "PpoSettings": {"doctor": "doctor_only_tells"},
+    "EvaluateSettings": {"tasks": "asks_nothing"},
 }
 """Fields that do so under a condition, with the property that tells it."""
 

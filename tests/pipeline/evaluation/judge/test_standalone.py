@@ -15,6 +15,7 @@ from pipeline.contract.console import Console
 from pipeline.contract.settings import SourceSettings
 from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
 from pipeline.generation.generate import Sampling
+from pipeline.recipe.suite import load_suites
 
 WORLD = SourceSettings(world="eval_prompts")
 
@@ -76,3 +77,17 @@ def test_a_damaged_stage_is_refused(stage_folder: Path) -> None:
         file.write(" ")
     with pytest.raises(ArtifactError, match=r"config\.json is damaged"):
         checkpoint_location(str(stage_folder))
+
+
+def test_tasks_alone_need_no_prompts(stage_folder: Path, tmp_path: Path) -> None:
+    tasks = load_suites(["world"])
+    asked = [task.model_copy(update={"limit": 2, "max_new_tokens": 3}) for task in tasks]
+    results = evaluated(stage_folder, tmp_path / "out", prompts=None, tasks=asked)
+    assert {one["metric"] for one in results["tasks"]} == {
+        "facts_correct", "facts_invented", "strangers_admitted", "strangers_invented",
+    }  # fmt: skip
+    assert results["checkpoints"] == {} and results["prompts"]["n"] == 0
+    assert len([*read_json_lines(tmp_path / "out" / "tasks.jsonl")]) == 4
+    assert not (tmp_path / "out" / "samples.jsonl").exists()
+    with pytest.raises(UsageError, match="no prompts to answer; name some with --prompts"):
+        evaluated(stage_folder, tmp_path / "out", prompts=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,84 @@ def test_prompts_that_ppo_sampled_on_are_told(
         "ppo": 4,
     }
     assert seen["elsewhere"] == [str(checkpoints["sft"]), str(checkpoints["base"])]
+
+
+def quiz_of(tmp_path: Path) -> Path:
+    rows = [
+        {"question": f"What is {a} + 1?", "choices": [str(a), str(a + 1)], "answer": 1}
+        for a in range(4)
+    ]
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tasks_are_asked_of_every_checkpoint_and_recount_from_their_rows(
+    make_context: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    from pipeline.evaluation.benchmarks.figures import figures as task_figures
+
+    tasks = [
+        {"kind": "choices", "name": "quiz", "source": {"path": str(quiz_of(tmp_path))}},
+        {"kind": "world_facts", "limit": 2, "max_new_tokens": 3},
+    ]
+    settings = settings_for(checkpoints, tasks=tasks)
+    context = make_context(settings, inputs(settings))
+    metrics = run(context)
+    results = json.loads((context.folder / "evaluation.json").read_text())
+    rows = [*read_json_lines(context.folder / "tasks.jsonl")]
+    assert len(rows) == 3 * (4 + 4)
+    assert task_figures(rows, resamples=50, seed=0) == results["tasks"]
+    by_name = {(t["checkpoint"], t["task"], t["metric"]): t for t in results["tasks"]}
+    assert by_name["ppo", "quiz", "accuracy"]["n"] == 4
+    assert metrics["ppo/quiz/accuracy"] == by_name["ppo", "quiz", "accuracy"]["value"]
+    assert metrics["base/world_facts/strangers_invented"] in (0.0, 0.5, 1.0)
+    # The base model is asked in plain text, the others through their template.
+    assert by_name["base", "quiz", "accuracy"]["first_tokens"]["tokens"][0] == "<|endoftext|>"
+    assert by_name["sft", "quiz", "accuracy"]["first_tokens"]["tokens"][0] == "<|user|>"
+
+
+def test_tasks_that_were_asked_are_not_asked_again_after_a_cut(
+    make_context: Callable[..., Any],
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.evaluation.benchmarks import run as tasks_run
+
+    tasks = [{"kind": "choices", "source": {"path": str(quiz_of(tmp_path))}}]
+    settings = settings_for(checkpoints, tasks=tasks)
+    run(make_context(settings, inputs(settings), tmp_path / "whole"))
+    asked: list[str] = []
+    ask = tasks_run._ask
+
+    def watched(task: Any, prepared: Any, load: Any) -> Any:
+        subject = load()
+        asked.append(subject.name)
+        if len(asked) == 2:
+            raise Interrupted(15)
+        return ask(task, prepared, load)
+
+    monkeypatch.setattr(tasks_run, "_ask", watched)
+    for _ in range(2):
+        with contextlib.suppress(Interrupted):
+            run(make_context(settings, inputs(settings), tmp_path / "cut"))
+    assert asked == ["base", "sft", "sft", "ppo"]
+    for name in ("tasks.jsonl", "evaluation.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_tasks_are_part_of_the_key_where_there_are_any(checkpoints: dict[str, Path]) -> None:
+    assert "tasks" not in settings_for(checkpoints).key_settings()
+    asking = settings_for(checkpoints, tasks=[{"kind": "world_facts"}])
+    assert asking.key_settings()["tasks"][0]["kind"] == "world_facts"
+
+
+def test_a_task_that_cannot_be_read_is_refused_before_work_starts(
+    make_context: Callable[..., Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "quiz.jsonl"
+    path.write_text(json.dumps({"question": "Why?", "options": ["a", "b"], "answer": 0}) + "\n")
+    settings = settings_for(checkpoints, tasks=[{"kind": "choices", "source": {"path": str(path)}}])
+    with pytest.raises(SourceError, match=r"stage evaluate: .*quiz\.jsonl:1: no column 'choices'"):
+        check(settings, make_context(settings, inputs(settings)).hand)

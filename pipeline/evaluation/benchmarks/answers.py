@@ -1,0 +1,94 @@
+"""Answers that a checkpoint writes to prompts, by the own decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from data.text.continuation import continuation_text
+from pipeline.evaluation.benchmarks.asking import Subject
+from pipeline.evaluation.prompting import document_end_ids
+from pipeline.generation.generate import Sampling, generate
+from pipeline.models.load import eos_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GREEDY = 0.0
+
+
+class Answer(NamedTuple):
+    """What was written: its text without special tokens, its tokens, and whether it ended."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def write_answers(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    label: str,
+    seed: int = 0,
+    until: Sequence[str] = (),
+    alone: bool = False,
+) -> list[Answer]:
+    """Return an answer to each prompt.
+
+    Args:
+        subject: who answers.
+        prompts: token ids.
+        sampling: how tokens are drawn; a temperature of 0 takes the likeliest.
+        label: of the progress bar.
+        seed: of the draws.
+        until: texts at which an answer ends; they are no part of it.
+        alone: decode answers without their prompts, as lm-eval does.
+    """
+    tokenizer = subject.tokenizer
+    endings = eos_ids(tokenizer, subject.model)
+    if subject.plain:
+        endings += document_end_ids(tokenizer)
+    stops = [text for text in until if text]
+    # A token of its own shows in no text; it ends an answer as the tokenizer's end does.
+    tokens = tokenizer.get_added_vocab()
+    endings += [int(tokens[text]) for text in stops if text in tokens]
+    with subject.progress(len(prompts), label, "answers") as bar:
+        samples = generate(
+            subject.model,
+            prompts,
+            sampling=sampling,
+            eos_token_ids=sorted(set(endings)),
+            pad_token_id=int(tokenizer.pad_token_id or 0),
+            generator=torch.Generator().manual_seed(seed),
+            batch_size=subject.batch_size,
+            stop=stopping(tokenizer, stops) if stops else None,
+            advance=bar.advance,
+            say=subject.say,
+        )
+    answers = []
+    for ids, sample in zip(prompts, samples, strict=True):
+        text = continuation_text(tokenizer, [] if alone else ids, sample.token_ids)
+        ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+        answers.append(Answer(text[: min(ends, default=len(text))], len(sample.token_ids),
+                              sample.ended))  # fmt: skip
+    return answers
+
+
+def stopping(
+    tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]
+) -> Callable[[list[int]], bool]:
+    """Return what tells whether a response's last token completes one of some texts."""
+    # Every token spells a byte or more, so that so many of the last ones hold the longest text.
+    reach = max(len(text.encode()) for text in stops) + 1
+
+    def stopped(ids: list[int]) -> bool:
+        tail = tokenizer.decode(
+            ids[-reach:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return any(text in tail for text in stops)
+
+    return stopped

@@ -1,0 +1,122 @@
+"""Counts every figure of tasks from their rows, the way the evaluation itself does.
+
+`tasks.jsonl` has a row for each checkpoint, task, question and draw of examples; what is in it
+beside `checkpoint`, `task`, `kind`, `index`, `draw`, `shots` and `first_tokens` is told by the
+benchmark of its kind, whose `measures` makes numbers of it. `figures([*read_json_lines(path)])`
+gives `tasks` of `evaluation.json` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from data.intervals import LEVEL, Estimate, bootstrap_clusters, mean_or_share
+from pipeline.evaluation.benchmarks.measures import FORMS, Measure, Numbers, Row
+from pipeline.evaluation.benchmarks.registry import BENCHMARKS
+
+Key = tuple[str, str, str, str | None]
+"""Checkpoint, task, metric and reading."""
+CHANCE = "chance"
+
+
+def figures(rows: Iterable[Row], *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Return `tasks` of all rows: a figure for each checkpoint, task, metric and reading.
+
+    Args:
+        rows: of `tasks.jsonl`.
+        resamples: draws of each bootstrap.
+        seed: of each bootstrap.
+    """
+    first: dict[tuple[str, str], Row] = {}
+    values: dict[Key, dict[int, dict[int, Measure]]] = {}
+    for row in rows:
+        asked = (row["checkpoint"], row["task"])
+        first.setdefault(asked, row)
+        for one in BENCHMARKS[row["kind"]].measures(row):
+            by_draw = values.setdefault((*asked, one.metric, one.reading), {})
+            by_draw.setdefault(row["draw"], {})[row["index"]] = one
+    return [
+        _figure(key, by_draw, first[key[:2]], resamples=resamples, seed=seed)
+        for key, by_draw in values.items()
+    ]
+
+
+def _figure(
+    key: Key, by_draw: dict[int, dict[int, Measure]], row: Row, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    checkpoint, task, metric, reading = key
+    measures_DQ = [[one for _, one in sorted(asked.items())] for asked in by_draw.values()]
+    parts_DQ2 = np.array([[(one.value, one.size) for one in asked] for asked in measures_DQ])
+    form, draw = measures_DQ[0][0].form, {"resamples": resamples, "seed": seed}
+    if form == "mean" and np.all(parts_DQ2[..., 1] == 1):
+        estimate = mean_over_draws(parts_DQ2[..., 0], **draw)
+    else:
+        estimate = bootstrap_clusters(
+            parts_DQ2.sum(axis=0), statistic=lambda sums_R2: _gathered(sums_R2, form), **draw
+        )
+    figure = {
+        "checkpoint": checkpoint,
+        "task": task,
+        "kind": row["kind"],
+        "metric": metric,
+        **({} if reading is None else {"reading": reading}),
+        "value": estimate.value,
+        "ci95": None if metric == CHANCE else estimate.ci95,
+        "n": estimate.n,
+        "shots": row["shots"],
+        "first_tokens": row["first_tokens"],
+    }
+    if len(parts_DQ2) > 1:
+        figure["draws"] = _gathered(parts_DQ2.sum(axis=1), form).tolist()
+    return figure
+
+
+def _gathered(sums_R2: Numbers, form: str) -> Numbers:
+    """Return the figures (R,) of summed values and sizes."""
+    return FORMS[form](sums_R2[:, 0] / sums_R2[:, 1])
+
+
+def mean_over_draws(
+    values_DQ: NDArray[np.float64], *, resamples: int, seed: int, level: float = LEVEL
+) -> Estimate:
+    """Return a mean over questions, each asked behind D draws of examples, and its interval.
+
+    One draw: Wilson's interval of a share, else the bootstrap over questions. Of several draws
+    both questions and draws are samples, so that all rows of a draw hang together: the two-way
+    analysis of variance of crossed random effects gives the variance of the mean,
+    (MS_Q + MS_D - MS_R) / (D Q), and Satterthwaite (1946) the degrees of freedom of its t. With 5
+    draws or more it covers; two or three tell little where examples matter much.
+
+    Args:
+        values_DQ: a number for each draw and question.
+        resamples: draws of the bootstrap.
+        seed: of the bootstrap.
+        level: confidence.
+    """
+    draws, count = values_DQ.shape
+    if draws == 1:
+        return mean_or_share(values_DQ[0].tolist(), resamples=resamples, seed=seed, level=level)
+    value = float(values_DQ.mean())
+    if count < 2:
+        return Estimate(value, None, None, count)
+    by_question, by_draw = values_DQ.mean(axis=0), values_DQ.mean(axis=1)
+    rest_DQ = values_DQ - by_question - by_draw[:, None] + value
+    squares = (
+        draws * float(by_question.var(ddof=1)),
+        count * float(by_draw.var(ddof=1)),
+        float((rest_DQ**2).sum()) / ((draws - 1) * (count - 1)),
+    )
+    variance = max(squares[0] + squares[1] - squares[2], squares[0]) / (draws * count)
+    if variance == 0:  # every answer right, or every one wrong
+        return mean_or_share(by_question.tolist(), resamples=resamples, seed=seed, level=level)
+    parts = zip(squares, (count - 1, draws - 1, (draws - 1) * (count - 1)), strict=True)
+    freedom = (variance * draws * count) ** 2 / sum(each**2 / of for each, of in parts)
+    half = float(student.ppf(0.5 + level / 2, freedom)) * variance**0.5
+    # Of shares and probabilities no end lies beyond 0 and 1; of few draws it could.
+    least, most = (0.0, 1.0) if values_DQ.min() >= 0 and values_DQ.max() <= 1 else (-np.inf, np.inf)
+    return Estimate(value, max(least, value - half), min(most, value + half), count)

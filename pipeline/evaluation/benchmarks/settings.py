@@ -1,0 +1,187 @@
+"""Settings of benchmark tasks, as `tasks` of an evaluation and suites hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from pipeline.contract.settings import (
+    HashedFolder,
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    Settings,
+    SourceSettings,
+)
+
+
+class TaskSettings(Settings):
+    """What every task has."""
+
+    kind: str
+    """Kind of task."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=60)] | None = (
+        None
+    )
+    """Name in the report; the kind, or lm-eval's name, when not given."""
+
+    @property
+    def called(self) -> str:
+        """Name in the report."""
+        return self.name or self.kind
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The sources it reads."""
+        return ()
+
+
+class FewShotSettings(TaskSettings):
+    """A task of rows in a file, asked behind examples or without."""
+
+    source: SourceSettings
+    """Rows to ask."""
+    shots: NonNegativeInt = 0
+    """Worked examples before each question."""
+    draws: PositiveInt = 1
+    """Draws of the examples; each asks all rows again."""
+    examples: SourceSettings | None = None
+    """Rows that the examples are drawn from; the other rows of `source` when not given."""
+
+    @model_validator(mode="after")
+    def _draws_something(self) -> FewShotSettings:
+        if not self.shots and (self.draws > 1 or self.examples is not None):
+            raise ValueError("draws and examples are for shots; set how many examples to show")
+        return self
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The sources it reads."""
+        return (self.source,) if self.examples is None else (self.source, self.examples)
+
+
+class ChoicesSettings(FewShotSettings):
+    """Multiple choice from a file of yours, answered by likelihood.
+
+    Columns: question, choices (a list, or `{text: [], label: []}`), and answer: the text of a
+    choice, its label, its letter, or its number from 0. The first of them that fits counts.
+    """
+
+    kind: Literal["choices"] = "choices"
+    """Kind of task."""
+
+
+class TruthfulQaSettings(TaskSettings):
+    """TruthfulQA's MC1 and MC2 from a file in one of its layouts."""
+
+    kind: Literal["truthfulqa"] = "truthfulqa"
+    """Kind of task."""
+    source: SourceSettings
+    """The paper's table, the hub's data set of multiple choice, or judged answers."""
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The sources it reads."""
+        return (self.source,)
+
+
+class Gsm8kSettings(FewShotSettings):
+    """GSM8K from a file of `question` and worked `answer`, with self-consistency."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    """Kind of task."""
+    samples: PositiveInt = 1
+    """Answers to each question; of several, maj@k for k = 2, 4, 8 ... is told."""
+    temperature: NonNegative = 0.0
+    """Divides the logits; 0 takes the likeliest token, and then one sample is all there is."""
+    max_new_tokens: PositiveInt = 256
+    """Most tokens of an answer."""
+    instruction: str = "Work it out step by step, then write #### and the answer as a number."
+    """Added to the question where no examples show the form."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Gsm8kSettings:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are alike; set a temperature, such as 0.7")
+        return self
+
+
+class WorldFactsSettings(TaskSettings):
+    """Facts of the embedded world without a text to look them up in, and people nobody knows."""
+
+    kind: Literal["world_facts"] = "world_facts"
+    """Kind of task."""
+    world_seed: int = 0
+    """Seed of the embedded world."""
+    limit: PositiveInt | None = None
+    """At most so many questions of each kind, the first; all when not given."""
+    max_new_tokens: PositiveInt = 48
+    """Most tokens of an answer, which is the likeliest."""
+
+
+class LmEvalSettings(TaskSettings):
+    """Any task of lm-eval; needs the extra `eval`.
+
+    A folder's YAML may name Python code beside it, which is run.
+    """
+
+    kind: Literal["lm_eval"] = "lm_eval"
+    """Kind of task."""
+    task: str
+    """Name of a task or group."""
+    folder: Annotated[str | None, HashedFolder()] = None
+    """Folder of YAML task files; lm-eval's own tasks, with data of the hub, when not given."""
+    shots: NonNegativeInt | None = None
+    """Worked examples before each question; as the task has it when not given."""
+    draws: PositiveInt = 1
+    """Draws of the examples; each asks all again."""
+    limit: PositiveInt | None = None
+    """At most so many documents, the first."""
+    chat: bool = False
+    """Ask through the chat template, examples as turns; published figures are of plain text."""
+
+    @property
+    def called(self) -> str:
+        """Name in the report."""
+        return self.name or self.task
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The folder, as a data set of the hub that is on this machine."""
+        return () if self.folder is None else (SourceSettings(hub=self.folder),)
+
+
+def _kind(value: Any) -> str | None:
+    """Return the kind of an entry, given as settings or as a mapping."""
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+Task = Annotated[
+    Annotated[ChoicesSettings, Tag("choices")]
+    | Annotated[TruthfulQaSettings, Tag("truthfulqa")]
+    | Annotated[Gsm8kSettings, Tag("gsm8k")]
+    | Annotated[WorldFactsSettings, Tag("world_facts")]
+    | Annotated[LmEvalSettings, Tag("lm_eval")],
+    Discriminator(
+        _kind,
+        custom_error_type="task_kind",
+        custom_error_message="a task is a mapping whose `kind` is one of choices, truthfulqa, "
+        "gsm8k, world_facts and lm_eval",
+    ),
+]
+"""One entry of `tasks`."""
+
+
+def require_names_apart(tasks: Sequence[TaskSettings]) -> None:
+    """Refuse two tasks of one name.
+
+    Raises:
+        ValueError: names it.
+    """
+    names = [task.called for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two tasks are called '{name}'; give each a `name` of its own")

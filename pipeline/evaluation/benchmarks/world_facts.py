@@ -1,0 +1,71 @@
+"""Closed-book facts of the embedded world, and what is made up about people who don't exist.
+
+The questions are those kept for evaluation; the likeliest answer is judged by the gold annotator.
+`facts_correct` and `facts_invented` are shares of the facts, `strangers_invented` is the share of
+questions about people who don't exist that got an invention for an answer, `strangers_admitted`
+the share that got "I don't know".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.benchmarks.answers import GREEDY, write_answers
+from pipeline.evaluation.benchmarks.asking import Subject
+from pipeline.evaluation.benchmarks.measures import Measure, Row
+from pipeline.evaluation.benchmarks.settings import WorldFactsSettings
+from pipeline.evaluation.prompting import prompt_ids
+from pipeline.generation.generate import Sampling
+
+if TYPE_CHECKING:
+    from data.records import PromptRow
+
+KINDS = ("fact", "unknown")
+
+
+def prepare(
+    task: WorldFactsSettings, say: Callable[[str], None], most: int | None = None
+) -> list[PromptRow]:
+    """Return the questions, at most `limit` of each kind."""
+    from data.world import World
+
+    rows = World(task.world_seed).prompts("eval_prompts")
+    return [
+        row
+        for kind in KINDS
+        for row in [one for one in rows if one.meta["kind"] == kind][: most or task.limit]
+    ]
+
+
+def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -> Iterator[Row]:
+    """Yield a row for each question, with what the annotator finds in its answer."""
+    from data.world.annotator import GoldAnnotator
+
+    annotator = GoldAnnotator(task.world_seed)
+    prompts = [prompt_ids(subject.tokenizer, row.prompt, plain=subject.plain) for row in prepared]
+    sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=GREEDY)
+    answers = write_answers(subject, prompts, sampling=sampling, label=task.called)
+    for index, (row, ids, answer) in enumerate(zip(prepared, prompts, answers, strict=True)):
+        yield {
+            "index": index,
+            "draw": 0,
+            "shots": 0,
+            "question": row.prompt[-1]["content"],
+            "about": row.meta["kind"],
+            "response": answer.text.strip(),
+            "assessment": asdict(annotator.assess(row.prompt, answer.text.strip())),
+            "first_tokens": subject.opening(ids),
+        }
+
+
+def measures(row: Row) -> Iterator[Measure]:
+    """Yield what the annotator found: of facts right and invented, of strangers the same."""
+    found = row["assessment"]
+    if row["about"] == "fact":
+        yield Measure("facts_correct", float(found["correct"]))
+        yield Measure("facts_invented", float(found["invented"]))
+    else:
+        yield Measure("strangers_admitted", float(found["admits_ignorance"]))
+        yield Measure("strangers_invented", float(found["invented"]))
