@@ -290,7 +290,7 @@ class Killed:
     def finish(self, folder: Path) -> None:
         """Run to the end."""
         process = self.start(folder)
-        process.join(timeout=200)
+        process.join()
         assert process.exitcode == 0
 
     def outcome(self, folder: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -303,9 +303,8 @@ class Killed:
     def kill_at_random(self, folder: Path, rng: random.Random) -> bool:
         """Kill a run at a random moment after it wrote something; False when it was faster."""
         process = self.start(folder)
-        started, size = time.monotonic(), self._written(folder)
+        size = self._written(folder)
         while self._written(folder) == size and process.is_alive():
-            assert time.monotonic() - started < 120
             time.sleep(0.001)
         process.join(timeout=rng.uniform(0.0, 0.15))
         process.kill()
@@ -384,7 +383,7 @@ def test_killed_inside_a_save_ends_in_the_same_weights(
     }
     for point, count in calls.items():
         process = killed.start(folder, die=(point, count))
-        process.join(timeout=200)
+        process.join()
         assert process.exitcode == -9, point
     assert not (folder / "model").exists()
     killed.finish(folder)
