@@ -19,7 +19,8 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 _MANY = 30
-"""Wins, and losses, from which on drawing prompts anew tells how far the two may differ."""
+"""Wins, and losses, from which on drawing prompts anew tells how far the two may differ; of a mean,
+values other than the commonest."""
 _NONE = 1e-12
 """A variance that is none but for rounding."""
 _CACHED = 200_000
@@ -167,14 +168,12 @@ def effective_score(
         least: independent prompts where nothing varies, and so no variance is seen.
         level: confidence.
     """
-    decided = max(decided, abs(value))
-    n = min(most, (decided - value**2) / variance) if variance > _NONE else least
-    n = max(1.0, n)
-    tail = 0.5 + level / 2
-    z = NormalDist().inv_cdf(tail)
-    if most > clusters > 1:
-        z = float(stdtrit(clusters - 1, tail))
-    return _score_ends(n * (decided + value) / 2, n * (decided - value) / 2, n, z=z)
+    decided, tail = max(decided, abs(value)), 0.5 + level / 2
+    n, z = max(1.0, least), NormalDist().inv_cdf(tail)
+    if variance > _NONE:
+        n = max(1.0, min(most, (decided - value**2) / variance))
+        z = float(stdtrit(clusters - 1, tail)) if most > clusters > 1 else z
+    return _score_ends(*_sides(value, decided, n), n, z=z)
 
 
 def number_clusters(clusters: Sequence[Hashable]) -> tuple[list[Hashable], NDArray[np.int64]]:
@@ -216,16 +215,28 @@ def _last_kept(refused: Callable[[float], bool], inside: float, end: float) -> f
 def mean_or_share(
     values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
-    """Return a mean over prompts and its interval: Wilson's where all are 0 or 1, a share."""
+    """Return a mean over prompts and its interval: Wilson's where all are 0 or 1, a share.
+
+    The interval of values that all lie within 0 and 1, as scores do, does not leave them.
+    """
     if set(values) <= {0.0, 1.0}:
         return wilson(math.fsum(values), len(values), level=level)
-    return bootstrap_mean(values, resamples=resamples, seed=seed, level=level)
+    mean = bootstrap_mean(values, resamples=resamples, seed=seed, level=level)
+    if min(values) >= 0 and max(values) <= 1:
+        assert mean.low is not None and mean.high is not None
+        return mean._replace(low=max(0.0, mean.low), high=min(1.0, mean.high))
+    return mean
 
 
 def bootstrap_mean(
     values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
-    """Return a mean and its percentile bootstrap interval (Efron, 1979).
+    """Return a mean and its percentile bootstrap interval (Efron, 1979), expanded for few values.
+
+    Where fewer than 30 values, and less than half, differ from the commonest one, as where most
+    prompts tie, a draw tells little of the rest: Tango's score interval stands instead, of three
+    outcomes, the commonest value and the furthest one on both sides, with these values' mean and
+    variance.
 
     Args:
         values: one number a prompt.
@@ -237,9 +248,35 @@ def bootstrap_mean(
     count = len(numbers)
     if count == 0:
         return Estimate(None, None, None, 0)
+    mean = float(numbers.mean())
+    kinds, often = np.unique(numbers, return_counts=True)
+    away = numbers - kinds[often.argmax()]
+    if 0 < (away != 0).sum() < min(_MANY, count / 2):
+        scale = float(np.abs(away).max())
+        value, decided = float(away.mean()) / scale, float((away**2).mean()) / scale**2
+        z = NormalDist().inv_cdf(0.5 + level / 2)
+        ends = _score_ends(*_sides(value, max(decided, abs(value)), count), count, z=z)
+        low, high = (mean + scale * (end - value) for end in ends)
+        return Estimate(mean, low, high, count)
     means = _resampled_means(numbers, resamples, seed)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(float(numbers.mean()), float(low), float(high), count)
+    return Estimate(mean, *_percentiles(means, count, level), count)
+
+
+def _sides(value: float, decided: float, n: float) -> tuple[float, float]:
+    """Return how many wins and losses of n have this difference and this share, fractions too."""
+    return n * (decided + value) / 2, n * (decided - value) / 2
+
+
+def _percentiles(figures_R: NDArray[np.float64], count: int, level: float) -> tuple[float, float]:
+    """Return the ends between which resampled figures lie, expanded for few prompts.
+
+    Of `count` prompts the percentiles alone are as narrow as a normal interval with the biased
+    variance; so much further out they are as wide as Student's (Hesterberg, 2015, section 4.4).
+    """
+    z = stdtrit(count - 1, 0.5 + level / 2) * math.sqrt(count / (count - 1)) if count > 1 else 0.0
+    tail = NormalDist().cdf(-float(z))
+    low, high = np.quantile(figures_R, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def paired_difference(
@@ -311,8 +348,7 @@ def bootstrap_clusters(
     defined = figures[~np.isnan(figures)]
     if 2 * len(defined) < resamples:
         return Estimate(value, None, None, count)
-    low, high = np.quantile(defined, [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(value, float(low), float(high), count)
+    return Estimate(value, *_percentiles(defined, count, level), count)
 
 
 def _resampled_means(

@@ -6,14 +6,12 @@ Pairs of a prompt depend on each other, so the intervals are cluster-robust by p
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.intervals import clustered_outcomes
 from reward.quality.pairs import ScoredPair
-
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -32,34 +30,17 @@ class Estimate:
 
 
 def clustered_interval(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """Return the mean of shares (0 to 1) with a 95 % interval that knows of clusters.
+    """Return the mean of marks (1, half, 0) with a 95 % interval that knows of clusters.
 
-    Wilson's interval with the effective number of observations: n divided by the design effect,
-    which is the variance of the mean by clusters (linearised ratio estimator) over that of
-    independent values. Never more than n; where nothing varies, the number of clusters.
+    Ties half, as in a win rate (`data.intervals.clustered_outcomes`): Wilson's interval with the
+    effective number of observations where nothing ties. Of no marks it is all from 0 to 1.
     """
-    n = len(values)
-    if n == 0:
+    outcome = clustered_outcomes([2 * value - 1 for value in values], clusters)
+    if outcome.low is None or outcome.high is None:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    mean = sum(values) / n
-    totals: dict[str, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        totals[cluster] += value - mean
-    k = len(totals)
-    by_cluster = sum(total**2 for total in totals.values()) / n**2 * (k / max(1, k - 1))
-    independent = mean * (1 - mean) / n
-    effective = float(k)
-    if by_cluster > 0 and k > 1:
-        effective = min(n, n * independent / by_cluster)
-    low, high = _wilson(mean, max(1.0, effective))
-    return Estimate(mean, low, high, n)
-
-
-def _wilson(mean: float, n: float) -> tuple[float, float]:
-    z2 = _Z**2
-    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n**2))
-    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+    mean = sum(values) / outcome.n  # counted itself: (1 + outcome) / 2 is rounded
+    low, high = min(mean, (1 + outcome.low) / 2), max(mean, (1 + outcome.high) / 2)
+    return Estimate(mean, low, high, outcome.n)
 
 
 def pair_accuracy(pairs: Sequence[ScoredPair]) -> Estimate:

@@ -1,6 +1,6 @@
 """Coverage of every 95 % interval, by simulation: how often it holds the truth.
 
-    python tests/benchmarks/coverage.py [--trials 1000] [--n 30,100,300,1000] [--only NAME]
+    python tests/benchmarks/interval_coverage.py [--trials 1000] [--n 30,100,300,1000] [--only NAME]
 
 Each trial draws prompts whose outcomes hang together (a Gaussian copula: the correlation of the
 latent outcomes of a prompt is .5), with a truth of its own, and counts whether the interval holds
@@ -33,7 +33,7 @@ from data.intervals import (
 )
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
-from reward.quality.quality import clustered_interval
+from reward.quality.shares import clustered_interval
 
 TIES = (0.0, 0.5, 0.95)
 DRAW = {"resamples": 300, "seed": 0}
@@ -174,8 +174,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def coverage(name: str, *, n: int, ties: float, trials: int) -> tuple[float, float]:
+def coverage(
+    name: str, *, n: int, ties: float, trials: int, resamples: int = 300
+) -> tuple[float, float]:
     """Return the share of trials whose interval holds the truth, and the median width."""
+    DRAW["resamples"] = resamples
     rng = np.random.default_rng([zlib.crc32(name.encode()), n, round(100 * ties)])
     done = [METHODS[name](rng, n, ties) for _ in range(trials)]
     told = [trial for trial in done if trial.found.low is not None]
