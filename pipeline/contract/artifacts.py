@@ -138,6 +138,11 @@ def require_writable_place(folder: Path) -> None:
                 raise StorageError(f"{path} is {what}; choose another with --out")
 
 
+def cache_of(folder: Path) -> Path:
+    """Return where a stage keeps what it need not compute again, once its folder is begun anew."""
+    return folder.parent / ".cache" / folder.name
+
+
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return every file of a stage's folder but scratch: relative path -> size and sha256."""
     return {

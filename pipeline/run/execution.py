@@ -16,7 +16,7 @@ from typing import Any
 
 from data.errors import Interrupted, RlhfError, StageFailedError, in_words
 from data.storage import space_errors, storage_errors
-from pipeline.contract.artifacts import SCRATCH, Artifact, find, publish, verify
+from pipeline.contract.artifacts import SCRATCH, Artifact, cache_of, find, publish, verify
 from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.handover import HandOver
@@ -62,7 +62,7 @@ def run_stage(
         run: what it is run with.
         attempt: what it goes on with, or begins.
         key: all that the result follows from.
-        anew: clear its resume states first.
+        anew: clear its resume states and its cache first.
 
     Raises:
         Interrupted: a signal asked to stop.
@@ -70,6 +70,8 @@ def run_stage(
     """
     folder, kind = attempt.folder, run.recipe.kind(attempt.stage)
     prepare_folder(attempt, anew=anew)
+    if anew:
+        shutil.rmtree(cache_of(folder), ignore_errors=True)
     beside = _record(attempt, run.recipe, key)
     outcome = _carry_out(run, attempt)
     with storage_errors(folder):

@@ -20,7 +20,7 @@ def task_rows(
     tasks: Sequence[TaskSettings],
     subjects: Mapping[str, Callable[[], Subject]],
     *,
-    kept: Callable[[str, Callable[[], Any]], Any],
+    kept: Callable[[str, TaskSettings, Callable[[], Any]], Any],
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Return the rows of all tasks and checkpoints, as `tasks.jsonl` holds them.
@@ -28,7 +28,7 @@ def task_rows(
     Args:
         tasks: what is asked.
         subjects: by name what loads each checkpoint; called where it is asked anything.
-        kept: returns what an earlier try left under a name, else makes and keeps it.
+        kept: returns what is kept of a checkpoint's task, else makes and keeps it.
         say: takes a line for the reader.
 
     Raises:
@@ -36,11 +36,11 @@ def task_rows(
     """
     prepared = {task.called: BENCHMARKS[task.kind].prepare(task, say) for task in tasks}
     rows: list[dict[str, Any]] = []
-    for place, (name, load) in enumerate(subjects.items()):
+    for name, load in subjects.items():
         loaded = cache(load)
-        for number, task in enumerate(tasks):
+        for task in tasks:
             asked = partial(_ask, task, prepared[task.called], loaded)
-            for row in kept(f"task-{place}-{number}", asked):
+            for row in kept(name, task, asked):
                 rows.append({"checkpoint": name, "task": task.called, "kind": task.kind, **row})
     return rows
 

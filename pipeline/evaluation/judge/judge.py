@@ -1,8 +1,9 @@
 """Judges checkpoints: sample, measure, score, ask tasks, and write every judged row down.
 
 One model is in memory at a time: first each checkpoint answers all prompts, then the reference
-scores all answers, then the reward model does. What is ready is kept in `work/`, so that an
-evaluation that was cut off goes on where it was.
+scores all answers, then the reward model does. What is ready is kept under the digest of all that
+it follows from, so that an evaluation that was cut off goes on where it was, and one of a further
+checkpoint, or of one that was trained again, computes what is new.
 
 The KL to the reference is estimated on a checkpoint's own samples, log p_checkpoint - log
 p_reference summed over the response's tokens (k1), both at the sampling temperature and given the
@@ -19,11 +20,10 @@ import dataclasses
 import gc
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,15 @@ import torch
 from data.errors import ArtifactError, SourceError
 from data.json_lines import read_json_object
 from data.records import PromptRow
-from data.storage import storage_errors, write_atomically
+from data.sources.fingerprint import fingerprint
+from data.storage import sha256, storage_errors, write_atomically
 from data.text.prompt_notes import PromptNotes
 from pipeline.contract.console import Console, Progress
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
+from pipeline.contract.facts import cached_folder
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
@@ -76,6 +78,7 @@ class Plan:
         plain: checkpoints that are given plain text instead of the chat template.
         world_seed: seed of the embedded world whose annotator judges; None without that judge.
         scorer: loads the reward model; None without one.
+        scorer_content: tells the scorer from others, for what is kept of its scores.
         sampling: how tokens are drawn.
         batch_size: rows a forward pass.
         bf16: compute in bfloat16.
@@ -94,6 +97,7 @@ class Plan:
     plain: frozenset[str] = frozenset()
     world_seed: int | None = None
     scorer: Callable[[], Scorer] | None = None
+    scorer_content: Any = None
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
     bf16: bool = False
@@ -110,16 +114,17 @@ class EvaluationWorkspace:
     """Where an evaluation works and who it tells.
 
     Attributes:
-        folder: gets `samples.jsonl`, `evaluation.json` and, while it runs, `work/`.
-        key: what is kept in `work/` counts for this key alone.
+        folder: gets `samples.jsonl` and `evaluation.json`.
+        cache: holds what is ready, a file each, named by the digest of what it follows from.
         console: progress bars and lines.
         stop_if_asked: raises when a signal asked to stop.
     """
 
     folder: Path
-    key: str
+    cache: Path
     console: Console
     stop_if_asked: Callable[[], None] = lambda: None
+    _used: set[Path] = field(default_factory=set)
 
     def progress(
         self, total: int | None, label: str, unit: str
@@ -127,23 +132,42 @@ class EvaluationWorkspace:
         """Show a progress bar while the block runs."""
         return self.console.progress(total, label, unit=unit)
 
-    def clear(self) -> None:
-        """Remove what was kept of a finished evaluation."""
-        shutil.rmtree(self.folder / "work", ignore_errors=True)
+    def kept(self, label: str, follows_from: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made of the same before, else make it and keep it.
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what an earlier try left under this name, else make it and keep it."""
-        path = self.folder / "work" / f"{name}.json"
+        Args:
+            label: what it is, for the console.
+            follows_from: all that its content depends on, as JSON.
+            make: returns it, as JSON.
+        """
+        key = _digest([_VERSION, follows_from])
+        path = self.cache / f"{key[:32]}.json"
+        self._used.add(path)
         with contextlib.suppress(ArtifactError):  # none there, or one that can't be used
             content = read_json_object(path)
-            if content.get("key") == self.key and "value" in content:
+            if content.get("key") == key and "value" in content:
+                self.console.say(f"  {label}: kept from before, nothing it follows from changed")
                 return content["value"]
         self.stop_if_asked()
         value = make()
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"key": self.key, "value": value}))
+            write_atomically(path, json.dumps({"key": key, "value": value}))
         return value
+
+    def prune(self) -> None:
+        """Remove what was kept of others than this evaluation."""
+        for path in self.cache.glob("*.json"):
+            if path not in self._used:
+                path.unlink(missing_ok=True)
+
+
+_VERSION = 1
+"""Of how answers and scores are made; another one makes them anew."""
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
@@ -157,11 +181,15 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
     if plan.prompts or not plan.tasks:
         plan, too_long = _fitting(plan, workspace)
         answers = {
-            name: workspace.kept(f"answers-{place}", partial(_answer, plan, workspace, name))
-            for place, name in enumerate(plan.checkpoints)
+            name: workspace.kept(
+                f"{name}: answers",
+                _follows_from(plan, name),
+                partial(_answer, plan, workspace, name),
+            )
+            for name in plan.checkpoints
         }
-        kls = workspace.kept("kl", partial(_kls, plan, workspace, answers))
-        proxies = workspace.kept("proxy", partial(_proxies, plan, workspace, answers))
+        kls = _kls(plan, workspace, answers)
+        proxies = _proxies(plan, workspace, answers)
         rows = [
             row
             for name in plan.checkpoints
@@ -180,7 +208,13 @@ def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
     if not plan.tasks:
         return []
     subjects = {name: partial(_subject, plan, workspace, name) for name in plan.checkpoints}
-    rows = task_rows(plan.tasks, subjects, kept=workspace.kept, say=workspace.console.say)
+
+    def kept(name: str, task: TaskSettings, ask: Callable[[], Any]) -> Any:
+        content = [fingerprint(source.source()) for source in task.sources]
+        follows_from = [_asked(plan, name), task.model_dump(mode="json"), content]
+        return workspace.kept(f"{name}: {task.called}", follows_from, ask)
+
+    rows = task_rows(plan.tasks, subjects, kept=kept, say=workspace.console.say)
     _write_rows(workspace.folder / TASKS, rows)
     return task_figures(rows, resamples=plan.resamples, seed=plan.seed)
 
@@ -284,6 +318,32 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     return answers
 
 
+def _asked(plan: Plan, name: str) -> list[Any]:
+    """Return what tells a checkpoint, and how it is asked, from others."""
+    content = checkpoint_content(plan.checkpoints[name])
+    return [name, content, name in plan.plain, plan.seed, plan.bf16, pick_device().type]
+
+
+def _follows_from(plan: Plan, name: str) -> list[Any]:
+    """Return all that a checkpoint's answers and log-probabilities depend on."""
+    return [
+        [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.reference is not None],
+        [[row.prompt for row in plan.prompts], list(plan.texts)],
+    ]
+
+
+def checkpoint_content(source: str | Path) -> str:
+    """Return what tells a checkpoint from others: the digest of its files, a hub's commit."""
+    path = Path(source)
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        cached = cached_folder(str(source))
+        return f"{source}@{cached.name if cached is not None else ''}"
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return _digest([[file.name, sha256(file)] for file in files])
+
+
 def _sampling_seed(seed: int, name: str) -> int:
     # Checkpoints draw independently of each other, whatever others are evaluated beside them.
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
@@ -310,44 +370,44 @@ def _kls(
     plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
 ) -> dict[str, list[float] | None]:
     """Return each checkpoint's log-ratio to the reference, one a response; None for no KL."""
-    kls: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
     if plan.reference is None:
-        return kls
+        return dict.fromkeys(plan.checkpoints)
     source = plan.checkpoints[plan.reference]
-    vocabulary = _tokenizer(plan, source).get_vocab()
-    model = _model(plan, source)
-    for name, other in plan.checkpoints.items():
-        if str(other) == str(source):
-            kls[name] = [0.0] * len(plan.prompts)
-            continue
-        if _tokenizer(plan, other).get_vocab() != vocabulary:
+    model = cache(partial(_model, plan, source))  # loaded where something is not kept
+
+    def kl(name: str) -> list[float] | None:
+        other, mine = plan.checkpoints[name], answers[name]
+        if _tokenizer(plan, other).get_vocab() != _tokenizer(plan, source).get_vocab():
             workspace.console.say(f"  {name}: no KL, its tokenizer is not that of {plan.reference}")
-            continue
-        workspace.stop_if_asked()
-        mine = answers[name]
-        with workspace.progress(
-            len(plan.prompts), f"{name}: KL to {plan.reference}", "prompts"
-        ) as bar:
-            theirs = _logprobs(plan, model, mine["prompts"], mine["tokens"], bar.advance)
-        kls[name] = [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
-    return kls
+            return None
+        label = f"{name}: KL to {plan.reference}"
+        with workspace.progress(len(plan.prompts), label, "prompts") as bar:
+            theirs = _logprobs(plan, model(), mine["prompts"], mine["tokens"], bar.advance)
+        return [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
+
+    reference = checkpoint_content(source)
+    return {
+        name: [0.0] * len(plan.prompts)
+        if str(other) == str(source)
+        else workspace.kept(
+            f"{name}: KL", ["kl", _follows_from(plan, name), reference], partial(kl, name)
+        )
+        for name, other in plan.checkpoints.items()
+    }
 
 
 def _proxies(
     plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
 ) -> dict[str, list[float] | None]:
     """Return the reward model's score of each answer."""
-    proxies: dict[str, list[float] | None] = dict.fromkeys(plan.checkpoints)
     if plan.scorer is None:
-        return proxies
-    scorer = plan.scorer()
-    prompts = [row.prompt for row in plan.prompts]
-    step = 8 * plan.batch_size
-    with workspace.progress(
-        len(prompts) * len(answers), f"{scorer.name}: scores", "answers"
-    ) as bar:
-        for name, mine in answers.items():
-            scores: list[float] = []
+        return dict.fromkeys(plan.checkpoints)
+    scorer = cache(plan.scorer)
+    prompts, step = [row.prompt for row in plan.prompts], 8 * plan.batch_size
+
+    def proxy(name: str) -> list[float]:
+        mine, scores = answers[name], list[float]()
+        with workspace.progress(len(prompts), f"{name}: {scorer().name}", "answers") as bar:
             for at in range(0, len(prompts), step):
                 workspace.stop_if_asked()
                 part = slice(at, at + step)
@@ -357,10 +417,17 @@ def _proxies(
                     tokens=[len(tokens) for tokens in mine["tokens"][part]],
                     ended=mine["ended"][part],
                 )
-                scores += scores_of(scorer, prompts[part], texts, facts)
+                scores += scores_of(scorer(), prompts[part], texts, facts)
                 bar.advance(len(texts))
-            proxies[name] = scores
-    return proxies
+        return scores
+
+    told = [plan.scorer_content, [str(row.meta) for row in plan.prompts]]
+    return {
+        name: workspace.kept(
+            f"{name}: proxy", ["proxy", _follows_from(plan, name), told], partial(proxy, name)
+        )
+        for name in plan.checkpoints
+    }
 
 
 def _rows(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
-from data.sources.fingerprint import fingerprint
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
@@ -19,12 +16,21 @@ from pipeline.evaluation.benchmarks.run import check_tasks
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
-from pipeline.evaluation.judge.judge import EvaluationWorkspace, Plan, evaluate
+from pipeline.evaluation.judge.judge import (
+    EvaluationWorkspace,
+    Plan,
+    checkpoint_content,
+    evaluate,
+)
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
     from reward.scorer import Scorer
+
+
+CACHE = "cache"
+"""In the folder of an evaluation: answers and scores, so that the next one computes what is new."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,9 @@ def evaluate_checkpoints(
     require_writable_place(out)
     plan = _plan(request, say=console.say)
     check_tasks(plan.tasks)
-    workspace = EvaluationWorkspace(out, _key(plan, request.rewards), console, stop_if_asked)
+    workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
     results = evaluate(plan, workspace)
-    workspace.clear()
+    workspace.prune()
     say_results(results, console.say)
     return results
 
@@ -116,6 +122,7 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     gold = world is not None if request.gold is None else request.gold
     if gold and world is None:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
+    rewards = {checkpoint_location(place): w for place, w in request.rewards.items()}
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
         prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say) if prompts else [],
@@ -123,7 +130,8 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if prompts and gold else None,
-        scorer=_scorer({checkpoint_location(r): w for r, w in request.rewards.items()}),
+        scorer=_scorer(rewards),
+        scorer_content=[[checkpoint_content(place), weight] for place, weight in rewards.items()],
         sampling=sampling,
         batch_size=request.batch_size,
         resamples=request.resamples,
@@ -160,28 +168,3 @@ def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
         return WeightedSum(terms)
 
     return load if weights else None
-
-
-def _key(plan: Plan, rewards: Mapping[str, float]) -> str:
-    """Return the digest of all that the work of an earlier try must share."""
-    facts = [
-        [[name, str(source), _state(str(source))] for name, source in plan.checkpoints.items()],
-        [[row.prompt, row.id] for row in plan.prompts],
-        list(plan.texts),
-        [[place, w, _state(checkpoint_location(place))] for place, w in rewards.items()],
-        [plan.reference, sorted(plan.plain), repr(plan.sampling), plan.seed, plan.bf16],
-        [
-            [task.model_dump(mode="json"), [fingerprint(s.source()) for s in task.sources]]
-            for task in plan.tasks
-        ],
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _state(location: str) -> list[list[str | int]]:
-    """Return names, sizes and times of a folder's files, so that a retrained model counts anew."""
-    folder = Path(location)
-    if not folder.is_dir():
-        return []
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

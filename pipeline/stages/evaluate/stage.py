@@ -15,11 +15,10 @@ and `evaluation.json`, each figure of which `pipeline.evaluation.judge.figures` 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
 from pipeline.stages.checks import require_prompts, require_texts
@@ -28,6 +27,7 @@ from pipeline.stages.reward_terms import (
     check_rewards,
     computed,
     load_judge,
+    model_references,
 )
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
 
     plan = _plan(context)
     workspace = EvaluationWorkspace(
-        context.folder, _key(context), context.console, context.stop_if_asked
+        context.folder, cache_of(context.folder), context.console, context.stop_if_asked
     )
     results = evaluate(plan, workspace)
+    workspace.prune()
     say_results(results, context.say)
     for line in seen_lines(results):
         context.say(line)
@@ -104,6 +105,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         plain=frozenset(settings.plain),
         world_seed=settings.prompts[0].world_seed if settings.gold else None,
         scorer=_scorer(context, prompts[0].prompt if prompts else ""),
+        scorer_content=_scorer_content(context),
         sampling=Sampling(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -181,10 +183,16 @@ def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
     )
 
 
-def _key(context: StageContext[EvaluateSettings]) -> str:
-    """Return the digest that work of an earlier try must have."""
-    parts = [context.resume.key, json.dumps(context.settings.key_settings()), str(context.seed)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _scorer_content(context: StageContext[EvaluateSettings]) -> list[Any]:
+    """Return what the proxy's scores follow from besides the answers."""
+    from pipeline.evaluation.judge.judge import checkpoint_content
+
+    terms = context.settings.terms
+    models = [path for name, term in terms.items() for path in model_references(name, term)]
+    content: list[Any] = [[name, term.model_dump(mode="json")] for name, term in terms.items()]
+    content += [checkpoint_content(context.input(path)) for path in models]
+    # Code of a plugin and servers have no content to look at: they count for this key alone.
+    return [*content, *([context.resume.key] if len(models) < len(terms) else [])]
 
 
 KIND = StageKind(

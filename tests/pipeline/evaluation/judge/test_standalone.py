@@ -52,7 +52,33 @@ def test_a_stage_folder_is_judged_by_gold_on_the_worlds_prompts(
     assert results["checkpoints"]["mine"]["n"] == 4
     assert results["checkpoints"]["mine"]["gold_reward"] is not None
     assert len([*read_json_lines(tmp_path / "out" / "samples.jsonl")]) == 4
-    assert not (tmp_path / "out" / "work").exists()
+    assert len([*(tmp_path / "out" / "cache").iterdir()]) == 1
+
+
+def test_a_further_checkpoint_alone_is_computed(
+    stage_folder: Path,
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def judged(**checkpoints: Path) -> dict[str, Any]:
+        return evaluate_checkpoints(
+            Request(
+                checkpoints={name: str(place) for name, place in checkpoints.items()},
+                prompts=WORLD, limit=4, sampling=Sampling(max_new_tokens=4), resamples=20,
+            ),
+            out=tmp_path / "out",
+        )  # fmt: skip
+
+    alone = judged(mine=stage_folder)
+    assert "kept from before" not in capsys.readouterr().out
+    other = save_policy(tiny_tokenizer(), tmp_path / "other", seed=1, context=256)
+    both = judged(mine=stage_folder, other=other)
+    assert both["checkpoints"]["mine"] == alone["checkpoints"]["mine"]
+    told = capsys.readouterr()
+    assert "mine: answers: kept from before" in told.out + told.err
+    assert "other: answers: kept" not in told.out + told.err
 
 
 def test_other_prompts_have_no_gold(stage_folder: Path, tmp_path: Path) -> None:

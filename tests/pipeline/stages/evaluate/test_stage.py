@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,15 @@ def test_a_cut_off_evaluation_goes_on_and_ends_in_the_same_samples(
         run(make_context(settings, inputs(settings), tmp_path / "cut", stop_after=1))
     assert not (tmp_path / "cut" / "evaluation.json").exists()
 
+    asked = asked_while(monkeypatch)
+    run(make_context(settings, inputs(settings), tmp_path / "cut"))
+    assert asked == ["sft", "ppo"]
+    for name in ("samples.jsonl", "evaluation.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def asked_while(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the checkpoints that answer from now on."""
     asked: list[str] = []
     answer = engine._answer
 
@@ -170,22 +180,38 @@ def test_a_cut_off_evaluation_goes_on_and_ends_in_the_same_samples(
         return answer(plan, workspace, name)
 
     monkeypatch.setattr(engine, "_answer", watched)
-    run(make_context(settings, inputs(settings), tmp_path / "cut"))
-    assert asked == ["sft", "ppo"]
-    for name in ("samples.jsonl", "evaluation.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    return asked
 
 
-def test_work_goes_on_in_other_batches(
-    make_context: Callable[..., Any], checkpoints: dict[str, Path]
+def test_a_checkpoint_that_was_trained_again_alone_answers_again(
+    make_context: Callable[..., Any],
+    checkpoints: dict[str, Path],
+    save_policy: Callable[..., Path],
+    tiny_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipeline.stages.evaluate.stage import _key
+    asked = asked_while(monkeypatch)
+    folder = tmp_path / "evaluate"
 
-    first, larger, longer = (
-        make_context(settings_for(checkpoints, **changes), {})
-        for changes in ({"batch_size": 2}, {"batch_size": 3}, {"max_new_tokens": 3})
-    )
-    assert _key(first) == _key(larger) != _key(longer)
+    def again(**changes: Any) -> bytes:
+        settings = settings_for(checkpoints, **changes)
+        shutil.rmtree(folder, ignore_errors=True)
+        asked.clear()
+        run(make_context(settings, inputs(settings), folder))
+        return (folder / "samples.jsonl").read_bytes()
+
+    first = again()
+    assert asked == ["base", "sft", "ppo"]
+    assert again(batch_size=2, resamples=20) == first
+    assert asked == []
+    save_policy(tiny_tokenizer(), checkpoints["ppo"], seed=7, context=256)
+    assert again() != first
+    assert asked == ["ppo"]
+    again(max_new_tokens=3)
+    assert asked == ["base", "sft", "ppo"]
+    again()  # what was kept of six tokens went when the evaluation of three had ended
+    assert asked == ["base", "sft", "ppo"]
 
 
 def test_work_of_other_settings_is_not_taken_over(
