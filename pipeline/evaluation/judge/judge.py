@@ -15,13 +15,11 @@ cut off, and without PPO's penalty for that.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -29,20 +27,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.errors import ArtifactError, SourceError
-from data.json_lines import read_json_object
+from data.errors import SourceError
 from data.records import PromptRow
 from data.sources.fingerprint import fingerprint
-from data.storage import sha256, storage_errors, write_atomically
+from data.storage import write_atomically
 from data.text.prompt_notes import PromptNotes
-from pipeline.contract.console import Console, Progress
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
-from pipeline.contract.facts import cached_folder
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
+from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
 from pipeline.generation.generate import Sampling, generate, response_text
 from pipeline.models.load import (
@@ -107,67 +103,6 @@ class Plan:
     trust_remote_code: bool = False
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
     tasks: Sequence[TaskSettings] = ()
-
-
-@dataclass(frozen=True)
-class EvaluationWorkspace:
-    """Where an evaluation works and who it tells.
-
-    Attributes:
-        folder: gets `samples.jsonl` and `evaluation.json`.
-        cache: holds what is ready, a file each, named by the digest of what it follows from.
-        console: progress bars and lines.
-        stop_if_asked: raises when a signal asked to stop.
-    """
-
-    folder: Path
-    cache: Path
-    console: Console
-    stop_if_asked: Callable[[], None] = lambda: None
-    _used: set[Path] = field(default_factory=set)
-
-    def progress(
-        self, total: int | None, label: str, unit: str
-    ) -> AbstractContextManager[Progress]:
-        """Show a progress bar while the block runs."""
-        return self.console.progress(total, label, unit=unit)
-
-    def kept(self, label: str, follows_from: Any, make: Callable[[], Any]) -> Any:
-        """Return what was made of the same before, else make it and keep it.
-
-        Args:
-            label: what it is, for the console.
-            follows_from: all that its content depends on, as JSON.
-            make: returns it, as JSON.
-        """
-        key = _digest([_VERSION, follows_from])
-        path = self.cache / f"{key[:32]}.json"
-        self._used.add(path)
-        with contextlib.suppress(ArtifactError):  # none there, or one that can't be used
-            content = read_json_object(path)
-            if content.get("key") == key and "value" in content:
-                self.console.say(f"  {label}: kept from before, nothing it follows from changed")
-                return content["value"]
-        self.stop_if_asked()
-        value = make()
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"key": key, "value": value}))
-        return value
-
-    def prune(self) -> None:
-        """Remove what was kept of others than this evaluation."""
-        for path in self.cache.glob("*.json"):
-            if path not in self._used:
-                path.unlink(missing_ok=True)
-
-
-_VERSION = 1
-"""Of how answers and scores are made; another one makes them anew."""
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
@@ -330,18 +265,6 @@ def _follows_from(plan: Plan, name: str) -> list[Any]:
         [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.reference is not None],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
-
-
-def checkpoint_content(source: str | Path) -> str:
-    """Return what tells a checkpoint from others: the digest of its files, a hub's commit."""
-    path = Path(source)
-    if path.is_file():
-        return sha256(path)
-    if not path.is_dir():
-        cached = cached_folder(str(source))
-        return f"{source}@{cached.name if cached is not None else ''}"
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    return _digest([[file.name, sha256(file)] for file in files])
 
 
 def _sampling_seed(seed: int, name: str) -> int:

@@ -73,9 +73,10 @@ def _check_tasks(settings: EvaluateSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]:
     """Judge all checkpoints; return the final metrics."""
-    from pipeline.evaluation.judge.judge import EvaluationWorkspace, evaluate
+    from pipeline.evaluation.judge.judge import evaluate
     from pipeline.evaluation.judge.overlap import seen_lines
     from pipeline.evaluation.judge.summary import say_results, stage_metrics
+    from pipeline.evaluation.judge.workspace import EvaluationWorkspace
 
     plan = _plan(context)
     workspace = EvaluationWorkspace(
@@ -185,7 +186,7 @@ def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
 
 def _scorer_content(context: StageContext[EvaluateSettings]) -> list[Any]:
     """Return what the proxy's scores follow from besides the answers."""
-    from pipeline.evaluation.judge.judge import checkpoint_content
+    from pipeline.evaluation.judge.workspace import checkpoint_content
 
     terms = context.settings.terms
     models = [path for name, term in terms.items() for path in model_references(name, term)]
