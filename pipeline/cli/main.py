@@ -148,7 +148,8 @@ def validate(
     checked = _recipe(recipe, overrides)
     folder = out or Path("runs") / checked.name
     require_writable_place(folder)
-    check_recipe(checked, folder)
+    for line in check_recipe(checked, folder):
+        typer.echo(line, err=True)
     noun = "stage" if len(checked.stages) == 1 else "stages"
     typer.echo(f"{recipe}: valid; {len(checked.stages)} {noun}: {', '.join(checked.stages)}")
 
@@ -204,7 +205,8 @@ def plan(
         sizes=parse_sizes(size or []),
         rates=Rates(utilisation, bandwidth, overhead / 1000),
     )
-    check_recipe(checked, Path("runs") / checked.name, absent=assumed.sizes)
+    for line in check_recipe(checked, Path("runs") / checked.name, absent=assumed.sizes):
+        typer.echo(line, err=True)
     estimate = estimate_recipe(
         checked,
         parse_gpus(gpus, nodes=nodes, reserve=reserve),

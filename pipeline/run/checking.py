@@ -11,16 +11,25 @@ from pipeline.contract.trackers import require_installed
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import require_launchable, shards_weights
 from pipeline.run.planning import Planner
+from pipeline.stages.ppo.settings import PpoSettings
+from pipeline.stages.reward_terms import length_warnings
 
 
-def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> None:
+def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> list[str]:
     """Check a recipe and all its hand-overs without loading weights or starting anything.
 
     Finished stages in the run folder are looked at; checkpoints that are `absent` need not be here.
+    Returns warnings, a line each.
     """
     planner = Planner(recipe, run)
     planner.plan()
     check_stages(planner, absent=absent)
+    return [
+        f"stage {stage}: {line}"
+        for stage, settings in recipe.stages.items()
+        if isinstance(settings, PpoSettings)
+        for line in length_warnings(settings.terms, planner.hand_over(stage))
+    ]
 
 
 def check_stages(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data.errors import HandOverError, RecipeError
+from data.errors import ArtifactError, HandOverError, RecipeError
+from data.json_lines import read_json_object
 from pipeline.contract.addresses import Address, Retries, Seconds
 from pipeline.contract.settings import (
     NonNegative,
@@ -128,6 +130,27 @@ def check_rewards(terms: Mapping[str, RewardTerm], hand: HandOver) -> None:
             computed(term)
         except RecipeError as error:
             raise HandOverError(f"stage {hand.name}: {error}") from error
+
+
+def length_warnings(terms: Mapping[str, RewardTerm], hand: HandOver) -> list[str]:
+    """Return a line for each reward model that its stage found no better than a length rule."""
+    references = [m for item in terms.items() for m in model_references(*item).values()]
+    folders = {reference: hand.folder(reference) for reference in references}
+    return [
+        f"warning: {reference}: {told}; a policy trained against it may learn little but length"
+        for reference, folder in folders.items()
+        if folder is not None and (told := _quality_warning(folder)) is not None
+    ]
+
+
+def _quality_warning(model: Path) -> str | None:
+    """Return the warning in the `quality.json` beside a stage's model; None of other folders."""
+    if model.name != "model":
+        return None
+    with contextlib.suppress(ArtifactError):
+        told = read_json_object(model.parent / "quality.json").get("warning")
+        return told if isinstance(told, str) else None
+    return None
 
 
 def computed(term: RewardTerm) -> Scorer | None:

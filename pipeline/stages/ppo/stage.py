@@ -23,6 +23,7 @@ from pipeline.stages.ppo.checks import check, check_processes
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.sources import pretraining_rows
 from pipeline.stages.reward_terms import (
+    length_warnings,
     load_terms,
     model_references,
     reported_name,
@@ -57,6 +58,8 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         trust_remote_code=trust,
     )
     prompts = _prompts(context, tokenizer)
+    for line in length_warnings(settings.terms, context.hand):
+        context.say(line)
     ppo = build_ppo(
         policy_source=source,
         reference_source=context.input("reference") if settings.reference else None,

@@ -22,6 +22,7 @@ from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.settings import SourceSettings, references
 from pipeline.recipe.load import load_recipe
+from pipeline.run.checking import check_recipe
 from pipeline.run.planning import Planner
 from pipeline.run.runner import execute, plan
 from pipeline.stages.evaluate import stage as evaluate_stage
@@ -392,3 +393,38 @@ def test_a_plugin_reaches_all_processes(recipe: Path, plugin: Path, tmp_path: Pa
     assert code == 1, told
     assert "reward function 'vowels'" in told and "failed with KeyError" in told
     assert (tmp_path / "broken/ppo/resume/step-00000001/complete.json").is_file()
+
+
+def test_a_reward_model_that_does_not_beat_length_is_told_before_ppo_and_in_validate(
+    setting: Build,
+    reward_model: Build,
+    policy: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stage = tmp_path / "made" / "rm"
+    stage.mkdir(parents=True)
+    reward_model("other").rename(stage / "model")
+    sentence = "the reward model is beaten by always taking the longer answer: right on 60.0 % ..."
+    told = f"warning: {stage}: {sentence}; a policy trained against it may learn little but length"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"stages": {"ppo": ppo_settings(policy, str(stage), prompts)}})
+    )
+
+    def validated() -> list[str]:
+        return check_recipe(load_recipe(recipe), tmp_path / "run")
+
+    assert validated() == []
+    quality = stage / "quality.json"
+    quality.write_text(json.dumps({"accuracy": 0.6, "warning": sentence}))
+    assert validated() == [f"stage ppo: {told}"]
+    context = setting(str(stage), episodes=8)
+    context.console = Console()
+    run(context)
+    said = capsys.readouterr().out
+    assert said.count(told) == 1
+    for other in ('{"warning": null}', '{"accuracy": 0.9}', "[]", "no json"):
+        quality.write_text(other)
+        assert validated() == []

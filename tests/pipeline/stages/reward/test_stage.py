@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
 from data.records import Message
+from pipeline.contract.console import Console
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import Lora
 from pipeline.stages.reward.rows import read_rows
@@ -69,7 +70,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_it_learns_and_leaves_model_quality_and_pairs(
-    make_context: Callable[..., Any], policy: Path, tmp_path: Path
+    make_context: Callable[..., Any],
+    policy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from reward.learned.model import RewardModel
 
@@ -81,6 +85,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
         policy, rankings, epochs=5, demonstrations=({"path": str(demonstrations)},)
     )
     context = make_context(settings, {"model": policy})
+    context.console = Console()
     metrics: dict[str, Any] = run(context)
 
     assert metrics["eval/accuracy"] > 0.85
@@ -92,6 +97,13 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
 
     quality = json.loads((context.folder / "quality.json").read_text())
     assert quality["judged_by"] == "heldout"
+    assert quality["beats_length"]["state"] == "beats" and quality["warning"] is None
+    assert metrics["eval/over_length_rule"] == pytest.approx(metrics["eval/accuracy"] - 0.5)
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith("  the reward model beats always taking the longer answer: right on ")
+    )
     assert quality["n_pairs"] == metrics["eval/n_pairs"]
     pairs = read_lines(context.folder / "heldout.jsonl")
     right = [
@@ -99,6 +111,13 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
         for p in pairs
     ]
     assert sum(right) / len(right) == pytest.approx(quality["accuracy"])
+    # A bag of words was fitted on the rankings to learn: it knows the few words that come again.
+    words = [
+        0.5 if p["better_words"] == p["worse_words"] else p["better_words"] > p["worse_words"]
+        for p in pairs
+    ]
+    assert sum(words) / len(words) == pytest.approx(metrics["eval/bag_of_words"])
+    assert 0.5 < metrics["eval/bag_of_words"] < metrics["eval/accuracy"]
 
     model = RewardModel.load(context.folder / "model", device="cpu")
     some = pairs[:5]
