@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 LEVEL = 0.95
+_Name = TypeVar("_Name", bound=Hashable)
 _MANY = 30
 """Wins, and losses, from which on drawing prompts anew tells how far the two may differ; of a mean,
 values other than the commonest."""
@@ -176,7 +177,7 @@ def effective_score(
     return _score_ends(*_sides(value, decided, n), n, z=z)
 
 
-def number_clusters(clusters: Sequence[Hashable]) -> tuple[list[Hashable], NDArray[np.int64]]:
+def number_clusters(clusters: Sequence[_Name]) -> tuple[list[_Name], NDArray[np.int64]]:
     """Return the different clusters in their order, and the place of each item's among them."""
     places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     return list(places), np.array([places[name] for name in clusters], dtype=np.int64)

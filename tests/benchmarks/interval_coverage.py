@@ -17,9 +17,11 @@ import argparse
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
 from data.intervals import (
@@ -38,6 +40,8 @@ from reward.quality.shares import clustered_interval
 TIES = (0.0, 0.5, 0.95)
 DRAW = {"resamples": 300, "seed": 0}
 CORRELATION = 0.5
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 class Trial(NamedTuple):
@@ -48,25 +52,27 @@ class Trial(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        assert self.found.low is not None and self.found.high is not None
         return self.found.low - 1e-9 <= self.truth <= self.found.high + 1e-9
 
 
 Method = Callable[[np.random.Generator, int, float], Trial]
 
 
-def prompts_of(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
+def prompts_of(rng: np.random.Generator, n: int, most: int) -> Places:
     """Return the prompt of each pair: each of n has 1 to `most`."""
     return np.repeat(np.arange(n), rng.integers(1, most + 1, size=n))
 
 
-def together(rng: np.random.Generator, prompt_N: np.ndarray) -> np.ndarray:
+def together(rng: np.random.Generator, prompt_N: Places) -> Floats:
     """Return uniform numbers that hang together within a prompt."""
     shared = rng.normal(size=prompt_N.max() + 1)[prompt_N]
     own = rng.normal(size=len(prompt_N))
-    return ndtr(math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own)
+    uniform: Floats = ndtr(math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own)
+    return uniform
 
 
-def outcomes(uniform_N: np.ndarray, rate: np.ndarray | float, ties: float) -> np.ndarray:
+def outcomes(uniform_N: Floats, rate: Floats | float, ties: float) -> Floats:
     """Return 1, half and 0, of mean `rate`, ties among them."""
     won, lost = rate - ties / 2, 1 - rate - ties / 2
     return np.where(uniform_N > 1 - won, 1.0, np.where(uniform_N < lost, 0.0, 0.5))
@@ -142,7 +148,8 @@ def a_ratio(rng: np.random.Generator, n: int, ties: float) -> Trial:
     rate = float(expit(true_odds(rng, ties, 0.95)))
     prompt_N = prompts_of(rng, n, 5)
     won = outcomes(together(rng, prompt_N), rate, ties)
-    parts = np.stack([np.bincount(prompt_N, weights=won), np.bincount(prompt_N)], axis=1)
+    counts = np.bincount(prompt_N).astype(np.float64)
+    parts = np.stack([np.bincount(prompt_N, weights=won), counts], axis=1)
     found = bootstrap_clusters(parts, statistic=lambda s: s[:, 0] / s[:, 1], **DRAW)
     return Trial(found, rate)
 
@@ -158,19 +165,19 @@ def an_accuracy(rng: np.random.Generator, n: int, ties: float) -> Trial:
 
 METHODS: dict[str, Method] = {
     "wilson": a_share,
-    "paired_score": lambda *a: pairs_once(*a, score=True),
+    "paired_score": partial(pairs_once, score=True),
     "paired_outcomes": pairs_once,
     "clustered_outcomes": pairs_clustered,
     "bootstrap_mean": a_mean,
-    "bootstrap_mean, skewed": lambda *a: a_mean(*a, skewed=True),
+    "bootstrap_mean, skewed": partial(a_mean, skewed=True),
     "bootstrap_clusters": a_ratio,
     "clustered_interval": an_accuracy,
-    "length, 1 a prompt": lambda *a: equal_length(*a, most=1, longer=0.0),
-    "length, 1, one side longer": lambda *a: equal_length(*a, most=1, longer=0.8),
-    "length, 1 to 5": lambda *a: equal_length(*a, most=5, longer=0.0),
-    "length, 1 to 5, one longer": lambda *a: equal_length(*a, most=5, longer=0.8),
-    "Bradley-Terry of 2": lambda *a: rating(*a, checkpoints=2),
-    "Bradley-Terry of 4": lambda *a: rating(*a, checkpoints=4),
+    "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),
+    "length, 1, one side longer": partial(equal_length, most=1, longer=0.8),
+    "length, 1 to 5": partial(equal_length, most=5, longer=0.0),
+    "length, 1 to 5, one longer": partial(equal_length, most=5, longer=0.8),
+    "Bradley-Terry of 2": partial(rating, checkpoints=2),
+    "Bradley-Terry of 4": partial(rating, checkpoints=4),
 }
 
 
@@ -182,7 +189,8 @@ def coverage(
     rng = np.random.default_rng([zlib.crc32(name.encode()), n, round(100 * ties)])
     done = [METHODS[name](rng, n, ties) for _ in range(trials)]
     told = [trial for trial in done if trial.found.low is not None]
-    widths = [trial.found.high - trial.found.low for trial in told]
+    ends = [trial.found.ci95 or [math.nan] * 2 for trial in told]
+    widths = [high - low for low, high in ends]
     return sum(trial.holds for trial in told) / len(told), float(np.median(widths))
 
 

@@ -35,10 +35,12 @@ def main() -> None:
     outcomes = rng.choice([0.0, 0.5, 1.0], size=n).tolist()
     lengths = rng.normal(30, 100, size=n).round().tolist()
     names = [str(place) for place in range(6)]
-    met = [rng.choice(names, size=2, replace=False).tolist() for _ in range(n)]
+    met = [rng.permutation(names)[:2].tolist() for _ in range(n)]
     for each in (1, 3):
         prompts = [place // each for place in range(n)]
-        compared = [Comparison(*m, y, p) for m, y, p in zip(met, outcomes, prompts, strict=True)]
+        compared = [
+            Comparison(a, b, y, p) for (a, b), y, p in zip(met, outcomes, prompts, strict=True)
+        ]
         controlled = partial(length_controlled, outcomes, lengths, prompts, **draw)
         timed(f"length-controlled, {each} a prompt", controlled)
         rated = partial(bradley_terry, names, compared, **draw)

@@ -223,13 +223,15 @@ def test_outcomes_said_thrice_are_said_once() -> None:
 
 def test_a_known_variance_is_a_number_of_independent_prompts() -> None:
     # 40 of 200 decided, 30 won: the variance of independent prompts is (.2 - .1^2) / 200.
-    given = {"decided": 0.2, "clusters": 200, "most": 200.0, "least": 200.0}
+    given = {"clusters": 200, "most": 200, "least": 200}
     plain = paired_score(30, 10, 200)
-    assert effective_score(0.1, variance=0.19 / 200, **given) == pytest.approx(plain[1:3])
-    quarter = effective_score(0.1, variance=4 * 0.19 / 200, **given)
+    assert effective_score(0.1, decided=0.2, variance=0.19 / 200, **given) == pytest.approx(
+        plain[1:3]
+    )
+    quarter = effective_score(0.1, decided=0.2, variance=4 * 0.19 / 200, **given)
     assert quarter == pytest.approx(paired_score(7.5, 2.5, 50)[1:3])
     # More than all outcomes they can't tell.
-    assert effective_score(0.1, variance=1e-9, **given) == pytest.approx(plain[1:3])
+    assert effective_score(0.1, decided=0.2, variance=1e-9, **given) == pytest.approx(plain[1:3])
 
 
 def test_clusters_are_drawn_as_often_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,11 +119,11 @@ def _win_rate(
     both = _judged(rows_a, rows_b, judge)
     if not both:
         return []
-    scores = _scores(both, judge)
+    scores_a, scores_b = _scores(both, judge)
     prompts = [prompt_hash(row["prompt"]) for row, _ in both]
     lengths = [len(row_a["response"]) - len(row_b["response"]) for row_a, row_b in both]
-    won = compare(*scores, prompts=prompts, **draw)
-    even = length_controlled(outcomes(*scores), lengths, prompts, **draw)
+    won = compare(scores_a, scores_b, prompts=prompts, **draw)
+    even = length_controlled(outcomes(scores_a, scores_b), lengths, prompts, **draw)
     counts = {"wins": won.wins, "ties": won.ties, "losses": won.losses}
     rate = {
         "rate": won.rate.value,

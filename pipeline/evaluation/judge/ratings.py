@@ -108,7 +108,11 @@ def _games(names: Sequence[str], comparisons: Sequence[Comparison]) -> _Games:
         [1 - c.outcome if t else c.outcome for c, t in zip(comparisons, turned, strict=True)]
     )
     kinds, game_N = number_clusters(
-        [tuple(sorted((places[c.first], places[c.second]))) for c in comparisons]
+        [
+            (min(pair), max(pair))
+            for c in comparisons
+            for pair in [(places[c.first], places[c.second])]
+        ]
     )
     features_GK = np.zeros((len(kinds), len(names)))
     for game, (first, second) in enumerate(kinds):

@@ -74,13 +74,7 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
         ]
         say(f"{name}: {', '.join(parts)}")
     for rate in results["win_rates"]:
-        even = ""
-        if rate["rate_length_controlled"] is not None:
-            even = f"; of equal length {_percent(rate, '_length_controlled')}"
-        say(
-            f"{rate['a']} over {rate['b']} by {rate['judge']}: {_percent(rate)} of "
-            f"{counted(rate['n'], 'prompt')}{even}"
-        )
+        say(win_rate_line(rate))
     for line in rating_lines(results["ratings"]):
         say(line)
     for figure in results["tasks"]:
@@ -90,6 +84,15 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
                 f"{figure['checkpoint']}: {task_metric(figure)} {figure['value']:.3f} "
                 f"({low:.3f} to {high:.3f}) of {counted(figure['n'], 'question')}"
             )
+
+
+def win_rate_line(rate: Mapping[str, Any]) -> str:
+    """Return a win rate in words, and beside it that of equal length where there is one."""
+    even = ""
+    if rate["rate_length_controlled"] is not None:
+        even = f"; of equal length {_percent(rate, '_length_controlled')}"
+    who = f"{rate['a']} over {rate['b']} by {rate['judge']}"
+    return f"{who}: {_percent(rate)} of {counted(rate['n'], 'prompt')}{even}"
 
 
 def _percent(rate: Mapping[str, Any], suffix: str = "") -> str:

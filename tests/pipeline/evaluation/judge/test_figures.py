@@ -12,7 +12,7 @@ import pytest
 from data.errors import ArtifactError
 from data.json_lines import read_json_lines
 from pipeline.evaluation.judge.figures import figures
-from pipeline.evaluation.judge.summary import rating_lines, say_results
+from pipeline.evaluation.judge.summary import rating_lines, win_rate_line
 
 
 def row(index: int, checkpoint: str, **changes: Any) -> dict[str, Any]:
@@ -193,23 +193,20 @@ def test_a_prompt_asked_three_times_is_one_prompt() -> None:
         assert widths[1] == pytest.approx(widths[0], rel=0.12)
 
 
-def test_the_console_hears_a_line_for_each_judge_of_three() -> None:
-    counted = {"checkpoints": {}, **figures(lengthening(), resamples=200, seed=0)}
-    lines: list[str] = []
-    say_results(counted, lines.append)
-    gold = [line for line in lines if "by gold" in line]
-    assert re.fullmatch(
-        r"long over sft by gold: 58\.3% \(.*\) of 60 prompts; of equal length 50\.\d% \(.*\)",
-        gold[0],
-    )
-    assert re.fullmatch(
-        r"Elo by gold, sft being 1000: good \d+ \(\d+ to \d+\), long \d+ \(.*\), sft 1000", gold[-1]
-    )
-    assert rating_lines([r for r in counted["ratings"] if r["checkpoint"] != "good"]) == []
+def test_the_console_hears_both_rates_and_of_three_the_ratings() -> None:
+    figures_ = figures(lengthening(), resamples=200, seed=0)
+    rates, ratings = figures_["win_rates"], figures_["ratings"]
+    assert isinstance(rates, list) and isinstance(ratings, list)
+    gold = next(rate for rate in rates if rate["judge"] == "gold")
+    line = r"long over sft by gold: 58\.3% \(.*\) of 60 prompts; of equal length 50\.\d% \(.*\)"
+    assert re.fullmatch(line, win_rate_line(gold))
+    line = r"Elo by gold, sft being 1000: good \d+ \(\d+ to \d+\), long \d+ \(.*\), sft 1000"
+    assert re.fullmatch(line, rating_lines(ratings)[0])
+    assert rating_lines([row for row in ratings if row["checkpoint"] != "good"]) == []
 
 
 def test_who_was_compared_with_nobody_is_named() -> None:
     rows = [r if r["checkpoint"] != "good" else r | {"gold": None} for r in lengthening()]
     ratings = figures(rows, resamples=50, seed=0)["ratings"]
-    line = rating_lines([r for r in ratings if r["judge"] == "gold"])[0]
-    assert line.endswith("sft 1000; never compared with it: good")
+    assert isinstance(ratings, list)
+    assert rating_lines(ratings)[0].endswith("sft 1000; never compared with it: good")

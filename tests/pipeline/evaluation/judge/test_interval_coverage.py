@@ -9,6 +9,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "interval_coverage.py"
 spec = importlib.util.spec_from_file_location("interval_coverage", SCRIPT)
+assert spec is not None
 simulation = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(simulation)
 

@@ -60,7 +60,7 @@ def test_all_ties_leave_a_width() -> None:
     # Lengths that differ mostly one way tell less of equal ones.
     uneven = length_controlled([0.5] * 50, [30.0, 40.0, 50.0, -5.0, 0.0] * 10, range(50), **DRAW)
     assert uneven.value == 0.5
-    assert uneven.high > found.high
+    assert uneven.high > (1 + plain.high) / 2
 
 
 @pytest.mark.parametrize("won", [1.0, 0.0])
@@ -88,7 +88,9 @@ def test_length_that_decides_everything_is_finite() -> None:
         ([1.0, 0.0] * 40, [500.0, 510.0] * 40),  # always much longer
     ],
 )
-def test_where_the_pairs_can_not_tell_there_is_no_rate(outcomes, lengths) -> None:
+def test_where_the_pairs_can_not_tell_there_is_no_rate(
+    outcomes: list[float], lengths: list[float]
+) -> None:
     found = length_controlled(outcomes, lengths, range(len(outcomes)), **DRAW)
     assert found == (None, None, None, len(outcomes))
 
