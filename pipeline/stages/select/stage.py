@@ -218,13 +218,15 @@ def selection_of(scores: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _half_width(values: Sequence[float]) -> float:
-    """Return half the 95 % interval of a mean, by the normal approximation."""
+    """Return half the 95 % interval of a mean, by Student's t."""
+    from scipy.special import stdtrit
+
     n = len(values)
     if n < 2:
         return 0.0
     mean = sum(values) / n
     variance = sum((v - mean) ** 2 for v in values) / (n - 1)
-    return float(1.959963984540054 * (variance / n) ** 0.5)
+    return float(stdtrit(n - 1, 0.975) * (variance / n) ** 0.5)
 
 
 def _write_samples(

@@ -92,8 +92,9 @@ def test_it_gives_the_same_twice(
 def test_means_intervals_and_paired_differences_by_hand() -> None:
     found = selection_of({"a": [0.0, 2.0], "b": [1.0, 3.0]})
     assert found["winner"] == "b"
-    # Deviation sqrt(2), standard error 1; the paired difference is -1 with no spread.
-    assert found["candidates"]["a"]["ci95"] == pytest.approx([1 - 1.959964, 1 + 1.959964])
+    # Deviation sqrt(2), standard error 1, Student's t of one degree of freedom 12.706; the paired
+    # difference is -1 with no spread.
+    assert found["candidates"]["a"]["ci95"] == pytest.approx([1 - 12.706205, 1 + 12.706205])
     assert found["candidates"]["a"]["difference_ci95"] == pytest.approx([-1.0, -1.0])
     assert found["candidates"]["b"]["difference"] == 0.0
 
