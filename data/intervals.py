@@ -116,6 +116,36 @@ def _score_ends(wins: float, losses: float, n: float, *, z: float) -> tuple[floa
     return low, high
 
 
+def clustered_share(parts_P2: NDArray[np.float64], *, level: float = LEVEL) -> Estimate:
+    """Return a share of what prompts have different numbers of, and its interval.
+
+    Wilson's, with the effective number of observations by the variance of the ratio over prompts
+    (linearised); where nothing varies, as many as prompts, so that three unanimous prompts do not
+    pass for certainty.
+
+    Args:
+        parts_P2: of each prompt what fulfils and what was counted, which is more than none.
+        level: confidence.
+    """
+    prompts = len(parts_P2)
+    if prompts == 0:
+        return Estimate(None, None, None, 0)
+    fulfils, n = parts_P2.sum(axis=0)
+    share = float(fulfils / n)
+    beyond_P = parts_P2[:, 0] - share * parts_P2[:, 1]
+    ends = effective_score(
+        2 * share - 1,
+        decided=1.0,
+        variance=4 * float(beyond_P @ beyond_P) / n**2 * prompts / max(1, prompts - 1),
+        clusters=prompts,
+        most=math.inf,
+        least=prompts,
+        level=level,
+    )
+    low, high = ((1 + end) / 2 for end in ends)
+    return Estimate(share, min(share, low), max(share, high), prompts)
+
+
 def clustered_outcomes(
     outcomes: Sequence[float], clusters: Sequence[Hashable], *, level: float = LEVEL
 ) -> Estimate:

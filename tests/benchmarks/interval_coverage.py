@@ -29,6 +29,7 @@ from data.intervals import (
     bootstrap_clusters,
     bootstrap_mean,
     clustered_outcomes,
+    clustered_share,
     paired_outcomes,
     paired_score,
     wilson,
@@ -154,6 +155,15 @@ def a_ratio(rng: np.random.Generator, n: int, ties: float) -> Trial:
     return Trial(found, rate)
 
 
+def share_of_counts(rng: np.random.Generator, n: int, ties: float) -> Trial:
+    """A share of marks that are true for all but few, as the agreement of annotators."""
+    rate = float(rng.uniform(0.5, 0.97) if not ties else 1 - rng.uniform(0.5, 1.5) * (1 - ties))
+    prompt_N = prompts_of(rng, n, 5)
+    counts = np.bincount(prompt_N).astype(np.float64)
+    fulfils = np.bincount(prompt_N, weights=together(rng, prompt_N) < rate)
+    return Trial(clustered_share(np.stack([fulfils, counts], axis=1)), rate)
+
+
 def an_accuracy(rng: np.random.Generator, n: int, ties: float) -> Trial:
     """Shares of 1, half and 0 within prompts, as the accuracy of a reward model."""
     rate = float(expit(true_odds(rng, ties, 0.95)))
@@ -171,6 +181,7 @@ METHODS: dict[str, Method] = {
     "bootstrap_mean": a_mean,
     "bootstrap_mean, skewed": partial(a_mean, skewed=True),
     "bootstrap_clusters": a_ratio,
+    "clustered_share": share_of_counts,
     "clustered_interval": an_accuracy,
     "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),
     "length, 1, one side longer": partial(equal_length, most=1, longer=0.8),

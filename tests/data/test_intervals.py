@@ -11,6 +11,7 @@ from data.intervals import (
     bootstrap_clusters,
     bootstrap_mean,
     clustered_outcomes,
+    clustered_share,
     drawn_clusters,
     effective_score,
     mean_or_share,
@@ -20,7 +21,9 @@ from data.intervals import (
     wilson,
 )
 
-NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
+HUNDREDTHS = st.integers(-10_000, 10_000).map(lambda x: x / 100)
+NUMBERS = st.lists(HUNDREDTHS, min_size=1, max_size=20)
+"""Those that differ still do when all are moved."""
 
 
 def test_wilson_of_eight_in_ten() -> None:
@@ -84,7 +87,7 @@ def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyP
 
 
 @settings(max_examples=40, deadline=None)
-@given(values=NUMBERS, shift=st.floats(-50, 50))
+@given(values=NUMBERS, shift=HUNDREDTHS)
 def test_a_shift_moves_the_interval_with_the_mean(values: list[float], shift: float) -> None:
     before = bootstrap_mean(values, resamples=64, seed=0)
     after = bootstrap_mean([v + shift for v in values], resamples=64, seed=0)
@@ -266,3 +269,17 @@ def test_the_mean_of_few_values_among_ties_is_not_certain() -> None:
     assert found.low < 0 < 0.03 < found.high
     # Scores from 0 to 1 have no mean below 0.
     assert mean_or_share([0.9, 0.5, 0.2] + [0.0] * 97, resamples=10, seed=0).low == 0
+
+
+def test_a_share_of_counts_is_wilsons_of_as_many_as_its_variance_tells() -> None:
+    # Ten prompts of one each, 8 fulfil: the variance is p(1-p)/10 * 10/9, that of nine.
+    found = clustered_share(np.array([[1.0, 1.0]] * 8 + [[0.0, 1.0]] * 2))
+    nine = wilson(7.2, 9)
+    assert found.value == 0.8
+    # Student's quantile of 9 for the normal one.
+    ratio = (found.high - found.low) / (nine.high - nine.low)
+    assert 1.05 < ratio < 2.262 / 1.960
+    # Unanimous prompts are as many trials as prompts, however much was counted of each.
+    whole = clustered_share(np.array([[7.0, 7.0]] * 3))
+    assert (whole.value, whole.low, whole.high) == pytest.approx(wilson(3, 3)[:3])
+    assert clustered_share(np.zeros((0, 2))) == (None, None, None, 0)

@@ -58,8 +58,6 @@ def pair_agreement(
     tasks: Iterable[TaskRanks],
     ties: bool,
     annotator: str | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Figure:
     """Share of comparisons in which two annotators say the same of a pair of completions.
 
@@ -70,8 +68,6 @@ def pair_agreement(
         ties: True takes a tie as a third answer, so that a tie and a preference disagree; False
             counts only pairs on which neither of the two annotators says tie.
         annotator: only comparisons of this one with others.
-        resamples: of the bootstrap.
-        seed: of its draws.
     """
     counts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     several = False
@@ -86,8 +82,6 @@ def pair_agreement(
             counts[task.prompt] = (before[0] + same, before[1] + of)
     return share(
         counts,
-        resamples=resamples,
-        seed=seed,
         nothing="somebody says tie in every comparison" if several else TOO_FEW,
         at_end="unanimous: no two labels differ",
     )
@@ -348,15 +342,11 @@ def gold_accuracy(*, labels: Iterable[tuple[Sequence[int], Sequence[int]]]) -> F
 def self_consistency(
     *,
     repeats: Iterable[tuple[str, Sequence[int], Sequence[int]]],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Figure:
     """Share of pairs of which annotators say the same when they meet a task again; ties count.
 
     Args:
         repeats: prompt, ranks at first, ranks when the task came again.
-        resamples: of the bootstrap.
-        seed: of its draws.
     """
     counts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for prompt, before, after in repeats:
@@ -364,8 +354,6 @@ def self_consistency(
         counts[prompt] = (counts[prompt][0] + same, counts[prompt][1] + of)
     return share(
         counts,
-        resamples=resamples,
-        seed=seed,
         nothing="no task was given to the same annotator twice",
         at_end="every repeat says the same again",
     )

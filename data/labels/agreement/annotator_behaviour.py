@@ -17,7 +17,6 @@ from data.intervals import wilson
 from data.labels.agreement.figures import Figure, figure, share
 from data.words import counted
 
-RESAMPLES = 1000
 CUT = 3.5
 """Modified z-score beyond which a time is an outlier (Iglewicz and Hoaglin, 1993)."""
 MAD_TO_SIGMA = 1.4826
@@ -28,7 +27,7 @@ class Seen(NamedTuple):
     """A label and how its task stood before the annotator.
 
     Attributes:
-        prompt: what the bootstrap draws.
+        prompt: what is said of one hangs together.
         ranks: of the completions in the task's order.
         order: `order[i]` is the completion shown at place i; empty when it is not known.
         lengths: of the completions, in characters.
@@ -40,9 +39,7 @@ class Seen(NamedTuple):
     lengths: Sequence[int]
 
 
-def first_shown_wins(
-    *, labels: Iterable[Seen], resamples: int = RESAMPLES, seed: int = 0
-) -> Figure:
+def first_shown_wins(*, labels: Iterable[Seen]) -> Figure:
     """Share of strictly ranked pairs won by the completion that was shown before the other.
 
     With orders drawn at random it is one half unless the place sways the annotator.
@@ -55,14 +52,12 @@ def first_shown_wins(
         _add(counts, label.prompt, [(a < b) for a, b in combinations(shown, 2) if a != b])
     return share(
         counts,
-        resamples=resamples,
-        seed=seed,
         nothing="no label has both a strict order and a known order shown",
         at_end="the one shown first won every pair",
     )
 
 
-def longer_wins(*, labels: Iterable[Seen], resamples: int = RESAMPLES, seed: int = 0) -> Figure:
+def longer_wins(*, labels: Iterable[Seen]) -> Figure:
     """Share of strictly ranked pairs of different length won by the longer completion."""
     counts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for label in labels:
@@ -74,21 +69,17 @@ def longer_wins(*, labels: Iterable[Seen], resamples: int = RESAMPLES, seed: int
         )
     return share(
         counts,
-        resamples=resamples,
-        seed=seed,
         nothing="no label orders two completions of different length",
         at_end="the longer one won every pair",
     )
 
 
-def tie_rate(*, labels: Iterable[Seen], resamples: int = RESAMPLES, seed: int = 0) -> Figure:
+def tie_rate(*, labels: Iterable[Seen]) -> Figure:
     """Share of pairs that are ties."""
     counts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for label in labels:
         _add(counts, label.prompt, [a == b for a, b in combinations(label.ranks, 2)])
-    return share(
-        counts, resamples=resamples, seed=seed, nothing="no labels", at_end="every pair is a tie"
-    )
+    return share(counts, nothing="no labels", at_end="every pair is a tie")
 
 
 def skip_rate(*, labels: int, skips: int) -> Figure:

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.intervals import Estimate, bootstrap_clusters, wilson
+from data.intervals import Estimate, clustered_share
 
 FEW = 20
 """Prompts below which a note asks for care."""
@@ -63,35 +62,16 @@ def figure(estimate: Estimate, *, of: str = "prompts", note: str = "") -> Figure
     return Figure(*estimate, of=of, note="; ".join(notes))
 
 
-def share(
-    counts: dict[str, tuple[float, float]],
-    *,
-    resamples: int,
-    seed: int,
-    nothing: str,
-    at_end: str = "",
-) -> Figure:
+def share(counts: dict[str, tuple[float, float]], *, nothing: str, at_end: str = "") -> Figure:
     """Return a share whose parts hang together by prompt.
 
     Args:
         counts: of each prompt, what fulfils and what was counted.
-        resamples: of the cluster bootstrap.
-        seed: of its draws.
         nothing: the note where nothing was counted.
         at_end: the note where the share is 1.
-
-    Where the share is 0 or 1 every draw gives the same; the interval then is Wilson's with as many
-    trials as prompts, so that three unanimous prompts do not pass for certainty.
     """
     parts = np.array([row for row in counts.values() if row[1] > 0], dtype=np.float64)
     if not len(parts):
         return missing(nothing)
-    estimate = bootstrap_clusters(parts, statistic=_ratio, resamples=resamples, seed=seed)
-    assert estimate.value is not None
-    if estimate.value in (0.0, 1.0):
-        estimate = wilson(estimate.value * len(parts), len(parts))
+    estimate = clustered_share(parts)
     return figure(estimate, note=at_end if estimate.value == 1 else "")
-
-
-def _ratio(sums_R2: NDArray[np.float64]) -> NDArray[np.float64]:
-    return sums_R2[:, 0] / sums_R2[:, 1]

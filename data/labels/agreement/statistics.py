@@ -188,7 +188,6 @@ def _group(
     annotator: str | None,
     draws: _Draws,
 ) -> Group:
-    drawn = draws._asdict()
     plain = [_seen(row) for row in _of(labels, "label")]
     gold = [
         (row.label.submission.ranks, row.assignment.task.new.gold_ranks)
@@ -196,18 +195,16 @@ def _group(
         if row.assignment.task.new.gold_ranks
     ]
     figures = {
-        "agreement": agreement.pair_agreement(tasks=tasks, ties=True, annotator=annotator, **drawn),
-        "agreement_no_ties": agreement.pair_agreement(
-            tasks=tasks, ties=False, annotator=annotator, **drawn
-        ),
-        "tau": agreement.tau_to_others(tasks=tasks, annotator=annotator, **drawn),
+        "agreement": agreement.pair_agreement(tasks=tasks, ties=True, annotator=annotator),
+        "agreement_no_ties": agreement.pair_agreement(tasks=tasks, ties=False, annotator=annotator),
+        "tau": agreement.tau_to_others(tasks=tasks, annotator=annotator, **draws._asdict()),
         "gold_accuracy": agreement.gold_accuracy(
             labels=[(ranks, known) for ranks, known in gold if known]
         ),
-        "self_consistency": agreement.self_consistency(repeats=_repeats(labels), **drawn),
-        "first_shown_wins": annotator_behaviour.first_shown_wins(labels=plain, **drawn),
-        "longer_wins": annotator_behaviour.longer_wins(labels=plain, **drawn),
-        "tie_rate": annotator_behaviour.tie_rate(labels=plain, **drawn),
+        "self_consistency": agreement.self_consistency(repeats=_repeats(labels)),
+        "first_shown_wins": annotator_behaviour.first_shown_wins(labels=plain),
+        "longer_wins": annotator_behaviour.longer_wins(labels=plain),
+        "tie_rate": annotator_behaviour.tie_rate(labels=plain),
         "skip_rate": annotator_behaviour.skip_rate(labels=len(labels), skips=len(skips)),
     }
     flags = Counter(
