@@ -2,7 +2,7 @@
 
 `samples.jsonl` has one row for each prompt and checkpoint:
 
-    index, id, prompt, checkpoint, response, n_tokens, ended, kl, gold, proxy, assessment
+    index, id, prompt, checkpoint, plain, response, n_tokens, ended, kl, gold, proxy, assessment
 
 so `figures([*read_json_lines(path)])` gives the report's numbers again, perplexity apart, which is
 measured on texts and not on samples.
@@ -18,6 +18,7 @@ from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_diffe
 from data.records import prompt_hash
 from pipeline.evaluation.judge.diversity import distinct, repetition
 from pipeline.evaluation.judge.length_control import length_controlled
+from pipeline.evaluation.judge.pathologies import pathologies
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry, elo
 from pipeline.evaluation.judge.winrates import compare, outcomes
 
@@ -32,7 +33,7 @@ SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignoran
 def figures(
     rows: Iterable[Row], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
-    """Return `checkpoints`, `win_rates`, `ratings` and `differences` of all samples.
+    """Return `checkpoints`, `win_rates`, `ratings`, `differences`, `pathologies` of all samples.
 
     Checkpoints come in the order of their first sample. Of each two, `a` is the later and `b` the
     earlier one, so that a rate above one half speaks for the training in between. Ratings are
@@ -65,6 +66,7 @@ def figures(
             for measure in SHARES
             for difference in _difference(a, by_name[a], b, by_name[b], measure, draw)
         ],
+        "pathologies": pathologies(by_name, **draw),
     }
 
 

@@ -371,6 +371,7 @@ def _rows(
                 "id": row.id,
                 "prompt": row.prompt,
                 "checkpoint": name,
+                "plain": answers["plain"],
                 "response": text,
                 "n_tokens": len(answers["tokens"][place]),
                 "ended": answers["ended"][place],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.words import counted
+from pipeline.evaluation.judge.pathologies import pathology_lines
 from pipeline.evaluation.judge.ratings import elo
 
 PLAIN_FIGURES = (
@@ -75,7 +76,7 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
         say(f"{name}: {', '.join(parts)}")
     for rate in results["win_rates"]:
         say(win_rate_line(rate))
-    for line in rating_lines(results["ratings"]):
+    for line in [*rating_lines(results["ratings"]), *pathology_lines(results["pathologies"])]:
         say(line)
     for figure in results["tasks"]:
         if figure["ci95"] is not None:

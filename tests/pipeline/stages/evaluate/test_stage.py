@@ -115,6 +115,7 @@ def test_all_figures_come_out_and_recount_from_the_samples(
     assert again["win_rates"] == results["win_rates"]
     assert again["differences"] == results["differences"]
     assert again["ratings"] == results["ratings"]
+    assert again["pathologies"] == results["pathologies"] != []
     assert isinstance(again["checkpoints"], dict)
     for name, mine in again["checkpoints"].items():
         assert {key: results["checkpoints"][name][key] for key in mine} == mine
