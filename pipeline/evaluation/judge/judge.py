@@ -38,6 +38,7 @@ from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
+from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
 from pipeline.generation.generate import Sampling, generate, response_text
@@ -50,7 +51,7 @@ from pipeline.models.load import (
     pick_device,
 )
 from pipeline.models.unused_ids import leave_out_unused
-from pipeline.training.objectives.perplexity import text_perplexity
+from pipeline.training.objectives.perplexity import text_losses
 from reward.scorer import Facts, scores_of
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
             for row in _rows(plan, name, answers[name], kls[name], proxies[name])
         ]
         _write_rows(workspace.folder / SAMPLES, rows)
-    results = _results(plan, rows, answers, too_long) | {"tasks": _tasks(plan, workspace)}
+    results = _results(plan, rows, answers, too_long)
+    _add_texts(results, plan, workspace, answers)
+    results["tasks"] = _tasks(plan, workspace)
     write_atomically(
         workspace.folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
     )
@@ -211,7 +214,7 @@ def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
 
 
 def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, Any]:
-    """Return a checkpoint's answers, its own log-probability of each, and its perplexity."""
+    """Return a checkpoint's answers, its own log-probability of each, and its loss of each text."""
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
     plain = name in plan.plain or not tokenizer.chat_template
@@ -242,14 +245,15 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         ],
         "ended": [sample.ended for sample in samples],
         "logprobs": _logprobs(plan, model, prompts, responses) if plan.reference else None,
-        "perplexity": None,
+        "losses": [],
     }
     if plan.texts:
         workspace.stop_if_asked()
         with workspace.progress(None, f"{name}: held-out texts", "windows") as bar:
-            answers["perplexity"] = text_perplexity(
+            losses = text_losses(
                 model, tokenizer, plan.texts, batch_size=plan.batch_size, advance=bar.advance
             )
+        answers["losses"] = [loss._asdict() for loss in losses]
     return answers
 
 
@@ -416,9 +420,7 @@ def _results(
     checkpoints = from_samples["checkpoints"]
     assert isinstance(checkpoints, dict)
     for name, checkpoint in checkpoints.items():
-        on_texts = answers[name]["perplexity"] or {}
-        checkpoint["perplexity"] = on_texts.get("perplexity")
-        checkpoint["bits_per_byte"] = on_texts.get("bits_per_byte")
+        checkpoint |= {"perplexity": None, "bits_per_byte": None}
         checkpoint["plain_prompts"] = answers[name]["plain"]
     return {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
@@ -429,3 +431,23 @@ def _results(
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
         **from_samples,
     }
+
+
+def _add_texts(
+    results: dict[str, Any],
+    plan: Plan,
+    workspace: EvaluationWorkspace,
+    answers: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write each text's loss down, and add what follows from them to the results."""
+    rows = [
+        {"checkpoint": name, "index": index, **loss}
+        for name, mine in answers.items()
+        for index, loss in enumerate(mine["losses"])
+    ]
+    if rows:
+        _write_rows(workspace.folder / TEXTS, rows)
+    found = text_figures(rows, resamples=plan.resamples, seed=plan.seed)
+    for name, figures_ in found.checkpoints.items():
+        results["checkpoints"][name] |= figures_
+    results["alignment_tax"] = found.alignment_tax

@@ -220,7 +220,8 @@ def pathologies(
         `checkpoint`, `name`, `value`, `ci95`, `n`, `cause`, and whether it is an `alarm`. What
         can't be counted, such as KL without a reference, is left out.
     """
-    found, before = [], None
+    found: list[dict[str, Any]] = []
+    before: Sequence[Row] | None = None
     template = bool(by_name) and not _plain([*by_name.values()][-1])
     for checkpoint, rows in by_name.items():
         base_model = template and _plain(rows)

@@ -8,6 +8,7 @@ from typing import Any
 from data.words import counted
 from pipeline.evaluation.judge.pathologies import pathology_lines
 from pipeline.evaluation.judge.ratings import elo
+from pipeline.evaluation.judge.texts import text_lines
 
 PLAIN_FIGURES = (
     "perplexity",
@@ -69,14 +70,16 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
                 ("proxy_reward", "proxy", 3),
                 ("kl_to_reference", "KL", 2),
                 ("mean_length", "length", 1),
-                ("perplexity", "perplexity", 2),
+                ("bits_per_byte", "bits a byte", 3),
             )
             if figures.get(key) is not None
         ]
         say(f"{name}: {', '.join(parts)}")
     for rate in results["win_rates"]:
         say(win_rate_line(rate))
-    for line in [*rating_lines(results["ratings"]), *pathology_lines(results["pathologies"])]:
+    for line in rating_lines(results["ratings"]):
+        say(line)
+    for line in [*text_lines(results), *pathology_lines(results["pathologies"])]:
         say(line)
     for figure in results["tasks"]:
         if figure["ci95"] is not None:

@@ -7,22 +7,31 @@ per byte, the loss of a text divided by the bytes it is written in, compares acr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from data.errors import ModelError, SourceError
+from data.text.chat import front_ids
 from data.text.tokenizer import tokenize_documents
 from pipeline.models.load import context_length as model_context
 from pipeline.models.trials import evaluating
-from pipeline.training.objectives.causal import IGNORED, LmBatch, summed_loss
+from pipeline.training.objectives.causal import (
+    IGNORED,
+    LmBatch,
+    next_token_logits,
+    summed_loss,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LARGEST_LOSS = 700.0
 """Loss whose exponential is still a float."""
+_LOGITS = 60_000_000
+"""Logits computed at a time at most: 240 MB in fp32."""
 
 
 def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, float]:
@@ -31,7 +40,7 @@ def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, f
     Args:
         nats: summed loss of the predicted tokens.
         tokens: number of predicted tokens.
-        bytes_: UTF-8 bytes of the text that these tokens spell.
+        bytes_: UTF-8 bytes of the text that was predicted.
 
     >>> perplexity_figures(2 * math.log(8), 2, 3)["bits_per_byte"]
     2.0
@@ -72,54 +81,100 @@ def batches_loss(
     return nats, tokens
 
 
-def text_perplexity(
+class TextLoss(NamedTuple):
+    """How well a model predicts a text.
+
+    Attributes:
+        nats: summed loss of its tokens.
+        tokens: that were predicted.
+        bytes: of the text as it is given, in UTF-8, whatever its tokens spell.
+        given_back: whether its tokens spell it; a tokenizer that drops characters spares its model
+            their loss.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    given_back: bool
+
+
+class _Window(NamedTuple):
+    """Tokens of one text that fit the context, the first `known` of which are not predicted."""
+
+    text: int
+    ids: list[int]
+    known: int
+
+
+@torch.inference_mode()
+def text_losses(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
     batch_size: int = 16,
-    context_length: int | None = None,
-    bf16: bool = False,
     advance: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Judge a model on texts, each read from the start of a document.
+) -> list[TextLoss]:
+    """Judge a model on texts, each read from its start.
 
-    A text is preceded by the token that separates documents, so that its first token is predicted
-    too. One longer than the context is cut into windows; nothing is left out. Its end is not
-    predicted: whether a document ends is not the text's.
+    A text is preceded by what the tokenizer puts in front of every text, such as bos, else by the
+    token that separates documents, so that its first token is predicted too. One longer than the
+    context is cut into windows that share a token; nothing is left out. Its end is not predicted:
+    whether a document ends is not the text's.
 
     Args:
-        model: a causal language model.
+        model: a causal language model; put into evaluation mode meanwhile.
         tokenizer: its tokenizer.
-        texts: what it predicts; empty ones are passed over.
-        batch_size: sequences of one forward pass.
-        context_length: tokens of a window; the model's own when not given.
-        bf16: forward pass in bfloat16.
+        texts: what it predicts; an empty one has no loss and no token.
+        batch_size: sequences of one forward pass at most.
         advance: told of the windows done.
-
-    Returns:
-        `loss` in nats a token, `perplexity`, `bits_per_byte`, and the counts `tokens` and `bytes`.
 
     Raises:
         SourceError: no text holds a token.
         ModelError: the tokenizer has no token to start with.
     """
-    judged = [text for text in texts if text]
-    if not judged:
+    encoded = [*tokenize_documents(tokenizer, texts)]
+    if not any(encoded):
         raise SourceError("no held-out text to judge the model by; all are empty")
-    first = separator_id(tokenizer)
-    limit = context_length or model_context(model) or 1024
-    encoded = tokenize_documents(tokenizer, judged)
-    windows = [window for ids in encoded for window in _windows([first, *ids], limit)]
-    # Rows of a like length side by side; the longest first, so that memory runs out at once.
-    windows.sort(key=len, reverse=True)
-    groups = (windows[at : at + batch_size] for at in range(0, len(windows), batch_size))
-    nats, tokens = batches_loss(
-        model, (_padded(group) for group in groups), bf16=bf16, advance=advance
+    front = front_ids(tokenizer) or [separator_id(tokenizer)]
+    limit = model_context(model) or 1024
+    windows = [
+        window
+        for place, ids in enumerate(encoded)
+        if ids
+        for window in _windows(place, front, ids, limit)
+    ]
+    nats = [0.0] * len(texts)
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for group in _groups(windows, batch_size, vocabulary=len(tokenizer)):
+            batch = _padded(group).to(device)
+            for window, loss in zip(group, _row_losses(model, batch), strict=True):
+                nats[window.text] += loss
+            if advance is not None:
+                advance(len(group))
+    return [
+        TextLoss(
+            nats[place],
+            len(ids),
+            len(text.encode("utf-8", "surrogatepass")),
+            _spelled(tokenizer, ids).lstrip() == text.lstrip(),  # some put a space in front
+        )
+        for place, (text, ids) in enumerate(zip(texts, encoded, strict=True))
+    ]
+
+
+def _row_losses(model: Any, batch: LmBatch) -> list[float]:
+    """Return the loss of each sequence in nats."""
+    logits_BTV = next_token_logits(model, batch).float()
+    losses_BT = F.cross_entropy(
+        logits_BTV.transpose(1, 2), batch.targets_BT, ignore_index=IGNORED, reduction="none"
     )
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in judged)
-    figures = perplexity_figures(nats, tokens, size)
-    return {**figures, "tokens": tokens, "bytes": size}
+    return [float(loss) for loss in losses_BT.double().sum(1).tolist()]
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -142,17 +197,30 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _windows(ids: list[int], limit: int) -> list[list[int]]:
-    """Cut ids into windows that share one token, so that each but the first is predicted once."""
-    return [ids[at : at + limit] for at in range(0, max(len(ids) - 1, 1), limit - 1)]
+def _windows(place: int, front: list[int], ids: list[int], limit: int) -> Iterator[_Window]:
+    """Cut a text into windows that share one token, so that each token is predicted once."""
+    whole = front + ids
+    yield _Window(place, whole[:limit], len(front))
+    for at in range(limit - 1, len(whole) - 1, limit - 1):
+        yield _Window(place, whole[at : at + limit], 1)
 
 
-def _padded(group: list[list[int]]) -> LmBatch:
+def _groups(windows: list[_Window], most: int, *, vocabulary: int) -> Iterator[list[_Window]]:
+    """Yield windows of a like length, the longest first, as many as their logits fit the memory."""
+    order = sorted(windows, key=lambda window: len(window.ids), reverse=True)
+    at = 0
+    while at < len(order):
+        rows = max(1, min(most, _LOGITS // (len(order[at].ids) * vocabulary)))
+        yield order[at : at + rows]
+        at += rows
+
+
+def _padded(group: Sequence[_Window]) -> LmBatch:
     # Padding stands on the right, where causal attention never looks: it needs no mask.
-    length = max(len(window) for window in group)
+    length = max(len(window.ids) for window in group)
     tokens_BT = torch.zeros(len(group), length, dtype=torch.long)
     targets_BT = torch.full((len(group), length), IGNORED)
-    for row, window in enumerate(group):
-        tokens_BT[row, : len(window)] = torch.tensor(window)
-        targets_BT[row, : len(window) - 1] = torch.tensor(window[1:])
+    for row, (_, ids, known) in enumerate(group):
+        tokens_BT[row, : len(ids)] = torch.tensor(ids)
+        targets_BT[row, known - 1 : len(ids) - 1] = torch.tensor(ids[known:])
     return LmBatch(tokens_BT, targets_BT)

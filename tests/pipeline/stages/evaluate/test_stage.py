@@ -17,6 +17,7 @@ from data.json_lines import read_json_lines
 from pipeline.contract.settings import SourceSettings, references
 from pipeline.evaluation.judge import judge as engine
 from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.judge.texts import text_figures
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.evaluate.stage import KIND, check, run
 
@@ -116,6 +117,14 @@ def test_all_figures_come_out_and_recount_from_the_samples(
     assert again["differences"] == results["differences"]
     assert again["ratings"] == results["ratings"]
     assert again["pathologies"] == results["pathologies"] != []
+    losses = [*read_json_lines(context.folder / "texts.jsonl")]
+    assert len(losses) == 6 and set(losses[0]) == {
+        "checkpoint", "index", "nats", "tokens", "bytes", "given_back",
+    }  # fmt: skip
+    on_texts = text_figures(losses, resamples=50, seed=0)
+    assert on_texts.alignment_tax == results["alignment_tax"]
+    for name, mine in on_texts.checkpoints.items():
+        assert {key: results["checkpoints"][name][key] for key in mine} == mine
     assert isinstance(again["checkpoints"], dict)
     for name, mine in again["checkpoints"].items():
         assert {key: results["checkpoints"][name][key] for key in mine} == mine
