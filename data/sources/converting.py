@@ -43,6 +43,7 @@ from data.sources.formats import (
     POLICY_COLUMNS,
     SOFT_PAIR,
     SOFT_RANKING,
+    SUBSET,
     TEXT_LAYOUTS,
     first,
 )
@@ -105,7 +106,9 @@ class _Reading:
 
     @property
     def meta(self) -> dict[str, Any]:
-        return dict(parsed_object(self.row.get("meta")) or {})
+        subset = self.row.get(SUBSET)
+        told = {} if is_nothing(subset) else {SUBSET: subset}
+        return {**told, **(parsed_object(self.row.get("meta")) or {})}
 
 
 def _need(row: Row, *names: str) -> Any:

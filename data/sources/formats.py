@@ -38,6 +38,8 @@ SCORE_COLUMNS = ("ranks", "rank", "scores")
 POLICY_COLUMNS = ("policies", "models", "systems")
 SOFT_PAIR, SOFT_RANKING = "probability", "probabilities"
 """Columns of soft labels: share for the chosen one; of each completion over each other one."""
+SUBSET = "subset"
+"""Column that names the part of a test set that a pair or ranking belongs to, as in RewardBench."""
 TEXT_LAYOUTS = ("text", "text_blank_lines", "text_lines")
 
 FORMATS: dict[str, str] = {
@@ -54,7 +56,7 @@ FORMATS: dict[str, str] = {
 }
 
 _ANSWERED = frozenset(("id", *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
-_JUDGED = ("id", "meta", "annotator")
+_JUDGED = ("id", "meta", "annotator", SUBSET)
 _PAIRED = frozenset((*_JUDGED, *ASKING_COLUMNS, "chosen", "rejected", ENDED, SOFT_PAIR))
 _USED: dict[str, frozenset[str]] = {
     "text": frozenset(("id", "text")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -166,7 +167,10 @@ def score(
         ),
     ],
     source: Annotated[
-        Path, typer.Argument(help="JSONL of prompt with response or completions, and ended.")
+        Path,
+        typer.Argument(
+            help="Rows of prompt with response, completions (and ranks), or chosen and rejected."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="JSONL to write, the rows with their scores.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -178,14 +182,20 @@ def score(
         list[str] | None,
         typer.Option("--option", metavar="A=B", help="Option of a rule, function or server."),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="Column of the file, as in a recipe."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score responses with a reward model, rule, function or server."""
-    from pipeline.cli.score_file import parse_options, score_file
+    """Score responses with a reward model, rule, function or server; judge it by ranked ones."""
+    from pipeline.cli.score_file import parse_columns, parse_options, score_file
+    from pipeline.cli.score_report import quality_lines
     from pipeline.contract.console import Console
 
     load_plugins(plugin)
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet or as_json)
     with console.progress(None, "scoring", unit="texts") as progress:
         report = score_file(
             model,
@@ -194,7 +204,16 @@ def score(
             batch_size=batch_size,
             limit=limit,
             options=parse_options(options or []),
+            columns=parse_columns(columns or []),
             advance=progress.advance,
         )
+    quality = report.quality()
+    if as_json:
+        typer.echo(json.dumps({**report.to_json(), "quality": quality}, indent=2))
+        return
     counts = f"{counted(report.rows, 'row')}, {counted(report.texts, 'text')}"
     console.say(f"{out}: {counts}, mean score {report.mean:.4g}")
+    for why, count in report.unjudged.most_common():
+        console.say(f"not judged by {counted(count, 'row')} with ranks: {why}")
+    for line in quality_lines(quality) if quality else ():
+        console.say(line)

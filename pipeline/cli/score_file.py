@@ -1,12 +1,9 @@
-"""Scores a file of responses with a reward model or any other reward: the body of `rlhf score`.
-
-A response to a plain prompt goes on from it as it stands, so that it begins with the space before
-its first word. After one that was cut off, `ended: false`, a reward model reads no end.
-"""
+"""Scores a file of responses with a reward model or any other reward: the body of `rlhf score`."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,13 +14,12 @@ from pydantic import ValidationError
 
 from data.errors import RecipeError, SourceError, UsageError
 from data.plain_yaml import parse
-from data.records import ENDED
-from data.sources.files import capped_lines
-from data.sources.values import MAX_ROW, JsonError, json_value
 from data.storage import expand, require_file_place, storage_errors, write_atomically
+from pipeline.cli.score_rows import ScoreRow, read_rows
 from pipeline.contract.addresses import shown_value
 from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.handover import local_checkpoint
+from reward.quality.pairs import ScoredRanking
 
 if TYPE_CHECKING:
     from data.records import Prompt
@@ -42,17 +38,33 @@ class ScoreReport:
         texts: responses scored.
         truncated: texts that were longer than the reward model takes.
         mean: mean score.
+        ranked: those that annotators ranked, with their scores.
+        unjudged: rows with ranks that are no rankings, by the reason.
     """
 
     rows: int = 0
     texts: int = 0
     truncated: int = 0
     total: float = field(default=0.0, repr=False)
+    ranked: list[ScoredRanking] = field(default_factory=list, repr=False)
+    unjudged: Counter[str] = field(default_factory=Counter)
 
     @property
     def mean(self) -> float:
         """Mean score over all responses."""
         return self.total / self.texts if self.texts else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts."""
+        counts = {"rows": self.rows, "texts": self.texts, "truncated": self.truncated}
+        return {**counts, "mean_score": self.mean, "unjudged": dict(self.unjudged)}
+
+    def quality(self) -> dict[str, Any] | None:
+        """Return how well the scores agree with annotators; None where no two texts are ranked."""
+        from reward.quality.judging import judge_rankings, with_bag_of_words
+
+        found = judge_rankings(with_bag_of_words(self.ranked)) if self.ranked else None
+        return found if found and found["n_pairs"] else None
 
 
 def score_file(
@@ -65,25 +77,28 @@ def score_file(
     device: str | None = None,
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> ScoreReport:
-    """Score every row of a JSONL file and write the rows with their scores.
+    """Score every row of a file and write the rows with their scores.
 
     A row has `prompt` (a text, or a list of messages) and either `response` (or `completion`),
     which gets `score`, or `completions`, which get `scores`. `ended` (false, of completions a list)
-    says what was cut off. All other keys are kept. The output appears under its name only when it
-    is whole.
+    says what was cut off. A row that ranks its completions, or has `chosen` and `rejected` (which
+    get `scores` in this order), is read as a reward stage reads it, and judged. All other keys are
+    kept. The output appears under its name only when it is whole.
 
     Args:
         model: reward model (a folder, a stage's folder, or a hub id), `rule:NAME`,
             `function:NAME` of a loaded plugin, or the http(s) address of a server.
-        source: JSONL file.
+        source: JSONL file, or JSON, CSV, Parquet or Arrow by its suffix, packed or not.
         output: JSONL file to write; may not be the source.
         batch_size: texts a forward pass.
         limit: at most so many rows.
         device: where to compute; an accelerator when there is one.
         trust_remote_code: run code that the checkpoint carries.
         options: of a rule, function or server.
+        columns: our name of a column -> its name, dotted path or template in the file.
         advance: called with the number of texts scored since the last call.
 
     Raises:
@@ -112,24 +127,24 @@ def score_file(
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
-    report = _write_scores(scorer, source, target, limit=limit, advance=advance)
+    rows = islice(read_rows(path, columns or {}), limit)
+    report = _write_scores(scorer, rows, source, target, advance=advance)
     report.truncated = getattr(getattr(scorer, "encoder", None), "truncated", 0)
     return report
 
 
 def _write_scores(
     scorer: Scorer,
+    rows: Iterator[ScoreRow],
     source: str | Path,
     target: Path,
     *,
-    limit: int | None,
     advance: Callable[[int], None] | None,
 ) -> ScoreReport:
     """Write a file's rows with their scores; the target is there when it is whole."""
     report = ScoreReport()
 
     def lines() -> Iterator[str]:
-        rows = islice(_rows(expand(source)), limit)
         while chunk := list(islice(rows, CHUNK)):
             yield from _score_chunk(scorer, chunk, report, advance)
         if report.rows == 0:
@@ -157,6 +172,21 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         except RecipeError:
             options[name] = value  # a regular expression need not be YAML
     return options
+
+
+def parse_columns(texts: Sequence[str]) -> dict[str, str]:
+    """Return the columns that `--column ours=theirs` names.
+
+    Raises:
+        UsageError: one is not written so.
+    """
+    columns = {}
+    for text in texts:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise UsageError(f"--column {text}: write it as ours=theirs")
+        columns[ours] = theirs
+    return columns
 
 
 def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | None:
@@ -196,77 +226,9 @@ def _server(url: str, options: dict[str, Any]) -> Scorer | None:
         ) from None
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One line: the object, its prompt, its responses, and whether they ended; None: not told."""
-
-    content: dict[str, Any]
-    prompt: Prompt
-    responses: list[str]
-    ended: list[bool] | None = None
-
-
-def _rows(path: Path) -> Iterator[_Row]:
-    with path.open("rb") as file:
-        for number, line in capped_lines(path, file):
-            if line is None:
-                raise SourceError(f"{path}:{number} is longer than {MAX_ROW:,} bytes; cut it")
-            if line.strip():
-                yield _parse(line, f"{path}:{number}")
-
-
-def _parse(line: bytes, place: str) -> _Row:
-    try:
-        content = json_value(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{place} is no UTF-8 text; save the file as UTF-8") from error
-    except JsonError as error:
-        raise SourceError(f"{place} is no JSON ({error}); one object a line is needed") from error
-    if not isinstance(content, dict) or not _is_prompt(content.get("prompt")):
-        raise SourceError(f"{place} has no `prompt` that is a text or a list of messages")
-    if "completions" in content:
-        responses = content["completions"]
-    else:
-        responses = [content.get("response", content.get("completion"))]
-    texts = isinstance(responses, list) and all(isinstance(r, str) for r in responses)
-    if not texts or not responses:
-        raise SourceError(
-            f"{place} has neither a `response` (a text) nor `completions` (a list of texts)"
-        )
-    try:
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise SourceError(f"{place} holds half a character (a lone surrogate)") from error
-    return _Row(content, content["prompt"], responses, _ended(content, len(responses), place))
-
-
-def _ended(content: dict[str, Any], size: int, place: str) -> list[bool] | None:
-    value = content.get(ENDED)
-    if value is None:
-        return None
-    ended = value if isinstance(value, list) else [value]
-    if len(ended) != size or not all(isinstance(one, bool) for one in ended):
-        raise SourceError(
-            f"{place} has `{ENDED}` {value!r:.60}; it is true or false, or a list of that for each "
-            "of `completions`"
-        )
-    return ended
-
-
-def _is_prompt(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(
-            isinstance(turn, dict)
-            and isinstance(turn.get("role"), str)
-            and isinstance(turn.get("content"), str)
-            for turn in value
-        )
-    return isinstance(value, str)
-
-
 def _score_chunk(
     scorer: Scorer,
-    chunk: Sequence[_Row],
+    chunk: Sequence[ScoreRow],
     report: ScoreReport,
     advance: Callable[[int], None] | None,
 ) -> Iterator[str]:
@@ -280,8 +242,13 @@ def _score_chunk(
     left = iter(scores)
     for row in chunk:
         mine = [next(left) for _ in row.responses]
-        key, value = ("scores", mine) if "completions" in row.content else ("score", mine[0])
+        several = row.ranking is not None or "completions" in row.content
+        key, value = ("scores", mine) if several else ("score", mine[0])
         yield json.dumps({**row.content, key: value}, ensure_ascii=False) + "\n"
+        if row.ranking is not None:
+            report.ranked.append(ScoredRanking(row.ranking, mine))
+        elif row.problem:
+            report.unjudged[row.problem] += 1
     report.rows += len(chunk)
     report.texts += len(scores)
     report.total += sum(scores)
@@ -289,7 +256,7 @@ def _score_chunk(
 
 def _scores(
     scorer: Scorer,
-    chunk: Sequence[_Row],
+    chunk: Sequence[ScoreRow],
     prompts: list[Prompt],
     responses: list[str],
     ended: list[bool] | None,

@@ -52,7 +52,7 @@ def verdict(quality: Mapping[str, Any]) -> str | None:
     """Return in one sentence how a reward model stands to the better length rule.
 
     Args:
-        quality: figures of held-out pairs, with `beats_length`; None where there are no pairs.
+        quality: figures of scored pairs, with `beats_length`; None where there are no pairs.
     """
     found = quality.get("beats_length")
     if found is None:
@@ -66,7 +66,7 @@ def verdict(quality: Mapping[str, Any]) -> str | None:
     return (
         f"{begun[found['state']]} always taking the {found['rule']} answer: right on "
         f"{100 * quality['accuracy']:.1f} % against {100 * found['rule_accuracy']:.1f} % of "
-        f"{quality['n_pairs']:,} held-out pairs (difference {100 * found['difference']:+.1f} "
+        f"{quality['n_pairs']:,} pairs (difference {100 * found['difference']:+.1f} "
         f"points, 95 % interval {low:+.1f} to {high:+.1f})"
     )
 

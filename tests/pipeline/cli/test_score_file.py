@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 from data.errors import RecipeError, SourceError, UsageError
-from data.records import Message
+from data.records import Message, Ranking
+from data.sources.read import read
+from data.sources.source import Source
+from pipeline.cli.main import main
 from pipeline.cli.score_file import parse_options, score_file
 from reward import functions
 from reward.learned.model import RewardModel
@@ -141,3 +145,137 @@ def test_bad_files_are_named(scorer: Path, tmp_path: Path) -> None:
         score_file(scorer, tmp_path / "nothing.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(UsageError, match="is the file to score"):
         score_file(scorer, empty, empty)
+
+
+def ranked_rows(n: int) -> list[dict[str, Any]]:
+    """The longer answer is the better one in two of three prompts."""
+    texts = ["a long answer it is", "no"]
+    return [
+        {
+            "prompt": f"question {place}?",
+            "chosen": texts[place % 3 == 0],
+            "rejected": texts[place % 3 != 0],
+            "subset": "odd" if place % 2 else "even",
+        }
+        for place in range(n)
+    ]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows in the form that a file's suffix says."""
+    import csv
+
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.jsonl.gz", "r.csv", "r.parquet", "r"])
+def test_pairs_of_any_kind_of_file_are_scored_and_judged(tmp_path: Path, name: str) -> None:
+    rows, output = ranked_rows(30), tmp_path / "out.jsonl"
+    report = score_file("rule:length", written(tmp_path / name, rows), output, options=TARGET)
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [{k: v for k, v in row.items() if k != "scores"} for row in found] == rows
+    right = [row["scores"][0] > row["scores"][1] for row in found]
+    quality = report.quality()
+    assert quality is not None
+    assert (quality["accuracy"], quality["n_pairs"]) == (sum(right) / 30, 30)
+    assert quality["longer_wins"] == pytest.approx(2 / 3)
+    assert quality["accuracy"] == pytest.approx(2 / 3)
+    assert [row["subset"] for row in quality["by_subset"]] == ["even", "odd"]
+    assert quality["beats_length"]["state"] == "not shown"
+
+
+TARGET = {"target": 100}
+
+
+def test_ranked_rows_are_asked_as_in_training_and_columns_can_be_mapped(
+    scorer: Path, tmp_path: Path
+) -> None:
+    row = {
+        "question": "who?", "context": "Ada is here.", "completions": ["Ada", "Ben"],
+        "ranks": [0, 3], "ended": [True, False],
+    }  # fmt: skip
+    source, output = written(tmp_path / "r.jsonl", [row]), tmp_path / "out.jsonl"
+    model = RewardModel.load(scorer / "model")
+
+    def scores(**more: Any) -> list[float]:
+        score_file(scorer, source, output, **more)
+        found: list[float] = json.loads(output.read_text())["scores"]
+        return found
+
+    (asked,) = read(Source(path=str(source)))
+    assert isinstance(asked, Ranking)
+    assert "Ada is here." in str(asked.prompt)
+    expected = model.score([asked.prompt] * 2, ["Ada", "Ben"], ended=[True, False])
+    assert scores() == pytest.approx(expected, abs=1e-5)
+    (alone,) = read(Source(path=str(source), columns={"prompt": "question"}))
+    assert isinstance(alone, Ranking)
+    expected = model.score([alone.prompt] * 2, ["Ada", "Ben"], ended=[True, False])
+    assert scores(columns={"prompt": "question"}) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(SourceError, match=r"r\.jsonl:1: .*no column 'asked'"):
+        score_file(scorer, source, output, columns={"prompt": "asked"})
+
+
+def test_what_is_no_ranking_is_scored_and_not_judged(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "completions": ["x", "x"], "ranks": [1, 2]},
+        {"prompt": "a", "completions": ["x", "y"], "ranks": [1, 1]},
+        {"prompt": "a", "completions": ["x", "y"]},
+    ]
+    output = tmp_path / "out.jsonl"
+    report = score_file("rule:length", written(tmp_path / "r.jsonl", rows), output, options=TARGET)
+    assert (report.rows, report.texts) == (3, 6)
+    assert report.to_json()["unjudged"] == {"two completions are the same": 1}
+    assert report.quality() is None
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "x"}]
+    with pytest.raises(SourceError, match=r"r\.jsonl:1: chosen and rejected are the same; mend"):
+        score_file("rule:length", written(tmp_path / "r.jsonl", rows), output, options=TARGET)
+
+
+def test_the_command_prints_the_figures_or_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "r.parquet", ranked_rows(30))
+    command = ["rlhf", "score", "rule:length", str(source), "--out", str(tmp_path / "o.jsonl")]
+
+    def said(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", [*command, "--option", "target=100", *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    lines = said().splitlines()
+    assert "30 rows, 60 texts" in lines[0]
+    assert lines[1] == (
+        "judged by 30 ranked pairs of 30 prompts; annotators leave 0.0 % of all pairs tied"
+    )
+    shares = {line[2:26].strip(): line[26:34].strip() for line in lines[2:8]}
+    assert shares == {
+        "accuracy": "66.7 %", "always the longer": "66.7 %", "always the shorter": "33.3 %",
+        "bag of words": shares["bag of words"], "two annotators agree": "-",
+        "equal scores": "0.0 %",
+    }  # fmt: skip
+    assert any("calibration error" in line and "log loss" in line for line in lines)
+    assert any(line.startswith("  subset odd") for line in lines)
+    assert lines[-1].startswith("the reward model is not shown to beat always taking the longer")
+    content = json.loads(said("--json"))
+    assert content["rows"] == 30
+    assert content["quality"]["accuracy"] == pytest.approx(2 / 3)
+    assert content["quality"]["warning"] == lines[-1]
+    assert said("--quiet") == ""

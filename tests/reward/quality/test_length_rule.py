@@ -48,7 +48,7 @@ def test_a_model_that_is_the_rule_is_not_shown_to_beat_it() -> None:
     assert found["beats_length"]["state"] == "not shown"
     assert found["warning"] == (
         "the reward model is not shown to beat always taking the longer answer: right on 66.7 % "
-        "against 66.7 % of 60 held-out pairs (difference +0.0 points, 95 % interval -6.0 to +6.0)"
+        "against 66.7 % of 60 pairs (difference +0.0 points, 95 % interval -6.0 to +6.0)"
     )
 
 
