@@ -80,7 +80,8 @@ def _as_python(batch: Any) -> Iterator[dict[str, Any] | RowError]:
     """Yield rows, one by one where one of them can't be had: a time far off, text that is none."""
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError) as error:
+    # An unknown time zone is a ValueError, or where pytz is installed a KeyError.
+    except (ValueError, OverflowError, KeyError) as error:
         if batch.num_rows == 1:
             yield RowError(f"a value can't be read: {in_words(error)}")
             return

@@ -386,7 +386,7 @@ def test_a_file_that_is_wrong_is_named(name: str, tmp_path: Path) -> None:
     [
         ("/dev/zero", "neither a file nor a folder"),
         ("/dev/null", "neither a file nor a folder"),
-        ("~nobody-here/rows.jsonl", "home"),
+        ("~nobody-here/rows.jsonl", "no such file"),
         ("x" * 300 + ".jsonl", "name too long"),
         ("a/" * 3000, "name too long"),
         ("a\0b.jsonl", "no such file"),
