@@ -184,12 +184,13 @@ def test_stages_that_only_sample(
 ) -> None:
     start = str(local_policy(architecture, hidden_size=96, layers=4, intermediate_size=256))
     stage: dict[str, Any] = {"kind": kind, "max_new_tokens": 40, "batch_size": 16, "bf16": bf16}
+    # Enough prompts that the trial of the model, a constant that no estimate counts, is small.
     if kind == "rankings":
         stage |= {"model": start, "labeler": "gold", "completions": 2}
-        stage["prompts"] = [{"world": "rm_prompts", "limit": 16}]
+        stage["prompts"] = [{"world": "rm_prompts", "limit": 64}]
     else:
         stage |= {"checkpoints": {"sft": start}, "reference": "sft"}
-        stage["prompts"] = [{"world": "eval_prompts", "limit": 32}]
+        stage["prompts"] = [{"world": "eval_prompts", "limit": 64}]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"stages": {kind: stage}}))
     assert_near(load_recipe(path), measured, tmp_path / "run")
