@@ -115,7 +115,7 @@ class Attempt:
                     continue  # it ended with one of the others
                 time.sleep(rng.uniform(0, gap))
         if self.command is not None:
-            assert self.command.wait(timeout=60) == -signal.SIGKILL
+            assert self.command.wait() == -signal.SIGKILL
         if not group:
             wait_for(lambda: not self.ids())
 
@@ -169,10 +169,8 @@ def fork() -> Iterator[Callable[[Path, int], Attempt]]:
 
 
 def wait_for(met: Callable[[], object], alive: Callable[[], object] = lambda: True) -> None:
-    deadline = time.monotonic() + 900
     while not met():
         assert alive(), "it ended before it was killed"
-        assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
@@ -213,7 +211,7 @@ def finish(recipe: Path, run: Path) -> None:
     process = type_command(recipe, run).command
     assert process is not None
     told = run.parent / f"{run.name}.log"
-    assert process.wait(timeout=1200) == 0, told.read_text()[-4000:]
+    assert process.wait() == 0, told.read_text()[-4000:]
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:

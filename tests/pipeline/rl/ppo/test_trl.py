@@ -110,7 +110,6 @@ def run(trl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
