@@ -234,7 +234,7 @@ def drawn_clusters(
 
 
 def _last_kept(refused: Callable[[float], bool], inside: float, end: float) -> float:
-    """Return the last value from `kept` on that is not refused, by halving the way to `end`."""
+    """Return the last value from `inside` on that is not refused, by halving the way to `end`."""
     if not refused(end):
         return end
     for _ in range(60):
