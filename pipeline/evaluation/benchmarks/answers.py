@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from data.errors import UsageError
 from data.text.continuation import continuation_text
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.prompting import document_end_ids
 from pipeline.generation.generate import Sampling, generate
-from pipeline.models.load import eos_ids
+from pipeline.models.load import context_length, eos_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,9 @@ def write_answers(
         seed: of the draws.
         until: texts at which an answer ends; they are no part of it.
         alone: decode answers without their prompts, as lm-eval does.
+
+    Raises:
+        UsageError: the context has no room for so many new tokens.
     """
     tokenizer = subject.tokenizer
     endings = eos_ids(tokenizer, subject.model)
@@ -56,6 +60,7 @@ def write_answers(
     # A token of its own shows in no text; it ends an answer as the tokenizer's end does.
     tokens = tokenizer.get_added_vocab()
     endings += [int(tokens[text]) for text in stops if text in tokens]
+    prompts = _fitting(subject, prompts, sampling.max_new_tokens, label)
     with subject.progress(len(prompts), label, "answers") as bar:
         samples = generate(
             subject.model,
@@ -76,6 +81,28 @@ def write_answers(
         answers.append(Answer(text[: min(ends, default=len(text))], len(sample.token_ids),
                               sample.ended))  # fmt: skip
     return answers
+
+
+def _fitting(
+    subject: Subject, prompts: Sequence[list[int]], new: int, label: str
+) -> Sequence[list[int]]:
+    """Return prompts without their beginning where the context has no room for all of them."""
+    context = context_length(subject.model)
+    if context is None:
+        return prompts
+    room = context - new
+    if room < 1:
+        raise UsageError(
+            f"{label}: {new} new tokens are asked for, and the context of {subject.name} holds "
+            f"{context}; ask for fewer, or use a model with a longer context"
+        )
+    lost = sum(len(ids) > room for ids in prompts)
+    if lost:
+        subject.say(
+            f"  {subject.name}: {label}: {lost} of {len(prompts)} prompts are longer than the "
+            f"context of {context} tokens less {new} new ones; the beginning of them was left out"
+        )
+    return [ids[-room:] for ids in prompts]
 
 
 def stopping(

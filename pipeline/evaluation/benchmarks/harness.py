@@ -132,13 +132,7 @@ class LiveModel(TemplateLM):
         texts = [""] * len(requests)
         for places in groups.values():
             sampling, until = self._asked_for(requests[places[0]].args[1])
-            room = self.longest - sampling.max_new_tokens
-            if room < 1:
-                raise UsageError(
-                    f"a task asks for {sampling.max_new_tokens} new tokens and the context of "
-                    f"{self.subject.name} holds {self.longest}; use a longer one"
-                )
-            prompts = [self.tok_encode(requests[place].args[0])[-room:] for place in places]
+            prompts = [self.tok_encode(requests[place].args[0]) for place in places]
             answers = write_answers(
                 self.subject, prompts, sampling=sampling, label="answers",
                 seed=self.subject.seed, until=until, alone=True,

@@ -31,3 +31,15 @@ def test_a_text_is_seen_however_its_bytes_are_cut_into_tokens(
         bytewise = [i for char in text for i in tokenizer(char)["input_ids"]]
         assert stopped(tokenizer(text)["input_ids"]) is expected
         assert stopped(bytewise) is expected
+
+
+def test_a_prompt_too_long_for_the_context_loses_its_beginning(
+    subject: Callable[..., Subject],
+) -> None:
+    lines: list[str] = []
+    mine = subject(plain=True, context=32, lines=lines)
+    ids = mine.context("Where is the mill? " * 9)
+    given = {"sampling": Sampling(max_new_tokens=8, temperature=0.0), "label": "quiz"}
+    assert write_answers(mine, [ids], **given) == write_answers(mine, [ids[-24:]], **given)
+    assert "1 of 1 prompts are longer than the context of 32 tokens less 8" in lines[0]
+    assert len(lines) == 1

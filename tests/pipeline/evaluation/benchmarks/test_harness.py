@@ -116,7 +116,9 @@ def test_the_three_kinds_of_requests_are_answered_as_hflm_does(
     assert ours.generate_until(prompts) == theirs.generate_until(prompts, disable_tqdm=True)
     with pytest.raises(UsageError, match="generation_kwargs num_beams, which the decoder"):
         ours.generate_until(requests("generate_until", ("Who?", {"num_beams": 4})))
-    with pytest.raises(UsageError, match="a task asks for 64 new tokens"):
+    with pytest.raises(
+        UsageError, match="64 new tokens are asked for, and the context of mine holds 64"
+    ):
         ours.generate_until(requests("generate_until", ("Who?", {"max_gen_toks": 64})))
 
 
