@@ -6,12 +6,14 @@
 Both sides get the same requests in text, as a task of lm-eval makes them, and hold the same model.
 The items are beginnings of documents of the embedded world with four sentences to choose from,
 without examples and behind `--shots` others; the answers go on from beginnings of documents, up to
-a line break or question mark or `--response` tokens. `tiny` is a Llama of hidden size 256 with 4
-layers, random weights and a tokenizer of 2,048 tokens made from the world's corpus.
+the end of a sentence, or `--response` tokens. `tiny` is a Llama of hidden size 256 with 4 layers,
+random weights and a tokenizer of 2,048 tokens made from the world's corpus; its answers end at one
+token of some thirty.
 
 First the results are compared: log-probabilities to 1e-3, greedy answers to the letter (a tie that
 rounding decides may make one differ; it is counted). Then both sides are timed turn about,
-`--iterations` times; what counts are medians of the clock and of the processor; quote the ratio.
+`--iterations` times, answers drawn at temperature 1; what counts are medians of the clock and of
+the processor, of answers for a token of them; quote the ratio.
 """
 
 from __future__ import annotations
@@ -100,18 +102,29 @@ def choices(sentences: list[list[str]], count: int, shots: int) -> list[Instance
     ]
 
 
-def prompts(sentences: list[list[str]], count: int, response: int) -> list[Instance]:
-    given = {"until": ["\n", "?"], "max_gen_toks": response}
+def prompts(
+    sentences: list[list[str]], count: int, response: int, until: list[str], *, greedy: bool
+) -> list[Instance]:
+    given: dict[str, Any] = {"until": until, "max_gen_toks": response}
+    given |= {} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0}
     return [
         Instance("generate_until", {}, (" ".join(one[: 1 + at % 4]), dict(given)), at)
         for at, one in enumerate((sentences * (1 + count // len(sentences)))[:count])
     ]
 
 
-def timed(run: Callable[[Any], Any], requests: list[Instance]) -> tuple[float, float]:
+def timed(
+    run: Callable[[Any], list[Any]], requests: list[Instance], tokenizer: Any
+) -> tuple[float, float]:
+    """Return seconds of the clock and of the processor, of answers a thousand tokens of them."""
     clock, processor = time.perf_counter(), time.process_time()
-    run(requests)
-    return time.perf_counter() - clock, time.process_time() - processor
+    results = run(requests)
+    clock, processor = time.perf_counter() - clock, time.process_time() - processor
+    if not isinstance(results[0], str):
+        return clock, processor
+    tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in results)
+    print(f"  {len(results)} answers of {tokens / len(results):.1f} tokens in {clock:.2f} s")
+    return 1000 * clock / tokens, 1000 * processor / tokens
 
 
 def main() -> None:
@@ -142,9 +155,15 @@ def main() -> None:
             "loglikelihood",
             choices(sentences, given.items, given.shots),
         ),
-        "answers": ("generate_until", prompts(sentences, given.prompts, given.response)),
+        "answers": ("generate_until", []),
     }
+    until = ["."] if given.model != "tiny" else [" w", "."]
+    written = [
+        prompts(sentences, given.prompts, given.response, until, greedy=greedy)
+        for greedy in (True, False)
+    ]
     for name, (kind, requests) in rounds.items():
+        requests = requests or written[0]
         with contextlib.redirect_stderr(io.StringIO()):
             mine, peer = getattr(ours, kind)(requests), getattr(theirs, kind)(requests)
         if kind == "loglikelihood":
@@ -154,13 +173,14 @@ def main() -> None:
         else:
             differ = sum(a != b for a, b in zip(mine, peer, strict=True))
             print(f"{name}: {len(requests)} requests, {differ} differ")
+            requests = written[1]
         times: dict[str, list[tuple[float, float]]] = {"ours": [], "HFLM": []}
         for _ in range(given.iterations):
             for side, who in (("ours", ours), ("HFLM", theirs)):
                 if who is ours:
                     ours._encoded.cache_clear()  # both sides tokenise again
                 with contextlib.redirect_stderr(io.StringIO()):
-                    times[side].append(timed(getattr(who, kind), requests))
+                    times[side].append(timed(getattr(who, kind), requests, tokenizer))
         medians = {
             side: [statistics.median(column) for column in zip(*pairs, strict=True)]
             for side, pairs in times.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -111,11 +112,24 @@ def stopping(
     """Return what tells whether a response's last token completes one of some texts."""
     # Every token spells a byte or more, so that so many of the last ones hold the longest text.
     reach = max(len(text.encode()) for text in stops) + 1
+    last = {text[-1] for text in stops}
+
+    def text_of(ids: list[int]) -> str:
+        return str(
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    @cache
+    def can_end(token: int) -> bool:
+        # Most tokens hold no last character of any text. Alone, a part of a character shows as
+        # another one, and a space may show as nothing.
+        text = text_of([token])
+        return not text or "\ufffd" in text or " " in last or not last.isdisjoint(text)
 
     def stopped(ids: list[int]) -> bool:
-        tail = tokenizer.decode(
-            ids[-reach:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        if not can_end(ids[-1]):
+            return False
+        tail = text_of(ids[-reach:])
         return any(text in tail for text in stops)
 
     return stopped

@@ -34,7 +34,7 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 _KNOWN = {"until", "do_sample", "temperature", "top_k", "top_p", *_LENGTHS}
 
 
-class LiveModel(TemplateLM):
+class LiveModel(TemplateLM):  # type: ignore[misc]
     """A checkpoint that lm-eval's tasks are asked of."""
 
     def __init__(self, subject: Subject) -> None:

@@ -88,16 +88,17 @@ def loglikelihoods(
     readers: dict[Ids, list[int]] = {}
     for number, one in enumerate(asked):
         readers.setdefault(one.sequence, []).append(number)
-    found: list[Likelihood | None] = [None] * len(pairs)
+    results: list[Likelihood | None] = [None] * len(pairs)
     longest = max((len(ids) for ids in readers), default=0)
     with evaluating(model), _packing(model, longest) as passes:
         for batch in passes.batches(list(readers), batch_size):
             numbers = [number for tree in batch for ids in tree for number in readers[ids]]
-            for number, one in zip(numbers, passes.read(batch, asked, numbers), strict=True):
-                found[number] = one
+            scored = passes.read(batch, asked, numbers)
+            for number, likelihood in zip(numbers, scored, strict=True):
+                results[number] = likelihood
             if advance is not None:
                 advance(len(numbers))
-    return [one for one in found if one is not None]
+    return [one for one in results if one is not None]
 
 
 def too_long(model: PreTrainedModel, pairs: Sequence[Pair]) -> int:
@@ -180,13 +181,15 @@ class _Passes:
         tokens = [token for number in numbers for token in asked[number].targets]
         states_NX, order_N = self._states(batch, wanted)
         logprobs_N, greedy_N = self._scores(states_NX, order_N, tokens)
-        found, at = [], 0
+        likelihoods, at = [], 0
         for number in numbers:
             part = slice(at, at + len(asked[number].targets))
             at = part.stop
             total = float(logprobs_N[part].double().sum())
-            found.append(Likelihood(total, bool(greedy_N[part].all()), part.stop - part.start))
-        return found
+            likelihoods.append(
+                Likelihood(total, bool(greedy_N[part].all()), part.stop - part.start)
+            )
+        return likelihoods
 
     def _states(self, batch: Trees, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return hidden states (or logits) of each distinct place, and which of them N want."""
@@ -243,7 +246,7 @@ class _Passes:
 
 
 def _distinct(places: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    distinct, order_N = torch.tensor(places).unique(return_inverse=True)
+    distinct, order_N = torch.unique(torch.tensor(places), return_inverse=True)
     return distinct.to(device), order_N.to(device)
 
 

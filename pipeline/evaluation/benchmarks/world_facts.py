@@ -16,7 +16,7 @@ from pipeline.evaluation.benchmarks.answers import GREEDY, write_answers
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.measures import Measure, Row
 from pipeline.evaluation.benchmarks.settings import WorldFactsSettings
-from pipeline.evaluation.prompting import prompt_ids
+from pipeline.evaluation.prompting import plain_prompt, prompt_ids
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
             "index": index,
             "draw": 0,
             "shots": 0,
-            "question": row.prompt[-1]["content"],
+            "question": plain_prompt(row.prompt).strip(),
             "about": row.meta["kind"],
             "response": answer.text.strip(),
             "assessment": asdict(annotator.assess(row.prompt, answer.text.strip())),

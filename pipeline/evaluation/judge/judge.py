@@ -160,6 +160,8 @@ def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
 def _subject(plan: Plan, workspace: EvaluationWorkspace, name: str) -> Subject:
     source = plan.checkpoints[name]
     tokenizer = _tokenizer(plan, source)
+    if not tokenizer.chat_template and name not in plan.plain:
+        workspace.console.say(f"  {name} has no chat template: tasks are asked in plain text")
     return Subject(
         name=name,
         model=_model(plan, source),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.evaluation.benchmarks.answers import stopping, write_answers
 from pipeline.evaluation.benchmarks.asking import Subject
@@ -13,7 +14,7 @@ def test_a_text_ends_an_answer_and_is_no_part_of_it(subject: Callable[..., Subje
     mine = subject(plain=True)
     prompts = [mine.context(question) for question in ("Who?", "Where?", "When is it?")]
     sampling = Sampling(max_new_tokens=24)
-    given = {"sampling": sampling, "label": "answers", "seed": 3}
+    given: dict[str, Any] = {"sampling": sampling, "label": "answers", "seed": 3}
     free = write_answers(mine, prompts, **given)
     for place, one in enumerate(free):
         stop = one.text[5:7]
@@ -39,7 +40,10 @@ def test_a_prompt_too_long_for_the_context_loses_its_beginning(
     lines: list[str] = []
     mine = subject(plain=True, context=32, lines=lines)
     ids = mine.context("Where is the mill? " * 9)
-    given = {"sampling": Sampling(max_new_tokens=8, temperature=0.0), "label": "quiz"}
+    given: dict[str, Any] = {
+        "sampling": Sampling(max_new_tokens=8, temperature=0.0),
+        "label": "quiz",
+    }
     assert write_answers(mine, [ids], **given) == write_answers(mine, [ids[-24:]], **given)
     assert "1 of 1 prompts are longer than the context of 32 tokens less 8" in lines[0]
     assert len(lines) == 1

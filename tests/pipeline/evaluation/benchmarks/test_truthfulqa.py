@@ -72,7 +72,10 @@ def test_a_malformed_row_is_told(tmp_path: Path, row: dict[str, Any]) -> None:
 
 def test_mc1_and_mc2_by_hand() -> None:
     chances = [0.2, 0.5, 0.3, 0.1]
-    row = {"logprobs": [math.log(p) for p in chances], "true": [True, True, False, False]}
+    row: dict[str, Any] = {
+        "logprobs": [math.log(p) for p in chances],
+        "true": [True, True, False, False],
+    }
     values = {one.metric: one.value for one in truthfulqa.measures({**row, "best": 0})}
     assert values == {"mc1": 0.0, "mc2": pytest.approx(0.7 / 1.1), "likeliest_true": 1.0}
     assert "mc1" not in {one.metric for one in truthfulqa.measures({**row, "best": None})}
