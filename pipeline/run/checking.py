@@ -6,11 +6,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import HandOverError, RlhfError, UsageError
+from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import LaunchSettings, references
 from pipeline.contract.trackers import require_installed
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import require_launchable, shards_weights
 from pipeline.run.planning import Planner
+from pipeline.stages.evaluate.readings import overlap_warning
+from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.reward_terms import length_warnings
 
@@ -26,10 +29,20 @@ def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> 
     check_stages(planner, absent=absent)
     return [
         f"stage {stage}: {line}"
-        for stage, settings in recipe.stages.items()
-        if isinstance(settings, PpoSettings)
-        for line in length_warnings(settings.terms, planner.hand_over(stage))
+        for stage in recipe.stages
+        for line in _warnings(recipe, planner.hand_over(stage))
     ]
+
+
+def _warnings(recipe: Recipe, hand: HandOver) -> list[str]:
+    """Return what does not stop a stage, and its reader had better know."""
+    settings = recipe.stages[hand.name]
+    if isinstance(settings, PpoSettings):
+        return length_warnings(settings.terms, hand)
+    if isinstance(settings, EvaluateSettings):
+        line = overlap_warning(settings, hand, recipe.seed)
+        return [] if line is None else [line]
+    return []
 
 
 def check_stages(

@@ -38,6 +38,7 @@ from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
+from pipeline.evaluation.judge.overlap import overlap
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
@@ -70,7 +71,7 @@ class Plan:
     Attributes:
         checkpoints: name -> folder or hub id, in the order of training.
         prompts: what they answer.
-        texts: held-out texts for the perplexity; none, no perplexity.
+        texts: what the perplexity is taken of; none, no perplexity.
         reference: name of the checkpoint that KL is measured to; None for no KL.
         plain: checkpoints that are given plain text instead of the chat template.
         world_seed: seed of the embedded world whose annotator judges; None without that judge.
@@ -84,6 +85,7 @@ class Plan:
         seed: of sampling and of each bootstrap.
         trust_remote_code: run code that a checkpoint carries.
         seen: counts what of prompts and texts was seen in training; None where nobody knows.
+        made_by: the stages that each checkpoint came to be by, as far as they read prompts.
         tasks: benchmark tasks that each checkpoint is asked, prompts or none.
     """
 
@@ -103,6 +105,7 @@ class Plan:
     seed: int = 0
     trust_remote_code: bool = False
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+    made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Sequence[TaskSettings] = ()
 
 
@@ -251,7 +254,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     }
     if plan.texts:
         workspace.stop_if_asked()
-        with workspace.progress(None, f"{name}: held-out texts", "windows") as bar:
+        with workspace.progress(None, f"{name}: texts", "windows") as bar:
             losses = text_losses(
                 model, tokenizer, plan.texts, batch_size=plan.batch_size, advance=bar.advance
             )
@@ -418,6 +421,7 @@ def _results(
     answers: Mapping[str, Mapping[str, Any]],
     too_long: int,
 ) -> dict[str, Any]:
+    seen = None if plan.seen is None else plan.seen(plan.prompts, plan.texts)
     from_samples = figures(rows, resamples=plan.resamples, seed=plan.seed)
     checkpoints = from_samples["checkpoints"]
     assert isinstance(checkpoints, dict)
@@ -427,7 +431,8 @@ def _results(
     return {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),
-        "seen": None if plan.seen is None else plan.seen(plan.prompts, plan.texts),
+        "seen": seen,
+        "overlap": overlap(seen, plan.made_by, n=len(plan.prompts)) if seen else [],
         "reference": plan.reference,
         "sampling": dataclasses.asdict(plan.sampling),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},

@@ -96,6 +96,32 @@ def seen_before(
     }
 
 
+def overlap(
+    seen: Mapping[str, Any], made_by: Mapping[str, Sequence[str]], *, n: int
+) -> list[dict[str, Any]]:
+    """Return of each checkpoint how many prompts each stage that made it has seen.
+
+    Args:
+        seen: what `seen_before` returns.
+        made_by: the stages by which each checkpoint came to be.
+        n: prompts in all.
+
+    Returns:
+        `checkpoint`, `stage`, `shared_prompts` (None where the stage's sources can't be read
+        again) and `n`.
+    """
+
+    def shared(stage: str) -> int | None:
+        counts = seen["stages"].get(stage, {"prompts": 0})
+        return None if stage in seen["unread"] else counts["prompts"]
+
+    return [
+        {"checkpoint": checkpoint, "stage": stage, "shared_prompts": shared(stage), "n": n}
+        for checkpoint, stages in made_by.items()
+        for stage in stages
+    ]
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What is looked for."""
@@ -165,8 +191,11 @@ def seen_lines(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def held_out(evaluation: Mapping[str, Any], key: str = "prompts") -> str:
-    """Return "held-out " where the stages before saw none of the prompts (or texts), else ""."""
+    """Return "held-out " where the prompts (or texts) are known to be new to all, else "".
+
+    What a checkpoint that was made elsewhere learnt from is not known.
+    """
     seen = evaluation.get("seen")
-    if not seen or not seen["compared"] or seen["unread"]:
+    if not seen or not seen["compared"] or seen["unread"] or seen["elsewhere"]:
         return ""
     return "" if seen[key] else "held-out "

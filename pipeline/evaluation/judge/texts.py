@@ -1,4 +1,4 @@
-"""Counts what checkpoints make of held-out texts, and what training cost them there.
+"""Counts what checkpoints make of texts, and what training cost them there.
 
 `texts.jsonl` has one row for each text and checkpoint:
 

@@ -1,1 +1,1 @@
-"""Stage `evaluate`: judges checkpoints on held-out prompts."""
+"""Stage `evaluate`: judges checkpoints on the same prompts."""

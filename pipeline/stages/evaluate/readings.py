@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.errors import SourceError
+from data.sources.folders import find_files
 from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
@@ -12,26 +15,82 @@ from pipeline.contract.settings import (
     is_external,
     references,
 )
-from pipeline.evaluation.judge.overlap import DOINGS, Reading
+from pipeline.evaluation.judge.inputs import read_prompts
+from pipeline.evaluation.judge.overlap import DOINGS, Reading, seen_before, seen_lines
 from pipeline.stages.reward.rows import rankings_source
 
 if TYPE_CHECKING:
     from data.records import Record
     from data.sources.source import Source
     from pipeline.contract.handover import HandOver
+    from pipeline.stages.evaluate.settings import EvaluateSettings
 
 _WORKED_ON = ("train", "prompts", "rankings", "pretraining_sources")
 """Fields of sources that a stage learns from, samples on, ranks or chooses by."""
 
 
-def readings(hand: HandOver) -> dict[str, Reading]:
-    """Return what each stage that a stage builds on read, nearest the start first."""
+_SMALL = 32 * 1024**2
+"""Bytes of files that are read before anything is started, at most."""
+
+
+def readings(hand: HandOver, seed: Callable[[str], int] | None = None) -> dict[str, Reading]:
+    """Return what each stage that a stage builds on read, nearest the start first.
+
+    `seed` is that of a stage by the recipe, for those that have not run.
+    """
     before = _before(hand.name, hand)
     return {
-        name: _reading(name, hand)
+        name: _reading(name, hand, seed)
         for name in hand.stages
         if name in before and hand.stages[name].kind in DOINGS
     }
+
+
+def made_by(settings: EvaluateSettings, hand: HandOver) -> dict[str, list[str]]:
+    """Return the stages that each checkpoint came to be by and that read prompts.
+
+    Stages that read documents do where their beginnings are what is asked.
+    """
+    asked = [kind for kind in DOINGS if kind != "pretrain" or settings.prefix_tokens is not None]
+    found = {}
+    for checkpoint, target in settings.checkpoints.items():
+        stages = set() if is_external(target) else {target, *_before(target, hand)}
+        found[checkpoint] = [n for n in hand.stages if n in stages and hand.stages[n].kind in asked]
+    return found
+
+
+def overlap_warning(
+    settings: EvaluateSettings, hand: HandOver, seed: Callable[[str], int]
+) -> str | None:
+    """Return how many prompts the stages before will have seen, as far as small files tell.
+
+    None where they will see none, and where sources are not at hand or large: the run tells then.
+    """
+    if settings.prefix_tokens is not None:  # takes the reference's tokenizer
+        return None
+    found = readings(hand, seed)
+    read = [source for one in found.values() for source in one.sources if one.kind != "pretrain"]
+    if not _small([*read, *(prompts.source() for prompts in settings.prompts)]):
+        return None
+    try:
+        prompts = read_prompts(
+            settings.prompts, limit=settings.limit, seed=seed(hand.name), say=lambda line: None
+        )
+    except SourceError:  # in a later row than those that were looked at; the run names it
+        return None
+    seen = seen_before(prompts, [], readings=found)
+    lines = seen_lines({"seen": seen | {"unread": []}, "prompts": {"n": len(prompts)}, "texts": 0})
+    return lines[0] if lines else None
+
+
+def _small(sources: Sequence[Source]) -> bool:
+    if any(source.hub is not None for source in sources):
+        return False
+    try:
+        files = [file for one in sources for path in one.paths for file in find_files(path).files]
+        return sum(Path(file).stat().st_size for file in set(files)) <= _SMALL
+    except (SourceError, OSError):  # what a stage before is to write
+        return False
 
 
 def made_elsewhere(hand: HandOver) -> list[str]:
@@ -58,7 +117,7 @@ def _before(name: str, hand: HandOver) -> dict[str, StageSettings]:
     return earlier
 
 
-def _reading(name: str, hand: HandOver) -> Reading:
+def _reading(name: str, hand: HandOver, seed: Callable[[str], int] | None) -> Reading:
     settings = hand.stages[name]
 
     def sources(field: str) -> list[Source]:
@@ -78,11 +137,13 @@ def _reading(name: str, hand: HandOver) -> Reading:
             *(rankings_source(external_location(target)).source() for target in files),
         ],
         judged_by=sources("heldout"),
-        held_out=_held_out(name, hand),
+        held_out=_held_out(name, hand, seed),
     )
 
 
-def _held_out(name: str, hand: HandOver) -> Callable[[Record], bool]:
+def _held_out(
+    name: str, hand: HandOver, seed: Callable[[str], int] | None
+) -> Callable[[Record], bool]:
     """Return what tells which rows a stage kept from training, as that stage itself does."""
     from data.records import prompt_of, to_text
     from data.sources.split import is_heldout, is_heldout_text
@@ -93,7 +154,7 @@ def _held_out(name: str, hand: HandOver) -> Callable[[Record], bool]:
         return lambda record: False
     if settings.kind == "pretrain":
         return lambda record: is_heldout_text(to_text(record), share=share)
-    if settings.kind == "sft" and artifact is not None:
-        seed = int(artifact.manifest["seed"])
-        return lambda record: is_heldout(prompt_of(record), share=share, seed=seed)
+    if settings.kind == "sft" and (artifact is not None or seed is not None):
+        drawn = int(artifact.manifest["seed"]) if artifact is not None else seed(name)
+        return lambda record: is_heldout(prompt_of(record), share=share, seed=drawn)
     return lambda record: False

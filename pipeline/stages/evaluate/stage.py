@@ -1,16 +1,16 @@
-"""Stage `evaluate`: every named checkpoint on the same held-out prompts.
+"""Stage `evaluate`: every named checkpoint on the same prompts.
 
-For each: perplexity of held-out texts, gold and proxy reward, KL to the reference, length and end
-of responses, repetition and variety; between each two, win rates by each judge. How KL and proxy
-reward are measured is told in `pipeline/evaluation/judge/judge.py`.
+For each: bits per byte and perplexity of texts, gold and proxy reward, KL to the reference, length
+and end of responses, repetition and variety, pathologies by name; between each two, win rates by
+each judge. How KL and proxy reward are measured is told in `pipeline/evaluation/judge/judge.py`.
 
 A base model has never seen the tokens of a chat template. `plain` names the checkpoints that are
 given the bare question and a line break instead, as one prompts a base model. In answer to plain
 text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
 
-Leaves `samples.jsonl`, one judged sample a line, `tasks.jsonl`, a row for each question of a task,
-and `evaluation.json`, each figure of which `pipeline.evaluation.judge.figures` and
-`pipeline.evaluation.benchmarks.figures` count again from them.
+Leaves `samples.jsonl`, one judged sample a line, `texts.jsonl`, the loss of each text, `tasks.jsonl`,
+a row for each question of a task, and `evaluation.json`, each figure of which `figures` and `texts`
+of `pipeline.evaluation.judge` and `pipeline.evaluation.benchmarks.figures` count again from them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
     from pipeline.evaluation.judge.overlap import seen_before
     from pipeline.generation.generate import Sampling
     from pipeline.models.load import pick_device, resolve_bf16
-    from pipeline.stages.evaluate.readings import made_elsewhere, readings
+    from pipeline.stages.evaluate.readings import made_by, made_elsewhere, readings
 
     settings, prompts = context.settings, _prompts(context)
     return Plan(
@@ -126,6 +126,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
             elsewhere=made_elsewhere(context.hand),
             document_prompt=_opening(context),
         ),
+        made_by=made_by(settings, context.hand),
         tasks=settings.tasks,
     )
 

@@ -135,7 +135,7 @@ def text_losses(
     """
     encoded = [*tokenize_documents(tokenizer, texts)]
     if not any(encoded):
-        raise SourceError("no held-out text to judge the model by; all are empty")
+        raise SourceError("no text to judge the model by; all are empty")
     front = front_ids(tokenizer) or [separator_id(tokenizer)]
     limit = model_context(model) or 1024
     windows = [

@@ -10,7 +10,13 @@ import pytest
 
 from data.records import Document, PromptRow
 from data.sources.source import Source
-from pipeline.evaluation.judge.overlap import Reading, held_out, seen_before, seen_lines
+from pipeline.evaluation.judge.overlap import (
+    Reading,
+    held_out,
+    overlap,
+    seen_before,
+    seen_lines,
+)
 
 PROMPTS = [PromptRow(prompt=text) for text in ("What is 1 + 1?", "Who bakes?", "Where is it?")]
 
@@ -99,3 +105,25 @@ def test_a_source_that_is_gone_is_told(tmp_path: Path) -> None:
     found = seen_before(PROMPTS, [], readings={"sft": gone})
     assert (found["unread"], found["compared"]) == (["sft"], [])
     assert held_out({"seen": found}) == ""
+
+
+def test_each_checkpoint_has_the_stages_that_made_it(source: Any, tmp_path: Path) -> None:
+    taught = source("taught", {"prompt": "WHO bakes?", "completion": "Ada."})
+    gone = Source(path=str(tmp_path / "gone.jsonl"))
+    seen = seen_before(
+        PROMPTS,
+        [],
+        readings={"sft": Reading("sft", [taught]), "ppo": Reading("ppo", [gone])},
+    )
+    assert overlap(seen, {"base": [], "sft": ["sft"], "ppo": ["sft", "ppo"]}, n=3) == [
+        {"checkpoint": "sft", "stage": "sft", "shared_prompts": 1, "n": 3},
+        {"checkpoint": "ppo", "stage": "sft", "shared_prompts": 1, "n": 3},
+        {"checkpoint": "ppo", "stage": "ppo", "shared_prompts": None, "n": 3},
+    ]
+
+
+def test_nothing_is_held_out_from_a_checkpoint_of_unknown_training(source: Any) -> None:
+    reading = Reading("sft", [source("taught", {"prompt": "Another?", "completion": "Ada."})])
+    ours = seen_before(PROMPTS, [], readings={"sft": reading})
+    theirs = seen_before(PROMPTS, [], readings={"sft": reading}, elsewhere=["some/model"])
+    assert (held_out({"seen": ours}), held_out({"seen": theirs})) == ("held-out ", "")

@@ -338,7 +338,12 @@ def test_prompts_that_ppo_sampled_on_are_told(
     settings = settings_for({}, checkpoints={"ppo": "ppo"}, prompts=[asked], gold=False)
     context = make_context(settings, {"checkpoints.ppo": checkpoints["ppo"]}, stages=stages)
     run(context)
-    seen = json.loads((context.folder / "evaluation.json").read_text())["seen"]
+    results = json.loads((context.folder / "evaluation.json").read_text())
+    seen = results["seen"]
+    assert results["overlap"] == [
+        {"checkpoint": "ppo", "stage": "sft", "shared_prompts": 1, "n": 4},
+        {"checkpoint": "ppo", "stage": "ppo", "shared_prompts": 4, "n": 4},
+    ]
     # `other` is no part of how ppo came to be.
     assert (seen["prompts"], seen["compared"]) == (4, ["sft", "ppo"])
     assert {name: stage["prompts"] for name, stage in seen["stages"].items()} == {

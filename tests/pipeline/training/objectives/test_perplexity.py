@@ -155,7 +155,7 @@ def test_a_model_stays_in_the_mode_it_was_in(tiny_tokenizer: Callable[..., Any])
 
 
 def test_no_text_is_refused(tiny_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(SourceError, match="no held-out text"):
+    with pytest.raises(SourceError, match="no text to judge"):
         judged(Uniform(320), tiny_tokenizer(), ["", ""])
 
 

@@ -1,0 +1,75 @@
+"""What validate says of prompts that the stages before will have seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.sources.split import is_heldout
+from pipeline.contract.handover import HandOver
+from pipeline.contract.settings import SourceSettings
+from pipeline.stages.evaluate import readings
+from pipeline.stages.evaluate.readings import made_by, overlap_warning
+from pipeline.stages.evaluate.settings import EvaluateSettings
+from pipeline.stages.sft.settings import SftSettings
+
+RECIPES = Path(__file__).parents[4] / "recipes"
+QUESTIONS = [f"Who bakes in house {i}?" for i in range(40)]
+
+
+@pytest.fixture
+def warned(tmp_path: Path) -> Any:
+    """Return what is said of an evaluation of SFT on the first 20 of 40 questions."""
+    rows = [{"prompt": question, "completion": "Ada."} for question in QUESTIONS]
+
+    def write(name: str, some: list[dict[str, str]]) -> SourceSettings:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+        return SourceSettings(path=str(tmp_path / name))
+
+    taught, asked = write("taught.jsonl", rows[:20]), write("asked.jsonl", rows)
+
+    def build(train: SourceSettings = taught, share: float = 0.0, **changes: Any) -> Any:
+        sft = SftSettings(model="some/model", train=(train,), heldout_share=share)
+        settings = EvaluateSettings.model_validate(
+            {"checkpoints": {"base": "some/model", "sft": "sft"}, "prompts": [asked]} | changes
+        )
+        hand = HandOver("evaluate", {"sft": sft, "evaluate": settings}, lambda name: None)
+        assert made_by(settings, hand) == {"base": [], "sft": ["sft"]}
+        return overlap_warning(settings, hand, lambda stage: 3)
+
+    return build
+
+
+def test_the_count_is_told_in_one_line(warned: Any) -> None:
+    assert warned() == "20 of 40 prompts (50 %) not held out: 20 learnt by sft."
+
+
+def test_what_the_stage_will_hold_out_by_its_seed_is_not_counted(warned: Any) -> None:
+    learnt = sum(not is_heldout(question, share=0.5, seed=3) for question in QUESTIONS[:20])
+    assert 0 < learnt < 20
+    assert warned(share=0.5).endswith(f"not held out: {learnt} learnt by sft.")
+
+
+def test_nothing_is_told_of_what_cannot_be_read_yet_or_is_large(
+    warned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert warned(train=SourceSettings(path=str(tmp_path / "to_come.jsonl"))) is None
+    assert warned(train=SourceSettings(hub="some/data")) is None
+    assert warned(train=SourceSettings(world="instructions")) is None  # and shares no question
+    monkeypatch.setattr(readings, "_SMALL", 100)
+    assert warned() is None
+
+
+def test_validate_tells_it(tmp_path: Path) -> None:
+    from pipeline.recipe.load import load_recipe
+    from pipeline.run.checking import check_recipe
+
+    recipe = load_recipe(
+        RECIPES / "quickstart.yaml", ["evaluate.prompts=[{world: ppo_prompts, limit: 30}]"]
+    )
+    [line] = check_recipe(recipe, tmp_path / "run")
+    assert line.startswith("stage evaluate: 30 of 30 prompts (100 %) not held out: ")
+    assert line.endswith(" sampled on in ppo.")
