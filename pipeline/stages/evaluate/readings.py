@@ -154,7 +154,9 @@ def _held_out(
         return lambda record: False
     if settings.kind == "pretrain":
         return lambda record: is_heldout_text(to_text(record), share=share)
-    if settings.kind == "sft" and (artifact is not None or seed is not None):
-        drawn = int(artifact.manifest["seed"]) if artifact is not None else seed(name)
-        return lambda record: is_heldout(prompt_of(record), share=share, seed=drawn)
+    if settings.kind == "sft":
+        drawn = seed(name) if seed is not None else None
+        drawn = drawn if artifact is None else int(artifact.manifest["seed"])
+        if drawn is not None:
+            return lambda record: is_heldout(prompt_of(record), share=share, seed=drawn)
     return lambda record: False

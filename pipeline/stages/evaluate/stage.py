@@ -8,9 +8,10 @@ A base model has never seen the tokens of a chat template. `plain` names the che
 given the bare question and a line break instead, as one prompts a base model. In answer to plain
 text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
 
-Leaves `samples.jsonl`, one judged sample a line, `texts.jsonl`, the loss of each text, `tasks.jsonl`,
-a row for each question of a task, and `evaluation.json`, each figure of which `figures` and `texts`
-of `pipeline.evaluation.judge` and `pipeline.evaluation.benchmarks.figures` count again from them.
+Leaves `samples.jsonl`, one judged sample a line, `texts.jsonl`, the loss of each text,
+`tasks.jsonl`, a row for each question of a task, and `evaluation.json`, each figure of which
+`figures` and `texts` of `pipeline.evaluation.judge` and `pipeline.evaluation.benchmarks.figures`
+count again from them.
 """
 
 from __future__ import annotations
