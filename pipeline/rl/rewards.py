@@ -163,6 +163,20 @@ class RewardSum:
         )
         return Scores(raw_B, final_B, parts)
 
+    def unshaped(self, episodes: Episodes, *, world: World) -> Tensor:
+        """Return the weighted sum (B) of the terms as they are, neither normalised nor clipped.
+
+        No statistics are added to, and no end rule is in it.
+
+        Raises:
+            RewardError: as `score`.
+        """
+        by_term = world.everywhere(lambda: self._scores(episodes, world, {}), failure=RewardError)
+        sum_B = torch.zeros(len(episodes), device=world.device)
+        for term, scores_B in zip(self.terms, by_term, strict=True):
+            sum_B = sum_B + term.weight * scores_B
+        return sum_B
+
     def _scores(
         self, episodes: Episodes, world: World, known: Mapping[int, list[float]]
     ) -> list[Tensor]:

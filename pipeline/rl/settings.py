@@ -64,7 +64,9 @@ class DoctorSettings(Settings):
     window: PositiveInt = 5
     """Updates that a figure is the mean of; nothing rings before so many follow the first."""
     best_every: PositiveInt = 5
-    """Updates between candidates for the best policy; each that is better is saved."""
+    """Updates between candidates for the best policy; each that is better is saved. With
+    `evaluate_every` it is the policies evaluated, chosen by `evaluation/gold` if there is one, else
+    by `evaluation/scores`."""
     kl_per_token: PositiveNumber = 1.5
     """kl_blow_up: KL to the reference, in nats a token (lmhp's target: 0.25); no policy with more
     is the best."""
@@ -188,6 +190,9 @@ class Hyperparameters(Settings):
     """Updates between samples in samples.jsonl; 0 writes none."""
     sample_count: Annotated[PositiveInt, SameResult()] = 8
     """Episodes written then."""
+    evaluate_every: Annotated[NonNegativeInt, SameResult("doctor_only_tells")] = 0
+    """Updates between evaluations on `evaluation_prompts`, the start and the end included; 0 makes
+    none."""
     rollout: RolloutSettings = RolloutSettings()
     """Who samples the responses."""
     doctor: Annotated[DoctorSettings, SameResult("doctor_only_tells")] = DoctorSettings()

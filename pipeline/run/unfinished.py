@@ -32,7 +32,7 @@ from pipeline.contract.artifacts import MANIFEST
 from pipeline.contract.resume import read_manifest, states_of
 
 PLACE = ".unfinished"
-LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl", "doctor.jsonl", "evaluation.jsonl")
 """What a stage appends to; a resume state holds how long they were."""
 _KEY = "key"
 """File in the stage's `work/`: digest of the key of the attempt that is there."""

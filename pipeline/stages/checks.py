@@ -90,16 +90,20 @@ def require_rankings(hand: HandOver, setting: str, sources: Sequence[SourceSetti
 
 
 def require_prompts(
-    hand: HandOver, sources: Sequence[SourceSettings], *, openings: bool = False
+    hand: HandOver,
+    sources: Sequence[SourceSettings],
+    *,
+    openings: bool = False,
+    setting: str = "prompts",
 ) -> None:
-    """Refuse `prompts` whose first rows ask nothing; of `openings` a document is a prompt too."""
+    """Refuse prompts whose first rows ask nothing; of `openings` a document is a prompt too."""
     from data.records import Document, to_prompt
 
     def convert(record: Record) -> None:
         if not (openings and isinstance(record, Document)):
             to_prompt(record)
 
-    require_readable(hand, "prompts", sources, convert, PROMPTS)
+    require_readable(hand, setting, sources, convert, PROMPTS)
 
 
 def require_texts(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:

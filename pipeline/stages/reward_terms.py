@@ -98,14 +98,14 @@ Reward = str | tuple[RewardTerm, ...]
 """A reward model, or a list of rewards."""
 
 
-def reward_terms(reward: Reward) -> dict[str, RewardTerm]:
+def reward_terms(reward: Reward, *, field: str = "reward") -> dict[str, RewardTerm]:
     """Return the rewards by the path of what they come from, of an ensemble its first model."""
     if isinstance(reward, str):
-        return {"reward": RewardTerm(model=reward)}
+        return {field: RewardTerm(model=reward)}
     terms = {}
     for place, term in enumerate(reward):
         (origin,) = term.changed_among(*ORIGINS)
-        terms[f"reward.{place}.{origin}{'.0' if term.models else ''}"] = term
+        terms[f"{field}.{place}.{origin}{'.0' if term.models else ''}"] = term
     return terms
 
 
@@ -225,7 +225,7 @@ def load_terms(
     return loaded
 
 
-def require_steady(terms: Mapping[str, RewardTerm]) -> None:
+def require_steady(terms: Mapping[str, RewardTerm], *, field: str = "reward") -> None:
     """Refuse rewards that would not judge the same response the same way twice.
 
     Raises:
@@ -233,7 +233,7 @@ def require_steady(terms: Mapping[str, RewardTerm]) -> None:
     """
     if any(term.normalize for term in terms.values()):
         raise ValueError(
-            "reward: `normalize` is for PPO; a judge's scores may not depend on what it scored "
+            f"{field}: `normalize` is for PPO; a judge's scores may not depend on what it scored "
             "before, set a `weight`"
         )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl")
 STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
 """The last three are PPO, the last with other settings."""
 ADAPTERS = ("adapter", "trunk", "read")
@@ -61,9 +62,15 @@ def settings_of(stage: str, inputs: Path) -> Any:
             epsilon=1e-5, lora={"rank": 4} if stage == "adapter" else None,
         )  # fmt: skip
     trunk = {"trunk": "shared", "lora": {"rank": 4}}
+    # Five prompts, which two processes answer three each of.
+    evaluated = {
+        "evaluate_every": 2,
+        "evaluation_prompts": [{"path": str(inputs / "talks.jsonl"), "limit": 5}],
+        "evaluation_reward": ({"rule": "length", "options": {"target": 3}},),
+    }
     ways: dict[str, dict[str, Any]] = {
         # Tokens cut the episodes of two processes into unlike numbers of pieces.
-        "ppo": {"value": "separate", "tokens_per_micro_batch": 60},
+        "ppo": {"value": "separate", "tokens_per_micro_batch": 60, **evaluated},
         # What is reused leaves the values to be computed alone, also where weights are sharded.
         "shared": {"value": "shared", "reuse_logprobs": True},
         "variant": {
@@ -73,7 +80,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
             "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 16,
         },
         "trunk": {"value": "shared", **trunk},
-        "read": {"value": "reward", "reuse_logprobs": True, **trunk},
+        "read": {"value": "reward", "reuse_logprobs": True, **trunk, **evaluated},
     }  # fmt: skip
     model = str(inputs / "attached" / "model") if stage == "read" else reward
     common: dict[str, Any] = {
@@ -113,7 +120,7 @@ def run_stage(
     (folder / "work").mkdir(exist_ok=True)
     barrier = dist.barrier if size > 1 else lambda: None
     barrier()
-    logs = [folder / "metrics.jsonl", folder / "samples.jsonl"]
+    logs = [folder / name for name in LOGS]
     name = "policy" if settings.kind == "ppo" else "model"
     given = {name: str(inputs / "policy")}
     if settings.kind == "ppo":
@@ -184,7 +191,7 @@ def go_on_elsewhere(source: Path, target: Path, rank: int) -> None:
                 shutil.copytree(source / name, target / name, dirs_exist_ok=True)
         state = min((source / "resume").glob("step-*"))
         shutil.copytree(state, target / "resume" / state.name)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in LOGS:
             if (source / name).is_file():
                 shutil.copy(source / name, target / name)
 

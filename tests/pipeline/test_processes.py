@@ -103,6 +103,18 @@ def require_same(ours: Path, theirs: Path) -> None:
             torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("stage", ["ppo", "read"])
+def test_processes_share_the_prompts_of_an_evaluation(runs: Path, stage: str) -> None:
+    modes = ["alone-1", "ddp-2", *["fsdp-2"] * (stage not in ADAPTERS)]
+    found = {}
+    for mode in modes:
+        lines = (runs / mode / stage / "evaluation.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        found[mode] = [(row["update"], row["index"], row["response"]) for row in rows]
+    assert [row[:2] for row in found["alone-1"]] == [(u, i) for u in (0, 2, 3) for i in range(5)]
+    assert all(found[mode] == found["alone-1"] for mode in modes)
+
+
 def require_moved(folder: Path, runs: Path) -> None:
     """A run that learns nothing would compare equal to anything."""
     start_weights = load_file(runs / "policy" / "model.safetensors")

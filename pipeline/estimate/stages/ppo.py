@@ -27,6 +27,8 @@ def estimate_ppo(stage: str, settings: PpoSettings, estimator: Estimator) -> Sta
     cost.phases = ppo_phases(cost, settings, actors, work, bf16=bf16, on_cpu=estimator.on_cpu)
     _add_sampling(cost, settings, actors, work, bf16=bf16)
     _add_optimisation(cost, settings, actors, work, bf16=bf16)
+    if settings.evaluate_every:
+        _add_evaluation(cost, settings, actors, work, estimator)
     if settings.rollout.engine != "own":
         cost.phases = [phase for phase in cost.phases if phase.name != "sampling"]
         estimator.assumed.tell(
@@ -38,6 +40,7 @@ def estimate_ppo(stage: str, settings: PpoSettings, estimator: Estimator) -> Sta
 def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
     policy = estimator.shape(settings.policy, stage)
     judges = estimator.judges(stage, settings.terms)
+    second = estimator.judges(stage, settings.evaluation_terms)
     reference = estimator.shape(settings.reference, stage) if settings.reference else policy
     if settings.trunk == "shared":
         stages = estimator.recipe.stages
@@ -51,6 +54,7 @@ def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
             attached=frozenset(ranks),
             rank=(settings.lora or Lora()).rank,
             judge_rank=max(ranks.values(), default=16),
+            second=second,
         )
     value = None
     if settings.value == "separate":
@@ -58,7 +62,7 @@ def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
         value = estimator.shape(start, stage) if start else next(iter(judges.values()), policy)
         if value.vocabulary != policy.vocabulary:
             value = policy  # another tokenizer: it starts from the policy instead
-    return Actors(policy, value, reference, judges)
+    return Actors(policy, value, reference, judges, second=second)
 
 
 def _parameters(actors: Actors) -> dict[str, int]:
@@ -71,6 +75,8 @@ def _parameters(actors: Actors) -> dict[str, int]:
         parameters["value model"] = int(actors.on_value)
     for name in actors.judges:
         parameters[f"reward model {name}"] = actors.judge_parameters(name)
+    for name, judge in actors.second.items():
+        parameters[f"second judge {name}"] = judge.scorer
     return parameters
 
 
@@ -149,6 +155,35 @@ def _add_sampling(
     for name, model, made, half in looks:
         flops = forward_flops(model, rows, positions=made)
         cost.compute(name, model, flops=flops, tokens=rows.tokens, passes=passes, bf16=half)
+
+
+def _add_evaluation(
+    cost: StageCost, settings: PpoSettings, actors: Actors, work: Work, estimator: Estimator
+) -> None:
+    """Add the evaluations on held-out prompts: sampling, judges, policy and reference."""
+    read = estimator.lengths(cost.stage, settings.evaluation_prompts, settings.policy)
+    limit = min(settings.max_prompt_tokens, settings.prefix_tokens or math.inf)
+    # A conversation or a text asks by what it begins with.
+    asked = [
+        min(p or a, limit) for p, a in zip(read.prompts, read.answers or read.prompts, strict=False)
+    ]
+    times = 1 + math.ceil(settings.updates / settings.evaluate_every)
+    rows = rows_of([p + work.new for p in asked], read.rows).times(times)
+    mine = math.ceil(read.rows / cost.layout.processes)
+    bf16 = estimator.bf16(settings.bf16)
+    cost.decode(
+        "evaluations: sampling", actors.policy, rows=rows.count,
+        batch=min(settings.generation_batch_size, mine), prompt=sum(asked) / len(asked),
+        new=work.new, steps=work.most, bf16=bf16,
+    )  # fmt: skip
+    passes = times * math.ceil(mine / settings.score_limit.rows_of(rows.tokens / rows.count))
+    looks = [(judge, 0.0, False) for judge in (*actors.judges.values(), *actors.second.values())]
+    looks += [(m, rows.count * work.new, bf16) for m in (actors.policy, actors.reference)]
+    for model, made, half in looks:
+        flops = forward_flops(model, rows, positions=made)
+        cost.compute(
+            "evaluations: judging", model, flops=flops, tokens=rows.tokens, passes=passes, bf16=half
+        )
 
 
 def _add_optimisation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.estimate.model.costs import Phase, StageCost
@@ -43,6 +43,7 @@ class Actors:
         attached: names of those that are adapters on the policy's trunk.
         rank: of the adapter that makes the policy on a trunk that all share; None without one.
         judge_rank: of the reward models' adapters.
+        second: reward models that judge in evaluations alone, by name.
     """
 
     policy: ModelShape
@@ -52,6 +53,7 @@ class Actors:
     attached: frozenset[str] = frozenset()
     rank: int | None = None
     judge_rank: int = 16
+    second: dict[str, ModelShape] = field(default_factory=dict)
 
     @property
     def on_policy(self) -> float:
@@ -192,6 +194,9 @@ def _kept(
         resident["value model"] = FP32 * layout.share(actors.on_value)
     if actors.judges:
         resident["reward model"] = float(FP32 * sum(map(actors.judge_parameters, actors.judges)))
+    if actors.second:
+        judges = sum(judge.scorer for judge in actors.second.values())
+        resident["second judge"] = float(FP32 * judges)
     if settings.value == "reward":  # of all processes' episodes, as every one holds them
         states = settings.batch_size * settings.max_new_tokens * policy.hidden
         resident["states that values are read off"] = float(FP32 * states)

@@ -63,6 +63,8 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     "ppo": (
         Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
+        Panel("Held out: PPO's reward", {"evaluation/scores": "held out"}),
+        Panel("Held out: second judge", {"evaluation/gold": "held out"}),
         Panel("KL to the reference, nats", {"objective/kl": "KL"}),
         Panel("Response length, tokens", {"objective/response_length": "length"}),
         Panel("Entropy, nats", {"objective/entropy": "entropy"}),
@@ -78,7 +80,9 @@ def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     charts = []
     for panel in PANELS.get(kind, (_LOSS,)):
         curves = [
-            Curve(label, *values, colour=HELD_OUT if "eval/" in key else TRAINING, dots=sparse)
+            Curve(
+                label, *values, colour=HELD_OUT if key.startswith("eval") else TRAINING, dots=sparse
+            )
             for key, label in panel.metrics.items()
             for values, sparse in [_series(rows, _logged(rows, key, panel.instead))]
             if values[0]

@@ -3,8 +3,11 @@
 The best policy is the one of the highest mean score among the candidates, one every
 `doctor.best_every` updates, at which no alarm rang and the KL to the reference was below
 `doctor.kl_per_token`. Where running statistics normalise scores, or a term of them, it goes by the
-unnormalised ones. Its whole state is saved beside the resume states, before the optimiser
-steps of its update: so the score is that of the saved weights, on new samples.
+unnormalised ones. Where the run is evaluated on held-out prompts, the policies evaluated are the
+candidates, and it goes by what the second judge gave them, or by their held-out score without one:
+the score that a policy was trained on is the last to tell that it went too far. Its whole state is
+saved beside the resume states, before the optimiser steps of its update: so the score is that of
+the saved weights, on new samples.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from pipeline.rl.health.doctor import ADVICE, KEPT, SCORE, START_CHECKS, Finding
 from pipeline.rl.settings import Hyperparameters
 
 BEST = "best.pt"
+HELD_OUT = ("evaluation/gold", "evaluation/scores")
+"""What tells the best policy where there is one, the better figure first."""
 
 
 @dataclass
@@ -105,18 +110,19 @@ class BestPolicy:
     def is_better(self, metrics: Mapping[str, float], *, update: int, ringing: bool) -> bool:
         """Tell whether the policy of these metrics becomes the best, after so many updates."""
         doctor = self.hyper.doctor
-        if doctor.on_alarm != "best" or ringing or update % doctor.best_every:
+        every = self.hyper.evaluate_every or doctor.best_every
+        if doctor.on_alarm != "best" or ringing or update % every:
             return False
         near = metrics["objective/kl"] <= doctor.kl_per_token * metrics["objective/response_length"]
-        return near and metrics[self._score] > self.score
+        return near and self._score(metrics) > self.score
 
     def note(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write score and metrics into the state that is being saved."""
-        save_state(folder / BEST, {"score": metrics[self._score], "metrics": dict(metrics)})
+        save_state(folder / BEST, {"score": self._score(metrics), "metrics": dict(metrics)})
 
     def keep(self, metrics: Mapping[str, float]) -> None:
         """Remember the score of the state that has been saved."""
-        self.score = metrics[self._score]
+        self.score = self._score(metrics)
 
     def find(self) -> tuple[int, Path, dict[str, float]] | None:
         """Return update, folder and metrics of the best state."""
@@ -125,9 +131,9 @@ class BestPolicy:
             return None
         return *latest, load_state(latest[1] / BEST)["metrics"]
 
-    @property
-    def _score(self) -> str:
-        return SCORE if self.drifts else "objective/scores"
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        trained_on = SCORE if self.drifts else "objective/scores"
+        return next(metrics[key] for key in (*HELD_OUT, trained_on) if key in metrics)
 
 
 def alarm_row(name: str, finding: Finding, *, update: int) -> dict[str, object]:

@@ -260,6 +260,17 @@ def score_tokens(
     return PolicyScores(logprobs_BT, entropies_BT, reference_BT, values_BT, difference, states_BTH)
 
 
+@torch.no_grad()
+def log_ratio(
+    tokens: Tokens, *, policy: Policy, reference: Policy, hyper: Hyperparameters, world: World
+) -> Tensor:
+    """Return log pi - log pi_ref of all response tokens (B, T), 0 outside the mask."""
+    rows = range(len(tokens.ids))
+    ours_BT, _, _ = _run_policy(tokens, rows, policy, hyper, world)
+    theirs_BT, _, _ = _run_policy(tokens, rows, reference, hyper, world)
+    return torch.where(tokens.mask_BT, ours_BT - theirs_BT, 0.0)
+
+
 def _run_policy(
     tokens: Tokens, rows: Sequence[int], policy: Policy, hyper: Hyperparameters, world: World
 ) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -114,6 +114,8 @@ class Ppo:
         kl_coefficient: weight of the KL penalty now.
         metrics: of the last update.
         watch: the doctor's history.
+        evaluation: held-out figures of the policy after `evaluated` updates; none before there are.
+        evaluated: finished updates when it was evaluated last.
     """
 
     hyper: Hyperparameters
@@ -131,6 +133,8 @@ class Ppo:
     update: int = 0
     kl_coefficient: float = field(init=False)
     metrics: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluated: int | None = None
     _checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -359,6 +363,8 @@ def load_ppo_state(ppo: Ppo, folder: Path, step: int) -> None:
     ppo.kl_coefficient = state["kl_coefficient"]
     ppo.metrics = state["metrics"]
     ppo.watch.restore(state["doctor"])
+    # States from before there were evaluations have none.
+    ppo.evaluation, ppo.evaluated = state.get("evaluation", {}), state.get("evaluated")
     ppo.update = step
     # The global generators serve what libraries draw (dropout); as many are saved as processes ran.
     if state["processes"] == ppo.world.size:
@@ -379,4 +385,6 @@ def _state(ppo: Ppo) -> dict[str, Any]:
         "kl_coefficient": ppo.kl_coefficient,
         "metrics": ppo.metrics,
         "doctor": ppo.watch.state(),
+        "evaluation": ppo.evaluation,
+        "evaluated": ppo.evaluated,
     }

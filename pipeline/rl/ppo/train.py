@@ -10,6 +10,7 @@ from data.errors import Interrupted, TrainingError
 from pipeline.contract.resume import ResumeStore
 from pipeline.rl.health.best_policy import BestPolicy, alarm_lines, alarm_row
 from pipeline.rl.health.doctor import START_CHECKS
+from pipeline.rl.ppo.evaluation import FIGURES, HeldOut, evaluate
 from pipeline.rl.ppo.loop import Ppo, load_ppo_state, run_update, save, write_state
 
 
@@ -21,6 +22,7 @@ class Outlets:
         log: takes the metrics of an update.
         write_samples: takes rows of samples.jsonl.
         write_alarms: takes rows of doctor.jsonl.
+        write_evaluation: takes rows of evaluation.jsonl.
         say: takes a line for the reader.
         advance: called after each update.
     """
@@ -28,20 +30,29 @@ class Outlets:
     log: Callable[[int, Mapping[str, float]], None]
     write_samples: Callable[[list[Mapping[str, object]]], None]
     write_alarms: Callable[[list[Mapping[str, object]]], None]
+    write_evaluation: Callable[[list[Mapping[str, object]]], None]
     say: Callable[[str], None]
     advance: Callable[[Mapping[str, float]], None]
 
 
 def train(
-    ppo: Ppo, *, states: ResumeStore, outlets: Outlets, should_stop: Callable[[], bool]
+    ppo: Ppo,
+    *,
+    states: ResumeStore,
+    outlets: Outlets,
+    should_stop: Callable[[], bool],
+    held_out: HeldOut | None = None,
 ) -> dict[str, float]:
     """Run all updates that are left; return the metrics of the last one, or of the best.
+
+    The policy is evaluated before its first update, each `evaluate_every` updates, and at the end.
 
     Args:
         ppo: the run, already restored if there was a resume state.
         states: where resume states go.
         outlets: where metrics, samples and alarms go.
         should_stop: whether to save and stop.
+        held_out: what the policy is evaluated on; None where it is not.
 
     Raises:
         Interrupted: asked to stop; the state has been saved.
@@ -52,6 +63,7 @@ def train(
     if ppo.watch.ended_by and ppo.hyper.doctor.on_alarm == "best":  # killed before it was published
         _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
         return ppo.metrics
+    _evaluate_if_due(ppo, held_out, outlets)
     while ppo.update < ppo.hyper.updates:
         result = run_update(ppo, judge=lambda metrics: _keep_if_best(ppo, best, metrics))
         figures, begins = ppo.watch.observe(result.metrics)
@@ -75,11 +87,36 @@ def train(
             break
         if stop and ppo.update < ppo.hyper.updates:
             raise Interrupted(f"PPO was asked to stop after update {ppo.update}")
-    return ppo.metrics
+        _evaluate_if_due(ppo, held_out, outlets)
+    return {**ppo.metrics, **ppo.evaluation}
+
+
+def _evaluate_if_due(ppo: Ppo, held_out: HeldOut | None, outlets: Outlets) -> None:
+    """Evaluate the policy of now, unless a part of the run that was cut off has done so."""
+    if (
+        held_out is None
+        or ppo.evaluated == ppo.update
+        or not _is_due(ppo, ppo.hyper.evaluate_every)
+    ):
+        return
+    figures, rows = evaluate(ppo, held_out)
+    outlets.write_evaluation(rows)
+    outlets.log(ppo.update, figures)
+    ppo.evaluation, ppo.evaluated = figures, ppo.update
+    told = ", ".join(
+        f"{name.removeprefix('evaluation/')} {figures[name]:.3f}"
+        for name in FIGURES
+        if name in figures
+    )
+    outlets.say(f"after update {ppo.update}, {len(rows)} held-out prompts: {told}")
 
 
 def _keep_if_best(ppo: Ppo, best: BestPolicy, metrics: Mapping[str, float]) -> None:
-    """Save the state of a policy that scores better than all before it."""
+    """Save the state of a policy that scores better than all before it, held out if it can be."""
+    if ppo.hyper.evaluate_every:
+        if ppo.evaluated != ppo.update:
+            return
+        metrics = {**metrics, **ppo.evaluation}
     if not best.is_better(metrics, update=ppo.update, ringing=ppo.watch.unwell):
         return
 

@@ -149,10 +149,43 @@ def roll_out(
     """
     share = episodes // world.size
     start = share * world.rank
-    chosen = [prompts[order[first + start + i]] for i in range(share)]
+    return respond(
+        engine,
+        [prompts[order[first + start + i]] for i in range(share)],
+        start=start,
+        generator=world.generator("rollout", update),
+        max_new_tokens=max_new_tokens,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        end_after=end_after,
+    )
+
+
+def respond(
+    engine: RolloutEngine,
+    chosen: list[PreparedPrompt],
+    *,
+    start: int,
+    generator: torch.Generator,
+    max_new_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int] = (),
+    end_after: int = 0,
+) -> Episodes:
+    """Sample a response to each of this process's prompts.
+
+    Args:
+        engine: samples.
+        chosen: the prompts.
+        start: place of the first among those of all processes.
+        generator: gives the random numbers of all processes' responses.
+        max_new_tokens: longest response.
+        tokenizer: the policy's.
+        end_ids: as in `roll_out`.
+        end_after: likewise.
+    """
     # The random numbers of an episode depend on its place in the global batch, not on how many
     # processes share it: each passes over those of the episodes before its own.
-    generator = world.generator("rollout", update)
     torch.rand((start, max_new_tokens), generator=generator, dtype=torch.float64)
     samples = engine.sample([p.ids for p in chosen], generator=generator)
     if end_ids:

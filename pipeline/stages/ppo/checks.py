@@ -47,7 +47,11 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     if settings.value_start is not None:
         hand.require_same_tokenizer(settings.policy, settings.value_start)
         hand.require_reward_head(settings.value_start)
-    check_rewards(settings.terms, hand)
+    openings = settings.prefix_tokens is not None
+    require_prompts(
+        hand, settings.evaluation_prompts, openings=openings, setting="evaluation_prompts"
+    )
+    check_rewards(settings.terms | settings.evaluation_terms, hand)
     _check_value(settings, hand)
     for term in settings.terms.values():
         if term.model is not None:

@@ -4,8 +4,9 @@ The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in
 `pipeline/rl/ppo/loop.py`. What is left behind: `model/` (the policy, or its average), `adapter/`
 (of it, on a shared trunk, in peft's layout), `value_model/` (a token classifier with one label;
 where transformers has none for the architecture, `value_head.safetensors` of a head on the policy's
-trunk), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`, and
-`doctor.jsonl` where an alarm rang.
+trunk), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`,
+`doctor.jsonl` where an alarm rang, and `evaluation.jsonl` (the judged answers to held-out prompts)
+where `evaluate_every` asks for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
 from pipeline.contract.sources import PROMPTS, as_it_is
 from pipeline.stages.ppo.checks import check, check_processes
+from pipeline.stages.ppo.evaluation import held_out
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.sources import pretraining_rows
 from pipeline.stages.reward_terms import (
@@ -76,6 +78,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scratch=context.folder / "work", say=context.say,
         read_values=settings.value == "reward",
     )  # fmt: skip
+    evaluated_on = held_out(context, tokenizer, prompts, world.device)
     try_saving_models(context, ppo)
     context.resume.track(*_logs(context.folder))
     if restore(ppo, context.resume):
@@ -84,29 +87,35 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         outlets = _outlets(context, bar)
         try:
             metrics = train(
-                ppo, states=context.resume, outlets=outlets, should_stop=context.should_stop
+                ppo,
+                states=context.resume,
+                outlets=outlets,
+                should_stop=context.should_stop,
+                held_out=evaluated_on,
             )
         except (RewardError, RolloutError):
-            # Both come before an update changes anything: the state is that of the last one.
+            # Both come before an update or an evaluation changes anything: the state is that of the
+            # last update.
             save(ppo, context.resume)
             raise
     save_models(ppo, context.folder)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
 
 
-def _logs(folder: Path) -> tuple[Path, Path]:
-    return folder / "samples.jsonl", folder / "doctor.jsonl"
+def _logs(folder: Path) -> tuple[Path, Path, Path]:
+    return folder / "samples.jsonl", folder / "doctor.jsonl", folder / "evaluation.jsonl"
 
 
 def _outlets(context: StageContext[PpoSettings], bar: Progress) -> Outlets:
     from pipeline.rl.ppo.train import Outlets
 
-    samples, alarms = _logs(context.folder)
+    samples, alarms, evaluation = _logs(context.folder)
     append = append_json_lines if context.main_process else lambda path, rows: None
     return Outlets(
         log=context.metrics.log,
         write_samples=partial(append, samples),
         write_alarms=partial(append, alarms),
+        write_evaluation=partial(append, evaluation),
         say=context.say,
         advance=lambda m: bar.advance(
             1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]

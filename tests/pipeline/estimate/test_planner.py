@@ -131,6 +131,30 @@ def test_ppo_holds_four_models_and_a_shared_head_three(tmp_path: Path, rows: str
     }
 
 
+def test_evaluations_while_ppo_runs_are_counted(tmp_path: Path, rows: str) -> None:
+    def cost(**more: Any) -> StageCost:
+        stages = {
+            "ppo": {"kind": "ppo", "policy": "hub:m", "reward": "hub:r",
+                    "prompts": [{"path": rows}], **more}
+        }  # fmt: skip
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9, "hub:second": 1e9})
+        return only(planned(tmp_path, stages, "H100", assumed=assumed))
+
+    def tokens(of: StageCost) -> float:
+        return sum(part.tokens for part in of.parts if part.name == "evaluations: sampling")
+
+    evaluated = {"evaluation_prompts": [{"path": rows}], "evaluation_reward": "hub:second"}
+    plain, often, seldom = (
+        cost(),
+        *(cost(evaluate_every=every, **evaluated) for every in (10, 60)),
+    )
+    # 100 updates: before the first and each ten, or before the first, after 60 and at the end.
+    assert tokens(plain) == 0 and tokens(often) == pytest.approx(11 / 3 * tokens(seldom))
+    assert often.hours > seldom.hours > plain.hours
+    assert often.parameters["second judge hub:second"] > 0
+    assert often.peak.total > plain.peak.total + 3e9
+
+
 def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, rows: str) -> None:
     def plan(**more: Any) -> Plan:
         stages = {

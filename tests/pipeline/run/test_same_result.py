@@ -74,7 +74,8 @@ RESULT: dict[str, str] = {
         "learning_rate value_learning_rate schedule warmup_updates value_warmup_updates "
         "adam_epsilon adam_betas max_gradient_norm ema_decay ptx_coefficient "
         "ptx_rows_per_episode bf16 reuse_logprobs rollout kind seed policy reward reference "
-        "value trunk lora value_start prompts max_prompt_tokens end_tokens prefix_tokens "
+        "value trunk lora value_start prompts evaluation_prompts "
+        "evaluation_reward evaluation_gold max_prompt_tokens end_tokens prefix_tokens "
         "pretraining pretraining_sources pretraining_row_tokens trust_remote_code"
     ),
     "AdaptiveKl": ("target horizon"),
@@ -115,7 +116,8 @@ SAME: dict[str, str] = {
     "RewardTerm": ("timeout retries batch_size"),
     "PpoSettings": (
         "micro_batch_size tokens_per_micro_batch generation_batch_size compile "
-        "gradient_checkpointing save_every sample_every sample_count doctor max_dropped_share"
+        "gradient_checkpointing save_every sample_every sample_count evaluate_every "
+        "doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
     "EvaluateSettings": ("max_too_long_share batch_size tasks"),
@@ -124,7 +126,7 @@ SAME: dict[str, str] = {
 
 WHERE = {
     "SftSettings": {"micro_batch_size": "no_dropout"},
-    "PpoSettings": {"doctor": "doctor_only_tells"},
+    "PpoSettings": {"doctor": "doctor_only_tells", "evaluate_every": "doctor_only_tells"},
     "EvaluateSettings": {"tasks": "asks_nothing"},
 }
 """Fields that do so under a condition, with the property that tells it."""

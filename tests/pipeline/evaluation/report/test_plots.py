@@ -72,6 +72,11 @@ def test_a_stage_gets_the_panels_it_logged() -> None:
         "Reward model's score",
         "KL to the reference, nats",
     ]
+    told = [{"step": i, "evaluation/scores": 1.0, "evaluation/gold": 0.5} for i in (0, 5, 10)]
+    assert [chart.title for chart in stage_charts("ppo", told)] == [
+        "Held out: PPO's reward",
+        "Held out: second judge",
+    ]
     assert stage_charts("ppo", [{"step": 0, "objective/kl": float("nan")}]) == []
     assert stage_charts("tokenizer", []) == []
     assert [c.title for c in stage_charts("another", [{"step": 0, "train/loss": 1}])] == ["Loss"]

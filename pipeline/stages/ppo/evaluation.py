@@ -1,0 +1,107 @@
+"""What a PPO stage is evaluated on while it runs: prompts kept apart from its own, and judges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data.errors import SourceError
+from data.sources.split import opening
+from data.words import counted
+from pipeline.contract.sources import PROMPTS, as_it_is
+from pipeline.stages.reward_terms import load_terms
+
+if TYPE_CHECKING:
+    from data.records import Prompt
+    from pipeline.contract.context import StageContext
+    from pipeline.rl.ppo.evaluation import HeldOut
+    from pipeline.rl.prompts import PreparedPrompt
+    from pipeline.rl.rewards import RewardSum
+    from pipeline.stages.ppo.settings import PpoSettings
+
+
+class GoldScorer:
+    """The embedded world's annotator as a judge of evaluations; no reward of PPO can be one."""
+
+    name = "gold"
+
+    def __init__(self, world_seed: int) -> None:
+        from data.world.annotator import GoldAnnotator
+
+        self.annotator = GoldAnnotator(world_seed)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Return what the annotator gives each response, in [0, 1]."""
+        return [self.annotator.score(*each) for each in zip(prompts, responses, strict=True)]
+
+
+def held_out(
+    context: StageContext[PpoSettings],
+    tokenizer: Any,
+    trained_on: Sequence[PreparedPrompt],
+    device: Any,
+) -> HeldOut | None:
+    """Return what the policy is evaluated on, None where it is not.
+
+    Raises:
+        SourceError: no prompt is left.
+    """
+    from pipeline.rl.ppo.evaluation import HeldOut
+
+    if context.settings.evaluate_every == 0:
+        return None
+    prompts = _prompts(context, tokenizer, trained_on)
+    return HeldOut(prompts, _judge(context, prompts[0], device))
+
+
+def _prompts(
+    context: StageContext[PpoSettings], tokenizer: Any, trained_on: Sequence[PreparedPrompt]
+) -> list[PreparedPrompt]:
+    """Return the prompts whose opening, letter case and spacing aside, PPO does not sample on."""
+    from pipeline.rl.prompts import PromptReport, prepare_prompts
+
+    settings, report = context.settings, PromptReport()
+    read = prepare_prompts(
+        context.read("evaluation_prompts", settings.evaluation_prompts, as_it_is, wanted=PROMPTS),
+        tokenizer=copy.deepcopy(tokenizer),
+        max_tokens=settings.max_prompt_tokens,
+        prefix_tokens=settings.prefix_tokens,
+        report=report,
+    )
+    seen = {opening(each.prompt) for each in trained_on}
+    prompts = [each for each in read if opening(each.prompt) not in seen]
+    shared = len(read) - len(prompts)
+    if shared:
+        context.say(f"left out {counted(shared, 'evaluation prompt')}: PPO samples on the same")
+    for line in report.lines()[1:]:
+        context.say(f"evaluation prompts: {line}")
+    if not prompts:
+        raise SourceError(
+            f"stage {context.name}: evaluation_prompts holds {counted(len(read), 'prompt')} that "
+            f"fit, and PPO samples on {shared} of them; name prompts apart from `prompts`"
+        )
+    context.say(f"{counted(len(prompts), 'prompt')} held out for evaluations")
+    return prompts
+
+
+def _judge(
+    context: StageContext[PpoSettings], asked: PreparedPrompt, device: Any
+) -> RewardSum | None:
+    from pipeline.rl.rewards import RewardSum, Term
+
+    settings = context.settings
+    if settings.evaluation_gold:
+        return RewardSum([Term(GoldScorer(settings.evaluation_prompts[0].world_seed))])
+    if settings.evaluation_reward is None:
+        return None
+    return RewardSum(
+        load_terms(
+            context,
+            settings.evaluation_terms,
+            prompt=asked.prompt,
+            device=device,
+            batch_size=settings.score_limit.rows,
+            batch_tokens=settings.tokens_per_micro_batch,
+        )
+    )
