@@ -27,7 +27,10 @@ def evaluate(
         list[str],
         typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and evaluation.json.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the report and what it is counted from."),
+    ],
     prompts: Annotated[
         str | None,
         typer.Option(help="File of prompts, or world:eval_prompts for the embedded world."),

@@ -38,8 +38,9 @@ from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
-from pipeline.evaluation.judge.overlap import overlap
+from pipeline.evaluation.judge.overlap import held_out, overlap
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
+from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
 from pipeline.generation.generate import Sampling, generate, response_text
@@ -242,6 +243,8 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     responses = [sample.token_ids for sample in samples]
     answers: dict[str, Any] = {
         "plain": plain,
+        "template": None if plain else _short_digest(str(tokenizer.chat_template)),
+        "first_prompt": tokenizer.decode(prompts[0]),
         "prompts": prompts,
         "tokens": responses,
         "texts": [
@@ -274,6 +277,10 @@ def _follows_from(plan: Plan, name: str) -> list[Any]:
         [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.reference is not None],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _sampling_seed(seed: int, name: str) -> int:
@@ -428,7 +435,7 @@ def _results(
     for name, checkpoint in checkpoints.items():
         checkpoint |= {"perplexity": None, "bits_per_byte": None}
         checkpoint["plain_prompts"] = answers[name]["plain"]
-    return {
+    results = {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),
         "seen": seen,
@@ -437,6 +444,22 @@ def _results(
         "sampling": dataclasses.asdict(plan.sampling),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
         **from_samples,
+        "provenance": [_provenance(plan, name, mine) for name, mine in answers.items()],
+    }
+    return {"verdict": verdict(results, held_out=held_out(results)), **results}
+
+
+def _provenance(plan: Plan, name: str, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint is, and how it was asked; no place, which says nothing of it."""
+    return {
+        "checkpoint": name,
+        "content": checkpoint_content(plan.checkpoints[name]),
+        "seed": _sampling_seed(plan.seed, name),
+        "decoding": dataclasses.asdict(plan.sampling),
+        "dtype": "bfloat16" if plan.bf16 else "float32",
+        "template": answers["template"],
+        "first_prompt": answers["first_prompt"],
+        "first_tokens": answers["prompts"][0][:8],
     }
 
 

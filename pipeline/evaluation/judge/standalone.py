@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
+from data.storage import require_file_place
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
@@ -19,6 +20,7 @@ from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import Plan, evaluate
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
+from pipeline.evaluation.report.report import PAGES, write_evaluation_report
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def evaluate_checkpoints(
 
     Args:
         request: what is judged, and how.
-        out: gets `samples.jsonl` and `evaluation.json`; a cut off evaluation goes on there.
+        out: gets `samples.jsonl`, `evaluation.json`, the report (`index.html`, `report.json`), and
+            `cache/`, with which the next evaluation there computes what is new alone.
         console: where it speaks.
         stop_if_asked: raises when a signal asked to stop.
 
@@ -91,12 +94,15 @@ def evaluate_checkpoints(
     if (out / MANIFEST).is_file():
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
+    for name in PAGES:
+        require_file_place(out / name)
     plan = _plan(request, say=console.say)
     check_tasks(plan.tasks)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, console.say)
+    console.say(f"report: {write_evaluation_report(out)}")
     return results
 
 

@@ -50,14 +50,15 @@ def task_metric(figure: Mapping[str, Any]) -> str:
 
 
 def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the win rate of the last checkpoint over the one before, by gold if gold judged."""
-    names = list(results["checkpoints"])
-    for judge in ("gold", "proxy"):
-        for rate in results["win_rates"]:
-            facts = [rate["b"], rate["a"], rate["judge"]]
-            if facts == [*names[-2:], judge] and rate["rate"] is not None:
-                return dict(rate)
-    return None
+    """Return the win rate of the last checkpoint over the one before.
+
+    By gold if gold judged, else by people, else by whom else there is; by the proxy, which the last
+    one may have been trained to please, where nobody else judged.
+    """
+    pair = [*results["checkpoints"]][:-3:-1]
+    rates = [r for r in results["win_rates"] if [r["a"], r["b"]] == pair and r["rate"] is not None]
+    order = {"gold": 0, "people": 1, "proxy": 3}
+    return min(rates, key=lambda rate: order.get(rate["judge"], 2), default=None)
 
 
 def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:

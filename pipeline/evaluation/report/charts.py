@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.report.plots import Curve, Point, line_plot, path_plot, point_plot
+from pipeline.evaluation.report.plots import (
+    Curve,
+    Point,
+    Trace,
+    line_plot,
+    path_plot,
+    point_plot,
+    reliability_plot,
+    stacked_plot,
+)
 
 TRAINING, HELD_OUT = 2, 1
 """Series colours."""
@@ -136,6 +145,51 @@ def over_optimisation(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
         "while KL grows, or a gold reward that falls while this one rises, is over-optimisation."
     )
     return Chart("Reward against KL in PPO", svg, [("first update", 0), ("last update", 1)], note)
+
+
+def gold_and_proxy(found: Mapping[str, Any]) -> Chart | None:
+    """Return what a judge apart and the reward model say over the square root of KL.
+
+    As Gao et al. (2022) draw it: gold that turns while the proxy goes on is over-optimisation.
+    """
+    points = sorted(found.get("points") or (), key=lambda point: float(point["kl"]))
+    traces = [
+        Trace(
+            label,
+            [math.sqrt(max(0.0, point["kl"])) for point in points if point.get(key) is not None],
+            [point[key] for point in points if point.get(key) is not None],
+            [point.get(f"{key}_ci95") for point in points if point.get(key) is not None],
+            colour,
+        )
+        for label, key, colour in (("gold", "gold", 1), ("reward model", "proxy", 2))
+    ]
+    traces = [trace for trace in traces if len(trace.x) > 1]
+    if not traces:
+        return None
+    turn = found.get("turn")
+    mark = math.sqrt(max(0.0, turn["kl"])) if turn else None
+    note = str(found.get("sentence") or "")
+    if turn:
+        note += " The dashed line is the turn."
+    source = {"ppo": "along PPO", "best_of_n": "by best-of-n"}.get(str(found.get("source")), "")
+    svg = stacked_plot(traces, x_label="square root of KL to the reference", mark=mark)
+    return Chart(f"Gold and reward model {source}".strip(), svg, (), note.strip())
+
+
+def reliability(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Return how often the reward model is right beside how sure its scores are."""
+    points = [
+        Point("", row["confidence"], row["accuracy"], low, high, 2)
+        for row in rows
+        for low, high in [row.get("ci95") or (row["accuracy"], row["accuracy"])]
+    ]
+    if len(points) < 2:
+        return None
+    note = (
+        "Held-out pairs by the sigmoid of their difference in score, which on the dashed line can "
+        "be read as a probability."
+    )
+    return Chart("Calibration", reliability_plot(points), (), note)
 
 
 def checkpoints_against_kl(

@@ -1,4 +1,4 @@
-"""Gathers what the stages of a run left into the report's one JSON object."""
+"""Gathers what the stages of a run, or an evaluation alone, left into the report's JSON object."""
 
 from __future__ import annotations
 
@@ -12,10 +12,25 @@ from data.json_lines import read_json_lines, read_json_object
 from data.plain_yaml import parse
 from data.small_files import read_file
 from pipeline.contract.artifacts import Artifact, library_versions
+from pipeline.evaluation.judge.overlap import held_out
+from pipeline.evaluation.judge.verdict import verdict
 
+ALONE = "evaluation"
+"""What an evaluation without stages is called among the report's `evaluations`."""
 EVALUATION = "evaluation.json"
 QUALITY = "quality.json"
 ALARMS = "doctor.jsonl"
+_LISTS = (
+    "win_rates",
+    "ratings",
+    "differences",
+    "overlap",
+    "tasks",
+    "pathologies",
+    "alignment_tax",
+    "provenance",
+)
+"""Keys of an evaluation whose rows name checkpoints."""
 
 
 def collect(
@@ -42,6 +57,11 @@ def collect(
         for name, artifact in artifacts.items()
     }
     done = [stages[name] for name in current]
+    evaluations = {
+        name: read_json_object(artifact.folder / EVALUATION)
+        for name, artifact in current.items()
+        if artifact.kind == "evaluate" and (artifact.folder / EVALUATION).is_file()
+    }
     report: dict[str, Any] = {
         "recipe": recipe_name,
         "description": recipe.get("description", ""),
@@ -53,11 +73,46 @@ def collect(
         "not_done": dict(not_done),
         "stages": stages,
         "reward_model": _quality(current),
-        **_evaluations(current),
+        **_merged(evaluations),
     }
-    cleaned = without_nan(report)
+    return _cleaned(report)
+
+
+def collect_evaluation(folder: Path) -> dict[str, Any]:
+    """Return the report of an evaluation alone: the keys of a run's, without stages.
+
+    Raises:
+        ArtifactError: there is no `evaluation.json`, or it can't be read.
+    """
+    results = read_json_object(folder / EVALUATION)
+    report = {
+        "recipe": folder.resolve().name,
+        "description": "",
+        "seed": results["bootstrap"]["seed"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": None,
+        "peak_rss_mb": None,
+        "versions": library_versions(),
+        "not_done": {},
+        "stages": {},
+        "reward_model": None,
+        **_merged({ALONE: results}),
+    }
+    return _cleaned(report)
+
+
+def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
+    cleaned = without_nan({"verdict": verdict(report, held_out=_held_out(report)), **report})
     assert isinstance(cleaned, dict)
     return cleaned
+
+
+def _held_out(report: Mapping[str, Any]) -> str:
+    """Return "held-out " where the prompts of the last checkpoint are known to be."""
+    for evaluation in report["evaluations"].values():
+        if [*report["checkpoints"]][-1:] == [*evaluation["checkpoints"].values()][-1:]:
+            return held_out(evaluation)
+    return ""
 
 
 def _stage(artifact: Artifact) -> dict[str, Any]:
@@ -98,35 +153,41 @@ def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     for name, artifact in artifacts.items():
         path = artifact.folder / QUALITY
         if artifact.kind == "reward" and path.is_file():
-            quality = {"stage": name, **read_json_object(path)}
+            content = read_json_object(path)
+            quality = {"stage": name, **content}
     return quality
 
 
-def _evaluations(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figures of all evaluations; a name that two of them use gets its stage's."""
     checkpoints: dict[str, Any] = {}
-    lists: dict[str, list[dict[str, Any]]] = {"win_rates": [], "differences": []}
-    ratings: list[dict[str, Any]] = []
-    evaluations: dict[str, Any] = {}
-    for stage, artifact in artifacts.items():
-        path = artifact.folder / EVALUATION
-        if artifact.kind != "evaluate" or not path.is_file():
-            continue
-        results = read_json_object(path)
+    lists: dict[str, list[dict[str, Any]]] = {key: [] for key in _LISTS}
+    merged: dict[str, Any] = {"judges": {}, "over_optimisation": None}
+    rest: dict[str, Any] = {}
+    for stage, results in evaluations.items():
         names = {n: f"{stage}/{n}" if n in checkpoints else n for n in results["checkpoints"]}
         checkpoints |= {names[name]: f for name, f in results["checkpoints"].items()}
         for key, rows in lists.items():
-            rows += [{**r, "a": names[r["a"]], "b": names[r["b"]]} for r in results[key]]
-        ratings += [{**r, "checkpoint": names[r["checkpoint"]]} for r in results.get("ratings", ())]
-        elsewhere = ("checkpoints", "ratings", *lists)
-        rest = {k: v for k, v in results.items() if k not in elsewhere}
-        evaluations[stage] = {**rest, "checkpoints": names}
-    return {"checkpoints": checkpoints, **lists, "ratings": ratings, "evaluations": evaluations}
+            # An evaluation of an earlier version counted fewer figures.
+            rows += [_renamed(row, names) for row in results.get(key) or ()]
+        merged["judges"] |= results.get("judges") or {}
+        merged["over_optimisation"] = (
+            results.get("over_optimisation") or merged["over_optimisation"]
+        )
+        told = ("checkpoints", "verdict", *lists, *merged)
+        rest[stage] = {k: v for k, v in results.items() if k not in told} | {"checkpoints": names}
+    return {"checkpoints": checkpoints, **lists, **merged, "evaluations": rest}
 
 
-def read_metrics(artifact: Artifact) -> list[dict[str, Any]]:
+def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row with the checkpoints called as in the report."""
+    named = {key: names[row[key]] for key in ("a", "b", "checkpoint") if row.get(key) in names}
+    return {**row, **named}
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the steps that a stage logged."""
-    return _rows(artifact.folder / "metrics.jsonl")
+    return _rows(folder / "metrics.jsonl")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -34,3 +34,24 @@ def seen_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     if not seen or not (seen["prompts"] or seen["texts"] or seen["unread"]):
         return []
     return seen_lines(evaluation)
+
+
+def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what puts the outcome in doubt: the section that has more of it, and a sentence."""
+    found: list[tuple[str, str]] = []
+    over = report["over_optimisation"] or {}
+    if over.get("turn") is not None and over.get("sentence"):
+        found.append(("trade-off", over["sentence"]))
+    warning = (report["reward_model"] or {}).get("warning")
+    if warning:
+        found.append(("reward-model", warning[0].upper() + warning[1:].rstrip(".") + "."))
+    for name, stage in report["stages"].items():
+        if name not in report["not_done"] and stage["alarms"]:
+            first = {alarm["alarm"]: alarm for alarm in reversed(stage["alarms"])}
+            told = [
+                f"{str(alarm['alarm']).replace('_', ' ')} (update {alarm['update']}: "
+                f"{alarm['told']})"
+                for alarm in reversed(first.values())
+            ]
+            found.append(("alarms", f"Alarms of {name}: {'; '.join(told)}."))
+    return found

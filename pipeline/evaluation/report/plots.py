@@ -54,6 +54,17 @@ class Point:
     colour: int
 
 
+@dataclass(frozen=True)
+class Trace:
+    """One quantity over an axis that it shares with others, with intervals where there are any."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    ci95: Sequence[Sequence[float] | None]
+    colour: int
+
+
 def line_plot(curves: Sequence[Curve], *, x_label: str, percent: bool = False) -> str:
     """Return curves over steps as SVG."""
     figure, axes = _figure()
@@ -107,6 +118,52 @@ def point_plot(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
     axes.margins(x=0.16, y=0.14)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    return _svg(figure)
+
+
+def stacked_plot(traces: Sequence[Trace], *, x_label: str, mark: float | None = None) -> str:
+    """Return quantities of different scales over one axis as SVG, one above the other.
+
+    Args:
+        traces: what is drawn, the uppermost first.
+        x_label: of the common axis.
+        mark: a place on it that is marked in all of them.
+    """
+    figure, all_axes = _figure(width=3.9, height=1.0 + 1.35 * len(traces), rows=len(traces))
+    for trace, axes in zip(traces, all_axes, strict=True):
+        colour = SERIES[trace.colour % len(SERIES)]
+        axes.plot(trace.x, trace.y, color=colour, linewidth=1.6, marker="o", markersize=3.5)
+        for x, ends in zip(trace.x, trace.ci95, strict=True):
+            if ends is not None:
+                axes.plot([x, x], ends, color=colour, linewidth=1.1, alpha=0.55)
+        axes.set_ylabel(trace.label)
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=1.0, linestyle=(0, (3, 3)))
+    all_axes[-1].set_xlabel(x_label)
+    for axes in all_axes[:-1]:
+        axes.tick_params(labelbottom=False)
+    return _svg(figure)
+
+
+def reliability_plot(points: Sequence[Point]) -> str:
+    """Return how often something came true against how sure one was of it, as SVG, 0.5 to 1."""
+    figure, axes = _figure(width=3.9, height=2.6)
+    axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    for point in points:
+        axes.plot([point.x] * 2, [point.low, point.high], color=SERIES[point.colour], linewidth=1.2)
+    colour = SERIES[points[0].colour]
+    axes.plot(
+        [p.x for p in points],
+        [p.y for p in points],
+        "o-",
+        color=colour,
+        markersize=5,
+        linewidth=1.4,
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel("how sure the score is")
+    axes.set_ylabel("how often it is right")
     return _svg(figure)
 
 
@@ -176,18 +233,20 @@ _STYLE: Mapping[str, Any] = {
 }
 
 
-def _figure(*, width: float = 3.7, height: float = 2.2) -> tuple[Any, Any]:
+def _figure(*, width: float = 3.7, height: float = 2.2, rows: int = 0) -> tuple[Any, Any]:
+    """Return a figure and its axes; with `rows` a list of them, which share the horizontal one."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(dict(_STYLE)):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.margins(x=0.02, y=0.08)
-    return figure, axes
+        drawn = list(figure.subplots(rows or 1, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in drawn:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.margins(x=0.02, y=0.08)
+    return figure, drawn if rows else drawn[0]
 
 
 def _svg(figure: Any) -> str:

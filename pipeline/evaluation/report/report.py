@@ -1,4 +1,4 @@
-"""Writes a run's report: `report/report.json` for programs, `report/index.html` for people.
+"""Writes the report of a run or evaluation: `report.json` for programs, `index.html` for people.
 
 The page is one file. It holds its style and pictures, asks for nothing from anywhere (its own
 content policy forbids it), and shows what models wrote as text, never as markup.
@@ -18,10 +18,11 @@ from data.storage import require_file_place, storage_errors, write_atomically
 from data.words import counted
 from pipeline.contract.artifacts import Artifact
 from pipeline.evaluation.judge.overlap import held_out
-from pipeline.evaluation.report import view
-from pipeline.evaluation.report.collect import collect, read_metrics
-from pipeline.evaluation.report.notices import notices
+from pipeline.evaluation.report import reward_model, tables, view
+from pipeline.evaluation.report.collect import ALONE, collect, collect_evaluation, read_metrics
+from pipeline.evaluation.report.notices import notices, warnings
 
+PAGES = ("report.json", "index.html")
 MARK = "made_before"
 """In the JSON of a report that something happened after: what."""
 _MARK_STYLE = "border:2px solid #c62;padding:.6em 1em;font-weight:600"
@@ -49,11 +50,25 @@ def write_report(
         StorageError: the folder can't be written.
     """
     report = collect(run_folder, recipe_name, artifacts, not_done or {})
-    folder = run_folder / "report"
-    page = render(report, artifacts)
+    folders = {name: artifact.folder for name, artifact in artifacts.items()}
+    return _write(run_folder / "report", report, folders)
+
+
+def write_evaluation_report(folder: Path) -> Path:
+    """Write the report of an evaluation alone into its folder; return the path of the page.
+
+    Raises:
+        ArtifactError: there is no `evaluation.json`, or it can't be read.
+        StorageError: the folder can't be written.
+    """
+    return _write(folder, collect_evaluation(folder), {ALONE: folder})
+
+
+def _write(folder: Path, report: Mapping[str, Any], folders: Mapping[str, Path]) -> Path:
+    page = render(report, folders)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", "index.html"):
+    for name in PAGES:
         require_file_place(folder / name)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "report.json", text + "\n")
@@ -104,12 +119,12 @@ def mark_report(run_folder: Path, sentence: str) -> None:
     write_atomically(folder / "report.json", text + "\n")
 
 
-def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
+def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
     """Return the page of a report.
 
     Args:
         report: what `collect` returned.
-        artifacts: where metrics and samples are read from.
+        folders: of each stage and evaluation; metrics and samples are read there.
     """
     import jinja2
     from markupsafe import Markup
@@ -132,55 +147,67 @@ def render(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> str:
     page = environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         report=report,
-        names=list(report["checkpoints"]),
-        shades=view.colours(report["checkpoints"]),
+        names=tables.names_of(report),
+        shades=view.colours(tables.names_of(report)),
+        verdict=report["verdict"],
+        warnings=warnings(report),
         notices=notices(report),
-        headline=view.headline(report),
         cards=view.cards(report),
-        win_rates=view.win_rate_groups(report),
+        ladder=tables.ladder(report),
+        matrices=tables.matrices(report),
+        tasks=tables.task_rows(report),
+        pathologies=tables.pathology_rows(report),
+        taxes=tables.tax_rows(report),
+        overlap=tables.overlap_rows(report),
+        provenance=tables.provenance_rows(report),
         figures=view.figure_rows(report),
         manners=view.manner_rows(report),
-        quality=view.quality_rows(report["reward_model"]),
+        quality=reward_model.quality_rows(report["reward_model"]),
+        quality_groups=reward_model.quality_groups(report["reward_model"]),
+        quality_facts=reward_model.quality_facts(report["reward_model"]),
         stages=view.stage_rows(report),
         alarms=view.alarm_rows(report),
         total_time=view.clock(report["seconds"]),
-        samples=_samples(report, artifacts),
-        **_charts(report, artifacts),
+        samples=_samples(report, folders),
+        **_charts(report, folders),
     )
     return page + "\n"
 
 
-def _samples(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+def _samples(report: Mapping[str, Any], folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Return the samples shown, evaluation by evaluation, named as in the report."""
     groups = []
     for stage, evaluation in report["evaluations"].items():
+        path = folders[stage] / "samples.jsonl"
         rows = [
             {**row, "checkpoint": evaluation["checkpoints"][row["checkpoint"]]}
-            for row in read_json_lines(artifacts[stage].folder / "samples.jsonl")
+            for row in (read_json_lines(path) if path.is_file() else ())
         ]
         groups += view.sample_groups(rows, seed=report["seed"] or 0)
     return groups
 
 
-def _charts(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+def _charts(report: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
     """Return the curves of each stage, and the pictures of reward against KL."""
-    from pipeline.evaluation.report.charts import (
-        checkpoints_against_kl,
-        over_optimisation,
-        stage_charts,
-    )
+    from pipeline.evaluation.report import charts
 
-    training, trade_offs = [], []
-    for name, artifact in artifacts.items():
+    found = report["over_optimisation"]
+    training, trade_offs = [], [charts.gold_and_proxy(found) if found else None]
+    for name, stage in report["stages"].items():
         if name in report["not_done"]:
             continue
-        rows = read_metrics(artifact)
-        charts = stage_charts(artifact.kind, rows)
-        if charts:
-            training.append({"stage": name, "kind": artifact.kind, "charts": charts})
-        if artifact.kind == "ppo":
-            trade_offs.append(over_optimisation(rows))
+        rows = read_metrics(folders[name])
+        drawn = charts.stage_charts(stage["kind"], rows)
+        if drawn:
+            training.append({"stage": name, "kind": stage["kind"], "charts": drawn})
+        if stage["kind"] == "ppo":
+            trade_offs.append(charts.over_optimisation(rows))
     shades = view.colours(report["checkpoints"])
     for judge in ("gold", "proxy"):
-        trade_offs.append(checkpoints_against_kl(report["checkpoints"], judge, shades))
-    return {"training": training, "trade_offs": [chart for chart in trade_offs if chart]}
+        trade_offs.append(charts.checkpoints_against_kl(report["checkpoints"], judge, shades))
+    calibration = (report["reward_model"] or {}).get("calibration") or {}
+    return {
+        "training": training,
+        "trade_offs": [chart for chart in trade_offs if chart],
+        "reliability": charts.reliability(calibration.get("reliability") or ()),
+    }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.records import Prompt, turn_text
 from data.words import counted
-from pipeline.evaluation.judge.overlap import held_out
 from pipeline.evaluation.judge.summary import main_win_rate
 
 SAMPLES = 12
@@ -17,8 +16,6 @@ FIGURES = (
     ("Gold reward", "gold_reward", "number", "by the embedded world's judge, 0 to 1"),
     ("Proxy reward", "proxy_reward", "number", "by the reward model that PPO trains against"),
     ("KL to the reference", "kl_to_reference", "number", "nats a response, on own samples"),
-    ("Perplexity", "perplexity", "number", "of the evaluation’s texts"),
-    ("Bits per byte", "bits_per_byte", "number", "of the evaluation’s texts"),
     ("Response length", "mean_length", "short", "tokens"),
     ("Ends by itself", "ended_share", "percent", "responses with an end of sequence"),
     ("Repetition", "repetition", "percent", "three-word runs seen before in the response"),
@@ -46,6 +43,8 @@ def number(value: float | None, kind: str = "number") -> str:
         return f"{value:.1f}"
     if kind == "points":
         return f"{100 * value:+.1f}".replace("-", "−")
+    if kind == "signed":
+        return ("+" if value > 0 else "") + number(value)
     digits = 0 if abs(value) >= 1000 else 2 if abs(value) >= 1 else 3
     return f"{value:,.{digits}f}".replace("-", "−")
 
@@ -69,69 +68,9 @@ def clock(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def colours(checkpoints: Mapping[str, Any]) -> dict[str, int]:
+def colours(checkpoints: Iterable[str]) -> dict[str, int]:
     """Return the series colour of each checkpoint."""
     return {name: place % COLOURS for place, name in enumerate(checkpoints)}
-
-
-def headline(report: Figures) -> list[str]:
-    """Return the outcome in at most three sentences; none for a run without an evaluation."""
-    return [text for text in (_preference(report), _manners(report), _judge(report)) if text]
-
-
-def _preference(report: Figures) -> str:
-    rate = main_win_rate(report)
-    if rate is None:
-        return ""
-    by = {"gold": "the gold annotator", "proxy": "the reward model"}[rate["judge"]]
-    low, high = rate["ci95"]
-    prompts = counted(rate["n"], f"{_held_out(report, rate)}prompt")
-    return (
-        f"{by.capitalize()} prefers {rate['a']} to {rate['b']} on "
-        f"{number(rate['rate'], 'percent')} of {prompts}, ties half "
-        f"(95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}\u00a0%)."
-    )
-
-
-def _held_out(report: Figures, rate: Figures) -> str:
-    """Return "held-out " where the prompts of a win rate are known to be."""
-    for evaluation in report["evaluations"].values():
-        if rate["a"] in evaluation["checkpoints"].values():
-            return held_out(evaluation)
-    return ""
-
-
-def _manners(report: Figures) -> str:
-    names = list(report["checkpoints"])
-    parts: list[str] = []
-    if len(names) > 1:
-        before, after = (report["checkpoints"][name] for name in names[-2:])
-        for label, key in (("right answers", "correct"), ("condescending ones", "condescending")):
-            shares = [f.get("shares", {}).get(key, {}).get("share") for f in (before, after)]
-            if None not in shares:
-                old, new = (number(share, "percent") for share in shares)
-                parts.append(f"{label} {'' if parts else 'went '}from {old} to {new}")
-    if not parts:
-        return ""
-    text = f"From {names[-2]} to {names[-1]} " + " and ".join(parts)
-    kl = report["checkpoints"][names[-1]].get("kl_to_reference")
-    return text + (f", at a KL of {kl:.2f} nats a response." if kl is not None else ".")
-
-
-def _judge(report: Figures) -> str:
-    quality = report["reward_model"]
-    if not quality or quality.get("accuracy") is None:
-        return ""
-    shorter, longer = quality.get("shorter_wins"), quality.get("longer_wins")
-    text = (
-        f"The reward model agrees with {number(quality['accuracy'], 'percent')} of "
-        f"{counted(quality['n_pairs'], 'held-out pair')}"
-    )
-    if shorter is None or longer is None:
-        return text + "."
-    rule = "longer" if longer >= shorter else "shorter"
-    best = number(max(longer, shorter), "percent")
-    return text + f"; always taking the {rule} answer, with {best}."
 
 
 def cards(report: Figures) -> list[dict[str, str]]:
@@ -152,7 +91,8 @@ def cards(report: Figures) -> list[dict[str, str]]:
     accuracy = number(quality.get("accuracy"), "percent")
     _card(cards, "Reward model", accuracy, "of held-out pairs")
     which = "stages that are up to date" if report["not_done"] else "all stages"
-    _card(cards, "Time", clock(report["seconds"]), which)
+    if report["stages"]:
+        _card(cards, "Time", clock(report["seconds"]), which)
     if report["peak_rss_mb"]:
         _card(cards, "Memory", f"{report['peak_rss_mb'] / 1000:.1f} GB", "at the peak")
     return cards
@@ -175,7 +115,8 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
             {
                 "name": name,
                 "kind": stage["kind"],
-                "state": stage["state"].partition(":")[0],
+                "state": stage["state"].partition(": ")[0],
+                "reason": stage["state"].partition(": ")[2],
                 "time": clock(stage["seconds"]),
                 "memory": f"{memory:,.0f} MB" if memory else "–",
                 "size": _size(stage["size"]),
@@ -185,7 +126,9 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
             }
         )
     left = [name for name in report["not_done"] if name not in report["stages"]]
-    blank = dict.fromkeys(("kind", "time", "memory", "size", "metric", "value", "digest"), "")
+    blank = dict.fromkeys(
+        ("kind", "reason", "time", "memory", "size", "metric", "value", "digest"), ""
+    )
     return rows + [{**blank, "name": n, "kind": n, "state": report["not_done"][n]} for n in left]
 
 
@@ -211,28 +154,6 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
-
-
-def win_rate_groups(report: Figures) -> list[dict[str, Any]]:
-    """Return the win rates by judge, gold first, with the widths of their bars in percent."""
-    shades = colours(report["checkpoints"])
-    names = {"gold": "Gold annotator", "proxy": "Reward model (proxy)"}
-    groups = []
-    for judge in dict.fromkeys(rate["judge"] for rate in report["win_rates"]):
-        bars = [
-            {
-                **rate,
-                "shares": [100 * rate[key] / rate["n"] for key in ("wins", "ties", "losses")],
-                "low": 100 * rate["ci95"][0],
-                "high": 100 * rate["ci95"][1],
-                "shades": [shades[rate["a"]], shades[rate["b"]]],
-            }
-            for rate in report["win_rates"]
-            if rate["judge"] == judge and rate["n"]
-        ]
-        if bars:
-            groups.append({"judge": names.get(judge, judge), "bars": bars})
-    return groups
 
 
 def figure_rows(report: Figures) -> list[dict[str, Any]]:
@@ -286,47 +207,6 @@ def _manner_row(
         "ci95": interval(difference["ci95"], "points") if difference else "",
     }
     return {"label": label, "note": note, "cells": cells, "change": change, "minor": False}
-
-
-def quality_rows(quality: Figures | None) -> list[dict[str, Any]]:
-    """Return the reward model's table: accuracy, baselines, by length and by agreement."""
-    if not quality:
-        return []
-    matched = quality.get("n_pairs_length_matched")
-    rows = [
-        _quality_row("Reward model", quality.get("accuracy"), quality.get("ci95"), quality, "main"),
-        _quality_row("The longer answer wins", quality.get("longer_wins"), None, quality, "rule"),
-        _quality_row("The shorter answer wins", quality.get("shorter_wins"), None, quality, "rule"),
-        _quality_row(
-            "Lengths within 10\u00a0%",
-            quality.get("accuracy_length_matched"),
-            quality.get("ci95_length_matched"),
-            {"n_pairs": matched},
-            "main",
-        ),
-    ]
-    for group in quality.get("by_length_difference") or ():
-        label = f"– {group['label']}"
-        rows.append(_quality_row(label, group["accuracy"], group["ci95"], group, "part"))
-    for group in quality.get("by_agreement") or ():
-        label = f"– {100 * group['agreement']:.0f} % of annotators agree"
-        rows.append(_quality_row(label, group["accuracy"], group["ci95"], group, "part"))
-    return [row for row in rows if row["value"] != "–"]
-
-
-def _quality_row(
-    label: str, share: float | None, ends: Sequence[float] | None, counts: Figures, style: str
-) -> dict[str, Any]:
-    return {
-        "label": label,
-        "value": number(share, "percent"),
-        "ci95": interval(ends, "percent"),
-        "n": counts.get("n_pairs"),
-        "width": 100 * (share or 0),
-        "low": 100 * ends[0] if ends else None,
-        "high": 100 * ends[1] if ends else None,
-        "style": style,
-    }
 
 
 def sample_groups(

@@ -227,7 +227,8 @@ def test_every_section_of_a_whole_run_is_there(run: Path) -> None:
     _, html = written(run, whole_run(run))
     found = set(re.findall(r'<section id="([a-z-]+)"', html))
     assert found == {
-        "preferences", "checkpoints", "samples", "trade-off", "reward-model", "training", "stages",
+        "ladder", "matrix", "trade-off", "reward-model", "checkpoints", "tax", "samples",
+        "training", "stages",
     }  # fmt: skip
     # Two curves and one picture of reward against KL, at least.
     assert html.count("<svg") >= 5
@@ -284,7 +285,9 @@ def test_what_an_outdated_stage_left_is_no_figure(run: Path) -> None:
         "base": "done", "reward": "outdated", "ppo": "done", "evaluate": "outdated",
     }  # fmt: skip
     assert "held-out pairs" not in text
-    assert "prefers ppo" not in text
+    assert report["verdict"] == []
+    crossed = re.findall(r"<s>(.*?)</s>", (run / "report" / "index.html").read_text("utf-8"))
+    assert {"reward", "evaluate"} <= set(crossed)
     assert "reward (stage base changed), evaluate (reward runs first)" in text
     assert report["seconds"] == 25.0
 
@@ -344,9 +347,9 @@ SEEN = {
 @pytest.mark.parametrize(
     ("seen", "said", "not_said"),
     [
-        (SEEN, "of 5 held-out prompts, ties half", "not held out"),
-        (None, "of 5 prompts, ties half", "held-out prompts"),
-        ({**SEEN, "compared": []}, "of 5 prompts, ties half", "held-out prompts"),
+        (SEEN, "of 5 held-out prompts by the gold annotator", "not held out"),
+        (None, "of 5 prompts by the gold annotator", "held-out prompts"),
+        ({**SEEN, "compared": []}, "of 5 prompts by the gold annotator", "held-out prompts"),
         ({**SEEN, "unread": ["sft"]}, "What sft learnt from is not known", "held-out prompts"),
         (
             {**SEEN, "prompts": 4, "stages": {

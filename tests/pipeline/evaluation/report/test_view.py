@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from data.records import chat
+from pipeline.evaluation.report.reward_model import quality_rows
 from pipeline.evaluation.report.view import (
     _size,
     clock,
     interval,
     number,
     prompt_text,
-    quality_rows,
     sample_groups,
 )
 

@@ -1,0 +1,113 @@
+"""The outcome of an evaluation in sentences, of the figures that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.words import counted
+from pipeline.evaluation.judge.summary import main_win_rate
+
+Results = Mapping[str, Any]
+_CALLED = {
+    "gold": "the gold annotator",
+    "people": "people",
+    "reward_model": "the reward model {}",
+    "llm": "the model {}",
+    "http": "the server {}",
+}
+_STATES = {
+    "better": "{a} is better than {b}",
+    "not shown": "{a} is not shown to be better or worse than {b}",
+    "worse": "{a} is worse than {b}",
+}
+
+
+def verdict(results: Results, *, held_out: str = "") -> list[str]:
+    """Return the outcome; the first sentence says whether the last is better than the one before.
+
+    Args:
+        results: what `evaluation.json` or `report.json` holds.
+        held_out: "held-out " where the prompts are known to be.
+
+    Returns:
+        Nothing without a win rate of the last two checkpoints.
+    """
+    rate = main_win_rate(results)
+    if rate is None:
+        return []
+    judges, judge = results.get("judges") or {}, rate["judge"]
+    parts = [
+        f"{outcome(rate)}: {_percent(rate['rate'], rate['ci95'])} of "
+        f"{counted(rate['n'], f'{held_out}prompt')} by {called(judge, judges)}"
+    ]
+    even = rate.get("rate_length_controlled")
+    if even is not None:
+        parts.append(f"of equal length {_percent(even, rate.get('ci95_length_controlled'))}")
+    found = results.get("over_optimisation") or {}
+    turn = found.get("turn")
+    furthest = max((point["kl"] for point in found.get("points") or ()), default=None)
+    if turn is not None:
+        parts.append(f"over-optimised from KL {turn['kl']:.1f} on")
+    elif furthest is not None:
+        parts.append(f"no sign of over-optimisation up to KL {furthest:.1f}")
+    return ["; ".join(parts) + ".", *_doubts(results, rate)]
+
+
+def state(ci95: Sequence[float] | None, even: float = 0.5) -> str:
+    """Return "better" or "worse" where an interval leaves out the even value, else "not shown"."""
+    if ci95 is None or ci95[0] <= even <= ci95[1]:
+        return "not shown"
+    return "better" if ci95[0] > even else "worse"
+
+
+def outcome(rate: Mapping[str, Any]) -> str:
+    """Return how one checkpoint stands to another, in words."""
+    return _STATES[state(rate["ci95"])].format(a=rate["a"], b=rate["b"])
+
+
+def called(judge: str, judges: Mapping[str, Any]) -> str:
+    """Return who judged, in words."""
+    if judge == "proxy":
+        return "the reward model"
+    kind = judges.get(judge, {}).get("kind", judge)
+    return _CALLED.get(kind, "{}").format(judge)
+
+
+def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
+    """Return what speaks against taking the win rate as it is."""
+    doubts = []
+    shown, even = state(rate["ci95"]), rate.get("rate_length_controlled")
+    if shown != "not shown" and even is not None:
+        at_even = state(rate.get("ci95_length_controlled"))
+        if at_even != shown:
+            doubts.append(
+                f"At equal length that is {'not shown' if at_even == 'not shown' else 'reversed'}: "
+                "the answers differ in length, too."
+            )
+    if rate["judge"] == "proxy":
+        doubts.append(
+            f"No judge but the reward model was asked: if {rate['a']} was trained against it, "
+            "that says little."
+        )
+    elif shown == "worse":
+        doubts += _parting(results, rate)
+    return doubts
+
+
+def _parting(results: Results, rate: Mapping[str, Any]) -> list[str]:
+    """Return that the reward model prefers what another judge finds worse."""
+    if (results.get("over_optimisation") or {}).get("turn") is not None:
+        return []  # it has a sentence of its own
+    pair = (rate["a"], rate["b"])
+    return [
+        f"The reward model prefers {rate['a']} all the same, on {_percent(r['rate'], r['ci95'])}: "
+        "it was over-optimised."
+        for r in results["win_rates"]
+        if (r["a"], r["b"], r["judge"]) == (*pair, "proxy") and state(r["ci95"]) == "better"
+    ]
+
+
+def _percent(share: float, ends: Sequence[float] | None) -> str:
+    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+    return f"{100 * share:.1f} %{interval}"
