@@ -227,8 +227,8 @@ def test_every_section_of_a_whole_run_is_there(run: Path) -> None:
     _, html = written(run, whole_run(run))
     found = set(re.findall(r'<section id="([a-z-]+)"', html))
     assert found == {
-        "ladder", "matrix", "trade-off", "reward-model", "pathologies", "checkpoints", "tax", "samples",
-        "training", "stages",
+        "ladder", "matrix", "trade-off", "reward-model", "pathologies", "checkpoints", "tax",
+        "samples", "training", "stages",
     }  # fmt: skip
     # Two curves and one picture of reward against KL, at least.
     assert html.count("<svg") >= 5
