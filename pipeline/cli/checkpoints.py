@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
+    from pipeline.evaluation.judge.standalone import Request
 
 SuiteOption = Annotated[
     list[str] | None,
@@ -27,10 +28,7 @@ def evaluate(
         list[str],
         typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder for the report and what it is counted from."),
-    ],
+    out: Annotated[Path, typer.Option(help="Folder for the report and what it is counted from.")],
     prompts: Annotated[
         str | None,
         typer.Option(help="File of prompts, or world:eval_prompts for the embedded world."),
@@ -58,36 +56,50 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Judge checkpoints on the same prompts and tasks: rewards, win rates, KL, benchmarks."""
-    from pipeline.contract.console import Console
-    from pipeline.contract.stop import StopFlag
-    from pipeline.evaluation.judge.standalone import Request, evaluate_checkpoints
+    """Judge checkpoints on the same prompts and tasks; the report is OUT/index.html."""
+    from pipeline.evaluation.judge.standalone import Request
     from pipeline.evaluation.report.table import answers_table
     from pipeline.generation.generate import Sampling
     from pipeline.recipe.suite import load_suites
 
-    tasks = load_suites(suite or [])
-    with StopFlag().installed() as stop:
-        request = Request(
-            checkpoints=_named(checkpoints),
-            prompts=_source(prompts) if prompts else None,
-            texts=_source(texts) if texts else None,
-            rewards=_weighted(reward or []),
-            reference=reference,
-            plain=plain or [],
-            limit=limit,
-            sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
-            seed=seed,
-            tasks=tasks,
-        )
-        evaluate_checkpoints(
-            request, out=out, console=Console(quiet=quiet), stop_if_asked=stop.raise_if_asked
-        )
+    request = Request(
+        checkpoints=named(checkpoints),
+        prompts=source_of(prompts) if prompts else None,
+        texts=source_of(texts) if texts else None,
+        rewards=weighted(reward or []),
+        reference=reference,
+        plain=plain or [],
+        limit=limit,
+        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
+        seed=seed,
+        tasks=load_suites(suite or []),
+    )
+    evaluated(request, out, quiet=quiet)
     if prompts and not quiet:
         typer.echo(answers_table(out))
 
 
-def _source(text: str) -> SourceSettings:
+def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
+    """Evaluate checkpoints and write the report; return what `evaluation.json` holds."""
+    from data.storage import require_file_place
+    from pipeline.contract.console import Console
+    from pipeline.contract.stop import StopFlag
+    from pipeline.evaluation.judge.standalone import evaluate_checkpoints
+    from pipeline.evaluation.report.report import PAGES, write_evaluation_report
+
+    for name in PAGES:
+        require_file_place(out / name)
+    console = Console(quiet=quiet)
+    with StopFlag().installed() as stop:
+        results = evaluate_checkpoints(
+            request, out=out, console=console, stop_if_asked=stop.raise_if_asked
+        )
+    console.say(f"report: {write_evaluation_report(out)}")
+    return results
+
+
+def source_of(text: str) -> SourceSettings:
+    """Return the source that a file, or `world:PART`, names."""
     from pipeline.contract.settings import SourceSettings
 
     if text.startswith("world:"):
@@ -95,7 +107,7 @@ def _source(text: str) -> SourceSettings:
     return SourceSettings(path=text)
 
 
-def _named(checkpoints: list[str]) -> dict[str, str]:
+def named(checkpoints: list[str]) -> dict[str, str]:
     """Return name -> place; a place without a name is called by its last folder."""
     from data.errors import UsageError
 
@@ -112,7 +124,7 @@ def _named(checkpoints: list[str]) -> dict[str, str]:
     return places
 
 
-def _weighted(rewards: list[str]) -> dict[str, float]:
+def weighted(rewards: list[str]) -> dict[str, float]:
     """Return place -> weight, which is 1 where none is given."""
     from data.errors import UsageError
 

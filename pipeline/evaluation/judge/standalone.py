@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
-from data.storage import require_file_place
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
@@ -20,7 +19,6 @@ from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import Plan, evaluate
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
-from pipeline.evaluation.report.report import PAGES, write_evaluation_report
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
@@ -78,8 +76,8 @@ def evaluate_checkpoints(
 
     Args:
         request: what is judged, and how.
-        out: gets `samples.jsonl`, `evaluation.json`, the report (`index.html`, `report.json`), and
-            `cache/`, with which the next evaluation there computes what is new alone.
+        out: gets `samples.jsonl`, `evaluation.json`, and `cache/`, with which the next evaluation
+            there computes what is new alone.
         console: where it speaks.
         stop_if_asked: raises when a signal asked to stop.
 
@@ -94,15 +92,12 @@ def evaluate_checkpoints(
     if (out / MANIFEST).is_file():
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
-    for name in PAGES:
-        require_file_place(out / name)
     plan = _plan(request, say=console.say)
     check_tasks(plan.tasks)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, console.say)
-    console.say(f"report: {write_evaluation_report(out)}")
     return results
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.judge.overlap import seen_lines
+from pipeline.evaluation.judge.pathologies import pathology_lines
 
 
 def notices(report: Mapping[str, Any]) -> list[str]:
@@ -45,6 +46,7 @@ def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     warning = (report["reward_model"] or {}).get("warning")
     if warning:
         found.append(("reward-model", warning[0].upper() + warning[1:].rstrip(".") + "."))
+    found += [("pathologies", f"{line}.") for line in pathology_lines(report["pathologies"])]
     for name, stage in report["stages"].items():
         if name not in report["not_done"] and stage["alarms"]:
             first = {alarm["alarm"]: alarm for alarm in reversed(stage["alarms"])}

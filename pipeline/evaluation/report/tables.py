@@ -32,6 +32,10 @@ def names_of(report: Figures) -> list[str]:
     return list(dict.fromkeys([*report["checkpoints"], *asked]))
 
 
+_NO_SHARES = ("length_drift", "kl_per_token")
+"""Pathologies that are ratios or nats."""
+
+
 def judge_label(judge: str, judges: Figures) -> str:
     """Return a judge's name as a heading."""
     return JUDGES.get(judge) or called(judge, judges).removeprefix("the ").capitalize()
@@ -188,10 +192,12 @@ def pathology_rows(report: Figures) -> list[dict[str, Any]]:
     groups = _by_checkpoint(report.get("pathologies") or (), names, lambda row: (row["name"],))
     rows = []
     for (name,), mine in groups.items():
-        present = [row for row in mine if row is not None]
-        causes = dict.fromkeys(str(row["cause"]) for row in present if row.get("cause"))
-        whole = all(0 <= row["value"] <= 1 for row in present if row["value"] is not None)
-        cells = [_estimate(row, "percent" if whole else "number") for row in mine]
+        kind = "number" if name in _NO_SHARES else "percent"
+        causes = dict.fromkeys(str(row["cause"]) for row in mine if row and row.get("alarm"))
+        cells = [
+            {**_estimate(row, kind), "tone": "bad" if row and row.get("alarm") else ""}
+            for row in mine
+        ]
         label = str(name).replace("_", " ").capitalize()
         rows.append({"label": label, "note": "; ".join(causes), "cells": cells})
     return rows
@@ -202,27 +208,19 @@ def tax_rows(report: Figures) -> list[dict[str, Any]]:
 
     Where the evaluation did not count the differences, they are of the figures, without interval.
     """
-    rows = report.get("alignment_tax") or []
-    if not rows:
-        bits = {
-            name: f["bits_per_byte"]
-            for name, f in report["checkpoints"].items()
-            if f.get("bits_per_byte") is not None
-        }
-        base = next(iter(bits.values()), 0.0)
-        rows = [
-            {"checkpoint": name, "bits_per_byte": value, "difference": value - base}
-            for name, value in bits.items()
-        ]
-    return [
-        {
-            "name": row["checkpoint"],
-            "bits": number(row["bits_per_byte"]),
-            "value": number(row["difference"], "signed") if place else "",
-            "ci95": interval(row.get("ci95"), "signed") if place else "",
-        }
-        for place, row in enumerate(rows)
-    ]
+    bits = {
+        name: figures["bits_per_byte"]
+        for name, figures in report["checkpoints"].items()
+        if figures.get("bits_per_byte") is not None
+    }
+    told = {row["checkpoint"]: row for row in report.get("alignment_tax") or ()}
+    base, *others = bits or [""]
+    rows = [{"name": base, "bits": number(bits[base]), "value": "", "ci95": ""}] if bits else []
+    for name in others:
+        row = told.get(name, {"difference": bits[name] - bits[base]})
+        value, ends = number(row["difference"], "signed"), interval(row.get("ci95"), "signed")
+        rows.append({"name": name, "bits": number(bits[name]), "value": value, "ci95": ends})
+    return rows
 
 
 def overlap_rows(report: Figures) -> list[dict[str, Any]]:

@@ -78,18 +78,19 @@ def test_tasks_stand_by_metric_and_reading() -> None:
 def test_the_cost_on_the_base_models_text_is_a_difference() -> None:
     assert [row["value"] for row in tax_rows(report())] == ["", "+0.500", "+1.00"]
     told = [
-        {"checkpoint": "base", "bits_per_byte": 1.0, "difference": 0.0, "ci95": None, "n": 9},
-        {"checkpoint": "ppo", "bits_per_byte": 1.4, "difference": 0.4, "ci95": [0.3, 0.5], "n": 9},
+        {"checkpoint": "ppo", "bits_per_byte": 2.0, "difference": 1.0, "ci95": [0.9, 1.1], "n": 9}
     ]
-    assert tax_rows(report(alignment_tax=told))[1] == {
-        "name": "ppo", "bits": "1.40", "value": "+0.400", "ci95": "+0.300 to +0.500",
+    assert tax_rows(report(alignment_tax=told))[2] == {
+        "name": "ppo", "bits": "2.00", "value": "+1.00", "ci95": "+0.900 to +1.10",
     }  # fmt: skip
 
 
 def test_pathologies_overlap_and_provenance() -> None:
     found = report(
         pathologies=[
-            {"checkpoint": "ppo", "name": "no_end", "value": 0.2, "ci95": [0.1, 0.3], "cause": "c"}
+            {"checkpoint": n, "name": "no_end", "value": 0.3, "ci95": [0.25, 0.35], "cause": n,
+             "alarm": n == "ppo"}
+            for n in NAMES
         ],
         overlap=[{"checkpoint": "ppo", "stage": "sft", "shared_prompts": 3, "n": 10}],
         provenance=[
@@ -99,7 +100,8 @@ def test_pathologies_overlap_and_provenance() -> None:
         ],
     )  # fmt: skip
     (row,) = pathology_rows(found)
-    assert (row["label"], row["note"]) == ("No end", "c")
+    assert (row["label"], row["note"]) == ("No end", "ppo")
+    assert [cell["tone"] for cell in row["cells"]] == ["", "", "bad"]
     assert overlap_rows(found) == [{"label": "sft", "cells": ["–", "–", "3 of 10"]}]
     assert provenance_rows(found)[0] | {"content": ""} == {
         "name": "base", "content": "", "seed": "7", "template": "none, plain text",
