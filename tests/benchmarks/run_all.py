@@ -57,6 +57,7 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
         ("reward model, tiny, K = 4", rewards): [
             "reward_model.py", "--model", str(tiny), *threads, *bf16,
         ],
+        ("tasks, tiny, batch 16", "lm-eval HFLM, fp32"): ["lm_eval_tasks.py", *threads],
     }  # fmt: skip
     if given.model:
         sized = ["--model", given.model, "--episodes", "16", "--prompt", "64", "--response", "64"]

@@ -1,9 +1,10 @@
 """A live checkpoint as lm-eval's `LM`, answered by the log-likelihoods and the decoder here.
 
-Equal to lm-eval's `HFLM` on the same requests, to rounding, but for one thing: in its
+Equal to lm-eval's `HFLM` on the same requests, to rounding, but for two things. In its
 `generate_until` the first prompt of a batch decides for all whether bos is put in front, so that
-what a prompt is given depends on its neighbours. Here each text begins with what its tokenizer puts
-in front, once, whether it is typed in the text or not.
+what a prompt is given depends on its neighbours; here each text begins with what its tokenizer puts
+in front, once, whether it is typed in the text or not. And in plain text the end of a document ends
+an answer, also where it is not the tokenizer's end of sequence.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ _KNOWN = {"until", "do_sample", "temperature", "top_k", "top_p", *_LENGTHS}
 
 
 class LiveModel(TemplateLM):  # type: ignore[misc]
-    """A checkpoint that lm-eval's tasks are asked of."""
+    """A checkpoint that lm-eval's tasks are asked of; `label` names them in its progress bar."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, label: str = "requests") -> None:
         super().__init__()
-        self.subject, self.tokenizer = subject, subject.tokenizer
+        self.subject, self.label, self.tokenizer = subject, label, subject.tokenizer
         self.front = front_ids(subject.tokenizer)
         self.longest = context_length(subject.model) or _LONGEST
         # A context comes with each of its continuations.
@@ -95,7 +96,7 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         subject = self.subject
-        with subject.progress(len(requests), "log-likelihoods", "answers") as bar:
+        with subject.progress(len(requests), self.label, "answers") as bar:
             likelihoods = loglikelihoods(
                 subject.model,
                 [Pair(context, continuation) for _, context, continuation in requests],
@@ -134,7 +135,7 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
             sampling, until = self._asked_for(requests[places[0]].args[1])
             prompts = [self.tok_encode(requests[place].args[0]) for place in places]
             answers = write_answers(
-                self.subject, prompts, sampling=sampling, label="answers",
+                self.subject, prompts, sampling=sampling, label=self.label,
                 seed=self.subject.seed, until=until, alone=True,
             )  # fmt: skip
             for place, answer in zip(places, answers, strict=True):

@@ -51,7 +51,10 @@ def prepare(
         with _quiet():
             loaded: Mapping[str, Any] = manager.load([task.task])["tasks"]
     except Exception as error:  # its YAML names Python code and data sets; whatever they raise
-        raise SourceError(f"lm-eval can't load task '{task.task}': {in_words(error)}") from error
+        raise SourceError(
+            f"lm-eval can't load task '{task.task}': {in_words(error)}; task files in a `folder` "
+            "may name local data"
+        ) from error
     for name, one in loaded.items():
         for metric in _left_out(one):
             say(f"{name}: {metric} is left out, it is neither a mean nor a perplexity of documents")
@@ -64,7 +67,7 @@ def ask(task: LmEvalSettings, prepared: Mapping[str, Any], subject: Subject) -> 
 
     from pipeline.evaluation.benchmarks.harness import LiveModel
 
-    model = LiveModel(subject)
+    model = LiveModel(subject, task.called)
     for draw in range(task.draws):
         for one in prepared.values():
             if task.shots is not None:

@@ -165,7 +165,12 @@ def test_filters_are_readings_and_draws_are_asked_one_by_one(
     }
     readings = {one["reading"] for one in figures(rows, resamples=9, seed=0)}
     assert readings == {"whole", "word"}
-    rows = asked(settings(folder, "quiz", shots=2, draws=3), mine)
+    task = settings(folder, "quiz", shots=2, draws=3)
+    rows = asked(task, mine)
+    prepared = lm_eval_task.prepare(task, print)  # once, for two checkpoints
+    for _ in range(2):
+        again = [row["question"] for row in lm_eval_task.ask(task, prepared, mine)]
+        assert again == [row["question"] for row in rows]
     assert len({row["question"] for row in rows if row["index"] == 0}) > 1
     (accuracy, _) = figures(rows, resamples=9, seed=0)
     assert len(accuracy["draws"]) == 3 and accuracy["shots"] == 2
