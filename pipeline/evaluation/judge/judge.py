@@ -36,6 +36,7 @@ from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
+from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.judge.overlap import held_out, overlap
@@ -224,9 +225,10 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
     plain = name in plan.plain or not tokenizer.chat_template
-    prompts = [prompt_ids(tokenizer, row.prompt, plain=plain) for row in plan.prompts]
+    asked = [row.prompt for row in plan.prompts]
+    prompts = [prompt_ids(tokenizer, prompt, plain=plain) for prompt in asked]
     endings = eos_ids(tokenizer, model)
-    if plain or all(isinstance(row.prompt, str) for row in plan.prompts):
+    if plain or all(isinstance(prompt, str) for prompt in asked):
         endings += document_end_ids(tokenizer)
     with workspace.progress(len(prompts), f"{name}: answers", "prompts") as bar:
         samples = generate(
@@ -248,12 +250,16 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         "prompts": prompts,
         "tokens": responses,
         "texts": [
-            response_text(tokenizer, row.prompt, ids, sample)
-            for row, ids, sample in zip(plan.prompts, prompts, samples, strict=True)
+            response_text(tokenizer, prompt, ids, sample)
+            for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
         "logprobs": _logprobs(plan, model, prompts, responses) if plan.reference else None,
         "losses": [],
+        "notes": [
+            *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
+            *sampling_notes(getattr(model, "generation_config", None), plan.sampling),
+        ],
     }
     if plan.texts:
         workspace.stop_if_asked()
@@ -435,6 +441,7 @@ def _results(
     for name, checkpoint in checkpoints.items():
         checkpoint |= {"perplexity": None, "bits_per_byte": None}
         checkpoint["plain_prompts"] = answers[name]["plain"]
+        checkpoint["notes"] = answers[name]["notes"]
     results = {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),

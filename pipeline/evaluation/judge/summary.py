@@ -76,6 +76,8 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
             if figures.get(key) is not None
         ]
         say(f"{name}: {', '.join(parts)}")
+        for note in figures["notes"]:
+            say(f"{name}: {note}")
     for rate in results["win_rates"]:
         say(win_rate_line(rate))
     for line in rating_lines(results["ratings"]):

@@ -17,7 +17,7 @@ from data.storage import sha256, storage_errors, write_atomically
 from pipeline.contract.console import Console, Progress
 from pipeline.contract.facts import cached_folder
 
-_VERSION = 2
+_VERSION = 3
 """Of how answers and scores are made; another one makes them anew."""
 
 
