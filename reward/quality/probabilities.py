@@ -44,7 +44,9 @@ def calibration(
     differences_N = np.array([p.better - p.worse for p in pairs], dtype=np.float64)
     prompts = [p.prompt for p in pairs]
     prompt_N = np.unique(prompts, return_inverse=True)[1] if pairs else np.zeros(0, dtype=np.int64)
-    ece, log_loss = _errors(differences_N, prompt_N, bins=bins, resamples=resamples, seed=seed)
+    ece, log_loss = calibration_errors(
+        differences_N, prompt_N, bins=bins, resamples=resamples, seed=seed
+    )
     return {
         "ece": ece.value or 0.0,
         "ci95_ece": ece.ci95,
@@ -66,7 +68,7 @@ def _confidence_and_right(
     return confidence_N, right_N, bin_N
 
 
-def _errors(
+def calibration_errors(
     differences_N: NDArray[np.float64],
     prompt_N: NDArray[np.int64],
     *,
@@ -74,7 +76,15 @@ def _errors(
     resamples: int,
     seed: int,
 ) -> tuple[Estimate, Estimate]:
-    """Return expected calibration error and log loss."""
+    """Return expected calibration error and log loss.
+
+    Args:
+        differences_N: score of the better one less that of the worse one, of each pair.
+        prompt_N: number of each pair's prompt, from 0.
+        bins: of the confidence.
+        resamples: of the bootstrap over prompts.
+        seed: of its draws.
+    """
     if not len(differences_N):
         return (Estimate(None, None, None, 0),) * 2
     confidence_N, right_N, bin_N = _confidence_and_right(differences_N, bins)
@@ -84,14 +94,41 @@ def _errors(
     np.add.at(parts_PM[:, 0], prompt_N, 1.0)
     np.add.at(parts_PM[:, 1], prompt_N, np.logaddexp(0, -differences_N))
     np.add.at(parts_PM, (prompt_N, 2 + bin_N), confidence_N - right_N)
-    ece, log_loss = (
-        bootstrap_clusters(parts_PM, statistic=statistic, resamples=resamples, seed=seed)
-        for statistic in (
-            lambda sums_RM: np.abs(sums_RM[:, 2:]).sum(axis=1) / sums_RM[:, 0],
-            lambda sums_RM: sums_RM[:, 1] / sums_RM[:, 0],
-        )
+    log_loss = bootstrap_clusters(
+        parts_PM,
+        statistic=lambda sums_RM: sums_RM[:, 1] / sums_RM[:, 0],
+        resamples=resamples,
+        seed=seed,
     )
-    return ece, log_loss
+    return _ece(parts_PM[:, [0, *range(2, 2 + bins)]], resamples=resamples, seed=seed), log_loss
+
+
+def _ece(parts_PM: NDArray[np.float64], *, resamples: int, seed: int) -> Estimate:
+    """Return the calibration error of each prompt's pairs and gaps by bin, with an interval.
+
+    Noise never takes gaps away, so that draws lie above the figure of the sample, as that lies
+    above the truth: percentiles would never hold 0, the error of a calibrated model. The lower end
+    is as far below the figure as the draws' upper end is above it, and 0 where gaps as large come
+    of noise alone, in one of twenty draws about gaps of 0.
+    """
+    total_M = parts_PM.sum(axis=0)
+
+    def of_the_draws(sums_RM: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.abs(sums_RM[:, 1:]).sum(axis=1) / sums_RM[:, 0])
+
+    def of_noise(sums_RM: NDArray[np.float64]) -> NDArray[np.float64]:
+        return of_the_draws(sums_RM - np.outer(sums_RM[:, 0] / total_M[0], [0, *total_M[1:]]))
+
+    found, noise = (
+        bootstrap_clusters(
+            parts_PM, statistic=statistic, resamples=resamples, seed=seed, level=level
+        )
+        for statistic, level in ((of_the_draws, 0.95), (of_noise, 0.9))
+    )
+    if found.value is None or found.high is None or noise.high is None:
+        return found
+    low = max(0.0, 2 * found.value - found.high) if found.value > noise.high else 0.0
+    return found._replace(low=low)
 
 
 def _reliability(
@@ -152,7 +189,7 @@ def _temperature(
     for fold in range(FOLDS):
         others_G = total_G - losses_PG[fold::FOLDS].sum(axis=0)
         inverse_P[fold::FOLDS] = _GRID_G[others_G.argmin()] / scale
-    ece, log_loss = _errors(
+    ece, log_loss = calibration_errors(
         differences_N * inverse_P[prompt_N], prompt_N, bins=bins, resamples=resamples, seed=seed
     )
     return {

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from data.errors import SourceError
@@ -11,7 +13,7 @@ from data.records import (
     to_json,
 )
 from data.sources.converting import convert
-from data.sources.formats import check_format, detect, map_columns
+from data.sources.formats import check_format, detect, map_columns, unused
 from data.sources.values import RowDropped, RowError
 
 RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
@@ -281,3 +283,22 @@ def test_what_was_cut_off_is_told_of_each_completion() -> None:
     for bad in ([True], [1, 0], "[1]"):
         with pytest.raises(RowError, match="ended"):
             convert({**row, "ended": bad}, "rankings")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "completions": ["a", "b"], "ranks": [0, 1]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ],
+)
+def test_a_subset_is_read_beside_meta(row: dict[str, Any]) -> None:
+    named = {**row, "subset": "chat", "meta": {"source": "x"}}
+    record = convert(named, detect(named))
+    assert isinstance(record, Ranking)
+    assert record.meta == {"subset": "chat", "source": "x"}
+    assert list(unused(named, detect(named))) == []
+    empty = convert({**row, "subset": ""}, detect(row))
+    assert isinstance(empty, Ranking)
+    assert empty.meta == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reward.quality.pairs import ScoredPair
-from reward.quality.probabilities import calibration
+from reward.quality.probabilities import calibration, calibration_errors
 
 
 def drawn(n: int, *, scale: float, per_prompt: int = 1) -> list[ScoredPair]:
@@ -69,3 +69,22 @@ def test_the_errors_intervals_hold_them_and_know_of_prompts() -> None:
     repeated = calibration([p for p in drawn(100, scale=1.0) for _ in range(4)])
     once = calibration(drawn(100, scale=1.0))
     assert repeated["ci95_log_loss"] == pytest.approx(once["ci95_log_loss"])
+
+
+@pytest.mark.parametrize(("scale", "truth"), [(1.0, 0.0), (1.5, 0.061), (3.0, 0.150)])
+def test_the_calibration_errors_interval_covers_where_a_model_is_calibrated_too(
+    scale: float, truth: float
+) -> None:
+    # 60 prompts of four pairs that share a third of the difference. The truths are those of
+    # 300,000 prompts; of a calibrated model no percentile interval of draws holds it.
+    generator, covered, draws = np.random.default_rng(0), 0, 100
+    for _ in range(draws):
+        shared, own = generator.normal(size=(60, 1)), generator.normal(size=(60, 4))
+        differences = 1.5 * (0.3**0.5 * shared + 0.7**0.5 * own)
+        wins = generator.random((60, 4)) < 1 / (1 + np.exp(-differences))
+        told = np.where(wins, scale * differences, -scale * differences)
+        ece, _ = calibration_errors(
+            told.ravel(), np.repeat(np.arange(60), 4), bins=5, resamples=200, seed=0
+        )
+        covered += ece.low <= truth + 0.002 and truth <= ece.high
+    assert covered / draws >= 0.9
