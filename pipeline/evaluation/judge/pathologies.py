@@ -220,23 +220,32 @@ def pathologies(
         `checkpoint`, `name`, `value`, `ci95`, `n`, `cause`, and whether it is an `alarm`. What
         can't be counted, such as KL without a reference, is left out.
     """
+    # KL to a base model that was given a template it never saw tells nothing of the policy.
+    reference = [*_reference(by_name)]
     found: list[dict[str, Any]] = []
     before: Sequence[Row] | None = None
     template = bool(by_name) and not _plain([*by_name.values()][-1])
     for checkpoint, rows in by_name.items():
         base_model = template and _plain(rows)
+        far_anyway = any(_plain(theirs) != _plain(rows) for theirs in reference)
         drift = [] if before is None or _plain(before) != _plain(rows) else [_drift(before, rows)]
         for one in [*drift, *_shares(rows), _kl(rows)]:
             estimate = _ratio(one, resamples=resamples, seed=seed)
             if estimate.value is not None:
                 figure = {"value": estimate.value, "ci95": estimate.ci95, "n": len(one.rows)}
                 cause, alarm = PATHOLOGIES[_kind(one.name, estimate.value)].cause, False
-                if not base_model and estimate.ci95 is not None:
+                quiet = base_model or (far_anyway and one.name == "kl_per_token")
+                if not quiet and estimate.ci95 is not None:
                     alarm = _beyond(one.name, *estimate.ci95)
                 named = {"checkpoint": checkpoint, "name": one.name}
                 found.append({**named, **figure, "cause": cause, "alarm": alarm})
         before = rows
     return found
+
+
+def _reference(by_name: Mapping[str, Sequence[Row]]) -> Iterator[Sequence[Row]]:
+    """Yield the samples of the checkpoint that KL is measured to, where it was sampled."""
+    return (rows for rows in by_name.values() if rows and all(row["kl"] == 0 for row in rows))
 
 
 def _kind(name: str, value: float) -> str:

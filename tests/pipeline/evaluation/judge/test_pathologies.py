@@ -155,6 +155,15 @@ def test_a_base_model_in_plain_text_raises_no_alarm_beside_trained_ones() -> Non
     assert found(base=plain)["base", "no_end"]["alarm"]
 
 
+def test_kl_to_a_base_model_asked_in_another_way_raises_no_alarm() -> None:
+    far = [row(i, kl=40.0) for i in range(40)]
+    plain = found(base=[row(i, kl=0.0, plain=True) for i in range(40)], sft=far)
+    alike = found(base=[row(i, kl=0.0) for i in range(40)], sft=far)
+    one, other = plain["sft", "kl_per_token"], alike["sft", "kl_per_token"]
+    assert one["value"] == other["value"] == 10.0
+    assert (one["alarm"], other["alarm"]) == (False, True)
+
+
 def test_what_cannot_be_counted_is_left_out() -> None:
     names = {name for _, name in found(ppo=[row(0, "42", kl=None)])}
     assert names == {"loops", "no_end", "refusals", "copied_prompts", "empty"}
