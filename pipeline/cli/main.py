@@ -26,6 +26,7 @@ from pipeline.cli.options import (
     command_line,
     load_plugins,
 )
+from pipeline.cli.reports import compare, report
 from pipeline.cli.shipped import copy, recipes
 
 if TYPE_CHECKING:
@@ -260,6 +261,8 @@ def list_stages(
 app.command()(recipes)
 app.command()(copy)
 app.command(name="eval")(evaluate)
+app.command()(compare)
+app.command()(report)
 app.command()(chat)
 app.command()(score)
 app.add_typer(label, name="label")

@@ -5,18 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data.errors import ArtifactError, RecipeError
+from data.errors import ArtifactError, RecipeError, UsageError
 from pipeline.contract.artifacts import Artifact
+from pipeline.contract.settings import external_location, is_external
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
 from pipeline.run.runner import RESOLVED
 from pipeline.run.standing import DAMAGED, holder, standing
+from pipeline.stages.evaluate.settings import EvaluateSettings
 
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
 
 
-def list_run(run: Path) -> list[tuple[str, ...]]:
-    """Return a row of text for every stage of a run, under `COLUMNS`.
+def load_run(run: Path) -> Planner:
+    """Return the planner of a run, by the recipe that it was started with.
 
     Raises:
         ArtifactError: the folder is no run.
@@ -33,8 +35,50 @@ def list_run(run: Path) -> list[tuple[str, ...]]:
             f"({str(error).splitlines()[0]}); run the recipe again with --out {run}, or list it "
             "with the version that made it"
         ) from error
-    planner, held = Planner(recipe, run), holder(run)
-    return [_row(planner, stage, held) for stage in recipe.stages]
+    return Planner(recipe, run)
+
+
+def list_run(run: Path) -> list[tuple[str, ...]]:
+    """Return a row of text for every stage of a run, under `COLUMNS`.
+
+    Raises:
+        ArtifactError: the folder is no run.
+    """
+    planner, held = load_run(run), holder(run)
+    return [_row(planner, stage, held) for stage in planner.recipe.stages]
+
+
+def evaluation_in(place: str) -> Path | None:
+    """Return the folder of the last finished evaluation of a run; of an evaluation its own."""
+    folder = Path(place)
+    if not (folder / RESOLVED).is_file():
+        return folder if (folder / "evaluation.json").is_file() else None
+    planner = load_run(folder)
+    finished = [
+        folder / stage
+        for stage, settings in planner.recipe.stages.items()
+        if settings.kind == "evaluate" and planner.verified(stage) is not None
+    ]
+    return finished[-1] if finished else None
+
+
+def last_policy(place: str) -> str:
+    """Return the stage of the policy that a run evaluates last; a checkpoint as it is named.
+
+    Raises:
+        UsageError: the run evaluates none.
+    """
+    folder = Path(place)
+    if not (folder / RESOLVED).is_file():
+        return place
+    last = None
+    for settings in load_run(folder).recipe.stages.values():
+        if isinstance(settings, EvaluateSettings):
+            last = [*settings.checkpoints.values()][-1]
+    if last is None:
+        raise UsageError(f"{place} evaluates no checkpoint; name a stage's folder, {place}/sft")
+    where = external_location(last) if is_external(last) else str(folder / last)
+    return f"{folder.resolve().name}={where}"
 
 
 def _row(planner: Planner, stage: str, held: tuple[str, str] | None) -> tuple[str, ...]:

@@ -218,6 +218,25 @@ def _report(run: Run, outcome: Outcome) -> None:
         run.console.say(f"report: {write_report(run.folder, run.recipe.name, *outcome)}")
 
 
+def renew_report(planner: Planner) -> Path:
+    """Write the report of a run anew, of what is there; return its page.
+
+    Of a run that is at work the report stays as it is.
+
+    Raises:
+        ArtifactError: there is nothing to report.
+    """
+    from pipeline.evaluation.report.report import write_report
+
+    page = planner.folder / "report" / "index.html"
+    if holder(planner.folder) is not None and page.is_file():
+        return page
+    outcome = _outcome(planner)
+    if not outcome.artifacts:
+        raise ArtifactError(f"{planner.folder} has no finished stage to report; run it first")
+    return write_report(planner.folder, planner.recipe.name, *outcome)
+
+
 def _report_after_stop(run: Run, planner: Planner) -> None:
     """Write the report of what is there; why it can't be must not hide why the run stopped."""
     try:

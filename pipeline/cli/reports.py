@@ -1,0 +1,84 @@
+"""The commands of `rlhf` that show what was judged: the report of a run, and two compared."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or the --out of `rlhf eval`.")
+    ],
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Make the report of a run or evaluation anew, of what is there, and tell where it is."""
+    page = _page(folder)
+    typer.echo(str(page))
+    if show:
+        import webbrowser
+
+        from data.errors import UsageError
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            raise UsageError(f"there is no browser here; open {page} in one")
+
+
+def _page(folder: Path) -> Path:
+    from pipeline.contract.artifacts import MANIFEST
+    from pipeline.evaluation.report.collect import EVALUATION
+    from pipeline.evaluation.report.report import write_evaluation_report
+    from pipeline.run.listing import load_run
+    from pipeline.run.runner import renew_report
+
+    if (folder / EVALUATION).is_file() and not (folder / MANIFEST).exists():
+        return write_evaluation_report(folder)
+    return renew_report(load_run(folder))
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="Checkpoint, or the folder of a run or evaluation.")],
+    b: Annotated[str, typer.Argument(help="What it is compared with.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Both answer these; of runs, their evaluations' own where they agree."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to keep what was judged.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(metavar="PLACE[=WEIGHT]", help="Reward model that judges.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print how often A's answers are judged better than B's; runs stand for their last policy."""
+    from pipeline.cli.checkpoints import evaluated, named, source_of, weighted
+    from pipeline.evaluation.judge.standalone import Request
+    from pipeline.evaluation.report.comparison import comparison, comparison_lines, judged_samples
+    from pipeline.generation.generate import Sampling
+    from pipeline.run.listing import evaluation_in, last_policy
+
+    if prompts is None:
+        names = [Path(place).resolve().name for place in (a, b)]
+        names = [a, b] if names[0] == names[1] else names
+        results = judged_samples(names[0], evaluation_in(a), names[1], evaluation_in(b))
+    else:
+        places = [last_policy(place) for place in (b, a)]
+        with tempfile.TemporaryDirectory() as scratch:
+            request = Request(
+                checkpoints=named(places),
+                prompts=source_of(prompts),
+                rewards=weighted(reward or []),
+                limit=limit,
+                sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
+                seed=seed,
+            )
+            results = evaluated(request, out or Path(scratch), quiet=True)
+    found = comparison(results)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(comparison_lines(found)))

@@ -1,0 +1,118 @@
+"""`rlhf report` and `rlhf compare` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluation.judge.figures import figures
+
+SAMPLING = {"max_new_tokens": 8, "temperature": 1.0}
+
+
+def judged(
+    folder: Path, gold: float | None, *, prompts: int = 12, names: tuple[str, ...] = ("sft", "ppo")
+) -> Path:
+    """Write an evaluation whose last checkpoint's answers all get this score."""
+    folder.mkdir()
+    rows = [
+        {"index": i, "id": str(i), "prompt": f"q{i}", "checkpoint": name, "response": "a " * i,
+         "n_tokens": i, "ended": True, "kl": 0.0, "gold": gold, "proxy": float(i % 2),
+         "assessment": None}
+        for name in names for i in range(prompts)
+    ]  # fmt: skip
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results: dict[str, Any] = {
+        "prompts": {"n": prompts, "too_long": 0}, "texts": 0, "seen": None, "reference": "sft",
+        "sampling": SAMPLING, "bootstrap": {"resamples": 20, "seed": 4},
+        **figures(rows, resamples=20, seed=4),
+    }  # fmt: skip
+    for mine in results["checkpoints"].values():
+        mine |= {"perplexity": None, "bits_per_byte": None, "plain_prompts": False}
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_report_is_made_anew_and_opened(
+    rlhf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(tmp_path / "out", 0.5)
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+    result = rlhf("report", "out")
+    assert (result.code, result.out.strip(), opened) == (0, "out/index.html", [])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["recipe"], report["seed"], list(report["checkpoints"])) == (
+        "out", 4, ["sft", "ppo"],
+    )  # fmt: skip
+    assert report["verdict"][0].startswith("ppo is not shown to be better or worse than sft")
+    assert rlhf("report", "out", "--open").code == 0
+    assert opened == [(tmp_path / "out" / "index.html").as_uri()]
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    assert (
+        "there is no browser here; open out/index.html in one"
+        in rlhf("report", "out", "--open").err
+    )
+
+
+def test_what_is_no_run_has_no_report(rlhf: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = rlhf("report", "empty")
+    assert result.code == 2
+    assert "empty is no run folder" in result.err
+
+
+def test_two_evaluations_of_the_same_prompts_are_compared_as_they_are(
+    rlhf: Callable[..., Any], tmp_path: Path
+) -> None:
+    judged(tmp_path / "new", 0.9)
+    judged(tmp_path / "old", 0.2, prompts=10)
+    result = rlhf("compare", "new", "old")
+    assert result.code == 0
+    assert result.out.startswith("new is better than old: 100.0 %")
+    assert "10 prompts; mean length in tokens: new 4.5, old 4.5" in result.out
+    found = json.loads(rlhf("compare", "old", "new", "--json").out)
+    (rate,) = found["win_rates"]  # the reward models of two runs are two judges
+    assert [rate[key] for key in ("a", "b", "judge", "wins", "ties", "losses", "rate")] == [
+        "old", "new", "gold", 0, 0, 10, 0.0,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gold", "changes", "said"),
+    [
+        (None, {}, "no judge but a reward model judged both"),
+        (0.5, {"sampling": {"max_new_tokens": 9}}, "a was decoded otherwise than b"),
+    ],
+)
+def test_what_can_not_be_compared_is_told(
+    rlhf: Callable[..., Any], tmp_path: Path, gold: float | None, changes: Any, said: str
+) -> None:
+    judged(tmp_path / "a", gold)
+    path = judged(tmp_path / "b", gold) / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    result = rlhf("compare", "a", "b")
+    assert result.code == 2
+    assert said in result.err
+    assert "--prompts" in result.err
+
+
+def test_checkpoints_are_compared_on_prompts_that_are_named(
+    rlhf: Callable[..., Any],
+    tmp_path: Path,
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Path],
+) -> None:
+    for seed, name in enumerate(("one", "two")):
+        save_policy(tiny_tokenizer(), tmp_path / name, seed=seed, context=256)
+    assert "two holds no finished evaluation" in rlhf("compare", "one", "two").err
+    options = ("--prompts", "world:eval_prompts", "--limit", 3, "--max-new-tokens", 4, "--json")
+    found = json.loads(rlhf("compare", "one", "two", *options).out)
+    (rate,) = found["win_rates"]
+    assert (rate["a"], rate["b"], rate["judge"], rate["n"]) == ("one", "two", "gold", 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

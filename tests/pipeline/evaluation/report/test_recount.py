@@ -1,0 +1,70 @@
+"""Every figure of a report is counted again from the rows that lie beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.json_lines import read_json_lines
+from pipeline.evaluation.benchmarks.figures import figures as task_figures
+from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.judge.texts import text_figures
+
+QUESTIONS = [{"question": f"What is {i} + 1?", "choices": [str(i + 1), "no"], "answer": 0}
+             for i in range(4)]  # fmt: skip
+
+
+@pytest.fixture
+def evaluation(
+    rlhf: Callable[..., Any],
+    tmp_path: Path,
+    tiny_tokenizer: Callable[..., Any],
+    save_policy: Callable[..., Path],
+) -> Path:
+    """Return the folder of an evaluation of three checkpoints with texts, a task and a judge."""
+    for seed, name in enumerate(("base", "sft", "ppo")):
+        save_policy(tiny_tokenizer(), tmp_path / name, seed=seed, context=256)
+    lines = "".join(json.dumps(row) + "\n" for row in QUESTIONS)
+    (tmp_path / "sums.jsonl").write_text(lines)
+    suite = {"tasks": [{"kind": "choices", "source": {"path": str(tmp_path / "sums.jsonl")}}]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    (tmp_path / "held.txt").write_text("The miller lives by the river.\n\nAda bakes bread.\n")
+    result = rlhf(
+        "eval", "base", "sft", "ppo", "--out", "out", "--prompts", "world:eval_prompts",
+        "--limit", 6, "--max-new-tokens", 5, "--texts", "held.txt", "--suite", "suite.yaml",
+        "--quiet",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return tmp_path / "out"
+
+
+def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
+    report = json.loads((evaluation / "report.json").read_text())
+    draw = {"resamples": 2000, "seed": 0}
+    samples = [*read_json_lines(evaluation / "samples.jsonl")]
+    again: dict[str, Any] = figures(samples, **draw)
+    assert [row["checkpoint"] for row in report["provenance"]] == ["base", "sft", "ppo"]
+    for key in ("win_rates", "ratings", "differences", "pathologies"):
+        assert report[key] == json.loads(json.dumps(again[key])), key
+        assert report[key], key
+    texts = text_figures([*read_json_lines(evaluation / "texts.jsonl")], **draw)
+    assert report["alignment_tax"] == texts.alignment_tax
+    for name, mine in report["checkpoints"].items():
+        expected = {**again["checkpoints"][name], **texts.checkpoints[name]}
+        assert mine == {**expected, "plain_prompts": mine["plain_prompts"]}
+    assert report["tasks"] == task_figures([*read_json_lines(evaluation / "tasks.jsonl")], **draw)
+    assert {row["checkpoint"] for row in report["tasks"]} == {"base", "sft", "ppo"}
+
+
+def test_the_page_shows_the_reports_figures(evaluation: Path) -> None:
+    report = json.loads((evaluation / "report.json").read_text())
+    page = (evaluation / "index.html").read_text(encoding="utf-8")
+    assert report["verdict"][0].partition(": ")[2].partition(" of")[0] in page
+    for rate in report["win_rates"]:
+        assert f"{100 * rate['rate']:.1f}\u00a0%" in page
+    for row in report["provenance"]:
+        assert row["content"][:16] in page
