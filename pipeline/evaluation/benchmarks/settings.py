@@ -120,6 +120,11 @@ class WorldFactsSettings(TaskSettings):
     max_new_tokens: PositiveInt = 48
     """Most tokens of an answer, which is the likeliest."""
 
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The world's questions."""
+        return (SourceSettings(world="eval_prompts", world_seed=self.world_seed),)
+
 
 class LmEvalSettings(TaskSettings):
     """Any task of lm-eval; needs the extra `eval`.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data.sources.fingerprint import fingerprint
 from data.world import World
 from pipeline.evaluation.benchmarks import world_facts
 from pipeline.evaluation.benchmarks.answers import Answer
@@ -49,3 +50,12 @@ def test_a_tiny_model_answers_all(subject: Callable[..., Subject]) -> None:
         assert [row["about"] for row in rows] == ["fact"] * 3 + ["unknown"] * 3
         opening = rows[0]["first_tokens"]["tokens"][0]
         assert opening == ("<|endoftext|>" if plain else "<|user|>")
+
+
+def test_what_is_kept_follows_from_the_worlds_seed() -> None:
+    digests = {
+        fingerprint(source.source())
+        for seed in (0, 1)
+        for source in WorldFactsSettings(world_seed=seed).sources
+    }
+    assert len(digests) == 2
