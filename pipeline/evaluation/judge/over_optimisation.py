@@ -25,6 +25,8 @@ from data.intervals import LEVEL, drawn_clusters
 
 Array = NDArray[np.float64]
 Source = Literal["ppo", "best_of_n"]
+FILE = "over_optimisation.json"
+"""What a ppo stage leaves of it."""
 RESAMPLES = 2000
 LARGEST_N = 256
 """Most answers to choose among."""

@@ -12,6 +12,7 @@ from data.json_lines import read_json_lines, read_json_object
 from data.plain_yaml import parse
 from data.small_files import read_file
 from pipeline.contract.artifacts import Artifact, library_versions
+from pipeline.evaluation.judge.over_optimisation import FILE
 from pipeline.evaluation.judge.overlap import held_out
 from pipeline.evaluation.judge.verdict import verdict
 
@@ -75,6 +76,8 @@ def collect(
         "reward_model": _quality(current),
         **_merged(evaluations),
     }
+    # Along training before by choosing: it is of the policy that the recipe made.
+    report["over_optimisation"] = _along_training(current) or report["over_optimisation"]
     return _cleaned(report)
 
 
@@ -156,6 +159,16 @@ def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
             content = read_json_object(path)
             quality = {"stage": name, **content}
     return quality
+
+
+def _along_training(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """Return the over-optimisation of the last ppo stage that was evaluated while it ran."""
+    found = None
+    for name, artifact in artifacts.items():
+        path = artifact.folder / FILE
+        if artifact.kind == "ppo" and path.is_file():
+            found = {"stage": name, **read_json_object(path)}
+    return found
 
 
 def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Ppo:
         watch: the doctor's history.
         evaluation: held-out figures of the policy after `evaluated` updates; none before there are.
         evaluated: finished updates when it was evaluated last.
+        best_gold: the most that the second judge of evaluations gave a policy so far.
     """
 
     hyper: Hyperparameters
@@ -135,6 +136,7 @@ class Ppo:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     evaluated: int | None = None
+    best_gold: float = -math.inf
     _checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -365,6 +367,7 @@ def load_ppo_state(ppo: Ppo, folder: Path, step: int) -> None:
     ppo.watch.restore(state["doctor"])
     # States from before there were evaluations have none.
     ppo.evaluation, ppo.evaluated = state.get("evaluation", {}), state.get("evaluated")
+    ppo.best_gold = state.get("best_gold", -math.inf)
     ppo.update = step
     # The global generators serve what libraries draw (dropout); as many are saved as processes ran.
     if state["processes"] == ppo.world.size:
@@ -387,4 +390,5 @@ def _state(ppo: Ppo) -> dict[str, Any]:
         "doctor": ppo.watch.state(),
         "evaluation": ppo.evaluation,
         "evaluated": ppo.evaluated,
+        "best_gold": ppo.best_gold,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.errors import ModelError
-from data.storage import storage_errors
+from data.storage import storage_errors, write_atomically
 from pipeline.models.load import save_model, value_head
 from pipeline.models.saving import try_saving
 from pipeline.rl.policy import POLICY, ValueModel, ValueReader
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from reward.network.lora import Trunk
 
 HEAD = "value_head.safetensors"
+UPDATE = "update.json"
+"""How many updates the policy beside it has; written last, so that it is whole."""
 
 
 def save_models(ppo: Ppo, folder: Path) -> None:
@@ -67,6 +71,24 @@ def save_models(ppo: Ppo, folder: Path) -> None:
         trunk.save(POLICY, folder / "adapter", task="CAUSAL_LM")
     with values() if copied is None else nullcontext(copied) as parts:
         _save_values(ppo, parts, folder)
+
+
+def keep_policy(ppo: Ppo, folder: Path, update: int) -> None:
+    """Write the policy of now to `folder/model`, in place of one that was kept before.
+
+    Called on every process; `folder/update.json` tells the number of finished updates. A run that
+    is killed meanwhile and goes on comes to the same policy again, and keeps it anew.
+    """
+    trunk: Trunk | None = ppo.policy.trunk
+    with (
+        ppo.optimization.policy.full_module() as policy,
+        nullcontext() if trunk is None else trunk.merged(POLICY),
+    ):
+        if ppo.world.rank == 0:
+            with storage_errors(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                save_model(policy.model, ppo.tokenizer, folder / "model")
+                write_atomically(folder / UPDATE, json.dumps({"update": update}))
 
 
 def _save_values(ppo: Ppo, parts: ValueParts, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Outlets:
         write_evaluation: takes rows of evaluation.jsonl.
         say: takes a line for the reader.
         advance: called after each update.
+        keep: called with the number of finished updates where the policy is the best one so far by
+            the second judge of evaluations.
     """
 
     log: Callable[[int, Mapping[str, float]], None]
@@ -33,6 +36,7 @@ class Outlets:
     write_evaluation: Callable[[list[Mapping[str, object]]], None]
     say: Callable[[str], None]
     advance: Callable[[Mapping[str, float]], None]
+    keep: Callable[[int], None]
 
 
 def train(
@@ -103,6 +107,10 @@ def _evaluate_if_due(ppo: Ppo, held_out: HeldOut | None, outlets: Outlets) -> No
     outlets.write_evaluation(rows)
     outlets.log(ppo.update, figures)
     ppo.evaluation, ppo.evaluated = figures, ppo.update
+    if figures.get("evaluation/gold", -math.inf) > ppo.best_gold:
+        ppo.best_gold = figures["evaluation/gold"]
+        if ppo.update > 0:  # the start is where it was
+            outlets.keep(ppo.update)
     told = ", ".join(
         f"{name.removeprefix('evaluation/')} {figures[name]:.3f}"
         for name in FIGURES

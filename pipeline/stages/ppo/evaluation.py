@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SourceError
+from data.json_lines import read_json_lines, read_json_object
 from data.sources.split import opening
+from data.storage import write_atomically
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, as_it_is
 from pipeline.stages.reward_terms import load_terms
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.rl.prompts import PreparedPrompt
     from pipeline.rl.rewards import RewardSum
     from pipeline.stages.ppo.settings import PpoSettings
+
+
+BEST = "best"
+"""Folder of the best policy evaluated, by the second judge."""
 
 
 class GoldScorer:
@@ -105,3 +112,25 @@ def _judge(
             batch_tokens=settings.tokens_per_micro_batch,
         )
     )
+
+
+def tell_over_optimisation(context: StageContext[PpoSettings]) -> None:
+    """Write and say whether gold turned along training, and which policy to take instead."""
+    from pipeline.evaluation.judge.over_optimisation import FILE, along_training
+
+    rows = context.folder / "evaluation.jsonl"
+    if not (context.main_process and context.settings.evaluate_every and rows.is_file()):
+        return
+    found = along_training([*read_json_lines(rows)], seed=context.seed)
+    if found is None:
+        return
+    if found["turn"] is not None:
+        step, kept = found["turn"]["step"], context.folder / BEST / "update.json"
+        is_kept = kept.is_file() and read_json_object(kept)["update"] == step
+        found["turn"]["state"] = f"{BEST}/model" if is_kept else None
+        if is_kept:
+            found["sentence"] += f", which is kept in {context.name}/{BEST}/model"
+        elif step == 0:
+            found["sentence"] += ", the policy that PPO started from"
+    write_atomically(context.folder / FILE, json.dumps(found, indent=2, allow_nan=False) + "\n")
+    context.say(found["sentence"])

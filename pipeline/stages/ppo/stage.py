@@ -6,7 +6,9 @@ The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in
 where transformers has none for the architecture, `value_head.safetensors` of a head on the policy's
 trunk), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`,
 `doctor.jsonl` where an alarm rang, and `evaluation.jsonl` (the judged answers to held-out prompts)
-where `evaluate_every` asks for it.
+where `evaluate_every` asks for it. With a second judge also `over_optimisation.json` (points, fits
+and the turn of gold along training) and `best/model`, the best policy evaluated, by that judge,
+unless that is the start.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
 from pipeline.contract.sources import PROMPTS, as_it_is
 from pipeline.stages.ppo.checks import check, check_processes
-from pipeline.stages.ppo.evaluation import held_out
+from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.sources import pretraining_rows
 from pipeline.stages.reward_terms import (
@@ -34,6 +36,7 @@ from pipeline.stages.reward_terms import (
 if TYPE_CHECKING:
     from pipeline.contract.console import Progress
     from pipeline.contract.context import StageContext
+    from pipeline.rl.ppo.loop import Ppo
     from pipeline.rl.ppo.train import Outlets
     from pipeline.rl.prompts import PreparedPrompt
     from pipeline.rl.rewards import Term
@@ -84,7 +87,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     if restore(ppo, context.resume):
         context.say(f"going on after update {ppo.update} of {settings.updates}")
     with context.progress(settings.updates, "ppo", done=ppo.update, unit="updates") as bar:
-        outlets = _outlets(context, bar)
+        outlets = _outlets(context, ppo, bar)
         try:
             metrics = train(
                 ppo,
@@ -99,6 +102,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
             save(ppo, context.resume)
             raise
     save_models(ppo, context.folder)
+    tell_over_optimisation(context)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
 
 
@@ -106,7 +110,8 @@ def _logs(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "samples.jsonl", folder / "doctor.jsonl", folder / "evaluation.jsonl"
 
 
-def _outlets(context: StageContext[PpoSettings], bar: Progress) -> Outlets:
+def _outlets(context: StageContext[PpoSettings], ppo: Ppo, bar: Progress) -> Outlets:
+    from pipeline.rl.ppo.save_models import keep_policy
     from pipeline.rl.ppo.train import Outlets
 
     samples, alarms, evaluation = _logs(context.folder)
@@ -117,6 +122,7 @@ def _outlets(context: StageContext[PpoSettings], bar: Progress) -> Outlets:
         write_alarms=partial(append, alarms),
         write_evaluation=partial(append, evaluation),
         say=context.say,
+        keep=partial(keep_policy, ppo, context.folder / BEST),
         advance=lambda m: bar.advance(
             1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,29 @@ def test_the_doctor_changes_the_key_only_where_it_decides(context: Build) -> Non
         for on_alarm, window in (("warn", 5), ("stop", 3), ("best", 5), ("best", 3))
     ]
     assert keys[0] == keys[1] and len({json.dumps(key) for key in keys[1:]}) == 3
+
+
+def test_over_optimisation_of_a_reward_for_length_is_found_with_the_policy_to_take(
+    context: Callable[..., StageContext[Any]], tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"{c}!"}) + "\n" for c in string.ascii_letters))
+    # Paid for 60 characters, while 20 are what is wanted: both rise at first, then they part.
+    wanted = {"rule": "length", "options": {"target": 20, "unit": "characters"}}
+    running = context(
+        "parts", episodes=16 * 9, learning_rate=1e-3, evaluate_every=1,
+        evaluation_reward=[wanted], evaluation_prompts=[{"path": str(asked)}],
+    )  # fmt: skip
+    run(running)
+    told = json.loads((running.folder / "over_optimisation.json").read_text())
+    gold = [point["gold"] for point in told["points"]]
+    assert told["turn"] is not None and max(gold) > gold[0] and max(gold) > gold[-1]
+    assert told["sentence"].startswith("proxy went on rising from KL ")
+    assert told["turn"]["state"] == "best/model" and (running.folder / "best" / "model").is_dir()
+    early = context(
+        "together", episodes=16 * 2, learning_rate=1e-3, evaluate_every=1,
+        evaluation_reward=[wanted], evaluation_prompts=[{"path": str(asked)}],
+    )  # fmt: skip
+    run(early)
+    told = json.loads((early.folder / "over_optimisation.json").read_text())
+    assert told["turn"] is None and told["sentence"].startswith("no sign of over-optimisation")

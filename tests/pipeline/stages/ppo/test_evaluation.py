@@ -43,6 +43,16 @@ def same_weights(ours: Path, theirs: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def gold_gives(monkeypatch: pytest.MonkeyPatch, *levels: float) -> None:
+    """Let gold give one score after another to all answers of an evaluation."""
+    from pipeline.stages.ppo.evaluation import GoldScorer
+
+    level = iter(levels)
+    monkeypatch.setattr(
+        GoldScorer, "score", lambda self, prompts, responses: [next(level)] * len(prompts)
+    )
+
+
 @pytest.fixture
 def evaluated(setting: Build) -> Build:
     """Return a builder of runs of four updates that are evaluated by the annotator."""
@@ -183,16 +193,11 @@ def test_prompts_that_ppo_samples_on_are_left_out(
 
 
 def test_the_best_policy_is_the_best_one_held_out(
-    setting: Build, evaluated: Build, monkeypatch: pytest.MonkeyPatch
+    evaluated: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.rl.health import best_policy
-    from pipeline.stages.ppo.evaluation import GoldScorer
 
-    # Gold likes what the start says and falls; the training score knows nothing of it.
-    level = iter([0.5, 0.9, 0.3, 0.1, 0.0])
-    monkeypatch.setattr(
-        GoldScorer, "score", lambda self, prompts, responses: [next(level)] * len(prompts)
-    )
+    gold_gives(monkeypatch, 0.5, 0.9, 0.3, 0.1, 0.0)
     monkeypatch.setattr(best_policy.AlarmMonitor, "unwell", False)
 
     def observe(self: Any, metrics: Any) -> Any:
@@ -210,6 +215,33 @@ def test_the_best_policy_is_the_best_one_held_out(
         0.9
     )
     assert "objective/scores" in metrics
+
+
+def test_the_turn_of_gold_is_told_and_the_policy_there_is_kept(
+    setting: Build, evaluated: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold_gives(monkeypatch, 0.5, 0.9, 0.1)
+    context = evaluated("turns", schedule="constant")
+    said: list[str] = []
+    monkeypatch.setattr(type(context), "say", lambda self, line: said.append(line))
+    run(context)
+    told = json.loads((context.folder / "over_optimisation.json").read_text())
+    assert told["turn"]["step"] == 2 and told["turn"]["state"] == "best/model"
+    assert [point["step"] for point in told["points"]] == [0, 2, 4]
+    assert told["sentence"] == said[-1]
+    assert "take update 2, which is kept in ppo/best/model" in told["sentence"]
+    assert json.loads((context.folder / "best" / "update.json").read_text()) == {"update": 2}
+    # The policy after two updates, as a run that ends there leaves it.
+    short = setting("short", episodes=16, schedule="constant")
+    run(short)
+    assert same_weights(context.folder / "best", short.folder)
+
+
+def test_without_a_second_judge_there_is_no_over_optimisation_to_tell(evaluated: Build) -> None:
+    context = evaluated("alone", evaluation_gold=False)
+    run(context)
+    assert not (context.folder / "over_optimisation.json").exists()
+    assert not (context.folder / "best").exists()
 
 
 @pytest.mark.parametrize(
