@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from data.errors import SourceError
 from data.records import Message
 from data.text.chat import render_prompt, response_ids
 from pipeline.contract.console import Progress
@@ -110,10 +111,19 @@ def drawn(
         count: examples before a question.
         draw: which draw, from 0.
         seed: of all draws.
+
+    Raises:
+        SourceError: there are not so many others.
     """
     order = random.Random(f"shots/{seed}/{draw}").sample(list(pool), min(count + 1, len(pool)))
 
     def before(asked: Any) -> list[Item]:
-        return [one for one in order if one != asked][:count]
+        shown = [one for one in order if one != asked][:count]
+        if len(shown) < count:
+            raise SourceError(
+                f"shots: {count} examples are to stand before each question, and there are "
+                f"{len(shown)} others to draw from; ask for fewer, or name more in `examples`"
+            )
+        return shown
 
     return before

@@ -156,6 +156,8 @@ def test_draws_show_other_examples_and_never_the_question_itself(
     for draw in before:
         for one in pool:
             assert len(draw(one)) == 3 and one not in draw(one)
+    with pytest.raises(SourceError, match=r"shots: 9 examples .* there are 8 others to draw from"):
+        drawn(pool, 9, draw=0, seed=0)(pool[0])
     rows = asked(settings(quiz, shots=2, draws=3), subject())
     assert [(row["draw"], row["index"]) for row in rows] == [
         (d, i) for d in range(3) for i in range(4)
