@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,10 +94,22 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
     console = Console(quiet=quiet)
     with StopFlag().installed() as stop:
         results = evaluate_checkpoints(
-            request, out=out, console=console, stop_if_asked=stop.raise_if_asked
+            _with_origins(request), out=out, console=console, stop_if_asked=stop.raise_if_asked
         )
     console.say(f"report: {write_evaluation_report(out)}")
     return results
+
+
+def _with_origins(request: Request) -> Request:
+    """Return the request with what is known of how its checkpoints came to be."""
+    from pipeline.evaluation.judge.overlap import seen_before
+    from pipeline.run.origins import origins
+
+    known = origins(request.checkpoints)
+    if not known.readings:
+        return request
+    seen = partial(seen_before, readings=known.readings, elsewhere=known.elsewhere)
+    return replace(request, seen=seen, made_by=known.made_by)
 
 
 def source_of(text: str) -> SourceSettings:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
+from data.records import PromptRow
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
@@ -17,6 +18,7 @@ from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import Plan, evaluate
+from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import Sampling
@@ -48,6 +50,8 @@ class Request:
         resamples: draws of each bootstrap.
         seed: of sampling and bootstrap.
         tasks: benchmark tasks that each checkpoint is asked.
+        seen: counts what of prompts and texts was seen in training; None where nobody knows.
+        made_by: the stages that each checkpoint came to be by, as far as they read prompts.
     """
 
     checkpoints: Mapping[str, str]
@@ -63,6 +67,8 @@ class Request:
     resamples: int = RESAMPLES
     seed: int = 0
     tasks: Sequence[TaskSettings] = ()
+    seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+    made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def evaluate_checkpoints(
@@ -98,6 +104,8 @@ def evaluate_checkpoints(
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, console.say)
+    for line in seen_lines(results) if results["seen"] else ():
+        console.say(line)
     return results
 
 
@@ -134,6 +142,8 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         resamples=request.resamples,
         seed=seed,
         tasks=request.tasks,
+        seen=request.seen,
+        made_by=request.made_by,
     )
 
 

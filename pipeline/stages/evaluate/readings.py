@@ -34,15 +34,15 @@ _SMALL = 32 * 1024**2
 
 
 def readings(hand: HandOver, seed: Callable[[str], int] | None = None) -> dict[str, Reading]:
-    """Return what each stage that a stage builds on read, nearest the start first.
+    """Return what a stage and each that it builds on read, nearest the start first.
 
     `seed` is that of a stage by the recipe, for those that have not run.
     """
-    before = _before(hand.name, hand)
+    made = {hand.name, *_before(hand.name, hand)}
     return {
         name: _reading(name, hand, seed)
         for name in hand.stages
-        if name in before and hand.stages[name].kind in DOINGS
+        if name in made and hand.stages[name].kind in DOINGS
     }
 
 
@@ -125,15 +125,21 @@ def _reading(name: str, hand: HandOver, seed: Callable[[str], int] | None) -> Re
         items = value if isinstance(value, tuple) else ()
         return [item.source() for item in items if isinstance(item, SourceSettings)]
 
-    files = [
-        target
-        for target, mark in references(settings).values()
-        if mark.provides == "rankings" and is_external(target)
+    rankings = {
+        f: t for f, (t, mark) in references(settings).items() if mark.provides == "rankings"
+    }
+    files = [target for target in rankings.values() if is_external(target)]
+    ranked = [  # what a reward model learns from is what a stage before ranked
+        source
+        for field, target in rankings.items()
+        if field.startswith("rankings") and not is_external(target)
+        for source in _reading(target, hand, seed).sources
     ]
     return Reading(
         kind=settings.kind,
         sources=[
             *(source for field in _WORKED_ON for source in sources(field)),
+            *ranked,
             *(rankings_source(external_location(target)).source() for target in files),
         ],
         judged_by=sources("heldout"),

@@ -63,6 +63,15 @@ def test_nothing_is_told_of_what_cannot_be_read_yet_or_is_large(
     assert warned() is None
 
 
+def test_a_reward_model_has_seen_what_was_ranked_for_it() -> None:
+    from pipeline.recipe.load import load_recipe
+
+    stages = load_recipe(RECIPES / "quickstart.yaml").stages
+    read = readings.readings(HandOver("ppo", stages, lambda name: None))
+    assert [source.world for source in read["reward"].sources] == ["rm_prompts"]
+    assert [source.world for source in read["ppo"].sources] == ["ppo_prompts"]
+
+
 def test_validate_tells_it(tmp_path: Path) -> None:
     from pipeline.recipe.load import load_recipe
     from pipeline.run.checking import check_recipe

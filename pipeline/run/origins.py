@@ -1,0 +1,78 @@
+"""What checkpoints of finished stages were made of, as the recipes of their runs tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from data.errors import RlhfError
+from pipeline.contract.artifacts import MANIFEST
+from pipeline.contract.handover import HandOver, local_checkpoint
+from pipeline.recipe.load import load_recipe
+from pipeline.run.planning import Planner
+from pipeline.run.runner import RESOLVED
+from pipeline.stages.evaluate.readings import made_elsewhere, readings
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.judge.overlap import Reading
+
+
+class Origins(NamedTuple):
+    """What is known of how some checkpoints came to be.
+
+    Attributes:
+        readings: what each stage read, by its name, with that of its run where there are several.
+        made_by: the stages of each checkpoint that read prompts.
+        elsewhere: checkpoints of which nothing is known, and those that others began from.
+    """
+
+    readings: dict[str, Reading]
+    made_by: dict[str, list[str]]
+    elsewhere: list[str]
+
+
+def origins(checkpoints: Mapping[str, str]) -> Origins:
+    """Return how checkpoints, name -> place, came to be.
+
+    That of a stage which is out of date is not known: its recipe is another by now.
+    """
+    made = {name: _made(place) for name, place in checkpoints.items()}
+    runs = {one.run for one in made.values() if one is not None}
+    found = Origins({}, {}, [])
+    for name, one in made.items():
+        if one is None:
+            found.elsewhere.append(name)
+            continue
+        prefix = "" if len(runs) == 1 else f"{one.run}/"
+        read = {f"{prefix}{k}": what for k, what in readings(one.hand, one.seed).items()}
+        found.readings.update(read)
+        found.made_by[name] = [stage for stage, what in read.items() if what.kind != "pretrain"]
+        found.elsewhere.extend(made_elsewhere(one.hand))
+    return found._replace(elsewhere=list(dict.fromkeys(found.elsewhere)))
+
+
+class _Made(NamedTuple):
+    run: Path
+    hand: HandOver
+    seed: Callable[[str], int]
+
+
+def _made(place: str) -> _Made | None:
+    """Return the view of a stage in its run; None where it is no stage, or out of date."""
+    model = local_checkpoint(place)
+    if model is None:
+        return None
+    folder = model.parent if model.name == "model" else model
+    run, stage = folder.parent, folder.name
+    if not (folder / MANIFEST).is_file() or not (run / RESOLVED).is_file():
+        return None
+    try:
+        recipe = load_recipe(run / RESOLVED)
+        planner = Planner(recipe, run)
+        planner.plan()
+    except RlhfError:  # a source that is gone, or a plugin that isn't loaded
+        return None
+    if stage not in recipe.stages or stage in planner.stale:
+        return None
+    return _Made(run, planner.hand_over(stage), recipe.seed)
