@@ -184,6 +184,9 @@ def _judge(
         path.unlink(missing_ok=True)
         for name, scored in sets.items():
             append_json_lines(path, pair_rows(name, scored))
+    words = content["bag_of_words"]["accuracy"]
+    if words is not None:
+        context.say(f"a bag of words learnt from the same rankings is right on {100 * words:.1f} %")
     context.say(str(verdict(content)))
     return summary(content)
 
