@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
     from pipeline.evaluation.judge.standalone import Request
 
+BestOfOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        max=256,
+        metavar="N",
+        help="Answers a prompt drawn from the reference: tells how far choosing the best by "
+        "the reward model can be trusted.",
+    ),
+]
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE|NAME", help="Benchmark tasks: a YAML file of `tasks`, or world."),
@@ -53,6 +63,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Checkpoint that is given plain text.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    best_of: BestOfOption = None,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
@@ -75,6 +86,7 @@ def evaluate(
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
         seed=seed,
         tasks=load_suites(suite or []),
+        best_of=best_of or 0,
     )
     evaluated(request, out, quiet=quiet)
     if prompts and not quiet:

@@ -210,6 +210,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
         text = estimator.lengths(stage, settings.perplexity, measured_to)
         texts = rows_of(text.whole(), min(text.rows, rows_at_most(settings.perplexity, MAX_TEXTS)))
     mean = sum(asked) / len(asked)
+    pool = rows.times(settings.best_of or 0)
     for name, reference in settings.checkpoints.items():
         shape = estimator.shape(reference, stage)
         cost.parameters[name] = shape.parameters
@@ -220,7 +221,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
         cost.decode(
             f"sampling from {name}",
             shape,
-            rows=rows.count,
+            rows=rows.count + (pool.count if name == settings.measured_to else 0),
             batch=settings.batch_size,
             prompt=mean,
             new=new,
@@ -237,7 +238,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             passes=seen.count / settings.batch_size,
             bf16=bf16,
         )
-    judged = rows.times(len(settings.checkpoints))
+    judged = rows.times(len(settings.checkpoints)) + pool
     for name, judge in estimator.judges(stage, settings.terms).items():
         cost.parameters[f"proxy {name}"] = judge.scorer
         _add_scoring(cost, judge, judged, batch=64)

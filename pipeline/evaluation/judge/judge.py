@@ -38,7 +38,9 @@ from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
 from pipeline.evaluation.judge.figures import RESAMPLES, figures
+from pipeline.evaluation.judge.gold import gold_judge
 from pipeline.evaluation.judge.logprobs import response_logprobs
+from pipeline.evaluation.judge.over_optimisation import from_pool
 from pipeline.evaluation.judge.overlap import held_out, overlap
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from reward.scorer import Scorer
 
 SAMPLES = "samples.jsonl"
+POOL = "best_of_n.jsonl"
 RESULTS = "evaluation.json"
 
 
@@ -89,6 +92,7 @@ class Plan:
         seen: counts what of prompts and texts was seen in training; None where nobody knows.
         made_by: the stages that each checkpoint came to be by, as far as they read prompts.
         tasks: benchmark tasks that each checkpoint is asked, prompts or none.
+        best_of: answers to each prompt drawn from the reference, to choose among; 0 for none.
     """
 
     checkpoints: Mapping[str, str | Path]
@@ -109,6 +113,7 @@ class Plan:
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Sequence[TaskSettings] = ()
+    best_of: int = 0
 
 
 def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
@@ -140,10 +145,28 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
     results = _results(plan, rows, answers, too_long)
     _add_texts(results, plan, workspace, answers)
     results["tasks"] = _tasks(plan, workspace)
+    if plan.best_of and plan.reference:
+        results["over_optimisation"] = _best_of_n(plan, workspace, plan.reference)
     write_atomically(
         workspace.folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
     )
     return results
+
+
+def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, Any]:
+    """Draw a pool of answers to each prompt; return what choosing the best by proxy comes to."""
+    prompts = [row for row in plan.prompts for _ in range(plan.best_of)]
+    source = {name: plan.checkpoints[name]}
+    pool = dataclasses.replace(plan, checkpoints=source, prompts=prompts, texts=(), reference=None)
+    draw = partial(_answer, pool, workspace, name)
+    answers = {name: workspace.kept(f"{name}: pool", _follows_from(pool, name), draw)}
+    proxies = _proxies(pool, workspace, answers)[name]
+    rows = [
+        {**row, "index": place // plan.best_of, "sample": place % plan.best_of}
+        for place, row in enumerate(_rows(pool, name, answers[name], None, proxies))
+    ]
+    _write_rows(workspace.folder / POOL, rows)
+    return {"checkpoint": name, **from_pool(rows, resamples=plan.resamples, seed=plan.seed)}
 
 
 def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
@@ -383,7 +406,7 @@ def _rows(
     proxy: Sequence[float] | None,
 ) -> list[dict[str, Any]]:
     """Return the samples of a checkpoint as `samples.jsonl` holds them."""
-    judge = _judge(plan.world_seed)
+    judge = gold_judge(plan.world_seed)
     rows = []
     for place, (row, text) in enumerate(zip(plan.prompts, answers["texts"], strict=True)):
         gold, assessment = judge(row, text)
@@ -404,23 +427,6 @@ def _rows(
             }
         )
     return rows
-
-
-Judge = Callable[[PromptRow, str], tuple[float | None, dict[str, Any] | None]]
-
-
-def _judge(world_seed: int | None) -> Judge:
-    if world_seed is None:
-        return lambda row, text: (None, None)
-    from data.world.annotator import GoldAnnotator
-
-    annotator = GoldAnnotator(world_seed)
-
-    def judge(row: PromptRow, text: str) -> tuple[float | None, dict[str, Any] | None]:
-        assessment = dataclasses.asdict(annotator.assess(row.prompt, text))
-        return float(assessment.pop("score")), assessment
-
-    return judge
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

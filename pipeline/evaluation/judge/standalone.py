@@ -69,6 +69,7 @@ class Request:
     tasks: Sequence[TaskSettings] = ()
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    best_of: int = 0
 
 
 def evaluate_checkpoints(
@@ -127,6 +128,11 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
     gold = world is not None if request.gold is None else request.gold
     if gold and world is None:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
+    if request.best_of and not (gold and request.rewards and sampling.temperature > 0):
+        raise UsageError(
+            "--best-of chooses by a reward model and is judged by the embedded world's annotator: "
+            "give --reward, --prompts world:eval_prompts and a temperature above 0"
+        )
     rewards = {checkpoint_location(place): w for place, w in request.rewards.items()}
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
@@ -144,6 +150,7 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         tasks=request.tasks,
         seen=request.seen,
         made_by=request.made_by,
+        best_of=request.best_of,
     )
 
 

@@ -91,6 +91,14 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
                 f"{figure['checkpoint']}: {task_metric(figure)} {figure['value']:.3f} "
                 f"({low:.3f} to {high:.3f}) of {counted(figure['n'], 'question')}"
             )
+    for line in _pool_lines(results):
+        say(line)
+
+
+def _pool_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what choosing the best of n from a checkpoint comes to, where it was asked for."""
+    found = results.get("over_optimisation")
+    return [f"best of n from {found['checkpoint']}: {found['sentence']}"] if found else []
 
 
 def win_rate_line(rate: Mapping[str, Any]) -> str:

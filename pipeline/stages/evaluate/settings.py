@@ -76,6 +76,11 @@ class EvaluateSettings(StageSettings):
     """Run code that a checkpoint carries."""
     tasks: Annotated[tuple[Task, ...], SameResult(where="asks_nothing")] = ()
     """Benchmark tasks that every checkpoint is asked, such as a multiple-choice file of yours."""
+    best_of: Annotated[
+        Annotated[int, Field(ge=2, le=256)] | None, SameResult(where="draws_no_pool")
+    ] = None
+    """Answers to each prompt that are drawn from the reference; choosing the best of 1, 2, 3, 4 ...
+    of them by `reward` and judging by gold tells how far the reward can be trusted."""
 
     @model_validator(mode="after")
     def _names_and_judges(self) -> EvaluateSettings:
@@ -97,6 +102,20 @@ class EvaluateSettings(StageSettings):
                 "be of one world, or set gold: false"
             )
         return self
+
+    @model_validator(mode="after")
+    def _judges_a_pool(self) -> EvaluateSettings:
+        if self.best_of and not (self.gold and self.terms and self.temperature > 0):
+            raise ValueError(
+                "best_of chooses by a reward and is judged by gold: set gold: true, a `reward` and "
+                "a temperature above 0"
+            )
+        return self
+
+    @property
+    def draws_no_pool(self) -> bool:
+        """Whether there is no best of n; it is no part of the key then."""
+        return self.best_of is None
 
     @property
     def asks_nothing(self) -> bool:

@@ -129,6 +129,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         ),
         made_by=made_by(settings, context.hand),
         tasks=settings.tasks,
+        best_of=settings.best_of or 0,
     )
 
 

@@ -120,14 +120,14 @@ SAME: dict[str, str] = {
         "doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
-    "EvaluateSettings": ("max_too_long_share batch_size tasks"),
+    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of"),
 }
 """Fields that change how it is computed, logged or saved alone."""
 
 WHERE = {
     "SftSettings": {"micro_batch_size": "no_dropout"},
     "PpoSettings": {"doctor": "doctor_only_tells", "evaluate_every": "doctor_only_tells"},
-    "EvaluateSettings": {"tasks": "asks_nothing"},
+    "EvaluateSettings": {"tasks": "asks_nothing", "best_of": "draws_no_pool"},
 }
 """Fields that do so under a condition, with the property that tells it."""
 
