@@ -25,6 +25,13 @@ from pipeline.evaluation.judge.winrates import compare, outcomes
 Row = Mapping[str, Any]
 JUDGES = ("gold", "proxy")
 MEANS = {"gold_reward": "gold", "proxy_reward": "proxy", "kl_to_reference": "kl"}
+COLUMNS = {
+    "gold_reward": "gold",
+    "proxy_reward": "proxy",
+    "mean_length": "n_tokens",
+    "ended_share": "ended",
+}
+"""Figures of which paired differences are told, by the column they are means of."""
 RESAMPLES = 2000
 SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignorance")
 """What the embedded world's judge says of an answer besides its score."""
@@ -63,7 +70,7 @@ def figures(
         "differences": [
             difference
             for a, b in pairs
-            for measure in SHARES
+            for measure in (*COLUMNS, *SHARES)
             for difference in _difference(a, by_name[a], b, by_name[b], measure, draw)
         ],
         "pathologies": pathologies(by_name, **draw),
@@ -177,13 +184,21 @@ def _ratings(
 def _difference(
     a: str, rows_a: Sequence[Row], b: str, rows_b: Sequence[Row], measure: str, draw: dict[str, int]
 ) -> list[dict[str, Any]]:
-    marks = [
-        (float(row_a["assessment"][measure]), float(row_b["assessment"][measure]))
+    both = [
+        (value_a, value_b)
         for row_a, row_b in _matched(rows_a, rows_b)
-        if all(r["assessment"] and r["assessment"][measure] is not None for r in (row_a, row_b))
+        for value_a, value_b in [(_value(row_a, measure), _value(row_b, measure))]
+        if value_a is not None and value_b is not None
     ]
-    if not marks:
+    if not both:
         return []
-    difference = paired_difference([m[0] for m in marks], [m[1] for m in marks], **draw)
+    difference = paired_difference([one for one, _ in both], [one for _, one in both], **draw)
     figure = {"difference": difference.value, "ci95": difference.ci95, "n": difference.n}
     return [{"a": a, "b": b, "measure": measure, **figure}]
+
+
+def _value(row: Row, measure: str) -> float | None:
+    """Return what a sample says of a measure; None where the judge can't tell."""
+    column = COLUMNS.get(measure)
+    value = row[column] if column is not None else (row["assessment"] or {}).get(measure)
+    return None if value is None else float(value)

@@ -46,7 +46,10 @@ def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     warning = (report["reward_model"] or {}).get("warning")
     if warning:
         found.append(("reward-model", warning[0].upper() + warning[1:].rstrip(".") + "."))
-    found += [("pathologies", f"{line}.") for line in pathology_lines(report["pathologies"])]
+    last = [
+        row for row in report["pathologies"] if row["checkpoint"] == [*report["checkpoints"]][-1]
+    ]
+    found += [("pathologies", f"{line}.") for line in pathology_lines(last)]
     for name, stage in report["stages"].items():
         if name not in report["not_done"] and stage["alarms"]:
             first = {alarm["alarm"]: alarm for alarm in reversed(stage["alarms"])}

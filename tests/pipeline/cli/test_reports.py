@@ -43,7 +43,12 @@ def test_a_report_is_made_anew_and_opened(
 ) -> None:
     judged(tmp_path / "out", 0.5)
     opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+
+    def opens(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", opens)
     result = rlhf("report", "out")
     assert (result.code, result.out.strip(), opened) == (0, "out/index.html", [])
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -88,6 +88,8 @@ def test_differences_are_paired_over_what_both_could_be_judged_on() -> None:
     correct = next(row for row in found if row["measure"] == "correct")
     assert correct["n"] == 3
     assert correct["difference"] == pytest.approx(-1 / 3)
+    gold = next(row for row in found if row["measure"] == "gold_reward")
+    assert (gold["n"], gold["difference"]) == (4, 0.1875)  # (1 + 0 - .5 + .25) / 4
 
 
 def test_neighbours_come_before_pairs_further_apart() -> None:
@@ -103,7 +105,8 @@ def test_without_judges_there_are_no_rates_and_no_numbers() -> None:
         row(0, name, gold=None, proxy=None, kl=None) | {"assessment": None} for name in ("a", "b")
     ]
     found = figures(rows, resamples=20, seed=0)
-    assert found["win_rates"] == found["differences"] == []
+    assert found["win_rates"] == []
+    assert {row["measure"] for row in found["differences"]} == {"mean_length", "ended_share"}
     assert isinstance(found["checkpoints"], dict)
     assert found["checkpoints"]["a"]["gold_reward"] is None
     assert found["checkpoints"]["a"]["kl_to_reference_ci95"] is None
