@@ -99,7 +99,11 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
         with subject.progress(len(requests), self.label, "answers") as bar:
             likelihoods = loglikelihoods(
                 subject.model,
-                [Pair(context, continuation) for _, context, continuation in requests],
+                [
+                    # Where all of a continuation goes into the context's last token, it is none.
+                    Pair(context, ids or self.tok_encode(texts[1], add_special_tokens=False))
+                    for texts, context, ids in requests
+                ],
                 batch_size=subject.batch_size,
                 advance=bar.advance,
             )

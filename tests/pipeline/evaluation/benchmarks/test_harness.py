@@ -136,6 +136,15 @@ def test_every_prompt_has_its_own_bos(subject: Callable[..., Subject]) -> None:
     assert model.tok_encode("Who?", add_special_tokens=False) == plain[1:]
 
 
+def test_a_continuation_that_joins_the_contexts_last_token_is_read_by_itself(
+    subject: Callable[..., Subject],
+) -> None:
+    model = LiveModel(subject())
+    whole = [(("Who", "."), [9, 10], model.tok_encode(".", add_special_tokens=False))]
+    joined: list[Any] = [(("Who", "."), [9, 10], [])]
+    assert model._loglikelihood_tokens(joined) == model._loglikelihood_tokens(whole)
+
+
 def test_a_task_of_local_files_is_counted_from_its_rows(
     folder: Path, subject: Callable[..., Subject]
 ) -> None:
