@@ -155,6 +155,21 @@ def test_evaluations_while_ppo_runs_are_counted(tmp_path: Path, rows: str) -> No
     assert often.peak.total > plain.peak.total + 3e9
 
 
+def test_the_best_of_n_is_counted(tmp_path: Path, rows: str) -> None:
+    def sampled(**more: Any) -> float:
+        stages = {
+            "evaluate": {"kind": "evaluate", "checkpoints": {"a": "hub:m", "b": "hub:n"},
+                         "prompts": [{"world": "eval_prompts"}], "gold": True,
+                         "reward": "hub:r", **more}
+        }  # fmt: skip
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:n": 1e9, "hub:r": 1e9})
+        parts = only(planned(tmp_path, stages, "H100", assumed=assumed)).parts
+        return sum(part.tokens for part in parts if part.name.startswith("sampling"))
+
+    # Of the reference alone: two checkpoints answer once, and one of them eight times more.
+    assert sampled(best_of=8) == pytest.approx(5 * sampled())
+
+
 def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, rows: str) -> None:
     def plan(**more: Any) -> Plan:
         stages = {

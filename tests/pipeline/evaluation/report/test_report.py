@@ -266,6 +266,28 @@ def test_two_evaluations_keep_their_checkpoints_apart(run: Path) -> None:
     assert "again/ppo" in Page(html).text
 
 
+def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
+    points = [
+        {"step": step, "kl": 2.0 * step, "gold": gold, "gold_ci95": [gold - 0.1, gold + 0.1],
+         "proxy": step / 5, "proxy_ci95": [step / 5, step / 5]}
+        for step, gold in ((0, 0.4), (5, 0.6), (10, 0.1))
+    ]  # fmt: skip
+    found = {
+        "source": "ppo",
+        "x": "sqrt_kl",
+        "points": points,
+        "fits": [],
+        "turn": {"step": 5, "kl": 10.0, "state": "best/model"},
+        "sentence": "proxy went on rising from KL 10.0 on while gold fell: take update 5",
+    }
+    updates = [{"step": i, "evaluation/scores": 0.1 * i, "evaluation/gold": 0.5} for i in (0, 5, 9)]
+    ppo = stage(run, "ppo", "ppo", rows=updates, over_optimisation=found)
+    report, page = written(run, {"ppo": ppo, "evaluate": evaluation(run)})
+    assert report["over_optimisation"] == {"stage": "ppo", **found}
+    assert found["sentence"] in page and "Held out: second judge" in page
+    assert "over-optimised from KL 10.0 on" in " ".join(report["verdict"])
+
+
 def test_writing_again_replaces_the_report(run: Path) -> None:
     artifacts = {"base": stage(run, "base", "pretrain")}
     written(run, artifacts)
