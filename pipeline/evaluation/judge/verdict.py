@@ -48,7 +48,7 @@ def verdict(results: Results, *, held_out: str = "") -> list[str]:
     turn = found.get("turn")
     furthest = max((point["kl"] for point in found.get("points") or ()), default=None)
     if turn is not None:
-        parts.append(f"over-optimised from KL {turn['kl']:.1f} on")
+        parts.append(f"gold turned at KL {turn['kl']:.1f}")
     elif furthest is not None:
         parts.append(f"no sign of over-optimisation up to KL {furthest:.1f}")
     return ["; ".join(parts) + ".", *_doubts(results, rate)]

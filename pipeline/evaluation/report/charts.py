@@ -168,9 +168,10 @@ def gold_and_proxy(found: Mapping[str, Any]) -> Chart | None:
         return None
     turn = found.get("turn")
     mark = math.sqrt(max(0.0, turn["kl"])) if turn else None
-    note = str(found.get("sentence") or "")
+    sentence = str(found.get("sentence") or "").rstrip(".")
+    note = f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
     if turn:
-        note += " The dashed line is the turn."
+        note += " The dashed line is the turn of gold."
     source = {"ppo": "along PPO", "best_of_n": "by best-of-n"}.get(str(found.get("source")), "")
     svg = stacked_plot(traces, x_label="square root of KL to the reference", mark=mark)
     return Chart(f"Gold and reward model {source}".strip(), svg, (), note.strip())

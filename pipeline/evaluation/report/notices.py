@@ -29,6 +29,10 @@ def notices(report: Mapping[str, Any]) -> list[str]:
     return [" ".join(sentences) for sentences in (standing, *seen) if sentences]
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:].rstrip(".") + "."
+
+
 def seen_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     """Return what of an evaluation's prompts and texts was seen in training, as sentences."""
     seen = evaluation.get("seen")
@@ -42,10 +46,10 @@ def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     over = report["over_optimisation"] or {}
     if over.get("turn") is not None and over.get("sentence"):
-        found.append(("trade-off", over["sentence"]))
+        found.append(("trade-off", _sentence(over["sentence"])))
     warning = (report["reward_model"] or {}).get("warning")
     if warning:
-        found.append(("reward-model", warning[0].upper() + warning[1:].rstrip(".") + "."))
+        found.append(("reward-model", _sentence(warning)))
     last = [
         row for row in report["pathologies"] if row["checkpoint"] == [*report["checkpoints"]][-1]
     ]

@@ -37,7 +37,7 @@ def test_all_that_is_known_is_in_the_first_sentence() -> None:
         "annotator; of equal length 76.9 % [74.0, 80.0]; no sign of over-optimisation up to KL 1.7."
     ]
     found["over_optimisation"]["turn"] = {"step": 5, "kl": 1.1, "state": "step-5"}
-    assert verdict(found)[0].endswith("; over-optimised from KL 1.1 on.")
+    assert verdict(found)[0].endswith("; gold turned at KL 1.1.")
 
 
 @pytest.mark.parametrize(

@@ -394,3 +394,44 @@ def test_held_out_is_said_where_it_is_known(
     text = Page(html).text
     assert said in text
     assert not_said not in text
+
+
+def test_what_puts_the_outcome_in_doubt_is_on_the_first_screen(run: Path) -> None:
+    turned = {
+        "source": "ppo", "x": "sqrt_kl", "fits": [], "turn": {"step": 2, "kl": 0.8},
+        "points": [
+            {"step": i, "kl": 0.4 * i, "gold": gold, "gold_ci95": [gold - 0.1, gold + 0.1],
+             "proxy": float(i), "proxy_ci95": [i - 0.1, i + 0.1]}
+            for i, gold in ((1, 0.5), (2, 0.8), (3, 0.3))
+        ],
+        "sentence": "gold turned while proxy went on rising",
+    }  # fmt: skip
+    warned = {**QUALITY, "warning": "the reward model is not shown to beat the longer answer"}
+    artifacts = {
+        "reward": stage(run, "reward", "reward", quality=warned),
+        "ppo": stage(run, "ppo", "ppo", over_optimisation=turned),
+        "evaluate": evaluation(run),
+    }
+    report, html = written(run, artifacts)
+    assert report["over_optimisation"] == {"stage": "ppo", **turned}
+    assert report["verdict"][0].endswith("gold turned at KL 0.8.")
+    first = Page(html[html.index("<header>") : html.index("</header>")]).text
+    assert "Gold turned while proxy went on rising." in first
+    assert "The reward model is not shown to beat the longer answer." in first
+    assert "Gold and reward model along PPO" in Page(html).text
+
+
+def test_the_last_checkpoints_pathologies_are_on_the_first_screen(run: Path) -> None:
+    artifact = evaluation(run)
+    path = artifact.folder / "evaluation.json"
+    rows = [
+        {"checkpoint": name, "name": "loops", "value": 0.5, "ci95": [0.4, 0.6], "n": 5,
+         "cause": f"cause of {name}", "alarm": True}
+        for name in ("sft", "ppo")
+    ]  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pathologies": rows}))
+    _, html = written(run, {"evaluate": artifact})
+    first = Page(html[html.index("<header>") : html.index("</header>")]).text
+    assert "ppo: 50.0% of answers end in a loop" in first
+    assert "sft: 50.0%" not in first
+    assert "cause of sft" in Page(html).text
