@@ -116,13 +116,13 @@ def test_proxy_that_falls_with_gold_is_no_over_optimisation_alone() -> None:
 
 def test_flat_curves_are_called_a_turn_one_time_in_twenty() -> None:
     rng, found = np.random.default_rng(0), 0
-    for seed in range(400):
+    for seed in range(150):
         level = rng.normal(size=(60, 1))
         flat = level + rng.normal(size=(60, 10))
         curves = Curves(range(10), np.tile(np.arange(10.0), (60, 1)), flat, flat)
         told = over_optimisation(curves, source="ppo", resamples=200, seed=seed)
         found += told["turn"] is not None
-    assert 0.02 <= found / 400 <= 0.09
+    assert 1 <= found <= 15
 
 
 def test_two_points_have_no_fit_and_one_evaluation_is_no_curve() -> None:

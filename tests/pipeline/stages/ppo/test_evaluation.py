@@ -122,7 +122,7 @@ def test_scores_are_the_terms_as_they_are_and_a_second_reward_judges(
     assert any(abs(row["proxy"]) > 0.02 for row in rows(context.folder / "evaluation.jsonl"))
 
 
-@pytest.mark.parametrize("stop_after", [0, 1])
+@pytest.mark.parametrize("stop_after", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_run_that_was_cut_off_ends_as_the_whole_one(evaluated: Build, stop_after: int) -> None:
     whole = evaluated("whole")
     expected = run(whole)
