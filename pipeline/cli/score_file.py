@@ -117,16 +117,9 @@ def score_file(
         raise UsageError(f"{output} is a folder; name the file to write the scores to")
     require_writable_place(target.parent)
     require_file_place(target)
-    scorer = _computed(str(model), dict(options or {}), batch_size)
-    if scorer is None:
-        from reward.learned.model import RewardModel
-
-        scorer = RewardModel.load(
-            local_checkpoint(str(model)) or model,
-            device=device,
-            batch_size=batch_size,
-            trust_remote_code=trust_remote_code,
-        )
+    scorer = _computed(str(model), dict(options or {}), batch_size) or _learned(
+        model, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code
+    )
     rows = islice(read_rows(path, columns or {}), limit)
     report = _write_scores(scorer, rows, source, target, advance=advance)
     report.truncated = getattr(getattr(scorer, "encoder", None), "truncated", 0)
@@ -205,6 +198,12 @@ def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | N
     if options:
         raise UsageError(f"{name} is a reward model, which takes no options")
     return None
+
+
+def _learned(model: str | Path, **loading: Any) -> Scorer:
+    from reward.learned.model import RewardModel
+
+    return RewardModel.load(local_checkpoint(str(model)) or model, **loading)
 
 
 def _server(url: str, options: dict[str, Any]) -> Scorer | None:
