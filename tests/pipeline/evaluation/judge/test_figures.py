@@ -106,7 +106,9 @@ def test_without_judges_there_are_no_rates_and_no_numbers() -> None:
     ]
     found = figures(rows, resamples=20, seed=0)
     assert found["win_rates"] == []
-    assert {row["measure"] for row in found["differences"]} == {"mean_length", "ended_share"}
+    differences = found["differences"]
+    assert isinstance(differences, list)
+    assert {row["measure"] for row in differences} == {"mean_length", "ended_share"}
     assert isinstance(found["checkpoints"], dict)
     assert found["checkpoints"]["a"]["gold_reward"] is None
     assert found["checkpoints"]["a"]["kl_to_reference_ci95"] is None
