@@ -96,11 +96,13 @@ def evaluate(
 def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
     """Evaluate checkpoints and write the report; return what `evaluation.json` holds."""
     from data.storage import require_file_place
+    from pipeline.contract.artifacts import require_writable_place
     from pipeline.contract.console import Console
     from pipeline.contract.stop import StopFlag
     from pipeline.evaluation.judge.standalone import evaluate_checkpoints
     from pipeline.evaluation.report.report import PAGES, write_evaluation_report
 
+    require_writable_place(out)
     for name in PAGES:
         require_file_place(out / name)
     console = Console(quiet=quiet)

@@ -233,8 +233,7 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
             database.close()  # so that SQLite takes back what it made beside the file
             if not parsed.query:
                 database.notes += close_to_others(Path(str(parsed.database)), home)
-            with database.look() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            _write_ahead(database)
     # An option that it does not know, a right it lacks; a version that is none.
     except (sa.exc.ProgrammingError, CommandError) as error:
         database.close()
@@ -246,6 +245,22 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
         database.close()
         raise
     return database
+
+
+def _write_ahead(database: Database) -> None:
+    """Let SQLite write ahead, so that who reads and who writes don't wait for each other."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            with database.look() as connection:
+                if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            return
+        except StoreDownError:
+            # Another may be opening it, too: SQLite itself does not wait with this.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _parse(url: str) -> sa.URL:

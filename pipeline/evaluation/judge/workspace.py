@@ -62,6 +62,8 @@ class EvaluationWorkspace:
                 return content["value"]
         self.stop_if_asked()
         value = make()
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps({"key": key, "value": value}))

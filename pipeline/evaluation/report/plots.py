@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -254,7 +255,9 @@ def _svg(figure: Any) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context(dict(_STYLE)):
+    with matplotlib.rc_context(dict(_STYLE)), warnings.catch_warnings():
+        # Text stays text, which the page's fonts draw: matplotlib's own only measure it.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _page_colours(_standing_alone(buffer.getvalue()))
 

@@ -284,8 +284,9 @@ def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
     ppo = stage(run, "ppo", "ppo", rows=updates, over_optimisation=found)
     report, page = written(run, {"ppo": ppo, "evaluate": evaluation(run)})
     assert report["over_optimisation"] == {"stage": "ppo", **found}
-    assert found["sentence"] in page and "Held out: second judge" in page
-    assert "over-optimised from KL 10.0 on" in " ".join(report["verdict"])
+    told = "Proxy went on rising from KL 10.0 on while gold fell: take update 5."
+    assert told in page and "Held out: second judge" in page
+    assert report["verdict"][0].endswith("gold turned at KL 10.0.")
 
 
 def test_writing_again_replaces_the_report(run: Path) -> None:
