@@ -22,7 +22,6 @@ from pipeline.training.schedule import schedule_factor
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.state import load_training_state, save_training_state
 
-ACCELERATOR = make_accelerator(bf16=False)
 SETTINGS = TrainingSettings(kind="x", learning_rate=0.1)
 
 
@@ -75,7 +74,9 @@ def test_the_rate_of_a_step_by_hand() -> None:
 def test_clipping_by_hand() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert clip_gradients(ACCELERATOR, [parameter], 1.0, loss=0.5, step=1) == pytest.approx(5.0)
+    assert clip_gradients(
+        make_accelerator(bf16=False), [parameter], 1.0, loss=0.5, step=1
+    ) == pytest.approx(5.0)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
 
 
@@ -87,7 +88,7 @@ def test_what_is_not_finite_is_refused(gradient: float, loss: float, told: str) 
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.tensor([gradient])
     with pytest.raises(TrainingError, match=f"{told} became .* at step 7"):
-        clip_gradients(ACCELERATOR, [parameter], 1.0, loss=loss, step=7)
+        clip_gradients(make_accelerator(bf16=False), [parameter], 1.0, loss=loss, step=7)
 
 
 def test_state_keeps_weights_and_random_numbers(tmp_path: Path) -> None:
