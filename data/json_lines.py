@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import ArtifactError
-from data.storage import open_file, storage_errors
+from data.storage import open_file, storage_errors, write_atomically
 
 MOST_BYTES = 2**28
 """Of a file that is read at once; none of ours comes near."""
@@ -115,6 +115,11 @@ def json_line(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
     except UnicodeEncodeError:  # half a character: as an escape it is kept
         text = json.dumps(row, allow_nan=allow_nan)
     return text + "\n"
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file of rows, there when it is whole; a number that is none is an error."""
+    write_atomically(path, (json_line(row, allow_nan=False) for row in rows))
 
 
 def read_json_lines(

@@ -157,9 +157,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     """
     options = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--option {text}: write it as a=b")
+        name, value = _halves(text, "--option", "a=b", empty=True)
         try:
             options[name], _ = parse(value, lambda _: "--option")
         except RecipeError:
@@ -173,13 +171,15 @@ def parse_columns(texts: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: one is not written so.
     """
-    columns = {}
-    for text in texts:
-        ours, equals, theirs = text.partition("=")
-        if not (ours and equals and theirs):
-            raise UsageError(f"--column {text}: write it as ours=theirs")
-        columns[ours] = theirs
-    return columns
+    return dict(_halves(text, "--column", "ours=theirs") for text in texts)
+
+
+def _halves(text: str, option: str, form: str, *, empty: bool = False) -> tuple[str, str]:
+    """Return what stands before and after the first `=`; nothing may stand after it if `empty`."""
+    before, equals, after = text.partition("=")
+    if not (before and equals and (after or empty)):
+        raise UsageError(f"{option} {text}: write it as {form}")
+    return before, after
 
 
 def _computed(name: str, options: dict[str, Any], batch_size: int) -> Scorer | None:

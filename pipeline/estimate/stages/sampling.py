@@ -20,6 +20,7 @@ from pipeline.estimate.model.memory import (
 )
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
+from pipeline.models.batches import MOST_LOGITS
 from pipeline.stages.rankings.settings import CHUNK
 from pipeline.stages.select.settings import MAX_PROMPTS
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from pipeline.stages.select.settings import SelectSettings
 
     _Samples = RankingsSettings | SelectSettings | EvaluateSettings
-
-EVALUATED_LOGITS = 60e6
-"""Logits that an evaluation makes at once."""
 
 
 def _sampling_memory(
@@ -262,7 +260,7 @@ def _answering(
     memory = _sampling_memory(
         shape, settings, responses=responses, prompt=longest, bf16=bf16, on_cpu=on_cpu
     )
-    logits = min(EVALUATED_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
+    logits = min(MOST_LOGITS, settings.batch_size * (longest + new) * shape.vocabulary)
     # As the model makes them, in fp32 divided by the temperature, and what their sum is made of.
     copied = FP32 if bf16 or settings.temperature not in (0, 1) else 0
     looked_at = {

@@ -15,7 +15,7 @@ from data.sources.values import RowError, as_list, as_text, parsed_object
 from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods, too_long
 from pipeline.evaluation.benchmarks.measures import Measure, Row
-from pipeline.evaluation.benchmarks.rows import read_rows
+from pipeline.evaluation.benchmarks.rows import read_with_examples
 from pipeline.evaluation.benchmarks.settings import ChoicesSettings
 
 
@@ -69,10 +69,7 @@ def prepare(
     task: ChoicesSettings, say: Callable[[str], None], most: int | None = None
 ) -> tuple[list[Question], list[Question]]:
     """Return the questions, and those that examples are drawn from."""
-    questions = read_rows(task.source, read_question, say=say, most=most)
-    if task.examples is None:
-        return questions, questions
-    return questions, read_rows(task.examples, read_question, say=say, most=most)
+    return read_with_examples(task.source, task.examples, read_question, say=say, most=most)
 
 
 def ask(

@@ -17,7 +17,7 @@ from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
 from pipeline.evaluation.benchmarks.majority import majority_right
 from pipeline.evaluation.benchmarks.measures import Measure, Row
 from pipeline.evaluation.benchmarks.numbers import read_flexible, read_number, read_strict
-from pipeline.evaluation.benchmarks.rows import read_rows
+from pipeline.evaluation.benchmarks.rows import read_with_examples
 from pipeline.evaluation.benchmarks.settings import Gsm8kSettings
 from pipeline.generation.generate import Sampling
 
@@ -54,10 +54,7 @@ def prepare(
     task: Gsm8kSettings, say: Callable[[str], None], most: int | None = None
 ) -> tuple[list[Problem], list[Problem]]:
     """Return the problems, and those that examples are drawn from."""
-    problems = read_rows(task.source, read_problem, say=say, most=most)
-    if task.examples is None:
-        return problems, problems
-    return problems, read_rows(task.examples, read_problem, say=say, most=most)
+    return read_with_examples(task.source, task.examples, read_problem, say=say, most=most)
 
 
 def ask(

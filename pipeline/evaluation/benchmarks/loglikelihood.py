@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.models.batches import MOST_LOGITS
 from pipeline.models.load import context_length
 from pipeline.models.trials import evaluating, logits_are_head_of_hidden
 from reward.network.packed_trees import PackedTrees, group_by_prefix, pack_trees, shared_prefix
@@ -27,9 +28,6 @@ from reward.network.tree_attention import can_pack_trees, end_states, longest_se
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LOGITS = 60_000_000
-"""Logits computed at a time at most: 240 MB in fp32."""
 
 Ids = tuple[int, ...]
 Trees = list[list[Ids]]
@@ -234,7 +232,7 @@ class _Passes:
         tokens_N = torch.tensor(tokens, device=order_N.device)
         logprobs_N = torch.empty(len(tokens), device=order_N.device)
         greedy_N = torch.empty(len(tokens), dtype=torch.bool, device=order_N.device)
-        step = max(1, _LOGITS // width)
+        step = max(1, MOST_LOGITS // width)
         for at in range(0, len(states_NX), step):
             logits_XV = head(states_NX[at : at + step]).float()
             here_N = ((order_N >= at) & (order_N < at + step)).nonzero()[:, 0]

@@ -63,3 +63,17 @@ def read_rows(
     for line in report.lines():
         say(line)
     return items
+
+
+def read_with_examples(
+    settings: SourceSettings,
+    examples: SourceSettings | None,
+    convert: Callable[[Mapping[str, Any]], Item],
+    *,
+    say: Callable[[str], None],
+    most: int | None = None,
+) -> tuple[list[Item], list[Item]]:
+    """Return what is asked, and what examples are drawn from: the same where none are named."""
+    asked = read_rows(settings, convert, say=say, most=most)
+    pool = asked if examples is None else read_rows(examples, convert, say=say, most=most)
+    return asked, pool

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.errors import SourceError
+from data.json_lines import write_json_lines
 from data.records import PromptRow
 from data.sources.fingerprint import fingerprint
 from data.storage import write_atomically
@@ -141,7 +142,7 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
             for name in plan.checkpoints
             for row in _rows(plan, name, answers[name], kls[name], proxies[name])
         ]
-        _write_rows(workspace.folder / SAMPLES, rows)
+        write_json_lines(workspace.folder / SAMPLES, rows)
     results = _results(plan, rows, answers, too_long)
     _add_texts(results, plan, workspace, answers)
     results["tasks"] = _tasks(plan, workspace)
@@ -165,7 +166,7 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
         {**row, "index": place // plan.best_of, "sample": place % plan.best_of}
         for place, row in enumerate(_rows(pool, name, answers[name], None, proxies))
     ]
-    _write_rows(workspace.folder / POOL, rows)
+    write_json_lines(workspace.folder / POOL, rows)
     return {"checkpoint": name, **from_pool(rows, resamples=plan.resamples, seed=plan.seed)}
 
 
@@ -181,7 +182,7 @@ def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
         return workspace.kept(f"{name}: {task.called}", follows_from, ask)
 
     rows = task_rows(plan.tasks, subjects, kept=kept, say=workspace.console.say)
-    _write_rows(workspace.folder / TASKS, rows)
+    write_json_lines(workspace.folder / TASKS, rows)
     return task_figures(rows, resamples=plan.resamples, seed=plan.seed)
 
 
@@ -194,7 +195,7 @@ def _subject(plan: Plan, workspace: EvaluationWorkspace, name: str) -> Subject:
         name=name,
         model=_model(plan, source),
         tokenizer=tokenizer,
-        plain=name in plan.plain or not tokenizer.chat_template,
+        plain=_plain(plan, name, tokenizer),
         batch_size=plan.batch_size,
         seed=plan.seed,
         progress=lambda total, label, unit: workspace.progress(total, f"{name}: {label}", unit),
@@ -213,7 +214,7 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         limit = configured_context(config)
         if limit is None:
             continue
-        plain = name in plan.plain or not tokenizer.chat_template
+        plain = _plain(plan, name, tokenizer)
         for place, row in enumerate(plan.prompts):
             size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
             fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
@@ -236,6 +237,10 @@ def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(source, trust_remote_code=plan.trust_remote_code)
 
 
+def _plain(plan: Plan, name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return name in plan.plain or not tokenizer.chat_template
+
+
 def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
     gc.collect()  # the model before this one is gone, but for cycles
     dtype = torch.bfloat16 if plan.bf16 else torch.float32
@@ -247,7 +252,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     """Return a checkpoint's answers, its own log-probability of each, and its loss of each text."""
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
-    plain = name in plan.plain or not tokenizer.chat_template
+    plain = _plain(plan, name, tokenizer)
     asked = [row.prompt for row in plan.prompts]
     prompts = [prompt_ids(tokenizer, prompt, plain=plain) for prompt in asked]
     endings = eos_ids(tokenizer, model)
@@ -342,10 +347,11 @@ def _kls(
         return dict.fromkeys(plan.checkpoints)
     source = plan.checkpoints[plan.reference]
     model = cache(partial(_model, plan, source))  # loaded where something is not kept
+    vocabulary = cache(lambda: _tokenizer(plan, source).get_vocab())
 
     def kl(name: str) -> list[float] | None:
         other, mine = plan.checkpoints[name], answers[name]
-        if _tokenizer(plan, other).get_vocab() != _tokenizer(plan, source).get_vocab():
+        if _tokenizer(plan, other).get_vocab() != vocabulary():
             workspace.console.say(f"  {name}: no KL, its tokenizer is not that of {plan.reference}")
             return None
         label = f"{name}: KL to {plan.reference}"
@@ -429,11 +435,6 @@ def _rows(
     return rows
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_atomically(path, text)
-
-
 def _results(
     plan: Plan,
     rows: Sequence[Mapping[str, Any]],
@@ -489,7 +490,7 @@ def _add_texts(
         for index, loss in enumerate(mine["losses"])
     ]
     if rows:
-        _write_rows(workspace.folder / TEXTS, rows)
+        write_json_lines(workspace.folder / TEXTS, rows)
     found = text_figures(rows, resamples=plan.resamples, seed=plan.seed)
     for name, figures_ in found.checkpoints.items():
         results["checkpoints"][name] |= figures_

@@ -5,19 +5,17 @@ Shapes: B rows, L tokens of prompt and response, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline.models.batches import batches_by_length
 from pipeline.models.unused_ids import without_unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LOGITS = 60_000_000
-"""Logits computed at a time at most: 240 MB in fp32."""
 
 
 @torch.no_grad()
@@ -42,26 +40,14 @@ def response_logprobs(
     """
     sums = [0.0] * len(prompts)
     model.eval()
-    for rows in _batches(prompts, responses, batch_size, vocabulary=model.config.vocab_size):
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    for rows in batches_by_length(lengths, batch_size, vocabulary=model.config.vocab_size):
         batch = [(prompts[i], responses[i]) for i in rows]
         for row, total in zip(rows, _batch_logprobs(model, batch, temperature), strict=True):
             sums[row] = total
         if advance is not None:
             advance(len(rows))
     return sums
-
-
-def _batches(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], most: int, *, vocabulary: int
-) -> Iterator[list[int]]:
-    """Yield row numbers, longest first, cut so that the logits of a batch fit the memory."""
-    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        rows = max(1, min(most, _LOGITS // (lengths[order[start]] * vocabulary)))
-        yield order[start : start + rows]
-        start += rows
 
 
 def _batch_logprobs(

@@ -73,11 +73,12 @@ def collect(
         "versions": library_versions(),
         "not_done": dict(not_done),
         "stages": stages,
-        "reward_model": _quality(current),
+        "reward_model": _last_left(current, "reward", QUALITY),
         **_merged(evaluations),
     }
     # Along training before by choosing: it is of the policy that the recipe made.
-    report["over_optimisation"] = _along_training(current) or report["over_optimisation"]
+    along_training = _last_left(current, "ppo", FILE)
+    report["over_optimisation"] = along_training or report["over_optimisation"]
     return _cleaned(report)
 
 
@@ -150,25 +151,17 @@ def _common_seed(artifacts: Mapping[str, Artifact]) -> int | None:
     return seeds.pop() if len(seeds) == 1 else None
 
 
-def _quality(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
-    """Return the last reward stage's quality, None when there is none."""
-    quality = None
-    for name, artifact in artifacts.items():
-        path = artifact.folder / QUALITY
-        if artifact.kind == "reward" and path.is_file():
-            content = read_json_object(path)
-            quality = {"stage": name, **content}
-    return quality
-
-
-def _along_training(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
-    """Return the over-optimisation of the last ppo stage that was evaluated while it ran."""
-    found = None
-    for name, artifact in artifacts.items():
-        path = artifact.folder / FILE
-        if artifact.kind == "ppo" and path.is_file():
-            found = {"stage": name, **read_json_object(path)}
-    return found
+def _last_left(artifacts: Mapping[str, Artifact], kind: str, file: str) -> dict[str, Any] | None:
+    """Return what the last stage of a kind that left a file says there; None when none did."""
+    left = [
+        (name, artifact.folder / file)
+        for name, artifact in artifacts.items()
+        if artifact.kind == kind and (artifact.folder / file).is_file()
+    ]
+    if not left:
+        return None
+    name, path = left[-1]
+    return {"stage": name, **read_json_object(path)}
 
 
 def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

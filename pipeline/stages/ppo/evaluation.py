@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from data.json_lines import read_json_lines, read_json_object
 from data.sources.split import opening
 from data.storage import write_atomically
 from data.words import counted
-from pipeline.contract.sources import PROMPTS, as_it_is
+from pipeline.stages.ppo.sources import read_prompts
 from pipeline.stages.reward_terms import load_terms
 
 if TYPE_CHECKING:
@@ -66,16 +65,7 @@ def _prompts(
     context: StageContext[PpoSettings], tokenizer: Any, trained_on: Sequence[PreparedPrompt]
 ) -> list[PreparedPrompt]:
     """Return the prompts whose opening, letter case and spacing aside, PPO does not sample on."""
-    from pipeline.rl.prompts import PromptReport, prepare_prompts
-
-    settings, report = context.settings, PromptReport()
-    read = prepare_prompts(
-        context.read("evaluation_prompts", settings.evaluation_prompts, as_it_is, wanted=PROMPTS),
-        tokenizer=copy.deepcopy(tokenizer),
-        max_tokens=settings.max_prompt_tokens,
-        prefix_tokens=settings.prefix_tokens,
-        report=report,
-    )
+    read, report = read_prompts(context, "evaluation_prompts", tokenizer)
     seen = {opening(each.prompt) for each in trained_on}
     prompts = [each for each in read if opening(each.prompt) not in seen]
     shared = len(read) - len(prompts)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import HandOverError
 from pipeline.contract.settings import SourceSettings
-from pipeline.contract.sources import TEXTS, as_it_is
+from pipeline.contract.sources import PROMPTS, TEXTS, as_it_is
 
 if TYPE_CHECKING:
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
+    from pipeline.rl.prompts import PreparedPrompt, PromptReport
     from pipeline.stages.ppo.settings import PpoSettings
+
+
+def read_prompts(
+    context: StageContext[PpoSettings],
+    field: Literal["prompts", "evaluation_prompts"],
+    tokenizer: Any,
+) -> tuple[list[PreparedPrompt], PromptReport]:
+    """Return the prompts of a setting as the policy takes them, and what became of the rows."""
+    from pipeline.rl.prompts import PromptReport, prepare_prompts
+
+    settings, report = context.settings, PromptReport()
+    prompts = prepare_prompts(
+        context.read(field, getattr(settings, field), as_it_is, wanted=PROMPTS),
+        # To use one forgets how it fills up and cuts; it is published as it came.
+        tokenizer=copy.deepcopy(tokenizer),
+        max_tokens=settings.max_prompt_tokens,
+        prefix_tokens=settings.prefix_tokens,
+        report=report,
+    )
+    return prompts, report
 
 
 def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list[list[int]] | None:

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, RewardError, RolloutError, SourceError
 from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
-from pipeline.contract.sources import PROMPTS, as_it_is
 from pipeline.stages.ppo.checks import check, check_processes
 from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.ppo.sources import pretraining_rows
+from pipeline.stages.ppo.sources import pretraining_rows, read_prompts
 from pipeline.stages.reward_terms import (
     length_warnings,
     load_terms,
@@ -130,17 +129,8 @@ def _outlets(context: StageContext[PpoSettings], ppo: Ppo, bar: Progress) -> Out
 
 
 def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[PreparedPrompt]:
-    from pipeline.rl.prompts import PromptReport, prepare_prompts
-
-    settings, report = context.settings, PromptReport()
-    prompts = prepare_prompts(
-        context.read("prompts", settings.prompts, as_it_is, wanted=PROMPTS),
-        # To use one forgets how it fills up and cuts; it is published as it came.
-        tokenizer=copy.deepcopy(tokenizer),
-        max_tokens=settings.max_prompt_tokens,
-        prefix_tokens=settings.prefix_tokens,
-        report=report,
-    )
+    settings = context.settings
+    prompts, report = read_prompts(context, "prompts", tokenizer)
     for line in report.lines():
         context.say(line)
     lost = report.dropped.total() - report.dropped["the same prompt again"]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from data.errors import ModelError, SourceError
 from data.text.chat import front_ids
 from data.text.tokenizer import tokenize_documents
+from pipeline.models.batches import batches_by_length
 from pipeline.models.load import context_length as model_context
 from pipeline.models.trials import evaluating
 from pipeline.training.objectives.causal import (
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 LARGEST_LOSS = 700.0
 """Loss whose exponential is still a float."""
-_LOGITS = 60_000_000
-"""Logits computed at a time at most: 240 MB in fp32."""
 
 
 def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, float]:
@@ -147,7 +146,9 @@ def text_losses(
     nats = [0.0] * len(texts)
     device = next(model.parameters()).device
     with evaluating(model):
-        for group in _groups(windows, batch_size, vocabulary=len(tokenizer)):
+        lengths = [len(window.ids) for window in windows]
+        for places in batches_by_length(lengths, batch_size, vocabulary=len(tokenizer)):
+            group = [windows[place] for place in places]
             batch = _padded(group).to(device)
             for window, loss in zip(group, _row_losses(model, batch), strict=True):
                 nats[window.text] += loss
@@ -203,16 +204,6 @@ def _windows(place: int, front: list[int], ids: list[int], limit: int) -> Iterat
     yield _Window(place, whole[:limit], len(front))
     for at in range(limit - 1, len(whole) - 1, limit - 1):
         yield _Window(place, whole[at : at + limit], 1)
-
-
-def _groups(windows: list[_Window], most: int, *, vocabulary: int) -> Iterator[list[_Window]]:
-    """Yield windows of a like length, the longest first, as many as their logits fit the memory."""
-    order = sorted(windows, key=lambda window: len(window.ids), reverse=True)
-    at = 0
-    while at < len(order):
-        rows = max(1, min(most, _LOGITS // (len(order[at].ids) * vocabulary)))
-        yield order[at : at + rows]
-        at += rows
 
 
 def _padded(group: Sequence[_Window]) -> LmBatch:

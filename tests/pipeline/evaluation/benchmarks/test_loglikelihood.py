@@ -62,7 +62,7 @@ def test_neither_batch_size_nor_order_nor_trees_change_one(
     assert sum(done) == len(PAIRS)
     alone = loglikelihoods(model, PAIRS, batch_size=1)
     backwards = loglikelihoods(model, PAIRS[::-1], batch_size=3)[::-1]
-    monkeypatch.setattr(loglikelihood, "_LOGITS", 1)
+    monkeypatch.setattr(loglikelihood, "MOST_LOGITS", 1)
     in_pieces = loglikelihoods(model, PAIRS, batch_size=5)
     monkeypatch.setattr(loglikelihood, "can_pack_trees", lambda body: False)
     as_rows = loglikelihoods(model, PAIRS, batch_size=3)

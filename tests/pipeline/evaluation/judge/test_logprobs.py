@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.evaluation.judge import logprobs as sampling
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.generation.generate import Sampling, generate
+from pipeline.models import batches
 
 PROMPTS = [[8, 9, 10], [11, 12], [13, 14, 15, 16, 17]]
 RESPONSES = [[20, 21, 6], [22], [23, 24]]
@@ -38,7 +38,7 @@ def test_neither_batch_nor_padding_changes_a_logprob(
     arguments = (model, PROMPTS, RESPONSES)
     together = response_logprobs(*arguments, temperature=1, batch_size=8)
     done: list[int] = []
-    monkeypatch.setattr(sampling, "_LOGITS", 1)
+    monkeypatch.setattr(batches, "MOST_LOGITS", 1)
     alone = response_logprobs(*arguments, temperature=1, batch_size=8, advance=done.append)
     assert together == pytest.approx(alone, abs=1e-5)
     assert done == [1, 1, 1]
