@@ -17,8 +17,9 @@ from pipeline.evaluation.benchmarks.run import check_tasks
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
-from pipeline.evaluation.judge.judge import Plan, evaluate
+from pipeline.evaluation.judge.judge import evaluate
 from pipeline.evaluation.judge.overlap import seen_lines
+from pipeline.evaluation.judge.plan import Plan
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import Sampling

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
     from pipeline.evaluation.judge.inputs import Opening
-    from pipeline.evaluation.judge.judge import Plan
+    from pipeline.evaluation.judge.plan import Plan
 
 
 def check(settings: EvaluateSettings, hand: HandOver) -> None:
@@ -92,8 +92,8 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
 
 
 def _plan(context: StageContext[EvaluateSettings]) -> Plan:
-    from pipeline.evaluation.judge.judge import Plan
     from pipeline.evaluation.judge.overlap import seen_before
+    from pipeline.evaluation.judge.plan import Plan
     from pipeline.generation.generate import Sampling
     from pipeline.models.load import pick_device, resolve_bf16
     from pipeline.stages.evaluate.readings import made_by, made_elsewhere, readings

@@ -1,0 +1,63 @@
+"""What an evaluation is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.records import PromptRow
+from pipeline.evaluation.benchmarks.settings import TaskSettings
+from pipeline.evaluation.judge.figures import RESAMPLES
+from pipeline.generation.generate import Sampling
+
+if TYPE_CHECKING:
+    from reward.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how.
+
+    Attributes:
+        checkpoints: name -> folder or hub id, in the order of training.
+        prompts: what they answer.
+        texts: what the perplexity is taken of; none, no perplexity.
+        reference: name of the checkpoint that KL is measured to; None for no KL.
+        plain: checkpoints that are given plain text instead of the chat template.
+        world_seed: seed of the embedded world whose annotator judges; None without that judge.
+        scorer: loads the reward model; None without one.
+        scorer_content: tells the scorer from others, for what is kept of its scores.
+        sampling: how tokens are drawn.
+        batch_size: rows a forward pass.
+        bf16: compute in bfloat16.
+        max_too_long_share: share of prompts too long for a checkpoint above which it stops.
+        resamples: draws of each bootstrap.
+        seed: of sampling and of each bootstrap.
+        trust_remote_code: run code that a checkpoint carries.
+        seen: counts what of prompts and texts was seen in training; None where nobody knows.
+        made_by: the stages that each checkpoint came to be by, as far as they read prompts.
+        tasks: benchmark tasks that each checkpoint is asked, prompts or none.
+        best_of: answers to each prompt drawn from the reference, to choose among; 0 for none.
+    """
+
+    checkpoints: Mapping[str, str | Path]
+    prompts: Sequence[PromptRow]
+    texts: Sequence[str] = ()
+    reference: str | None = None
+    plain: frozenset[str] = frozenset()
+    world_seed: int | None = None
+    scorer: Callable[[], Scorer] | None = None
+    scorer_content: Any = None
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 64
+    bf16: bool = False
+    max_too_long_share: float = 0.05
+    resamples: int = RESAMPLES
+    seed: int = 0
+    trust_remote_code: bool = False
+    seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+    made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tasks: Sequence[TaskSettings] = ()
+    best_of: int = 0
