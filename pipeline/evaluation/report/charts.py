@@ -72,8 +72,8 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     "ppo": (
         Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
-        Panel("Held out: PPO's reward", {"evaluation/scores": "held out"}),
-        Panel("Held out: second judge", {"evaluation/gold": "held out"}),
+        Panel("PPO's reward, prompts kept apart", {"evaluation/scores": "kept apart"}),
+        Panel("Second judge, prompts kept apart", {"evaluation/gold": "kept apart"}),
         Panel("KL to the reference, nats", {"objective/kl": "KL"}),
         Panel("Response length, tokens", {"objective/response_length": "length"}),
         Panel("Entropy, nats", {"objective/entropy": "entropy"}),
@@ -187,8 +187,8 @@ def reliability(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     if len(points) < 2:
         return None
     note = (
-        "Held-out pairs by the sigmoid of their difference in score, which on the dashed line can "
-        "be read as a probability."
+        "Pairs kept from its training, by the sigmoid of their difference in score, which on the "
+        "dashed line can be read as a probability."
     )
     return Chart("Calibration", reliability_plot(points), (), note)
 

@@ -82,6 +82,13 @@ def collect(
     return _cleaned(report)
 
 
+def over_optimisations(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a report tells of over-optimisation: its own, then by choosing if that isn't."""
+    first = report["over_optimisation"]
+    chosen = [found.get("over_optimisation") for found in report["evaluations"].values()]
+    return [found for found in (first, *(each for each in chosen if each != first)) if found]
+
+
 def collect_evaluation(folder: Path) -> dict[str, Any]:
     """Return the report of an evaluation alone: the keys of a run's, without stages.
 
@@ -180,7 +187,7 @@ def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         merged["over_optimisation"] = (
             results.get("over_optimisation") or merged["over_optimisation"]
         )
-        told = ("checkpoints", "verdict", *lists, *merged)
+        told = ("checkpoints", "verdict", *lists, "judges")
         rest[stage] = {k: v for k, v in results.items() if k not in told} | {"checkpoints": names}
     return {"checkpoints": checkpoints, **lists, **merged, "evaluations": rest}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.pathologies import pathology_lines
+from pipeline.evaluation.report.collect import over_optimisations
 
 
 def notices(report: Mapping[str, Any]) -> list[str]:
@@ -44,9 +45,11 @@ def seen_sentences(evaluation: Mapping[str, Any]) -> list[str]:
 def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what puts the outcome in doubt: the section that has more of it, and a sentence."""
     found: list[tuple[str, str]] = []
-    over = report["over_optimisation"] or {}
-    if over.get("turn") is not None and over.get("sentence"):
-        found.append(("trade-off", _sentence(over["sentence"])))
+    found += [
+        ("trade-off", _sentence(over["sentence"]))
+        for over in over_optimisations(report)
+        if over.get("turn") is not None and over.get("sentence")
+    ]
     warning = (report["reward_model"] or {}).get("warning")
     if warning:
         found.append(("reward-model", _sentence(warning)))

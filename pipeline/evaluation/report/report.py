@@ -19,7 +19,13 @@ from data.words import counted
 from pipeline.contract.artifacts import Artifact
 from pipeline.evaluation.judge.overlap import held_out
 from pipeline.evaluation.report import reward_model, tables, view
-from pipeline.evaluation.report.collect import ALONE, collect, collect_evaluation, read_metrics
+from pipeline.evaluation.report.collect import (
+    ALONE,
+    collect,
+    collect_evaluation,
+    over_optimisations,
+    read_metrics,
+)
 from pipeline.evaluation.report.notices import notices, warnings
 
 PAGES = ("report.json", "index.html")
@@ -191,8 +197,7 @@ def _charts(report: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str,
     """Return the curves of each stage, and the pictures of reward against KL."""
     from pipeline.evaluation.report import charts
 
-    found = report["over_optimisation"]
-    training, trade_offs = [], [charts.gold_and_proxy(found) if found else None]
+    training, trade_offs = [], [charts.gold_and_proxy(f) for f in over_optimisations(report)]
     for name, stage in report["stages"].items():
         if name in report["not_done"]:
             continue

@@ -266,7 +266,8 @@ def test_two_evaluations_keep_their_checkpoints_apart(run: Path) -> None:
     assert "again/ppo" in Page(html).text
 
 
-def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
+def _over_optimised(run: Path) -> Artifact:
+    """Publish a PPO stage whose gold turned."""
     points = [
         {"step": step, "kl": 2.0 * step, "gold": gold, "gold_ci95": [gold - 0.1, gold + 0.1],
          "proxy": step / 5, "proxy_ci95": [step / 5, step / 5]}
@@ -281,12 +282,44 @@ def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
         "sentence": "proxy went on rising from KL 10.0 on while gold fell: take update 5",
     }
     updates = [{"step": i, "evaluation/scores": 0.1 * i, "evaluation/gold": 0.5} for i in (0, 5, 9)]
-    ppo = stage(run, "ppo", "ppo", rows=updates, over_optimisation=found)
+    return stage(run, "ppo", "ppo", rows=updates, over_optimisation=found)
+
+
+def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
+    ppo = _over_optimised(run)
     report, page = written(run, {"ppo": ppo, "evaluate": evaluation(run)})
+    found = json.loads((ppo.folder / "over_optimisation.json").read_text())
     assert report["over_optimisation"] == {"stage": "ppo", **found}
     told = "Proxy went on rising from KL 10.0 on while gold fell: take update 5."
-    assert told in page and "Held out: second judge" in page
+    assert told in page and "Second judge, prompts kept apart" in page
     assert report["verdict"][0].endswith("gold turned at KL 10.0.")
+
+
+def test_both_ways_from_the_start_are_told(run: Path) -> None:
+    artifacts = {"ppo": _over_optimised(run), "evaluate": evaluation(run)}
+    path = artifacts["evaluate"].folder / "evaluation.json"
+    chosen = {
+        "source": "best_of_n", "x": "sqrt_kl", "fits": [], "turn": {"n": 4, "kl": 0.6},
+        "checkpoint": "sft",
+        "points": [
+            {"n": n, "kl": kl, "gold": gold, "gold_ci95": [gold, gold], "proxy": kl,
+             "proxy_ci95": [kl, kl]}
+            for n, kl, gold in ((1, 0.0, 0.5), (4, 0.6, 0.6), (8, 1.2, 0.4))
+        ],
+        "sentence": "proxy went on rising from KL 0.6 on: take n = 4",
+    }  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"over_optimisation": chosen}))
+    report, html = written(run, artifacts)
+    assert report["over_optimisation"]["source"] == "ppo"
+    assert report["evaluations"]["evaluate"]["over_optimisation"] == chosen
+    text = Page(html).text
+    assert "Gold and reward model along PPO" in text
+    assert "Gold and reward model by best-of-n" in text
+    first = Page(html[html.index("<header>") : html.index("</header>")]).text
+    assert "take n = 4." in first and "take update 5." in first
+    alone, html = written(run, {"evaluate": artifacts["evaluate"]})
+    assert alone["over_optimisation"] == chosen
+    assert html.count("Gold and reward model by best-of-n</span>") == 1
 
 
 def test_writing_again_replaces_the_report(run: Path) -> None:
@@ -307,7 +340,7 @@ def test_what_an_outdated_stage_left_is_no_figure(run: Path) -> None:
     assert {name: stage["state"].partition(":")[0] for name, stage in report["stages"].items()} == {
         "base": "done", "reward": "outdated", "ppo": "done", "evaluate": "outdated",
     }  # fmt: skip
-    assert "held-out pairs" not in text
+    assert "pairs kept from it" not in text
     assert report["verdict"] == []
     crossed = re.findall(r"<s>(.*?)</s>", (run / "report" / "index.html").read_text("utf-8"))
     assert {"reward", "evaluate"} <= set(crossed)
