@@ -5,14 +5,20 @@
     index, id, prompt, checkpoint, plain, response, n_tokens, ended, kl, gold, proxy, assessment
 
 so `figures([*read_json_lines(path)])` gives the report's numbers again, perplexity apart, which is
-measured on texts and not on samples.
+measured on texts and not on samples. Judges that give no scores but compare two answers leave
+`judgements.jsonl` beside it, a row for each time they did, and `figures` takes its rows too:
+
+    judge, index, a, b, outcome
+
+`a` and `b` being two checkpoints, `a` the later one, and `outcome` 1 where its answer is better,
+half for a tie, else 0; each judge adds columns of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
 from data.records import prompt_hash
@@ -20,7 +26,7 @@ from pipeline.evaluation.judge.diversity import distinct, repetition
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.pathologies import pathologies
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry, elo
-from pipeline.evaluation.judge.winrates import compare, outcomes
+from pipeline.evaluation.judge.winrates import outcomes, win_rate
 
 Row = Mapping[str, Any]
 JUDGES = ("gold", "proxy")
@@ -37,8 +43,24 @@ SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignoran
 """What the embedded world's judge says of an answer besides its score."""
 
 
+class Verdict(NamedTuple):
+    """What a judge said of two samples; `outcome` is 1, half or 0 for the first."""
+
+    outcome: float
+    first: Row
+    second: Row
+
+
+Pair = tuple[str, str]
+"""Two checkpoints, the later one first."""
+
+
 def figures(
-    rows: Iterable[Row], *, resamples: int = RESAMPLES, seed: int = 0
+    rows: Iterable[Row],
+    judgements: Iterable[Row] = (),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
     """Return `checkpoints`, `win_rates`, `ratings`, `differences`, `pathologies` of all samples.
 
@@ -48,6 +70,7 @@ def figures(
 
     Args:
         rows: the samples.
+        judgements: what judges said who compare two answers.
         resamples: draws of each bootstrap.
         seed: of each bootstrap.
     """
@@ -56,17 +79,22 @@ def figures(
         by_name.setdefault(row["checkpoint"], []).append(row)
     for name, mine in by_name.items():
         by_name[name] = sorted(mine, key=lambda row: int(row["index"]))
-    pairs = [(later, earlier) for earlier, later in _neighbours_first(list(by_name))]
+    pairs = pairs_of(list(by_name))
+    judged = _verdicts(by_name, pairs, judgements)
     draw = {"resamples": resamples, "seed": seed}
     return {
         "checkpoints": {name: checkpoint_figures(mine, **draw) for name, mine in by_name.items()},
         "win_rates": [
-            rate
-            for a, b in pairs
-            for judge in JUDGES
-            for rate in _win_rate(a, by_name[a], b, by_name[b], judge, draw)
+            _win_rate(pair, judge, found[pair], draw)
+            for pair in pairs
+            for judge, found in judged.items()
+            if pair in found
         ],
-        "ratings": [rating for judge in JUDGES for rating in _ratings(by_name, pairs, judge, draw)],
+        "ratings": [
+            rating
+            for judge, found in judged.items()
+            for rating in _ratings(list(by_name), judge, found, draw)
+        ],
         "differences": [
             difference
             for a, b in pairs
@@ -77,9 +105,11 @@ def figures(
     }
 
 
-def _neighbours_first(names: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(names: Sequence[str]) -> list[Pair]:
+    """Return each two checkpoints, neighbours in the order of training first."""
     places = {name: place for place, name in enumerate(names)}
-    return sorted(combinations(names, 2), key=lambda pair: places[pair[1]] - places[pair[0]])
+    pairs = [(later, earlier) for earlier, later in combinations(names, 2)]
+    return sorted(pairs, key=lambda pair: places[pair[0]] - places[pair[1]])
 
 
 def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -122,26 +152,46 @@ def _matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
     return [(row, others[row["index"]]) for row in a if row["index"] in others]
 
 
+def _verdicts(
+    by_name: Mapping[str, Sequence[Row]], pairs: Sequence[Pair], judgements: Iterable[Row]
+) -> dict[str, dict[Pair, list[Verdict]]]:
+    """Return what each judge said of each two checkpoints; those it never compared are out."""
+    found: dict[str, dict[Pair, list[Verdict]]] = {}
+    for judge in JUDGES:
+        for a, b in pairs:
+            both = _judged(by_name[a], by_name[b], judge)
+            for outcome, (first, second) in zip(outcomes(*_scores(both, judge)), both, strict=True):
+                verdict = Verdict(outcome, first, second)
+                found.setdefault(judge, {}).setdefault((a, b), []).append(verdict)
+    samples = {(name, row["index"]): row for name, mine in by_name.items() for row in mine}
+    for row in judgements:
+        a, b, index = row["a"], row["b"], row["index"]
+        verdict = Verdict(row["outcome"], samples[a, index], samples[b, index])
+        found.setdefault(row["judge"], {}).setdefault((a, b), []).append(verdict)
+    return found
+
+
 def _win_rate(
-    a: str, rows_a: Sequence[Row], b: str, rows_b: Sequence[Row], judge: str, draw: dict[str, int]
-) -> list[dict[str, Any]]:
-    both = _judged(rows_a, rows_b, judge)
-    if not both:
-        return []
-    scores_a, scores_b = _scores(both, judge)
-    prompts = [prompt_hash(row["prompt"]) for row, _ in both]
-    lengths = [len(row_a["response"]) - len(row_b["response"]) for row_a, row_b in both]
-    won = compare(scores_a, scores_b, prompts=prompts, **draw)
-    even = length_controlled(outcomes(scores_a, scores_b), lengths, prompts, **draw)
-    counts = {"wins": won.wins, "ties": won.ties, "losses": won.losses}
-    rate = {
+    pair: Pair, judge: str, verdicts: Sequence[Verdict], draw: dict[str, int]
+) -> dict[str, Any]:
+    judged = [verdict.outcome for verdict in verdicts]
+    prompts = [prompt_hash(row["prompt"]) for _, row, _ in verdicts]
+    lengths = [len(a["response"]) - len(b["response"]) for _, a, b in verdicts]
+    won = win_rate(judged, prompts=prompts, **draw)
+    even = length_controlled(judged, lengths, prompts, **draw)
+    return {
+        "a": pair[0],
+        "b": pair[1],
+        "judge": judge,
+        "wins": won.wins,
+        "ties": won.ties,
+        "losses": won.losses,
         "rate": won.rate.value,
         "ci95": won.rate.ci95,
         "n": won.rate.n,
         "rate_length_controlled": even.value,
         "ci95_length_controlled": even.ci95,
     }
-    return [{"a": a, "b": b, "judge": judge, **counts, **rate}]
 
 
 def _judged(a: Sequence[Row], b: Sequence[Row], judge: str) -> list[tuple[Row, Row]]:
@@ -154,21 +204,18 @@ def _scores(both: Sequence[tuple[Row, Row]], judge: str) -> tuple[list[float], l
 
 
 def _ratings(
-    by_name: Mapping[str, Sequence[Row]],
-    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str],
     judge: str,
+    found: Mapping[Pair, Sequence[Verdict]],
     draw: dict[str, int],
 ) -> list[dict[str, Any]]:
-    """Return the checkpoints' ratings by a judge; none where it compared no two of them."""
+    """Return the checkpoints' ratings by a judge."""
     comparisons = [
-        Comparison(a, b, outcome, prompt_hash(row["prompt"]))
-        for a, b in pairs
-        for both in [_judged(by_name[a], by_name[b], judge)]
-        for outcome, (row, _) in zip(outcomes(*_scores(both, judge)), both, strict=True)
+        Comparison(a, b, verdict.outcome, prompt_hash(verdict.first["prompt"]))
+        for (a, b), verdicts in found.items()
+        for verdict in verdicts
     ]
-    if not comparisons:
-        return []
-    ratings = bradley_terry(list(by_name), comparisons, **draw)
+    ratings = bradley_terry(names, comparisons, **draw)
     return [
         {
             "checkpoint": name,

@@ -34,23 +34,17 @@ def outcomes(a: Sequence[float], b: Sequence[float], *, tie: float = TIE) -> lis
     return [float(x) for x in (1 + (differences > tie) - (differences < -tie)) / 2]
 
 
-def compare(
-    a: Sequence[float],
-    b: Sequence[float],
+def win_rate(
+    judged: Sequence[float],
     *,
     prompts: Sequence[Hashable] | None = None,
     resamples: int,
     seed: int,
-    tie: float = TIE,
 ) -> WinRate:
-    """Count on how many prompts `a` scores above, the same as (within `tie`), and below `b`.
+    """Count outcomes: 1 a win, half a tie, 0 a loss.
 
     Where `prompts` tells that one was asked several times, its outcomes hang together.
-
-    Raises:
-        ValueError: the two have different lengths.
     """
-    judged = outcomes(a, b, tie=tie)
     wins, ties, losses = (judged.count(outcome) for outcome in (1.0, 0.5, 0.0))
     if prompts is None or len(set(prompts)) == len(judged):
         return rate(wins, ties, losses, resamples=resamples, seed=seed)

@@ -215,3 +215,45 @@ def test_who_was_compared_with_nobody_is_named() -> None:
     ratings = figures(rows, resamples=50, seed=0)["ratings"]
     assert isinstance(ratings, list)
     assert rating_lines(ratings)[0].endswith("sft 1000; never compared with it: good")
+
+
+def judgement(index: int, outcome: float, a: str = "ppo", b: str = "sft") -> dict[str, Any]:
+    return {"judge": "people", "index": index, "a": a, "b": b, "outcome": outcome}
+
+
+def test_judgements_of_pairs_are_a_judge_beside_the_scores() -> None:
+    said = [judgement(0, 1.0), judgement(1, 0.5), judgement(2, 0.0), judgement(3, 1.0)]
+    found: dict[str, Any] = figures(example(), said, resamples=50, seed=0)
+    rates = {rate["judge"]: rate for rate in found["win_rates"]}
+    people = rates["people"]
+    assert (people["wins"], people["ties"], people["losses"]) == (2, 1, 1)
+    assert people["rate"] == 2.5 / 4
+    assert [rating["judge"] for rating in found["ratings"]][-2:] == ["people", "people"]
+    without: dict[str, Any] = figures(example(), resamples=50, seed=0)
+    assert found["win_rates"][:2] == without["win_rates"]
+    assert found["ratings"][:4] == without["ratings"]
+
+
+def test_several_verdicts_on_a_prompt_are_no_independent_ones() -> None:
+    once = [judgement(index, float(index != 3)) for index in range(4)]
+    found: list[dict[str, Any]] = [
+        figures(example(), said, resamples=50, seed=0)
+        for said in (once, [row for row in once for _ in range(3)])
+    ]
+    one, thrice = (
+        next(rate for rate in each["win_rates"] if rate["judge"] == "people") for each in found
+    )
+    assert one["rate"] == thrice["rate"] == 0.75
+    assert (one["n"], thrice["n"]) == (4, 12)
+    widths = [rate["ci95"][1] - rate["ci95"][0] for rate in (one, thrice)]
+    assert widths[1] > 0.9 * widths[0]  # three times as many labels, and no more prompts
+
+
+def test_a_judge_of_some_pairs_rates_whom_it_compared() -> None:
+    rows = [row(i, name, gold=0.5) for name in ("base", "sft", "ppo") for i in range(2)]
+    said = [judgement(0, 1.0), judgement(1, 1.0)]
+    found: dict[str, Any] = figures(rows, said, resamples=50, seed=0)
+    rated = {
+        r["checkpoint"]: r["bradley_terry"] for r in found["ratings"] if r["judge"] == "people"
+    }
+    assert rated == {"base": 0.0, "sft": None, "ppo": None}  # nobody met the anchor
