@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[str], list[int]]
+_MOST_OF_CHARACTER = 4
+"""Tokens that a character may take: bytes of UTF-8."""
 _OPENINGS = ("\n", ".", "a")
 """Texts to stand behind; one that joins what follows to a token of its own is no use."""
 
@@ -41,6 +43,26 @@ def continuation_text(
     return text[len(opening) :] if text.startswith(opening) else _text(tokenizer, ids)
 
 
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]
+) -> list[str]:
+    """Return what each of the ids that go on from a prompt's adds to the text, special ones too.
+
+    A character of several tokens stands at the last of them; the others add nothing.
+    """
+    known, done, texts = [*prompt_ids, *ids], len(prompt_ids), []
+    # Read behind a few tokens before it alone, so that the time grows with the length, no faster.
+    start = max(0, done - _MOST_OF_CHARACTER)
+    for end in range(done + 1, len(known) + 1):
+        before, now = (_text(tokenizer, known[start:stop], special=True) for stop in (done, end))
+        last = end - done >= _MOST_OF_CHARACTER or end == len(known)
+        whole = last or not now.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(now[len(before) :] if whole else "")
+        if whole:
+            start, done = done, end
+    return texts
+
+
 def _changes_what_comes_first(encode: Encode) -> bool:
     behind = (_behind(encode, opening, "a") for opening in _OPENINGS)
     return any(rest not in (None, encode("a")) for rest in behind)
@@ -52,7 +74,9 @@ def _behind(encode: Encode, opening: str, text: str) -> list[int] | None:
     return both[len(first) :] if first and both[: len(first)] == first else None
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
     # Some tokenisers tidy spaces before marks by default, which the text that is scored then lacks.
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
     return str(text)

@@ -27,6 +27,7 @@ from pipeline.evaluation.report.collect import (
     read_metrics,
 )
 from pipeline.evaluation.report.notices import notices, warnings
+from pipeline.evaluation.report.rollouts import rollouts
 
 PAGES = ("report.json", "index.html")
 MARK = "made_before"
@@ -175,6 +176,7 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
         alarms=view.alarm_rows(report),
         total_time=view.clock(report["seconds"]),
         samples=_samples(report, folders),
+        rollouts=_rollouts(report, folders),
         **_charts(report, folders),
     )
     return page + "\n"
@@ -191,6 +193,16 @@ def _samples(report: Mapping[str, Any], folders: Mapping[str, Path]) -> list[dic
         ]
         groups += view.sample_groups(rows, seed=report["seed"] or 0)
     return groups
+
+
+def _rollouts(report: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return what is shown of the last stage of PPO that left roll-outs."""
+    found = None
+    for name, stage in report["stages"].items():
+        path = folders[name] / "samples.jsonl"
+        if stage["kind"] == "ppo" and name not in report["not_done"] and path.is_file():
+            found = rollouts([*read_json_lines(path)]) or found
+    return found
 
 
 def _charts(report: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Ppo:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update leaves for the logs."""
+    """What an update leaves for the logs; samples where they are due."""
 
     metrics: dict[str, float]
     samples: list[Mapping[str, object]]
@@ -316,10 +316,22 @@ def _result(
         "episode": ppo.update * ppo.hyper.batch_size,
         "time/episodes_per_second": ppo.hyper.batch_size / max(seconds, 1e-9),
     }
+    if not is_due(ppo, ppo.hyper.sample_every):
+        return UpdateResult(metrics, [])
     rows = sample_rows(
-        episodes, scores, experience, update=ppo.update, count=ppo.hyper.sample_count
+        episodes,
+        scores,
+        experience,
+        update=ppo.update,
+        count=ppo.hyper.sample_count,
+        tokenizer=ppo.tokenizer,
     )
     return UpdateResult(metrics, rows)
+
+
+def is_due(ppo: Ppo, every: int) -> bool:
+    """Tell whether something is due that comes every so many updates, and after the last."""
+    return every > 0 and (ppo.update % every == 0 or ppo.update == ppo.hyper.updates)
 
 
 def save(ppo: Ppo, states: ResumeStore) -> None:

@@ -16,10 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from statistics import variance as sample_variance
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from data.text.continuation import token_texts
 from pipeline.rl.maths.kl import Estimator, kl_estimate
 from pipeline.rl.maths.masking import masked_sum
 from pipeline.rl.ppo.experience import Experience
@@ -27,6 +29,12 @@ from pipeline.rl.ppo.optimize import Steps
 from pipeline.rl.processes import World
 from pipeline.rl.rewards import Scores
 from pipeline.rl.rollout.rollout import Episodes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKEN_ROWS = 2
+"""Episodes of a sampled update whose tokens are written with their figures."""
 
 
 def objective_metrics(
@@ -168,12 +176,19 @@ def step_metrics(steps: Steps) -> dict[str, float]:
 
 
 def sample_rows(
-    episodes: Episodes, scores: Scores, experience: Experience, *, update: int, count: int
+    episodes: Episodes,
+    scores: Scores,
+    experience: Experience,
+    *,
+    update: int,
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Mapping[str, object]]:
-    """Return some episodes as rows of samples.jsonl."""
+    """Return some episodes as rows of samples.jsonl, the first with the figures of each token."""
     kl_B = torch.where(experience.tokens.mask_BT, experience.log_ratio_BT, 0.0).sum(dim=1)
-    return [
-        {
+    rows: list[Mapping[str, object]] = []
+    for i in range(min(count, len(episodes))):
+        row: dict[str, object] = {
             "update": update,
             "prompt": episodes.prompts[i].prompt,
             "response": episodes.texts[i],
@@ -183,8 +198,29 @@ def sample_rows(
             "tokens": len(episodes.samples[i].token_ids),
             "ended": episodes.samples[i].ended,
         }
-        for i in range(min(count, len(episodes)))
-    ]
+        if i < TOKEN_ROWS:
+            row["by_token"] = _by_token(episodes, experience, i, tokenizer)
+        rows.append(row)
+    return rows
+
+
+def _by_token(
+    episodes: Episodes, experience: Experience, i: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[str] | list[float]]:
+    """Return the text of each token of an episode, and beside it what PPO made of it."""
+    ids = episodes.samples[i].token_ids
+    figures = {
+        "kl": experience.log_ratio_BT,
+        "value": experience.values_BT,
+        "advantage": experience.advantages_BT,
+    }
+    return {
+        "text": token_texts(tokenizer, episodes.prompts[i].ids, ids),
+        **{
+            name: [round(value, 4) for value in figure_BT[i, : len(ids)].tolist()]
+            for name, figure_BT in figures.items()
+        },
+    }
 
 
 class Clock:

@@ -12,7 +12,7 @@ from pipeline.contract.resume import ResumeStore
 from pipeline.rl.health.best_policy import BestPolicy, alarm_lines, alarm_row
 from pipeline.rl.health.doctor import START_CHECKS
 from pipeline.rl.ppo.evaluation import FIGURES, HeldOut, evaluate
-from pipeline.rl.ppo.loop import Ppo, load_ppo_state, run_update, save, write_state
+from pipeline.rl.ppo.loop import Ppo, is_due, load_ppo_state, run_update, save, write_state
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def train(
         figures, begins = ppo.watch.observe(result.metrics)
         ppo.metrics = {**result.metrics, **figures}
         outlets.log(ppo.update, ppo.metrics)
-        if _is_due(ppo, ppo.hyper.sample_every):
+        if result.samples:
             outlets.write_samples(result.samples)
         for line in alarm_lines(begins, update=ppo.update):
             outlets.say(line)
@@ -84,7 +84,7 @@ def train(
         ends = bool(ending) and ppo.hyper.doctor.on_alarm != "warn"
         stop = should_stop()
         ppo.watch.ended_by = alarm_lines(ending, update=ppo.update) if ends else []
-        if stop or ends or _is_due(ppo, ppo.hyper.save_every):
+        if stop or ends or is_due(ppo, ppo.hyper.save_every):
             save(ppo, states)
         if ends:
             _end_on_alarm(ppo, best, ppo.watch.ended_by, outlets)
@@ -97,11 +97,7 @@ def train(
 
 def _evaluate_if_due(ppo: Ppo, held_out: HeldOut | None, outlets: Outlets) -> None:
     """Evaluate the policy of now, unless a part of the run that was cut off has done so."""
-    if (
-        held_out is None
-        or ppo.evaluated == ppo.update
-        or not _is_due(ppo, ppo.hyper.evaluate_every)
-    ):
+    if held_out is None or ppo.evaluated == ppo.update or not is_due(ppo, ppo.hyper.evaluate_every):
         return
     figures, rows = evaluate(ppo, held_out)
     outlets.write_evaluation(rows)
@@ -116,7 +112,7 @@ def _evaluate_if_due(ppo: Ppo, held_out: HeldOut | None, outlets: Outlets) -> No
         for name in FIGURES
         if name in figures
     )
-    outlets.say(f"after update {ppo.update}, {len(rows)} held-out prompts: {told}")
+    outlets.say(f"after update {ppo.update}, {len(rows)} prompts kept apart: {told}")
 
 
 def _keep_if_best(ppo: Ppo, best: BestPolicy, metrics: Mapping[str, float]) -> None:
@@ -160,8 +156,3 @@ def _end_on_alarm(ppo: Ppo, best: BestPolicy, lines: Sequence[str], outlets: Out
     load_ppo_state(ppo, folder, update)
     ppo.metrics = {**metrics, **figures, "doctor/back_to_update": update}
     outlets.say(f"the run ends with the policy after update {update}, the best before the alarm")
-
-
-def _is_due(ppo: Ppo, every: int) -> bool:
-    """Tell whether something is due that comes every so many updates, and after the last."""
-    return every > 0 and (ppo.update % every == 0 or ppo.update == ppo.hyper.updates)

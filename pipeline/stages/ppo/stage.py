@@ -4,11 +4,11 @@ The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in
 `pipeline/rl/ppo/loop.py`. What is left behind: `model/` (the policy, or its average), `adapter/`
 (of it, on a shared trunk, in peft's layout), `value_model/` (a token classifier with one label;
 where transformers has none for the architecture, `value_head.safetensors` of a head on the policy's
-trunk), `samples.jsonl` (episodes with their scores, every so many updates), `metrics.jsonl`,
-`doctor.jsonl` where an alarm rang, and `evaluation.jsonl` (the judged answers to held-out prompts)
-where `evaluate_every` asks for it. With a second judge also `over_optimisation.json` (points, fits
-and the turn of gold along training) and `best/model`, the best policy evaluated, by that judge,
-unless that is the start.
+trunk), `samples.jsonl` (episodes with their scores, every so many updates, the first two with what
+became of each token), `metrics.jsonl`, `doctor.jsonl` where an alarm rang, and `evaluation.jsonl`
+(the judged answers to prompts kept apart) where `evaluate_every` asks for it. With a second judge
+also `over_optimisation.json` (points, fits and the turn of gold along training) and `best/model`,
+the best policy evaluated, by that judge, unless that is the start.
 """
 
 from __future__ import annotations

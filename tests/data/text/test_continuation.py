@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.text.chat import render_completion, render_prompt, response_ids
-from data.text.continuation import continuation_text
+from data.text.continuation import continuation_text, token_texts
 
 PROMPT = "TL;DR:"
 TEXTS = (" The cat sat .", "The cat", "  two", "\nThe", " cat \n", "!", " ", " é☃")
@@ -82,6 +82,27 @@ def test_ids_become_the_text_they_are_of(tokenizer: Any, text: str) -> None:
     ids = response_ids(tokenizer, text, behind=PROMPT)
     assert continuation_text(tokenizer, opening, ids) == text
     assert continuation_text(tokenizer, opening, [*ids, tokenizer.eos_token_id]) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_texts_of_tokens_make_up_the_text(tokenizer: Any, text: str) -> None:
+    opening = render_prompt(tokenizer, PROMPT)
+    ids = [*response_ids(tokenizer, text, behind=PROMPT), tokenizer.eos_token_id]
+    texts = token_texts(tokenizer, opening, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == f"{text}</s>"
+
+
+def test_a_character_of_several_tokens_stands_at_the_last_of_them() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="</s>")
+    opening, ids = words("TL;DR:")["input_ids"], words("☃a")["input_ids"]
+    assert token_texts(words, opening, ids) == ["", "", "☃", "a"]
+    assert token_texts(words, opening, ids[:2])[-1] == "\N{REPLACEMENT CHARACTER}"
+    # Bytes that never become a character hold back no more than one could take.
+    broken = token_texts(words, opening, [ids[1]] * 9)
+    assert [bool(text) for text in broken] == [False] * 3 + [True] + [False] * 3 + [True] * 2
 
 
 def test_a_first_space_is_told_from_none(tokenizer: Any) -> None:

@@ -44,7 +44,7 @@ def evaluation(
 
 def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
     report = json.loads((evaluation / "report.json").read_text())
-    draw = {"resamples": 2000, "seed": 0}
+    draw: dict[str, Any] = {"resamples": 2000, "seed": 0}
     samples = [*read_json_lines(evaluation / "samples.jsonl")]
     again: dict[str, Any] = figures(samples, **draw)
     assert [row["checkpoint"] for row in report["provenance"]] == ["base", "sft", "ppo"]

@@ -142,7 +142,7 @@ def written(run: Path, artifacts: Mapping[str, Artifact]) -> tuple[dict[str, Any
 class Page(HTMLParser):
     """Collects elements, attributes and text, and checks that tags are closed in order."""
 
-    VOID = frozenset({"meta", "link", "br", "img"})
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -320,6 +320,33 @@ def test_both_ways_from_the_start_are_told(run: Path) -> None:
     alone, html = written(run, {"evaluate": artifacts["evaluate"]})
     assert alone["over_optimisation"] == chosen
     assert html.count("Gold and reward model by best-of-n</span>") == 1
+
+
+def test_roll_outs_of_ppo_are_coloured_and_stay_text(run: Path) -> None:
+    ppo = stage(run, "ppo", "ppo")
+    row = {
+        "update": 10, "prompt": NASTY, "response": NASTY, "score": 0.5, "scores": {}, "kl": 0.1,
+        "tokens": 2, "ended": True,
+        "by_token": {"text": [NASTY, "!"], "kl": [0.5, -0.4], "value": [0.1, 0.2],
+                     "advantage": [1.0, -1.0]},
+    }  # fmt: skip
+    (ppo.folder / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    _, html = written(run, {"ppo": ppo})
+    page = Page(html)
+    assert page.open == [] and NASTY in page.text
+    assert not {tag for tag, _ in page.tags} & {"script", "img"}
+    tokens = [a for tag, a in page.tags if tag == "span" and a.get("class") == "token"]
+    assert [token["data-told"] for token in tokens] == [
+        "KL +0.500, Value +0.100, Advantage +1.00",
+        "KL −0.400, Value +0.200, Advantage −1.00",
+    ]
+    assert all(token["tabindex"] == "0" for token in tokens)
+    views = [a for tag, a in page.tags if tag == "input"]
+    assert [view["id"] for view in views] == ["by-kl", "by-value", "by-advantage"]
+    style = html[: html.index("</style>")]
+    assert all(f"#{view['id']}:checked" in style for view in views[1:])
+    write_report(run, "quick", {"ppo": ppo}, {"ppo": "outdated: seed: 0 -> 1"})
+    assert 'id="rollouts"' not in (run / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_writing_again_replaces_the_report(run: Path) -> None:

@@ -186,7 +186,7 @@ def test_prompts_that_ppo_samples_on_are_left_out(
     assert {row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
             for row in told} == {"Who is it?", "Where?"}  # fmt: skip
     assert "left out 2 evaluation prompts: PPO samples on the same" in said
-    assert any(line.startswith("after update 0, 2 held-out prompts: scores ") for line in said)
+    assert any(line.startswith("after update 0, 2 prompts kept apart: scores ") for line in said)
     path.write_text(json.dumps({"prompt": "WHAT IS 0 + 0?"}) + "\n")
     with pytest.raises(SourceError, match="holds 1 prompt that fit, and PPO samples on 1 of them"):
         run(setting("none", evaluate_every=4, evaluation_prompts=[SourceSettings(path=str(path))]))

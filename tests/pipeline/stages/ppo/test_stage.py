@@ -140,6 +140,23 @@ def test_a_run_that_died_between_resume_states_ends_in_the_same_weights(setting:
     assert [r["step"] for r in rows(again.folder / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_what_ppo_made_of_each_token_is_written_of_a_few_samples(setting: Build) -> None:
+    context = setting(sample_every=2, sample_count=4)
+    run(context)
+    samples = rows(context.folder / "samples.jsonl")
+    assert [row["update"] for row in samples] == [2] * 4 + [4] * 4
+    told = [row for row in samples if "by_token" in row]
+    assert [samples.index(row) for row in told] == [0, 1, 4, 5]
+    for row in told:
+        columns = row["by_token"]
+        assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(
+            ("text", "kl", "value", "advantage"), row["tokens"]
+        )
+        assert sum(columns["kl"]) == pytest.approx(row["kl"], abs=1e-3)
+        assert ("<|end|>" in "".join(columns["text"])) == row["ended"]
+        assert any(columns["value"]) and any(columns["advantage"])
+
+
 def test_further_tokens_end_a_response(setting: Build) -> None:
     end = "e"
     context = setting(end_tokens=[end], sample_every=1, sample_count=8, max_new_tokens=12)
