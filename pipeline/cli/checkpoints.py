@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
+    from pipeline.evaluation.judge.people import People
     from pipeline.evaluation.judge.standalone import Request
 
 BestOfOption = Annotated[
@@ -32,6 +35,18 @@ BestOfOption = Annotated[
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE|NAME", help="Benchmark tasks: a YAML file of `tasks`, or world."),
+]
+
+PeopleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR[=OVERLAP]",
+        help="People compare the answers, not knowing whose they are: a run folder, or --out, to "
+        "name to `rlhf label serve`; three compare OVERLAP (0.2) of the pairs.",
+    ),
+]
+GuidelinesOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What these people read first, Markdown.")
 ]
 
 
@@ -56,6 +71,8 @@ def evaluate(
             help="Reward model that judges as proxy; given again, their weighted sum.",
         ),
     ] = None,
+    people: PeopleOption = None,
+    guidelines: GuidelinesOption = None,
     reference: Annotated[
         str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
     ] = None,
@@ -79,6 +96,7 @@ def evaluate(
         checkpoints=named(checkpoints),
         prompts=source_of(prompts) if prompts else None,
         texts=source_of(texts) if texts else None,
+        people=people_of(people, out, guidelines),
         rewards=weighted(reward or []),
         reference=reference,
         plain=plain or [],
@@ -111,6 +129,9 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
             _with_origins(request), out=out, console=console, stop_if_asked=stop.raise_if_asked
         )
     console.say(f"report: {write_evaluation_report(out)}")
+    if request.people is not None:
+        for line in still_open(results["judges"]["people"], request.people.run):
+            console.say(line)
     return results
 
 
@@ -133,6 +154,47 @@ def source_of(text: str) -> SourceSettings:
     if text.startswith("world:"):
         return SourceSettings(world=text.removeprefix("world:"))
     return SourceSettings(path=text)
+
+
+def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | None:
+    """Return how people are asked by `--people`, None where they are not."""
+    from data.errors import UsageError, in_words
+    from pipeline.cli.label_store import opened
+    from pipeline.evaluation.judge.people import People
+
+    if text is None:
+        if guidelines is not None:
+            raise UsageError("--guidelines is for people: name where they label by --people")
+        return None
+    place, equals, number = text.rpartition("=")
+    run, overlap = Path(place if equals else text), People.overlap
+    try:
+        overlap = float(number) if equals else overlap
+        read = guidelines.read_text(encoding="utf-8") if guidelines is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--guidelines {guidelines} can't be read: {in_words(error)}") from error
+    except ValueError:
+        overlap = math.nan
+    if not 0 <= overlap <= 1:
+        raise UsageError(f"--people {text}: write DIR or DIR=0.5, a share of the pairs")
+    if run.resolve() == out.resolve():
+        run.mkdir(parents=True, exist_ok=True)
+    opening = partial(opened, run, None, create=True)
+    with opening():  # refused now, not after all answers are there
+        return People(run=run, opened=opening, overlap=overlap, guidelines=read)
+
+
+def still_open(people: Mapping[str, Any], run: Path) -> list[str]:
+    """Return the commands to go on with where people have not compared all pairs yet."""
+    if not people["open"]:
+        return []
+    serve = ["rlhf", "label", "serve", str(run), "--campaign", people["campaign"]]
+    return [
+        f"people have compared {people['complete']} of {counted(people['pairs'], 'pair')} so far; "
+        "serve the rest, and once they have done more, count it:",
+        f"  {shlex.join(serve)}",
+        f"  {shlex.join(['rlhf', *sys.argv[1:]])}",
+    ]
 
 
 def named(checkpoints: list[str]) -> dict[str, str]:

@@ -146,7 +146,7 @@ def _share(rows: Sequence[Row], share: str) -> dict[str, Any]:
     return {"share": estimate.value, "ci95": estimate.ci95, "count": sum(marks), "n": len(marks)}
 
 
-def _matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+def matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return the samples of two checkpoints to the same prompts."""
     others = {row["index"]: row for row in b}
     return [(row, others[row["index"]]) for row in a if row["index"] in others]
@@ -196,7 +196,7 @@ def _win_rate(
 
 def _judged(a: Sequence[Row], b: Sequence[Row], judge: str) -> list[tuple[Row, Row]]:
     """Return the samples of two checkpoints to the same prompts that a judge scored both of."""
-    return [pair for pair in _matched(a, b) if all(row[judge] is not None for row in pair)]
+    return [pair for pair in matched(a, b) if all(row[judge] is not None for row in pair)]
 
 
 def _scores(both: Sequence[tuple[Row, Row]], judge: str) -> tuple[list[float], list[float]]:
@@ -233,7 +233,7 @@ def _difference(
 ) -> list[dict[str, Any]]:
     both = [
         (value_a, value_b)
-        for row_a, row_b in _matched(rows_a, rows_b)
+        for row_a, row_b in matched(rows_a, rows_b)
         for value_a, value_b in [(_value(row_a, measure), _value(row_b, measure))]
         if value_a is not None and value_b is not None
     ]

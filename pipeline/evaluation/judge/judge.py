@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.benchmarks.settings import TaskSettings
 
 SAMPLES = "samples.jsonl"
+JUDGEMENTS = "judgements.jsonl"
 POOL = "best_of_n.jsonl"
 RESULTS = "evaluation.json"
 
@@ -94,11 +95,15 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
             for row in _rows(plan, name, answers[name], kls[name], proxies[name])
         ]
         write_json_lines(workspace.folder / SAMPLES, rows)
-    results = _results(plan, rows, answers, too_long)
-    _add_texts(results, plan, workspace, answers)
-    results["tasks"] = _tasks(plan, workspace)
+    tasks, pool = _tasks(plan, workspace), None
     if plan.best_of and plan.reference:
-        results["over_optimisation"] = _best_of_n(plan, workspace, plan.reference)
+        pool = _best_of_n(plan, workspace, plan.reference)
+    judgements, judges = _judgements(plan, workspace, rows)
+    results = _results(plan, rows, judgements, answers, too_long) | {"judges": judges}
+    _add_texts(results, plan, workspace, answers)
+    results["tasks"] = tasks
+    if pool:
+        results["over_optimisation"] = pool
     write_atomically(
         workspace.folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n"
     )
@@ -386,14 +391,26 @@ def _rows(
     return rows
 
 
+def _judgements(
+    plan: Plan, workspace: EvaluationWorkspace, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Ask the judges who compare two answers; return what they said, and who they are."""
+    judged = {name: judge(rows) for name, judge in plan.pair_judges.items()}
+    judgements = [{"judge": name, **row} for name, said in judged.items() for row in said.rows]
+    if judged:
+        write_json_lines(workspace.folder / JUDGEMENTS, judgements)
+    return judgements, {name: said.told for name, said in judged.items()}
+
+
 def _results(
     plan: Plan,
     rows: Sequence[Mapping[str, Any]],
+    judgements: Sequence[Mapping[str, Any]],
     answers: Mapping[str, Mapping[str, Any]],
     too_long: int,
 ) -> dict[str, Any]:
     seen = None if plan.seen is None else plan.seen(plan.prompts, plan.texts)
-    from_samples = figures(rows, resamples=plan.resamples, seed=plan.seed)
+    from_samples = figures(rows, judgements, resamples=plan.resamples, seed=plan.seed)
     checkpoints = from_samples["checkpoints"]
     assert isinstance(checkpoints, dict)
     for name, checkpoint in checkpoints.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.records import PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
@@ -14,6 +14,22 @@ from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
     from reward.scorer import Scorer
+
+
+class Judged(NamedTuple):
+    """What a judge said who compares two answers.
+
+    Attributes:
+        rows: those of `judgements.jsonl`, the judge's name apart (see `figures`).
+        told: of what kind the judge is, and what else a reader must know of it.
+    """
+
+    rows: list[dict[str, Any]]
+    told: dict[str, Any]
+
+
+PairJudge = Callable[[Sequence[Mapping[str, Any]]], Judged]
+"""Compares answers of any two checkpoints, given all samples."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Plan:
         world_seed: seed of the embedded world whose annotator judges; None without that judge.
         scorer: loads the reward model; None without one.
         scorer_content: tells the scorer from others, for what is kept of its scores.
+        pair_judges: name -> who compares two answers; asked last, they may take their time.
         sampling: how tokens are drawn.
         batch_size: rows a forward pass.
         bf16: compute in bfloat16.
@@ -50,6 +67,7 @@ class Plan:
     world_seed: int | None = None
     scorer: Callable[[], Scorer] | None = None
     scorer_content: Any = None
+    pair_judges: Mapping[str, PairJudge] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
     bf16: bool = False

@@ -19,7 +19,8 @@ from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import evaluate
 from pipeline.evaluation.judge.overlap import seen_lines
-from pipeline.evaluation.judge.plan import Plan
+from pipeline.evaluation.judge.people import PEOPLE, People, people_judge
+from pipeline.evaluation.judge.plan import PairJudge, Plan
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import Sampling
@@ -40,6 +41,7 @@ class Request:
         checkpoints: name -> a stage's folder, a model's folder, or a hub id.
         prompts: source of the prompts; none, where tasks alone are asked.
         texts: source of held-out texts for the perplexity.
+        people: how people are asked to compare answers; None asks nobody.
         rewards: reward models that judge as `proxy`, with the weights at which their scores are
             added: a stage's folder, a model's folder or hub id.
         reference: checkpoint that KL is measured to; the first when not given.
@@ -58,6 +60,7 @@ class Request:
     checkpoints: Mapping[str, str]
     prompts: SourceSettings | None = None
     texts: SourceSettings | None = None
+    people: People | None = None
     rewards: Mapping[str, float] = field(default_factory=dict)
     reference: str | None = None
     plain: Sequence[str] = ()
@@ -100,7 +103,7 @@ def evaluate_checkpoints(
     if (out / MANIFEST).is_file():
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
-    plan = _plan(request, say=console.say)
+    plan = _plan(request, out=out, say=console.say)
     check_tasks(plan.tasks)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
     results = evaluate(plan, workspace)
@@ -111,7 +114,7 @@ def evaluate_checkpoints(
     return results
 
 
-def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
+def _plan(request: Request, *, out: Path, say: Callable[[str], None]) -> Plan:
     """Check a request and read what it names."""
     prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
     if not sampling.divides:
@@ -146,6 +149,7 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         scorer_content=[[checkpoint_content(place), weight] for place, weight in rewards.items()],
         sampling=sampling,
         batch_size=request.batch_size,
+        pair_judges=_pair_judges(request, out=out, say=say),
         resamples=request.resamples,
         seed=seed,
         tasks=request.tasks,
@@ -153,6 +157,17 @@ def _plan(request: Request, *, say: Callable[[str], None]) -> Plan:
         made_by=request.made_by,
         best_of=request.best_of,
     )
+
+
+def _pair_judges(
+    request: Request, *, out: Path, say: Callable[[str], None]
+) -> dict[str, PairJudge]:
+    if request.people is None:
+        return {}
+    if request.prompts is None or len(request.checkpoints) < 2:
+        raise UsageError("people compare answers of two checkpoints or more to --prompts")
+    draw = {"resamples": request.resamples, "seed": request.seed}
+    return {PEOPLE: people_judge(request.people, folder=out, say=say, **draw)}
 
 
 def checkpoint_location(given: str) -> str:

@@ -80,7 +80,7 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
             say(f"{name}: {note}")
     for rate in results["win_rates"]:
         say(win_rate_line(rate))
-    for line in rating_lines(results["ratings"]):
+    for line in [*rating_lines(results["ratings"]), *people_lines(results)]:
         say(line)
     for line in [*text_lines(results), *pathology_lines(results["pathologies"])]:
         say(line)
@@ -107,7 +107,17 @@ def win_rate_line(rate: Mapping[str, Any]) -> str:
     if rate["rate_length_controlled"] is not None:
         even = f"; of equal length {_percent(rate, '_length_controlled')}"
     who = f"{rate['a']} over {rate['b']} by {rate['judge']}"
-    return f"{who}: {_percent(rate)} of {counted(rate['n'], 'prompt')}{even}"
+    return f"{who}: {_percent(rate)} of {judged_count(rate)}{even}"
+
+
+def judged_count(rate: Mapping[str, Any], which: str = "") -> str:
+    """Return what a win rate was counted of: prompts, of which `which` tells something, or labels.
+
+    Several people compare some of the answers, and each of their labels counts.
+    """
+    if rate["judge"] == "people":
+        return counted(rate["n"], "label") + (f" on {which}prompts" if which else "")
+    return counted(rate["n"], f"{which}prompt")
 
 
 def _percent(rate: Mapping[str, Any], suffix: str = "") -> str:
@@ -133,6 +143,25 @@ def rating_lines(ratings: Sequence[Mapping[str, Any]]) -> list[str]:
         anchor = rows[0]["checkpoint"]
         lines.append(f"Elo by {judge}, {anchor} being 1000: {', '.join(parts)}{told}")
     return lines
+
+
+def people_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what people compared, how well they agree, and whether the place swayed them."""
+    people = (results.get("judges") or {}).get("people")
+    if people is None:
+        return []
+    parts = [
+        f"people: {people['complete']} of {counted(people['pairs'], 'pair')} compared, "
+        f"{counted(people['labels'], 'label')} by {counted(people['annotators'], 'annotator')}"
+    ]
+    if people["same_answers"]:
+        parts.append(f"{counted(people['same_answers'], 'pair')} read the same and tie")
+    for key, what in (("agreement", "two agree on"), ("left_wins", "the answer on the left won")):
+        found = people[key]
+        if found["value"] is not None:
+            ends = "" if found["low"] is None else f" ({found['low']:.1%} to {found['high']:.1%})"
+            parts.append(f"{what} {found['value']:.1%}{ends}")
+    return ["; ".join(parts)]
 
 
 def _elo_ends(row: Mapping[str, Any]) -> str:

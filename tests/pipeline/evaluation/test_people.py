@@ -1,0 +1,323 @@
+"""People as a judge of checkpoints: asked by `rlhf eval`, over HTTP, and counted by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.json_lines import read_json_lines
+from data.labels.campaign.accounts import Accounts
+from data.labels.store.database import Database, open_database
+from data.labels.web.app import create_app
+from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.judge.people import people_figures
+
+pytest.importorskip("starlette")
+ORIGIN = "http://localhost"
+NAMES = ("oldpolicy", "newpolicy")
+QUESTIONS = ["Who bakes bread?", "Where is the mill?", "What is 3 + 4?", "Who teaches?", "Why?",
+             "Is the river wide?"]  # fmt: skip
+Command = Callable[..., Any]
+Prefer = Callable[[str, list[str]], int]
+"""Gives a choice from -3, the left answer is much better, to 3, and 0 for a tie."""
+
+
+class Annotator:
+    """Somebody at the pages, by HTTP; remembers all that came from there."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        from starlette.testclient import TestClient
+
+        self.client = TestClient(
+            create_app(database, allowed_hosts=["localhost"]),
+            base_url=ORIGIN, headers={"origin": ORIGIN},
+        )  # fmt: skip
+        self.seen: list[str] = []
+        token = Accounts(database).invite("annotator", name, 24, "test")[1]
+        self.post(f"/invite/{token}")
+
+    def keep(self, response: Any) -> Any:
+        assert response.status_code == 200, response.text
+        for one in [*response.history, response]:
+            self.seen += [str(one.url), str(one.headers), one.text]
+        return response
+
+    def post(self, path: str, **more: Any) -> Any:
+        return self.keep(self.client.post(path, **more))
+
+    def next_page(self) -> Any:
+        """Return the page of a task, of any campaign that has one left, or of the end."""
+        page = self.keep(self.client.get("/"))
+        for address in re.findall(r'href="(/c/[^/"]+/next)"', page.text) or ["/"]:
+            page = self.keep(self.client.get(address))
+            if "/guidelines" in str(page.url):
+                csrf = re.search(r'name="csrf" value="(\w+)"', page.text)
+                assert csrf is not None
+                page = self.post(page.url.path, data={"csrf": csrf[1], "version": "1"})
+            if 'id="task"' in page.text:
+                break
+        return page
+
+    def compare(self, prefer: Prefer, *, most: int = 99) -> int:
+        """Compare answers until there are none left; return how many were compared."""
+        for done in range(most):
+            page = self.next_page()
+            found = re.search(r'<div id="task"([^>]*)>', page.text)
+            if found is None:
+                return done
+            facts = {name: unescape(value) for name, value in
+                     re.findall(r'data-(\w+)="([^"]*)"', found[1])}  # fmt: skip
+            shown = [
+                unescape(re.sub(r"<[^>]+>", "", text)).strip()
+                for text in re.findall(r'data-fold="360">(.*?)</div>', page.text, re.DOTALL)
+            ]
+            question = next(one for one in QUESTIONS if one in unescape(page.text))
+            empty: dict[str, Any] = {name: [None, None] for name in ("tiers", "ratings")}
+            choice = prefer(question, shown)
+            sheet = {"key": facts["key"], **empty, "flags": [[], []], "choice": choice}
+            headers = {"x-csrf-token": facts["csrf"], "accept": "application/json"}
+            self.post(f"{facts['base']}/submit", json=sheet, headers=headers)
+        return most
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_tokenizer: Callable[..., Any], save_policy: Callable[..., Path]
+) -> Path:
+    """Return a folder with two checkpoints and prompts."""
+    for seed, name in enumerate(NAMES):
+        save_policy(tiny_tokenizer(), tmp_path / name, seed=seed, context=256)
+    rows = "".join(json.dumps({"prompt": question}) + "\n" for question in QUESTIONS)
+    (tmp_path / "ask.jsonl").write_text(rows)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(folder: Path, rlhf: Command) -> Callable[..., dict[str, Any]]:
+    """Return `rlhf eval` of both checkpoints by people; gives the JSON, with `said`."""
+
+    def typed(*more: object, people: str = "out=0.5") -> dict[str, Any]:
+        result = rlhf(
+            "eval", *NAMES, "--out", "out", "--prompts", "ask.jsonl", "--max-new-tokens", 8,
+            "--people", people, *more,
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        report = json.loads((folder / "out" / "report.json").read_text())
+        return {**report, "said": result.out + result.err}
+
+    return typed
+
+
+@pytest.fixture
+def labels(folder: Path) -> Iterator[Callable[[], Database]]:
+    """Return what opens the labels of the evaluation."""
+    opened: list[Database] = []
+
+    def database() -> Database:
+        opened.append(open_database(str(folder / "out" / "labels" / "labels.sqlite")))
+        return opened[-1]
+
+    yield database
+    for one in opened:
+        one.close()
+
+
+def longer(question: str, shown: list[str]) -> int:
+    """Prefer the answer with more letters; say nothing of a question."""
+    sizes = [sum(map(str.isalpha, text)) for text in shown]
+    return 0 if question == QUESTIONS[2] else 2 * ((sizes[1] > sizes[0]) - (sizes[1] < sizes[0]))
+
+
+def hand_counted(folder: Path) -> list[float]:
+    """Return the outcome of each prompt for the new policy by the rule of `longer`."""
+    texts: dict[str, list[str]] = {name: [] for name in NAMES}
+    for row in read_json_lines(folder / "out" / "samples.jsonl"):
+        texts[row["checkpoint"]].append(row["response"])
+    outcomes = []
+    for question, old, new in zip(QUESTIONS, texts["oldpolicy"], texts["newpolicy"], strict=True):
+        outcomes.append((1 + longer(question, [old, new]) / 2) / 2)
+    return outcomes
+
+
+def test_from_the_question_to_the_win_rate(
+    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
+) -> None:
+    first = evaluate()
+    people = first["judges"]["people"]
+    assert (people["kind"], people["pairs"], people["complete"]) == ("people", 6, 0)
+    assert first["win_rates"] == []
+    assert "people have compared 0 of 6 pairs so far" in first["said"]
+    assert f"rlhf label serve out --campaign {people['campaign']}" in first["said"]
+    assert "rlhf eval oldpolicy newpolicy --out out" in first["said"]
+
+    database = labels()
+    ann, ben = (Annotator(database, name) for name in ("Ann", "Ben"))
+    assert ann.compare(longer) == 6
+    several = ben.compare(longer)
+    assert 0 < several < 6  # a part of the pairs is compared by several
+    report = evaluate()
+    outcomes = hand_counted(folder)
+    by_ben = [row for row in read_json_lines(folder / "out" / "judgements.jsonl")][6:]
+    counted = outcomes + [outcomes[row["index"]] for row in by_ben]
+    (rate,) = report["win_rates"]
+    assert rate["rate"] == pytest.approx(sum(counted) / len(counted))
+    wins, ties, losses = (counted.count(outcome) for outcome in (1.0, 0.5, 0.0))
+    assert (rate["wins"], rate["ties"], rate["losses"]) == (wins, ties, losses)
+    assert (rate["a"], rate["b"], rate["judge"]) == ("newpolicy", "oldpolicy", "people")
+    assert rate["ci95"][0] < rate["rate"] < rate["ci95"][1]
+    people = report["judges"]["people"]
+    assert (people["labels"], people["annotators"]) == (6 + several, 2)
+    assert people["agreement"]["value"] == 1.0
+    assert 0 <= people["left_wins"]["value"] <= 1
+    assert f"of {6 + several} labels" in report["said"] and f"by {2} annotators" in report["said"]
+    assert [row["judge"] for row in report["ratings"]] == ["people", "people"]
+
+
+def test_all_figures_recount_from_the_judgements(
+    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
+) -> None:
+    evaluate()
+    database = labels()
+    Annotator(database, "Ann").compare(longer)
+    Annotator(database, "Ben").compare(lambda question, shown: -1)
+    report = evaluate()
+    samples, judgements = (
+        [*read_json_lines(folder / "out" / name)] for name in ("samples.jsonl", "judgements.jsonl")
+    )
+    draw = {"resamples": 2000, "seed": 0}
+    again: dict[str, Any] = figures(samples, judgements, **draw)
+    assert again["win_rates"] == report["win_rates"] != []
+    assert again["ratings"] == report["ratings"]
+    told = report["judges"]["people"]
+    found = people_figures(judgements, **draw)
+    assert {key: told[key] for key in found} == json.loads(json.dumps(found))
+    lefts = [row["left"] for row in judgements if row["outcome"] != 0.5]
+    won = [
+        row["left"] == (row["a"] if row["outcome"] else row["b"])
+        for row in judgements
+        if row["outcome"] != 0.5
+    ]
+    assert told["left_wins"]["value"] == pytest.approx(sum(won) / len(won))
+    assert set(lefts) == set(NAMES)  # each stood left at times
+    tasks = json.loads((folder / "out" / "people.json").read_text())["tasks"]
+    for row in judgements:
+        assert [row["index"]] == [one["index"] for one in tasks[row["task"]]]
+
+
+def test_nothing_tells_whose_an_answer_is(
+    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
+) -> None:
+    evaluate()
+    database = labels()
+    ann = Annotator(database, "Ann")
+    assert ann.compare(longer) == 6
+    for path in ("/", "/account", "/help"):
+        ann.seen.append(ann.client.get(path).text)
+    seen = "\n".join(ann.seen)
+    assert QUESTIONS[0] in seen
+    for name in (*NAMES, str(folder)):
+        assert name not in seen
+    kept = b"".join(one.read_bytes() for one in (folder / "out" / "labels").iterdir())
+    for name in NAMES:
+        assert name.encode() not in kept  # not even the one who serves the pages can see it
+
+
+def test_labels_of_answers_that_changed_are_not_taken_and_that_is_told(
+    evaluate: Callable[..., dict[str, Any]],
+    labels: Callable[[], Database],
+    save_policy: Callable[..., Path],
+    tiny_tokenizer: Callable[..., Any],
+    folder: Path,
+) -> None:
+    evaluate(people="out=0")
+    Annotator(labels(), "Ann").compare(longer, most=4)
+    before = evaluate(people="out=0")["judges"]["people"]
+    assert (before["labels"], before["complete"], before["open"]) == (4, 4, True)
+    save_policy(tiny_tokenizer(), folder / "newpolicy", seed=7, context=256)
+    changed = evaluate(people="out=0")
+    after = changed["judges"]["people"]
+    assert after["campaign"] != before["campaign"]
+    assert (after["labels"], after["labels_not_taken"], after["complete"]) == (0, 4, 0)
+    assert changed["win_rates"] == []
+    assert f"4 labels of campaign {before['campaign']} not taken" in changed["said"]
+    assert f"rlhf label tasks out --close {before['campaign']}" in changed["said"]
+    # What is compared again is what counts again.
+    save_policy(tiny_tokenizer(), folder / "newpolicy", seed=1, context=256)
+    assert evaluate(people="out=0")["judges"]["people"]["labels"] == 4
+
+
+def test_a_further_checkpoint_asks_for_what_is_new_alone(
+    evaluate: Callable[..., dict[str, Any]],
+    labels: Callable[[], Database],
+    save_policy: Callable[..., Path],
+    tiny_tokenizer: Callable[..., Any],
+    folder: Path,
+) -> None:
+    evaluate(people="out=0")
+    database = labels()
+    ann = Annotator(database, "Ann")
+    ann.compare(longer)
+    save_policy(tiny_tokenizer(), folder / "third", seed=5, context=256)
+    people = evaluate("third", people="out=0")["judges"]["people"]
+    assert (people["pairs"], people["complete"], people["labels"]) == (18, 6, 6)
+    assert ann.compare(longer) == 12
+    report = evaluate("third", people="out=0")
+    assert not report["judges"]["people"]["open"]
+    assert "people have compared" not in report["said"]
+    assert {(rate["a"], rate["b"]): rate["n"] for rate in report["win_rates"]} == {
+        ("newpolicy", "oldpolicy"): 6, ("third", "newpolicy"): 6, ("third", "oldpolicy"): 6,
+    }  # fmt: skip
+    page = (folder / "out" / "index.html").read_text(encoding="utf-8")
+    assert "People" in page
+
+
+def test_equal_answers_are_asked_of_nobody_and_tie(
+    rlhf: Command, labels: Callable[[], Database], folder: Path
+) -> None:
+    arguments = (
+        "eval", "one=oldpolicy", "same=oldpolicy", "two=newpolicy", "--out", "out",
+        "--prompts", "ask.jsonl", "--max-new-tokens", 8, "--temperature", 0, "--people", "out=0",
+    )  # fmt: skip
+    assert rlhf(*arguments).code == 0
+    ann = Annotator(labels(), "Ann")
+    assert ann.compare(longer) == 6  # one task stands for both of the pairs with the same answers
+    assert rlhf(*arguments).code == 0
+    report = json.loads((folder / "out" / "report.json").read_text())
+    rates = {(rate["a"], rate["b"]): rate for rate in report["win_rates"]}
+    even = rates["same", "one"]
+    assert (even["wins"], even["ties"], even["losses"], even["rate"]) == (0, 6, 0, 0.5)
+    told = report["judges"]["people"]
+    assert (told["pairs"], told["labels"], told["same_answers"]) == (6, 6, 6)
+    ours, theirs = rates["two", "one"], rates["two", "same"]
+    assert {**ours, "b": ""} == {**theirs, "b": ""} and ours["n"] == 6
+    assert told["left_wins"]["n"] <= 6  # a label counts once
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--people", "out=2"], "write DIR or DIR=0.5, a share of the pairs"),
+        (["--people", "nowhere"], "nowhere: no such run folder"),
+        (["--guidelines", "rules.md"], "name where they label by --people"),
+        (["--people", "out", "--guidelines", "rules.md"], "rules.md can't be read"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused_before_anything_is_sampled(
+    rlhf: Command, folder: Path, given: list[str], told: str
+) -> None:
+    result = rlhf("eval", *NAMES, "--out", "out", "--prompts", "ask.jsonl", *given)
+    assert result.code == 2, result.err
+    assert told in result.err
+    assert not (folder / "out" / "samples.jsonl").exists()
+
+
+def test_people_compare_two_checkpoints_at_least(rlhf: Command, folder: Path) -> None:
+    result = rlhf("eval", "oldpolicy", "--out", "out", "--prompts", "ask.jsonl", "--people", "out")
+    assert result.code == 2
+    assert "people compare answers of two checkpoints or more" in result.err
