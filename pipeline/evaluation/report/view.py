@@ -239,7 +239,7 @@ def answer_tags(answer: Figures) -> list[tuple[str, str]]:
         ("plain", counted(answer["n_tokens"], "token") + ("" if answer["ended"] else ", cut off"))
     ]
     if answer["proxy"] is not None:
-        tags.insert(0, ("plain", f"proxy {answer['proxy']:.2f}"))
+        tags.insert(0, ("plain", f"proxy {answer['proxy']:.2f}".replace("-", "−")))
     if answer["gold"] is not None:
         tags.insert(0, ("plain", f"gold {answer['gold']:.2f}"))
     assessment = answer["assessment"] or {}
