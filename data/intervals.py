@@ -147,12 +147,22 @@ def clustered_share(parts_P2: NDArray[np.float64], *, level: float = LEVEL) -> E
 
 
 def clustered_outcomes(
-    outcomes: Sequence[float], clusters: Sequence[Hashable], *, level: float = LEVEL
+    outcomes: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    trials: int | None = None,
+    level: float = LEVEL,
 ) -> Estimate:
     """Return the mean of outcomes 1, 0 and -1 and its interval, prompts asked more than once.
 
     The score interval (`effective_score`) with the variance of the mean by clusters. `n` counts
     the outcomes.
+
+    Args:
+        outcomes: of each time that a prompt was asked.
+        clusters: the prompt of each.
+        trials: verdicts that the outcomes are means of; one each when not given.
+        level: confidence.
     """
     n = len(outcomes)
     if n == 0:
@@ -165,7 +175,7 @@ def clustered_outcomes(
         decided=float(np.abs(values).mean()),
         variance=float((totals**2).sum()) / n**2 * count / max(1, count - 1),
         clusters=count,
-        most=n,
+        most=n if trials is None else trials,
         least=count,
         level=level,
     )

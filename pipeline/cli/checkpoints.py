@@ -42,7 +42,7 @@ PeopleOption = Annotated[
     typer.Option(
         metavar="DIR[=OVERLAP]",
         help="People compare the answers, not knowing whose they are: a run folder, or --out, to "
-        "name to `rlhf label serve`; three compare OVERLAP (0.2) of the pairs.",
+        "name to `rlhf label serve`; two people compare OVERLAP (0.2) of the pairs.",
     ),
 ]
 GuidelinesOption = Annotated[
@@ -88,7 +88,6 @@ def evaluate(
 ) -> None:
     """Judge checkpoints on the same prompts and tasks; the report is OUT/index.html."""
     from pipeline.evaluation.judge.standalone import Request
-    from pipeline.evaluation.report.table import answers_table
     from pipeline.generation.generate import Sampling
     from pipeline.recipe.suite import load_suites
 
@@ -107,8 +106,6 @@ def evaluate(
         best_of=best_of or 0,
     )
     evaluated(request, out, quiet=quiet)
-    if prompts and not quiet:
-        typer.echo(answers_table(out))
 
 
 def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
@@ -119,6 +116,7 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
     from pipeline.contract.stop import StopFlag
     from pipeline.evaluation.judge.standalone import evaluate_checkpoints
     from pipeline.evaluation.report.report import PAGES, write_evaluation_report
+    from pipeline.evaluation.report.table import answers_table
 
     require_writable_place(out)
     for name in PAGES:
@@ -129,9 +127,12 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
             _with_origins(request), out=out, console=console, stop_if_asked=stop.raise_if_asked
         )
     console.say(f"report: {write_evaluation_report(out)}")
-    if request.people is not None:
+    if request.people is not None and results["judges"]["people"]["open"]:
+        # Whoever reads this may be one of those who compare: no answer is shown with its name.
         for line in still_open(results["judges"]["people"], request.people.run):
             console.say(line)
+    elif request.prompts is not None and not quiet:
+        typer.echo(answers_table(out))
     return results
 
 
@@ -185,13 +186,11 @@ def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | 
 
 
 def still_open(people: Mapping[str, Any], run: Path) -> list[str]:
-    """Return the commands to go on with where people have not compared all pairs yet."""
-    if not people["open"]:
-        return []
+    """Return the commands to go on with while people have not compared all pairs yet."""
     serve = ["rlhf", "label", "serve", str(run), "--campaign", people["campaign"]]
     return [
-        f"people have compared {people['complete']} of {counted(people['pairs'], 'pair')} so far; "
-        "serve the rest, and once they have done more, count it:",
+        f"people are not through: {people['complete']} of {counted(people['pairs'], 'pair')} have "
+        "all their labels; serve the rest, and once there are more, count them:",
         f"  {shlex.join(serve)}",
         f"  {shlex.join(['rlhf', *sys.argv[1:]])}",
     ]

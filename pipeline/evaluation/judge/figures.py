@@ -11,13 +11,15 @@ measured on texts and not on samples. Judges that give no scores but compare two
     judge, index, a, b, outcome
 
 `a` and `b` being two checkpoints, `a` the later one, and `outcome` 1 where its answer is better,
-half for a tie, else 0; each judge adds columns of its own.
+half for a tie, else 0; each judge adds columns of its own. Several rows of one judge on the same
+two answers, as of several people, count as one, by their mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
@@ -44,11 +46,12 @@ SHARES = ("correct", "condescending", "long_winded", "invented", "admits_ignoran
 
 
 class Verdict(NamedTuple):
-    """What a judge said of two samples; `outcome` is 1, half or 0 for the first."""
+    """What a judge said of two samples, `times` times; `outcome` is 1, half or 0 for the first."""
 
     outcome: float
     first: Row
     second: Row
+    times: int = 1
 
 
 Pair = tuple[str, str]
@@ -164,10 +167,13 @@ def _verdicts(
                 verdict = Verdict(outcome, first, second)
                 found.setdefault(judge, {}).setdefault((a, b), []).append(verdict)
     samples = {(name, row["index"]): row for name, mine in by_name.items() for row in mine}
+    said: dict[tuple[str, str, str, int], list[float]] = {}
     for row in judgements:
-        a, b, index = row["a"], row["b"], row["index"]
-        verdict = Verdict(row["outcome"], samples[a, index], samples[b, index])
-        found.setdefault(row["judge"], {}).setdefault((a, b), []).append(verdict)
+        key = (row["judge"], row["a"], row["b"], row["index"])
+        said.setdefault(key, []).append(row["outcome"])
+    for (judge, a, b, index), given in said.items():
+        verdict = Verdict(fmean(given), samples[a, index], samples[b, index], len(given))
+        found.setdefault(judge, {}).setdefault((a, b), []).append(verdict)
     return found
 
 
@@ -175,10 +181,11 @@ def _win_rate(
     pair: Pair, judge: str, verdicts: Sequence[Verdict], draw: dict[str, int]
 ) -> dict[str, Any]:
     judged = [verdict.outcome for verdict in verdicts]
-    prompts = [prompt_hash(row["prompt"]) for _, row, _ in verdicts]
-    lengths = [len(a["response"]) - len(b["response"]) for _, a, b in verdicts]
-    won = win_rate(judged, prompts=prompts, **draw)
-    even = length_controlled(judged, lengths, prompts, **draw)
+    prompts = [prompt_hash(verdict.first["prompt"]) for verdict in verdicts]
+    lengths = [len(v.first["response"]) - len(v.second["response"]) for v in verdicts]
+    trials = sum(verdict.times for verdict in verdicts)
+    won = win_rate(judged, prompts=prompts, trials=trials, **draw)
+    even = length_controlled(judged, lengths, prompts, trials=trials, **draw)
     return {
         "a": pair[0],
         "b": pair[1],

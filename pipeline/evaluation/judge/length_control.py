@@ -33,6 +33,7 @@ def length_controlled(
     length_differences: Sequence[float],
     clusters: Sequence[Hashable],
     *,
+    trials: int | None = None,
     resamples: int,
     seed: int,
     level: float = LEVEL,
@@ -43,9 +44,10 @@ def length_controlled(
     which covers where most pairs tie, too.
 
     Args:
-        outcomes: 1 for a win, half for a tie, 0 for a loss.
+        outcomes: 1 for a win, half for a tie, 0 for a loss, or the mean of several verdicts.
         length_differences: length of the one minus that of the other answer.
         clusters: the prompt of each pair.
+        trials: verdicts that the outcomes are means of; one each when not given.
         resamples: how often the prompts are drawn anew.
         seed: of the draws.
         level: confidence.
@@ -78,7 +80,7 @@ def length_controlled(
         decided=float((won_N != 0.5).mean()),
         variance=0.0 if same else 4 * float(rates_R.var()) * count / (count - 1),
         clusters=count,
-        most=n,
+        most=n if trials is None else trials,
         least=worth * count / n,
         level=level,
     )

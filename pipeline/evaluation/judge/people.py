@@ -6,8 +6,8 @@ prompt and both answers, so that a label counts for these answers and no others:
 which checkpoints wrote them. The campaign's name ends in a digest of all keys; where some answers
 change, another campaign asks for those that nobody compared yet.
 
-Two answers that read the same are not shown to anybody and tie: they enter with as many ties as a
-pair that is shown has labels, so that they weigh no more while labels are still coming in.
+Two answers that read the same are not shown to anybody and tie: while labels are still coming in,
+as large a part of them enters as is labelled of the others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class People:
     run: Path
     opened: Callable[[], AbstractContextManager[Database]]
     overlap: float = CampaignSettings.overlap
-    annotators_per_task: int = CampaignSettings.annotators_per_task
+    annotators_per_task: int = 2
     guidelines: str = ""
     wait: Callable[[Database, Campaign], None] = lambda database, campaign: None
 
@@ -114,6 +114,7 @@ def people_judge(
         told = {
             "kind": "people",
             "campaign": campaign.name,
+            "labelled": len({row.assignment.task.new.key for row in labels}),
             **progress,
             "labels": len(labels),
             "annotators": len({row.annotator.id for row in labels}),
@@ -299,23 +300,16 @@ def _judgements(
 def _ties(
     pairs: Mapping[str, _Pair], same: Sequence[_Writers], rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Return ties for answers that read the same, on average as many as others have labels."""
+    """Return ties for answers that read the same, of as large a part as is labelled of the rest."""
     asked = Counter((w.a, w.b) for pair in pairs.values() for w in pair.writers)
-    given = Counter((row["a"], row["b"]) for row in rows)
-    indices: dict[tuple[str, str], list[int]] = defaultdict(list)
+    said = Counter((a, b) for _, a, b in {(row["index"], row["a"], row["b"]) for row in rows})
+    ties: dict[tuple[str, str], list[int]] = defaultdict(list)
     for writers in same:
-        indices[writers.a, writers.b].append(writers.at)
+        ties[writers.a, writers.b].append(writers.at)
+    unsaid = dict.fromkeys(("task", "prompt", "annotator", "left"))
     return [
-        {
-            "index": mine[place % len(mine)],
-            "a": pair[0],
-            "b": pair[1],
-            "outcome": 0.5,
-            "task": None,
-            "prompt": None,
-            "annotator": None,
-            "left": None,
-        }
-        for pair, mine in indices.items()
-        for place in range(round(len(mine) * (given[pair] / asked[pair] if asked[pair] else 1)))
+        {"index": at, "a": a, "b": b, "outcome": 0.5, **unsaid}
+        for (a, b), mine in ties.items()
+        for part in [said[a, b] / asked[a, b] if asked[a, b] else 1]
+        for at in sorted(mine, key=_digest)[: round(part * len(mine))]
     ]

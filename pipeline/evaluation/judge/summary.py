@@ -107,17 +107,7 @@ def win_rate_line(rate: Mapping[str, Any]) -> str:
     if rate["rate_length_controlled"] is not None:
         even = f"; of equal length {_percent(rate, '_length_controlled')}"
     who = f"{rate['a']} over {rate['b']} by {rate['judge']}"
-    return f"{who}: {_percent(rate)} of {judged_count(rate)}{even}"
-
-
-def judged_count(rate: Mapping[str, Any], which: str = "") -> str:
-    """Return what a win rate was counted of: prompts, of which `which` tells something, or labels.
-
-    Several people compare some of the answers, and each of their labels counts.
-    """
-    if rate["judge"] == "people":
-        return counted(rate["n"], "label") + (f" on {which}prompts" if which else "")
-    return counted(rate["n"], f"{which}prompt")
+    return f"{who}: {_percent(rate)} of {counted(rate['n'], 'prompt')}{even}"
 
 
 def _percent(rate: Mapping[str, Any], suffix: str = "") -> str:
@@ -151,7 +141,7 @@ def people_lines(results: Mapping[str, Any]) -> list[str]:
     if people is None:
         return []
     parts = [
-        f"people: {people['complete']} of {counted(people['pairs'], 'pair')} compared, "
+        f"people: {people['labelled']} of {counted(people['pairs'], 'pair')} compared, "
         f"{counted(people['labels'], 'label')} by {counted(people['annotators'], 'annotator')}"
     ]
     if people["same_answers"]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluation.judge.summary import judged_count, main_win_rate
+from data.words import counted
+from pipeline.evaluation.judge.summary import main_win_rate
 
 Results = Mapping[str, Any]
 _CALLED = {
@@ -38,7 +39,7 @@ def verdict(results: Results, *, held_out: str = "") -> list[str]:
     judges, judge = results.get("judges") or {}, rate["judge"]
     parts = [
         f"{outcome(rate)}: {_percent(rate['rate'], rate['ci95'])} of "
-        f"{judged_count(rate, held_out)} by {called(judge, judges)}"
+        f"{counted(rate['n'], f'{held_out}prompt')} by {called(judge, judges)}"
     ]
     even = rate.get("rate_length_controlled")
     if even is not None:

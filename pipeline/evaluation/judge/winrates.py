@@ -38,17 +38,24 @@ def win_rate(
     judged: Sequence[float],
     *,
     prompts: Sequence[Hashable] | None = None,
+    trials: int | None = None,
     resamples: int,
     seed: int,
 ) -> WinRate:
-    """Count outcomes: 1 a win, half a tie, 0 a loss.
+    """Count outcomes: 1 a win, half a tie, 0 a loss; the mean of several verdicts is one of these.
 
-    Where `prompts` tells that one was asked several times, its outcomes hang together.
+    Where `prompts` tells that one was asked several times, its outcomes hang together. `trials`
+    counts the verdicts where an outcome may be the mean of several; the mean is what enters the
+    rate, and counts as won above one half.
     """
-    wins, ties, losses = (judged.count(outcome) for outcome in (1.0, 0.5, 0.0))
-    if prompts is None or len(set(prompts)) == len(judged):
+    wins = sum(outcome > 0.5 for outcome in judged)
+    ties = sum(outcome == 0.5 for outcome in judged)
+    losses = len(judged) - wins - ties
+    whole = {*judged} <= {0.0, 0.5, 1.0}
+    if whole and (prompts is None or len(set(prompts)) == len(judged)):
         return rate(wins, ties, losses, resamples=resamples, seed=seed)
-    outcome = clustered_outcomes([2 * x - 1 for x in judged], prompts)
+    clusters = range(len(judged)) if prompts is None else prompts
+    outcome = clustered_outcomes([2 * x - 1 for x in judged], clusters, trials=trials)
     return WinRate(wins, ties, losses, as_rate(outcome))
 
 

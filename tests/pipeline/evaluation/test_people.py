@@ -152,7 +152,7 @@ def test_from_the_question_to_the_win_rate(
     people = first["judges"]["people"]
     assert (people["kind"], people["pairs"], people["complete"]) == ("people", 6, 0)
     assert first["win_rates"] == []
-    assert "people have compared 0 of 6 pairs so far" in first["said"]
+    assert "people are not through: 0 of 6 pairs have all their labels" in first["said"]
     assert f"rlhf label serve out --campaign {people['campaign']}" in first["said"]
     assert "rlhf eval oldpolicy newpolicy --out out" in first["said"]
 
@@ -163,19 +163,17 @@ def test_from_the_question_to_the_win_rate(
     assert 0 < several < 6  # a part of the pairs is compared by several
     report = evaluate()
     outcomes = hand_counted(folder)
-    by_ben = [row for row in read_json_lines(folder / "out" / "judgements.jsonl")][6:]
-    counted = outcomes + [outcomes[row["index"]] for row in by_ben]
     (rate,) = report["win_rates"]
-    assert rate["rate"] == pytest.approx(sum(counted) / len(counted))
-    wins, ties, losses = (counted.count(outcome) for outcome in (1.0, 0.5, 0.0))
-    assert (rate["wins"], rate["ties"], rate["losses"]) == (wins, ties, losses)
+    assert rate["rate"] == pytest.approx(sum(outcomes) / 6)
+    wins, ties, losses = (outcomes.count(outcome) for outcome in (1.0, 0.5, 0.0))
+    assert (rate["wins"], rate["ties"], rate["losses"], rate["n"]) == (wins, ties, losses, 6)
     assert (rate["a"], rate["b"], rate["judge"]) == ("newpolicy", "oldpolicy", "people")
     assert rate["ci95"][0] < rate["rate"] < rate["ci95"][1]
     people = report["judges"]["people"]
     assert (people["labels"], people["annotators"]) == (6 + several, 2)
     assert people["agreement"]["value"] == 1.0
     assert 0 <= people["left_wins"]["value"] <= 1
-    assert f"of {6 + several} labels" in report["said"] and f"by {2} annotators" in report["said"]
+    assert f"6 of 6 pairs compared, {6 + several} labels by 2 annotators" in report["said"]
     assert [row["judge"] for row in report["ratings"]] == ["people", "people"]
 
 
@@ -194,6 +192,9 @@ def test_all_figures_recount_from_the_judgements(
     again: dict[str, Any] = figures(samples, judgements, **draw)
     assert again["win_rates"] == report["win_rates"] != []
     assert again["ratings"] == report["ratings"]
+    by_prompt = [[r["outcome"] for r in judgements if r["index"] == at] for at in range(6)]
+    means = [sum(given) / len(given) for given in by_prompt]
+    assert report["win_rates"][0]["rate"] == pytest.approx(sum(means) / 6)
     told = report["judges"]["people"]
     found = people_figures(judgements, **draw)
     assert {key: told[key] for key in found} == json.loads(json.dumps(found))
@@ -269,7 +270,7 @@ def test_a_further_checkpoint_asks_for_what_is_new_alone(
     assert ann.compare(longer) == 12
     report = evaluate("third", people="out=0")
     assert not report["judges"]["people"]["open"]
-    assert "people have compared" not in report["said"]
+    assert "people are not through" not in report["said"]
     assert {(rate["a"], rate["b"]): rate["n"] for rate in report["win_rates"]} == {
         ("newpolicy", "oldpolicy"): 6, ("third", "newpolicy"): 6, ("third", "oldpolicy"): 6,
     }  # fmt: skip

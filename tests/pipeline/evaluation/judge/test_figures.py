@@ -234,19 +234,20 @@ def test_judgements_of_pairs_are_a_judge_beside_the_scores() -> None:
     assert found["ratings"][:4] == without["ratings"]
 
 
-def test_several_verdicts_on_a_prompt_are_no_independent_ones() -> None:
+def test_several_verdicts_on_two_answers_count_as_one_by_their_mean() -> None:
     once = [judgement(index, float(index != 3)) for index in range(4)]
-    found: list[dict[str, Any]] = [
-        figures(example(), said, resamples=50, seed=0)
-        for said in (once, [row for row in once for _ in range(3)])
-    ]
-    one, thrice = (
-        next(rate for rate in each["win_rates"] if rate["judge"] == "people") for each in found
+    again = [*once, judgement(0, 0.0), judgement(0, 1.0), judgement(1, 0.0)]
+    agreed, split = (
+        next(rate for rate in found["win_rates"] if rate["judge"] == "people")
+        for said in ([row for row in once for _ in range(3)], again)
+        for found in [dict[str, Any](figures(example(), said, resamples=50, seed=0))]
     )
-    assert one["rate"] == thrice["rate"] == 0.75
-    assert (one["n"], thrice["n"]) == (4, 12)
-    widths = [rate["ci95"][1] - rate["ci95"][0] for rate in (one, thrice)]
-    assert widths[1] > 0.9 * widths[0]  # three times as many labels, and no more prompts
+    alone: dict[str, Any] = figures(example(), once, resamples=50, seed=0)
+    assert agreed == alone["win_rates"][-1]  # nobody learns more by asking the same again
+    # 2/3 of the first prompt is won, one half of the second, all of the third, none of the fourth.
+    assert split["rate"] == pytest.approx((2 / 3 + 1 / 2 + 1 + 0) / 4)
+    assert (split["wins"], split["ties"], split["losses"], split["n"]) == (2, 1, 1, 4)
+    assert split["ci95"][0] < split["rate"] < split["ci95"][1]
 
 
 def test_a_judge_of_some_pairs_rates_whom_it_compared() -> None:
