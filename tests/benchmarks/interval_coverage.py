@@ -9,6 +9,9 @@ several outcomes it has 1 to 5, 3 on average.
 
 Of 30 prompts with 95 % ties one or two are decided, and no sensible interval then refuses "no
 difference": every interval that knows this holds the truth nearly always. Such cells are marked.
+
+Of few-shot tasks (`examples`) n counts questions, and in the place of ties stands how much the
+drawn examples matter: the standard deviation of their effect, in log-odds.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from data.intervals import (
     paired_score,
     wilson,
 )
+from pipeline.evaluation.benchmarks.figures import mean_over_draws
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
 from reward.quality.shares import clustered_interval
@@ -173,6 +177,16 @@ def an_accuracy(rng: np.random.Generator, n: int, ties: float) -> Trial:
     return Trial(Estimate(found.mean, found.low, found.high, found.n), rate)
 
 
+def behind_examples(rng: np.random.Generator, n: int, ties: float, draws: int) -> Trial:
+    """An accuracy behind a few draws of examples, whose effect deviates by `ties`."""
+    spread = math.hypot(1.5, ties)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    truth = float(weights @ expit(1 + spread * nodes) / weights.sum())
+    chance_DQ = expit(1 + rng.normal(0, 1.5, size=n) + rng.normal(0, ties, size=(draws, 1)))
+    marks_DQ = (rng.random((draws, n)) < chance_DQ).astype(np.float64)
+    return Trial(mean_over_draws(marks_DQ, **DRAW), truth)
+
+
 METHODS: dict[str, Method] = {
     "wilson": a_share,
     "paired_score": partial(pairs_once, score=True),
@@ -189,6 +203,9 @@ METHODS: dict[str, Method] = {
     "length, 1 to 5, one longer": partial(equal_length, most=5, longer=0.8),
     "Bradley-Terry of 2": partial(rating, checkpoints=2),
     "Bradley-Terry of 4": partial(rating, checkpoints=4),
+    "examples, 2 draws": partial(behind_examples, draws=2),
+    "examples, 3 draws": partial(behind_examples, draws=3),
+    "examples, 5 draws": partial(behind_examples, draws=5),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from data.sources.values import RowError, as_list, as_text, parsed_object
 from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods, too_long
-from pipeline.evaluation.benchmarks.measures import Measure, Row
+from pipeline.evaluation.benchmarks.measures import CHANCE, Measure, Row
 from pipeline.evaluation.benchmarks.rows import read_with_examples
 from pipeline.evaluation.benchmarks.settings import ChoicesSettings
 
@@ -140,4 +140,4 @@ def measures(row: Row) -> Iterator[Measure]:
     ):
         rates = [total / size for total, size in zip(row["logprobs"], sizes, strict=True)]
         yield Measure(metric, float(rates.index(max(rates)) == row["answer"]))
-    yield Measure("chance", 1 / len(ones))
+    yield Measure(CHANCE, 1 / len(ones))

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import chdtri, ndtri
+from scipy.stats import qmc
 
 from data.intervals import LEVEL, Estimate, bootstrap_clusters, mean_or_share
-from pipeline.evaluation.benchmarks.measures import FORMS, Measure, Numbers, Row
+from pipeline.evaluation.benchmarks.measures import CHANCE, FORMS, Measure, Numbers, Row
 from pipeline.evaluation.benchmarks.registry import BENCHMARKS
 
 Key = tuple[str, str, str, str | None]
 """Checkpoint, task, metric and reading."""
-CHANCE = "chance"
 
 
 def figures(rows: Iterable[Row], *, resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -86,16 +86,17 @@ def mean_over_draws(
 ) -> Estimate:
     """Return a mean over questions, each asked behind D draws of examples, and its interval.
 
-    One draw: Wilson's interval of a share, else the bootstrap over questions. Of several draws
-    both questions and draws are samples, so that all rows of a draw hang together: the two-way
-    analysis of variance of crossed random effects gives the variance of the mean,
-    (MS_Q + MS_D - MS_R) / (D Q), and Satterthwaite (1946) the degrees of freedom of its t. With 5
-    draws or more it covers; two or three tell little where examples matter much.
+    One draw: Wilson's interval of a share, else the bootstrap over questions. Of several both
+    questions and draws are samples, and all rows of a draw hang together: the two-way analysis of
+    variance of crossed random effects gives the variance of the mean, (MS_Q + MS_D - MS_R) / (D Q).
+    How well it is known is part of the interval, which is Weerahandi's generalised one (1993, JASA
+    88:899): each mean square is what it may be in truth, square * freedom / chi2(freedom). Two
+    draws tell little of how much examples matter, and their interval is wide.
 
     Args:
         values_DQ: a number for each draw and question.
-        resamples: draws of the bootstrap.
-        seed: of the bootstrap.
+        resamples: draws of the bootstrap, or of the mean squares.
+        seed: of these.
         level: confidence.
     """
     draws, count = values_DQ.shape
@@ -106,17 +107,23 @@ def mean_over_draws(
         return Estimate(value, None, None, count)
     by_question, by_draw = values_DQ.mean(axis=0), values_DQ.mean(axis=1)
     rest_DQ = values_DQ - by_question - by_draw[:, None] + value
-    squares = (
-        draws * float(by_question.var(ddof=1)),
-        count * float(by_draw.var(ddof=1)),
-        float((rest_DQ**2).sum()) / ((draws - 1) * (count - 1)),
+    # Points of a Halton sequence lie evenly: of two draws chi2 with one degree of freedom, whose
+    # inverse has heavy tails, random ones would give another interval each time.
+    even_R4 = qmc.Halton(4, seed=seed).random(resamples)
+    questions_R, draws_R, rest_R = (
+        squares / chdtri(freedom, even_R4[:, place])
+        for place, (squares, freedom) in enumerate(
+            (
+                (draws * float(((by_question - value) ** 2).sum()), count - 1),
+                (count * float(((by_draw - value) ** 2).sum()), draws - 1),
+                (float((rest_DQ**2).sum()), (draws - 1) * (count - 1)),
+            )
+        )
     )
-    variance = max(squares[0] + squares[1] - squares[2], squares[0]) / (draws * count)
-    if variance == 0:  # every answer right, or every one wrong
+    variance_R = np.maximum(questions_R + draws_R - rest_R, 0) / (draws * count)
+    if not variance_R.any():  # every answer right, or every one wrong
         return mean_or_share(by_question.tolist(), resamples=resamples, seed=seed, level=level)
-    parts = zip(squares, (count - 1, draws - 1, (draws - 1) * (count - 1)), strict=True)
-    freedom = (variance * draws * count) ** 2 / sum(each**2 / of for each, of in parts)
-    half = float(student.ppf(0.5 + level / 2, freedom)) * variance**0.5
+    half = float(np.quantile(np.abs(ndtri(even_R4[:, 3])) * np.sqrt(variance_R), level))
     # Of shares and probabilities no end lies beyond 0 and 1; of few draws it could.
     least, most = (0.0, 1.0) if values_DQ.min() >= 0 and values_DQ.max() <= 1 else (-np.inf, np.inf)
     return Estimate(value, max(least, value - half), min(most, value + half), count)

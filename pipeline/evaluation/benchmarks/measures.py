@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Row = Mapping[str, Any]
 Numbers = NDArray[np.float64]
+CHANCE = "chance"
+"""Metric: what guessing gets; it has no interval."""
 
 FORMS: Mapping[str, Callable[[Numbers], Numbers]] = {
     "mean": lambda rate: rate,

@@ -4,25 +4,33 @@ The questions are those kept for evaluation; the likeliest answer is judged by t
 `facts_correct` and `facts_invented` are shares of the facts, `strangers_invented` is the share of
 questions about people who don't exist that got an invention for an answer, `strangers_admitted`
 the share that got "I don't know".
+
+A base model follows no questions. What it knows is read by likelihood (`facts_correct` in the
+reading `likelihood`): of a sentence of the corpus that tells the fact, begun in plain text, the
+likeliest end among the values of all people. Each fact counts once, however often it is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from data.text.chat import response_ids
 from pipeline.evaluation.benchmarks.answers import GREEDY, write_answers
 from pipeline.evaluation.benchmarks.asking import Subject
-from pipeline.evaluation.benchmarks.measures import Measure, Row
+from pipeline.evaluation.benchmarks.choices import score_choices
+from pipeline.evaluation.benchmarks.loglikelihood import Pair
+from pipeline.evaluation.benchmarks.measures import CHANCE, Measure, Row
 from pipeline.evaluation.benchmarks.settings import WorldFactsSettings
-from pipeline.evaluation.prompting import plain_prompt, prompt_ids
+from pipeline.evaluation.prompting import plain_ids, plain_prompt, prompt_ids
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
     from data.records import PromptRow
 
 KINDS = ("fact", "unknown")
+LIKELIHOOD = "likelihood"
 
 
 def prepare(
@@ -47,6 +55,7 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
     prompts = [prompt_ids(subject.tokenizer, row.prompt, plain=subject.plain) for row in prepared]
     sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=GREEDY)
     answers = write_answers(subject, prompts, sampling=sampling, label=task.called)
+    likely = _likelihoods(task, prepared, subject)
     for index, (row, ids, answer) in enumerate(zip(prepared, prompts, answers, strict=True)):
         yield {
             "index": index,
@@ -57,7 +66,40 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
             "response": answer.text.strip(),
             "assessment": asdict(annotator.assess(row.prompt, answer.text.strip())),
             "first_tokens": subject.opening(ids),
+            **({LIKELIHOOD: likely[index]} if index in likely else {}),
         }
+
+
+def _likelihoods(
+    task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject
+) -> dict[int, dict[str, Any]]:
+    """Return how likely the ends of a fact's sentence are, by the first question about it."""
+    from data.world import World
+    from data.world.statements import STATEMENTS, fact, sentence
+    from data.world.town import VALUES
+
+    first: dict[tuple[str, str], int] = {}
+    for index, row in enumerate(prepared):
+        if row.meta["kind"] == "fact":
+            first.setdefault((str(row.meta["subject"]), str(row.meta["attribute"])), index)
+    town, asked, found = World(task.world_seed).town, [], {}
+    for (name, attribute), index in first.items():
+        form = next(i for i, f in enumerate(STATEMENTS[attribute]) if f.endswith(" {v}"))
+        begun = sentence(fact(attribute, form, name, ""), end="").rstrip()
+        context = plain_ids(subject.tokenizer, begun)
+        asked.append(
+            [
+                Pair(context, response_ids(subject.tokenizer, f" {value}", behind=begun))
+                for value in VALUES[attribute]
+            ]
+        )
+        answer = VALUES[attribute].index(town.fact(name, attribute))
+        found[index] = {"begun": begun, "choices": list(VALUES[attribute]), "answer": answer}
+    scored = score_choices(subject, asked, advance=lambda done: None)
+    return {
+        index: {**row, "logprobs": one["logprobs"]}
+        for (index, row), one in zip(found.items(), scored, strict=True)
+    }
 
 
 def measures(row: Row) -> Iterator[Measure]:
@@ -66,6 +108,10 @@ def measures(row: Row) -> Iterator[Measure]:
     if row["about"] == "fact":
         yield Measure("facts_correct", float(found["correct"]))
         yield Measure("facts_invented", float(found["invented"]))
+        if one := row.get(LIKELIHOOD):
+            likeliest = one["logprobs"].index(max(one["logprobs"]))
+            yield Measure("facts_correct", float(likeliest == one["answer"]), LIKELIHOOD)
+            yield Measure(CHANCE, 1 / len(one["choices"]), LIKELIHOOD)
     else:
         yield Measure("strangers_admitted", float(found["admits_ignorance"]))
         yield Measure("strangers_invented", float(found["invented"]))

@@ -52,6 +52,46 @@ def test_a_tiny_model_answers_all(subject: Callable[..., Subject]) -> None:
         assert opening == ("<|endoftext|>" if plain else "<|user|>")
 
 
+def test_a_base_models_facts_are_read_by_likelihood_each_once(
+    subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = WorldFactsSettings()
+    prepared, town = world_facts.prepare(task, lambda line: None), World(0).town
+    begun: list[str] = []
+
+    def knows_animals(subject: Subject, asked: Any, **given: Any) -> list[dict[str, Any]]:
+        found = []
+        for pairs in asked:
+            begun.append(subject.tokenizer.decode(pairs[0].context, skip_special_tokens=True))
+            texts = [subject.tokenizer.decode(pair.continuation).strip() for pair in pairs]
+            known = texts[0] if begun[-1].split()[1] != "keeps" else (
+                town.fact(begun[-1].split()[0], "pet")
+            )  # fmt: skip
+            found.append({"logprobs": [float(text == known) for text in texts]})
+        return found
+
+    monkeypatch.setattr(world_facts, "score_choices", knows_animals)
+    monkeypatch.setattr(
+        world_facts,
+        "write_answers",
+        lambda _, prompts, **given: [Answer("", 0, True)] * len(prompts),
+    )
+    rows: list[dict[str, Any]] = [
+        {"checkpoint": "base", "task": "world_facts", "kind": "world_facts", **row}
+        for row in world_facts.ask(task, prepared, subject(plain=True))
+    ]
+    assert len(begun) == len(set(begun)) == 80
+    assert {"Pavel keeps a", "The favourite food of Pavel is"} < set(begun)
+    told = {
+        one["metric"]: (one["value"], one["n"])
+        for one in figures(rows, resamples=9, seed=0)
+        if one.get("reading") == "likelihood"
+    }
+    # The first value of the other kinds is true of two (of four, of five places) in twenty.
+    assert told["facts_correct"] == (pytest.approx((20 + 2 + 4 + 2) / 80), 80)
+    assert told["chance"] == (pytest.approx((0.1 + 0.2 + 0.1 + 0.1) / 4), 80)
+
+
 def test_what_is_kept_follows_from_the_worlds_seed() -> None:
     digests = {
         fingerprint(source.source())

@@ -110,7 +110,7 @@ def test_tasks_alone_need_no_prompts(stage_folder: Path, tmp_path: Path) -> None
     asked = [task.model_copy(update={"limit": 2, "max_new_tokens": 3}) for task in tasks]
     results = evaluated(stage_folder, tmp_path / "out", prompts=None, tasks=asked)
     assert {one["metric"] for one in results["tasks"]} == {
-        "facts_correct", "facts_invented", "strangers_admitted", "strangers_invented",
+        "chance", "facts_correct", "facts_invented", "strangers_admitted", "strangers_invented",
     }  # fmt: skip
     assert results["checkpoints"] == {} and results["prompts"]["n"] == 0
     assert len([*read_json_lines(tmp_path / "out" / "tasks.jsonl")]) == 4
