@@ -14,14 +14,15 @@ from data.errors import ArtifactError, InvalidLabelError, UsageError, nearest
 from data.extras import STORE, require_packages
 from data.labels.records import AnnotatorKind, CampaignSettings, Mode
 from data.words import counted
-from pipeline.stages.rankings.people_settings import database_place
+from pipeline.stages.asking_settings import database_place
+from pipeline.stages.evaluate.settings import EvaluateSettings
+from pipeline.stages.rankings.settings import RankingsSettings
 
 if TYPE_CHECKING:
     from data.labels.exchange.importing import ImportedLabel
     from data.labels.records import Campaign
     from data.labels.store.database import Database
     from pipeline.contract.stop import StopFlag
-    from pipeline.stages.rankings.settings import RankingsSettings
 
 FIRST_ADMIN = "admin"
 """Name of whoever uses the first link that `serve` prints."""
@@ -68,8 +69,8 @@ def opened(
         database.close()
 
 
-def people_stages(run: Path) -> dict[str, RankingsSettings]:
-    """Return the stages with `labeler: people` of a run's recipe, by name.
+def people_stages(run: Path) -> dict[str, RankingsSettings | EvaluateSettings]:
+    """Return the stages of a run's recipe that ask people, by name.
 
     Raises:
         ArtifactError: the recipe in the run folder can't be read.
@@ -85,11 +86,12 @@ def people_stages(run: Path) -> dict[str, RankingsSettings]:
         recipe = load_recipe(path)
     except RecipeError as error:
         raise ArtifactError(f"{error}; or name the labels' place by --database") from error
-    asking = {}
-    for name, settings in recipe.stages.items():
-        if getattr(settings, "labeler", None) == "people":
-            asking[name] = cast("RankingsSettings", settings)
-    return asking
+    return {
+        name: settings
+        for name, settings in recipe.stages.items()
+        if (isinstance(settings, RankingsSettings) and settings.labeler == "people")
+        or (isinstance(settings, EvaluateSettings) and settings.people is not None)
+    }
 
 
 def _named(run: Path, stage: str | None) -> str | None:
@@ -108,7 +110,8 @@ def require_stage(run: Path, stage: str) -> RankingsSettings:
     Raises:
         UsageError: the run has no such stage.
     """
-    stages = people_stages(run)
+    asking = people_stages(run).items()
+    stages = {name: one for name, one in asking if isinstance(one, RankingsSettings)}
     if stage not in stages:
         there = ", ".join(stages) or "none"
         raise UsageError(

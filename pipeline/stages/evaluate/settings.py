@@ -19,6 +19,7 @@ from pipeline.contract.settings import (
     StageSettings,
 )
 from pipeline.evaluation.benchmarks.settings import Task, require_names_apart
+from pipeline.stages.asking_settings import AskingSettings
 from pipeline.stages.reward_terms import (
     Reward,
     RewardTerm,
@@ -27,6 +28,13 @@ from pipeline.stages.reward_terms import (
 )
 
 CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
+
+
+class ComparingSettings(AskingSettings):
+    """How people compare the checkpoints' answers, two at a time and not knowing whose they are."""
+
+    annotators_per_task: PositiveInt = 2
+    """How many compare each of those."""
 
 
 class EvaluateSettings(StageSettings):
@@ -58,6 +66,8 @@ class EvaluateSettings(StageSettings):
     """Rule (`reward.computed.rules`) that judges as `proxy` instead of a reward model."""
     rule_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the rule."""
+    people: Annotated[ComparingSettings | None, SameResult(where="asks_nobody")] = None
+    """People judge, too, by the label service: the stage waits until enough is compared."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a response."""
     temperature: NonNegative = 1.0
@@ -93,6 +103,8 @@ class EvaluateSettings(StageSettings):
                     )
         if self.reward is not None and self.rule is not None:
             raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
+        if self.people is not None and len(self.checkpoints) < 2:
+            raise ValueError("people compare two checkpoints at least, there is one")
         require_steady(self.terms)
         require_names_apart(self.tasks)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
@@ -116,6 +128,16 @@ class EvaluateSettings(StageSettings):
     def draws_no_pool(self) -> bool:
         """Whether there is no best of n; it is no part of the key then."""
         return self.best_of is None
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether people don't judge; `people` is no part of the key then."""
+        return self.people is None
+
+    @property
+    def asked(self) -> ComparingSettings:
+        """How people are asked."""
+        return self.people or ComparingSettings()
 
     @property
     def asks_nothing(self) -> bool:

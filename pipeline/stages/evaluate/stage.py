@@ -8,7 +8,11 @@ A base model has never seen the tokens of a chat template. `plain` names the che
 given the bare question and a line break instead, as one prompts a base model. In answer to plain
 text the end of a document ends a response, too. Every checkpoint answers at most `max_new_tokens`.
 
-Leaves `samples.jsonl`, one judged sample a line, `texts.jsonl`, the loss of each text,
+With `people` the stage stores each two answers as a task of the label service, last of all, and
+waits as the rankings stage does: it may be stopped and run again, the labels stay in the run.
+
+Leaves `samples.jsonl`, one judged sample a line, `judgements.jsonl`, a row for each label, with
+`people.json`, who wrote what a task shows, `texts.jsonl`, the loss of each text,
 `tasks.jsonl`, a row for each question of a task, and `evaluation.json`, each figure of which
 `figures` and `texts` of `pipeline.evaluation.judge` and `pipeline.evaluation.benchmarks.figures`
 count again from them.
@@ -32,11 +36,13 @@ from pipeline.stages.reward_terms import (
 )
 
 if TYPE_CHECKING:
+    from data.labels.records import Campaign
+    from data.labels.store.database import Database
     from data.records import Prompt, PromptRow
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
     from pipeline.evaluation.judge.inputs import Opening
-    from pipeline.evaluation.judge.plan import Plan
+    from pipeline.evaluation.judge.plan import PairJudge, Plan
 
 
 def check(settings: EvaluateSettings, hand: HandOver) -> None:
@@ -56,6 +62,7 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     check_rewards(settings.terms, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "perplexity", settings.perplexity)
+    settings.asked.read_guidelines()
     _check_tasks(settings, hand)
 
 
@@ -108,6 +115,7 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         world_seed=settings.prompts[0].world_seed if settings.gold else None,
         scorer=_scorer(context, prompts[0].prompt if prompts else ""),
         scorer_content=_scorer_content(context),
+        pair_judges=_pair_judges(context),
         sampling=Sampling(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -131,6 +139,32 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         tasks=settings.tasks,
         best_of=settings.best_of or 0,
     )
+
+
+def _pair_judges(context: StageContext[EvaluateSettings]) -> dict[str, PairJudge]:
+    if context.settings.people is None:
+        return {}
+    from data.extras import FIGURES, STORE, require_packages
+    from pipeline.evaluation.judge.people import PEOPLE, People, people_judge
+    from pipeline.stages.asking import free_memory, opened_labels, wait_for_labels
+
+    require_packages(*STORE, *FIGURES)
+    asked = context.settings.people
+
+    def wait(database: Database, campaign: Campaign) -> None:
+        free_memory()
+        wait_for_labels(context, asked, database, campaign)
+
+    people = People(
+        run=context.folder.parent,
+        opened=partial(opened_labels, context, asked),
+        overlap=asked.overlap,
+        annotators_per_task=asked.annotators_per_task,
+        guidelines=asked.read_guidelines(),
+        wait=wait,
+    )
+    draw = {"resamples": context.settings.resamples, "seed": context.seed}
+    return {PEOPLE: people_judge(people, folder=context.folder, say=context.say, **draw)}
 
 
 def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:

@@ -9,25 +9,22 @@ run again, and finds them by that name.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import Interrupted, SourceError
+from data.errors import SourceError
 from data.extras import FIGURES, STORE, require_packages
 from data.json_lines import append_json_lines, read_json_lines
-from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask, Progress
-from data.labels.web.address import read_address
+from data.labels.records import Campaign, CampaignSettings, LabelRow, NewTask
 from data.records import ENDED, Ranking, prompt_hash, to_json
 from data.storage import write_atomically
-from data.words import counted
+from pipeline.stages.asking import free_memory, opened_labels, wait_for_labels
 from pipeline.stages.rankings.annotators import Workers
-from pipeline.stages.rankings.people_settings import GOLD_TASKS, database_place
+from pipeline.stages.rankings.people_settings import GOLD_TASKS
 from pipeline.stages.rankings.sampling import (
     FILE,
     drawn,
@@ -49,12 +46,8 @@ if TYPE_CHECKING:
 
 TASKS = "tasks.jsonl"
 SCORES = "scores.jsonl"
-TOLD_SECONDS = 60.0
-"""Between two lines on how far the labels are."""
 _SAMPLED = "whole"
 """In the counts of a resume state: all prompts are sampled."""
-_NAP = 0.2
-"""Seconds between two looks at the stop flag."""
 
 
 def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
@@ -69,18 +62,14 @@ def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
     tasks = [*read_tasks(context.folder / TASKS)]
     require_prompts(context, len(tasks))
     tasks = _scored(context, tasks)
-    from data.labels.store.database import open_database
-
-    asked, run = context.settings.asked, context.folder.parent
-    database = open_database(database_place(run, asked.database), home=run / "labels")
-    for note in database.notes:
-        context.say(note)
-    try:
+    asked = context.settings.asked
+    with opened_labels(context, asked) as database:
         campaign = _campaign(context, database, tasks)
-        progress = _wait(context, database, campaign)
+        workers = Workers(context, database, campaign)
+        progress = wait_for_labels(
+            context, asked, database, campaign, work=lambda: workers.turn(context.should_stop)
+        )
         labels, rankings = _write(context, database, campaign)
-    finally:
-        database.close()
     metrics = summarise(rankings)
     return {
         **metrics,
@@ -112,17 +101,8 @@ def _sampled(context: StageContext[RankingsSettings]) -> Counter[str]:
     counts[_SAMPLED] = 1
     save_counts(context, chunks, counts)
     del sampler
-    _free_memory()
+    free_memory()
     return counts
-
-
-def _free_memory() -> None:
-    # People take days; the accelerator is others' meanwhile.
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _task_row(item: Unranked, model: str) -> dict[str, Any]:
@@ -169,7 +149,7 @@ def _scored(context: StageContext[RankingsSettings], tasks: list[NewTask]) -> li
             context.stop_if_asked()
         rows = [[[next(column) for _ in task.completions] for column in columns] for task in tasks]
         write_atomically(path, (json.dumps(row) + "\n" for row in rows))
-        _free_memory()
+        free_memory()
     return [dataclasses.replace(task, scores=row) for task, row in zip(tasks, rows, strict=True)]
 
 
@@ -248,89 +228,6 @@ def _gold_task(ranking: Ranking) -> NewTask:
         gold_note=str(ranking.meta.get("note", "")),
         meta={**ranking.meta, **({ENDED: ranking.ended} if ranking.ended else {})},
     )
-
-
-def _wait(
-    context: StageContext[RankingsSettings], database: Database, campaign: Campaign
-) -> Progress:
-    """Return once enough tasks have all their labels, or the campaign is closed.
-
-    Raises:
-        Interrupted: a signal asked to stop.
-    """
-    from data.labels.campaign.campaigns import Campaigns
-
-    asked, campaigns = context.settings.asked, Campaigns(database)
-    progress = campaigns.progress(campaign.id)
-    needed = _needed(context, progress.tasks)
-    workers = Workers(context, database, campaign)
-    told_at = -TOLD_SECONDS
-    with context.progress(needed, "labelled", done=progress.complete, unit="tasks") as bar:
-        seen = progress.complete
-        while progress.complete < needed:
-            if time.monotonic() - told_at >= TOLD_SECONDS:
-                _tell(context, database, campaign, progress, needed)
-                told_at = time.monotonic()
-            worked = workers.turn(context.should_stop)
-            progress = campaigns.progress(campaign.id)
-            bar.advance(progress.complete - seen)
-            seen = progress.complete
-            known = campaigns.by_id(campaign.id)
-            if known is not None and known.closed:
-                context.say(
-                    f"campaign {campaign.name} is closed at {seen} of {counted(needed, 'task')}"
-                )
-                break
-            if seen < needed and not worked:
-                _sleep(context, asked.poll_seconds)
-            _stop_if_asked(context, progress, needed)
-    return progress
-
-
-def _needed(context: StageContext[RankingsSettings], tasks: int) -> int:
-    needed = context.settings.asked.needed
-    if needed <= 1:
-        return max(1, round(needed * tasks))
-    if needed > tasks:
-        context.say(f"people.needed asks for {needed:g} tasks, there are {tasks}: all are needed")
-    return min(int(needed), tasks)
-
-
-def _tell(
-    context: StageContext[RankingsSettings],
-    database: Database,
-    campaign: Campaign,
-    progress: Progress,
-    needed: int,
-) -> None:
-    from data.labels.campaign.submissions import Submissions
-
-    run = context.folder.parent
-    address = read_address(run)
-    where = f"at {address}" if address else f"by `rlhf label serve {run}`"
-    skips = Submissions(database).skipped_by(campaign.id)
-    who = ", ".join(f"{count} by {name}" for name, count in skips.items())
-    context.say(
-        f"waiting for labels {where}: {progress.complete} of {counted(needed, 'task')}, "
-        f"{counted(progress.labels, 'label')} by {counted(progress.annotators, 'annotator')} "
-        f"(campaign {campaign.name}" + (f"; skipped: {who})" if skips else ")")
-    )
-
-
-def _sleep(context: StageContext[RankingsSettings], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not context.should_stop():
-        time.sleep(min(_NAP, left))
-
-
-def _stop_if_asked(
-    context: StageContext[RankingsSettings], progress: Progress, needed: int
-) -> None:
-    if context.should_stop():
-        raise Interrupted(
-            f"stage {context.name} stopped waiting at {progress.complete} of "
-            f"{counted(needed, 'task')}, all labels are kept"
-        )
 
 
 def _write(

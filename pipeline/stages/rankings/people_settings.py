@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from data.errors import RecipeError
 from data.labels.records import Mode, Strategy
-from data.storage import expand
 from pipeline.contract.addresses import BaseAddress, Retries, Seconds
 from pipeline.contract.settings import (
     NonNegative,
@@ -23,12 +19,11 @@ from pipeline.contract.settings import (
     Share,
     same_result,
 )
+from pipeline.stages.asking_settings import AskingSettings
 
 GOLD_TASKS = 50
 """Tasks that are drawn of those with known ranks."""
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-ENVIRONMENT = "env:"
-"""Begins a `database` that is the name of an environment variable."""
 
 
 class GoldAnnotatorSettings(Settings):
@@ -99,7 +94,7 @@ AnnotatorSettings = Annotated[
 ]
 
 
-class PeopleSettings(Settings):
+class PeopleSettings(AskingSettings):
     """How people are asked to rank."""
 
     mode: Mode = "rate_and_rank"
@@ -108,10 +103,6 @@ class PeopleSettings(Settings):
     """Next task: any, where `scored_by` disagree, or where they score the best two alike."""
     scored_by: tuple[Annotated[str, Ref("reward")], ...] = ()
     """Reward models whose scores `strategy` looks at."""
-    overlap: Share = 0.2
-    """Share of the tasks that several people label, so that their agreement can be told."""
-    annotators_per_task: PositiveInt = 3
-    """How many label each of those."""
     gold: Annotated[str | None, Ref("rankings")] = None
     """Tasks of known ranks, 50 drawn by the seed: a rankings stage, or a file of rankings."""
     gold_share: Share = 0.0
@@ -124,28 +115,16 @@ class PeopleSettings(Settings):
     """Share of their pairs that must be ordered as known."""
     lease_minutes: Annotated[PositiveNumber, SameResult()] = 30.0
     """How long a task stays with a person who does not submit it."""
-    needed: PositiveNumber = 1.0
-    """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
     consolidation: Literal["per_annotator", "majority", "soft"] = "per_annotator"
     """Several labels of a task are a ranking each (InstructGPT), one by majority of pairs, or that
     with the share of annotators for each, which the reward stage takes as its target."""
-    guidelines: Annotated[str | None, SameResult()] = None
-    """File of the guidelines, Markdown; people read them first."""
     campaign: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """Name of the campaign; the stage's when not given."""
-    database: Annotated[str | None, SameResult()] = None
-    """Where labels are kept: a PostgreSQL address, `env:NAME` of one, or a file; RUN/labels."""
-    poll_seconds: Annotated[PositiveNumber, SameResult()] = 2.0
-    """Seconds between two looks at how many labels are there."""
     annotators: tuple[AnnotatorSettings, ...] = ()
     """Annotators that are no people, who label while the stage waits."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> PeopleSettings:
-        if self.needed > 1 and self.needed != int(self.needed):
-            raise ValueError(
-                f"needed {self.needed:g} is neither a share (to 1) nor a whole number of tasks"
-            )
         if self.gold is None and (self.gold_share or self.qualification_tasks):
             raise ValueError("gold_share and qualification_tasks need `gold`, tasks of known ranks")
         if self.qualification_tasks > GOLD_TASKS:
@@ -163,8 +142,6 @@ class PeopleSettings(Settings):
                 if models > len(self.scored_by)
                 else "quality: scores needs a reward model in `scored_by`"
             )
-        if self.database is not None:
-            require_no_password(self.database)
         names = [one.name for one in self.annotators if isinstance(one, JudgeSettings)]
         kinds = [one.kind for one in self.annotators if not isinstance(one, JudgeSettings)]
         for name in (*names, *kinds):
@@ -183,53 +160,3 @@ class PeopleSettings(Settings):
         return any(
             one.kind == "gold" or getattr(one, "quality", "") == "gold" for one in self.annotators
         )
-
-    def read_guidelines(self) -> str:
-        """Return the text of the guidelines.
-
-        Raises:
-            RecipeError: the file can't be read.
-        """
-        if self.guidelines is None:
-            return ""
-        try:
-            return expand(self.guidelines).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "no UTF-8 text"
-            raise RecipeError(
-                f"people.guidelines: {self.guidelines} can't be read: {reason}"
-            ) from None
-
-
-def require_no_password(database: str) -> None:
-    """Refuse a password in a recipe, which is copied into the run folder.
-
-    Raises:
-        ValueError: there is one.
-    """
-    account = database.partition("://")[2].rpartition("@")[0]
-    if ":" in account:
-        raise ValueError(
-            "a password in a recipe would be copied into the run; put the address into an "
-            "environment variable and write env:NAME"
-        )
-
-
-def database_place(run: Path, given: str | None) -> str:
-    """Return the address of a run's label database.
-
-    Args:
-        run: the run folder.
-        given: the recipe's or a command's; None for RUN/labels/labels.sqlite.
-
-    Raises:
-        RecipeError: the environment variable that it names is not set.
-    """
-    if given is None:
-        return str(run / "labels" / "labels.sqlite")
-    if not given.startswith(ENVIRONMENT):
-        return given
-    name = given.removeprefix(ENVIRONMENT)
-    if not os.environ.get(name):
-        raise RecipeError(f"database {given}: the environment variable {name} is not set")
-    return os.environ[name]

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from data.errors import Interrupted
 from data.json_lines import read_json_lines
 from data.labels.campaign.accounts import Accounts
+from data.labels.campaign.campaigns import Campaigns
 from data.labels.store.database import Database, open_database
 from data.labels.web.app import create_app
 from pipeline.evaluation.judge.figures import figures
@@ -134,10 +136,10 @@ def longer(question: str, shown: list[str]) -> int:
     return 0 if question == QUESTIONS[2] else 2 * ((sizes[1] > sizes[0]) - (sizes[1] < sizes[0]))
 
 
-def hand_counted(folder: Path) -> list[float]:
+def hand_counted(folder: Path, place: str = "out") -> list[float]:
     """Return the outcome of each prompt for the new policy by the rule of `longer`."""
     texts: dict[str, list[str]] = {name: [] for name in NAMES}
-    for row in read_json_lines(folder / "out" / "samples.jsonl"):
+    for row in read_json_lines(folder / place / "samples.jsonl"):
         texts[row["checkpoint"]].append(row["response"])
     outcomes = []
     for question, old, new in zip(QUESTIONS, texts["oldpolicy"], texts["newpolicy"], strict=True):
@@ -316,6 +318,77 @@ def test_what_can_not_be_asked_is_refused_before_anything_is_sampled(
     assert result.code == 2, result.err
     assert told in result.err
     assert not (folder / "out" / "samples.jsonl").exists()
+
+
+@pytest.fixture
+def stage(folder: Path, make_context: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the context of an evaluate stage that asks people in the run `folder`."""
+    from pipeline.contract.settings import references
+    from pipeline.stages.evaluate.settings import EvaluateSettings
+
+    def build(stop_after: int | None = None, **people: Any) -> Any:
+        settings = EvaluateSettings.model_validate({
+            "checkpoints": {name: str(folder / name) for name in NAMES},
+            "prompts": [{"path": str(folder / "ask.jsonl")}],
+            "max_new_tokens": 8, "resamples": 50, "people": {"poll_seconds": 0.01, **people},
+        })  # fmt: skip
+        inputs = {field: target for field, (target, _) in references(settings).items()}
+        return make_context(settings, inputs, folder / "out" / "evaluate", stop_after=stop_after)
+
+    return build
+
+
+def test_the_stage_waits_is_stopped_and_goes_on(
+    stage: Callable[..., Any],
+    labels: Callable[[], Database],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.contract.context import StageContext
+    from pipeline.stages.evaluate.stage import run
+
+    said: list[str] = []
+    monkeypatch.setattr(StageContext, "say", lambda _, text: said.append(text))
+    with pytest.raises(Interrupted, match="at 0 of 5 tasks, all labels are kept"):
+        run(stage(stop_after=20, overlap=0, needed=0.8))
+    assert any(line.startswith("waiting for labels by `rlhf label serve") for line in said)
+    evaluated = folder / "out" / "evaluate"
+    assert not (evaluated / "evaluation.json").exists()
+    ann = Annotator(labels(), "Ann")
+    ann.compare(longer, most=4)
+    with pytest.raises(Interrupted, match="at 4 of 5 tasks"):
+        run(stage(stop_after=20, overlap=0, needed=0.8))
+    ann.compare(longer, most=1)
+    metrics = run(stage(overlap=0, needed=0.8))
+    results = json.loads((evaluated / "evaluation.json").read_text())
+    (rate,) = results["win_rates"]
+    assert (metrics["win_rate"], metrics["win_rate/judge"]) == (rate["rate"], "people")
+    assert (rate["n"], results["judges"]["people"]["labels"]) == (5, 5)
+    outcomes = hand_counted(folder / "out", "evaluate")
+    given = {r["index"]: r["outcome"] for r in read_json_lines(evaluated / "judgements.jsonl")}
+    assert given == {index: outcomes[index] for index in given}
+
+
+def test_a_campaign_that_is_closed_ends_the_waiting(
+    stage: Callable[..., Any], labels: Callable[[], Database]
+) -> None:
+    from pipeline.stages.evaluate.stage import run
+
+    with pytest.raises(Interrupted):
+        run(stage(stop_after=20))
+    campaigns = Campaigns(labels())
+    campaigns.close(campaigns.list()[0].id)
+    assert "win_rate" not in run(stage())  # nobody said anything
+
+
+def test_people_leave_the_key_of_an_evaluation_without_them_as_it_was(
+    stage: Callable[..., Any],
+) -> None:
+    settings = stage(guidelines="rules.md", database="other.sqlite").settings
+    assert settings.key_settings()["people"] == {
+        "overlap": 0.2, "annotators_per_task": 2, "needed": 1.0,
+    }  # fmt: skip
+    assert "people" not in settings.model_copy(update={"people": None}).key_settings()
 
 
 def test_people_compare_two_checkpoints_at_least(rlhf: Command, folder: Path) -> None:

@@ -352,7 +352,7 @@ def test_says_who_skipped_while_it_waits(
     shy = GoldJudge(name="shy")
     monkeypatch.setattr(shy, "judge", lambda *_: None)
     said: list[str] = []
-    monkeypatch.setattr("pipeline.stages.rankings.people.TOLD_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.stages.asking.TOLD_SECONDS", 0.0)
     monkeypatch.setattr("pipeline.stages.rankings.annotators.judges_of", lambda *_, **__: [shy])
     context = make_context(settings(), {"model": policy}, stop_after=60)
     monkeypatch.setattr(type(context), "say", lambda _, text: said.append(text))
