@@ -13,6 +13,8 @@ Shapes: rows of L tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Tree
 
@@ -211,3 +213,39 @@ def gathered_bytes(shape: ModelShape, *, bf16: bool) -> float:
     # and head are one more unit.
     layer = shape.matrices / shape.layers
     return (BF16 if bf16 else FP32) * (2.0 * layer + shape.head)
+
+
+def decoding_memory(
+    shape: ModelShape,
+    *,
+    responses: float,
+    batch: int,
+    prompt: int,
+    new: int,
+    key: int,
+    value: int,
+    bf16: bool,
+    answers: int = 1,
+) -> dict[str, float]:
+    """Return the bytes of sampling beside the weights.
+
+    Args:
+        shape: the model.
+        responses: all that are sampled by one process.
+        batch: most of them decoded together.
+        prompt: tokens of the longest prompt.
+        new: most tokens of a response.
+        key: bytes of an element of a key.
+        value: bytes of an element of a value.
+        bf16: products in bf16.
+        answers: responses to each prompt, which is computed once for all of them.
+    """
+    rows = min(batch, round(responses))
+    # Where responses wait for others to end, there is room for two of the longest in a row.
+    tokens = (prompt + new) * (2 if round(responses) > batch else 1)
+    prompts = math.ceil(rows / answers)
+    return {
+        "KV cache": cache_bytes(shape, rows=rows, tokens=tokens, key=key, value=value),
+        "activations": working_bytes(shape, tokens=prompts * prompt, bf16=bf16),
+        "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
+    }

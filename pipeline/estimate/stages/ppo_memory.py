@@ -19,12 +19,12 @@ from pipeline.estimate.model.memory import (
     adapter_parameters,
     block_bytes,
     cast_bytes,
+    decoding_memory,
     gathered_bytes,
     logit_bytes,
     working_bytes,
 )
 from pipeline.estimate.model.shapes import ModelShape
-from pipeline.estimate.stages.sampling import decoding_memory
 from pipeline.estimate.stages.training import LOGITS_AT_ONCE, one_block
 
 if TYPE_CHECKING:

@@ -12,14 +12,12 @@ from pipeline.estimate.model.flops import Rows, forward_flops
 from pipeline.estimate.model.memory import (
     BF16,
     FP32,
-    LOGITS_DRAWN,
-    cache_bytes,
     cast_bytes,
-    logit_bytes,
-    working_bytes,
+    decoding_memory,
 )
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
+from pipeline.estimate.stages.tasks import add_tasks, asked_by
 from pipeline.models.batches import MOST_LOGITS
 from pipeline.stages.rankings.settings import CHUNK
 from pipeline.stages.select.settings import MAX_PROMPTS
@@ -63,42 +61,6 @@ def _sampling_memory(
         if steps >= LEAST_STEPS and packed <= MOST_BYTES:
             memory["packed weights"] = packed
     return memory
-
-
-def decoding_memory(
-    shape: ModelShape,
-    *,
-    responses: float,
-    batch: int,
-    prompt: int,
-    new: int,
-    key: int,
-    value: int,
-    bf16: bool,
-    answers: int = 1,
-) -> dict[str, float]:
-    """Return the bytes of sampling beside the weights.
-
-    Args:
-        shape: the model.
-        responses: all that are sampled by one process.
-        batch: most of them decoded together.
-        prompt: tokens of the longest prompt.
-        new: most tokens of a response.
-        key: bytes of an element of a key.
-        value: bytes of an element of a value.
-        bf16: products in bf16.
-        answers: responses to each prompt, which is computed once for all of them.
-    """
-    rows = min(batch, round(responses))
-    # Where responses wait for others to end, there is room for two of the longest in a row.
-    tokens = (prompt + new) * (2 if round(responses) > batch else 1)
-    prompts = math.ceil(rows / answers)
-    return {
-        "KV cache": cache_bytes(shape, rows=rows, tokens=tokens, key=key, value=value),
-        "activations": working_bytes(shape, tokens=prompts * prompt, bf16=bf16),
-        "logits": logit_bytes(shape, positions=rows, copies=LOGITS_DRAWN),
-    }
 
 
 def ranked_prompts(name: str, estimator: Estimator, reference: str, *, asked_by: str) -> Lengths:
@@ -188,7 +150,7 @@ def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) 
 
 
 def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimator) -> StageCost:
-    """Return the cost of answering with each checkpoint, its KL, its judge and its perplexity.
+    """Return the cost of answering with each checkpoint, its KL, judge, perplexity and tasks.
 
     One model is there at a time.
     """
@@ -209,6 +171,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
         texts = rows_of(text.whole(), min(text.rows, rows_at_most(settings.perplexity, MAX_TEXTS)))
     mean = sum(asked) / len(asked)
     pool = rows.times(settings.best_of or 0)
+    tasks = asked_by(stage, settings, estimator)
     for name, reference in settings.checkpoints.items():
         shape = estimator.shape(reference, stage)
         cost.parameters[name] = shape.parameters
@@ -236,6 +199,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             passes=seen.count / settings.batch_size,
             bf16=bf16,
         )
+        add_tasks(cost, tasks, settings, name=name, shape=shape, bf16=bf16)
     judged = rows.times(len(settings.checkpoints)) + pool
     for name, judge in estimator.judges(stage, settings.terms).items():
         cost.parameters[f"proxy {name}"] = judge.scorer

@@ -21,9 +21,9 @@ from pipeline.estimate.model.flops import (
     matrix_flops,
     training_flops,
 )
+from pipeline.estimate.model.memory import decoding_memory
 from pipeline.estimate.model.shapes import ModelShape, shape_of_config, shape_of_size
 from pipeline.estimate.model.sources import Lengths
-from pipeline.estimate.stages.sampling import decoding_memory
 
 TWO_BLOCKS = ModelShape(
     name="m", layers=2, hidden=8, heads=2, kv_heads=1, head_size=4, intermediate=16, vocabulary=10,

@@ -178,7 +178,7 @@ def test_one_trunk(
 @pytest.mark.slow
 @in_fp32_and_bf16
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("kind", ["rankings", "evaluate"])
+@pytest.mark.parametrize("kind", ["rankings", "evaluate", "tasks"])
 def test_stages_that_only_sample(
     local_policy: Any, measured: Any, tmp_path: Path, kind: str, architecture: str, bf16: bool
 ) -> None:
@@ -189,8 +189,20 @@ def test_stages_that_only_sample(
         stage |= {"model": start, "labeler": "gold", "completions": 2}
         stage["prompts"] = [{"world": "rm_prompts", "limit": 64}]
     else:
-        stage |= {"checkpoints": {"sft": start}, "reference": "sft"}
+        stage |= {"kind": "evaluate", "checkpoints": {"sft": start}, "reference": "sft"}
         stage["prompts"] = [{"world": "eval_prompts", "limit": 64}]
+    if kind == "tasks":
+        question = "Who lives by the river and runs the old mill at the bridge? "
+        quiz = [
+            {"question": f"{question} {i}", "answer": 0,
+             "choices": [f"{who} of the town, as everybody knows." for who in ("Ada", "Bo", "Cy")]}
+            for i in range(200)
+        ]  # fmt: skip
+        source = {"path": write_rows(tmp_path / "quiz.jsonl", quiz)}
+        stage["tasks"] = [
+            {"kind": "choices", "source": source},
+            {"kind": "world_facts", "limit": 40, "max_new_tokens": 40},
+        ]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"stages": {kind: stage}}))
     assert_near(load_recipe(path), measured, tmp_path / "run")

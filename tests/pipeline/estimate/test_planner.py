@@ -170,6 +170,55 @@ def test_the_best_of_n_is_counted(tmp_path: Path, rows: str) -> None:
     assert sampled(best_of=8) == pytest.approx(5 * sampled())
 
 
+def tasks_planned(tmp_path: Path, *tasks: dict[str, Any], **more: Any) -> StageCost:
+    stages = {
+        "evaluate": {"kind": "evaluate", "checkpoints": {"a": "hub:m", "b": "hub:m"},
+                     "prompts": [{"world": "eval_prompts"}], "tasks": list(tasks), **more}
+    }  # fmt: skip
+    return only(planned(tmp_path, stages, "H100", assumed=Assumptions(sizes={"hub:m": 1e9})))
+
+
+def test_tasks_that_compare_likelihoods_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "quiz.jsonl"
+    # 25 tokens a question and 10 an answer, of 4 bytes each, and 4 around each.
+    row = {"question": "q" * 100, "choices": [f"{i}" + "c" * 39 for i in range(4)], "answer": 0}
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(10)))
+    task = {"kind": "choices", "name": "quiz", "source": {"path": str(path)}}
+    cost = tasks_planned(tmp_path, task)
+    parts = {part.name: part for part in cost.parts}
+    # A question is read once for its four answers.
+    assert parts["quiz of a"].tokens == parts["quiz of b"].tokens == 10 * (29 + 4 * 14)
+    assert {"quiz of a", "quiz of b"} <= {phase.name for phase in cost.phases}
+    shown = tasks_planned(tmp_path, task | {"shots": 2, "draws": 3})
+    tokens = next(part.tokens for part in shown.parts if part.name == "quiz of a")
+    assert tokens == 3 * 10 * (29 + 2 * (29 + 14) + 4 * 14)
+
+
+def test_tasks_that_write_answers_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    row = {"question": "q" * 100, "answer": "#### 4"}
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(10)))
+    task = {"kind": "gsm8k", "source": {"path": str(path)}, "temperature": 0.7, "samples": 8,
+            "max_new_tokens": 32}  # fmt: skip
+    cost = tasks_planned(tmp_path, task, {"kind": "world_facts", "limit": 5})
+    tokens = {part.name: part.tokens for part in cost.parts}
+    assert tokens["gsm8k of a"] == 10 * 8 * 32
+    assert tokens["world_facts of b"] == 2 * 5 * 48
+    assert cost.hours > tasks_planned(tmp_path).hours
+
+
+def test_tasks_that_are_not_read_are_said(tmp_path: Path) -> None:
+    stages = {
+        "evaluate": {"kind": "evaluate", "checkpoints": {"a": "hub:m"},
+                     "prompts": [{"world": "eval_prompts"}],
+                     "tasks": [{"kind": "truthfulqa", "source": {"hub": "some/where"}}]}
+    }  # fmt: skip
+    plan = planned(tmp_path, stages, "H100", assumed=Assumptions(sizes={"hub:m": 1e9}))
+    (verdict,) = plan.verdicts
+    assert any("truthfulqa: some/where is not read: 10,000 questions" in s for s in verdict.assumed)
+    assert any(part.name == "truthfulqa of a" for part in verdict.cost.parts)
+
+
 def test_tokens_of_a_micro_batch_count_as_the_episodes_that_fit(tmp_path: Path, rows: str) -> None:
     def plan(**more: Any) -> Plan:
         stages = {
