@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
-UPDATES = 48
+UPDATES, EVALUATED = 48, 3
+KINDS = ("anywhere", "save", "save", "evaluation")
 Build = Callable[..., Any]
 
 pytestmark = [
@@ -51,6 +52,7 @@ def inputs(
     save_models(model, trunk, folder / "reward")
     for name, rows in (
         ("prompts", [{"prompt": f"What is {a} + {b}?"} for a in range(5) for b in range(4)]),
+        ("apart", [{"prompt": f"What is {a} - {b}?"} for a in range(4) for b in range(2)]),
         ("text", [{"text": f"{a} and {b} is {a + b}."} for a in range(5) for b in range(4)]),
     ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -72,6 +74,8 @@ def write_recipe(inputs: Path, trunk: str, processes: int) -> Path:
         "adaptive_kl": {"horizon": 100},
         "ema_decay": 0.9, "value_warmup_updates": 1, "ptx_coefficient": 0.3,
         "pretraining_sources": [{"path": str(inputs / "text.jsonl")}],
+        "evaluate_every": EVALUATED, "evaluation_prompts": [{"path": str(inputs / "apart.jsonl")}],
+        "evaluation_reward": [{"rule": "length", "options": {"target": 3}}],
         "pretraining_row_tokens": 9, "save_every": 1, "sample_every": 1, "sample_count": 2,
         "bf16": False, "doctor": {"on_alarm": "warn"},
     }  # fmt: skip
@@ -180,13 +184,19 @@ def saved(run: Path) -> int:
     return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
+def evaluated(run: Path) -> int:
+    """Return the bytes of the judged answers."""
+    path = run / "ppo" / "evaluation.jsonl"
+    return path.stat().st_size if path.is_file() else 0
+
+
 def unfinished(run: Path) -> bool:
     """Tell whether a state is only half written."""
     return any((run / "ppo" / "resume").glob(".tmp-*"))
 
 
 def await_moment(kind: str, attempt: Attempt, run: Path, before: int, rng: random.Random) -> None:
-    """Wait for a random moment: at the start, anywhere, in a save, or while models are published.
+    """Wait for a random moment: at the start, anywhere, in a save, past an evaluation, at the end.
 
     But for the first kind, at least one update is saved before it.
     """
@@ -202,6 +212,10 @@ def await_moment(kind: str, attempt: Attempt, run: Path, before: int, rng: rando
     elif kind == "save":
         wait_for(lambda: unfinished(run), attempt.alive)
         time.sleep(rng.uniform(0, 0.02))
+    elif kind == "evaluation":
+        written = evaluated(run)
+        wait_for(lambda: evaluated(run) > written, attempt.alive)
+        time.sleep(rng.uniform(0, 0.05))
     else:
         wait_for((run / "ppo" / "value_model").is_dir, attempt.alive)
         time.sleep(rng.uniform(0, 0.1))
@@ -225,18 +239,26 @@ def require_same(cut: Path, whole: Path, start: Path) -> None:
     """Compare all weights that were published, and the logs; they may not be those of the start."""
     first, last = (load_file(p / "model.safetensors") for p in (start, whole / "ppo" / "model"))
     assert max(float((last[name] - first[name]).abs().max()) for name in first) > 1e-3
-    published = sorted(path.relative_to(whole) for path in whole.glob("ppo/*/*.safetensors"))
-    assert {path.parts[1] for path in published} >= {"model", "value_model"}
+    published = sorted(path.relative_to(whole) for path in whole.glob("ppo/**/*.safetensors"))
+    assert {path.parts[1] for path in published} >= {"model", "value_model", "best"}
     for path in published:
         ours, theirs = load_file(cut / path), load_file(whole / path)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), path
-    rows = rows_of(whole)
+    logged = rows_of(whole)
+    assert rows_of(cut) == logged
+    rows = [row for row in logged if "evaluation/gold" not in row]
     assert [row["step"] for row in rows] == list(range(1, UPDATES + 1))
     assert len({row["objective/kl_coefficient"] for row in rows}) > UPDATES // 2
-    assert rows_of(cut) == rows
-    samples = [(run / "ppo" / "samples.jsonl").read_bytes() for run in (cut, whole)]
-    assert samples[0] == samples[1] and samples[0].count(b"\n") == 2 * UPDATES
+    assert [r["step"] for r in logged if r not in rows] == [*range(0, UPDATES + 1, EVALUATED)]
+    for name, lines in (
+        ("samples.jsonl", 2 * UPDATES),
+        ("evaluation.jsonl", 8 * (UPDATES // EVALUATED + 1)),
+        ("over_optimisation.json", None),
+    ):
+        found, expected = ((run / "ppo" / name).read_bytes() for run in (cut, whole))
+        assert found == expected, name
+        assert lines is None or found.count(b"\n") == lines
 
 
 @pytest.mark.parametrize(
@@ -264,7 +286,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     )
     finish(recipe, whole)
     rng = random.Random(f"{trunk} {processes}")
-    kinds = ["start", "anywhere", *rng.choices(["anywhere", "save", "save"], k=17), "publish"]
+    kinds = ["start", "anywhere", *rng.choices(KINDS, k=17), "publish"]
     if trunk == "shared":
         kinds = kinds[1:8]
     inside = reached = 0

@@ -247,6 +247,7 @@ def provenance_rows(report: Figures) -> list[dict[str, str]]:
         told += [f"top-k {decoding['top_k']}"] if decoding.get("top_k") else []
         told += [f"top-p {decoding['top_p']:g}"] if decoding.get("top_p", 1.0) < 1 else []
         told.append(f"{decoding['max_new_tokens']} tokens at most")
+        told += [f"in {row['dtype']}"] if "dtype" in row else []
         template = row.get("template")
         rows.append(
             {

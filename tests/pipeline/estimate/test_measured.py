@@ -205,4 +205,5 @@ def test_stages_that_only_sample(
         ]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"stages": {kind: stage}}))
-    assert_near(load_recipe(path), measured, tmp_path / "run")
+    # The memory of tasks is that of sampling, of which they are a part in so small a model.
+    assert_near(load_recipe(path), measured, tmp_path / "run", memory=kind != "tasks")

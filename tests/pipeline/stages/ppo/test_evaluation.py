@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from data.errors import Interrupted, RewardError, SourceError
 from pipeline.contract.settings import SourceSettings
+from pipeline.evaluation.judge.over_optimisation import along_training
 from pipeline.rl.ppo.evaluation import figures_of
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.stage import run
@@ -97,6 +98,11 @@ def test_figures_recount_from_the_rows(evaluated: Build) -> None:
     for row in evaluations(context.folder):
         mine = [answer for answer in answers if answer["update"] == row["step"]]
         assert figures_of(mine) == {k: v for k, v in row.items() if k != "step"}
+    told = json.loads((context.folder / "over_optimisation.json").read_text())
+    recounted = json.loads(json.dumps(along_training(answers, seed=context.seed)))
+    assert recounted is not None and len(told["points"]) == 3
+    for key in ("points", "fits", "prompts"):
+        assert told[key] == recounted[key], key
     # What is said does not hang on how often it is asked.
     again = evaluated("again", evaluate_every=4)
     run(again)
