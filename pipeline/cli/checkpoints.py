@@ -129,7 +129,7 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
     console.say(f"report: {write_evaluation_report(out)}")
     if request.people is not None and results["judges"]["people"]["open"]:
         # Whoever reads this may be one of those who compare: no answer is shown with its name.
-        for line in still_open(results["judges"]["people"], request.people.run):
+        for line in still_open(results, request.people.run):
             console.say(line)
     elif request.prompts is not None and not quiet:
         typer.echo(answers_table(out))
@@ -185,12 +185,14 @@ def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | 
         return People(run=run, opened=opening, overlap=overlap, guidelines=read)
 
 
-def still_open(people: Mapping[str, Any], run: Path) -> list[str]:
-    """Return the commands to go on with while people have not compared all pairs yet."""
-    serve = ["rlhf", "label", "serve", str(run), "--campaign", people["campaign"]]
+def still_open(results: Mapping[str, Any], run: Path) -> list[str]:
+    """Return the commands to go on with while people have not said all yet."""
+    from pipeline.evaluation.judge.summary import open_lines
+
+    campaign = results["judges"]["people"]["campaign"]
+    serve = ["rlhf", "label", "serve", str(run), "--campaign", campaign]
     return [
-        f"people are not through: {people['complete']} of {counted(people['pairs'], 'pair')} have "
-        "all their labels; serve the rest, and once there are more, count them:",
+        *(f"{line}; serve them, and count again later:" for line in open_lines(results)),
         f"  {shlex.join(serve)}",
         f"  {shlex.join(['rlhf', *sys.argv[1:]])}",
     ]

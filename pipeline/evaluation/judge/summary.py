@@ -154,6 +154,15 @@ def people_lines(results: Mapping[str, Any]) -> list[str]:
     return ["; ".join(parts)]
 
 
+def open_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return that people have not said all yet, while that is so."""
+    people = (results.get("judges") or {}).get("people")
+    if people is None or not people["open"]:
+        return []
+    whole = f"{people['complete']} of {counted(people['pairs'], 'pair')} have all their labels"
+    return [f"the judgement of people is still open: {whole}"]
+
+
 def _elo_ends(row: Mapping[str, Any]) -> str:
     if row["ci95"] is None:
         return ""

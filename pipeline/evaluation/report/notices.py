@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.pathologies import pathology_lines
+from pipeline.evaluation.judge.summary import open_lines
 from pipeline.evaluation.report.collect import over_optimisations
 
 
@@ -27,7 +28,8 @@ def notices(report: Mapping[str, Any]) -> list[str]:
             )
         standing.append(f"Stages {sentence}")
     seen = [seen_sentences(evaluation) for evaluation in report["evaluations"].values()]
-    return [" ".join(sentences) for sentences in (standing, *seen) if sentences]
+    asked = [_sentence(line) for line in open_lines(report)]
+    return [" ".join(sentences) for sentences in (standing, asked, *seen) if sentences]
 
 
 def _sentence(text: str) -> str:

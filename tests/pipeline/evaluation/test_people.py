@@ -154,7 +154,8 @@ def test_from_the_question_to_the_win_rate(
     people = first["judges"]["people"]
     assert (people["kind"], people["pairs"], people["complete"]) == ("people", 6, 0)
     assert first["win_rates"] == []
-    assert "people are not through: 0 of 6 pairs have all their labels" in first["said"]
+    said = "judgement of people is still open: 0 of 6 pairs have all their labels"
+    assert said in first["said"] and said in (folder / "out" / "index.html").read_text()
     assert f"rlhf label serve out --campaign {people['campaign']}" in first["said"]
     assert "rlhf eval oldpolicy newpolicy --out out" in first["said"]
 
@@ -272,7 +273,7 @@ def test_a_further_checkpoint_asks_for_what_is_new_alone(
     assert ann.compare(longer) == 12
     report = evaluate("third", people="out=0")
     assert not report["judges"]["people"]["open"]
-    assert "people are not through" not in report["said"]
+    assert "still open" not in report["said"]
     assert {(rate["a"], rate["b"]): rate["n"] for rate in report["win_rates"]} == {
         ("newpolicy", "oldpolicy"): 6, ("third", "newpolicy"): 6, ("third", "oldpolicy"): 6,
     }  # fmt: skip
