@@ -27,6 +27,7 @@ from pipeline.cli.options import (
     load_plugins,
 )
 from pipeline.cli.reports import compare, report
+from pipeline.cli.scaling import scaling
 from pipeline.cli.shipped import copy, recipes
 
 if TYPE_CHECKING:
@@ -266,6 +267,7 @@ app.command()(report)
 app.command()(chat)
 app.command()(score)
 app.add_typer(label, name="label")
+app.add_typer(scaling, name="scaling")
 
 
 @app.command(name="run-stage", hidden=True)

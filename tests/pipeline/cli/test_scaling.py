@@ -1,0 +1,147 @@
+"""`rlhf scaling` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.scaling.laws import Chinchilla
+
+LAW = Chinchilla(A=20.0, B=80.0, E=1.2, alpha=0.3, beta=0.32)
+
+
+def grid(noise: float = 1e-4, *, sizes: int = 6, lengths: int = 5) -> list[dict[str, Any]]:
+    """Return runs over sizes and lengths whose products are budgets that repeat."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "name": f"run{row}-{column}",
+            "parameters": 30_000 * 2.5**row + 50_000,
+            "tokens": 4e5 * 2.5**column,
+            "loss": LAW.loss(30_000 * 2.5**row + 50_000, 4e5 * 2.5**column)
+            * np.exp(rng.normal(0, noise)),
+            "non_embedding_parameters": 30_000 * 2.5**row,
+            "flops": 8 * (30_000 * 2.5**row) * 4e5 * 2.5**column,
+        }
+        for row in range(sizes)
+        for column in range(lengths)
+    ]
+
+
+def as_csv(rows: list[dict[str, Any]], *columns: str) -> str:
+    lines = [",".join(columns), *(",".join(str(row[c]) for c in columns) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    path = tmp_path / "points.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in grid()))
+    return path
+
+
+def test_a_fit_finds_the_planted_law_and_tells_it(rlhf: Callable[..., Any], points: Path) -> None:
+    result = rlhf("scaling", "fit", points, "--json", "--resamples", "60")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    for name in ("A", "B", "E", "alpha", "beta"):
+        assert found[name] == pytest.approx(getattr(LAW, name), rel=0.05)
+        low, high = found["ci95"][name]
+        assert low <= high and low == pytest.approx(high, rel=0.2)
+    assert found["ignored_columns"] == ["name"]
+    assert found["flops"] == "column"
+    assert found["residuals"]["rms"] < 3e-4
+    assert len(found["residuals"]["rows"]) == found["points"] == 30
+
+
+def test_the_largest_run_is_predicted_by_the_smaller_ones(
+    rlhf: Callable[..., Any], points: Path
+) -> None:
+    held = json.loads(rlhf("scaling", "fit", points, "--json", "--resamples", "40").out)["held_out"]
+    assert (held["runs"], held["fitted_on"]) == (6, 24)
+    largest = held["largest"]
+    assert largest["tokens"] == 4e5 * 2.5**4
+    assert abs(largest["error"]) < 2e-3
+    # A law without a floor predicts too little of what only falls to one; no law, far too much.
+    assert abs(largest["kaplan_error"]) > abs(largest["error"])
+    assert largest["lowest_smaller_error"] > 0.01
+    assert held["mean_error"] < held["kaplan_mean_error"]
+
+
+def test_isoflop_curves_have_their_minima_near_the_laws(
+    rlhf: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [{**row, "parameters": row["non_embedding_parameters"]} for row in grid()]
+    for row in rows:
+        row["loss"] = LAW.loss(row["parameters"], row["tokens"])
+    (tmp_path / "p.csv").write_text(as_csv(rows, "parameters", "tokens", "loss"))
+    found = json.loads(rlhf("scaling", "fit", "p.csv", "--json", "--resamples", "40").out)
+    curves = found["isoflop"]["curves"]
+    assert [len(curve["points"]) for curve in curves] == [3, 4, 5, 5, 4, 3]
+    inside = [c for c in curves if c["best_parameters"] is not None]
+    assert len(inside) >= 3
+    for curve in inside:
+        assert curve["best_parameters"] == pytest.approx(curve["law_parameters"], rel=0.25)
+    assert all(c["note"] for c in curves if c["best_parameters"] is None)
+
+
+def test_the_lines_tell_coefficients_intervals_and_why_kaplans_law_differs(
+    rlhf: Callable[..., Any], points: Path
+) -> None:
+    out = rlhf("scaling", "fit", points, "--resamples", "40").out
+    assert "30 runs; N 8e+04 to 2.98e+06, D 4e+05 to 1.56e+07" in out
+    assert "columns not read: name" in out
+    for name in ("A", "B", "E", "alpha", "beta"):
+        assert any(line.startswith(f"  {name} ") and "[" in line for line in out.splitlines())
+    # 50,000 of 80,000 parameters of the smallest are embeddings; of 2,979,688 of the largest 2 %.
+    assert "Kaplan's N leaves out embeddings, 2% to 62% of the parameters here" in out
+
+
+def test_a_table_of_other_names_is_read_by_columns(
+    rlhf: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [{**row, "n": row["parameters"]} for row in grid()]
+    (tmp_path / "p.csv").write_text(as_csv(rows, "n", "tokens", "loss"))
+    refused = rlhf("scaling", "fit", "p.csv")
+    assert refused.code == 2
+    assert "p.csv:2: no column 'parameters'; columns: n, tokens, loss." in refused.err
+    taken = rlhf("scaling", "fit", "p.csv", "--column", "parameters=n", "--json")
+    found = json.loads(taken.out)
+    assert (found["flops"], found["kaplan"]["parameters"]) == ("6ND", "all")
+    assert found["range"]["flops"][0] == pytest.approx(6 * 80_000 * 4e5)
+
+
+def test_the_same_points_give_the_same_figures(rlhf: Callable[..., Any], points: Path) -> None:
+    first = rlhf("scaling", "fit", points, "--json", "--resamples", "40").out
+    assert first == rlhf("scaling", "fit", points, "--json", "--resamples", "40").out
+    other = rlhf("scaling", "fit", points, "--json", "--resamples", "40", "--seed", "1").out
+    assert json.loads(first)["E"] == json.loads(other)["E"]
+    assert json.loads(first)["ci95"] != json.loads(other)["ci95"]
+
+
+@pytest.mark.parametrize("what", ["alpha", "beta"])
+def test_what_the_runs_do_not_tell_is_said(
+    rlhf: Callable[..., Any], tmp_path: Path, what: str
+) -> None:
+    rows = grid()
+    for row in rows:
+        kept = row["tokens"] if what == "alpha" else row["parameters"]
+        row["loss"] = 1.2 + 80 * kept**-0.32
+    (tmp_path / "p.csv").write_text(as_csv(rows, "parameters", "tokens", "loss"))
+    result = rlhf("scaling", "fit", "p.csv", "--json", "--resamples", "40")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [sentence.partition(":")[0] for sentence in found["untold"]] == [what]
+
+
+def test_too_few_sizes_are_refused(rlhf: Callable[..., Any], tmp_path: Path) -> None:
+    rows = grid(sizes=2)
+    (tmp_path / "p.csv").write_text(as_csv(rows, "parameters", "tokens", "loss"))
+    result = rlhf("scaling", "fit", "p.csv")
+    assert result.code == 2
+    assert "10 points with 2 different parameters and 5 different tokens" in result.err
