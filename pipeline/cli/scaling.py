@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 scaling = typer.Typer(
-    help="Scaling laws: fit one to runs, and plan by it.",
+    help="Scaling laws: fit one to runs, and plan a budget by it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -53,3 +53,66 @@ def fit(
     _, report = fit_report(points, resamples=resamples, seed=seed)
     # What the runs do not tell may be no number.
     typer.echo(json.dumps(plain(report), indent=2) if as_json else "\n".join(fit_lines(report)))
+
+
+@scaling.command()
+def plan(
+    file: FileArgument,
+    flops: Annotated[
+        str | None, typer.Option(metavar="N", help="The budget, such as 1e21.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="The budget instead, on --gpus.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Of one node: 8xH100-80GB, 4x24GB@165TFLOPS (bf16), cpu.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of so many GPUs.")] = 1,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the peak that training reaches.")
+    ] = 0.35,
+    column: ColumnOption = None,
+    resamples: ResamplesOption = 400,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the size and tokens with the lowest loss for a budget, by the law of these runs."""
+    from data.sources.values import plain
+    from pipeline.cli.score_file import parse_columns
+    from pipeline.evaluation.scaling.fit import fit_chinchilla
+    from pipeline.evaluation.scaling.plan import best_for, compute_factor
+    from pipeline.evaluation.scaling.points import read_points
+    from pipeline.evaluation.scaling.text import plan_lines
+
+    budget, hardware = _budget(flops, hours, gpus, nodes, utilisation)
+    points = read_points(file, parse_columns(column or []))
+    fitted = fit_chinchilla(points, resamples=resamples, seed=seed)
+    factor = compute_factor(points, resamples=resamples, seed=seed)
+    found = {**best_for(fitted, points, budget, factor), "hardware": hardware}
+    typer.echo(json.dumps(plain(found), indent=2) if as_json else "\n".join(plan_lines(found)))
+
+
+def _budget(
+    flops: str | None, hours: float | None, gpus: str | None, nodes: int, utilisation: float
+) -> tuple[float, str]:
+    """Return the FLOPs of a budget, and what hardware they were reckoned from."""
+    from data.errors import UsageError
+    from pipeline.estimate.model.assumptions import Rates, parse_number
+    from pipeline.estimate.model.hardware import parse_gpus
+
+    if (flops is None) == (hours is None) or (hours is None) != (gpus is None):
+        raise UsageError("a budget is --flops 1e21, or --hours 24 with --gpus 8xH100-80GB")
+    if flops is not None:
+        return parse_number(flops, option="--flops"), ""
+    assert hours is not None and gpus is not None
+    if not hours:
+        raise UsageError("--hours 0: a budget is above 0")
+    cluster, share = parse_gpus(gpus, nodes=nodes), Rates(utilisation).utilisation
+    peak = cluster.accelerator.peak(bf16=True)
+    kind = "bf16" if cluster.accelerator.bf16 else "fp32"
+    told = (
+        f", {hours:g} h of {cluster.title} at {share:.0%} (--utilisation, an assumption) of "
+        f"{peak / 1e12:.4g} TFLOP/s in {kind} each"
+    )
+    note = f"; {cluster.accelerator.note}" if cluster.accelerator.note else ""
+    return hours * 3600 * cluster.size * peak * share, told + note

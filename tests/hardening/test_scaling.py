@@ -67,3 +67,22 @@ def test_losses_that_follow_no_law_are_fitted_and_what_is_not_told_is_said(
         assert result.code == 0, result.err
         assert "untold" in result.out if options else "not told" in result.out
         assert "Infinity" not in result.out and "NaN" not in result.out
+
+
+BUDGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "none": ([], ("--flops 1e21", "--hours")),
+    "both": (["--flops", "1", "--hours", "1", "--gpus", "H100"], ("--flops 1e21",)),
+    "hours alone": (["--hours", "1"], ("--gpus",)),
+    "gpus alone": (["--flops", "1", "--gpus", "H100"], ("--hours",)),
+    "no number": (["--flops", "much"], ("--flops", "'much'")),
+    "0": (["--flops", "0"], ("--flops", "'0'")),
+    "no hours": (["--hours", "0", "--gpus", "H100"], ("--hours 0",)),
+    "no such GPU": (["--hours", "1", "--gpus", "H1000"], ("H1000", "H100-80GB")),
+    "share": (["--hours", "1", "--gpus", "H100", "--utilisation", "2"], ("--utilisation 2",)),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_budgets_that_are_none_are_refused(rlhf: Rlhf, assert_refused: Refused, case: str) -> None:
+    options, words = BUDGETS[case]
+    assert_refused(rlhf(["scaling", "plan", "p.csv", *options], {"p.csv": HEAD + GOOD}), *words)

@@ -107,17 +107,23 @@ def fit_report(points: Points, *, resamples: int, seed: int) -> tuple[Fitted, di
     return fitted, report
 
 
-def _untold(law: Chinchilla, points: Points) -> list[str]:
-    """Return a sentence for each term that the runs do not tell."""
-    lowest, found = points.losses_P.min(), []
+def untold_exponents(law: Chinchilla, points: Points) -> list[str]:
+    """Return for each exponent that the runs do not tell what they leave open."""
     terms = (
         ("alpha", law.alpha, law.A * points.parameters_P**-law.alpha, "parameters"),
         ("beta", law.beta, law.B * points.tokens_P**-law.beta, "tokens"),
     )
-    for name, exponent, term_P, what in terms:
-        if not _AT_END < exponent < MOST_EXPONENT - _AT_END or term_P.max() < _AT_END * lowest:
-            found.append(f"{name}: how {what} count, if they do")
-    if law.E / lowest < _AT_END:
+    least = _AT_END * points.losses_P.min()
+    return [
+        f"{name}: how {what} count, if they do"
+        for name, exponent, term_P, what in terms
+        if not _AT_END < exponent < MOST_EXPONENT - _AT_END or term_P.max() < least
+    ]
+
+
+def _untold(law: Chinchilla, points: Points) -> list[str]:
+    found = untold_exponents(law, points)
+    if law.E < _AT_END * float(points.losses_P.min()):  # noqa: SIM300
         found.append("E: a floor, if there is one; it is below what larger runs would show")
     return found
 

@@ -90,3 +90,18 @@ def _ranges(found: Mapping[str, Sequence[float]]) -> str:
         f"{letter} {found[name][0]:.3g} to {found[name][1]:.3g}"
         for letter, name in (("N", "parameters"), ("D", "tokens"), ("C", "flops"))
     )
+
+
+def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a plan for a budget as lines."""
+    yield f"budget: {plan['flops']:.3e} FLOPs{plan['hardware']}"
+    measured = plan["C0_ci95"]
+    how = f" {ends(measured, '.3g')}, of the runs" if measured else ", as the runs have no flops"
+    yield f"C = C0 N D with C0 {plan['C0']:.3g}{how}"
+    rows = ("N", "parameters", ".3g"), ("D", "tokens", ".3g"), ("L", "loss", ".4f")
+    for letter, name, form in rows:
+        yield f"  {letter} {name:<11}{plan[name]:>10{form}}  {ends(plan[f'{name}_ci95'], form)}"
+    yield f"  D / N {plan['tokens'] / plan['parameters']:.3g}"
+    if plan["extrapolates"]:
+        yield f"extrapolates: {'; '.join(plan['extrapolates'])}"
+        yield ("  the intervals are of the law's coefficients; that it holds there no run tells")

@@ -145,3 +145,51 @@ def test_too_few_sizes_are_refused(rlhf: Callable[..., Any], tmp_path: Path) -> 
     result = rlhf("scaling", "fit", "p.csv")
     assert result.code == 2
     assert "10 points with 2 different parameters and 5 different tokens" in result.err
+
+
+def test_a_plan_is_the_size_with_the_lowest_loss_for_its_flops(
+    rlhf: Callable[..., Any], points: Path
+) -> None:
+    args = ["scaling", "plan", points, "--flops", "1e14", "--json", "--resamples", "40"]
+    result = rlhf(*args)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    # flops of a run are 8 (N - 50,000) D, so that C0 is no constant: 3 of the smallest, 7.9.
+    assert 3 < found["C0_ci95"][0] < found["C0"] < found["C0_ci95"][1] < 8
+    product = 1e14 / found["C0"]
+    assert found["parameters"] == pytest.approx(LAW.best_size(product), rel=0.05)
+    assert found["parameters"] * found["tokens"] == pytest.approx(product)
+    assert found["loss"] == pytest.approx(LAW.loss(found["parameters"], found["tokens"]), rel=2e-3)
+    for name in ("parameters", "tokens", "loss"):
+        assert found[f"{name}_ci95"][0] <= found[name] <= found[f"{name}_ci95"][1]
+    assert found["extrapolates"] == []
+
+
+def test_a_plan_beyond_the_runs_says_so(rlhf: Callable[..., Any], points: Path) -> None:
+    out = rlhf("scaling", "plan", points, "--flops", "1e17", "--resamples", "40").out
+    assert "extrapolates: the budget is 269 x the largest of the runs" in out
+    assert "N is " in out and "D is " in out
+    small = rlhf("scaling", "plan", points, "--flops", "1e10", "--resamples", "40").out
+    assert "x the smallest of the runs" in small
+
+
+def test_hours_on_named_hardware_are_flops(rlhf: Callable[..., Any], points: Path) -> None:
+    few = ("--json", "--resamples", "40")
+    hours = ("--hours", "2", "--gpus", "2xA100-40GB", "--nodes", "3", "--utilisation", "0.5")
+    found = json.loads(rlhf("scaling", "plan", points, *hours, *few).out)
+    assert found["flops"] == pytest.approx(2 * 3600 * 6 * 312e12 * 0.5)
+    assert "6 x A100-40GB, 3 nodes at 50% (--utilisation, an assumption)" in found["hardware"]
+    same = json.loads(rlhf("scaling", "plan", points, "--flops", str(found["flops"]), *few).out)
+    assert same["parameters"] == found["parameters"]
+
+
+def test_runs_that_do_not_tell_how_tokens_count_give_no_plan(
+    rlhf: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = grid()
+    for row in rows:
+        row["loss"] = 1.2 + 80 * row["parameters"] ** -0.32
+    (tmp_path / "p.csv").write_text(as_csv(rows, "parameters", "tokens", "loss"))
+    result = rlhf("scaling", "plan", "p.csv", "--flops", "1e14", "--resamples", "40")
+    assert result.code == 2
+    assert "the runs don't tell beta: how tokens count" in result.err
