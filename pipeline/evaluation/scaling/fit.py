@@ -113,11 +113,11 @@ def untold_exponents(law: Chinchilla, points: Points) -> list[str]:
         ("alpha", law.alpha, law.A * points.parameters_P**-law.alpha, "parameters"),
         ("beta", law.beta, law.B * points.tokens_P**-law.beta, "tokens"),
     )
-    least = _AT_END * points.losses_P.min()
+    losses_P = law.loss(points.parameters_P, points.tokens_P)
     return [
         f"{name}: how {what} count, if they do"
         for name, exponent, term_P, what in terms
-        if not _AT_END < exponent < MOST_EXPONENT - _AT_END or term_P.max() < least
+        if not _AT_END < exponent < MOST_EXPONENT - _AT_END or (term_P / losses_P).max() < _AT_END
     ]
 
 

@@ -18,9 +18,9 @@ def compute_factor(points: Points, *, resamples: int, seed: int) -> Estimate:
     if not points.measured:
         return Estimate(FLOPS_PER_PRODUCT, None, None, 0)
     logs_P = np.log(points.flops_P / (points.parameters_P * points.tokens_P))
-    found = bootstrap_mean(logs_P.tolist(), resamples=resamples, seed=seed)
-    assert found.value is not None and found.low is not None and found.high is not None
-    return Estimate(*(math.exp(end) for end in found[:3]), found.n)
+    mean, low, high, n = bootstrap_mean(logs_P.tolist(), resamples=resamples, seed=seed)
+    assert mean is not None and low is not None and high is not None
+    return Estimate(math.exp(mean), math.exp(low), math.exp(high), n)
 
 
 def best_for(fitted: Fitted, points: Points, flops: float, factor: Estimate) -> dict[str, Any]:
