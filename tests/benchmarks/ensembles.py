@@ -13,24 +13,23 @@ all with 95 % intervals over seeds (Student's t).
 from __future__ import annotations
 
 import json
-import math
-import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
-from scipy import stats
+from over_seeds import in_words, rlhf_run
 
 from data.json_lines import read_json_lines
 
 MEMBERS = 3
 WAYS = {"single": None, "mean": "mean", "worst case": "min", "uncertainty": "mean_minus_variance"}
 """Way -> how the members' scores become one; None takes the first member alone."""
-FIGURES = ("gold", "best gold", "at update", "proxy", "KL", "scoring")
-"""At the end; where gold was best; and the share of an update's time that scoring takes."""
+FIGURES = (
+    "gold", "proxy", "KL", "best gold", "its proxy", "its update", "gold at KL 10", "scoring",
+)  # fmt: skip
+"""At the end; where gold was best; between evaluations; and scoring's share of an update's time."""
 PARTS = ("rollout", "score", "forward", "judge", "optimize")
 
 
@@ -86,28 +85,21 @@ def figures(stage: Path) -> list[float]:
     updates = [row for row in read_json_lines(stage / "metrics.jsonl") if "time/score" in row]
     times = {part: sum(row[f"time/{part}"] for row in updates) for part in PARTS}
     best, last = max(told["points"], key=lambda point: point["gold"]), told["points"][-1]
+    gold_at_10 = np.interp(
+        10.0,
+        np.maximum.accumulate([point["kl"] for point in told["points"]]),
+        [point["gold"] for point in told["points"]],
+    )
     return [
-        last["gold"],
-        best["gold"],
-        best["step"],
-        last["proxy"],
-        last["kl"],
+        *(last[name] for name in ("gold", "proxy", "kl")),
+        *(best[name] for name in ("gold", "proxy", "step")),
+        float(gold_at_10),
         times["score"] / sum(times.values()),
     ]
 
 
-def interval(values: Sequence[float]) -> str:
-    """Return a mean with its 95 % interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
-
-
 def main() -> None:
     source, out, seeds = Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:]
-    rlhf = Path(sys.executable).with_name("rlhf")
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     print("| seed | way | " + " | ".join(FIGURES) + " |")
     for seed in seeds:
@@ -115,17 +107,16 @@ def main() -> None:
         run.mkdir(parents=True, exist_ok=True)
         asked = run / "asked.yaml"
         asked.write_text(yaml.safe_dump(recipe(source, int(seed)), sort_keys=False))
-        command = [str(rlhf), "run", str(asked), "--out", str(run), "--quiet"]
-        subprocess.run(command, check=True)
+        rlhf_run(asked, run)
         for way in WAYS:
             found[way].append(row := figures(run / stage_of(way)))
             print(f"| {seed} | {way} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
     for way, rows in found.items():
-        columns = [interval(values) for values in zip(*rows, strict=True)]
+        columns = [in_words(values) for values in zip(*rows, strict=True)]
         print(f"| all | {way} | " + " | ".join(columns) + " |")
     for way in list(WAYS)[1:]:
         columns = [
-            interval([a - b for a, b in zip(*pair, strict=True)])
+            in_words([a - b for a, b in zip(*pair, strict=True)])
             for pair in zip(
                 zip(*found[way], strict=True), zip(*found["single"], strict=True), strict=True
             )

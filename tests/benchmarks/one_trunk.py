@@ -11,25 +11,15 @@ repeated. A row a seed: gold reward after PPO of both, their memory and seconds;
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from over_seeds import copy_stages, over_seeds, rlhf_run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart_one_trunk.yaml"
 BEFORE = ("tokenizer", "base", "sft", "rankings", "rankings_heldout")
-
-
-def prepared(source: Path, run: Path) -> None:
-    """Copy the stages that both have in common, so that they start from the same weights."""
-    run.mkdir(parents=True, exist_ok=True)
-    for stage in BEFORE:
-        if not (run / stage).exists():
-            shutil.copytree(source / stage, run / stage)
 
 
 def report(run: Path) -> dict[str, Any]:
@@ -46,15 +36,13 @@ def figures(run: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     source, out, seeds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    rlhf = Path(sys.executable).with_name("rlhf")
     rows = []
     print("seed  gold: four  one    MB: four   one   s: four   one")
     for seed in seeds:
         run = out / seed
         if not (run / "report" / "report.json").is_file():
-            prepared(source / seed, run)
-            command = [str(rlhf), "run", str(RECIPE), "--seed", seed, "--out", str(run), "--quiet"]
-            subprocess.run(command, check=True)
+            copy_stages(source / seed, run, BEFORE)
+            rlhf_run(RECIPE, run, "--seed", seed)
         four, one = figures(source / seed), figures(run)
         rows.append((four[0], one[0]))
         print(
@@ -65,11 +53,10 @@ def main() -> None:
     if len(rows) < 2:
         return
     fours, ones = [four for four, _ in rows], [one for _, one in rows]
-    mean = statistics.mean(fours)
-    half = stats.t.ppf(0.975, len(rows) - 1) * statistics.stdev(fours) / len(rows) ** 0.5
-    inside = mean - half <= statistics.mean(ones) <= mean + half
+    mean, low, high = over_seeds(fours)
+    inside = low <= statistics.mean(ones) <= high
     print(
-        f"mean of four {mean:.4f} [{mean - half:.4f}, {mean + half:.4f}], "
+        f"mean of four {mean:.4f} [{low:.4f}, {high:.4f}], "
         f"of one {statistics.mean(ones):.4f}: {'inside' if inside else 'outside'}"
     )
 

@@ -1,21 +1,29 @@
 """What the quickstart promises, counted over several seeds.
 
-    python tests/benchmarks/quickstart_seeds.py runs/seeds 0 1 2 3 4
+    python tests/benchmarks/quickstart_seeds.py runs/seeds 0 1 2 3 4 [--share runs/quickstart]
 
 runs `recipes/quickstart.yaml` once a seed into `runs/seeds/<seed>/` (a run that is there is not
-repeated) and prints a row a seed with every figure that is promised; a figure out of its bounds
-is marked with `!`. All of them come from `report/report.json`.
+repeated) and prints every figure that is promised, a column a seed, and its mean with the 95 %
+interval over seeds (Student's t); a figure out of its bounds is marked with `!`. All of them come
+from `report/report.json`, whose verdicts stand below.
+
+`--share` takes tokenizer, base model, SFT and rankings of a run, for every seed the same: the
+intervals are then over reward model and PPO alone, for less than half the work, and the seconds
+those of both.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+from over_seeds import copy_stages, in_words, rlhf_run
+
+SHARED = ("tokenizer", "base", "sft", "rankings", "rankings_heldout")
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 Report = dict[str, Any]
 
@@ -52,8 +60,16 @@ PROMISES: list[tuple[str, Callable[[Report], float], Callable[[float], bool]]] =
     ("low", lambda r: win(r, "sft", "base")["ci95"][0], lambda x: x > 0.60),
     ("ppo>sft", lambda r: win(r, "ppo", "sft")["rate"], lambda x: x >= 0.65),
     ("low", lambda r: win(r, "ppo", "sft")["ci95"][0], lambda x: x > 0.60),
+    (
+        "of equal length",
+        lambda r: win(r, "ppo", "sft")["rate_length_controlled"],
+        lambda x: x > 0.6,
+    ),
+    ("low", lambda r: win(r, "ppo", "sft")["ci95_length_controlled"][0], lambda x: x > 0.55),
     ("n", lambda r: win(r, "ppo", "sft")["n"], lambda x: x >= 500),
     ("rm", lambda r: r["reward_model"]["accuracy"], lambda x: x >= 0.75),
+    ("longer", lambda r: r["reward_model"]["longer_wins"], lambda x: True),
+    ("words", lambda r: r["reward_model"]["bag_of_words"]["accuracy"], lambda x: True),
     ("over length", over_length, lambda x: x >= 0.10),
     ("rm matched", lambda r: r["reward_model"]["accuracy_length_matched"], lambda x: x >= 0.65),
     ("cond. sft", lambda r: share(r, "sft", "condescending"), lambda x: x >= 0.30),
@@ -68,21 +84,35 @@ PROMISES: list[tuple[str, Callable[[Report], float], Callable[[float], bool]]] =
 ]
 
 
+def run_seed(run: Path, seed: str, share: Path | None) -> Report:
+    """Run the quickstart of a seed unless it is there, and return its report."""
+    told = run / "report" / "report.json"
+    if not told.is_file():
+        options = ["--seed", seed]
+        if share is not None:
+            copy_stages(share, run, SHARED)
+            own = yaml.safe_load((share / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
+            options += [part for stage in SHARED for part in ("--set", f"{stage}.seed={own}")]
+        rlhf_run(RECIPE, run, *options)
+    report: Report = json.loads(told.read_text(encoding="utf-8"))
+    return report
+
+
 def main() -> None:
-    out, seeds = Path(sys.argv[1]), sys.argv[2:]
-    rlhf = Path(sys.executable).with_name("rlhf")
-    print("seed  " + "  ".join(name for name, _, _ in PROMISES))
-    for seed in seeds:
-        run = out / seed
-        if not (run / "report" / "report.json").is_file():
-            command = [str(rlhf), "run", str(RECIPE), "--seed", seed, "--out", str(run), "--quiet"]
-            subprocess.run(command, check=True)
-        report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
-        cells = []
-        for name, figure, holds in PROMISES:
-            value = figure(report)
-            cells.append(f"{value:.3g}{'' if holds(value) else '!'}".rjust(len(name)))
-        print(f"{seed:4}  " + "  ".join(cells), flush=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("seeds", nargs="+")
+    parser.add_argument("--share", type=Path)
+    given = parser.parse_args()
+    reports = [run_seed(given.out / seed, seed, given.share) for seed in given.seeds]
+    print("| figure | " + " | ".join(given.seeds) + " | all |")
+    print("|---|" + "---|" * (len(reports) + 1))
+    for name, figure, holds in PROMISES:
+        values = [figure(report) for report in reports]
+        cells = [f"{value:.3f}{'' if holds(value) else '!'}" for value in values]
+        print(f"| {name} | " + " | ".join([*cells, in_words(values)]) + " |")
+    for seed, report in zip(given.seeds, reports, strict=True):
+        print(f"{seed}: " + " ".join(report["verdict"]))
 
 
 if __name__ == "__main__":

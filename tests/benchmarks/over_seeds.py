@@ -1,0 +1,42 @@
+"""What experiments over several seeds have in common: runs, stages they share, intervals."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scipy import stats
+
+
+def rlhf_run(recipe: Path, run: Path, *options: str) -> None:
+    """Run a recipe into a folder; what is done there is not repeated."""
+    rlhf = Path(sys.executable).with_name("rlhf")
+    command = [str(rlhf), "run", str(recipe), "--out", str(run), "--quiet", *options]
+    subprocess.run(command, check=True)
+
+
+def copy_stages(source: Path, run: Path, stages: Sequence[str]) -> None:
+    """Copy finished stages into a run that shall start from the same weights."""
+    run.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if not (run / stage).exists():
+            shutil.copytree(source / stage, run / stage)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return a mean and its 95 % interval over seeds (Student's t); no width of one seed."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def in_words(values: Sequence[float]) -> str:
+    """Return a mean and its interval as text."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*over_seeds(values))
