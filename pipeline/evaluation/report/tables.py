@@ -171,7 +171,7 @@ def task_rows(report: Figures) -> list[dict[str, Any]]:
     rows = []
     for (task, metric, reading, shots), mine in groups.items():
         first = next(row for row in mine if row is not None)
-        note = [metric.replace("_", " "), *([f"read {reading}"] if reading else [])]
+        note = [metric.replace("_", " "), *([f"{reading} reading"] if reading else [])]
         note += ["zero-shot" if shots == 0 else f"{shots}-shot"] if shots is not None else []
         note.append(f"{first['n']:,} questions")
         whole = all(0 <= row["value"] <= 1 for row in mine if row and row["value"] is not None)

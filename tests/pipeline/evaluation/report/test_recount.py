@@ -13,6 +13,7 @@ from data.json_lines import read_json_lines
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.texts import text_figures
+from pipeline.evaluation.report.view import FIGURES, interval, number
 
 QUESTIONS = [{"question": f"What is {i} + 1?", "choices": [str(i + 1), "no"], "answer": 0}
              for i in range(4)]  # fmt: skip
@@ -67,5 +68,20 @@ def test_the_page_shows_the_reports_figures(evaluation: Path) -> None:
     assert report["verdict"][0].partition(": ")[2].partition(" of")[0] in page
     for rate in report["win_rates"]:
         assert f"{100 * rate['rate']:.1f}\u00a0%" in page
+        counts = f"{rate['wins']:,} won · {rate['ties']:,} tied · {rate['losses']:,} lost"
+        assert counts in page or (rate["a"], rate["b"]) == ("ppo", "base")  # no neighbours
     for row in report["provenance"]:
         assert row["content"][:16] in page
+    for row in report["tasks"]:
+        assert number(row["value"], "percent") in page
+        assert interval(row["ci95"], "percent") in page
+    for row in report["pathologies"]:
+        kind = "number" if row["name"] in ("length_drift", "kl_per_token") else "percent"
+        assert number(row["value"], kind) in page
+    for row in report["alignment_tax"][1:]:
+        assert number(row["difference"], "signed") in page
+    for figures_ in report["checkpoints"].values():
+        for _, key, kind, _ in FIGURES:
+            assert number(figures_.get(key), kind) in page, key
+        for share in figures_["shares"].values():
+            assert number(share["share"], "percent") in page

@@ -69,7 +69,7 @@ def test_tasks_stand_by_metric_and_reading() -> None:
         for n in ("sft", "ppo") for r in ("strict", "ours")
     ]  # fmt: skip
     strict, ours = task_rows(report(tasks=rows))
-    assert strict["note"] == "accuracy, read strict, 5-shot, 100 questions"
+    assert strict["note"] == "accuracy, strict reading, 5-shot, 100 questions"
     assert [cell["value"] for cell in ours["cells"]] == ["–", "25.0\u00a0%", "25.0\u00a0%"]
     alone = task_rows({"checkpoints": {}, "tasks": rows})
     assert [cell["value"] for cell in alone[0]["cells"]] == ["25.0\u00a0%"] * 2
