@@ -15,13 +15,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from over_seeds import in_words, rlhf_run
 
 from data.json_lines import read_json_lines
+from reward.learned.model import RewardModel
 
 MEMBERS = 3
 WAYS = {"single": None, "mean": "mean", "worst case": "min", "uncertainty": "mean_minus_variance"}
@@ -98,6 +101,25 @@ def figures(stage: Path) -> list[float]:
     ]
 
 
+def rises(run: Path) -> tuple[float, float]:
+    """Return how much PPO against the first member raises its scores, and those of the others.
+
+    Scores are of the answers to the evaluations' prompts, at the start and at the end.
+    """
+    rows = [*read_json_lines(run / stage_of("single") / "evaluation.jsonl")]
+    last, rise = rows[-1]["update"], []
+    for place in range(MEMBERS):
+        folder = run / f"reward_{place}" / "model"
+        model = RewardModel.load(folder, device=torch.device("cpu"), batch_size=64)
+        scores = model.score([row["prompt"] for row in rows], [row["response"] for row in rows])
+        start, end = (
+            [score for score, row in zip(scores, rows, strict=True) if row["update"] == update]
+            for update in (0, last)
+        )
+        rise.append(fmean(end) - fmean(start))
+    return rise[0], fmean(rise[1:])
+
+
 def main() -> None:
     source, out, seeds = Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:]
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
@@ -122,6 +144,9 @@ def main() -> None:
             )
         ]
         print(f"| less single | {way} | " + " | ".join(columns) + " |")
+    own, others = zip(*(rises(out / seed) for seed in seeds), strict=True)
+    print(f"PPO raised the score of the single model by {in_words(own)},")
+    print(f"of the members that it was not trained against by {in_words(others)}")
 
 
 if __name__ == "__main__":
