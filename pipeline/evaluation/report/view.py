@@ -89,7 +89,7 @@ def cards(report: Figures) -> list[dict[str, str]]:
         _card(cards, "KL", number(last.get("kl_to_reference")), "nats a response")
     quality = report["reward_model"] or {}
     accuracy = number(quality.get("accuracy"), "percent")
-    _card(cards, "Reward model", accuracy, "of pairs kept from it")
+    _card(cards, "Reward model", accuracy, "of unseen pairs")
     which = "stages that are up to date" if report["not_done"] else "all stages"
     if report["stages"]:
         _card(cards, "Time", clock(report["seconds"]), which)

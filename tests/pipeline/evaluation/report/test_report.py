@@ -367,7 +367,7 @@ def test_what_an_outdated_stage_left_is_no_figure(run: Path) -> None:
     assert {name: stage["state"].partition(":")[0] for name, stage in report["stages"].items()} == {
         "base": "done", "reward": "outdated", "ppo": "done", "evaluate": "outdated",
     }  # fmt: skip
-    assert "pairs kept from it" not in text
+    assert "unseen pairs" not in text
     assert report["verdict"] == []
     crossed = re.findall(r"<s>(.*?)</s>", (run / "report" / "index.html").read_text("utf-8"))
     assert {"reward", "evaluate"} <= set(crossed)
