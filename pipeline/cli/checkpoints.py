@@ -45,6 +45,14 @@ PeopleOption = Annotated[
         "name to `rlhf label serve`; two people compare OVERLAP (0.2) of the pairs.",
     ),
 ]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=JUDGE",
+        help="Further judge: a reward model's place, http://... of a server that scores, or "
+        "{kind: llm, url: http://HOST/v1, model: NAME, key_variable: VARIABLE}; repeatable.",
+    ),
+]
 GuidelinesOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What these people read first, Markdown.")
 ]
@@ -71,6 +79,7 @@ def evaluate(
             help="Reward model that judges as proxy; given again, their weighted sum.",
         ),
     ] = None,
+    judge: JudgeOption = None,
     people: PeopleOption = None,
     guidelines: GuidelinesOption = None,
     reference: Annotated[
@@ -89,6 +98,7 @@ def evaluate(
     """Judge checkpoints on the same prompts and tasks; the report is OUT/index.html."""
     from pipeline.evaluation.judge.standalone import Request
     from pipeline.generation.generate import Sampling
+    from pipeline.recipe.judges import parse_judges
     from pipeline.recipe.suite import load_suites
 
     request = Request(
@@ -97,6 +107,7 @@ def evaluate(
         texts=source_of(texts) if texts else None,
         people=people_of(people, out, guidelines),
         rewards=weighted(reward or []),
+        judges=parse_judges(judge or []),
         reference=reference,
         plain=plain or [],
         limit=limit,
@@ -142,6 +153,7 @@ def _with_origins(request: Request) -> Request:
     from pipeline.run.origins import origins
 
     known = origins(request.checkpoints)
+    request = replace(request, paid_by=known.paid_by)
     if not known.readings:
         return request
     seen = partial(seen_before, readings=known.readings, elsewhere=known.elsewhere)

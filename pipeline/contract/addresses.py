@@ -53,3 +53,5 @@ Seconds = Annotated[PositiveNumber, Field(le=1_000_000)]
 """What a try may take; systems wait for 24 days at most."""
 Retries = Annotated[NonNegativeInt, Field(le=1000)]
 """Further tries after the first; they are at most a minute apart."""
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""An environment variable, such as one that holds a service's key."""

@@ -12,7 +12,7 @@ from pipeline.contract.trackers import require_installed
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import require_launchable, shards_weights
 from pipeline.run.planning import Planner
-from pipeline.stages.evaluate.readings import overlap_warning
+from pipeline.stages.evaluate.readings import judge_warnings, overlap_warning
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.reward_terms import length_warnings
@@ -38,10 +38,11 @@ def _warnings(recipe: Recipe, hand: HandOver) -> list[str]:
     """Return what does not stop a stage, and its reader had better know."""
     settings = recipe.stages[hand.name]
     if isinstance(settings, PpoSettings):
-        return length_warnings(settings.terms, hand)
+        return [*length_warnings(settings.terms, hand), *settings.judged_by_reward]
     if isinstance(settings, EvaluateSettings):
         line = overlap_warning(settings, hand, recipe.seed)
-        return [] if line is None else [line]
+        told = judge_warnings(settings, hand, recipe.seed)
+        return told if line is None else [line, *told]
     return []
 
 

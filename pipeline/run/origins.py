@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from data.errors import RlhfError
 from pipeline.contract.artifacts import MANIFEST
 from pipeline.contract.handover import HandOver, local_checkpoint
+from pipeline.evaluation.judge.workspace import checkpoint_content
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
 from pipeline.run.runner import RESOLVED
-from pipeline.stages.evaluate.readings import made_elsewhere, readings
+from pipeline.stages.evaluate.readings import (
+    made_elsewhere,
+    readings,
+    same_checkpoint,
+    trained_against,
+)
 
 if TYPE_CHECKING:
     from pipeline.evaluation.judge.overlap import Reading
@@ -25,11 +31,27 @@ class Origins(NamedTuple):
         readings: what each stage read, by its name, with that of its run where there are several.
         made_by: the stages of each checkpoint that read prompts.
         elsewhere: checkpoints of which nothing is known, and those that others began from.
+        hands: the view of each checkpoint's stage in its run; None where nothing is known.
     """
 
     readings: dict[str, Reading]
     made_by: dict[str, list[str]]
     elsewhere: list[str]
+    hands: dict[str, HandOver | None]
+
+    def paid_by(self, place: str) -> list[str] | None:
+        """Return the stages that made these checkpoints and were paid by a reward model.
+
+        None where it is not known whether there is such a stage.
+        """
+        content, is_ours = checkpoint_content(place), (Path(place).parent / MANIFEST).is_file()
+        found = [
+            hand
+            and trained_against(same_checkpoint(content, hand), [hand.name], hand, is_ours=is_ours)
+            for hand in self.hands.values()
+        ]
+        stages = list(dict.fromkeys(stage for known in found for stage in known or ()))
+        return None if None in found and not stages else stages
 
 
 def origins(checkpoints: Mapping[str, str]) -> Origins:
@@ -39,7 +61,8 @@ def origins(checkpoints: Mapping[str, str]) -> Origins:
     """
     made = {name: _made(place) for name, place in checkpoints.items()}
     runs = {one.run for one in made.values() if one is not None}
-    found = Origins({}, {}, [])
+    hands = {name: one and one.hand for name, one in made.items()}
+    found = Origins({}, {}, [], hands)
     for name, one in made.items():
         if one is None:
             found.elsewhere.append(name)

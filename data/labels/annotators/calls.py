@@ -20,6 +20,7 @@ from typing import Any
 
 from data.errors import LabelError, UsageError
 from data.http_json import (
+    HttpError,
     RefusedError,
     UnansweredError,
     WrongAnswerError,
@@ -84,12 +85,24 @@ class Calls:
         self.timeout, self.retries = timeout, retries
         self._headers: dict[str, str] = {}
         if key_variable is not None:
-            self._headers["Authorization"] = f"Bearer {_key(key_variable, url)}"
+            self._headers["Authorization"] = f"Bearer {service_key(key_variable, url)}"
         self._lock = threading.Lock()
         self._answers: dict[str, str] = {}
         self._begun = self._tokens = 0
         self._given_up: LabelError | None = None
         self._read_log()
+
+    def models(self) -> list[str]:
+        """Return the models that the service says it has; none where it does not say."""
+        place = self.url.removesuffix("/chat/completions") + "/models"
+        try:
+            answer = ask_json(place, headers=self._headers, timeout=self.timeout)
+        except HttpError:
+            return []
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        entries = listed if isinstance(listed, list) else []
+        named = [one.get("id") for one in entries if isinstance(one, dict)]
+        return [name for name in named if isinstance(name, str)]
 
     @property
     def spent(self) -> Spent:
@@ -174,13 +187,13 @@ class Calls:
         except UnansweredError as failure:
             self._given_up = LabelError(
                 f"the judge at url {self.url} gave no answer in {self.retries + 1} tries, the last "
-                f"time: {failure}; look at the server, all labels are kept"
+                f"time: {failure}; look at the server, what was answered is kept"
             )
             raise self._given_up from failure
         except RefusedError as failure:
             raise CallRefusedError(
                 f"the judge at url {self.url} refused: {failure}; look at its url, model and "
-                "key_variable, all labels are kept"
+                "key_variable, what was answered is kept"
             ) from failure
         except WrongAnswerError as failure:
             raise self._no_completion(failure) from failure
@@ -190,6 +203,8 @@ class Calls:
             case {"choices": [{"message": {"content": str(text)}}, *_]}:
                 # A server may send the key back, and the log may not hold it.
                 text = without_secrets(text, self.url, self._headers)
+            case {"choices": [{"message": {"content": None}}, *_]}:
+                text = ""  # it refused, or spent all its tokens on thinking
             case _:
                 raise self._no_completion(shown_answer(answer, self.url, self._headers))
         match answer.get("usage"):
@@ -205,8 +220,12 @@ class Calls:
         )
 
 
-def _key(variable: str, url: str) -> str:
-    """Return the key of a service; no error tells it."""
+def service_key(variable: str, url: str) -> str:
+    """Return the key of the service at a URL; no error tells it.
+
+    Raises:
+        UsageError: the environment variable is not set, or holds what can't be sent.
+    """
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UsageError(

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.errors import LabelError
 from data.labels.annotators.calls import CallRefusedError, Calls
@@ -40,7 +41,7 @@ _SYSTEM = (
 )
 
 
-class _Question(NamedTuple):
+class Question(NamedTuple):
     """What is asked, how it is asked again, and what an answer to it looks like."""
 
     form: str
@@ -48,7 +49,7 @@ class _Question(NamedTuple):
     pattern: re.Pattern[str]
 
 
-_PAIR = _Question(
+_PAIR = Question(
     "Guidelines:\n{guidelines}\n\nThe request:\n{mark}\n{prompt}\n{mark}\n\n"
     "Answer A:\n{mark}\n{a}\n{mark}\n\nAnswer B:\n{mark}\n{b}\n{mark}\n\n"
     "Which answer is better? Say in one or two sentences why, and end with [[A]], [[B]], or "
@@ -56,7 +57,7 @@ _PAIR = _Question(
     "Give the verdict alone, A, B or TIE, in double square brackets.",
     re.compile(r"\[\[\s*(A|B|TIE)\s*\]\]", re.IGNORECASE),
 )
-_RATE = _Question(
+_RATE = Question(
     "Guidelines:\n{guidelines}\n\nThe request:\n{mark}\n{prompt}\n{mark}\n\n"
     "The answer:\n{mark}\n{a}\n{mark}\n\n"
     "How good is it, from 1 (worst) to 7 (best)? End with the number in double square brackets, "
@@ -130,9 +131,9 @@ class ModelJudge:
         rating = self._asked(_RATE, new, again, a=new.completions[place])
         return None if rating is None else int(rating)
 
-    def _asked(self, question: _Question, new: NewTask, again: bool, **answers: str) -> str | None:
+    def _asked(self, question: Question, new: NewTask, again: bool, **answers: str) -> str | None:
         """Return the answer to a question, reminded of it where there was none at first."""
-        mark = _mark(new)
+        mark = mark_apart([prompt_text(new.prompt), *new.completions])
         asked = question.form.format(
             guidelines=self.guidelines, prompt=prompt_text(new.prompt), mark=mark, **answers
         )
@@ -140,25 +141,49 @@ class ModelJudge:
             {"role": "system", "content": _SYSTEM.format(mark=mark)},
             {"role": "user", "content": asked},
         ]
-        for attempt in range(_TRIES):
-            # Another seed is another call to the cache, and to servers that know seeds.
-            seed = attempt + _TRIES * again
-            try:
-                answer = self.calls.ask(messages, seed=seed, **self.options)
-            except CallRefusedError:
-                if not attempt:
-                    raise
-                # The same question was taken without the model's own words: with them it is longer
-                # than the context, which is a reason to skip this task, not to end the work.
-                return None
-            verdicts = question.pattern.findall(answer)
-            if verdicts:
-                return str(verdicts[-1])
-            messages += [
-                {"role": "assistant", "content": answer.strip() or "(nothing)"},
-                {"role": "user", "content": question.reminder},
-            ]
-        return None
+        # Another seed is another call to the cache, and to servers that know seeds.
+        seeds = range(_TRIES * again, _TRIES * again + _TRIES)
+        tries = [{"seed": seed, **self.options} for seed in seeds]
+        return verdict_of(self.calls, messages, question, tries=tries)
+
+
+def verdict_of(
+    calls: Calls,
+    messages: Sequence[dict[str, str]],
+    question: Question,
+    *,
+    tries: Sequence[Mapping[str, Any]],
+) -> str | None:
+    """Return the last verdict that a model gives, reminded of it where there is none at first.
+
+    Args:
+        calls: how it is asked.
+        messages: what it is asked.
+        question: how it is reminded, and what a verdict looks like.
+        tries: further fields of the request, one entry a time that it is asked.
+
+    Raises:
+        BudgetSpentError: no call is left.
+        LabelError: the server fails, or does not take the question.
+    """
+    asked = [*messages]
+    for attempt, options in enumerate(tries):
+        try:
+            answer = calls.ask(asked, **options)
+        except CallRefusedError:
+            if not attempt:
+                raise
+            # The same question was taken without the model's own words: with them it is longer
+            # than the context, which is a reason to skip this task, not to end the work.
+            return None
+        verdicts = question.pattern.findall(answer)
+        if verdicts:
+            return str(verdicts[-1])
+        asked += [
+            {"role": "assistant", "content": answer.strip() or "(nothing)"},
+            {"role": "user", "content": question.reminder},
+        ]
+    return None
 
 
 def ranks_of(verdicts: dict[tuple[int, int], tuple[str, str]]) -> list[int]:
@@ -173,9 +198,12 @@ def ranks_of(verdicts: dict[tuple[int, int], tuple[str, str]]) -> list[int]:
     return copeland_ranks(wins, 1 + max(place for pair in verdicts for place in pair))
 
 
-def _mark(new: NewTask) -> str:
-    """Return a mark that stands in none of the texts; the same for the same task."""
-    texts = [prompt_text(new.prompt), *new.completions]
+def mark_apart(texts: Sequence[str]) -> str:
+    """Return a mark that stands in none of some texts; the same for the same texts.
+
+    Raises:
+        LabelError: the texts hold all that were tried.
+    """
     for number in range(1000):
         digest = hashlib.sha256("\x1f".join([str(number), *texts]).encode("utf-8", "replace"))
         mark = f"<<{digest.hexdigest()[:12]}>>"

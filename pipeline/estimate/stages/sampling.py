@@ -201,9 +201,12 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
         )
         add_tasks(cost, tasks, settings, name=name, shape=shape, bf16=bf16)
     judged = rows.times(len(settings.checkpoints)) + pool
-    for name, judge in estimator.judges(stage, settings.terms).items():
-        cost.parameters[f"proxy {name}"] = judge.scorer
-        _add_scoring(cost, judge, judged, batch=64)
+    for who, terms in (("proxy", settings.terms), ("judge", settings.judge_terms)):
+        for name, judge in estimator.judges(stage, terms).items():
+            cost.parameters[f"{who} {name}"] = judge.scorer
+            _add_scoring(cost, judge, judged, batch=64)
+    for line in settings.call_lines(round(prompts)):
+        estimator.assumed.tell(stage, line)
     return cost
 
 

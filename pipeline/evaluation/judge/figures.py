@@ -4,6 +4,7 @@
 
     index, id, prompt, checkpoint, plain, response, n_tokens, ended, kl, gold, proxy, assessment
 
+and `scores`, by name, of further judges that score, where there are such;
 so `figures([*read_json_lines(path)])` gives the report's numbers again, perplexity apart, which is
 measured on texts and not on samples. Judges that give no scores but compare two answers leave
 `judgements.jsonl` beside it, a row for each time they did, and `figures` takes its rows too:
@@ -11,8 +12,9 @@ measured on texts and not on samples. Judges that give no scores but compare two
     judge, index, a, b, outcome
 
 `a` and `b` being two checkpoints, `a` the later one, and `outcome` 1 where its answer is better,
-half for a tie, else 0; each judge adds columns of its own. Several rows of one judge on the same
-two answers, as of several people, count as one, by their mean.
+half for a tie, 0 where it is worse, None without a verdict; each judge adds columns of its own.
+Several rows of one judge on the same two answers, as of several people, count as one, by their
+mean.
 """
 
 from __future__ import annotations
@@ -160,7 +162,8 @@ def _verdicts(
 ) -> dict[str, dict[Pair, list[Verdict]]]:
     """Return what each judge said of each two checkpoints; those it never compared are out."""
     found: dict[str, dict[Pair, list[Verdict]]] = {}
-    for judge in JUDGES:
+    scored = [name for mine in by_name.values() for row in mine for name in row.get("scores", {})]
+    for judge in dict.fromkeys([*JUDGES, *scored]):
         for a, b in pairs:
             both = _judged(by_name[a], by_name[b], judge)
             for outcome, (first, second) in zip(outcomes(*_scores(both, judge)), both, strict=True):
@@ -170,7 +173,8 @@ def _verdicts(
     said: dict[tuple[str, str, str, int], list[float]] = {}
     for row in judgements:
         key = (row["judge"], row["a"], row["b"], row["index"])
-        said.setdefault(key, []).append(row["outcome"])
+        if row["outcome"] is not None:
+            said.setdefault(key, []).append(row["outcome"])
     for (judge, a, b, index), given in said.items():
         verdict = Verdict(fmean(given), samples[a, index], samples[b, index], len(given))
         found.setdefault(judge, {}).setdefault((a, b), []).append(verdict)
@@ -203,11 +207,17 @@ def _win_rate(
 
 def _judged(a: Sequence[Row], b: Sequence[Row], judge: str) -> list[tuple[Row, Row]]:
     """Return the samples of two checkpoints to the same prompts that a judge scored both of."""
-    return [pair for pair in matched(a, b) if all(row[judge] is not None for row in pair)]
+    return [pair for pair in matched(a, b) if all(score_by(judge, r) is not None for r in pair)]
 
 
-def _scores(both: Sequence[tuple[Row, Row]], judge: str) -> tuple[list[float], list[float]]:
-    return [float(row[judge]) for row, _ in both], [float(row[judge]) for _, row in both]
+def score_by(judge: str, row: Row) -> float | None:
+    """Return what a judge that scores gave a sample; None where it did not judge it."""
+    score = row[judge] if judge in JUDGES else row.get("scores", {}).get(judge)
+    return None if score is None else float(score)
+
+
+def _scores(both: Sequence[tuple[Row, Row]], judge: str) -> tuple[list[Any], list[Any]]:
+    return [score_by(judge, row) for row, _ in both], [score_by(judge, row) for _, row in both]
 
 
 def _ratings(

@@ -37,6 +37,7 @@ from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.gold import gold_judge
+from pipeline.evaluation.judge.judges import second_judge
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.judge.over_optimisation import from_pool
 from pipeline.evaluation.judge.overlap import held_out, overlap
@@ -88,18 +89,18 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
             for name in plan.checkpoints
         }
         kls = _kls(plan, workspace, answers)
-        proxies = _proxies(plan, workspace, answers)
+        scores = _scores(plan, workspace, answers)
         rows = [
             row
             for name in plan.checkpoints
-            for row in _rows(plan, name, answers[name], kls[name], proxies[name])
+            for row in _rows(plan, name, answers[name], kls[name], scores)
         ]
         write_json_lines(workspace.folder / SAMPLES, rows)
     tasks, pool = _tasks(plan, workspace), None
     if plan.best_of and plan.reference:
         pool = _best_of_n(plan, workspace, plan.reference)
     judgements, judges = _judgements(plan, workspace, rows)
-    results = _results(plan, rows, judgements, answers, too_long) | {"judges": judges}
+    results = _results(plan, rows, judgements, judges, answers, too_long)
     _add_texts(results, plan, workspace, answers)
     results["tasks"] = tasks
     if pool:
@@ -117,13 +118,15 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
     pool = dataclasses.replace(plan, checkpoints=source, prompts=prompts, texts=(), reference=None)
     draw = partial(_answer, pool, workspace, name)
     answers = {name: workspace.kept(f"{name}: pool", _follows_from(pool, name), draw)}
-    proxies = _proxies(pool, workspace, answers)[name]
+    scores = _scores(pool, workspace, answers)
     rows = [
         {**row, "index": place // plan.best_of, "sample": place % plan.best_of}
-        for place, row in enumerate(_rows(pool, name, answers[name], None, proxies))
+        for place, row in enumerate(_rows(pool, name, answers[name], None, scores))
     ]
     write_json_lines(workspace.folder / POOL, rows)
-    return {"checkpoint": name, **from_pool(rows, resamples=plan.resamples, seed=plan.seed)}
+    judge = "gold" if plan.world_seed is not None else second_judge(plan.score_judges)
+    found = from_pool(rows, judge=judge, resamples=plan.resamples, seed=plan.seed)
+    return {"checkpoint": name, **found}
 
 
 def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
@@ -206,6 +209,7 @@ def _model(plan: Plan, source: str | Path) -> PreTrainedModel:
 
 def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, Any]:
     """Return a checkpoint's answers, its own log-probability of each, and its loss of each text."""
+    plan.require_judges()
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
     plain = _plain(plan, name, tokenizer)
@@ -326,16 +330,25 @@ def _kls(
     }
 
 
-def _proxies(
+def _scores(
     plan: Plan, workspace: EvaluationWorkspace, answers: Mapping[str, dict[str, Any]]
-) -> dict[str, list[float] | None]:
-    """Return the reward model's score of each answer."""
-    if plan.scorer is None:
-        return dict.fromkeys(plan.checkpoints)
-    scorer = cache(plan.scorer)
+) -> dict[str, dict[str, list[float]]]:
+    """Return what each judge that scores gives each answer: judge -> checkpoint -> scores."""
+    return {judge: _scores_by(judge, plan, workspace, answers) for judge in plan.score_judges}
+
+
+def _scores_by(
+    judge: str,
+    plan: Plan,
+    workspace: EvaluationWorkspace,
+    answers: Mapping[str, dict[str, Any]],
+) -> dict[str, list[float]]:
+    """Return a judge's score of each answer; it is loaded where some are not kept."""
+    asked = plan.score_judges[judge]
+    scorer = cache(asked.load)
     prompts, step = [row.prompt for row in plan.prompts], 8 * plan.batch_size
 
-    def proxy(name: str) -> list[float]:
+    def scored(name: str) -> list[float]:
         mine, scores = answers[name], list[float]()
         with workspace.progress(len(prompts), f"{name}: {scorer().name}", "answers") as bar:
             for at in range(0, len(prompts), step):
@@ -351,10 +364,10 @@ def _proxies(
                 bar.advance(len(texts))
         return scores
 
-    told = [plan.scorer_content, [str(row.meta) for row in plan.prompts]]
+    told = [asked.content, [str(row.meta) for row in plan.prompts]]
     return {
         name: workspace.kept(
-            f"{name}: proxy", ["proxy", _follows_from(plan, name), told], partial(proxy, name)
+            f"{name}: {judge}", [judge, _follows_from(plan, name), told], partial(scored, name)
         )
         for name in plan.checkpoints
     }
@@ -365,10 +378,12 @@ def _rows(
     name: str,
     answers: Mapping[str, Any],
     kl: Sequence[float] | None,
-    proxy: Sequence[float] | None,
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> list[dict[str, Any]]:
     """Return the samples of a checkpoint as `samples.jsonl` holds them."""
     judge = gold_judge(plan.world_seed)
+    mine = {who: given[name] for who, given in scores.items()}
+    proxy = mine.pop("proxy", None)
     rows = []
     for place, (row, text) in enumerate(zip(plan.prompts, answers["texts"], strict=True)):
         gold, assessment = judge(row, text)
@@ -386,6 +401,7 @@ def _rows(
                 "gold": gold,
                 "proxy": None if proxy is None else proxy[place],
                 "assessment": assessment,
+                **({"scores": {who: given[place] for who, given in mine.items()}} if mine else {}),
             }
         )
     return rows
@@ -399,13 +415,17 @@ def _judgements(
     judgements = [{"judge": name, **row} for name, said in judged.items() for row in said.rows]
     if judged:
         write_json_lines(workspace.folder / JUDGEMENTS, judgements)
-    return judgements, {name: said.told for name, said in judged.items()}
+    told = {name: judge.told for name, judge in plan.score_judges.items()}
+    if plan.world_seed is not None:
+        told = {"gold": {"kind": "gold", "world_seed": plan.world_seed}, **told}
+    return judgements, told | {name: said.told for name, said in judged.items()}
 
 
 def _results(
     plan: Plan,
     rows: Sequence[Mapping[str, Any]],
     judgements: Sequence[Mapping[str, Any]],
+    judges: Mapping[str, Any],
     answers: Mapping[str, Mapping[str, Any]],
     too_long: int,
 ) -> dict[str, Any]:
@@ -425,6 +445,7 @@ def _results(
         "reference": plan.reference,
         "sampling": dataclasses.asdict(plan.sampling),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
+        "judges": judges,
         **from_samples,
         "provenance": [_provenance(plan, name, mine) for name, mine in answers.items()],
     }

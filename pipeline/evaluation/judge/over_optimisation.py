@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from data.intervals import LEVEL, drawn_clusters
+from pipeline.evaluation.judge.figures import score_by
 
 Array = NDArray[np.float64]
 Source = Literal["ppo", "best_of_n"]
@@ -113,7 +114,12 @@ def _mean_of_equals(sorted_PN: Array, values_PN: Array) -> Array:
 
 
 def over_optimisation(
-    curves: Curves, *, source: Source, resamples: int = RESAMPLES, seed: int = 0
+    curves: Curves,
+    *,
+    source: Source,
+    judge: str = "gold",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return points, fits and the turn of gold, as JSON, and what they tell as a sentence.
 
@@ -124,6 +130,7 @@ def over_optimisation(
     Args:
         curves: of the same prompts at every point.
         source: what led away from the start.
+        judge: who gives gold, for the sentence.
         resamples: draws of prompts.
         seed: of the draws.
     """
@@ -142,8 +149,8 @@ def over_optimisation(
         for place, at in enumerate(curves.at)
     ]
     fits = [
-        {"judge": judge, "form": form, **fit}
-        for judge, mean_K, mean_RK in (
+        {"judge": who, "form": form, **fit}
+        for who, mean_K, mean_RK in (
             ("gold", gold, drawn.gold_RK),
             ("proxy", proxy, drawn.proxy_RK),
         )
@@ -151,22 +158,19 @@ def over_optimisation(
         if (fit := _fit(form, kl, mean_K, drawn.kl_RK, mean_RK)) is not None
     ]
     place = _turn(gold, drawn.gold_RK)
-    turn = None if place is None else {label: int(curves.at[place]), "kl": float(kl[place])}
     if place is None:
-        sentence = (
-            f"no sign of over-optimisation up to KL {_short(max(kl), 1)} "
-            f"({len(curves.gold_PK)} prompts)"
-        )
+        furthest, size = _short(max(kl), 1), len(curves.gold_PK)
+        sentence = f"no sign of over-optimisation up to KL {furthest} ({size} prompts)"
     else:
         rise = _ends(drawn.proxy_RK[:, -1] - drawn.proxy_RK[:, place])
-        sentence = _turn_sentence(points[place], points[-1], rise, label)
+        sentence = _turn_sentence(points[place], points[-1], rise, label, judge)
     return {
         "source": source,
         "x": "sqrt_kl",
         "prompts": len(curves.gold_PK),
         "points": points,
         "fits": fits,
-        "turn": turn,
+        "turn": None if place is None else {label: points[place][label], "kl": float(kl[place])},
         "sentence": sentence,
     }
 
@@ -238,9 +242,13 @@ def _least_squares(form: str, kl_RK: Array, mean_RK: Array) -> Array:
 
 
 def _turn_sentence(
-    best: Mapping[str, Any], last: Mapping[str, Any], rise: Sequence[float], label: str
+    best: Mapping[str, Any],
+    last: Mapping[str, Any],
+    rise: Sequence[float],
+    label: str,
+    judge: str,
 ) -> str:
-    fall = f"gold fell from {_short(best['gold'])} to {_short(last['gold'])}"
+    fall = f"{judge} fell from {_short(best['gold'])} to {_short(last['gold'])}"
     take = f"take {'update' if label == 'step' else 'n ='} {best[label]}"
     if rise[0] > 0:
         return f"proxy went on rising from KL {_short(best['kl'], 1)} on while {fall}: {take}"
@@ -276,14 +284,28 @@ def along_training(
 
 
 def from_pool(
-    rows: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES, seed: int = 0
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    judge: str = "gold",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the over-optimisation of the best of n from the rows of best_of_n.jsonl."""
+    """Return the over-optimisation of the best of n from the rows of best_of_n.jsonl.
+
+    Args:
+        rows: answers of the pool.
+        judge: who tells what they are worth: `gold`, or one of the rows' `scores`.
+        resamples: draws of prompts.
+        seed: of the draws.
+    """
     prompts = len({row["index"] for row in rows})
     ordered = sorted(rows, key=lambda row: (int(row["index"]), int(row["sample"])))
     proxy, gold = (
-        np.array([row[name] for row in ordered], dtype=np.float64).reshape(prompts, -1)
-        for name in ("proxy", "gold")
+        np.array([score_by(name, row) for row in ordered], dtype=np.float64).reshape(prompts, -1)
+        for name in ("proxy", judge)
     )
     curves = best_of_n(proxy_PN=proxy, gold_PN=gold)
-    return over_optimisation(curves, source="best_of_n", resamples=resamples, seed=seed)
+    found = over_optimisation(
+        curves, source="best_of_n", judge=judge, resamples=resamples, seed=seed
+    )
+    return {"judge": judge, **found}

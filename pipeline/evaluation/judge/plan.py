@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from reward.scorer import Scorer
 
 
+class ScoreJudge(NamedTuple):
+    """A judge that gives each answer a score.
+
+    Attributes:
+        load: makes what scores ready.
+        content: tells it from others, for what is kept of its scores.
+        told: of what kind the judge is, and what else a reader must know of it.
+    """
+
+    load: Callable[[], Scorer]
+    content: Any
+    told: dict[str, Any]
+
+
 class Judged(NamedTuple):
     """What a judge said who compares two answers.
 
@@ -43,9 +57,9 @@ class Plan:
         reference: name of the checkpoint that KL is measured to; None for no KL.
         plain: checkpoints that are given plain text instead of the chat template.
         world_seed: seed of the embedded world whose annotator judges; None without that judge.
-        scorer: loads the reward model; None without one.
-        scorer_content: tells the scorer from others, for what is kept of its scores.
+        score_judges: name -> who scores answers; `proxy` is what checkpoints should please.
         pair_judges: name -> who compares two answers; asked last, they may take their time.
+        require_judges: called before the first answer is made; raises where a judge can't be had.
         sampling: how tokens are drawn.
         batch_size: rows a forward pass.
         bf16: compute in bfloat16.
@@ -65,9 +79,9 @@ class Plan:
     reference: str | None = None
     plain: frozenset[str] = frozenset()
     world_seed: int | None = None
-    scorer: Callable[[], Scorer] | None = None
-    scorer_content: Any = None
+    score_judges: Mapping[str, ScoreJudge] = field(default_factory=dict)
     pair_judges: Mapping[str, PairJudge] = field(default_factory=dict)
+    require_judges: Callable[[], None] = lambda: None
     sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
     bf16: bool = False

@@ -18,9 +18,11 @@ from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import evaluate
+from pipeline.evaluation.judge.judges import Judges, judges_of
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.people import PEOPLE, People, people_judge
-from pipeline.evaluation.judge.plan import PairJudge, Plan
+from pipeline.evaluation.judge.plan import PairJudge, Plan, ScoreJudge
+from pipeline.evaluation.judge.settings import JudgeSettings, LlmJudge, RewardModelJudge
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import Sampling
@@ -55,6 +57,9 @@ class Request:
         tasks: benchmark tasks that each checkpoint is asked.
         seen: counts what of prompts and texts was seen in training; None where nobody knows.
         made_by: the stages that each checkpoint came to be by, as far as they read prompts.
+        judges: further judges by name.
+        paid_by: tells by which stages a checkpoint was trained against the reward model at a place;
+            None where that is not known.
     """
 
     checkpoints: Mapping[str, str]
@@ -74,6 +79,8 @@ class Request:
     seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     best_of: int = 0
+    judges: Mapping[str, JudgeSettings] = field(default_factory=dict)
+    paid_by: Callable[[str], Sequence[str] | None] = lambda place: None
 
 
 def evaluate_checkpoints(
@@ -103,9 +110,9 @@ def evaluate_checkpoints(
     if (out / MANIFEST).is_file():
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
-    plan = _plan(request, out=out, say=console.say)
-    check_tasks(plan.tasks)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
+    plan = _plan(request, workspace)
+    check_tasks(plan.tasks)
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, console.say)
@@ -114,9 +121,10 @@ def evaluate_checkpoints(
     return results
 
 
-def _plan(request: Request, *, out: Path, say: Callable[[str], None]) -> Plan:
+def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
     """Check a request and read what it names."""
     prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
+    say = workspace.console.say
     if not sampling.divides:
         raise UsageError(
             f"temperature is {sampling.temperature}; it must be 0 or more, above 0 at least "
@@ -126,18 +134,23 @@ def _plan(request: Request, *, out: Path, say: Callable[[str], None]) -> Plan:
     for name in [*request.plain, *([reference] if reference else [])]:
         if name not in known:
             raise UsageError(f"'{name}' is none of the checkpoints ({', '.join(known)})")
-    if prompts is None and (not request.tasks or texts or request.rewards or request.gold):
+    asked = request.rewards or request.judges or request.gold
+    if prompts is None and (not request.tasks or texts or asked):
         raise UsageError("there are no prompts to answer; name some with --prompts")
     world = None if prompts is None else prompts.world
     gold = world is not None if request.gold is None else request.gold
     if gold and world is None:
         raise UsageError("the gold annotator judges the embedded world's prompts alone")
-    if request.best_of and not (gold and request.rewards and sampling.temperature > 0):
-        raise UsageError(
-            "--best-of chooses by a reward model and is judged by the embedded world's annotator: "
-            "give --reward, --prompts world:eval_prompts and a temperature above 0"
-        )
     rewards = {checkpoint_location(place): w for place, w in request.rewards.items()}
+    judges = _judges(request, workspace)
+    scoring = _proxy(rewards) | judges.scoring
+    judged = gold or judges.scoring
+    if request.best_of and not (judged and request.rewards and sampling.temperature > 0):
+        raise UsageError(
+            "--best-of chooses by a reward model, and another judge tells what that is worth: give "
+            "--reward, --prompts world:eval_prompts or a --judge that scores, and a temperature "
+            "above 0"
+        )
     return Plan(
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
         prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say) if prompts else [],
@@ -145,11 +158,11 @@ def _plan(request: Request, *, out: Path, say: Callable[[str], None]) -> Plan:
         reference=reference or next(iter(known)),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if prompts and gold else None,
-        scorer=_scorer(rewards),
-        scorer_content=[[checkpoint_content(place), weight] for place, weight in rewards.items()],
+        score_judges=scoring,
+        pair_judges=judges.comparing | _people(request, out=workspace.folder, say=say),
+        require_judges=judges.require,
         sampling=sampling,
         batch_size=request.batch_size,
-        pair_judges=_pair_judges(request, out=out, say=say),
         resamples=request.resamples,
         seed=seed,
         tasks=request.tasks,
@@ -159,13 +172,37 @@ def _plan(request: Request, *, out: Path, say: Callable[[str], None]) -> Plan:
     )
 
 
-def _pair_judges(
-    request: Request, *, out: Path, say: Callable[[str], None]
-) -> dict[str, PairJudge]:
+def _judges(request: Request, workspace: EvaluationWorkspace) -> Judges:
+    """Return the judges that are named, their reward models found."""
+    from reward.network.loading import require_reward_model
+
+    if any(isinstance(judge, LlmJudge) for judge in request.judges.values()):
+        _require_two(request, "a language model compares")
+    models = {
+        name: checkpoint_location(judge.model)
+        for name, judge in request.judges.items()
+        if isinstance(judge, RewardModelJudge)
+    }
+    for place in models.values():
+        require_reward_model(place)
+    return judges_of(
+        request.judges,
+        models=models,
+        paid_by=lambda name: request.paid_by(models[name]),
+        workspace=workspace,
+        batch_size=request.batch_size,
+    )
+
+
+def _require_two(request: Request, who: str) -> None:
+    if request.prompts is None or len(request.checkpoints) < 2:
+        raise UsageError(f"{who} answers of two checkpoints or more to --prompts")
+
+
+def _people(request: Request, *, out: Path, say: Callable[[str], None]) -> dict[str, PairJudge]:
     if request.people is None:
         return {}
-    if request.prompts is None or len(request.checkpoints) < 2:
-        raise UsageError("people compare answers of two checkpoints or more to --prompts")
+    _require_two(request, "people compare")
     draw = {"resamples": request.resamples, "seed": request.seed}
     return {PEOPLE: people_judge(request.people, folder=out, say=say, **draw)}
 
@@ -181,8 +218,8 @@ def checkpoint_location(given: str) -> str:
     return given if folder is None else str(folder.resolve())
 
 
-def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
-    """Return what loads one reward model, or the weighted sum of several; None without any."""
+def _proxy(weights: Mapping[str, float]) -> dict[str, ScoreJudge]:
+    """Return one reward model, or the weighted sum of several, as `proxy`; nothing without any."""
     from reward.network.loading import require_reward_model
 
     for place in weights:
@@ -197,4 +234,6 @@ def _scorer(weights: Mapping[str, float]) -> Callable[[], Scorer] | None:
             return terms[0][0]
         return WeightedSum(terms)
 
-    return load if weights else None
+    content = [[checkpoint_content(place), weight] for place, weight in weights.items()]
+    told = {"kind": "proxy", "content": content}
+    return {"proxy": ScoreJudge(load, content, told)} if weights else {}

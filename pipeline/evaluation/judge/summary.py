@@ -53,11 +53,13 @@ def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the win rate of the last checkpoint over the one before.
 
     By gold if gold judged, else by people, else by whom else there is; by the proxy, which the last
-    one may have been trained to please, where nobody else judged.
+    one may have been trained to please, or by a judge that one was, where nobody else judged.
     """
+    judges = results.get("judges") or {}
     pair = [*results["checkpoints"]][:-3:-1]
     rates = [r for r in results["win_rates"] if [r["a"], r["b"]] == pair and r["rate"] is not None]
     order = {"gold": 0, "people": 1, "proxy": 3}
+    order |= {name: 3 for name, told in judges.items() if told.get("trained_against_by")}
     return min(rates, key=lambda rate: order.get(rate["judge"], 2), default=None)
 
 
@@ -80,7 +82,7 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
             say(f"{name}: {note}")
     for rate in results["win_rates"]:
         say(win_rate_line(rate))
-    for line in [*rating_lines(results["ratings"]), *people_lines(results)]:
+    for line in [*rating_lines(results["ratings"]), *judge_lines(results)]:
         say(line)
     for line in [*text_lines(results), *pathology_lines(results["pathologies"])]:
         say(line)
@@ -135,11 +137,43 @@ def rating_lines(ratings: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def people_lines(results: Mapping[str, Any]) -> list[str]:
+def judge_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return of each judge what one must know to trust it, as far as there is such."""
+    by_kind = {"people": _people_line, "llm": _llm_line, "reward_model": _held_out_line}
+    by_kind["http"] = lambda name, told: f"{name}: scores of the server at {told['url']}"
+    judges = results.get("judges") or {}
+    return [by_kind[t["kind"]](name, t) for name, t in judges.items() if t["kind"] in by_kind]
+
+
+def _held_out_line(name: str, told: Mapping[str, Any]) -> str:
+    """Return whether a reward model was held out from the training of what it judges."""
+    stages = told["trained_against_by"]
+    if stages:
+        return f"warning: {name} is not held out: {', '.join(stages)} trained against it"
+    if told["held_out"] is None:
+        return f"{name}: whether a checkpoint was trained against it is not known"
+    return f"{name} is held out: no checkpoint was trained against it"
+
+
+def _llm_line(name: str, told: Mapping[str, Any]) -> str:
+    """Return what a language model compared, and how the order of answers swayed it."""
+    parts = [f"{name}: {told['model']} compared {counted(told['pairs'], 'pair')} in both orders"]
+    if told["same_answers"]:
+        parts.append(f"{counted(told['same_answers'], 'pair')} read the same and tie")
+    if told["unparsed"]:
+        parts.append(f"{counted(told['unparsed'], 'pair')} got no verdict and are left out")
+    for key, what in (
+        ("flips", "the verdict turned with the order, and ties, on"),
+        ("first_wins", "the answer shown first won"),
+    ):
+        if told[key]["value"] is not None:
+            low, high = told[key]["ci95"]
+            parts.append(f"{what} {told[key]['value']:.1%} ({low:.1%} to {high:.1%})")
+    return "; ".join(parts)
+
+
+def _people_line(_: str, people: Mapping[str, Any]) -> str:
     """Return what people compared, how well they agree, and whether the place swayed them."""
-    people = (results.get("judges") or {}).get("people")
-    if people is None:
-        return []
     parts = [
         f"people: {people['labelled']} of {counted(people['pairs'], 'pair')} compared, "
         f"{counted(people['labels'], 'label')} by {counted(people['annotators'], 'annotator')}"
@@ -151,7 +185,7 @@ def people_lines(results: Mapping[str, Any]) -> list[str]:
         if found["value"] is not None:
             ends = "" if found["low"] is None else f" ({found['low']:.1%} to {found['high']:.1%})"
             parts.append(f"{what} {found['value']:.1%}{ends}")
-    return ["; ".join(parts)]
+    return "; ".join(parts)
 
 
 def open_lines(results: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def verdict(results: Results, *, held_out: str = "") -> list[str]:
     turn = found.get("turn")
     furthest = max((point["kl"] for point in found.get("points") or ()), default=None)
     if turn is not None:
-        parts.append(f"gold turned at KL {turn['kl']:.1f}")
+        parts.append(f"{found.get('judge', 'gold')} turned at KL {turn['kl']:.1f}")
     elif furthest is not None:
         parts.append(f"no sign of over-optimisation up to KL {furthest:.1f}")
     return ["; ".join(parts) + ".", *_doubts(results, rate)]
@@ -70,8 +70,10 @@ def called(judge: str, judges: Mapping[str, Any]) -> str:
     """Return who judged, in words."""
     if judge == "proxy":
         return "the reward model"
-    kind = judges.get(judge, {}).get("kind", judge)
-    return _CALLED.get(kind, "{}").format(judge)
+    told = judges.get(judge, {})
+    kind = told.get("kind", judge)
+    words = _CALLED.get(kind, "{}").format(judge)
+    return words.replace("the ", "the held-out ", 1) if told.get("held_out") else words
 
 
 def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
@@ -85,7 +87,13 @@ def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
                 f"At equal length that is {'not shown' if at_even == 'not shown' else 'reversed'}: "
                 "the answers differ in length, too."
             )
-    if rate["judge"] == "proxy":
+    stages = (results.get("judges") or {}).get(rate["judge"], {}).get("trained_against_by")
+    if stages:
+        doubts.append(
+            f"{rate['judge']} is not held out: {', '.join(stages)} trained against it, so that it "
+            "says little."
+        )
+    elif rate["judge"] == "proxy":
         doubts.append(
             f"No judge but the reward model was asked: if {rate['a']} was trained against it, "
             "that says little."

@@ -153,6 +153,7 @@ def gold_and_proxy(found: Mapping[str, Any]) -> Chart | None:
     As Gao et al. (2022) draw it: gold that turns while the proxy goes on is over-optimisation.
     """
     points = sorted(found.get("points") or (), key=lambda point: float(point["kl"]))
+    judge = str(found.get("judge", "gold"))
     traces = [
         Trace(
             label,
@@ -161,7 +162,7 @@ def gold_and_proxy(found: Mapping[str, Any]) -> Chart | None:
             [point.get(f"{key}_ci95") for point in points if point.get(key) is not None],
             colour,
         )
-        for label, key, colour in (("gold", "gold", 1), ("reward model", "proxy", 2))
+        for label, key, colour in ((judge, "gold", 1), ("reward model", "proxy", 2))
     ]
     traces = [trace for trace in traces if len(trace.x) > 1]
     if not traces:
@@ -171,10 +172,11 @@ def gold_and_proxy(found: Mapping[str, Any]) -> Chart | None:
     sentence = str(found.get("sentence") or "").rstrip(".")
     note = f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
     if turn:
-        note += " The dashed line is the turn of gold."
+        note += f" The dashed line is the turn of {judge}."
     source = {"ppo": "along PPO", "best_of_n": "by best-of-n"}.get(str(found.get("source")), "")
     svg = stacked_plot(traces, x_label="square root of KL to the reference", mark=mark)
-    return Chart(f"Gold and reward model {source}".strip(), svg, (), note.strip())
+    title = f"{judge[:1].upper()}{judge[1:]} and reward model {source}"
+    return Chart(title.strip(), svg, (), note.strip())
 
 
 def reliability(rows: Sequence[Mapping[str, Any]]) -> Chart | None:

@@ -48,7 +48,7 @@ def judged_samples(a: str, folder_a: Path | None, b: str, folder_b: Path | None)
         why = "decoded otherwise" if both else "judged on other prompts"
         raise UsageError(f"{a} was {why} than {b}; {way_out}")
     samples = [
-        {**mine[prompt], "index": index, "proxy": None}
+        {**mine[prompt], "index": index, "proxy": None, "scores": {}}
         for mine in rows
         for index, prompt in enumerate(both)
     ]

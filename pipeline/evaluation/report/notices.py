@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.pathologies import pathology_lines
-from pipeline.evaluation.judge.summary import open_lines
+from pipeline.evaluation.judge.summary import judge_lines, open_lines
 from pipeline.evaluation.report.collect import over_optimisations
 
 
@@ -51,6 +51,11 @@ def warnings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trade-off", _sentence(over["sentence"]))
         for over in over_optimisations(report)
         if over.get("turn") is not None and over.get("sentence")
+    ]
+    found += [
+        ("provenance", f"{line[:1].upper()}{line[1:]}.")
+        for line in judge_lines(report)
+        if line.startswith("warning: ")
     ]
     warning = (report["reward_model"] or {}).get("warning")
     if warning:

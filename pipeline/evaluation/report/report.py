@@ -167,6 +167,7 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
         taxes=tables.tax_rows(report),
         overlap=tables.overlap_rows(report),
         provenance=tables.provenance_rows(report),
+        judges=tables.judge_rows(report),
         figures=view.figure_rows(report),
         manners=view.manner_rows(report),
         quality=reward_model.quality_rows(report["reward_model"]),

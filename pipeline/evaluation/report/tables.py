@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipeline.evaluation.judge.summary import judge_lines
 from pipeline.evaluation.judge.verdict import called, state
 from pipeline.evaluation.report.view import MANNERS, colours, interval, number
 
@@ -38,7 +39,23 @@ _NO_SHARES = ("length_drift", "kl_per_token")
 
 def judge_label(judge: str, judges: Figures) -> str:
     """Return a judge's name as a heading."""
-    return JUDGES.get(judge) or called(judge, judges).removeprefix("the ").capitalize()
+    name = called(judge, judges).removeprefix("the ")
+    return JUDGES.get(judge) or name[:1].upper() + name[1:]
+
+
+def judge_rows(report: Figures) -> list[dict[str, str]]:
+    """Return who judged, by what, and what is to be known of it."""
+    judges, rows = report.get("judges") or {}, []
+    for name, told in judges.items():
+        digest = told.get("prompt") or told.get("content")
+        rows.append(
+            {
+                "name": judge_label(name, judges),
+                "content": digest[:16] if isinstance(digest, str) else "",
+                "told": "; ".join(judge_lines({"judges": {name: told}})),
+            }
+        )
+    return rows
 
 
 def ladder(report: Figures) -> list[dict[str, Any]]:

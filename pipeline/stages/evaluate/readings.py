@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,11 @@ from pipeline.contract.settings import (
 )
 from pipeline.evaluation.judge.inputs import read_prompts
 from pipeline.evaluation.judge.overlap import DOINGS, Reading, seen_before, seen_lines
+from pipeline.evaluation.judge.workspace import checkpoint_content
 from pipeline.stages.reward.rows import rankings_source
 
 if TYPE_CHECKING:
-    from data.records import Record
+    from data.records import PromptRow, Record
     from data.sources.source import Source
     from pipeline.contract.handover import HandOver
     from pipeline.stages.evaluate.settings import EvaluateSettings
@@ -66,21 +69,46 @@ def overlap_warning(
 
     None where they will see none, and where sources are not at hand or large: the run tells then.
     """
-    if settings.prefix_tokens is not None:  # takes the reference's tokenizer
-        return None
     found = readings(hand, seed)
     read = [source for one in found.values() for source in one.sources if one.kind != "pretrain"]
-    if not _small([*read, *(prompts.source() for prompts in settings.prompts)]):
-        return None
-    try:
-        prompts = read_prompts(
-            settings.prompts, limit=settings.limit, seed=seed(hand.name), say=lambda line: None
-        )
-    except SourceError:  # in a later row than those that were looked at; the run names it
+    prompts = _few_prompts(settings, seed(hand.name))
+    if prompts is None or not _small(read):
         return None
     seen = seen_before(prompts, [], readings=found)
     lines = seen_lines({"seen": seen | {"unread": []}, "prompts": {"n": len(prompts)}, "texts": 0})
     return lines[0] if lines else None
+
+
+def _few_prompts(settings: EvaluateSettings, seed: int) -> list[PromptRow] | None:
+    """Return the prompts where small files hold them, else None."""
+    if settings.prefix_tokens is not None:  # takes the reference's tokenizer
+        return None
+    if not _small([prompts.source() for prompts in settings.prompts]):
+        return None
+    try:
+        return read_prompts(
+            settings.prompts, limit=settings.limit, seed=seed, say=lambda line: None
+        )
+    except SourceError:  # in a later row than those that were looked at; the run names it
+        return None
+
+
+def judge_warnings(
+    settings: EvaluateSettings, hand: HandOver, seed: Callable[[str], int]
+) -> list[str]:
+    """Return which judges are not held out, and how often language models are asked."""
+    lines = []
+    for path, term in settings.judge_terms.items():
+        targets = [*settings.checkpoints.values()]
+        stages = trained_against(partial(eq, term.model), targets, hand, is_ours=True)
+        if stages:
+            name = path.split(".")[1]
+            lines.append(f"judge {name} is not held out: {', '.join(stages)} trains against it")
+    if settings.call_lines(1):
+        prompts = _few_prompts(settings, seed(hand.name))
+        most = settings.limit if prompts is None else len(prompts)
+        lines += settings.call_lines(most) if most else []
+    return lines
 
 
 def _small(sources: Sequence[Source]) -> bool:
@@ -103,6 +131,48 @@ def made_elsewhere(hand: HandOver) -> list[str]:
         if is_external(target) and mark.provides in ("policy", "reward")
     ]
     return list(dict.fromkeys(external))
+
+
+def trained_against(
+    judge: Callable[[str], bool], checkpoints: Sequence[str], hand: HandOver, *, is_ours: bool
+) -> list[str] | None:
+    """Return the stages by which checkpoints came to be that a reward model paid, or chose by.
+
+    Args:
+        judge: tells whether what a stage refers to is that reward model.
+        checkpoints: what is judged, as the recipe refers to it.
+        hand: the view of a stage of that recipe.
+        is_ours: whether a stage made the reward model, so that no checkpoint of others knew it.
+
+    Returns:
+        None where none is found, and one may be hidden in a checkpoint that was made elsewhere.
+    """
+    ours = [target for target in checkpoints if not is_external(target)]
+    made = {name for target in ours for name in (target, *_before(target, hand))}
+    found = [
+        name
+        for name, settings in hand.stages.items()
+        if name in made
+        and settings.kind in ("ppo", "select")
+        and any(
+            field.partition(".")[0] == "reward" and judge(target)
+            for field, (target, _) in references(settings).items()
+        )
+    ]
+    starts = [ref for name in made for ref in references(hand.stages[name]).values()]
+    begun = any(is_external(target) and mark.provides == "policy" for target, mark in starts)
+    hidden = len(ours) < len(checkpoints) or (begun and not is_ours)
+    return None if hidden and not found else found
+
+
+def same_checkpoint(content: str, hand: HandOver) -> Callable[[str], bool]:
+    """Return what tells whether a reference is to the checkpoint of some content."""
+
+    def is_it(target: str) -> bool:
+        folder = hand.folder(target)
+        return folder is not None and checkpoint_content(folder) == content
+
+    return is_it
 
 
 def _before(name: str, hand: HandOver) -> dict[str, StageSettings]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data.errors import nearest
+from data.words import counted
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -19,6 +20,14 @@ from pipeline.contract.settings import (
     StageSettings,
 )
 from pipeline.evaluation.benchmarks.settings import Task, require_names_apart
+from pipeline.evaluation.judge.settings import (
+    HttpJudge,
+    Judge,
+    JudgeName,
+    LlmJudge,
+    RewardModelJudge,
+    require_free_names,
+)
 from pipeline.stages.asking_settings import AskingSettings
 from pipeline.stages.reward_terms import (
     Reward,
@@ -68,6 +77,10 @@ class EvaluateSettings(StageSettings):
     """Options of the rule."""
     people: Annotated[ComparingSettings | None, SameResult(where="asks_nobody")] = None
     """People judge, too, by the label service: the stage waits until enough is compared."""
+    judges: Annotated[dict[JudgeName, Judge], SameResult(where="asks_nobody_else")] = Field(
+        default_factory=dict
+    )
+    """Name in the report -> a further judge: reward_model, http or llm."""
     max_new_tokens: PositiveInt = 64
     """Most tokens of a response."""
     temperature: NonNegative = 1.0
@@ -90,7 +103,8 @@ class EvaluateSettings(StageSettings):
         Annotated[int, Field(ge=2, le=256)] | None, SameResult(where="draws_no_pool")
     ] = None
     """Answers to each prompt that are drawn from the reference; choosing the best of 1, 2, 3, 4 ...
-    of them by `reward` and judging by gold tells how far the reward can be trusted."""
+    of them by `reward` and judging by gold tells how far the reward can be trusted; without gold
+    by the first of `judges` that scores."""
 
     @model_validator(mode="after")
     def _names_and_judges(self) -> EvaluateSettings:
@@ -107,6 +121,7 @@ class EvaluateSettings(StageSettings):
             raise ValueError("people compare two checkpoints at least, there is one")
         require_steady(self.terms)
         require_names_apart(self.tasks)
+        require_free_names(self.judges)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(
@@ -117,12 +132,19 @@ class EvaluateSettings(StageSettings):
 
     @model_validator(mode="after")
     def _judges_a_pool(self) -> EvaluateSettings:
-        if self.best_of and not (self.gold and self.terms and self.temperature > 0):
+        scores = any(isinstance(j, RewardModelJudge | HttpJudge) for j in self.judges.values())
+        judged = self.gold or scores
+        if self.best_of and not (judged and self.terms and self.temperature > 0):
             raise ValueError(
-                "best_of chooses by a reward and is judged by gold: set gold: true, a `reward` and "
-                "a temperature above 0"
+                "best_of chooses by a reward and is judged by gold or a second judge: set gold: "
+                "true or one of `judges` that scores, a `reward` and a temperature above 0"
             )
         return self
+
+    @property
+    def asks_nobody_else(self) -> bool:
+        """Whether there are no further judges; they are no part of the key then."""
+        return not self.judges
 
     @property
     def draws_no_pool(self) -> bool:
@@ -150,6 +172,30 @@ class EvaluateSettings(StageSettings):
         if self.rule is not None:
             return {"rule": RewardTerm(rule=self.rule, options=self.rule_options)}
         return {} if self.reward is None else reward_terms(self.reward)
+
+    @property
+    def judge_terms(self) -> dict[str, RewardTerm]:
+        """The reward models among `judges`, as rewards, by the path of what they come from."""
+        return {
+            f"judges.{name}.model": RewardTerm(model=judge.model)
+            for name, judge in self.judges.items()
+            if isinstance(judge, RewardModelJudge)
+        }
+
+    def call_lines(self, prompts: int) -> list[str]:
+        """Return a line for each judge that is a language model: how often it is asked at most."""
+        names, lines = len(self.checkpoints), []
+        for name, judge in self.judges.items():
+            if isinstance(judge, LlmJudge):
+                calls = prompts * names * (names - 1)
+                most = judge.max_calls
+                over = f", more than max_calls {most:,}" if most and calls > most else ""
+                lines.append(
+                    f"judge {name}: {counted(calls, 'call')} of {judge.model} at most ("
+                    f"{counted(prompts, 'prompt')} x {counted(calls // 2 // prompts, 'pair')} of "
+                    f"checkpoints x 2 orders){over}"
+                )
+        return lines
 
     @property
     def measured_to(self) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
-from pipeline.contract.settings import rows_at_most
+from pipeline.contract.settings import is_external, rows_at_most
 from pipeline.stages.checks import require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
     from pipeline.evaluation.judge.inputs import Opening
-    from pipeline.evaluation.judge.plan import PairJudge, Plan
+    from pipeline.evaluation.judge.judges import Judges
+    from pipeline.evaluation.judge.plan import PairJudge, Plan, ScoreJudge
+    from pipeline.evaluation.judge.workspace import EvaluationWorkspace
 
 
 def check(settings: EvaluateSettings, hand: HandOver) -> None:
@@ -60,10 +62,26 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
         why = "checkpoints that answer are causal language models"
         hand.require_writer(reference, f"checkpoints.{name}", why)
     check_rewards(settings.terms, hand)
+    _check_judges(settings, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "perplexity", settings.perplexity)
     settings.asked.read_guidelines()
     _check_tasks(settings, hand)
+
+
+def _check_judges(settings: EvaluateSettings, hand: HandOver) -> None:
+    """Refuse reward models without a head, and keys that are not in the environment."""
+    from data.errors import HandOverError, UsageError
+    from data.labels.annotators.calls import service_key
+
+    for name, judge in settings.judges.items():
+        if judge.kind == "reward_model":
+            hand.require_reward_head(judge.model)
+        elif judge.kind == "llm" and judge.key_variable and hand.finished(hand.name) is None:
+            try:
+                service_key(judge.key_variable, judge.url)
+            except UsageError as error:
+                raise HandOverError(f"stage {hand.name}: judge {name}: {error}") from error
 
 
 def _check_tasks(settings: EvaluateSettings, hand: HandOver) -> None:
@@ -86,10 +104,10 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
     from pipeline.evaluation.judge.summary import say_results, stage_metrics
     from pipeline.evaluation.judge.workspace import EvaluationWorkspace
 
-    plan = _plan(context)
     workspace = EvaluationWorkspace(
         context.folder, cache_of(context.folder), context.console, context.stop_if_asked
     )
+    plan = _plan(context, workspace)
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, context.say)
@@ -98,7 +116,7 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
     return stage_metrics(results)
 
 
-def _plan(context: StageContext[EvaluateSettings]) -> Plan:
+def _plan(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspace) -> Plan:
     from pipeline.evaluation.judge.overlap import seen_before
     from pipeline.evaluation.judge.plan import Plan
     from pipeline.generation.generate import Sampling
@@ -106,6 +124,8 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
     from pipeline.stages.evaluate.readings import made_by, made_elsewhere, readings
 
     settings, prompts = context.settings, _prompts(context)
+    judges = _judges(context, workspace)
+    proxy = _proxy(context, prompts[0].prompt if prompts else "")
     return Plan(
         checkpoints={name: context.input(f"checkpoints.{name}") for name in settings.checkpoints},
         prompts=prompts,
@@ -113,9 +133,9 @@ def _plan(context: StageContext[EvaluateSettings]) -> Plan:
         reference=settings.measured_to,
         plain=frozenset(settings.plain),
         world_seed=settings.prompts[0].world_seed if settings.gold else None,
-        scorer=_scorer(context, prompts[0].prompt if prompts else ""),
-        scorer_content=_scorer_content(context),
-        pair_judges=_pair_judges(context),
+        score_judges=proxy | judges.scoring,
+        pair_judges=judges.comparing | _pair_judges(context),
+        require_judges=judges.require,
         sampling=Sampling(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
@@ -203,22 +223,62 @@ def _texts(context: StageContext[EvaluateSettings]) -> list[str]:
     return read_texts(settings.perplexity, limit=most, say=context.say)
 
 
-def _scorer(context: StageContext[EvaluateSettings], prompt: Prompt) -> Any:
-    """Return what loads the proxy judge, None when the recipe names none."""
-    settings = context.settings
-    if settings.rule is not None:
-        return partial(computed, settings.terms["rule"])
-    if settings.reward is None:
-        return None
+def _judges(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspace) -> Judges:
+    """Return the judges of `judges`, and whether a checkpoint was trained against them."""
+    from pipeline.evaluation.judge.judges import judges_of
+    from pipeline.evaluation.judge.settings import RewardModelJudge
+    from pipeline.evaluation.judge.workspace import checkpoint_content
+    from pipeline.stages.evaluate.readings import same_checkpoint, trained_against
 
-    return partial(
-        load_judge,
-        context,
-        settings.reward,
-        prompt=prompt,
+    settings = context.settings
+    references = {n: j.model for n, j in settings.judges.items() if isinstance(j, RewardModelJudge)}
+    models = {name: context.input(f"judges.{name}.model") for name in references}
+
+    def paid_by(name: str) -> list[str] | None:
+        reference = references[name]
+        same = same_checkpoint(checkpoint_content(models[name]), context.hand)
+        return trained_against(
+            lambda target: target == reference or same(target),
+            [*settings.checkpoints.values()],
+            context.hand,
+            is_ours=not is_external(reference),
+        )
+
+    return judges_of(
+        settings.judges,
+        models=models,
+        paid_by=paid_by,
+        workspace=workspace,
         batch_size=settings.batch_size,
+        server_content=context.resume.key,
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def _proxy(context: StageContext[EvaluateSettings], prompt: Prompt) -> dict[str, ScoreJudge]:
+    """Return what judges as `proxy`; nothing when the recipe names none."""
+    from pipeline.evaluation.judge.plan import ScoreJudge
+
+    settings = context.settings
+    load: Any
+    if settings.rule is not None:
+        load = partial(computed, settings.terms["rule"])
+    elif settings.reward is None:
+        return {}
+    else:
+        load = partial(
+            load_judge,
+            context,
+            settings.reward,
+            prompt=prompt,
+            batch_size=settings.batch_size,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    terms = [
+        term.model_dump(mode="json", exclude_defaults=True) for term in settings.terms.values()
+    ]
+    told = {"kind": "proxy", "terms": terms}
+    return {"proxy": ScoreJudge(load, _scorer_content(context), told)}
 
 
 def _scorer_content(context: StageContext[EvaluateSettings]) -> list[Any]:

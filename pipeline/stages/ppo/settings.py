@@ -19,6 +19,7 @@ from pipeline.rl.settings import Hyperparameters
 from pipeline.stages.reward_terms import (
     Reward,
     RewardTerm,
+    model_references,
     require_steady,
     reward_terms,
 )
@@ -171,6 +172,19 @@ class PpoSettings(StageSettings, Hyperparameters):
     def terms(self) -> dict[str, RewardTerm]:
         """The rewards by the path of what they come from."""
         return reward_terms(self.reward)
+
+    @property
+    def judged_by_reward(self) -> list[str]:
+        """A line for each reward model that is the second judge, and pays the policy, too."""
+        paid, judged = (
+            {model for item in terms.items() for model in model_references(*item).values()}
+            for terms in (self.terms, self.evaluation_terms)
+        )
+        return [
+            f"warning: {model}: evaluation_reward is not held out, PPO is paid by it; it can't "
+            "tell over-optimisation"
+            for model in sorted(paid & judged)
+        ]
 
     @property
     def evaluation_terms(self) -> dict[str, RewardTerm]:

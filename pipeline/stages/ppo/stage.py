@@ -62,7 +62,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         trust_remote_code=trust,
     )
     prompts = _prompts(context, tokenizer)
-    for line in length_warnings(settings.terms, context.hand):
+    for line in [*length_warnings(settings.terms, context.hand), *settings.judged_by_reward]:
         context.say(line)
     ppo = build_ppo(
         policy_source=source,

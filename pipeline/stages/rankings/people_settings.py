@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from data.labels.records import Mode, Strategy
-from pipeline.contract.addresses import BaseAddress, Retries, Seconds
+from pipeline.contract.addresses import BaseAddress, Retries, Seconds, VariableName
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -23,7 +23,6 @@ from pipeline.stages.asking_settings import AskingSettings
 
 GOLD_TASKS = 50
 """Tasks that are drawn of those with known ranks."""
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class GoldAnnotatorSettings(Settings):

@@ -86,6 +86,10 @@ RESULT: dict[str, str] = {
         "gold reward rule rule_options max_new_tokens temperature top_k top_p bf16 resamples "
         "trust_remote_code"
     ),
+    "ComparingSettings": "overlap annotators_per_task needed",
+    "RewardModelJudge": "kind model",
+    "HttpJudge": "kind url",
+    "LlmJudge": "kind url model prompt options",
     "ChoicesSettings": "kind name source shots draws examples",
     "TruthfulQaSettings": "kind name source",
     "Gsm8kSettings": (
@@ -120,14 +124,24 @@ SAME: dict[str, str] = {
         "doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
-    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of"),
+    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of people judges"),
+    "ComparingSettings": "guidelines database poll_seconds",
+    "HttpJudge": "timeout retries batch_size",
+    "LlmJudge": (
+        "key_variable max_unparsed_share max_calls max_tokens concurrency timeout retries"
+    ),
 }
 """Fields that change how it is computed, logged or saved alone."""
 
 WHERE = {
     "SftSettings": {"micro_batch_size": "no_dropout"},
     "PpoSettings": {"doctor": "doctor_only_tells", "evaluate_every": "doctor_only_tells"},
-    "EvaluateSettings": {"tasks": "asks_nothing", "best_of": "draws_no_pool"},
+    "EvaluateSettings": {
+        "tasks": "asks_nothing",
+        "best_of": "draws_no_pool",
+        "people": "asks_nobody",
+        "judges": "asks_nobody_else",
+    },
 }
 """Fields that do so under a condition, with the property that tells it."""
 

@@ -362,6 +362,15 @@ def test_the_key_is_sent_and_never_written(tmp_path: Path, monkeypatch: pytest.M
     assert 100 <= one.spent.tokens <= 120
 
 
+def test_an_answer_without_words_is_no_verdict(database: Database, tmp_path: Path) -> None:
+    """As of models that refuse, or spend all their tokens on thinking."""
+    of = campaign(database, sums(1))
+    model = Model(lambda text: None)  # type: ignore[arg-type, return-value]
+    with served(model) as url:
+        assert work_through(database, of, judge(url, tmp_path / "calls.jsonl")) == 0
+    assert len(model.asked) == 18  # six orders of three answers and three ratings, each twice
+
+
 def test_what_is_no_completion_is_told(tmp_path: Path) -> None:
     model = Model(lambda text: "[[A]]")
     with served(model) as url:

@@ -284,6 +284,19 @@ def test_settings_that_do_not_fit_are_told(changes: dict[str, Any], told: str) -
         PpoSettings.model_validate(given | changes)
 
 
+def test_a_second_judge_that_pays_the_policy_is_told() -> None:
+    given: dict[str, Any] = {
+        "policy": "./p", "reward": "./r", "prompts": [{"path": "a"}], "evaluate_every": 3,
+        "evaluation_prompts": [{"path": "b"}],
+    }  # fmt: skip
+    told = [
+        PpoSettings.model_validate(given | {"evaluation_reward": judge}).judged_by_reward
+        for judge in ("./other", "./r", [{"models": ["./other", "./r"]}])
+    ]
+    assert told[0] == [] and told[1] == told[2]
+    assert "./r: evaluation_reward is not held out, PPO is paid by it" in told[1][0]
+
+
 @pytest.mark.parametrize("doctor", [{}, {"on_alarm": "best"}])
 def test_the_key_of_a_run_that_is_not_evaluated_is_what_it_was(doctor: dict[str, Any]) -> None:
     given: dict[str, Any] = {
