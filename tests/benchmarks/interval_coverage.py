@@ -40,6 +40,7 @@ from data.intervals import (
 from pipeline.evaluation.benchmarks.figures import mean_over_draws
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
+from pipeline.evaluation.judge.winrates import win_rate
 from reward.quality.shares import clustered_interval
 
 TIES = (0.0, 0.5, 0.95)
@@ -109,6 +110,21 @@ def pairs_clustered(rng: np.random.Generator, n: int, ties: float) -> Trial:
     prompt_N = prompts_of(rng, n, 5)
     won = outcomes(together(rng, prompt_N), rate, ties)
     return Trial(clustered_outcomes((2 * won - 1).tolist(), prompt_N.tolist()), 2 * rate - 1)
+
+
+def several_labels(rng: np.random.Generator, n: int, ties: float, length: bool = False) -> Trial:
+    """One to three people compare each two answers; their mean is the outcome."""
+    theta = true_odds(rng, ties, 0.6)
+    phi = true_odds(rng, ties, 0.35) if length else 0.0
+    prompt_N = prompts_of(rng, n, 3)
+    longer = np.round(60 * rng.normal(size=n))
+    rate = expit(theta + phi * np.tanh(longer / longer.std()))[prompt_N]
+    won = outcomes(together(rng, prompt_N), rate, ties)
+    means = (np.bincount(prompt_N, weights=won) / np.bincount(prompt_N)).tolist()
+    truth, counted = float(expit(theta)), {"trials": len(prompt_N), **DRAW}
+    if length:
+        return Trial(length_controlled(means, longer.tolist(), range(n), **counted), truth)
+    return Trial(win_rate(means, prompts=range(n), **counted).rate, truth)
 
 
 def equal_length(rng: np.random.Generator, n: int, ties: float, most: int, longer: float) -> Trial:
@@ -192,6 +208,7 @@ METHODS: dict[str, Method] = {
     "paired_score": partial(pairs_once, score=True),
     "paired_outcomes": pairs_once,
     "clustered_outcomes": pairs_clustered,
+    "win_rate, 1 to 3 labels": several_labels,
     "bootstrap_mean": a_mean,
     "bootstrap_mean, skewed": partial(a_mean, skewed=True),
     "bootstrap_clusters": a_ratio,
@@ -201,6 +218,7 @@ METHODS: dict[str, Method] = {
     "length, 1, one side longer": partial(equal_length, most=1, longer=0.8),
     "length, 1 to 5": partial(equal_length, most=5, longer=0.0),
     "length, 1 to 5, one longer": partial(equal_length, most=5, longer=0.8),
+    "length, 1 to 3 labels": partial(several_labels, length=True),
     "Bradley-Terry of 2": partial(rating, checkpoints=2),
     "Bradley-Terry of 4": partial(rating, checkpoints=4),
     "examples, 2 draws": partial(behind_examples, draws=2),

@@ -178,6 +178,9 @@ def _verdicts(
     for (judge, a, b, index), given in said.items():
         verdict = Verdict(fmean(given), samples[a, index], samples[b, index], len(given))
         found.setdefault(judge, {}).setdefault((a, b), []).append(verdict)
+    for by_pair in found.values():
+        for verdicts in by_pair.values():  # whoever came first, the same draws
+            verdicts.sort(key=lambda verdict: int(verdict.first["index"]))
     return found
 
 

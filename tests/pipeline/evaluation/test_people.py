@@ -160,55 +160,41 @@ def test_from_the_question_to_the_win_rate(
     assert "rlhf eval oldpolicy newpolicy --out out" in first["said"]
 
     database = labels()
-    ann, ben = (Annotator(database, name) for name in ("Ann", "Ben"))
-    assert ann.compare(longer) == 6
-    several = ben.compare(longer)
-    assert 0 < several < 6  # a part of the pairs is compared by several
-    report = evaluate()
-    outcomes = hand_counted(folder)
-    (rate,) = report["win_rates"]
-    assert rate["rate"] == pytest.approx(sum(outcomes) / 6)
-    wins, ties, losses = (outcomes.count(outcome) for outcome in (1.0, 0.5, 0.0))
-    assert (rate["wins"], rate["ties"], rate["losses"], rate["n"]) == (wins, ties, losses, 6)
-    assert (rate["a"], rate["b"], rate["judge"]) == ("newpolicy", "oldpolicy", "people")
-    assert rate["ci95"][0] < rate["rate"] < rate["ci95"][1]
-    people = report["judges"]["people"]
-    assert (people["labels"], people["annotators"]) == (6 + several, 2)
-    assert people["agreement"]["value"] == 1.0
-    assert 0 <= people["left_wins"]["value"] <= 1
-    assert f"6 of 6 pairs compared, {6 + several} labels by 2 annotators" in report["said"]
-    assert [row["judge"] for row in report["ratings"]] == ["people", "people"]
-
-
-def test_all_figures_recount_from_the_judgements(
-    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
-) -> None:
-    evaluate()
-    database = labels()
-    Annotator(database, "Ann").compare(longer)
-    Annotator(database, "Ben").compare(lambda question, shown: -1)
+    assert Annotator(database, "Ann").compare(longer) == 6
+    several = Annotator(database, "Ben").compare(lambda question, shown: -1)
+    assert 0 < several < 6  # a part of the pairs is compared by two
     report = evaluate()
     samples, judgements = (
         [*read_json_lines(folder / "out" / name)] for name in ("samples.jsonl", "judgements.jsonl")
     )
+    by_ann, by_ben = judgements[:6], judgements[6:]
+    outcomes = hand_counted(folder)
+    assert {row["index"]: row["outcome"] for row in by_ann} == dict(enumerate(outcomes))
+    for row in by_ben:  # who always takes the answer on the left
+        assert row["outcome"] == float(row["left"] == "newpolicy")
+        outcomes[row["index"]] = (outcomes[row["index"]] + row["outcome"]) / 2
+    (rate,) = report["win_rates"]
+    assert (rate["a"], rate["b"], rate["judge"]) == ("newpolicy", "oldpolicy", "people")
+    assert rate["rate"] == pytest.approx(sum(outcomes) / 6)
+    assert (rate["n"], rate["ties"]) == (6, outcomes.count(0.5))
+    assert rate["ci95"][0] < rate["rate"] < rate["ci95"][1]
+    people = report["judges"]["people"]
+    assert (people["labels"], people["annotators"]) == (6 + several, 2)
+    said_by_ann = {row["task"]: row["outcome"] for row in by_ann}
+    alike = [row["outcome"] == said_by_ann[row["task"]] for row in by_ben]
+    assert people["agreement"]["value"] == pytest.approx(sum(alike) / several)
+    taken = [row for row in judgements if row["outcome"] != 0.5]
+    left = [row["left"] == (row["a"] if row["outcome"] else row["b"]) for row in taken]
+    assert people["left_wins"]["value"] == pytest.approx(sum(left) / len(left))
+    assert {row["left"] for row in judgements} == set(NAMES)  # each stood left at times
+    assert f"6 of 6 pairs compared, {6 + several} labels by 2 annotators" in report["said"]
+
     draw = {"resamples": 2000, "seed": 0}
     again: dict[str, Any] = figures(samples, judgements, **draw)
-    assert again["win_rates"] == report["win_rates"] != []
-    assert again["ratings"] == report["ratings"]
-    by_prompt = [[r["outcome"] for r in judgements if r["index"] == at] for at in range(6)]
-    means = [sum(given) / len(given) for given in by_prompt]
-    assert report["win_rates"][0]["rate"] == pytest.approx(sum(means) / 6)
-    told = report["judges"]["people"]
+    assert again["win_rates"] == report["win_rates"]
+    assert again["ratings"] == report["ratings"] != []
     found = people_figures(judgements, **draw)
-    assert {key: told[key] for key in found} == json.loads(json.dumps(found))
-    lefts = [row["left"] for row in judgements if row["outcome"] != 0.5]
-    won = [
-        row["left"] == (row["a"] if row["outcome"] else row["b"])
-        for row in judgements
-        if row["outcome"] != 0.5
-    ]
-    assert told["left_wins"]["value"] == pytest.approx(sum(won) / len(won))
-    assert set(lefts) == set(NAMES)  # each stood left at times
+    assert {key: people[key] for key in found} == json.loads(json.dumps(found))
     tasks = json.loads((folder / "out" / "people.json").read_text())["tasks"]
     for row in judgements:
         assert [row["index"]] == [one["index"] for one in tasks[row["task"]]]

@@ -229,6 +229,7 @@ def test_judgements_of_pairs_are_a_judge_beside_the_scores() -> None:
     assert (people["wins"], people["ties"], people["losses"]) == (2, 1, 1)
     assert people["rate"] == 2.5 / 4
     assert [rating["judge"] for rating in found["ratings"]][-2:] == ["people", "people"]
+    assert found == figures(example(), said[::-1], resamples=50, seed=0)  # in whatever order
     without: dict[str, Any] = figures(example(), resamples=50, seed=0)
     assert found["win_rates"][:2] == without["win_rates"]
     assert found["ratings"][:4] == without["ratings"]
