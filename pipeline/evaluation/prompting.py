@@ -42,5 +42,8 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def document_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token that ends documents in pretraining, where the tokenizer has one."""
-    document_end = tokenizer.get_vocab().get(DOCUMENT_END)
-    return [] if document_end is None else [int(document_end)]
+    # An unknown token has the unknown one's id, or none; the vocabulary itself is built every time.
+    document_end = tokenizer.convert_tokens_to_ids(DOCUMENT_END)
+    if document_end is None or tokenizer.convert_ids_to_tokens(document_end) != DOCUMENT_END:
+        return []
+    return [int(document_end)]

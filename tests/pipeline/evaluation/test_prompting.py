@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
 from data.records import chat
-from pipeline.evaluation.prompting import plain_prompt, prompt_ids
+from pipeline.evaluation.prompting import document_end_ids, plain_prompt, prompt_ids
 
 
 def test_a_chat_put_plainly_is_the_question_and_a_line_break() -> None:
@@ -23,3 +28,20 @@ def test_a_base_model_sees_a_document_start_and_no_chat_token(
     shown = tokenizer.decode(prompt_ids(tokenizer, chat("Who bakes?"), plain=False))
     assert shown == "<|user|>Who bakes?<|end|><|assistant|>"
     assert prompt_ids(tokenizer, "Who", plain=True) == prompt_ids(tokenizer, "Who", plain=False)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "unknown", "found"),
+    [
+        ({"a": 0, "<|endoftext|>": 1}, None, [1]),
+        ({"a": 0, "<|endoftext|>": 1}, "<|endoftext|>", [1]),  # as GPT-2's
+        ({"a": 0, "<unk>": 1}, "<unk>", []),
+        ({"a": 0}, None, []),
+    ],
+)
+def test_a_document_end_is_no_unknown_token(
+    vocabulary: dict[str, int], unknown: str | None, found: list[int]
+) -> None:
+    model = WordLevel(vocabulary, unk_token=unknown or "a")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token=unknown)
+    assert document_end_ids(tokenizer) == found
