@@ -6,12 +6,15 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.cli.options import QuietOption, command_line
+
 scaling = typer.Typer(
-    help="Scaling laws: fit one to runs, and plan a budget by it.",
+    help="Scaling laws: run a grid, fit a law to runs, plan a budget by it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -90,6 +93,40 @@ def plan(
     factor = compute_factor(points, resamples=resamples, seed=seed)
     found = {**best_for(fitted, points, budget, factor), "hardware": hardware}
     typer.echo(json.dumps(plain(found), indent=2) if as_json else "\n".join(plan_lines(found)))
+
+
+@scaling.command()
+def run(
+    grid: Annotated[
+        str,
+        typer.Argument(metavar="[GRID]", help="YAML file of a grid, or the name of a shipped one."),
+    ] = "world",
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/scaling-GRID when not given.")
+    ] = None,
+    resamples: ResamplesOption = 400,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pretrain a grid of small models and fit the law to them; a grid that was cut off goes on."""
+    from data.errors import Interrupted
+    from pipeline.cli.scaling_grid import PAGE, run_grid
+    from pipeline.contract.console import Console
+    from pipeline.evaluation.scaling.text import fit_lines
+
+    console = Console(quiet=quiet or as_json)
+    same = command_line("scaling run", Path(grid), {
+        "--out": out, "--resamples": resamples, "--json": as_json, "--quiet": quiet,
+    })  # fmt: skip
+    try:
+        folder, report = run_grid(grid, out, resamples=resamples, console=console)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        reason = str(stopped) or "stopped at once"
+        raise Interrupted(f"{reason}; to go on: {same}") from stopped
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    elif not quiet:
+        typer.echo("\n".join([*fit_lines(report), f"The page: {folder / PAGE}"]))
 
 
 def _budget(

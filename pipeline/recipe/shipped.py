@@ -49,6 +49,6 @@ def nearest_recipe(named: Path, folder: Path) -> str:
     ours = [
         name.removesuffix(".yaml")
         for name in shipped_files()
-        if not name.startswith(("launch/", "suites/"))
+        if not name.startswith(("launch/", "scaling/", "suites/"))
     ]
     return nearest(named.name, local) or nearest(named.as_posix().removesuffix(".yaml"), ours)

@@ -168,6 +168,39 @@ def reliability_plot(points: Sequence[Point]) -> str:
     return _svg(figure)
 
 
+def law_plot(
+    series: Sequence[tuple[Curve, Curve | None]],
+    *,
+    x_label: str,
+    y_label: str,
+    floor: float | None = None,
+) -> str:
+    """Return measured points with the curve that was fitted to them, over a logarithmic axis.
+
+    Args:
+        series: points, and their curve if there is one, in the colour of the points.
+        x_label: of the logarithmic axis.
+        y_label: of the other one.
+        floor: a height that is marked.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    figure, axes = _figure(width=5.2, height=3.2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for points, curve in series:
+        colour = SERIES[points.colour % len(SERIES)]
+        axes.plot(points.x, points.y, "o", color=colour, markersize=4)
+        if curve is not None:
+            axes.plot(curve.x, curve.y, color=colour, linewidth=1.2)
+    if floor is not None:
+        axes.axhline(floor, color=INK, linewidth=1.0, linestyle=(0, (3, 3)))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _svg(figure)
+
+
 def numbered(svg: str, number: int) -> str:
     """Return a plot whose ids are those of the page's plot of this number."""
     return svg.replace(OWN, f"plot{number}-")

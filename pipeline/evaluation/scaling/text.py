@@ -10,7 +10,7 @@ from data.words import counted
 _CURVES = 8
 """IsoFLOP curves that are told one by one."""
 LAW = "L(N, D) = E + A / N^alpha + B / D^beta"
-_FORMS = {"A": ".4g", "B": ".4g", "E": ".4f", "alpha": ".4f", "beta": ".4f"}
+FORMS = {"A": ".4g", "B": ".4g", "E": ".4f", "alpha": ".4f", "beta": ".4f"}
 
 
 def fit_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -18,7 +18,7 @@ def fit_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{LAW}, {counted(report['points'], 'run')}; {_ranges(report['range'])}"
     if report["ignored_columns"]:
         yield f"columns not read: {', '.join(report['ignored_columns'])}"
-    for name, form in _FORMS.items():
+    for name, form in FORMS.items():
         yield f"  {name:<6}{report[name]:>11{form}}  {ends(report['ci95'][name], form)}"
     exponent = ends(report["ci95"]["size_exponent"], ".3f")
     yield (
@@ -31,9 +31,18 @@ def fit_lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"residuals of log L: {residuals['rms']:.2e} root mean square, {residuals['largest']:.2e} "
         f"at most; Kaplan's law {report['kaplan']['rms_error']:.2e}"
     )
+    if "compute" in report:
+        yield _compute_line(report["compute"])
     yield from _held_out_lines(report["held_out"])
     yield from _isoflop_lines(report["isoflop"])
     yield from _kaplan_lines(report["kaplan"])
+
+
+def _compute_line(compute: Mapping[str, Any]) -> str:
+    return (
+        f"compute: C = C0 N D with C0 {compute['C0']:.3f} {ends(compute['C0_ci95'], '.3f')}, at "
+        f"{compute['flops_per_second']:.3g} FLOP/s {ends(compute['flops_per_second_ci95'], '.3g')}"
+    )
 
 
 def _held_out_lines(held: Mapping[str, Any] | None) -> Iterator[str]:
