@@ -52,7 +52,7 @@ def command_line(command: str, argument: Path, options: Mapping[str, object]) ->
         argument: its argument.
         options: value by option; a list repeats it, true is a flag, None and false leave it out.
     """
-    words = ["rlhf", command, str(argument)]
+    words = ["rlhf", *command.split(), str(argument)]
     for option, value in options.items():
         if value is True:
             words.append(option)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.contract.settings import PositiveInt, PositiveNumber, Seed, Settings
+from pipeline.evaluation.scaling.points import LEAST_DISTINCT
 from pipeline.recipe.files import read_merged
 from pipeline.recipe.load import MOST_STAGES, validate
 from pipeline.recipe.shipped import find_shipped, shipped_files
@@ -31,9 +32,9 @@ class GridSettings(Settings):
     """Settings of the tokenizer stage."""
     pretrain: dict[str, Any]
     """Settings that all runs have of the pretrain stage: text, held-out text, batch size ..."""
-    sizes: Annotated[tuple[dict[str, Any], ...], Field(min_length=3)]
+    sizes: tuple[dict[str, Any], ...]
     """Of a pretrain stage, smallest first: hidden_size, layers, heads and the like."""
-    tokens: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]
+    tokens: tuple[PositiveInt, ...]
     """Tokens that each size learns, each in a run of its own with its own schedule."""
     learning_rates: Annotated[tuple[PositiveNumber, ...], Field(min_length=1)]
     """Peak rates that are tried at the smallest and the middle size."""
@@ -45,6 +46,13 @@ class GridSettings(Settings):
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if any(value in values[:place] for place, value in enumerate(values)):
             raise ValueError("one of them stands twice; a point that is there twice tells nothing")
+        return values
+
+    @field_validator("sizes", "tokens")
+    @classmethod
+    def _enough(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(values) < LEAST_DISTINCT:
+            raise ValueError(f"a law with a floor needs {LEAST_DISTINCT} of them")
         return values
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ OPTIONAL = ("non_embedding_parameters", "flops")
 FLOPS_PER_PRODUCT = 6.0
 """Of N D, where the FLOPs are not given (Kaplan et al. 2020, section 2.1)."""
 MOST_POINTS, MOST_VALUE = 20_000, 1e30
-_LEAST_POINTS, _LEAST_DISTINCT = 6, 3
+_LEAST_POINTS, LEAST_DISTINCT = 6, 3
 """Five coefficients leave no error with fewer, and a size's two and the floor need three sizes."""
 
 
@@ -83,11 +83,11 @@ class Points:
     def too_few(self) -> str:
         """What they lack for a fit of five coefficients; "" where they suffice."""
         sizes, lengths = len(np.unique(self.parameters_P)), len(np.unique(self.tokens_P))
-        if len(self) >= _LEAST_POINTS and min(sizes, lengths) >= _LEAST_DISTINCT:
+        if len(self) >= _LEAST_POINTS and min(sizes, lengths) >= LEAST_DISTINCT:
             return ""
         return (
             f"{len(self)} points with {sizes} different parameters and {lengths} different tokens; "
-            f"five coefficients need {_LEAST_POINTS} points, {_LEAST_DISTINCT} different of each"
+            f"five coefficients need {_LEAST_POINTS} points, {LEAST_DISTINCT} different of each"
         )
 
 
