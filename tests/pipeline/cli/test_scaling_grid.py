@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import Interrupted
 from data.json_lines import read_json_lines
-from pipeline.run import runner
+from pipeline.run import execution, runner
 
 pytestmark = pytest.mark.first
 
@@ -38,7 +38,7 @@ def test_a_grid_that_is_cut_off_goes_on_and_leaves_points_fit_and_page(
 ) -> None:
     (tmp_path / "g.yaml").write_text(GRID)
     ran: list[str] = []
-    real = runner.run_stage
+    real = execution.run_stage
 
     def until(stop: str) -> Callable[..., Any]:
         def run_stage(run: Any, attempt: Any, *args: Any, **options: Any) -> Any:
