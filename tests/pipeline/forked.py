@@ -16,10 +16,11 @@ from typing import Any
 def run(
     script: str, arguments: list[str], environment: dict[str, str], log: str, given: dict[str, Any]
 ) -> None:
-    """Run a script with what it prints in a file."""
+    """Run a script with what it prints in a file, line by line."""
     with Path(log).open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(environment)
     sys.argv = [script, *arguments]
     runpy.run_path(script, given, "__main__")

@@ -7,17 +7,16 @@ answer mixed up between the page and the file would show in the rankings.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -178,44 +177,52 @@ class Typist:
         self.browser.close()
 
 
-@contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in a process of its own, what it says in a list of lines."""
-    process = subprocess.Popen(
-        [RLHF, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-    )
-    lines: list[str] = []
-    process.lines = lines  # type: ignore[attr-defined]
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda out=process.stdout: lines.extend(out))
-    reader.start()
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(180)
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
-            process.stdout.close()
+class Running:
+    """A command in a process of its own, and what it has said so far."""
 
+    def __init__(self, process: Any, log: Path) -> None:
+        self.process, self.log = process, log
 
-def line_of(process: Any, pattern: str) -> re.Match[str]:
-    """Return the first line that matches, once it is there."""
-    while True:
-        for line in [*process.lines]:
-            if found := re.search(pattern, line):
+    def over(self) -> bool:
+        return self.process.exitcode is not None
+
+    def interrupt(self) -> int:
+        """Send what Ctrl-C sends, and return the exit code."""
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.join()
+        return int(self.process.exitcode)
+
+    def line(self, pattern: str) -> re.Match[str]:
+        """Return the first line that matches, once it is there."""
+        while True:
+            over, said = self.over(), self.log.read_text()
+            if found := re.search(pattern, said):
                 return found
-        assert process.poll() is None, f"no line {pattern!r} in:\n{''.join(process.lines)}"
-        time.sleep(0.1)
+            assert not over, f"no line {pattern!r} in:\n{said}"
+            time.sleep(0.1)
+
+
+Start = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture
+def running(fork: Callable[..., Any], tmp_path: Path) -> Start:
+    """Return what runs a command as long as a block takes: with running(*arguments) as process."""
+    logs = (tmp_path / f"log-{number}" for number in itertools.count())
+
+    @contextmanager
+    def start(*arguments: str) -> Iterator[Running]:
+        log = next(logs)
+        log.touch()
+        process = fork(RLHF, *arguments, log=log)
+        begun = Running(process, log)
+        try:
+            yield begun
+        finally:
+            if not begun.over():
+                begun.interrupt()
+
+    return start
 
 
 def told(rlhf: Command, *arguments: str) -> str:
@@ -225,10 +232,10 @@ def told(rlhf: Command, *arguments: str) -> str:
     return str(done.out)
 
 
-def all_work(people: list[Any], process: subprocess.Popen[str]) -> list[int]:
+def all_work(people: list[Any], process: Running) -> list[int]:
     """Let people work in turn until the recipe is through; return how much each did."""
     done = [0] * len(people)
-    while process.poll() is None:
+    while not process.over():
         worked = False
         for place, person in enumerate(people):
             one = person.turn()
@@ -257,6 +264,7 @@ def shortest(prompt: str, answers: list[str]) -> list[int]:
 def test_a_recipe_waits_for_three_people_who_call(
     tiny_recipe: Path,
     rlhf: Command,
+    running: Start,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -269,13 +277,12 @@ def test_a_recipe_waits_for_three_people_who_call(
     (folder / "waiting.yaml").write_text(WAITING % more)
     (folder / "rules.md").write_text("# Short is good")
     run, waits = "runs/waiting", ("run", "waiting.yaml")
-    with running(folder, *waits) as process:
-        line_of(process, r"waiting for labels by `rlhf label serve runs/waiting`")
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
-    assert "all labels are kept" in "".join(process.lines)  # type: ignore[attr-defined]
+    with running(*waits) as process:
+        process.line(r"waiting for labels by `rlhf label serve runs/waiting`")
+        assert process.interrupt() == 130
+    assert "all labels are kept" in process.log.read_text()
     assert (folder / run / "labels" / "labels.sqlite").exists() == (where == "sqlite")
-    done = three_callers(rlhf, folder, run, waits)
+    done = three_callers(rlhf, running, run, waits)
     assert not (folder / run / "labels" / "server.json").exists()
     rows = rankings_of(folder / run)
     assert min(done) > 0
@@ -296,23 +303,23 @@ def test_a_recipe_waits_for_three_people_who_call(
     assert "preferences/train.jsonl" in exported
 
 
-def three_callers(rlhf: Command, folder: Path, run: str, waits: tuple[str, ...]) -> list[int]:
+def three_callers(rlhf: Command, running: Start, run: str, waits: tuple[str, ...]) -> list[int]:
     """Let three people label until the recipe is through; return how much each did."""
-    with running(folder, "label", "serve", run, "--port", "0") as server:
-        address = line_of(server, r"serving .* at (http://127\.0\.0\.1:\d+)")[1]
-        first = line_of(server, r"your way in, good once: (\S+)")[1]
+    with running("label", "serve", run, "--port", "0") as server:
+        address = server.line(r"serving .* at (http://127\.0\.0\.1:\d+)")[1]
+        first = server.line(r"your way in, good once: (\S+)")[1]
         assert first.startswith(f"{address}/invite/")
         links = [
             line.split("\t") for line in told(rlhf, "label", "invite", run, *NAMES).splitlines()
         ]
         assert [name for name, _ in links] == list(NAMES)
-        with running(folder, *waits) as process:
-            line_of(process, f"waiting for labels at {address}")
+        with running(*waits) as process:
+            process.line(f"waiting for labels at {address}")
             people = [Caller(link, shortest) for _, link in links]
             done = all_work(people, process)
             for person in people:
                 person.close()
-            assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
+            assert process.process.exitcode == 0, process.log.read_text()
     return done
 
 
@@ -326,7 +333,7 @@ QUICKSTART = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> None:
+def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command, running: Start) -> None:
     """Train the quickstart to its reward model on what three people at browsers prefer.
 
     `RLHF_TEST_QUICKSTART` may name a finished run of it, whose first stages are then used.
@@ -347,10 +354,10 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> No
     if finished := os.environ.get("RLHF_TEST_QUICKSTART"):
         shutil.copytree(finished, run)
         arguments = (*arguments, "--from", "rankings")
-    with running(tmp_path, *arguments) as process:
-        line_of(process, "waiting for labels by")
-        with running(tmp_path, "label", "serve", str(run), "--port", "0") as server:
-            line_of(server, "your way in")
+    with running(*arguments) as process:
+        process.line("waiting for labels by")
+        with running("label", "serve", str(run), "--port", "0") as server:
+            server.line("your way in")
             links = [
                 line.split("\t")[1]
                 for line in told(rlhf, "label", "invite", str(run), *NAMES).splitlines()
@@ -365,7 +372,7 @@ def test_the_quickstart_with_three_browsers(tmp_path: Path, rlhf: Command) -> No
                 done = all_work(people, process)
                 for person in people:
                     person.close()
-        assert process.returncode == 0, "".join(process.lines)  # type: ignore[attr-defined]
+        assert process.process.exitcode == 0, process.log.read_text()
     rows = rankings_of(run)
     assert sum(done) == len(rows) and min(done) > 0
     # What was typed is what the file says: shown in another order, as Markdown, and back.
