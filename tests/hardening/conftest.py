@@ -60,7 +60,7 @@ def rlhf(
 
     `files` are made before: by name a text, bytes, or what makes one of its path, as `os.mkfifo`
     or `Path.mkdir`. The command runs in this process with 2 GiB more memory than is in use; a test
-    fails whose command takes longer than `seconds`.
+    fails whose command computes for longer than `seconds`.
     """
     from pipeline.cli.main import main
 
@@ -80,7 +80,7 @@ def rlhf(
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         monkeypatch.setattr("sys.argv", ["rlhf", *map(str, args)])
         capfd.readouterr()
-        with _own_process(), _memory(BYTES), _wall(seconds, args):
+        with _own_process(), _memory(BYTES), _computing(seconds, args):
             code = _exit_code(main)
         out, err = capfd.readouterr()
         after = _state(tmp_path)
@@ -200,16 +200,16 @@ def _memory(more: int) -> Iterator[None]:
 
 
 @contextmanager
-def _wall(seconds: float, args: Sequence[object]) -> Iterator[None]:
-    """Fail the test when this takes longer; a timer that runs already goes on after it."""
+def _computing(seconds: float, args: Sequence[object]) -> Iterator[None]:
+    """Fail the test when this computes for longer; what waits for ever, pytest ends."""
 
     def ring(*_: object) -> None:
-        pytest.fail(f"rlhf {' '.join(map(str, args))[:300]}: not done in {seconds} s")
+        pytest.fail(f"rlhf {' '.join(map(str, args))[:300]}: not done in {seconds} s of computing")
 
-    old = signal.signal(signal.SIGALRM, ring)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    old = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)

@@ -410,8 +410,7 @@ def serving(app: Any, *, most: int = 512, tls: ssl.SSLContext | None = None) -> 
             yield listening.getsockname()[1]
         finally:
             server.should_exit = server.force_exit = True
-            thread.join(20)
-    assert not thread.is_alive()
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +422,7 @@ def port(app: Any) -> Iterator[int]:
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5)
+    return socket.create_connection(("127.0.0.1", port))
 
 
 def answer(connection: socket.socket, sent: bytes = b"") -> bytes:
@@ -469,6 +468,7 @@ def test_what_is_no_http(port: int, sent: bytes) -> None:
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+MANY = 200
 
 
 @pytest.mark.parametrize(
@@ -478,13 +478,13 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         [b"G"],
         [b"\r\n", b"\r\n", b"\r\n", b"\r\n"],
         [bytes([letter]) for letter in b"GET /health HTTP/1.1\r\n"],
-        [b"GET /health HTTP/1.1\r\n", *[b"X: y\r\n"] * 20],
+        [b"GET /health HTTP/1.1\r\n", *[b"X: y\r\n"] * MANY],
         [b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
-         b"Content-Length: 900\r\n\r\n", *[b"x"] * 20],
+         b"Content-Length: 900\r\n\r\n", *[b"x"] * MANY],
         [b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
-         b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\nx\r\n"] * 20],
-        [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG", *[b"E"] * 20],
-        [b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n", *[b"x"] * 20],
+         b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\nx\r\n"] * MANY],
+        [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG", *[b"E"] * MANY],
+        [b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n", *[b"x"] * MANY],
         [HEALTH + b"POST /login HTTP/1.1\r\nHost: localhost\r\n"],
         [HEALTH + b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
          b"Content-Length: 900\r\n\r\nname="],
@@ -495,12 +495,11 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
          "pipelined-head", "pipelined-body", "pipelined-chunk"],
 )  # fmt: skip
 def test_a_request_that_does_not_come_ends(port: int, parts: list[bytes]) -> None:
-    connection, began = connect(port), time.monotonic()
-    closed = threading.Event()
+    connection, closed, left = connect(port), threading.Event(), iter(parts)
 
     def drip() -> None:
         with contextlib.suppress(OSError):
-            for part in parts:
+            for part in left:
                 connection.sendall(part)
                 if closed.wait(SHORT / 4):
                     return
@@ -510,7 +509,7 @@ def test_a_request_that_does_not_come_ends(port: int, parts: list[bytes]) -> Non
     answer(connection)
     closed.set()
     thread.join()
-    assert time.monotonic() - began < 10 * SHORT
+    assert len(parts) < MANY or next(left, None), "it was read to its end"
     assert is_healthy(port)
 
 
@@ -521,9 +520,7 @@ def test_a_handshake_that_does_not_come_ends(
     monkeypatch.setattr(Protocol, "request_seconds", SHORT)
     tls = Front(certificate=TLS / "certificate.pem", key=TLS / "key.pem").tls
     with serving(app, tls=tls) as port:
-        began = time.monotonic()
         assert b"HTTP" not in answer(connect(port), sent)
-        assert time.monotonic() - began < 10 * SHORT
 
 
 def test_an_answer_that_is_not_read_ends(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,9 +531,8 @@ def test_an_answer_that_is_not_read_ends(app: Any, monkeypatch: pytest.MonkeyPat
         connection.connect(("127.0.0.1", port))
         connection.settimeout(0.2)
         request = b"GET /help HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        until = time.monotonic() + 8
         with pytest.raises(ConnectionError):
-            while time.monotonic() < until:
+            while True:
                 with contextlib.suppress(TimeoutError):
                     connection.sendall(request * 50)
         connection.close()
@@ -564,10 +560,11 @@ def test_idle_connections_leave_room(app: Any, sent: bytes, https: bool) -> None
 
 
 def test_who_waits_for_an_answer_keeps_its_place(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
+    taken, go_on = threading.Semaphore(0), threading.Event()
 
     def slow(*_: Any) -> None:
-        go_on.wait(10)
+        taken.release()
+        go_on.wait(100)
 
     monkeypatch.setattr(app.state.site.accounts, "session", slow)
     with serving(app, most=3) as port, contextlib.ExitStack() as stack:
@@ -576,7 +573,8 @@ def test_who_waits_for_an_answer_keeps_its_place(app: Any, monkeypatch: pytest.M
         waiting = [stack.enter_context(connect(port)) for _ in range(3)]
         for one in waiting:
             one.sendall(request + cookie)
-        time.sleep(0.3)
+        for _ in waiting:
+            taken.acquire()
         assert answer(stack.enter_context(connect(port)), request + b"\r\n") == b""
         go_on.set()
         for one in waiting:

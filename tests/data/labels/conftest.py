@@ -23,6 +23,18 @@ from data.labels.records import (
 )
 from data.labels.store.database import Database, open_database
 
+
+@pytest.fixture(autouse=True, scope="session")
+def cheap_passwords() -> Iterator[None]:
+    """Hash passwords by Argon2id at its least cost, not at that of a server."""
+    from argon2 import PasswordHasher
+
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.labels.campaign.passwords._hasher", lambda: cheap)
+        yield
+
+
 _SCHEMAS = itertools.count()
 
 

@@ -38,22 +38,21 @@ def named(process: subprocess.Popen[bytes]) -> str:
 def test_a_process_ends_soon_after_its_starter_and_holds_the_run_until_then(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as parent:
         worker = work(tmp_path, named(parent))
-        deadline = time.monotonic() + 60
         while not (tmp_path / "working").exists():
-            assert worker.poll() is None and time.monotonic() < deadline
+            assert worker.poll() is None
             time.sleep(0.01)
         with pytest.raises(RunLockedError, match="in use by processes of an `rlhf run` that was"):
             await_orphans(tmp_path, seconds=0.3)
         parent.kill()
     await_orphans(tmp_path, seconds=30)
-    assert worker.wait(timeout=30) == 1
+    assert worker.wait() == 1
 
 
 def test_a_number_that_was_given_out_again_is_no_starter(tmp_path: Path) -> None:
     number, _, born = starter().partition(" ")
     assert int(number) == os.getpid()
     worker = work(tmp_path, f"{number} {float(born) - 10}")
-    assert worker.wait(timeout=60) == 1
+    assert worker.wait() == 1
     assert not (tmp_path / "working").exists()
 
 

@@ -13,13 +13,12 @@ on_glibc = pytest.mark.skipif(
 )
 CHURN = """
 import resource, sys
-import torch
 from pipeline.training.malloc import keep_freed_memory
 
 kept = sys.argv[1] == "keep" and keep_freed_memory(largest=48_000_000)
 def churn():
     for _ in range(20):
-        torch.ones(12_000_000)  # 48 MB
+        bytearray(48_000_000)  # no small object, so malloc's as a tensor is
 churn()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 churn()
@@ -30,13 +29,12 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 PIECES = """
 import os
 from pathlib import Path
-import torch
 from pipeline.training.malloc import give_back_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-held = [torch.ones(25_000) for _ in range(4000)]  # 100 kB each
-last = torch.ones(25_000)  # above them all
+held = [bytearray(100_000) for _ in range(4000)]
+last = bytearray(100_000)  # above them all
 full = resident()
 held = None
 freed = resident()

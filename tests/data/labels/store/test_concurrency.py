@@ -41,7 +41,7 @@ def crowd(url: str, tasks: int, **settings: Any) -> str:
 def test_two_processes_with_four_annotators_each_share_the_work(url: str) -> None:
     campaign_id = crowd(url, 40, overlap=0.5, annotators_per_task=2)
     processes = [start(url, prefix, 4) for prefix in "AB"]
-    results = [process.communicate(timeout=200) for process in processes]
+    results = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     acknowledged = [line for out, _ in results for line in out.split()]
     database = open_database(url)
@@ -61,7 +61,7 @@ def test_what_was_acknowledged_before_kill_9_is_there(url: str) -> None:
     assert process.stdout is not None
     acknowledged = [process.stdout.readline() for _ in range(12)]
     process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL
     # The last line may be cut off.
     acknowledged += rest.splitlines(keepends=True)

@@ -138,16 +138,15 @@ def test_the_address_is_told_while_it_is_served(tmp_path: Path, number: int) -> 
         text=True,
     )
     try:
-        until = time.monotonic() + 120
-        while not told.exists() and time.monotonic() < until and process.poll() is None:
+        while not told.exists() and process.poll() is None:
             time.sleep(0.05)
         found = json.loads(told.read_text())
-        with urllib.request.urlopen(f"{found['address']}/health", timeout=60) as response:
+        with urllib.request.urlopen(f"{found['address']}/health") as response:
             assert json.load(response) == {"status": "ok"}
         assert found["pid"] == process.pid
         assert told.stat().st_mode & 0o777 == 0o600
         process.send_signal(number)
-        assert process.communicate(timeout=60)[0] == "ended\n"
+        assert process.communicate()[0] == "ended\n"
     finally:
         process.kill()
         process.wait()

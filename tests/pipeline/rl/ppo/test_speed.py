@@ -33,9 +33,8 @@ def weights(ppo: Any) -> torch.Tensor:
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own compiler
-@pytest.mark.parametrize(
-    "lora", [None, pytest.param(Lora(rank=4, alpha=8), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
 def test_compiled_layers_learn_what_plain_ones_do_and_resume_exactly(
     make_ppo: Build, tmp_path: Path, lora: Any
 ) -> None:

@@ -227,9 +227,8 @@ def test_killed_at_any_moment_equals_uninterrupted(
     script.write_text(KILLED)
     threads = torch.get_num_threads()  # sums depend on it
     process = fork(script, tmp_path / "settings.json", folder, threads)
-    deadline = time.monotonic() + 120
     while not list(folder.glob("resume/*step-0000002*")):
-        assert process.is_alive() and time.monotonic() < deadline
+        assert process.is_alive()
         time.sleep(0.005)
     process.kill()
     process.join()
