@@ -20,7 +20,7 @@ def run(
     with Path(log).open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ.update(environment)
     sys.argv = [script, *arguments]
     runpy.run_path(script, given, "__main__")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,23 @@ def evaluated(setting: Build) -> Build:
     return build
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder for the run of `whole`, and a place for its metrics; both empty."""
+    return tmp_path_factory.mktemp("made") / "whole", {}
+
+
+@pytest.fixture
+def whole(evaluated: Build, made: tuple[Path, dict[str, Any]]) -> Path:
+    """The folder of such a run that went through, made once."""
+    folder, metrics = made
+    if not folder.is_dir():
+        context = evaluated("whole")
+        metrics.update(run(context))
+        shutil.copytree(context.folder, folder)
+    return folder
+
+
 def test_an_evaluated_run_ends_in_the_weights_of_one_that_is_not(
     setting: Build, evaluated: Build
 ) -> None:
@@ -90,12 +108,10 @@ def test_an_evaluated_run_ends_in_the_weights_of_one_that_is_not(
     )
 
 
-def test_figures_recount_from_the_rows(evaluated: Build) -> None:
-    context = evaluated("rows")
-    run(context)
-    answers = rows(context.folder / "evaluation.jsonl")
+def test_figures_recount_from_the_rows(whole: Path, evaluated: Build) -> None:
+    answers = rows(whole / "evaluation.jsonl")
     assert [row["index"] for row in answers] == [*range(3)] * 3  # two prompts are too long
-    for row in evaluations(context.folder):
+    for row in evaluations(whole):
         mine = [answer for answer in answers if answer["update"] == row["step"]]
         assert figures_of(mine) == {k: v for k, v in row.items() if k != "step"}
     told = json.loads((context.folder / "over_optimisation.json").read_text())
@@ -129,9 +145,9 @@ def test_scores_are_the_terms_as_they_are_and_a_second_reward_judges(
 
 
 @pytest.mark.parametrize("stop_after", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_run_that_was_cut_off_ends_as_the_whole_one(evaluated: Build, stop_after: int) -> None:
-    whole = evaluated("whole")
-    expected = run(whole)
+def test_a_run_that_was_cut_off_ends_as_the_whole_one(
+    whole: Path, made: tuple[Path, dict[str, Any]], evaluated: Build, stop_after: int
+) -> None:
     cut = evaluated("cut", stop_after=stop_after)
     while True:
         try:
@@ -141,23 +157,22 @@ def test_a_run_that_was_cut_off_ends_as_the_whole_one(evaluated: Build, stop_aft
             cut = evaluated("cut", stop_after=stop_after)
             if stop_after == 0:
                 stop_after = 10
-    assert same_weights(cut.folder, whole.folder)
+    assert same_weights(cut.folder, whole)
     for name in ("evaluation.jsonl", "samples.jsonl"):
-        assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-    assert timeless(cut.folder / "metrics.jsonl") == timeless(whole.folder / "metrics.jsonl")
+        assert (cut.folder / name).read_bytes() == (whole / name).read_bytes()
+    assert timeless(cut.folder / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
     assert {k: v for k, v in metrics.items() if not k.startswith("time/")} == {
-        k: v for k, v in expected.items() if not k.startswith("time/")
+        k: v for k, v in made[1].items() if not k.startswith("time/")
     }
 
 
 @pytest.mark.parametrize("dies", ["evaluation", "update"])
 def test_a_judge_that_fails_loses_no_update_and_no_evaluation_comes_twice(
-    evaluated: Build, monkeypatch: pytest.MonkeyPatch, dies: str
+    whole: Path, evaluated: Build, monkeypatch: pytest.MonkeyPatch, dies: str
 ) -> None:
     from pipeline.rl.rewards import RewardSum
 
-    whole, cut = evaluated("whole"), evaluated("cut", save_every=0)
-    run(whole)
+    cut = evaluated("cut", save_every=0)
     name = {"evaluation": "unshaped", "update": "score"}[dies]
     original, calls = getattr(RewardSum, name), []
 
@@ -172,8 +187,8 @@ def test_a_judge_that_fails_loses_no_update_and_no_evaluation_comes_twice(
         with pytest.raises(RewardError, match="away"):
             run(cut)
     run(evaluated("cut", save_every=0))
-    assert timeless(cut.folder / "metrics.jsonl") == timeless(whole.folder / "metrics.jsonl")
-    assert same_weights(cut.folder, whole.folder)
+    assert timeless(cut.folder / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
+    assert same_weights(cut.folder, whole)
 
 
 def test_prompts_that_ppo_samples_on_are_left_out(
