@@ -390,11 +390,11 @@ stages:
      batch_size: 4, save_every: 1, log_every: 1}
   pairs: {kind: rankings, labeler: file, rankings: [{path: pairs.jsonl}]}
   reward:
-    {kind: reward, model: sft, rankings: pairs, heldout_share: 0.3, prompts_per_step: 2,
+    {kind: reward, model: sft, rankings: pairs, heldout_share: 0.3, prompts_per_step: 4,
      save_every: 1, learning_rate: 1e-3}
   ppo:
     {kind: ppo, policy: sft, reward: reward, prompts: [{path: prompts.jsonl}],
-     max_prompt_tokens: 64, max_new_tokens: 6, episodes: 64, batch_size: 8, minibatches: 2,
+     max_prompt_tokens: 64, max_new_tokens: 6, episodes: 32, batch_size: 8, minibatches: 2,
      epochs: 1, temperature: 1.0, save_every: 1, learning_rate: 1e-3}
 """
 

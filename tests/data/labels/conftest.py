@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,8 +74,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield f"{server}?options=-csearch_path%3D{schema}"
 
 
+@pytest.fixture(scope="session")
+def new_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database that nothing was written to."""
+    path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
+    open_database(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def database(url: str, clock: Clock) -> Iterator[Database]:
+def database(url: str, clock: Clock, new_sqlite: Path) -> Iterator[Database]:
+    if url.startswith("sqlite"):
+        shutil.copy(new_sqlite, url.removeprefix("sqlite:///"))
     opened = open_database(url)
     opened.clock = clock
     yield opened

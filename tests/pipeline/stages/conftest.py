@@ -171,7 +171,7 @@ def setting(
                 "batch_size": 8,
                 "epochs": 2,
                 "minibatches": 2,
-                "micro_batch_size": 2,
+                "micro_batch_size": 4,
                 "max_new_tokens": 6,
                 "max_prompt_tokens": 40,
                 "temperature": 1.0,

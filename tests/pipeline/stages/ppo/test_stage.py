@@ -87,6 +87,7 @@ def test_a_run_leaves_policy_value_model_metrics_and_samples(setting: Build) -> 
             "value_warmup_updates": 1,
             "entropy_coefficient": 0.01,
             "whiten_rewards": True,
+            "micro_batch_size": 2,
         },
         {"trunk": "shared", "lora": {"rank": 4}, "ptx_coefficient": 0.5, "reuse_logprobs": True},
     ],
@@ -182,16 +183,16 @@ BY_TOKENS = {"tokens_per_micro_batch": 50, "micro_batch_size": 32}
 """The default of 32 takes back the fixture's number, as it does that of a recipe one extends."""
 
 
-@pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, BY_TOKENS])
-def test_micro_batches_do_not_change_the_result(setting: Build, cut: dict[str, int]) -> None:
-    small = setting("small", **cut, bf16=False)
-    large = setting("large", micro_batch_size=4, bf16=False)
-    run(small)
+def test_micro_batches_do_not_change_the_result(setting: Build) -> None:
+    large = setting("large", bf16=False)
     run(large)
-    ours, theirs = weights(small.folder), weights(large.folder)
-    for key in ours:
-        # Adam's first steps are signs of gradients, so that rounding may tip a few of them.
-        assert torch.quantile((ours[key] - theirs[key]).abs().flatten(), 0.9) < 1e-3, key
+    for cut in ({"micro_batch_size": 1}, BY_TOKENS):
+        small = setting(next(iter(cut)), **cut, bf16=False)
+        run(small)
+        ours, theirs = weights(small.folder), weights(large.folder)
+        for key in ours:
+            # Adam's first steps are signs of gradients, so that rounding may tip a few of them.
+            assert torch.quantile((ours[key] - theirs[key]).abs().flatten(), 0.9) < 1e-3, key
 
 
 def test_a_policy_that_differs_from_its_reference_is_refused_unless_named(
