@@ -38,9 +38,7 @@ TABLET = {
 def chromium() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         # Root runs no sandbox; nothing but our own page is opened.
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--in-process-gpu"]
-        )
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
