@@ -205,11 +205,16 @@ def _reading(name: str, hand: HandOver, seed: Callable[[str], int] | None) -> Re
         if field.startswith("rankings") and not is_external(target)
         for source in _reading(target, hand, seed).sources
     ]
+    # PPO's own evaluations choose what it publishes where an alarm sends it back to the best.
+    chosen_by = (
+        [] if getattr(settings, "doctor_only_tells", True) else sources("evaluation_prompts")
+    )
     return Reading(
         kind=settings.kind,
         sources=[
             *(source for field in _WORKED_ON for source in sources(field)),
             *ranked,
+            *chosen_by,
             *(rankings_source(external_location(target)).source() for target in files),
         ],
         judged_by=sources("heldout"),

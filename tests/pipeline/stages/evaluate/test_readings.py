@@ -72,6 +72,20 @@ def test_a_reward_model_has_seen_what_was_ranked_for_it() -> None:
     assert [source.world for source in read["ppo"].sources] == ["ppo_prompts"]
 
 
+@pytest.mark.parametrize(("on_alarm", "seen"), [("warn", 1), ("best", 2)])
+def test_prompts_that_choose_what_ppo_publishes_are_not_held_out(on_alarm: str, seen: int) -> None:
+    from pipeline.recipe.load import load_recipe
+
+    changes = [
+        "ppo.evaluate_every=5", "ppo.evaluation_gold=true", f"ppo.doctor.on_alarm={on_alarm}",
+        "ppo.evaluation_prompts=[{world: eval_prompts}]",
+    ]  # fmt: skip
+    stages = load_recipe(RECIPES / "quickstart.yaml", changes).stages
+    read = readings.readings(HandOver("ppo", stages, lambda name: None))
+    worlds = [source.world for source in read["ppo"].sources]
+    assert worlds == ["ppo_prompts", "eval_prompts"][:seen]
+
+
 def test_validate_tells_it(tmp_path: Path) -> None:
     from pipeline.recipe.load import load_recipe
     from pipeline.run.checking import check_recipe
