@@ -55,6 +55,8 @@ PLAIN = IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads":
 WINDOW = ROTARY | {"sliding_window": 4}
 DEPTH = IDS | {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "dropout": 0.0}
 MAMBA = IDS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+CHUNK = {"chunk_size": 8}
+"""Tokens that a scan takes at once, to which it fills rows up; 256 by itself."""
 MIXER = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 LINEAR = {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 MIXED = {"layer_types": ["linear_attention", "full_attention"]}
@@ -99,7 +101,7 @@ SWEEP: dict[str, tuple[dict[str, Any], str | None]] = {
     "OpenAIGPT": (GPT, None),
     "Mamba": (MAMBA, None),
     "FalconMamba": (MAMBA, None),
-    "Mamba2": (MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2}, None),
+    "Mamba2": (MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2} | CHUNK, None),
     "RecurrentGemma": (
         ROTARY | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8}, None
     ),
@@ -108,16 +110,17 @@ SWEEP: dict[str, tuple[dict[str, Any], str | None]] = {
                   "num_experts_per_tok": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
         None,
     ),
-    "Bamba": (ROTARY | MIXER | {"attn_layer_indices": [1]}, None),
+    "Bamba": (ROTARY | MIXER | {"attn_layer_indices": [1], "mamba_chunk_size": 8}, None),
     "Zamba2": (
-        ROTARY | {"num_hidden_layers": 3, "mamba_d_state": 8, "n_mamba_heads": 8,
+        ROTARY | CHUNK | {"num_hidden_layers": 3, "mamba_d_state": 8, "n_mamba_heads": 8,
                   "mamba_headdim": 8, "mamba_ngroups": 1, "adapter_rank": 4,
                   "layers_block_type": ["mamba", "hybrid", "mamba"], "hybrid_layer_ids": [1]},
         None,
     ),
     "NemotronH": (
-        ROTARY | {"num_hidden_layers": 3, "hybrid_override_pattern": "M*-", "mamba_num_heads": 8,
-                  "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
+        ROTARY | CHUNK | {"num_hidden_layers": 3, "hybrid_override_pattern": "M*-",
+                          "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8,
+                          "n_groups": 1},
         None,
     ),
     "Rwkv": (
