@@ -78,6 +78,8 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
         SourceError: there is no prompt, or too many don't fit a checkpoint's context.
     """
     rows, answers, too_long = [], {}, 0
+    if plan.best_of:
+        _told_by(plan)
     if plan.prompts or not plan.tasks:
         plan, too_long = _fitting(plan, workspace)
         answers = {
@@ -111,6 +113,11 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
     return results
 
 
+def _told_by(plan: Plan) -> str:
+    """Return the judge that tells what choosing the best of n is worth."""
+    return "gold" if plan.world_seed is not None else second_judge(plan.score_judges)
+
+
 def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, Any]:
     """Draw a pool of answers to each prompt; return what choosing the best by proxy comes to."""
     prompts = [row for row in plan.prompts for _ in range(plan.best_of)]
@@ -124,8 +131,7 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
         for place, row in enumerate(_rows(pool, name, answers[name], None, scores))
     ]
     write_json_lines(workspace.folder / POOL, rows)
-    judge = "gold" if plan.world_seed is not None else second_judge(plan.score_judges)
-    found = from_pool(rows, judge=judge, resamples=plan.resamples, seed=plan.seed)
+    found = from_pool(rows, judge=_told_by(plan), resamples=plan.resamples, seed=plan.seed)
     return {"checkpoint": name, **found}
 
 

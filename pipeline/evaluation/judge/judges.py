@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.errors import RewardError
+from data.errors import RewardError, UsageError
 from pipeline.evaluation.judge.llm_judge import llm_judge, require_answering
 from pipeline.evaluation.judge.plan import PairJudge, ScoreJudge
 from pipeline.evaluation.judge.settings import HttpJudge, JudgeSettings, LlmJudge, RewardModelJudge
@@ -86,9 +87,20 @@ def judges_of(
     return Judges(scoring, comparing, require)
 
 
-def second_judge(judges: Mapping[str, Any]) -> str:
-    """Return the first judge that scores and is not the proxy."""
-    return next(name for name in judges if name != "proxy")
+def second_judge(judges: Mapping[str, ScoreJudge]) -> str:
+    """Return the first judge that is neither the proxy nor a reward model of it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    told = json.dumps(judges["proxy"].content)
+    for name, judge in judges.items():
+        if name != "proxy" and not (isinstance(judge.content, str) and judge.content in told):
+            return name
+    raise UsageError(
+        "choosing the best of n by a reward model needs another judge, and "
+        f"{', '.join(name for name in judges if name != 'proxy')} is that same model; name another"
+    )
 
 
 def _reward_model(place: str | Path, name: str, batch_size: int, trust: bool) -> Scorer:

@@ -310,6 +310,8 @@ def test_a_server_scores_and_tells_the_best_of_n(
     pool = [*read_json_lines(folder / "out" / "best_of_n.jsonl")]
     assert told == {"checkpoint": "one", **from_pool(pool, judge="length", seed=0)}
     assert told["judge"] == "length"
+    error = typed("same=rm", more=("--reward", "rm", "--best-of", 4), code=2).err
+    assert "needs another judge, and same is that same model" in error
     assert told["points"][0]["gold"] == pytest.approx(
         sum(len(row["response"]) for row in pool) / len(pool)
     )
