@@ -1,10 +1,10 @@
 """People as a judge: pairs of answers as tasks of the label service, labels as judgements.
 
-A task is a prompt and two different answers to it, in no order that tells who wrote which; nobody
-else's name, not even that of a checkpoint, goes into the database. A task's key is a digest of the
-prompt and both answers, so that a label counts for these answers and no others: `people.json` tells
-which checkpoints wrote them. The campaign's name ends in a digest of all keys; where some answers
-change, another campaign asks for those that nobody compared yet.
+A task is a prompt and two different answers to it, in no order that tells who wrote which; no
+checkpoint's name goes into the database. A task's key is a digest of the prompt and both answers,
+so that a label counts for these answers and no others; `people.json` tells which checkpoints wrote
+them. The campaign's name ends in a digest of all keys: where some answers change, another campaign
+asks for those that nobody compared yet.
 
 Two answers that read the same are not shown to anybody and tie: while labels are still coming in,
 as large a part of them enters as is labelled of the others.
@@ -174,8 +174,7 @@ def _pairs(rows: Sequence[Row]) -> tuple[dict[str, _Pair], list[_Writers]]:
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(content)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _ask(database: Database, people: People, pairs: Mapping[str, _Pair], seed: int) -> Campaign:
