@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, field_validator
 
 from pipeline.contract.addresses import Address, BaseAddress, Retries, Seconds, VariableName
 from pipeline.contract.settings import PositiveInt, Ref, SameResult, Settings, Share
@@ -133,9 +134,20 @@ Judge = Annotated[
     ),
 ]
 """One entry of `judges`."""
-JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
 TAKEN = ("gold", "proxy", "people")
 """Names that judges have who are asked for otherwise."""
+
+
+def _judge_name(name: str) -> str:
+    # A dot parts the places of settings.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,39}", name):
+        raise ValueError(
+            f"'{name:.60}' is no name of a judge: letters, digits, _, + and -, at most 40 of them"
+        )
+    return name
+
+
+JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
 def require_free_names(judges: Mapping[str, Any]) -> None:

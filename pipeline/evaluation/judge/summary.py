@@ -149,7 +149,8 @@ def _held_out_line(name: str, told: Mapping[str, Any]) -> str:
     """Return whether a reward model was held out from the training of what it judges."""
     stages = told["trained_against_by"]
     if stages:
-        return f"warning: {name} is not held out: {', '.join(stages)} trained against it"
+        who = ", ".join(stages)
+        return f"warning: {name} is not held out: {who} trained against it or chose by it"
     if told["held_out"] is None:
         return f"{name}: whether a checkpoint was trained against it is not known"
     return f"{name} is held out: no checkpoint was trained against it"

@@ -90,8 +90,8 @@ def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
     stages = (results.get("judges") or {}).get(rate["judge"], {}).get("trained_against_by")
     if stages:
         doubts.append(
-            f"{rate['judge']} is not held out: {', '.join(stages)} trained against it, so that it "
-            "says little."
+            f"{rate['judge']} is not held out: {', '.join(stages)} trained against it or chose "
+            "by it, so that it says little."
         )
     elif rate["judge"] == "proxy":
         doubts.append(

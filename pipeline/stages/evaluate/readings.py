@@ -19,6 +19,7 @@ from pipeline.contract.settings import (
 )
 from pipeline.evaluation.judge.inputs import read_prompts
 from pipeline.evaluation.judge.overlap import DOINGS, Reading, seen_before, seen_lines
+from pipeline.evaluation.judge.settings import RewardModelJudge
 from pipeline.evaluation.judge.workspace import checkpoint_content
 from pipeline.stages.reward.rows import rankings_source
 
@@ -98,12 +99,14 @@ def judge_warnings(
 ) -> list[str]:
     """Return which judges are not held out, and how often language models are asked."""
     lines = []
-    for path, term in settings.judge_terms.items():
+    for name, judge in settings.judges.items():
+        if not isinstance(judge, RewardModelJudge):
+            continue
         targets = [*settings.checkpoints.values()]
-        stages = trained_against(partial(eq, term.model), targets, hand, is_ours=True)
+        stages = trained_against(partial(eq, judge.model), targets, hand, is_ours=True)
         if stages:
-            name = path.split(".")[1]
-            lines.append(f"judge {name} is not held out: {', '.join(stages)} trains against it")
+            why = f"{', '.join(stages)} trains against it or chooses by it"
+            lines.append(f"judge {name} is not held out: {why}")
     if settings.call_lines(1):
         prompts = _few_prompts(settings, seed(hand.name))
         most = settings.limit if prompts is None else len(prompts)
@@ -136,7 +139,7 @@ def made_elsewhere(hand: HandOver) -> list[str]:
 def trained_against(
     judge: Callable[[str], bool], checkpoints: Sequence[str], hand: HandOver, *, is_ours: bool
 ) -> list[str] | None:
-    """Return the stages by which checkpoints came to be that a reward model paid, or chose by.
+    """Return the stages by which checkpoints came to be that a reward model paid, or chose in.
 
     Args:
         judge: tells whether what a stage refers to is that reward model.
@@ -155,7 +158,7 @@ def trained_against(
         if name in made
         and settings.kind in ("ppo", "select")
         and any(
-            field.partition(".")[0] == "reward" and judge(target)
+            field.partition(".")[0] in _judged_by(settings) and judge(target)
             for field, (target, _) in references(settings).items()
         )
     ]
@@ -163,6 +166,13 @@ def trained_against(
     begun = any(is_external(target) and mark.provides == "policy" for target, mark in starts)
     hidden = len(ours) < len(checkpoints) or (begun and not is_ours)
     return None if hidden and not found else found
+
+
+def _judged_by(settings: StageSettings) -> tuple[str, ...]:
+    """Return the fields of the rewards that decide what a stage publishes."""
+    # PPO's own evaluations do where an alarm sends it back to the best.
+    only_told = getattr(settings, "doctor_only_tells", True)
+    return ("reward",) if only_told else ("reward", "evaluation_reward")
 
 
 def same_checkpoint(content: str, hand: HandOver) -> Callable[[str], bool]:

@@ -282,6 +282,7 @@ def test_what_is_wrong_with_a_judge_is_told_before_any_answer(
         (["wise"], "write NAME=PLACE"),
         (["gold=x/y"], "can't be called 'gold'"),
         (["x=http://127.0.0.1:9/scores"], "judge x: the reward server at url"),
+        (["gpt-4.1=one"], "'gpt-4.1' is no name of a judge"),
         (["x={kind: oracle}"], "reward_model, http and llm"),
         (["x=one"], "one is a LlamaForCausalLM without a reward head"),
         (["x=http://a/b", "x=http://a/b"], "two judges are called 'x'"),
@@ -381,7 +382,7 @@ def test_a_recipe_names_judges(finished: Path, llm: Llm, rlhf: Command, tmp_path
     said = rlhf("validate", "tiny.yaml")
     text = said.out + said.err
     assert said.code == 0
-    assert "judge own is not held out: ppo trains against it" in text
+    assert "judge own is not held out: ppo trains against it or chooses by it" in text
     assert "judge wise: 6 calls of wise at most (3 prompts x 1 pair of checkpoints x 2 orders)" in (
         text
     )
