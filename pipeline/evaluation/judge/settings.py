@@ -141,9 +141,7 @@ TAKEN = ("gold", "proxy", "people")
 def _judge_name(name: str) -> str:
     # A dot parts the places of settings.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,39}", name):
-        raise ValueError(
-            f"'{name:.60}' is no name of a judge: letters, digits, _, + and -, at most 40 of them"
-        )
+        raise ValueError("a judge's name has letters, digits, _, + and -, 40 of them at most")
     return name
 
 

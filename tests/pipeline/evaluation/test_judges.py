@@ -282,7 +282,7 @@ def test_what_is_wrong_with_a_judge_is_told_before_any_answer(
         (["wise"], "write NAME=PLACE"),
         (["gold=x/y"], "can't be called 'gold'"),
         (["x=http://127.0.0.1:9/scores"], "judge x: the reward server at url"),
-        (["gpt-4.1=one"], "'gpt-4.1' is no name of a judge"),
+        (["gpt-4.1=one"], "a judge's name has letters, digits"),
         (["x={kind: oracle}"], "reward_model, http and llm"),
         (["x=one"], "one is a LlamaForCausalLM without a reward head"),
         (["x=http://a/b", "x=http://a/b"], "two judges are called 'x'"),

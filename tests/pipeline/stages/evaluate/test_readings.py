@@ -12,8 +12,10 @@ from data.sources.split import is_heldout
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import SourceSettings
 from pipeline.stages.evaluate import readings
-from pipeline.stages.evaluate.readings import made_by, overlap_warning
+from pipeline.stages.evaluate.readings import made_by, overlap_warning, trained_against
 from pipeline.stages.evaluate.settings import EvaluateSettings
+from pipeline.stages.ppo.settings import PpoSettings
+from pipeline.stages.reward.settings import RewardSettings
 from pipeline.stages.sft.settings import SftSettings
 
 RECIPES = Path(__file__).parents[4] / "recipes"
@@ -96,3 +98,34 @@ def test_validate_tells_it(tmp_path: Path) -> None:
     [line] = check_recipe(recipe, tmp_path / "run")
     assert line.startswith("stage evaluate: 30 of 30 prompts (100 %) not held out: ")
     assert line.endswith(" sampled on in ppo.")
+
+
+@pytest.mark.parametrize("on_alarm", ["warn", "best"])
+def test_who_pays_and_who_chooses_is_found_behind_a_checkpoint(on_alarm: str) -> None:
+    ppo = PpoSettings.model_validate(
+        {
+            "policy": "sft",
+            "reward": [{"model": "first"}, {"rule": "length"}],
+            "prompts": [{"path": "a"}],
+            "evaluate_every": 2,
+            "evaluation_prompts": [{"path": "b"}],
+            "evaluation_reward": "second",
+            "doctor": {"on_alarm": on_alarm},
+        }
+    )
+    sft = SftSettings(model="./base", train=(SourceSettings(path="a"),))
+    first, second, third = (
+        RewardSettings(model="sft", rankings="./pairs.jsonl", seed=n) for n in range(3)
+    )
+    stages = {"sft": sft, "first": first, "second": second, "third": third, "ppo": ppo}
+    hand = HandOver("evaluate", stages, lambda name: None)
+
+    def found(judge: str, *checkpoints: str, is_ours: bool = True) -> list[str] | None:
+        return trained_against(lambda target: target == judge, checkpoints, hand, is_ours=is_ours)
+
+    assert found("first", "sft", "ppo") == ["ppo"] and found("first", "sft") == []
+    assert found("second", "ppo") == (["ppo"] if on_alarm == "best" else [])
+    assert found("third", "ppo") == []
+    assert found("hub/judge", "ppo", is_ours=False) is None  # the base is of others
+    assert found("third", "ppo", "./exported") is None
+    assert found("first", "ppo", "./exported") == ["ppo"]
