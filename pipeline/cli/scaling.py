@@ -110,16 +110,19 @@ def run(
 ) -> None:
     """Pretrain a grid of small models and fit the law to them; a grid that was cut off goes on."""
     from data.errors import Interrupted
-    from pipeline.cli.scaling_grid import PAGE, run_grid
     from pipeline.contract.console import Console
     from pipeline.evaluation.scaling.text import fit_lines
+    from pipeline.recipe.grid import load_grid
+
+    path, settings = load_grid(grid)  # before torch is imported
+    from pipeline.cli.scaling_grid import PAGE, run_grid
 
     console = Console(quiet=quiet or as_json)
     same = command_line("scaling run", Path(grid), {
         "--out": out, "--resamples": resamples, "--json": as_json, "--quiet": quiet,
     })  # fmt: skip
     try:
-        folder, report = run_grid(grid, out, resamples=resamples, console=console)
+        folder, report = run_grid(path, settings, out, resamples=resamples, console=console)
     except (Interrupted, KeyboardInterrupt) as stopped:
         reason = str(stopped) or "stopped at once"
         raise Interrupted(f"{reason}; to go on: {same}") from stopped

@@ -13,55 +13,59 @@ from data.records import to_text
 from data.sources.read import read
 from data.sources.split import is_heldout_text
 from data.sources.values import plain
-from data.storage import storage_errors, write_atomically
+from data.storage import write_atomically
 from pipeline.evaluation.report.collect import read_metrics
 from pipeline.evaluation.scaling.fit import fit_report
 from pipeline.evaluation.scaling.measure import heldout_loss, model_counts, training_seconds
 from pipeline.evaluation.scaling.page import scaling_page
 from pipeline.evaluation.scaling.plan import compute_factor, speed
 from pipeline.evaluation.scaling.points import read_points
-from pipeline.recipe.grid import grid_recipe, load_grid, rates_by_size, run_stages, sweep_stages
-from pipeline.recipe.load import Recipe, load_recipe
-from pipeline.run.runner import execute
+from pipeline.recipe.grid import grid_recipe, rates_by_size, run_stages, sweep_stages
+from pipeline.run.planning import Planner
+from pipeline.run.runner import execute, plan
 
 if TYPE_CHECKING:
     from pipeline.contract.artifacts import Artifact
     from pipeline.contract.console import Console
     from pipeline.recipe.grid import GridSettings
+    from pipeline.recipe.load import Recipe
     from pipeline.stages.pretrain.settings import PretrainSettings
 
-RECIPE, POINTS, FIT, PAGE = "grid.yaml", "points.jsonl", "fit.json", "index.html"
+POINTS, FIT, PAGE = "points.jsonl", "fit.json", "index.html"
 HELDOUT_TEXTS = 500
 """Held-out texts that every run is judged on, at most."""
 
 
 def run_grid(
-    name: str, out: Path | None, *, resamples: int, console: Console
+    path: Path, grid: GridSettings, out: Path | None, *, resamples: int, console: Console
 ) -> tuple[Path, dict[str, Any]]:
     """Run a grid, or what is missing of it, and return its folder and the fit of its points.
 
     Args:
-        name: YAML file of a grid, or the name of one that comes with the package.
+        path: file of the grid.
+        grid: what it says.
         out: run folder; `runs/scaling-NAME` when not given.
         resamples: refits for the intervals.
         console: where it speaks.
 
     Raises:
         Interrupted: a signal asked to stop; what was done is saved, and the same call goes on.
-        RlhfError: the grid is wrong, or a run fails.
+        RlhfError: a setting of the grid is wrong, or a run fails.
     """
-    stem, grid = load_grid(name)
-    folder = out or Path("runs") / f"scaling-{stem}"
-    first = grid.learning_rates[0]
-    whole = _recipe(stem, grid, folder, [first] * len(grid.sizes))  # all of it is checked at once
+    # All of it is checked at once, before its rates are known.
+    whole = grid_recipe(path, grid, [grid.learning_rates[0]] * len(grid.sizes))
+    folder = out or Path("runs") / whole.name
     losses: dict[str, float] = {}
     if grid.swept:
-        tried = execute(_recipe(stem, grid, folder, None), folder, console=console).artifacts
+        sweep = Planner(grid_recipe(path, grid, None), folder)
+        # Where it is done, the report of the whole grid stays as it is.
+        done = all(step.action == "up to date" for step in plan(sweep))
+        tried = sweep.artifacts() if done else execute(sweep.recipe, folder, console=console)[0]
         losses = {stage: tried[stage].metrics["eval/loss"] for stage in sweep_stages(grid)}
     rates = rates_by_size(
         grid, losses, [_block_size(whole, size) for size in range(len(grid.sizes))]
     )
-    recipe = _recipe(stem, grid, folder, rates)
+    recipe = grid_recipe(path, grid, rates)
     artifacts = execute(recipe, folder, console=console).artifacts
     texts = _heldout_texts(_pretrain(recipe, "run0-0"))
     rows = []
@@ -70,14 +74,6 @@ def run_grid(
         rows.append(_point(artifacts[stage], _pretrain(recipe, stage), texts, seed=grid.seed))
     write_json_lines(folder / POINTS, rows)
     return folder, _fitted(folder, grid, rows, resamples=resamples)
-
-
-def _recipe(stem: str, grid: GridSettings, folder: Path, rates: Sequence[float] | None) -> Recipe:
-    """Write the recipe of a grid into its folder, and check it."""
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE, grid_recipe(f"scaling-{stem}", grid, rates))
-    return load_recipe(folder / RECIPE)
 
 
 def _pretrain(recipe: Recipe, stage: str) -> PretrainSettings:
@@ -124,6 +120,7 @@ def _fitted(
     points = read_points(str(folder / POINTS))
     _, report = fit_report(points, resamples=resamples, seed=grid.seed)
     factor = compute_factor(points, resamples=resamples, seed=grid.seed)
+    report["ignored_columns"] = []  # they are our own
     report["compute"] = {
         "C0": factor.value,
         "C0_ci95": factor.ci95,

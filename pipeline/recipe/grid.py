@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from data.errors import RecipeError, nearest
 from pipeline.contract.settings import PositiveInt, PositiveNumber, Seed, Settings
 from pipeline.evaluation.scaling.points import LEAST_DISTINCT
 from pipeline.recipe.files import read_merged
-from pipeline.recipe.load import MOST_STAGES, validate
+from pipeline.recipe.load import MOST_STAGES, Recipe, recipe_of, validate
 from pipeline.recipe.shipped import find_shipped, shipped_files
 
 FOLDER = "scaling/"
@@ -70,8 +69,8 @@ class GridSettings(Settings):
         return [0, len(self.sizes) // 2] if len(self.learning_rates) > 1 else []
 
 
-def load_grid(name: str) -> tuple[str, GridSettings]:
-    """Return the name and settings of a grid, a YAML file or one that comes with the package.
+def load_grid(name: str) -> tuple[Path, GridSettings]:
+    """Return a grid's file, one of the user's or of the package, and its settings.
 
     Raises:
         RecipeError: there is no such grid, or something in it is wrong; names file and line.
@@ -92,7 +91,7 @@ def load_grid(name: str) -> tuple[str, GridSettings]:
     grid = validate(GridSettings, content, (), places, problems)
     if grid is None:
         raise RecipeError("\n".join(problems))
-    return path.stem, grid
+    return path, grid
 
 
 def sweep_stages(grid: GridSettings) -> dict[str, tuple[int, float]]:
@@ -113,16 +112,20 @@ def run_stages(grid: GridSettings) -> dict[str, tuple[int, int]]:
     }
 
 
-def grid_recipe(name: str, grid: GridSettings, rates: Sequence[float] | None) -> str:
-    """Return a grid's recipe as YAML: of its sweep alone, or with a rate for each size of all."""
+def grid_recipe(path: Path, grid: GridSettings, rates: Sequence[float] | None) -> Recipe:
+    """Return the recipe of a grid: of its sweep alone, or with a rate for each size of all.
+
+    Raises:
+        RecipeError: a setting of a stage is wrong.
+    """
     stages: dict[str, Any] = {"tokenizer": {"kind": "tokenizer", **grid.tokenizer}}
     for stage, (size, rate) in sweep_stages(grid).items():
         stages[stage] = _pretrain(grid, size, grid.sweep_tokens, rate)
     if rates is not None:
         for stage, (size, tokens) in run_stages(grid).items():
             stages[stage] = _pretrain(grid, size, tokens, rates[size])
-    content = {"name": name, "description": grid.description, "seed": grid.seed, "stages": stages}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    top = {"name": f"scaling-{path.stem}", "description": grid.description, "seed": grid.seed}
+    return recipe_of({**top, "stages": stages}, path)
 
 
 def _pretrain(grid: GridSettings, size: int, tokens: int, rate: float) -> dict[str, Any]:

@@ -133,6 +133,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _check(path, content, places)
 
 
+def recipe_of(content: dict[str, Any], path: Path) -> Recipe:
+    """Check a recipe that was made of a file of another kind.
+
+    Args:
+        content: the recipe, its name too.
+        path: the file, which errors name.
+
+    Raises:
+        RecipeError: anything is wrong.
+    """
+    return _check(path, content, {(): str(path)})
+
+
 def _apply_override(content: dict[str, Any], places: Places, override: str) -> None:
     dotted, equals, text = override.partition("=")
     where = f"--set {one_line(override):.200}"

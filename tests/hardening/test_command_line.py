@@ -43,6 +43,9 @@ NAMED: list[list[str]] = [
     ["score", "function:{}", "rows.jsonl", "--out", "o"],
     ["score", "rule:length", "{}", "--out", "o"],
     [*SCORE, "--option", "{}=3"],
+    ["scaling", "run", "{}"],
+    ["scaling", "fit", "{}"],
+    ["scaling", "plan", "p.csv", "--flops", "{}"],
     ["label", "tasks", "{}"],
     ["label", "export", "{}", "--out", "x"],
     ["label", "import", "{}", "x"],
@@ -59,6 +62,7 @@ def test_a_name_of_two_lines_makes_one_sentence(
 
 
 OF_NOBODY: list[list[str]] = [
+    ["scaling", "fit", "~nobody-here/x"],
     ["score", "~nobody-here/x", "rows.jsonl", "--out", "o"],
     ["score", "rule:length", "~nobody-here/x", "--out", "o"],
     ["chat", "~nobody-here/x"],

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.evaluation.report.plots import Curve, law_plot, numbered
 from pipeline.evaluation.report.report import TEMPLATES as REPORT_TEMPLATES
 from pipeline.evaluation.scaling.laws import Chinchilla
-from pipeline.evaluation.scaling.text import FORMS, LAW, ends, fit_lines
+from pipeline.evaluation.scaling.text import FORMS, LAW, ends, fit_lines, told_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_CURVES = 8
@@ -43,12 +43,13 @@ def scaling_page(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[s
     )
     plots = count(1)
     environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
-    told = [line for line in fit_lines(report) if not line.startswith("  ") or "held" in line]
+    first, *_ = fit_lines(report)
     page = environment.get_template("scaling.html.j2").render(
         style=Markup((REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         title=title,
         law=LAW,
-        lines=[*told, *report["kaplan"]["why_they_differ"]],
+        runs=first.removeprefix(f"{LAW}, "),
+        lines=[*told_lines(report)],
         coefficients=[
             {
                 "name": name,

@@ -16,10 +16,15 @@ FORMS = {"A": ".4g", "B": ".4g", "E": ".4f", "alpha": ".4f", "beta": ".4f"}
 def fit_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield a fit as lines, each figure with its 95 % interval."""
     yield f"{LAW}, {counted(report['points'], 'run')}; {_ranges(report['range'])}"
-    if report["ignored_columns"]:
-        yield f"columns not read: {', '.join(report['ignored_columns'])}"
     for name, form in FORMS.items():
         yield f"  {name:<6}{report[name]:>11{form}}  {ends(report['ci95'][name], form)}"
+    yield from told_lines(report)
+
+
+def told_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is told of a fit beside its coefficients; two spaces begin a further line."""
+    if report["ignored_columns"]:
+        yield f"columns not read: {', '.join(report['ignored_columns'])}"
     exponent = ends(report["ci95"]["size_exponent"], ".3f")
     yield (
         f"best for a budget of C FLOPs: N ~ C^{report['size_exponent']:.3f} {exponent}, D ~ C / N"
@@ -68,7 +73,8 @@ def _isoflop_lines(found: Mapping[str, Any]) -> Iterator[str]:
     if not curves:
         return
     few = len(curves) <= _CURVES
-    yield f"{counted(len(curves), 'IsoFLOP curve')}, each a parabola in log N{':' if few else ''}"
+    many = counted(len(curves), "IsoFLOP curve")
+    yield f"{many}, a parabola in log N each; beside its minimum the law's own"
     for curve in curves if few else ():
         best = curve["best_parameters"]
         told = curve["note"] if best is None else f"N {best:.3g}"

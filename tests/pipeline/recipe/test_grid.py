@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from data.errors import RecipeError
 from pipeline.recipe.grid import (
@@ -16,7 +16,6 @@ from pipeline.recipe.grid import (
     run_stages,
     sweep_stages,
 )
-from pipeline.recipe.load import load_recipe
 
 GRID = """
 tokenizer: {train: [{world: corpus, limit: 50}], vocab_size: 300}
@@ -28,32 +27,41 @@ sweep_tokens: 1500
 """
 
 
+PATH = Path("mine.yaml")
+
+
 def loaded(folder: Path, text: str) -> GridSettings:
-    path = folder / "mine.yaml"
+    path = folder / PATH
     path.write_text(text)
     return load_grid(str(path))[1]
 
 
 def test_a_grid_becomes_a_recipe_of_each_size_for_each_length(tmp_path: Path) -> None:
     grid = loaded(tmp_path, GRID)
-    recipe = yaml.safe_load(grid_recipe("mine", grid, [1e-3, 2e-3, 3e-3]))
-    assert list(recipe["stages"]) == [
+    stages: Any = grid_recipe(PATH, grid, [1e-3, 2e-3, 3e-3]).stages
+    assert list(stages) == [
         "tokenizer",
         *(f"rate{size}-{rate}" for size in (0, 1) for rate in range(3)),
         *(f"run{size}-{length}" for size in range(3) for length in range(3)),
     ]
-    stage = recipe["stages"]["run2-1"]
-    assert (stage["hidden_size"], stage["tokens"], stage["learning_rate"]) == (64, 2000, 3e-3)
-    swept = recipe["stages"]["rate1-2"]
-    assert (swept["hidden_size"], swept["tokens"], swept["learning_rate"]) == (32, 1500, 8e-3)
-    assert list(yaml.safe_load(grid_recipe("mine", grid, None))["stages"])[-1] == "rate1-2"
+    run, swept = stages["run2-1"], stages["rate1-2"]
+    assert (run.hidden_size, run.tokens, run.learning_rate) == (64, 2000, 3e-3)
+    assert (swept.hidden_size, swept.tokens, swept.learning_rate) == (32, 1500, 8e-3)
+    assert list(grid_recipe(PATH, grid, None).stages)[-1] == "rate1-2"
 
 
-def test_the_grid_that_comes_with_the_package_is_a_valid_recipe(tmp_path: Path) -> None:
-    name, grid = load_grid("world")
-    (tmp_path / "r.yaml").write_text(grid_recipe(name, grid, [1e-3] * len(grid.sizes)))
-    stages = load_recipe(tmp_path / "r.yaml").stages
-    assert len(stages) == 1 + len(sweep_stages(grid)) + len(run_stages(grid)) == 34
+def test_a_setting_that_no_stage_has_is_told_with_the_file(tmp_path: Path) -> None:
+    grid = loaded(tmp_path, GRID.replace("context_length", "context_lenght"))
+    message = r"mine\.yaml: stages\.rate0-0\.context_lenght: unknown key .*'context_length'"
+    with pytest.raises(RecipeError, match=message):
+        grid_recipe(PATH, grid, None)
+
+
+def test_the_grid_that_comes_with_the_package_is_a_valid_recipe() -> None:
+    path, grid = load_grid("world")
+    recipe = grid_recipe(path, grid, [1e-3] * len(grid.sizes))
+    assert recipe.name == "scaling-world"
+    assert len(recipe.stages) == 1 + len(sweep_stages(grid)) + len(run_stages(grid)) == 34
     assert max(grid.tokens) == 10 * min(grid.tokens)
 
 
