@@ -2,7 +2,7 @@
 
     python tests/benchmarks/quickstart_seeds.py runs/seeds 0 1 2 3 4 [--share runs/quickstart]
 
-runs `recipes/quickstart.yaml` once a seed into `runs/seeds/<seed>/` (a run that is there is not
+runs `recipes/quickstart.yaml` once a seed into `runs/seeds/<seed>/` (what is done of a run is not
 repeated) and prints every figure that is promised, a column a seed, and its mean with the 95 %
 interval over seeds (Student's t); a figure out of its bounds is marked with `!`. All of them come
 from `report/report.json`, whose verdicts stand below.
@@ -85,15 +85,14 @@ PROMISES: list[tuple[str, Callable[[Report], float], Callable[[float], bool]]] =
 
 
 def run_seed(run: Path, seed: str, share: Path | None) -> Report:
-    """Run the quickstart of a seed unless it is there, and return its report."""
+    """Run what is missing of the quickstart of a seed, and return its report."""
+    options = ["--seed", seed]
+    if share is not None:
+        copy_stages(share, run, SHARED)
+        own = yaml.safe_load((share / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
+        options += [part for stage in SHARED for part in ("--set", f"{stage}.seed={own}")]
+    rlhf_run(RECIPE, run, *options)
     told = run / "report" / "report.json"
-    if not told.is_file():
-        options = ["--seed", seed]
-        if share is not None:
-            copy_stages(share, run, SHARED)
-            own = yaml.safe_load((share / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
-            options += [part for stage in SHARED for part in ("--set", f"{stage}.seed={own}")]
-        rlhf_run(RECIPE, run, *options)
     report: Report = json.loads(told.read_text(encoding="utf-8"))
     return report
 
