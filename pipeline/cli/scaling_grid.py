@@ -20,7 +20,13 @@ from pipeline.evaluation.scaling.measure import heldout_loss, model_counts, trai
 from pipeline.evaluation.scaling.page import scaling_page
 from pipeline.evaluation.scaling.plan import compute_factor, speed
 from pipeline.evaluation.scaling.points import read_points
-from pipeline.recipe.grid import grid_recipe, rates_by_size, run_stages, sweep_stages
+from pipeline.recipe.grid import (
+    grid_recipe,
+    rates_at_an_end,
+    rates_by_size,
+    run_stages,
+    sweep_stages,
+)
 from pipeline.run.planning import Planner
 from pipeline.run.runner import execute, plan
 
@@ -62,6 +68,8 @@ def run_grid(
         done = all(step.action == "up to date" for step in plan(sweep))
         tried = sweep.artifacts() if done else execute(sweep.recipe, folder, console=console)[0]
         losses = {stage: tried[stage].metrics["eval/loss"] for stage in sweep_stages(grid)}
+        for sentence in rates_at_an_end(grid, losses):
+            console.say(sentence)
     rates = rates_by_size(
         grid, losses, [_block_size(whole, size) for size in range(len(grid.sizes))]
     )

@@ -139,6 +139,25 @@ def _pretrain(grid: GridSettings, size: int, tokens: int, rate: float) -> dict[s
     }
 
 
+def rates_at_an_end(grid: GridSettings, losses: Mapping[str, float]) -> list[str]:
+    """Return a sentence for each size of the sweep whose best rate is the least or most tried."""
+    least, most = min(grid.learning_rates), max(grid.learning_rates)
+    return [
+        f"size {size}: the best learning rate, {best:g}, is the "
+        f"{'largest' if best == most else 'smallest'} that was tried; try others beyond it"
+        for size, best in _best_rates(grid, losses).items()
+        if best in (least, most)
+    ]
+
+
+def _best_rates(grid: GridSettings, losses: Mapping[str, float]) -> dict[int, float]:
+    tried, best = sweep_stages(grid), {}
+    for size in grid.swept:
+        mine = [stage for stage, (swept, _) in tried.items() if swept == size]
+        best[size] = tried[min(mine, key=lambda stage: losses[stage])][1]
+    return best
+
+
 def rates_by_size(
     grid: GridSettings, losses: Mapping[str, float], parameters: Sequence[float]
 ) -> list[float]:
@@ -151,11 +170,7 @@ def rates_by_size(
     """
     if not grid.swept:
         return [grid.learning_rates[0]] * len(grid.sizes)
-    tried = sweep_stages(grid)
-    best = []
-    for size in grid.swept:
-        mine = {stage: losses[stage] for stage, (swept, _) in tried.items() if swept == size}
-        best.append(tried[min(mine, key=lambda stage: mine[stage])][1])
+    best = [*_best_rates(grid, losses).values()]
     logs = np.log([parameters[size] for size in grid.swept])
     slope = (np.log(best[1]) - np.log(best[0])) / (logs[1] - logs[0])
     found = np.exp(np.log(best[0]) + slope * (np.log(parameters) - logs[0]))

@@ -29,6 +29,9 @@ from pipeline.evaluation.scaling.points import Points, ends_of, geometric_mean
 
 HELD_OUT = 0.2
 """Share of the runs, those of most compute, that a fit on the others is judged by."""
+MISFIT = 0.03
+"""Root mean square of log errors above which the runs follow no such law. Finished runs of one
+family lie within 1 % of theirs."""
 _AT_END = 1e-3
 """An exponent so near to an end, or a term of so small a share of the loss, is one that the runs
 don't tell."""
@@ -82,6 +85,7 @@ def fit_report(points: Points, *, resamples: int, seed: int) -> tuple[Fitted, di
         "ci95": ci95,
         "size_exponent": law.size_exponent,
         "untold": _untold(law, points),
+        "doubts": _doubts(_rms(_log_errors(points, law))),
         "points": len(points),
         "ignored_columns": list(points.ignored),
         "flops": "column" if points.measured else "6ND",
@@ -126,6 +130,15 @@ def _untold(law: Chinchilla, points: Points) -> list[str]:
     if law.E < _AT_END * float(points.losses_P.min()):  # noqa: SIM300
         found.append("E: a floor, if there is one; it is below what larger runs would show")
     return found
+
+
+def _doubts(error: float) -> list[str]:
+    if error <= MISFIT:
+        return []
+    return [
+        f"the law misses these runs by {error:.1%}, so that nothing beyond them follows from it: "
+        "some are too short to have left the first steep fall, or their learning rates don't suit"
+    ]
 
 
 def _counted(points: Points, law: Law) -> Floats:

@@ -31,6 +31,7 @@ def told_lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
     for sentence in report["untold"]:
         yield f"not told by these runs: {sentence}"
+    yield from (f"doubt: {sentence}" for sentence in report["doubts"])
     residuals = report["residuals"]
     yield (
         f"residuals of log L: {residuals['rms']:.2e} root mean square, {residuals['largest']:.2e} "

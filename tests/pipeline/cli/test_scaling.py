@@ -139,6 +139,13 @@ def test_what_the_runs_do_not_tell_is_said(
     assert [sentence.partition(":")[0] for sentence in found["untold"]] == [what]
 
 
+def test_runs_that_follow_no_such_law_are_told(rlhf: Callable[..., Any], tmp_path: Path) -> None:
+    for noise, told in ((0.1, True), (1e-3, False)):
+        (tmp_path / "p.csv").write_text(as_csv(grid(noise), "parameters", "tokens", "loss"))
+        out = rlhf("scaling", "fit", "p.csv", "--resamples", "40").out
+        assert ("doubt: the law misses these runs by" in out) == told
+
+
 def test_too_few_sizes_are_refused(rlhf: Callable[..., Any], tmp_path: Path) -> None:
     rows = grid(sizes=2)
     (tmp_path / "p.csv").write_text(as_csv(rows, "parameters", "tokens", "loss"))

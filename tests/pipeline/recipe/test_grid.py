@@ -12,6 +12,7 @@ from pipeline.recipe.grid import (
     GridSettings,
     grid_recipe,
     load_grid,
+    rates_at_an_end,
     rates_by_size,
     run_stages,
     sweep_stages,
@@ -71,6 +72,9 @@ def test_rates_are_a_power_of_the_size_through_the_best_two(tmp_path: Path) -> N
     # 8e-3 at 1,000 and 2e-3 at 4,000: a rate falls with the size; 5e-4 at 16,000 was not tried.
     assert rates_by_size(grid, losses, [1000, 4000, 16_000]) == [8e-3, 2e-3, 1e-3]
     assert rates_by_size(grid, losses, [1000, 4000, 5657]) == [8e-3, 2e-3, 1.41e-3]
+    assert rates_at_an_end(grid, losses) == [
+        "size 0: the best learning rate, 0.008, is the largest that was tried; try others beyond it"
+    ]
 
 
 def test_one_rate_is_not_swept(tmp_path: Path) -> None:
