@@ -85,7 +85,7 @@ def fit_report(points: Points, *, resamples: int, seed: int) -> tuple[Fitted, di
         "ci95": ci95,
         "size_exponent": law.size_exponent,
         "untold": _untold(law, points),
-        "doubts": _doubts(_rms(_log_errors(points, law))),
+        "doubts": doubts(law, points),
         "points": len(points),
         "ignored_columns": list(points.ignored),
         "flops": "column" if points.measured else "6ND",
@@ -132,7 +132,9 @@ def _untold(law: Chinchilla, points: Points) -> list[str]:
     return found
 
 
-def _doubts(error: float) -> list[str]:
+def doubts(law: Chinchilla, points: Points) -> list[str]:
+    """Return why no law of these runs is to be believed; nothing where it fits them."""
+    error = _rms(_log_errors(points, law))
     if error <= MISFIT:
         return []
     return [

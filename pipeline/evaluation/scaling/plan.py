@@ -10,7 +10,7 @@ import numpy as np
 
 from data.errors import SourceError
 from data.intervals import Estimate, bootstrap_mean
-from pipeline.evaluation.scaling.fit import Fitted, untold_exponents
+from pipeline.evaluation.scaling.fit import Fitted, doubts, untold_exponents
 from pipeline.evaluation.scaling.points import FLOPS_PER_PRODUCT, Floats, Points
 
 
@@ -76,6 +76,7 @@ def best_for(fitted: Fitted, points: Points, flops: float, factor: Estimate) -> 
         "tokens_ci95": fitted.interval(product / sizes_R),
         "loss": float(law.loss(parameters, tokens)),
         "loss_ci95": fitted.interval(losses_R),
+        "doubts": doubts(law, points),
         "extrapolates": _beyond(points, flops, parameters, tokens),
     }
 

@@ -118,6 +118,7 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     for letter, name, form in rows:
         yield f"  {letter} {name:<11}{plan[name]:>10{form}}  {ends(plan[f'{name}_ci95'], form)}"
     yield f"  D / N {plan['tokens'] / plan['parameters']:.3g}"
+    yield from (f"doubt: {sentence}" for sentence in plan["doubts"])
     if plan["extrapolates"]:
         yield f"extrapolates: {'; '.join(plan['extrapolates'])}"
         yield ("  the intervals are of the law's coefficients; that it holds there no run tells")

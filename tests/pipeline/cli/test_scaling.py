@@ -142,8 +142,9 @@ def test_what_the_runs_do_not_tell_is_said(
 def test_runs_that_follow_no_such_law_are_told(rlhf: Callable[..., Any], tmp_path: Path) -> None:
     for noise, told in ((0.1, True), (1e-3, False)):
         (tmp_path / "p.csv").write_text(as_csv(grid(noise), "parameters", "tokens", "loss"))
-        out = rlhf("scaling", "fit", "p.csv", "--resamples", "40").out
-        assert ("doubt: the law misses these runs by" in out) == told
+        for args in (["fit", "p.csv"], ["plan", "p.csv", "--flops", "1e13"]):
+            out = rlhf("scaling", *args, "--resamples", "40").out
+            assert ("doubt: the law misses these runs by" in out) == told
 
 
 def test_too_few_sizes_are_refused(rlhf: Callable[..., Any], tmp_path: Path) -> None:
