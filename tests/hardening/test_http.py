@@ -347,7 +347,6 @@ def test_scores_that_are_none(
         '{"choices": {}}',
         '{"choices": [[]]}',
         '{"choices": [{"message": []}]}',
-        '{"choices": [{"message": {"content": null}}]}',
         '{"choices": [{"message": {"content": ["A"]}}]}',
         '{"choices": "A", "error": {"message": "KEY"}}',
         '{"choices": [{"message": {"content": 1}}], "usage": []}',
