@@ -105,7 +105,6 @@ def evaluate(
         checkpoints=named(checkpoints),
         prompts=source_of(prompts) if prompts else None,
         texts=source_of(texts) if texts else None,
-        people=people_of(people, out, guidelines),
         rewards=weighted(reward or []),
         judges=parse_judges(judge or []),
         reference=reference,
@@ -115,6 +114,7 @@ def evaluate(
         seed=seed,
         tasks=load_suites(suite or []),
         best_of=best_of or 0,
+        people=people_of(people, out, guidelines),  # last: it makes the label database
     )
     evaluated(request, out, quiet=quiet)
 

@@ -32,6 +32,7 @@ from data.json_lines import append_json_lines, read_json_lines
 
 _MOST_TOKENS = 10**9
 """Of one call; a server that counts more does not count."""
+_RAISE = "raise {} and run again, what was answered is kept"
 
 
 class BudgetSpentError(LabelError):
@@ -150,10 +151,14 @@ class Calls:
         if self._given_up is not None:  # else every thread would wait for as many tries
             raise self._given_up
         if self.max_calls is not None and self._begun >= self.max_calls:
-            raise BudgetSpentError(f"all {self.max_calls} calls of {self.model} are used up")
+            raise BudgetSpentError(
+                f"all {self.max_calls} calls of {self.model} are used up; "
+                f"{_RAISE.format('max_calls')}"
+            )
         if self.max_tokens is not None and self._tokens >= self.max_tokens:
             raise BudgetSpentError(
-                f"{self.model} has taken {self._tokens:,} tokens of {self.max_tokens:,}"
+                f"{self.model} has taken {self._tokens:,} tokens of {self.max_tokens:,}; "
+                f"{_RAISE.format('max_tokens')}"
             )
         self._begun += 1
 
@@ -229,7 +234,7 @@ def service_key(variable: str, url: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UsageError(
-            f"the environment variable {variable} is not set; it holds the key for {url}"
+            f"the environment variable {variable} is not set; it holds the key for {url}: set it"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(

@@ -143,7 +143,10 @@ def _positive(row: Mapping[str, Any], name: str) -> float:
             f"no column '{name}'; columns: {listed(row)}.{nearest(name, row)} Name the one that "
             f"holds it with --column {name}=COLUMN"
         )
-    number = as_number(row[name], name)
+    try:
+        number = as_number(row[name], name)
+    except RowError as error:
+        raise RowError(f"{error}; mend the row or leave it out") from error
     if not 1 / MOST_VALUE < number < MOST_VALUE:
         raise RowError(
             f"column '{name}' holds {number:g}, which is not above 0, or not below "

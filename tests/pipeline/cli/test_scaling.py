@@ -155,6 +155,13 @@ def test_too_few_sizes_are_refused(rlhf: Callable[..., Any], tmp_path: Path) -> 
     assert "10 points with 2 different parameters and 5 different tokens" in result.err
 
 
+def test_a_loss_that_is_no_number_is_refused(rlhf: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("parameters,tokens,loss\n1,1,nan\n")
+    result = rlhf("scaling", "fit", "p.csv")
+    assert result.code == 2
+    assert "p.csv:2: column 'loss' holds 'nan', not a number; mend the row" in result.err
+
+
 def test_a_plan_is_the_size_with_the_lowest_loss_for_its_flops(
     rlhf: Callable[..., Any], points: Path
 ) -> None:

@@ -260,7 +260,7 @@ def test_passing_failures_are_got_over(llm: Llm, folder: Path, typed: Command) -
     [
         ({"model": "wize"}, "has no model 'wize'; it has wise, other. Did you mean 'wise'?"),
         ({"url": "http://127.0.0.1:9/v1"}, "judge llm: the judge at url http://127.0.0.1:9/v1"),
-        ({"key_variable": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
+        ({"key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set; it holds the key for http"),
         ({"prompt": "Which one? {a} {b} [[A]]"}, "the prompt lacks {request} and [[B]]"),
         ({"options": {"stream": True}}, "stream can't be set here"),
         ({"timeout": 0.2, "retries": 0, "drips": True}, "no whole answer in 0.2 seconds"),

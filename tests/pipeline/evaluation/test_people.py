@@ -382,3 +382,13 @@ def test_people_compare_two_checkpoints_at_least(rlhf: Command, folder: Path) ->
     result = rlhf("eval", "oldpolicy", "--out", "out", "--prompts", "ask.jsonl", "--people", "out")
     assert result.code == 2
     assert "people compare answers of two checkpoints or more" in result.err
+
+
+def test_a_wrong_judge_leaves_no_label_database(
+    rlhf: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("--prompts", "ask.jsonl", "--people", "out", "--judge", "x=")
+    result = rlhf("eval", "a=here", "b=there", "--out", "out", *given)
+    assert result.code == 2 and "write NAME=PLACE" in result.err
+    assert not Path("out").exists()

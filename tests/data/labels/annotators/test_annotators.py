@@ -268,13 +268,13 @@ def test_a_budget_holds_over_restarts(database: Database, tmp_path: Path) -> Non
     of = campaign(database, sums(2), mode="rank")
     log, model = tmp_path / "calls.jsonl", Model(prefers_seven)
     with served(model) as url:
-        with pytest.raises(BudgetSpentError, match="all 8 calls"):
+        with pytest.raises(BudgetSpentError, match=r"all 8 calls .*raise max_calls"):
             work_through(database, of, judge(url, log, max_calls=8))
         assert len(model.asked) == 8
         with pytest.raises(BudgetSpentError):
             work_through(database, of, judge(url, log, max_calls=8))
         give_back(database, of, judge(url, log))
-        with pytest.raises(BudgetSpentError, match="80 tokens of 60"):
+        with pytest.raises(BudgetSpentError, match="80 tokens of 60; raise max_tokens"):
             judge(url, log, max_tokens=60).calls.ask([{"role": "user", "content": "new"}])
     assert len(model.asked) == 8
     assert len(said(database, of)) == 1
