@@ -80,14 +80,17 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Tell the size and tokens with the lowest loss for a budget, by the law of these runs."""
+    from data.errors import UsageError
     from data.sources.values import plain
     from pipeline.cli.score_file import parse_columns
     from pipeline.evaluation.scaling.fit import fit_chinchilla
     from pipeline.evaluation.scaling.plan import best_for, compute_factor
-    from pipeline.evaluation.scaling.points import read_points
+    from pipeline.evaluation.scaling.points import MOST_VALUE, read_points
     from pipeline.evaluation.scaling.text import plan_lines
 
     budget, hardware = _budget(flops, hours, gpus, nodes, utilisation)
+    if not 1 <= budget < MOST_VALUE:
+        raise UsageError(f"a budget of {budget:g} FLOPs: give one from 1 to below {MOST_VALUE:g}")
     points = read_points(file, parse_columns(column or []))
     fitted = fit_chinchilla(points, resamples=resamples, seed=seed)
     factor = compute_factor(points, resamples=resamples, seed=seed)

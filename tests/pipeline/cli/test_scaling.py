@@ -162,6 +162,17 @@ def test_a_loss_that_is_no_number_is_refused(rlhf: Callable[..., Any], tmp_path:
     assert "p.csv:2: column 'loss' holds 'nan', not a number; mend the row" in result.err
 
 
+@pytest.mark.parametrize(
+    "budget",
+    [("--flops", "1e400"), ("--flops", "1e-300"), ("--hours", "inf", "--gpus", "8xH100-80GB")],
+)
+def test_a_budget_beyond_all_machines_is_refused(
+    rlhf: Callable[..., Any], points: Path, budget: tuple[str, ...]
+) -> None:
+    result = rlhf("scaling", "plan", points, *budget)
+    assert result.code == 2 and "FLOPs: give one from 1 to below 1e+30" in result.err
+
+
 def test_a_plan_is_the_size_with_the_lowest_loss_for_its_flops(
     rlhf: Callable[..., Any], points: Path
 ) -> None:
