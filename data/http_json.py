@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from html import escape
+from html import unescape
 from time import monotonic, sleep
 from typing import Any
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -44,6 +44,13 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 _NO_BUNDLE = "NO_CERTIFICATE_OR_CRL_FOUND"
 _SHORTEST_SECRET = 6
 """Characters; shorter keys, such as `none`, are no secret and stand in many a text."""
+_PART_OF_SECRET = 8
+"""Characters in a row of a longer key that are told no more than all of it."""
+_WRITTEN = re.compile(
+    r"\\{1,2}u([0-9a-f]{4})|%([0-9a-f]{2})|&#\d{1,6};|&#x[0-9a-f]{1,5};"
+    r"|&(?:amp|lt|gt|quot);|\\{1,2}.|.",
+    re.DOTALL | re.IGNORECASE,
+)
 _RETRY = Retry()
 # It warns of headers that it can't parse, with a traceback and all that the server sent.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -113,29 +120,43 @@ def ask_json(
 
 
 def without_secrets(text: str, url: str, headers: Mapping[str, str]) -> str:
-    """Return a text with stars in place of what only the asked server may know.
+    """Return a text with stars in place of what only the asked server may know, or a part of it.
 
     That is what the headers say, but for the type of the content, and each part of the URL's query.
     """
     sent = {value.rpartition(" ")[2] for name, value in headers.items() if name != "Content-Type"}
     asked = re.split("[&=]", urlsplit(url).query)
-    for secret in sent.union(map(unquote, asked), map(unquote_plus, asked)):
-        if len(secret) >= _SHORTEST_SECRET:
-            written = "".join(map(_spellings, secret))
-            text = re.sub(written, "*" * len(secret), text)
-    return text
+    parts: set[str] = set()
+    for secret in sent.union(asked, map(unquote_plus, asked)):
+        signs = [meant for _, meant in _signs(secret)]
+        size = min(len(signs), _PART_OF_SECRET)
+        if size >= _SHORTEST_SECRET:
+            parts.update("".join(signs[n : n + size]) for n in range(len(signs) - size + 1))
+    shown = _signs(text)
+    meant = "".join(sign for _, sign in shown)
+    hidden = {
+        place
+        for size in {len(part) for part in parts}
+        for n in range(len(meant) - size + 1)
+        if meant[n : n + size] in parts
+        for place in range(n, n + size)
+    }
+    return "".join("*" if n in hidden else written for n, (written, _) in enumerate(shown))
 
 
-def _spellings(sign: str) -> str:
-    """Return a pattern of how a server may write a character: plain, or for addresses, JSON, HTML.
+def _signs(text: str) -> list[tuple[str, str]]:
+    """Return the characters of a text, as they are written and as they are meant.
 
-    A key that was sent in one way comes back in another.
+    A key that was sent in one way comes back in another: as in addresses, JSON, HTML.
     """
-    code, before = ord(sign), ("\\", r"\\")
-    ways = {sign, escape(sign), f"%{code:02x}", f"%{code:02X}"}
-    ways |= {f"&#{code};", f"&#x{code:x};", f"&#x{code:X};"}
-    ways |= {f"{by}{way}" for by in before for way in (sign, f"u{code:04x}", f"u{code:04X}")}
-    return f"(?:{'|'.join(map(re.escape, sorted(ways)))})"
+    return [(found[0], _meant(found)) for found in _WRITTEN.finditer(text)]
+
+
+def _meant(sign: re.Match[str]) -> str:
+    if code := sign[1] or sign[2]:
+        return chr(int(code, 16))
+    # A number that names no character is unescaped to nothing.
+    return (unescape(sign[0]) or " ") if sign[0][0] == "&" else sign[0][-1]
 
 
 def shown_answer(answer: Any, url: str, headers: Mapping[str, str] | None = None) -> str:

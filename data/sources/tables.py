@@ -16,6 +16,8 @@ from data.sources import values
 from data.sources.values import JsonError, RowError, json_value
 
 _ROWS = 1024
+_DECODED = 2**30
+"""Bytes that rows taken at once may come to; what a dictionary holds once may be in each."""
 
 
 def parquet_rows(source: Any) -> Iterator[dict[str, Any] | RowError]:
@@ -31,9 +33,10 @@ def parquet_rows(source: Any) -> Iterator[dict[str, Any] | RowError]:
     with pyarrow.parquet.ParquetFile(source) as table:
         groups = [table.metadata.row_group(n) for n in range(table.metadata.num_row_groups)]
         longest = max((g.total_byte_size // g.num_rows for g in groups if g.num_rows), default=0)
+        largest = max((g.total_byte_size for g in groups), default=0)
         if longest > values.MAX_ROW:
             raise SourceError(f"its rows are longer than {values.MAX_ROW:,} bytes")
-        size = max(1, min(_ROWS, values.MAX_ROW // max(1, longest)))
+        size = min(_rows_of(longest, values.MAX_ROW), _rows_of(largest, _DECODED))
         _require_distinct(table.schema_arrow.names)
         for batch in table.iter_batches(batch_size=size):
             yield from _rows(batch)
@@ -54,8 +57,14 @@ def arrow_rows(stream: BinaryIO) -> Iterator[dict[str, Any] | RowError]:
         batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
     for batch in batches:
         _require_distinct(batch.schema.names)
-        for start in range(0, batch.num_rows, _ROWS):
-            yield from _rows(batch.slice(start, _ROWS))
+        size = _rows_of(batch.nbytes, _DECODED)
+        for start in range(0, batch.num_rows, size):
+            yield from _rows(batch.slice(start, size))
+
+
+def _rows_of(largest: int, most: int) -> int:
+    """Return how many rows of at most `largest` bytes are taken at once."""
+    return max(1, min(_ROWS, most // max(1, largest)))
 
 
 def _require_distinct(names: list[str]) -> None:

@@ -381,6 +381,18 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.parametrize("start", [0, 7, 14])
+@pytest.mark.parametrize("spelling", ["plain", "in an address", "in JSON"])
+def test_a_part_of_a_key_that_comes_back_is_not_told(
+    serve: Callable[..., Server], start: int, spelling: str
+) -> None:
+    part = ODD_KEY[start : start + 8]
+    said = {"in an address": quote(part, safe=""), "in JSON": part.replace("/", "\\/")}
+    url = serve(answer(f"no key {said.get(spelling, part)}... here".encode(), "401 No")).url
+    with pytest.raises(RewardError, match=r"no key \*{8}\.\.\. here"):
+        Endpoint(f"{url}/?key={quote(ODD_KEY)}", timeout=5, retries=0).score(["p"], ["r"])
+
+
 @pytest.mark.parametrize("client", ["judge", "reward"])
 @pytest.mark.parametrize("status", ["200 OK", "401 No", "500 Oops"])
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)

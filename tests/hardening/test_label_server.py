@@ -305,6 +305,21 @@ def taken(database: Database) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def dropped(database: Database) -> Iterator[None]:
+    """Let somebody take tables away, that of sessions among them."""
+    tables = ("sessions", "labels", "assignments")
+    with database.write() as connection:
+        for name in tables:
+            connection.exec_driver_sql(f"ALTER TABLE {name} RENAME TO gone_{name}")
+    try:
+        yield
+    finally:
+        with database.write() as connection:
+            for name in tables:
+                connection.exec_driver_sql(f"ALTER TABLE gone_{name} RENAME TO {name}")
+
+
 @pytest.fixture
 def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.labels.store.database._BUSY_SECONDS", 0.1)
@@ -316,7 +331,7 @@ def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("gone", [held, full, read_only, taken])
+@pytest.mark.parametrize("gone", [held, full, read_only, taken, dropped])
 @pytest.mark.parametrize("page", ["draft", "submit", "skip", "logout", "account", "admin/invites"])
 def test_a_database_that_is_gone_is_told(
     app: Any, ann: dict[str, str], root: dict[str, str], database: Database, gone: Any, page: str

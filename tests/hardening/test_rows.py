@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from data.errors import BadRowsError, SourceError
-from data.sources import values
+from data.sources import tables, values
 from data.sources.read import ReadReport, read
 from data.sources.source import Source
 
@@ -490,6 +490,28 @@ def test_a_long_cell_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     file = made(tmp_path, "rows.parquet", packed(table.slice(0, 1), "parquet"))
     with pytest.raises(SourceError, match="longer than 100"):
         list(read(Source(path=file)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_dictionary_is_written_out_for_few_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stored: bool
+) -> None:
+    """One text of 64 KiB is each of 90 rows: 6 MB, from a file of a few hundred bytes."""
+    monkeypatch.setattr(tables, "_DECODED", 2**20)
+    texts: Any = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 90), ["x" * 2**16])
+    table = pyarrow.table({"text": texts if stored else texts.dictionary_decode()})
+    file = made(tmp_path, f"rows.{kind}", packed(table, kind))
+    taken: list[int] = []
+    as_python = tables._as_python
+
+    def noted(batch: Any) -> Any:
+        taken.append(batch.num_rows)
+        return as_python(batch)
+
+    monkeypatch.setattr(tables, "_as_python", noted)
+    assert [len(row.text) for row in read(Source(path=file))] == [2**16] * 90
+    assert sum(taken) == 90 and max(taken) <= 16
 
 
 def test_rows_of_an_array_are_the_same_however_it_is_read(

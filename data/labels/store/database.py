@@ -55,7 +55,11 @@ _WAYS_OUT = {
     "full": "make room on its disk and try again",
     "read-?only": "let it be written again, or name another by --database",
     "not a database|malformed": "name the right file by --database, or bring back a copy",
+    "permission denied": "give its role the rights to it (GRANT)",
+    "no such (table|column)|does not exist": "bring back a copy",
 }
+_TAKEN_AWAY = ("42501", "42P01", "42703", "3F000")
+"""PostgreSQL's codes of a right, table, column or schema that was there when it was opened."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID = re.compile(r"[\w-]{22}", re.ASCII)
 
@@ -176,9 +180,10 @@ class Database:
         ) as error:
             raise self._down(str(getattr(error, "orig", error))) from error
         except sa.exc.DatabaseError as error:
-            if type(error) is not sa.exc.DatabaseError:
+            # As DatabaseError itself SQLite tells of damaged files.
+            taken = getattr(error.orig, "sqlstate", None) in _TAKEN_AWAY
+            if type(error) is not sa.exc.DatabaseError and not taken:
                 raise
-            # So SQLite tells of damaged files.
             raise self._down(str(error.orig)) from error
 
     def _down(self, why: str) -> StoreDownError:

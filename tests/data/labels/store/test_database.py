@@ -199,6 +199,32 @@ def test_the_audit_log_is_only_added_to_and_shares_the_fate_of_the_deed(database
     assert list(audit.entries(subject="c2")) == []
 
 
+def test_a_table_that_is_gone_is_told_with_its_name(database: Database) -> None:
+    with (
+        pytest.raises(StoreDownError, match=r"gold_answers.*bring back a copy"),
+        database.look() as connection,
+    ):
+        connection.execute(sa.text("SELECT * FROM gold_answers"))
+
+
+def test_a_right_that_was_revoked_is_told_with_its_table(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("rights are those of its file")
+    with (
+        pytest.raises(StoreDownError, match=r"denied for table annotators.*GRANT"),
+        database.write() as connection,
+    ):
+        connection.execute(sa.text("REVOKE ALL ON annotators FROM CURRENT_USER"))
+        connection.execute(sa.select(tables.annotators))
+
+
+def test_a_statement_that_is_none_is_a_fault_of_ours(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite tells it as it tells a table that is gone")
+    with pytest.raises(sa.exc.ProgrammingError), database.look() as connection:
+        connection.execute(sa.text("SELEKT 1"))
+
+
 def test_a_missing_file_an_odd_address_and_memory_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no label database at"):
         open_database(f"sqlite:///{tmp_path / 'none.sqlite'}", create=False)
