@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         with storage_errors(folder / LOCK):
             file.truncate(0)
-            file.write(lock_text())
-            file.flush()
+            # Past the buffer: what is left in one is written again as the file is closed.
+            os.write(file.fileno(), lock_text().encode())
         yield
 
 

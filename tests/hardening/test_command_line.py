@@ -281,3 +281,12 @@ def test_an_evaluation_is_refused_before_it_is_begun(
     rlhf: Rlhf, assert_refused: Refused, stage: Path, args: list[str], word: str
 ) -> None:
     assert_refused(rlhf([*EVALUATE, *args]), word)
+
+
+@pytest.mark.parametrize("args", [["report", "one"], ["compare", "one", "two"]], ids=" ".join)
+@pytest.mark.parametrize("text", ["{}", '{"bootstrap": 5}', '{"bootstrap": {}, "checkpoints": []}'])
+def test_an_evaluation_that_is_none(
+    rlhf: Rlhf, assert_refused: Refused, args: list[str], text: str
+) -> None:
+    files = {f"{name}/evaluation.json": text for name in ("one", "two")}
+    assert_refused(rlhf(args, files), "evaluation.json holds no evaluation")

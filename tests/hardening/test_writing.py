@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import resource
 import socket
 import stat
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from data.errors import ArtifactError, StorageError
 from data.json_lines import append_json_lines, read_json_object
 from data.storage import open_file, require_file_place, write_atomically
+from pipeline.run.runner import locked
 
 RECIPE = """
 name: small
@@ -200,3 +202,13 @@ def test_a_place_that_can_be_none(
 ) -> None:
     files = {**FILES, "loop": lambda path: path.symlink_to("loop")}
     assert_refused(rlhf([arg.format(place) for arg in args], files), place[:1])
+
+
+def test_a_lock_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="larger than a file may be"), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

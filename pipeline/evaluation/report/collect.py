@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data.errors import ArtifactError
 from data.json_lines import read_json_lines, read_json_object
 from data.plain_yaml import parse
 from data.small_files import read_file
@@ -89,13 +90,27 @@ def over_optimisations(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [found for found in (first, *(each for each in chosen if each != first)) if found]
 
 
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Return the figures of an evaluation.
+
+    Raises:
+        ArtifactError: there is no `evaluation.json`, or it holds something else.
+    """
+    path = folder / EVALUATION
+    results = read_json_object(path)
+    for key in ("bootstrap", "checkpoints", "sampling"):
+        if not isinstance(results.get(key), dict):
+            raise ArtifactError(f"{path} holds no evaluation: it has no {key}; evaluate anew")
+    return results
+
+
 def collect_evaluation(folder: Path) -> dict[str, Any]:
     """Return the report of an evaluation alone: the keys of a run's, without stages.
 
     Raises:
         ArtifactError: there is no `evaluation.json`, or it can't be read.
     """
-    results = read_json_object(folder / EVALUATION)
+    results = read_evaluation(folder)
     report = {
         "recipe": folder.resolve().name,
         "description": "",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
-from data.json_lines import read_json_lines, read_json_object
+from data.json_lines import read_json_lines
 from data.words import counted
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.verdict import verdict
-from pipeline.evaluation.report.collect import EVALUATION
+from pipeline.evaluation.report.collect import read_evaluation
 
 _COLUMNS = ("judge", "won", "tied", "lost", "rate", "95 %", "equal length", "95 %")
 
@@ -38,7 +38,7 @@ def judged_samples(a: str, folder_a: Path | None, b: str, folder_b: Path | None)
     for name, folder in ((b, folder_b), (a, folder_a)):
         if folder is None:
             raise UsageError(f"{name} holds no finished evaluation; {way_out}")
-        results = read_json_object(folder / EVALUATION)
+        results = read_evaluation(folder)
         asked.append(results["sampling"])
         last = [*results["checkpoints"]][-1:]
         mine = [r for r in read_json_lines(folder / "samples.jsonl") if [r["checkpoint"]] == last]
