@@ -201,7 +201,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Exact for byte-level vocabularies; SentencePiece's and WordPiece's marks are read as the space
     or the continuation they stand for.
     """
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     letters = set(byte_alphabet())
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -244,7 +244,7 @@ def tokenize_documents(
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
-    special = _special_ids(tokenizer) - {tokenizer.unk_token_id}
+    special = special_ids(tokenizer) - {tokenizer.unk_token_id}
     for place, text in enumerate(texts):
         # A vocabulary may hold them as words of its own, as Unigram's do.
         if not special.isdisjoint(ids[place]):
@@ -252,6 +252,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     return ids
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of control tokens, that of unknown text among them."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}

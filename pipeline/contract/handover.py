@@ -251,6 +251,12 @@ class HandOver:
             HandOverError: it is a classifier, an encoder or an encoder-decoder, or its generation
                 settings can't be used.
         """
+        objective = getattr(self.settings(reference), "objective", "causal")
+        if objective != "causal":
+            raise HandOverError(
+                f"stage {self.name}: {setting}: {reference} learns by objective {objective}; "
+                f"{why}; name one"
+            )
         facts = self.facts(reference)
         if facts is not None and not facts.writes:
             kind = ", an encoder-decoder" if facts.encoder_decoder else ""

@@ -1,4 +1,4 @@
-"""Builds untrained causal language models from a few numbers, by the classes of transformers."""
+"""Builds untrained language models from a few numbers, by the classes of transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Architecture = Literal["llama", "qwen2", "gpt2", "gpt_neox"]
+Architecture = Literal[
+    "llama", "qwen2", "gpt2", "gpt_neox", "bert", "roberta", "albert", "t5", "bart"
+]
+ALBERT_EMBEDDING = 128
+"""Width of ALBERT's embedding, which a matrix widens (Lan et al. 2020, 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,19 @@ class Shape:
 
 
 def build_policy(
-    architecture: Architecture, shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    architecture: Architecture,
+    shape: Shape,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> PreTrainedModel:
     """Return an untrained model, without dropout, whose embedding fits the tokenizer.
 
     The same seed gives the same weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     config = model_config(
         architecture,
@@ -58,7 +67,10 @@ def build_policy(
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = getattr(transformers, auto_class).from_config(
+        config, dtype=torch.float32
+    )
+    return model
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -85,6 +97,8 @@ def model_config(
         "initializer_range": shape.initializer_range,
         **special_ids,
     }
+    if architecture in ("t5", "bart"):
+        return _encoder_decoder_config(architecture, shape, shared)
     if architecture == "gpt2":
         return transformers.GPT2Config(
             **shared,
@@ -104,6 +118,8 @@ def model_config(
         "intermediate_size": shape.intermediate_size,
         "max_position_embeddings": shape.context_length,
     }
+    if architecture in ("bert", "roberta", "albert"):
+        return _encoder_config(architecture, shape, shared)
     if architecture == "gpt_neox":
         rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
         return transformers.GPTNeoXConfig(
@@ -112,3 +128,58 @@ def model_config(
     kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[architecture]
     rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
     return kind(**shared, num_key_value_heads=shape.kv_heads, rope_parameters=rope)
+
+
+def _encoder_config(architecture: Architecture, shape: Shape, shared: dict[str, Any]) -> Any:
+    """Return the configuration of an encoder, without dropout."""
+    import transformers
+
+    shared |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if architecture == "bert":
+        return transformers.BertConfig(**shared)
+    if architecture == "albert":
+        shared["hidden_act"] = "gelu"
+        return transformers.AlbertConfig(
+            **shared, embedding_size=min(ALBERT_EMBEDDING, shape.hidden_size)
+        )
+    # Its positions begin behind that of padding.
+    shared["max_position_embeddings"] += 1 + (shared.get("pad_token_id") or 0)
+    return transformers.RobertaConfig(**shared, type_vocab_size=1)
+
+
+def _encoder_decoder_config(
+    architecture: Architecture, shape: Shape, shared: dict[str, Any]
+) -> Any:
+    """Return the configuration of an encoder-decoder, without dropout."""
+    import transformers
+
+    initial = shared.pop("initializer_range")
+    if architecture == "t5":
+        return transformers.T5Config(
+            **shared,
+            d_model=shape.hidden_size,
+            d_kv=shape.hidden_size // shape.heads,
+            d_ff=shape.intermediate_size,
+            num_layers=shape.layers,
+            num_heads=shape.heads,
+            decoder_start_token_id=shared.get("pad_token_id"),
+            dropout_rate=0.0,
+        )
+    return transformers.BartConfig(
+        **shared,
+        d_model=shape.hidden_size,
+        encoder_layers=shape.layers,
+        decoder_layers=shape.layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=shape.intermediate_size,
+        decoder_ffn_dim=shape.intermediate_size,
+        max_position_embeddings=shape.context_length,
+        init_std=initial,
+        decoder_start_token_id=shared.get("eos_token_id"),
+        forced_bos_token_id=shared.get("bos_token_id"),
+        forced_eos_token_id=shared.get("eos_token_id"),
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    )

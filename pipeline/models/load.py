@@ -95,6 +95,25 @@ def load_policy(
     return model
 
 
+def load_denoiser(
+    source: str | Path, auto_class: str, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load an encoder, or encoder-decoder, that gives back what is hidden; with dropout off.
+
+    Args:
+        source: folder or hub id.
+        auto_class: class of transformers that loads it, such as "AutoModelForMaskedLM".
+        trust_remote_code: runs code that the checkpoint carries; only when the user typed it.
+
+    Raises:
+        ModelError: nothing loadable is there, or a weight is missing from the files.
+    """
+    import transformers
+
+    loader = getattr(transformers, auto_class)
+    return _load(loader, source, dtype=torch.float32, trust=trust_remote_code)
+
+
 def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
     """Refuse an id that ends responses and that the model has no row for."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -107,10 +126,17 @@ def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
 
 
 def _require_writer(source: str | Path, *, trust: bool) -> None:
-    """Refuse a reward or value model, whose trunk alone would load and write nonsense."""
+    """Refuse a model whose trunk alone would load and write nonsense: it scores, or fills gaps."""
     if not (expand(source) / "config.json").is_file():
         return
-    architecture = (load_config(source, trust_remote_code=trust).architectures or [""])[0]
+    config = load_config(source, trust_remote_code=trust)
+    architecture = (config.architectures or [""])[0]
+    if config.is_encoder_decoder or architecture.endswith(("ForMaskedLM", "ForPreTraining")):
+        does = "rewrites" if config.is_encoder_decoder else "fills gaps in"
+        raise ModelError(
+            f"{source} is a {architecture or config.model_type}, which {does} a text; name a "
+            "causal language model"
+        )
     if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
         raise ModelError(
             f"{source} is a {architecture}, which scores text and writes none; name a causal "

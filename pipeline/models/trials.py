@@ -76,13 +76,10 @@ def gap(given: Tensor, wanted: Tensor, *, spared: int = 0) -> float:
     return float(differences.sort().values[len(differences) - 1 - spared]) / scale
 
 
-def require_causal(model: Any, source: str | Path) -> None:
-    """Refuse a model in which later tokens change what is said of earlier ones.
+def looks_ahead(model: Any) -> bool:
+    """Tell whether later tokens change what a model says of earlier ones.
 
     The states are looked at, not what a head makes of them: a value head may start at 0.
-
-    Raises:
-        ModelError: it is an encoder, or attends to both sides.
     """
     ids = trial_ids(model, 5)
     ids_BT = torch.tensor([ids[:4], [*ids[:3], ids[4]]], device=_device(model))
@@ -91,7 +88,16 @@ def require_causal(model: Any, source: str | Path) -> None:
             states_BTH = model.base_model(input_ids=ids_BT, use_cache=False)[0][:, :3]
         except TypeError:  # an encoder that has no cache to turn off
             states_BTH = model.base_model(input_ids=ids_BT)[0][:, :3]
-    if gap(states_BTH[0], states_BTH[1]) > (1e-5 if exact else 1e-2):
+    return gap(states_BTH[0], states_BTH[1]) > (1e-5 if exact else 1e-2)
+
+
+def require_causal(model: Any, source: str | Path) -> None:
+    """Refuse a model in which later tokens change what is said of earlier ones.
+
+    Raises:
+        ModelError: it is an encoder, or attends to both sides.
+    """
+    if looks_ahead(model):
         raise ModelError(
             f"{source} is a {type(model).__name__}, in which later tokens change what is said of "
             "earlier ones; use a causal language model"

@@ -1,13 +1,13 @@
-"""Language-model training on packed chunks: one step, held-out figures, and the state.
+"""Training on packed chunks, by any objective: one step, held-out figures, and the state.
 
 Works on one process or many through `accelerate`. The loss of a step is the summed cross-entropy
-of its tokens over their number in the whole step, so that neither micro-batches nor processes
-change it. Shapes: B chunks of T tokens.
+of its predicted tokens over their number in the whole step, so that neither micro-batches nor
+processes change it. Shapes: B chunks of T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,14 @@ from pipeline.training.accelerator import TrainingAccelerator, make_accelerator
 from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.objectives.causal import Documents, LmBatch, find_documents, summed_loss
 from pipeline.training.objectives.perplexity import batches_loss, perplexity_figures
+from pipeline.training.objectives.rows import (
+    HELDOUT,
+    Batch,
+    Objective,
+    Row,
+    grouped,
+    spread_rows,
+)
 from pipeline.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from pipeline.training.settings import HELDOUT_CHUNKS, LmSettings
 from pipeline.training.state import load_training_state, save_training_state
@@ -33,9 +41,38 @@ if TYPE_CHECKING:
     from data.text.packing import PackedShards
 
 
+@dataclass(frozen=True)
+class Causal:
+    """Every token predicts the next one.
+
+    Attributes:
+        apart: how a model is told of documents, None to attend across them.
+    """
+
+    apart: Documents | None = None
+
+    def batch(self, rows: Sequence[Row]) -> LmBatch:
+        """Return rows as a batch."""
+        return chunk_batch([row.chunk for row in rows], apart=self.apart)
+
+    def summed_loss(self, model: Any, batch: LmBatch) -> torch.Tensor:
+        """Return the cross-entropy of all tokens to predict, summed, in nats."""
+        return summed_loss(model, batch)
+
+    def sums(self, model: Any, groups: Iterable[Sequence[Row]], *, bf16: bool) -> list[float]:
+        """Return nats, predicted tokens, and the bytes of text that they stand for."""
+        groups = list(groups)
+        nats, tokens = batches_loss(model, map(self.batch, groups), bf16=bf16)
+        return [nats, tokens, sum(row.chunk.text_bytes for rows in groups for row in rows)]
+
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return loss, perplexity and bits per byte."""
+        return perplexity_figures(*sums)
+
+
 @dataclass
 class LmTrainer:
-    """A causal language model in training.
+    """A language model in training.
 
     Attributes:
         model: the bare model.
@@ -43,6 +80,7 @@ class LmTrainer:
         settings: how to train.
         seed: of the order of chunks.
         heldout: chunks it is judged on.
+        objective: what is predicted of a chunk; the next token when not given.
         accelerator: spreads the work over processes.
     """
 
@@ -51,6 +89,7 @@ class LmTrainer:
     settings: LmSettings
     seed: int
     heldout: PackedShards | None = None
+    objective: Objective | None = None
     accelerator: TrainingAccelerator = field(default_factory=lambda: make_accelerator(bf16=False))
 
     def __post_init__(self) -> None:
@@ -74,7 +113,10 @@ class LmTrainer:
         optimizer = build_optimizer(self.model, settings)
         self.model.train()
         use_short_attention(self.model, self.accelerator.device)
-        self.apart = None if settings.attend_across_documents else self._documents()
+        if self.objective is None:
+            apart = None if settings.attend_across_documents else self._documents()
+            self.objective = Causal(apart)
+        self.asks: Objective = self.objective
         if settings.compile:
             require_compiler(self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -100,7 +142,8 @@ class LmTrainer:
         """
         rate = set_learning_rate(self.optimizer, self.settings, step=number, total=self.total_steps)
         batch = self._batch(number)  # this process's B / processes chunks, T tokens each
-        [tokens] = self.accelerator.summed([batch.predicted()])  # what the loss is a mean over
+        # What the loss is a mean over, and what was learned from.
+        tokens, learned = self.accelerator.summed([batch.predicted(), batch.learned()])
         [nats] = self.accelerator.summed([self._backward(batch, tokens)])
         loss = nats / tokens
         norm = clip_gradients(  # raises before the optimiser touches the weights
@@ -116,17 +159,21 @@ class LmTrainer:
             "train/loss": loss,
             "train/learning_rate": rate,
             "train/gradient_norm": norm,
-            "tokens": tokens,
+            "tokens": learned,
         }
 
-    def _batch(self, number: int) -> LmBatch:
+    def _batch(self, number: int) -> Batch:
         """Return this process's part of a step's chunks."""
-        places = self.order.batch(number, self.settings.batch_size)
-        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
-        batch = chunk_batch([self.train[place] for place in mine], apart=self.apart)
-        return batch.to(self.accelerator.device)
+        size = self.settings.batch_size
+        rows = [
+            Row(self.train, chunk, place // len(self.train))
+            for place, chunk in enumerate(self.order.batch(number, size), start=number * size)
+        ]
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        batch: Batch = self.asks.batch(mine).to(self.accelerator.device)
+        return batch
 
-    def _backward(self, batch: LmBatch, tokens: float) -> float:
+    def _backward(self, batch: Batch, tokens: float) -> float:
         """Gather the gradient of the step's mean loss; return this process's summed loss."""
         # Gradients are averaged over processes, so each scales its own up to make it their sum.
         scale = self.accelerator.num_processes / tokens
@@ -137,7 +184,7 @@ class LmTrainer:
             last = start + size >= rows
             with self.accelerator.gradient_sync(self.prepared, when=last):
                 with torch.autocast(nats.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                    part = summed_loss(self.forward, batch.rows(start, start + size))
+                    part = self.asks.summed_loss(self.forward, batch.rows(start, start + size))
                 self.accelerator.backward(part * scale)
             nats += part.detach()
         return float(nats)
@@ -147,31 +194,23 @@ class LmTrainer:
         return self.settings.micro_batch_size or self.settings.batch_size
 
     def evaluate(self) -> dict[str, float]:
-        """Return held-out loss, perplexity and bits per byte."""
-        assert self.heldout is not None, "nothing is held out"
-        total = len(self.heldout)
-        count = min(total, HELDOUT_CHUNKS)
-        places = [number * total // count for number in range(count)]
+        """Return the objective's figures on held-out chunks, such as loss and perplexity."""
+        rows = self.heldout_rows()
         # Processes may get unequal parts, so the wrapper, which waits for the others, stays out of
         # it; where weights are sharded, every process judges all.
         shared = not (self.accelerator.deepspeed or self.accelerator.sharded)
         if shared:
-            places = places[self.accelerator.process_index :: self.accelerator.num_processes]
+            rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         model = self.model if shared and self.accelerator.num_processes > 1 else self.forward
-        nats, tokens = batches_loss(model, self._heldout(places), bf16=self.bf16)
-        sums = [nats, tokens, sum(self.heldout[place].text_bytes for place in places)]
+        sums = self.asks.sums(model, grouped(rows, self._micro_batch_size), bf16=self.bf16)
         if shared:
             sums = self.accelerator.summed(sums)
-        return {f"eval/{k}": v for k, v in perplexity_figures(*sums).items()}
+        return {f"eval/{k}": v for k, v in self.asks.figures(sums).items()}
 
-    def _heldout(self, places: list[int]) -> Iterator[LmBatch]:
-        assert self.heldout is not None
-        size = self._micro_batch_size
-        for start in range(0, len(places), size):
-            yield chunk_batch(
-                [self.heldout[place] for place in places[start : start + size]],
-                apart=self.apart,
-            )
+    def heldout_rows(self) -> list[Row]:
+        """Return the held-out chunks that are looked at, spread evenly."""
+        assert self.heldout is not None, "nothing is held out"
+        return spread_rows(self.heldout, HELDOUT_CHUNKS, epoch=HELDOUT)
 
     def save(self, folder: Path, own: dict[str, Any]) -> None:
         """Write the whole state; called on every process."""

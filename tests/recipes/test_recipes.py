@@ -159,6 +159,9 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "stories_sentiment": stories_sentiment,
     "oasst_rankings": oasst_rankings,
     "smollm2_harmless": smollm2_harmless,
+    "bert_pretrain": quickstart,
+    "t5_pretrain": quickstart,
+    "bart_pretrain": quickstart,
 }
 
 

@@ -10,7 +10,12 @@ from typing import Any
 
 from data.errors import ModelError
 
-UNGATED = ("gpt2", "gpt_neox", "gpt_neo", "opt", "bloom", "phi", "bert", "roberta", "falcon")
+UNGATED = (
+    "gpt2", "gpt_neox", "gpt_neo", "opt", "bloom", "phi", "bert", "roberta", "albert", "bart", "t5",
+    "falcon",
+)  # fmt: skip
+FEED_FORWARD = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")
+"""What configurations call the width of the feed-forward layer."""
 SAVED_BY_ACTIVATION = {"gelu_new": 5, "gelu_fast": 5, "relu": 1}
 """Tensors of the feed-forward width that are kept for the backward pass, of an ungated layer: its
 input and output of the activation, and what an activation that is written out in Python keeps."""
@@ -18,11 +23,11 @@ input and output of the activation, and what an activation that is written out i
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal transformer in numbers.
+    """A transformer in numbers.
 
     Attributes:
         name: what reports call it.
-        layers: blocks.
+        layers: blocks; of an encoder-decoder all of both.
         hidden: width of the residual stream.
         heads: attention heads.
         kv_heads: heads of keys and values.
@@ -39,6 +44,8 @@ class ModelShape:
         fused_qkv: one projection for queries, keys and values.
         parallel: attention and feed-forward layer read the same input.
         saved_by_activation: see `SAVED_BY_ACTIVATION`.
+        decoder_layers: of an encoder-decoder, blocks that write.
+        decoder_matrices: of its matrices, those of these blocks.
         fp32_powers: whether autocast takes powers in fp32, as on GPUs.
         guessed: whether the shape was guessed from a number of parameters.
     """
@@ -60,6 +67,8 @@ class ModelShape:
     fused_qkv: bool = False
     parallel: bool = False
     saved_by_activation: int = 2
+    decoder_layers: int = 0
+    decoder_matrices: int = 0
     fp32_powers: bool = True
     guessed: bool = False
 
@@ -88,6 +97,15 @@ class ModelShape:
         """Width of all keys of a token, as of all values."""
         return self.kv_heads * self.head_size
 
+    def halves(self) -> tuple[ModelShape, ModelShape]:
+        """Return encoder and decoder of an encoder-decoder."""
+        reads = replace(
+            self,
+            layers=self.layers - self.decoder_layers,
+            matrices=self.matrices - self.decoder_matrices,
+        )
+        return reads, replace(self, layers=self.decoder_layers, matrices=self.decoder_matrices)
+
     def frozen(self) -> ModelShape:
         """Return the shape as one whose norms aren't trained: nothing is kept to do that."""
         return replace(self, rms=False)
@@ -115,17 +133,17 @@ def shape_of_config(config: Any, *, name: str, trust_remote_code: bool = False) 
             f"{name} is a {config.model_type}, whose size can't be told from its configuration "
             f"({type(error).__name__}: {error}); give it with --size {name}=7B"
         ) from error
-    gated = text.model_type not in UNGATED
-    intermediate = int(
-        getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
-    )
+    gated = bool(getattr(text, "is_gated_act", text.model_type not in UNGATED))
+    widths = (getattr(text, name, None) for name in FEED_FORWARD)
+    intermediate = int(next((width for width in widths if width), 4 * hidden))
+    written = _decoder_layers(text)
     experts, active = _experts(text)
     if experts > 1:
         intermediate = active * int(getattr(text, "moe_intermediate_size", None) or intermediate)
     activation = str(getattr(text, "hidden_act", None) or getattr(text, "activation_function", ""))
     return ModelShape(
         name=name,
-        layers=layers,
+        layers=layers + written,
         hidden=hidden,
         heads=heads,
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
@@ -133,7 +151,9 @@ def shape_of_config(config: Any, *, name: str, trust_remote_code: bool = False) 
         intermediate=intermediate,
         vocabulary=int(text.vocab_size),
         parameters=_count(model),
-        matrices=_matrices(model, active / experts),
+        matrices=_matrices(model, active / experts, passes=_passes(text)),
+        decoder_layers=written,
+        decoder_matrices=_matrices(model, 1.0, of="decoder.") if written else 0,
         tied=_is_tied(model),
         rms=hasattr(text, "rms_norm_eps"),
         gated=gated,
@@ -142,6 +162,20 @@ def shape_of_config(config: Any, *, name: str, trust_remote_code: bool = False) 
         parallel=bool(getattr(text, "use_parallel_residual", False)),
         saved_by_activation=SAVED_BY_ACTIVATION.get(activation, 2),
     )
+
+
+def _decoder_layers(text: Any) -> int:
+    """Return the blocks that write, of an encoder-decoder; 0 of others."""
+    if not text.is_encoder_decoder:
+        return 0
+    names = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    return int(next(filter(None, (getattr(text, name, None) for name in names))))
+
+
+def _passes(text: Any) -> int:
+    """Return how often a token passes a block's matrices: blocks may share them, as ALBERT's do."""
+    groups = getattr(text, "num_hidden_groups", None)
+    return int(text.num_hidden_layers) // int(groups) if groups else 1
 
 
 def shape_of_size(parameters: float, *, name: str, vocabulary: int = 32_000) -> ModelShape:
@@ -172,14 +206,19 @@ def shape_of_size(parameters: float, *, name: str, vocabulary: int = 32_000) -> 
 
 def _on_meta(config: Any, *, trust_remote_code: bool) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
+    loader: Any = AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        loader = AutoModelForSeq2SeqLM
+    elif type(config) not in AutoModelForCausalLM._model_mapping:
+        loader = AutoModelForMaskedLM
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return loader.from_config(config, trust_remote_code=trust_remote_code)
     finally:
         logging.set_verbosity(before)
 
@@ -202,8 +241,12 @@ def _experts(text: Any) -> tuple[int, int]:
     return 1, 1
 
 
-def _matrices(model: Any, share: float) -> int:
-    """Return the elements of the blocks' matrices; of experts, the share that a token passes."""
+def _matrices(model: Any, share: float, *, passes: int = 1, of: str = "") -> int:
+    """Return the elements of the blocks' matrices; of experts, the share that a token passes.
+
+    `passes` is how often a token passes those of a group of blocks, `of` a part of the names of
+    those that count.
+    """
     from torch import nn
 
     apart = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -212,6 +255,7 @@ def _matrices(model: Any, share: float) -> int:
         apart.add(id(head.weight))
     total = 0.0
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and id(parameter) not in apart:
-            total += parameter.numel() * (share if ".experts." in name else 1.0)
+        if parameter.ndim > 1 and id(parameter) not in apart and of in name:
+            again = passes if "_layer_groups." in name else 1
+            total += parameter.numel() * again * (share if ".experts." in name else 1.0)
     return round(total)

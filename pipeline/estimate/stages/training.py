@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data.text.objectives.span_corruption import raw_length, span_counts
 from pipeline.contract.settings import rows_at_most
 from pipeline.estimate.model.costs import Layout, Phase, StageCost
 from pipeline.estimate.model.estimator import Estimator, rows_of
@@ -142,10 +144,11 @@ def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int
 
 
 def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimator) -> StageCost:
-    """Return the cost of a pretraining stage: logits of all positions, chunks of one length."""
+    """Return the cost of a pretraining stage: rows of one length, logits of what is predicted."""
     cost = estimator.cost(stage)
     shape = estimator.shape(stage, stage)
-    length, bf16 = settings.context_length, estimator.bf16(settings.bf16)
+    tokens, bf16 = pretraining_tokens(settings), estimator.bf16(settings.bf16)
+    length = tokens.through(shape)
     mine = shared_rows(cost, settings.batch_size)
     micro = min(settings.micro_batch_size or settings.batch_size, mine)
     chunks = 0
@@ -153,7 +156,7 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         read = estimator.lengths(
             stage, settings.train, settings.tokenizer or settings.model or stage
         )
-        chunks = max(1, int(read.rows * sum(read.whole()) / len(read.prompts) / length))
+        chunks = max(1, int(read.rows * sum(read.whole()) / len(read.prompts) / tokens.text))
     cost.steps = settings.total_steps(chunks)
     cost.parameters = {stage: shape.parameters}
     cost.phases = training_phases(
@@ -162,16 +165,14 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         parameters=shape.parameters,
         rows=micro,
         length=length,
-        logits=logit_bytes(shape, positions=micro * length, copies=LOGITS_IN_LOSS),
+        logits=logit_bytes(shape, positions=micro * tokens.predicted, copies=LOGITS_IN_LOSS),
         accumulating=micro < mine,
         bf16=bf16,
         checkpointed=settings.gradient_checkpointing,
         masked=not settings.attend_across_documents,
     )
-    rows = Rows.alike(cost.steps * settings.batch_size, length)
-    flops = training_flops(
-        shape, rows, positions=rows.tokens, recompute=settings.gradient_checkpointing
-    )
+    rows = Rows.alike(cost.steps * settings.batch_size, tokens.read + tokens.written)
+    flops = rows.count * _row_flops(shape, tokens, recompute=settings.gradient_checkpointing)
     passes = cost.steps * math.ceil(mine / micro)
     cost.compute(
         "training",
@@ -185,9 +186,63 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
     if settings.heldout or settings.heldout_share:
         chunks = (1 + looks(cost.steps, settings.evaluate_every)) * HELDOUT_CHUNKS
         judged = Rows.alike(chunks, length)
+        positions = chunks * tokens.predicted
         estimator.assumed.tell(stage, f"{HELDOUT_CHUNKS} chunks or more are held out")
-        add_evaluation(cost, shape, judged, positions=judged.tokens, at_once=micro, bf16=bf16)
+        add_evaluation(cost, shape, judged, positions=positions, at_once=micro, bf16=bf16)
     return cost
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens of one row of a pretraining objective.
+
+    Attributes:
+        text: of the corpus that it is made of.
+        read: that go in; into the encoder, where there is one beside a decoder.
+        written: that go into a decoder beside it.
+        predicted: that get logits.
+    """
+
+    text: int
+    read: int
+    written: int
+    predicted: int
+
+    def through(self, shape: ModelShape) -> int:
+        """Return the tokens that pass a block, on average over all of them."""
+        if not self.written:
+            return self.read
+        halves = zip(shape.halves(), (self.read, self.written), strict=True)
+        return math.ceil(sum(half.layers * tokens for half, tokens in halves) / shape.layers)
+
+
+def pretraining_tokens(settings: PretrainSettings) -> RowTokens:
+    """Return the tokens of a row; two frame it, or one ends it where spans are hidden."""
+    length = settings.context_length
+    if settings.objective == "causal":
+        return RowTokens(length, length, 0, length)
+    if settings.objective == "masked":
+        return RowTokens(length - 2, length, 0, math.ceil(length * settings.masking.share))
+    if settings.objective == "span_corruption":
+        spans = settings.spans.model_dump()
+        text = raw_length(length - 1, **spans)
+        target = sum(span_counts(text, **spans)) + 1
+        return RowTokens(text, length, target, target)
+    noise = settings.noise
+    masks = noise.infill / noise.mean_span - noise.infill
+    left = math.ceil((length - 2) * (1 + masks) * (1 - noise.delete))
+    return RowTokens(length - 2, left + 2, length, length)
+
+
+def _row_flops(shape: ModelShape, tokens: RowTokens, *, recompute: bool) -> float:
+    """Return the FLOPs of training on a row; a decoder also attends to what the encoder read."""
+    predicted: dict[str, Any] = {"positions": tokens.predicted, "recompute": recompute}
+    if not tokens.written:
+        return training_flops(shape, Rows.alike(1, tokens.read), **predicted)
+    encoder, decoder = shape.halves()
+    read = training_flops(encoder, Rows.alike(1, tokens.read), positions=0, recompute=recompute)
+    across = Rows(1, tokens.written, tokens.written * (tokens.written + tokens.read))
+    return read + training_flops(decoder, across, **predicted)
 
 
 def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> StageCost:

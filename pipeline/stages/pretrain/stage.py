@@ -1,11 +1,16 @@
-"""Stage `pretrain`: causal language modelling, from scratch or continued from a checkpoint.
+"""Stage `pretrain`: a language model, from scratch or continued from a checkpoint.
+
+`objective` is what is learned of the text: the next token (`causal`), hidden tokens (`masked`:
+BERT, RoBERTa, ALBERT), hidden spans (`span_corruption`: T5), or the text as it was (`denoising`:
+BART). What is hidden is drawn from seed, row and epoch, anew each epoch; of held-out text it is the
+same each time. `data/text/objectives` says where each departs from its paper.
 
 Text is tokenised once into chunks of one context length on disk, documents set apart by
 `<|endoftext|>` (else the end-of-sequence token), and learned in an order that follows from seed
 and epoch alone. AdamW with betas 0.9, 0.95, weight decay on matrices, gradients clipped at 1,
 cosine after a linear warm-up (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.2).
 
-Departures: dropout is 0 in every architecture, GPT-2's too; a batch that reaches beyond an epoch
+Departures: dropout is 0 in every architecture; a batch that reaches beyond an epoch
 is filled from the next; what fills no chunk at the end of the text is left out, and said.
 
 Leaves `model/`. `work/` holds the chunks until the stage is done.
@@ -14,9 +19,11 @@ Leaves `model/`. `work/` holds the chunks until the stage is done.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from data.errors import HandOverError
+from data.errors import HandOverError, ModelError, SourceError
+from pipeline.contract.heads import AUTO_CLASSES, Head
 from pipeline.contract.kind import StageKind
 from pipeline.stages.checks import require_texts
 from pipeline.stages.pretrain.settings import PretrainSettings
@@ -26,7 +33,19 @@ if TYPE_CHECKING:
 
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
+    from pipeline.training.corpus import Corpus
     from pipeline.training.language_model import LmTrainer
+    from pipeline.training.objectives.masked import Masked
+    from pipeline.training.objectives.seq2seq import Denoising, SpanCorruption
+
+CLASSES: Mapping[str, tuple[Head, str]] = {
+    "masked": ("masked", "an encoder"),
+    "span_corruption": ("seq2seq", "an encoder-decoder"),
+    "denoising": ("seq2seq", "an encoder-decoder"),
+}
+"""Class that learns each objective but `causal`, and what it is called."""
+COUNTED = 4096
+"""Rows whose targets are counted for what frequencies alone predict, at most."""
 
 
 def check(settings: PretrainSettings, hand: HandOver) -> None:
@@ -47,6 +66,21 @@ def check(settings: PretrainSettings, hand: HandOver) -> None:
         )
     if settings.model is not None:
         _check_start(settings, settings.model, hand)
+    _check_tokenizer(settings, hand)
+
+
+def _check_tokenizer(settings: PretrainSettings, hand: HandOver) -> None:
+    """Refuse a tokenizer that is learned for another objective."""
+    made = None if settings.tokenizer is None else hand.settings(settings.tokenizer)
+    made_for = getattr(made, "objective", None)
+    if settings.objective == "causal" or made_for is None or getattr(made, "adopt", None):
+        return  # what an adopted one lacks is seen when it is there
+    sentinels = settings.objective == "span_corruption"
+    if made_for == "causal" or sentinels != (made_for == "span_corruption"):
+        raise HandOverError(
+            f"stage {hand.name}: objective {settings.objective} needs a tokenizer made for it, "
+            f"{settings.tokenizer} is for {made_for}; set `objective: {settings.objective}` there"
+        )
 
 
 def _check_start(settings: PretrainSettings, start: str, hand: HandOver) -> None:
@@ -62,9 +96,19 @@ def _check_start(settings: PretrainSettings, start: str, hand: HandOver) -> None
                 f"{start} an embedding of {rows}; use the model's own tokenizer"
             )
     hand.require_fits_context(start, settings.context_length, "context_length")
-    hand.require_writer(start, "model", "pretraining goes on from a causal language model")
+    head: Head = "causal"
+    if settings.objective == "causal":
+        hand.require_writer(start, "model", "pretraining goes on from a causal language model")
+    else:
+        head, what = CLASSES[settings.objective]
+        facts = hand.facts(start)
+        if facts is not None and facts.encoder_decoder != (head == "seq2seq"):
+            raise HandOverError(
+                f"stage {hand.name}: model: {start} is a {facts.architecture or facts.model_type}; "
+                f"objective {settings.objective} is learned by {what}; name one"
+            )
     hand.require_class(
-        start, "model", "causal", way_out="name another model", trust=settings.trust_remote_code
+        start, "model", head, way_out="name another model", trust=settings.trust_remote_code
     )
 
 
@@ -83,13 +127,15 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     )
     model = _model(context, tokenizer)
     try_saving(context, model, tokenizer)
+    objective = _objective(context, model, tokenizer)
+    length = settings.context_length
     corpus = prepare_corpus(
         context,
         copy.deepcopy(tokenizer),  # to use one forgets how it fills up and cuts; it is published
         train=settings.train,
         heldout=settings.heldout,
         heldout_share=settings.heldout_share,
-        context_length=settings.context_length,
+        context_length=length if objective is None else objective.raw_length(length),
         vocab_size=model.config.vocab_size,
     )
     trainer = LmTrainer(
@@ -98,12 +144,14 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         settings=settings,
         seed=context.seed,
         heldout=corpus.heldout,
+        objective=objective,
     )
+    _require_documents(context, corpus)
     steps = trainer.total_steps
     learned = steps * settings.batch_size * settings.context_length
     context.say(
         f"{model.num_parameters():,} parameters, {steps:,} steps, {learned:,} tokens "
-        f"({learned / corpus.train.about.tokens:.2f} epochs)"
+        f"({steps * settings.batch_size / len(corpus.train):.2f} epochs)"
     )
     last = run_loop(
         context,
@@ -117,6 +165,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     _save(context, trainer, tokenizer)
     return {
         **last,
+        **_floor(context, trainer, last),
         **corpus.counts,
         "parameters": model.num_parameters(),
         "steps": steps,
@@ -129,15 +178,26 @@ def _model(
 ) -> PreTrainedModel:
     """Return the model to train: new, or the checkpoint's."""
     from pipeline.models.architectures import build_policy, vocabulary_size
-    from pipeline.models.load import context_length, load_policy
+    from pipeline.models.load import context_length, load_denoiser, load_policy
     from pipeline.models.trials import require_causal
 
     settings = context.settings
+    auto_class = _auto_class(settings)
     if settings.model is None:
-        model = build_policy(settings.architecture, settings.shape, tokenizer, seed=context.seed)
+        model = build_policy(
+            settings.architecture,
+            settings.shape,
+            tokenizer,
+            seed=context.seed,
+            auto_class=auto_class,
+        )
     else:
-        model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
-        require_causal(model, settings.model)
+        trust = settings.trust_remote_code
+        if settings.objective == "causal":
+            model = load_policy(context.input("model"), trust_remote_code=trust)
+            require_causal(model, settings.model)
+        else:
+            model = load_denoiser(context.input("model"), auto_class, trust_remote_code=trust)
         room = context_length(model)
         if room is not None and settings.context_length > room:
             raise HandOverError(
@@ -153,6 +213,85 @@ def _model(
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _auto_class(settings: PretrainSettings) -> str:
+    """Return the class of transformers that a model is of."""
+    if settings.masking.next_sentence:
+        return "AutoModelForPreTraining"
+    return AUTO_CLASSES[CLASSES.get(settings.objective, ("causal", ""))[0]]
+
+
+def _objective(
+    context: StageContext[PretrainSettings],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Masked | SpanCorruption | Denoising | None:
+    """Return what is learned, None for the next token; refuse what does not fit.
+
+    Raises:
+        ModelError: tokenizer or model lacks what the objective needs.
+    """
+    from data.text.objectives.denoising import Noise
+    from data.text.objectives.span_corruption import span_counts
+    from data.text.objectives.special_tokens import require_equipped
+    from pipeline.training.objectives import masked, seq2seq
+
+    settings, name = context.settings, context.settings.objective
+    if name == "causal":
+        return None
+    spans = settings.spans.model_dump()
+    # Of a row as long as twice its context there are no more spans than of one that is packed.
+    needed = span_counts(2 * settings.context_length, **spans).spans
+    named = settings.tokenizer or settings.model or ""
+    require_equipped(tokenizer, name, source=named, spans=needed)
+    source = settings.model or settings.architecture
+    if name == "masked":
+        masked.require_encoder(model, source)
+        if settings.masking.next_sentence and not masked.has_pairs(model):
+            raise ModelError(
+                f"masking.next_sentence: {source} is a {type(model).__name__}, which has no head "
+                "for pairs of sentences; use bert, or set it to false"
+            )
+        return masked.Masked(model, tokenizer, context.seed, **settings.masking.model_dump())
+    seq2seq.require_encoder_decoder(model, source, name)
+    if name == "span_corruption":
+        return seq2seq.SpanCorruption(model, tokenizer, context.seed, **spans)
+    forced = getattr(model.generation_config, "forced_bos_token_id", None)
+    if forced is not None:
+        context.say(
+            f"what the model writes begins with {tokenizer.convert_ids_to_tokens(forced)}, as its "
+            "targets do: forced_bos_token_id of generation_config.json"
+        )
+    return seq2seq.Denoising(
+        model, tokenizer, context.seed, noise=Noise(**settings.noise.model_dump())
+    )
+
+
+def _require_documents(context: StageContext[PretrainSettings], corpus: Corpus) -> None:
+    """Refuse to learn which pairs follow each other where all do."""
+    if context.settings.masking.next_sentence and corpus.train.about.documents < 2:
+        raise SourceError(
+            f"stage {context.name}: masking.next_sentence takes half of the pairs from other "
+            "documents, `train` has one; give more, or set it to false"
+        )
+
+
+def _floor(
+    context: StageContext[PretrainSettings], trainer: LmTrainer, last: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what frequencies of tokens alone predict of held-out text; none for the next token."""
+    from pipeline.training.objectives.rows import spread_rows, unigram_floor
+
+    if trainer.heldout is None or context.settings.objective == "causal":
+        return {}
+    counted = spread_rows(trainer.train, COUNTED, epoch=0)
+    floor = unigram_floor(trainer.asks, counted, trainer.heldout_rows())
+    context.say(
+        f"held out: loss {last['eval/loss']:.3f}, accuracy {last['eval/accuracy']:.1%}; by "
+        f"frequency alone {floor['unigram_loss']:.3f}, {floor['unigram_accuracy']:.1%}"
+    )
+    return {f"eval/{name}": value for name, value in floor.items()}
 
 
 def _save(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from data.text.objectives import ObjectiveName
 from pipeline.contract.settings import Ref, SourceSettings, StageSettings
 
 MIN_FREQUENCY = 2
@@ -21,6 +22,8 @@ class TokenizerSettings(StageSettings):
     """Text to learn from; with `adopt`, text on which bytes per token is measured."""
     vocab_size: Annotated[int, Field(ge=264)] = 8192
     """Tokens in all: 256 bytes, the special tokens, and merges."""
+    objective: ObjectiveName = "causal"
+    """What models are pretrained with it: a mask token, sentinels, what stands around a text."""
     special_tokens: tuple[str, ...] = ()
     """Further special tokens, beside those for padding, documents and chat turns."""
     chat_template: str | None = None
@@ -43,3 +46,10 @@ class TokenizerSettings(StageSettings):
         if self.adopt is not None and self.changed_among("vocab_size"):
             raise ValueError("`vocab_size` is for learning; it does not go with `adopt`")
         return self
+
+    def applied_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        applied = super().applied_settings()
+        if self.objective == "causal":
+            del applied["objective"]
+        return applied

@@ -4,9 +4,10 @@ Every text round-trips and no unknown token exists, since all 256 bytes are toke
 GPT-2's: merges are learned on words without the space before them (see `data.text.tokenizer`), so
 that a compound of two known words falls into those two.
 
-An adopted tokenizer is saved as it is, but for a padding token or a chat template that the recipe
-gives: one whose padding token is its end-of-sequence token would keep a model from learning to
-end.
+`objective` adds what other pretraining than causal needs: a mask token or sentinels, and what
+stands around a text (`data.text.objectives.special_tokens`). But for that, and a padding token or a
+chat template that the recipe gives, an adopted tokenizer is saved as it is: one whose padding token
+is its end-of-sequence token would keep a model from learning to end.
 
 Leaves `tokenizer/`.
 """
@@ -60,6 +61,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
     """Learn or adopt the tokenizer, save it, and measure it on the text."""
     from data.storage import storage_errors
     from data.text.control_tokens import SETTING
+    from data.text.objectives.special_tokens import equip
 
     settings = context.settings
     sample: list[str] = []
@@ -68,6 +70,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
     else:
         tokenizer = _adopt(context)
         sample.extend(_until(SAMPLED_CHARACTERS, _texts(context)))
+    equip(tokenizer, settings.objective)
     # Text is what a tokenizer that says nothing means; one that is adopted stays as it came.
     if settings.typed_control_tokens != "text" or SETTING in tokenizer.init_kwargs:
         tokenizer.init_kwargs[SETTING] = settings.typed_control_tokens
@@ -86,6 +89,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
 
 def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
     from data.text.chat import DEFAULT_TEMPLATE
+    from data.text.objectives.special_tokens import special_tokens
     from data.text.tokenizer import train_tokenizer
 
     settings = context.settings
@@ -106,7 +110,7 @@ def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
         tokenizer = train_tokenizer(
             texts(),
             vocabulary_size=settings.vocab_size,
-            special_tokens=settings.special_tokens,
+            special_tokens=[*special_tokens(settings.objective), *settings.special_tokens],
             chat_template=DEFAULT_TEMPLATE if template is None else template,
             min_frequency=MIN_FREQUENCY,
         )

@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.trials import keeps_apart, trial_sizes
+from pipeline.training.objectives.rows import IGNORED as IGNORED
 from reward.network.tree_attention import longest_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-IGNORED = -100
-"""Target that counts for nothing."""
 
 
 class Documents(NamedTuple):
@@ -58,6 +56,10 @@ class LmBatch(NamedTuple):
     def predicted(self) -> int:
         """Return the number of tokens to predict."""
         return int((self.targets_BT != IGNORED).sum())
+
+    def learned(self) -> int:
+        """Return the number of tokens that speed is told by: those to predict."""
+        return self.predicted()
 
     def to(self, device: torch.device) -> LmBatch:
         """Return the batch on a device."""

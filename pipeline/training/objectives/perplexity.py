@@ -33,6 +33,11 @@ LARGEST_LOSS = 700.0
 """Loss whose exponential is still a float."""
 
 
+def perplexity(loss: float) -> dict[str, float]:
+    """Return a mean loss in nats, and its perplexity."""
+    return {"loss": loss, "perplexity": math.exp(min(loss, LARGEST_LOSS))}
+
+
 def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, float]:
     """Return loss, perplexity and bits per byte.
 
@@ -44,10 +49,8 @@ def perplexity_figures(nats: float, tokens: float, bytes_: float) -> dict[str, f
     >>> perplexity_figures(2 * math.log(8), 2, 3)["bits_per_byte"]
     2.0
     """
-    loss = nats / tokens
     return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, LARGEST_LOSS)),
+        **perplexity(nats / tokens),
         "bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan,
     }
 

@@ -230,3 +230,45 @@ def test_a_guessed_shape_has_the_parameters_that_were_given(parameters: float) -
     assert shape.parameters == int(parameters)
     assert 0 < shape.matrices <= shape.parameters
     assert shape.vocabulary >= 1 and shape.layers >= 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture"),
+    [("masked", "bert"), ("masked", "albert"), ("span_corruption", "t5"), ("denoising", "bart")],
+)
+def test_other_objectives_are_counted_as_torch_counts_them(
+    objective: Any, architecture: Any
+) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    from pipeline.contract.settings import SourceSettings
+    from pipeline.estimate.stages.training import _row_flops, pretraining_tokens
+    from pipeline.models.architectures import model_config
+    from pipeline.stages.pretrain.settings import PretrainSettings
+
+    settings = PretrainSettings(
+        objective=objective, architecture=architecture, tokenizer="tok",
+        train=[SourceSettings(world="corpus")],
+        hidden_size=64, layers=3, heads=4, context_length=64,
+    )  # fmt: skip
+    config = model_config(
+        settings.architecture, settings.shape, vocabulary=200, pad_token_id=0, eos_token_id=1,
+        bos_token_id=2,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    tokens = pretraining_tokens(settings)
+    auto = AutoModelForSeq2SeqLM if tokens.written else AutoModelForMaskedLM
+    model = auto.from_config(config)
+    inputs = {"input_ids": torch.ones(1, tokens.read, dtype=torch.long)}
+    if tokens.written:
+        inputs["decoder_input_ids"] = torch.ones(1, tokens.written, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    shape = shape_of_config(config, name="m")
+    whole = replace(tokens, predicted=tokens.written or tokens.read)  # all logits, here
+    # A backward pass is twice the forward one; 2.5 times by our count, in attention alone.
+    assert 3 * counter.get_total_flops() == pytest.approx(
+        _row_flops(shape, whole, recompute=False), rel=0.06
+    )
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
