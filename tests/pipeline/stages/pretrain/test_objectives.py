@@ -127,21 +127,31 @@ def test_leaves_a_model_that_loads_whole_in_plain_transformers(
         assert out[0, :2].tolist() == [tokenizer.eos_token_id, tokenizer.bos_token_id]
 
 
-@pytest.mark.parametrize("architecture", LEARNERS)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "bert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "albert")),
+        "t5",
+        "bart",
+    ],
+)
 def test_learns_more_than_frequencies(
     pretrain: Callable[..., Any], architecture: str, tmp_path: Path
 ) -> None:
-    # A word tells the next one.
-    texts = [" ".join((WORDS * 3)[i % 8 : i % 8 + 6 + i // 8 % 9]) for i in range(216)]
+    # A word tells the next one. An encoder, of which a step asks so few words, takes some 500
+    # steps until it looks at a word's neighbours.
+    texts = [" ".join((WORDS * 3)[i % 8 : i % 8 + 4 + i // 8 % 10]) for i in range(1600)]
     path = tmp_path / "circle.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    begins = {} if architecture == "t5" else {"initializer_range": 0.1}
-    steps, rate = (600, 3e-3) if LEARNERS[architecture][0] == "masked" else (150, 1e-2)
-    options = {"hidden_size": 32, "layers": 2, "batch_size": 8, "learning_rate": rate, **begins}
-    train = [SourceSettings(path=str(path))]
-    metrics = run(pretrain(architecture, steps=steps, train=train, **options))
+    options: dict[str, Any] = {"hidden_size": 32, "layers": 2, "batch_size": 8, "steps": 150}
+    if LEARNERS[architecture][0] == "masked":
+        options = {"hidden_size": 32, "intermediate_size": 64, "heads": 1, "batch_size": 16}
+        options |= {"steps": 1200, "learning_rate": 3e-3, "initializer_range": 0.1}
+    options |= {"train": [SourceSettings(path=str(path))], "heldout_share": 0.05}
+    metrics = run(pretrain(architecture, **options))
     assert metrics["eval/loss"] < 0.85 * metrics["eval/unigram_loss"]
-    assert metrics["eval/accuracy"] > metrics["eval/unigram_accuracy"] + 0.05
+    assert metrics["eval/accuracy"] > metrics["eval/unigram_accuracy"] + 0.2
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart"])
