@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.contract.heads import class_with, is_known
-from pipeline.stages.pretrain.settings import PretrainSettings
+from pipeline.stages.pretrain.settings import FROM_SCRATCH, PretrainSettings
 
 PPO = "max_prompt_tokens: 40, max_new_tokens: 6, episodes: 8, batch_size: 8"
 RULE = "reward: [{rule: repetition}]"
@@ -130,9 +130,10 @@ def test_a_value_head_is_published_alone_where_its_trunk_has_no_class_with_one(
     assert not (place / "runs/r/ppo/value_model").exists()
 
 
-def test_every_architecture_from_scratch_has_all_heads() -> None:
+def test_every_architecture_that_writes_from_scratch_has_all_heads() -> None:
     annotation = PretrainSettings.model_fields["architecture"].annotation
-    for name in annotation.__args__:
+    assert {*annotation.__args__} == {name for names in FROM_SCRATCH.values() for name in names}
+    for name in FROM_SCRATCH["causal"]:
         assert all(class_with(head, name) for head in ("causal", "sequence", "token")), name
 
 

@@ -22,7 +22,7 @@ from pipeline.stages.registry import STAGE_MODULES, stage_kind
 
 RESULT: dict[str, str] = {
     "TokenizerSettings": (
-        "typed_control_tokens "
+        "typed_control_tokens objective "
         "kind seed train vocab_size special_tokens chat_template adopt pad_token "
         "trust_remote_code"
     ),
@@ -31,12 +31,16 @@ RESULT: dict[str, str] = {
         "limit skip"
     ),
     "PretrainSettings": (
-        "kind seed train heldout heldout_share tokenizer model architecture hidden_size layers "
+        "kind seed train heldout heldout_share tokenizer model objective masking spans noise "
+        "architecture hidden_size layers "
         "heads kv_heads intermediate_size tie_embeddings rope_theta initializer_range "
         "context_length positions attend_across_documents steps epochs tokens batch_size "
         "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
         "max_gradient_norm bf16 trust_remote_code"
     ),
+    "MaskingSettings": "share whole_words next_sentence",
+    "SpanSettings": "share mean_span",
+    "NoiseSettings": "infill mean_span mask delete permute rotate",
     "SftSettings": (
         "kind seed model tokenizer train heldout heldout_share max_length too_long "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
