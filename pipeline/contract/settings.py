@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     ValidatorFunctionWrapHandler,
     field_validator,
@@ -198,6 +199,22 @@ class LaunchSettings(Settings):
     """Number of processes; 1 runs the stage in the process of `rlhf run`."""
     config: str | None = None
     """Path of an accelerate configuration file."""
+
+
+def by_kind(error_type: str, message: str) -> Discriminator:
+    """Return what tells of one of several settings by its `kind` which they are.
+
+    Args:
+        error_type: of a kind that there is none of.
+        message: then.
+    """
+    return Discriminator(_kind, custom_error_type=error_type, custom_error_message=message)
+
+
+def _kind(value: Any) -> str | None:
+    """Return the kind of an entry, given as settings or as a mapping."""
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
 
 
 def references(settings: StageSettings) -> dict[str, tuple[str, Ref]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from data.errors import RecipeError, nearest
 from pipeline.contract.settings import PositiveInt, PositiveNumber, Seed, Settings
 from pipeline.evaluation.scaling.points import LEAST_DISTINCT
-from pipeline.recipe.files import read_merged
-from pipeline.recipe.load import MOST_STAGES, Recipe, recipe_of, validate
-from pipeline.recipe.shipped import find_shipped, shipped_files
+from pipeline.recipe.load import MOST_STAGES, Recipe, recipe_of
+from pipeline.recipe.named import load_named
 
 FOLDER = "scaling/"
 
@@ -75,23 +72,7 @@ def load_grid(name: str) -> tuple[Path, GridSettings]:
     Raises:
         RecipeError: there is no such grid, or something in it is wrong; names file and line.
     """
-    path = Path(name) if os.path.isfile(name) else find_shipped(FOLDER + name)
-    if path is None:
-        known = [
-            place.removeprefix(FOLDER).removesuffix(".yaml")
-            for place in shipped_files()
-            if place.startswith(FOLDER)
-        ]
-        raise RecipeError(
-            f"no grid '{name}': it is no file, and those that come with the package are "
-            f"{', '.join(known)}.{nearest(name, known)}"
-        )
-    content, places = read_merged(path)
-    problems: list[str] = []
-    grid = validate(GridSettings, content, (), places, problems)
-    if grid is None:
-        raise RecipeError("\n".join(problems))
-    return path, grid
+    return load_named(GridSettings, name, folder=FOLDER, what="grid")
 
 
 def sweep_stages(grid: GridSettings) -> dict[str, tuple[int, float]]:

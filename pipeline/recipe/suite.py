@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from data.errors import RecipeError, nearest
+from data.errors import RecipeError
 from pipeline.contract.settings import Settings
 from pipeline.evaluation.benchmarks.settings import Task, TaskSettings, require_names_apart
-from pipeline.recipe.files import read_merged
-from pipeline.recipe.load import validate
-from pipeline.recipe.shipped import find_shipped, shipped_files
+from pipeline.recipe.named import load_named
 
 FOLDER = "suites/"
 
@@ -41,22 +37,7 @@ def load_suites(names: Sequence[str]) -> list[TaskSettings]:
     """
     tasks: list[TaskSettings] = []
     for name in names:
-        path = Path(name) if os.path.isfile(name) else find_shipped(FOLDER + name)
-        if path is None:
-            known = [
-                place.removeprefix(FOLDER).removesuffix(".yaml")
-                for place in shipped_files()
-                if place.startswith(FOLDER)
-            ]
-            raise RecipeError(
-                f"no suite '{name}': it is no file, and those that come with the package are "
-                f"{', '.join(known)}.{nearest(name, known)}"
-            )
-        content, places = read_merged(path)
-        problems: list[str] = []
-        suite = validate(SuiteSettings, content, (), places, problems)
-        if suite is None:
-            raise RecipeError("\n".join(problems))
+        _, suite = load_named(SuiteSettings, name, folder=FOLDER, what="suite")
         tasks += suite.tasks
     try:
         require_names_apart(tasks)

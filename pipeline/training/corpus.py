@@ -22,12 +22,12 @@ from data.words import counted
 from pipeline.contract.sources import TEXTS
 from pipeline.training.objectives.causal import (
     BY_POSITIONS,
-    IGNORED,
     Documents,
     LmBatch,
     next_token_batch,
 )
 from pipeline.training.objectives.perplexity import separator_id
+from pipeline.training.objectives.rows import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from pipeline.contract.settings import (
     HashedFolder,
@@ -14,6 +14,7 @@ from pipeline.contract.settings import (
     PositiveInt,
     Settings,
     SourceSettings,
+    by_kind,
 )
 
 
@@ -158,22 +159,15 @@ class LmEvalSettings(TaskSettings):
         return () if self.folder is None else (SourceSettings(hub=self.folder),)
 
 
-def _kind(value: Any) -> str | None:
-    """Return the kind of an entry, given as settings or as a mapping."""
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return kind if isinstance(kind, str) else None
-
-
 Task = Annotated[
     Annotated[ChoicesSettings, Tag("choices")]
     | Annotated[TruthfulQaSettings, Tag("truthfulqa")]
     | Annotated[Gsm8kSettings, Tag("gsm8k")]
     | Annotated[WorldFactsSettings, Tag("world_facts")]
     | Annotated[LmEvalSettings, Tag("lm_eval")],
-    Discriminator(
-        _kind,
-        custom_error_type="task_kind",
-        custom_error_message="a task is a mapping whose `kind` is one of choices, truthfulqa, "
+    by_kind(
+        "task_kind",
+        "a task is a mapping whose `kind` is one of choices, truthfulqa, "
         "gsm8k, world_facts and lm_eval",
     ),
 ]

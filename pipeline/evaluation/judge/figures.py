@@ -79,12 +79,8 @@ def figures(
         resamples: draws of each bootstrap.
         seed: of each bootstrap.
     """
-    by_name: dict[str, list[Row]] = {}
-    for row in rows:
-        by_name.setdefault(row["checkpoint"], []).append(row)
-    for name, mine in by_name.items():
-        by_name[name] = sorted(mine, key=lambda row: int(row["index"]))
-    pairs = pairs_of(list(by_name))
+    by_name = _by_checkpoint(rows)
+    pairs = _pairs_of(list(by_name))
     judged = _verdicts(by_name, pairs, judgements)
     draw = {"resamples": resamples, "seed": seed}
     return {
@@ -110,7 +106,21 @@ def figures(
     }
 
 
-def pairs_of(names: Sequence[str]) -> list[Pair]:
+def compared(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Return the samples of each two checkpoints to the same prompts, the later one's first."""
+    by_name = _by_checkpoint(rows)
+    return [both for a, b in _pairs_of([*by_name]) for both in _matched(by_name[a], by_name[b])]
+
+
+def _by_checkpoint(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the samples of each checkpoint, in the order of prompts."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["checkpoint"], []).append(row)
+    return {name: sorted(mine, key=lambda row: int(row["index"])) for name, mine in by_name.items()}
+
+
+def _pairs_of(names: Sequence[str]) -> list[Pair]:
     """Return each two checkpoints, neighbours in the order of training first."""
     places = {name: place for place, name in enumerate(names)}
     pairs = [(later, earlier) for earlier, later in combinations(names, 2)]
@@ -151,7 +161,7 @@ def _share(rows: Sequence[Row], share: str) -> dict[str, Any]:
     return {"share": estimate.value, "ci95": estimate.ci95, "count": sum(marks), "n": len(marks)}
 
 
-def matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+def _matched(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return the samples of two checkpoints to the same prompts."""
     others = {row["index"]: row for row in b}
     return [(row, others[row["index"]]) for row in a if row["index"] in others]
@@ -210,7 +220,7 @@ def _win_rate(
 
 def _judged(a: Sequence[Row], b: Sequence[Row], judge: str) -> list[tuple[Row, Row]]:
     """Return the samples of two checkpoints to the same prompts that a judge scored both of."""
-    return [pair for pair in matched(a, b) if all(score_by(judge, r) is not None for r in pair)]
+    return [pair for pair in _matched(a, b) if all(score_by(judge, r) is not None for r in pair)]
 
 
 def score_by(judge: str, row: Row) -> float | None:
@@ -253,7 +263,7 @@ def _difference(
 ) -> list[dict[str, Any]]:
     both = [
         (value_a, value_b)
-        for row_a, row_b in matched(rows_a, rows_b)
+        for row_a, row_b in _matched(rows_a, rows_b)
         for value_a, value_b in [(_value(row_a, measure), _value(row_b, measure))]
         if value_a is not None and value_b is not None
     ]

@@ -29,7 +29,7 @@ from data.labels.annotators.model_judge import Question, mark_apart, verdict_of
 from data.labels.records import prompt_text
 from data.records import prompt_hash
 from data.words import counted
-from pipeline.evaluation.judge.figures import matched, pairs_of
+from pipeline.evaluation.judge.figures import compared
 from pipeline.evaluation.judge.plan import Judged, PairJudge
 from pipeline.evaluation.judge.settings import LlmJudge
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace
@@ -72,7 +72,7 @@ def llm_judge(
     """
 
     def judge(rows: Sequence[Row]) -> Judged:
-        pairs = _pairs(rows)
+        pairs = compared(rows)
         questions = dict.fromkeys(
             _Shown(prompt_text(a["prompt"]), *texts)
             for a, b in pairs
@@ -158,13 +158,6 @@ def _share(marks: Sequence[tuple[str, bool]]) -> dict[str, Any]:
     parts = [np.bincount(places, weights=each) for each in (true, np.ones_like(true))]
     found = clustered_share(np.stack(parts, axis=1))
     return {"value": found.value, "ci95": found.ci95, "n": len(marks)}
-
-
-def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    by_name: dict[str, list[Row]] = {}
-    for row in rows:
-        by_name.setdefault(row["checkpoint"], []).append(row)
-    return [both for a, b in pairs_of([*by_name]) for both in matched(by_name[a], by_name[b])]
 
 
 def _judgement(a: Row, b: Row, verdicts: Mapping[_Shown, str | _Lost]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from data.labels.records import AnnotatorKind, Campaign, CampaignSettings, Label
 from data.records import Prompt, prompt_hash
 from data.storage import write_atomically
 from data.words import counted
-from pipeline.evaluation.judge.figures import matched, pairs_of
+from pipeline.evaluation.judge.figures import compared
 from pipeline.evaluation.judge.plan import Judged, PairJudge
 
 if TYPE_CHECKING:
@@ -156,20 +156,17 @@ def people_figures(rows: Iterable[Row], *, resamples: int, seed: int) -> dict[st
 
 def _pairs(rows: Sequence[Row]) -> tuple[dict[str, _Pair], list[_Writers]]:
     """Return the pairs of different answers by key; and where two read the same."""
-    by_name: dict[str, list[Row]] = {}
-    for row in rows:
-        by_name.setdefault(row["checkpoint"], []).append(row)
     pairs: dict[str, _Pair] = {}
     same = []
-    for a, b in pairs_of(list(by_name)):
-        for row_a, row_b in matched(by_name[a], by_name[b]):
-            answers = sorted([row_a["response"], row_b["response"]])
-            writers = _Writers(row_a["index"], a, b, answers.index(row_a["response"]))
-            if answers[0] == answers[1]:
-                same.append(writers)
-                continue
-            key = _digest(["compare", prompt_hash(row_a["prompt"]), answers])[:32]
-            pairs.setdefault(key, _Pair(row_a["prompt"], answers)).writers.append(writers)
+    for a, b in compared(rows):
+        answers = sorted([a["response"], b["response"]])
+        place = answers.index(a["response"])
+        writers = _Writers(a["index"], a["checkpoint"], b["checkpoint"], place)
+        if answers[0] == answers[1]:
+            same.append(writers)
+            continue
+        key = _digest(["compare", prompt_hash(a["prompt"]), answers])[:32]
+        pairs.setdefault(key, _Pair(a["prompt"], answers)).writers.append(writers)
     return pairs, same
 
 

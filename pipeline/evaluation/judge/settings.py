@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, field_validator
+from pydantic import AfterValidator, Field, JsonValue, Tag, field_validator
 
 from pipeline.contract.addresses import Address, BaseAddress, Retries, Seconds, VariableName
-from pipeline.contract.settings import PositiveInt, Ref, SameResult, Settings, Share
+from pipeline.contract.settings import PositiveInt, Ref, SameResult, Settings, Share, by_kind
 
 PROMPT = """\
 Two assistants have answered the same request. Decide which answer serves the one who asked better.
@@ -115,22 +115,14 @@ class LlmJudge(Settings):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def _kind(value: Any) -> str | None:
-    """Return the kind of a judge, given as settings or as a mapping."""
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return kind if isinstance(kind, str) else None
-
-
 JudgeSettings = RewardModelJudge | HttpJudge | LlmJudge
 Judge = Annotated[
     Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[HttpJudge, Tag("http")]
     | Annotated[LlmJudge, Tag("llm")],
-    Discriminator(
-        _kind,
-        custom_error_type="judge_kind",
-        custom_error_message="a judge is a mapping whose `kind` is one of reward_model, http and "
-        "llm",
+    by_kind(
+        "judge_kind",
+        "a judge is a mapping whose `kind` is one of reward_model, http and llm",
     ),
 ]
 """One entry of `judges`."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.json_lines import read_json_lines, read_json_object
 from data.storage import require_file_place, storage_errors, write_atomically
@@ -28,6 +28,9 @@ from pipeline.evaluation.report.collect import (
 )
 from pipeline.evaluation.report.notices import notices, warnings
 from pipeline.evaluation.report.rollouts import rollouts
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGES = ("report.json", "index.html")
 MARK = "made_before"
@@ -126,12 +129,10 @@ def mark_report(run_folder: Path, sentence: str) -> None:
     write_atomically(folder / "report.json", text + "\n")
 
 
-def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
-    """Return the page of a report.
+def page_environment(templates: Path) -> jinja2.Environment:
+    """Return what fills the templates of a folder: with the report's style, and all text escaped.
 
-    Args:
-        report: what `collect` returned.
-        folders: of each stage and evaluation; metrics and samples are read there.
+    Our own style and pictures are the only markup that is not.
     """
     import jinja2
     from markupsafe import Markup
@@ -139,20 +140,31 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
     from pipeline.evaluation.report.plots import numbered
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(templates),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Our own style and pictures are the only markup that is not escaped.
     plots = count(1)
     environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(style)
+    return environment
+
+
+def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: what `collect` returned.
+        folders: of each stage and evaluation; metrics and samples are read there.
+    """
+    environment = page_environment(TEMPLATES)
     environment.globals["answer_tags"] = view.answer_tags
     environment.globals["held_out"] = held_out
     environment.globals["counted"] = counted
     page = environment.get_template("report.html.j2").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         report=report,
         names=tables.names_of(report),
         shades=view.colours(tables.names_of(report)),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.scaling.laws import Chinchilla
-from pipeline.evaluation.scaling.points import Floats, Points, geometric_mean
+from pipeline.evaluation.scaling.laws import Chinchilla, Floats
+from pipeline.evaluation.scaling.points import Points, geometric_mean
 
 WIDTH = 1.05
 """Budgets of one curve differ by at most this factor."""

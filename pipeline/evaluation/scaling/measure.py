@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.intervals import bootstrap_clusters
-from pipeline.evaluation.scaling.points import Floats
+from pipeline.evaluation.scaling.laws import Floats
 
 RESAMPLES = 1000
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.report.plots import Curve, law_plot, numbered
-from pipeline.evaluation.report.report import TEMPLATES as REPORT_TEMPLATES
+from pipeline.evaluation.report.plots import Curve, law_plot
+from pipeline.evaluation.report.report import page_environment
 from pipeline.evaluation.scaling.laws import Chinchilla
 from pipeline.evaluation.scaling.text import FORMS, LAW, ends, fit_lines, told_lines
 
@@ -31,39 +30,30 @@ def scaling_page(title: str, report: Mapping[str, Any], rows: Sequence[Mapping[s
         report: the fit, as JSON holds it.
         rows: the grid's points, in the order in which they were fitted.
     """
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    plots = count(1)
-    environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
     first, *_ = fit_lines(report)
-    page = environment.get_template("scaling.html.j2").render(
-        style=Markup((REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        title=title,
-        law=LAW,
-        runs=first.removeprefix(f"{LAW}, "),
-        lines=[*told_lines(report)],
-        coefficients=[
-            {
-                "name": name,
-                "value": f"{report[name]:{form}}",
-                "ci95": ends(report["ci95"][name], form),
-            }
-            for name, form in FORMS.items()
-        ],
-        charts=_charts(report, rows),
-        columns=_COLUMNS,
-        points=[
-            _cells(row, fitted["predicted"])
-            for row, fitted in zip(rows, report["residuals"]["rows"], strict=True)
-        ],
+    page = (
+        page_environment(TEMPLATES)
+        .get_template("scaling.html.j2")
+        .render(
+            title=title,
+            law=LAW,
+            runs=first.removeprefix(f"{LAW}, "),
+            lines=[*told_lines(report)],
+            coefficients=[
+                {
+                    "name": name,
+                    "value": f"{report[name]:{form}}",
+                    "ci95": ends(report["ci95"][name], form),
+                }
+                for name, form in FORMS.items()
+            ],
+            charts=_charts(report, rows),
+            columns=_COLUMNS,
+            points=[
+                _cells(row, fitted["predicted"])
+                for row, fitted in zip(rows, report["residuals"]["rows"], strict=True)
+            ],
+        )
     )
     return page + "\n"
 

@@ -11,7 +11,8 @@ import numpy as np
 from data.errors import SourceError
 from data.intervals import Estimate, bootstrap_mean
 from pipeline.evaluation.scaling.fit import Fitted, doubts, untold_exponents
-from pipeline.evaluation.scaling.points import FLOPS_PER_PRODUCT, Floats, Points
+from pipeline.evaluation.scaling.laws import Floats
+from pipeline.evaluation.scaling.points import FLOPS_PER_PRODUCT, Points
 
 
 def compute_factor(points: Points, *, resamples: int, seed: int) -> Estimate:

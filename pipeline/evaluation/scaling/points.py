@@ -16,9 +16,7 @@ from data.sources.files import raw_rows
 from data.sources.folders import find_files
 from data.sources.formats import map_columns
 from data.sources.values import RowError, as_number, listed
-from pipeline.evaluation.scaling.laws import Runs
-
-Floats = NDArray[np.float64]
+from pipeline.evaluation.scaling.laws import Floats, Runs
 
 NEEDED = ("parameters", "tokens", "loss")
 OPTIONAL = ("non_embedding_parameters", "flops")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from data.labels.records import Mode, Strategy
 from pipeline.contract.addresses import BaseAddress, Retries, Seconds, VariableName
@@ -17,6 +17,7 @@ from pipeline.contract.settings import (
     SameResult,
     Settings,
     Share,
+    by_kind,
     same_result,
 )
 from pipeline.stages.asking_settings import AskingSettings
@@ -76,19 +77,13 @@ class JudgeSettings(Settings):
     """Further tries of a call, after 1, 2, 4 ... seconds."""
 
 
-def _kind(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return kind if isinstance(kind, str) else None
-
-
 AnnotatorSettings = Annotated[
     Annotated[GoldAnnotatorSettings, Tag("gold")]
     | Annotated[SimulatedPoolSettings, Tag("simulated")]
     | Annotated[JudgeSettings, Tag("judge")],
-    Discriminator(
-        _kind,
-        custom_error_type="annotator_kind",
-        custom_error_message="kind is one of gold, simulated, judge",
+    by_kind(
+        "annotator_kind",
+        "kind is one of gold, simulated, judge",
     ),
 ]
 

@@ -19,7 +19,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data.errors import ModelError
 from pipeline.models.trials import keeps_apart, trial_sizes
-from pipeline.training.objectives.causal import IGNORED, Documents, document_inputs, find_documents
+from pipeline.training.objectives.causal import Documents, document_inputs, find_documents
+from pipeline.training.objectives.rows import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

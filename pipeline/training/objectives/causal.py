@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.trials import keeps_apart, trial_sizes
-from pipeline.training.objectives.rows import IGNORED as IGNORED
+from pipeline.training.objectives.rows import IGNORED, on_tensors
 from reward.network.tree_attention import longest_sequence
 
 if TYPE_CHECKING:
@@ -63,15 +63,11 @@ class LmBatch(NamedTuple):
 
     def to(self, device: torch.device) -> LmBatch:
         """Return the batch on a device."""
-        documents = None if self.documents_BT is None else self.documents_BT.to(device)
-        moved = self._replace(tokens_BT=self.tokens_BT.to(device), documents_BT=documents)
-        return moved._replace(targets_BT=self.targets_BT.to(device))
+        return on_tensors(self, lambda part: part.to(device))
 
     def rows(self, start: int, stop: int) -> LmBatch:
         """Return some of the sequences."""
-        documents = None if self.documents_BT is None else self.documents_BT[start:stop]
-        part = self._replace(tokens_BT=self.tokens_BT[start:stop], documents_BT=documents)
-        return part._replace(targets_BT=self.targets_BT[start:stop])
+        return on_tensors(self, lambda part: part[start:stop])
 
 
 def next_token_batch(

@@ -34,7 +34,7 @@ from pipeline.models.trials import (
     trial_ids,
 )
 from pipeline.training.objectives.perplexity import perplexity
-from pipeline.training.objectives.rows import IGNORED, Row, seen_mask, stack
+from pipeline.training.objectives.rows import IGNORED, Row, on_tensors, seen_mask, stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,11 +72,11 @@ class MaskedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> MaskedBatch:
         """Return the batch on a device."""
-        return MaskedBatch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+        return on_tensors(self, lambda part: part.to(device))
 
     def rows(self, start: int, stop: int) -> MaskedBatch:
         """Return some of the rows."""
-        return MaskedBatch(*(None if part is None else part[start:stop] for part in self))  # type: ignore[arg-type]
+        return on_tensors(self, lambda part: part[start:stop])
 
     def inputs(self) -> dict[str, Tensor]:
         """Return what goes into the model, by name."""

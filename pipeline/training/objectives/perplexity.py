@@ -20,11 +20,11 @@ from pipeline.models.batches import batches_by_length
 from pipeline.models.load import context_length as model_context
 from pipeline.models.trials import evaluating
 from pipeline.training.objectives.causal import (
-    IGNORED,
     LmBatch,
     next_token_logits,
     summed_loss,
 )
+from pipeline.training.objectives.rows import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

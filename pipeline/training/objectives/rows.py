@@ -5,8 +5,8 @@ Shapes: B rows of T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from data.text.packing import Chunk, Ids, PackedShards
+
+B = TypeVar("B", bound=NamedTuple)
 
 IGNORED = -100
 """Target that counts for nothing."""
@@ -95,6 +97,12 @@ class Objective(Protocol):
     def figures(self, sums: Sequence[float]) -> dict[str, float]:
         """Return the metrics of such sums."""
         ...
+
+
+def on_tensors(batch: B, change: Callable[[Tensor], Tensor]) -> B:
+    """Return a batch with its tensors changed, and all else as it is."""
+    parts = [change(part) if isinstance(part, Tensor) else part for part in batch]
+    return type(batch)._make(parts)
 
 
 def stack(rows: Sequence[Ids | Sequence[int]], *, fill: int) -> Tensor:

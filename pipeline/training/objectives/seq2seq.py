@@ -23,7 +23,7 @@ from data.text.objectives.special_tokens import frame, sentinel_ids
 from data.text.objectives.words import token_kinds
 from pipeline.models.trials import OBJECTIONS, evaluating, gap, on_trial, trial_ids
 from pipeline.training.objectives.perplexity import perplexity
-from pipeline.training.objectives.rows import IGNORED, Row, seen_mask, stack
+from pipeline.training.objectives.rows import IGNORED, Row, on_tensors, seen_mask, stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,11 +57,11 @@ class Seq2SeqBatch(NamedTuple):
 
     def to(self, device: torch.device) -> Seq2SeqBatch:
         """Return the batch on a device."""
-        return Seq2SeqBatch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+        return on_tensors(self, lambda part: part.to(device))
 
     def rows(self, start: int, stop: int) -> Seq2SeqBatch:
         """Return some of the rows."""
-        return Seq2SeqBatch(*(None if part is None else part[start:stop] for part in self))  # type: ignore[arg-type]
+        return on_tensors(self, lambda part: part[start:stop])
 
 
 @dataclass

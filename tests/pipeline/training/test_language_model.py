@@ -17,13 +17,13 @@ from data.text.packing import PackedShards, write_shards
 from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.language_model import LmTrainer
 from pipeline.training.objectives.causal import (
-    IGNORED,
     Documents,
     document_inputs,
     next_token_batch,
     next_token_logits,
     summed_loss,
 )
+from pipeline.training.objectives.rows import IGNORED
 from pipeline.training.settings import LmSettings
 
 

@@ -41,18 +41,6 @@ LEARNERS = {
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> SourceSettings:
-    """80 short documents."""
-    path = tmp_path / "corpus.jsonl"
-    rows = [
-        {"text": f"The {WORDS[i % 8]} is by the {WORDS[i // 8 % 8]}. It was {i} years ago."}
-        for i in range(80)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceSettings(path=str(path))
-
-
-@pytest.fixture
 def make_tokenizer(corpus: SourceSettings, tmp_path: Path) -> Callable[..., Path]:
     """Return a builder of tokenizers that are saved: make_tokenizer("masked")."""
     from data.text.objectives.special_tokens import equip, special_tokens

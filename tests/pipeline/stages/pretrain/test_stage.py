@@ -19,7 +19,6 @@ from pipeline.contract.settings import SourceSettings
 from pipeline.stages.pretrain.settings import PretrainSettings
 from pipeline.stages.pretrain.stage import KIND, check, run
 
-WORDS = ("baker", "miller", "teacher", "river", "mill", "bread", "bridge", "school")
 TINY = {
     "hidden_size": 16,
     "layers": 1,
@@ -29,18 +28,6 @@ TINY = {
     "batch_size": 4,
     "learning_rate": 1e-2,
 }
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> SourceSettings:
-    """80 short documents."""
-    path = tmp_path / "corpus.jsonl"
-    rows = [
-        {"text": f"The {WORDS[i % 8]} is by the {WORDS[i // 8 % 8]}. It was {i} years ago."}
-        for i in range(80)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceSettings(path=str(path))
 
 
 @pytest.fixture
