@@ -60,10 +60,17 @@ class Estimator:
         """Return the shape of the model that a reference names."""
         return replace(self.checkpoints.shape(reference, stage=stage), fp32_powers=not self.on_cpu)
 
-    def lengths(self, stage: str, sources: Sequence[SourceSettings], reference: str) -> Lengths:
+    def lengths(
+        self,
+        stage: str,
+        sources: Sequence[SourceSettings],
+        reference: str,
+        *,
+        heldout: bool = False,
+    ) -> Lengths:
         """Return the rows of sources in tokens of a checkpoint's tokenizer."""
         key, count = self.checkpoints.counter(reference, stage=stage)
-        return self.reader.measure(stage, sources, count, key=key)
+        return self.reader.measure(stage, sources, count, key=key, heldout=heldout)
 
     def longest(self, stage: str, measured: float, limit: float) -> int:
         """Return the tokens of the longest row: as given, as found among the measured, capped."""

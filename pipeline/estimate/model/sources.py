@@ -131,15 +131,22 @@ class Reader:
     _seen: dict[str, tuple[Lengths, str]] = field(default_factory=dict)
 
     def measure(
-        self, stage: str, sources: Sequence[SourceSettings], count: Count, *, key: str = ""
+        self,
+        stage: str,
+        sources: Sequence[SourceSettings],
+        count: Count,
+        *,
+        key: str = "",
+        heldout: bool = False,
     ) -> Lengths:
-        """Return the lengths of all sources together, `--assume` applied.
+        """Return the lengths of all sources together.
 
         Args:
             stage: for whose sake, for `--assume` and the notes.
             sources: what it reads.
             count: tokens of a text.
             key: tells counts apart.
+            heldout: of rows kept apart; `--assume` is about those that a stage works on.
 
         Raises:
             SourceError: a local source can't be read.
@@ -153,7 +160,7 @@ class Reader:
             if note:
                 self.assumed.tell(stage, note)
             lengths = lengths + measured
-        return self._given(stage, lengths)
+        return lengths if heldout else self._given(stage, lengths)
 
     def _given(self, stage: str, lengths: Lengths) -> Lengths:
         rows = self.assumed.get(stage, "rows")

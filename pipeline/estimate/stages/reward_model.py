@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from data.errors import RecipeError
 from data.storage import expand
+from pipeline.contract.settings import rows_at_most
 from pipeline.estimate.model.costs import Phase, StageCost
-from pipeline.estimate.model.estimator import Estimator
+from pipeline.estimate.model.estimator import Estimator, rows_of
 from pipeline.estimate.model.flops import Rows, training_flops
 from pipeline.estimate.model.memory import adapter_parameters
 from pipeline.estimate.model.sources import Lengths, Tree
 from pipeline.estimate.stages.training import add_evaluation, context_of, looks, training_phases
+from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS
 
 if TYPE_CHECKING:
     from pipeline.stages.reward.settings import RewardSettings
@@ -32,7 +34,6 @@ def estimate_reward(stage: str, settings: RewardSettings, estimator: Estimator) 
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
     trees = read.trees(limit)
     largest = _largest(stage, trees, estimator, limit)
-    apart = settings.heldout or settings.eval_rankings
     share = 0.0 if settings.heldout else settings.heldout_share
     prompts = read.rows * (1 - share)
     per_epoch = max(1, math.ceil(prompts / settings.prompts_per_step))
@@ -70,8 +71,11 @@ def estimate_reward(stage: str, settings: RewardSettings, estimator: Estimator) 
         bf16=bf16,
         training=True,
     )
-    held = read.rows * (share if not apart else settings.heldout_share)
-    judged = _rows_of(trees, (1 + looks(cost.steps, settings.evaluate_every)) * held)
+    judged = _rows_of(trees, read.rows * share)
+    for apart in _rows_apart(stage, settings, estimator):
+        judged += _rows_of(apart.trees(limit), apart.rows)
+    judged = judged.times(1 + looks(cost.steps, settings.evaluate_every))
+    judged += _demonstrations(stage, settings, estimator, limit)
     add_evaluation(cost, shape, judged, positions=0, at_once=sequences, bf16=bf16)
     return cost
 
@@ -118,12 +122,30 @@ def _largest(stage: str, trees: list[Tree], estimator: Estimator, limit: float) 
 
 def _rows_of(trees: list[Tree], count: float) -> Rows:
     """Return `count` trees as large as those that were measured; its count is of sequences."""
-    factor = count / len(trees)
+    factor = count / max(1, len(trees))
     return Rows(
         factor * sum(tree.branches for tree in trees),
         factor * sum(tree.tokens for tree in trees),
         factor * sum(tree.squares for tree in trees),
     )
+
+
+def _rows_apart(stage: str, settings: RewardSettings, estimator: Estimator) -> list[Lengths]:
+    """Return the rankings that are judged and not learnt, where the recipe names them."""
+    reference = settings.tokenizer or settings.model
+    apart = [estimator.lengths(stage, settings.heldout, reference, heldout=True)]
+    if settings.eval_rankings is not None:
+        apart.append(_referred_rankings(stage, settings.eval_rankings, estimator, reference))
+    return apart
+
+
+def _demonstrations(
+    stage: str, settings: RewardSettings, estimator: Estimator, limit: float
+) -> Rows:
+    """Return the demonstrations, which are scored once for the bias."""
+    sources, reference = settings.demonstrations, settings.tokenizer or settings.model
+    read = estimator.lengths(stage, sources, reference, heldout=True)
+    return rows_of(read.whole(limit), min(read.rows, rows_at_most(sources, MAX_DEMONSTRATIONS)))
 
 
 def ranking_rows(stage: str, settings: RewardSettings, estimator: Estimator) -> Lengths:

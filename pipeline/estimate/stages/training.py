@@ -255,10 +255,8 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = estimator.lengths(stage, settings.train, settings.tokenizer or settings.model)
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
-    lengths = read.whole(limit)
     multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
-    if multiple:
-        lengths = [multiple * math.ceil(length / multiple) for length in lengths]
+    lengths = _filled(read.whole(limit), multiple)
     longest = estimator.longest(stage, max(lengths), limit)
     count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
     share = min(1.0, sum(read.answers) / max(1.0, sum(lengths)))
@@ -301,8 +299,12 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     cost.compute(
         "training", shape, flops=flops, tokens=tokens, passes=passes, bf16=bf16, training=True
     )
-    _add_heldout(cost, settings, estimator, read, lengths, at_once=micro)
+    _add_heldout(cost, settings, estimator, read, limit, at_once=micro)
     return cost
+
+
+def _filled(lengths: list[float], multiple: int | None) -> list[float]:
+    return [multiple * math.ceil(length / multiple) for length in lengths] if multiple else lengths
 
 
 def _add_heldout(
@@ -310,16 +312,20 @@ def _add_heldout(
     settings: SftSettings,
     estimator: Estimator,
     read: Lengths,
-    lengths: list[float],
+    limit: float,
     *,
     at_once: int,
 ) -> None:
     """Add the looks at held-out demonstrations: at each candidate, and every so many steps."""
-    most = rows_at_most(settings.heldout, MAX_HELDOUT)
-    held = most if settings.heldout else read.rows * settings.heldout_share
-    times = settings.candidates + looks(cost.steps or 0, settings.evaluate_every)
-    judged = rows_of(lengths, times * min(held, most))
     shape, bf16 = estimator.shape(settings.model, cost.stage), estimator.bf16(settings.bf16)
+    count = min(read.rows * settings.heldout_share, MAX_HELDOUT)
+    if settings.heldout:
+        reference = settings.tokenizer or settings.model
+        read = estimator.lengths(cost.stage, settings.heldout, reference, heldout=True)
+        count = min(read.rows, rows_at_most(settings.heldout, MAX_HELDOUT))
+    multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
+    times = settings.candidates + looks(cost.steps or 0, settings.evaluate_every)
+    judged = rows_of(_filled(read.whole(limit), multiple), times * count)
     add_evaluation(cost, shape, judged, positions=judged.tokens, at_once=at_once, bf16=bf16)
 
 

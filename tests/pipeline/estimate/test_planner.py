@@ -71,6 +71,30 @@ def test_rows_and_lengths_are_read_and_no_weights_are_needed(
     assert cost.parts[0].tokens == 2 * 640 * (99 + 49 + 2 * 4)
 
 
+def test_held_out_rows_are_those_of_their_sources(tmp_path: Path, large: str, rows: str) -> None:
+    apart = [{"path": rows, "limit": 50}]
+    cost = only(planned(tmp_path, {"sft": sft(large, rows, heldout=apart, candidates=1)}))
+    assert cost.parts[1].tokens == 50 * (99 + 49 + 2 * 4)
+
+
+def test_a_reward_model_is_judged_on_all_that_is_kept_apart(
+    tmp_path: Path, large: str, rows: str
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "a" * 400, "chosen": "b" * 200, "rejected": "c" * 200}
+    pairs.write_text("".join(json.dumps({**row, "prompt": f"{i:0>400}"}) + "\n" for i in range(64)))
+    train = {"kind": "reward", "model": large, "train": [{"path": str(pairs)}]}
+    apart = {"heldout": [{"path": str(pairs), "limit": 16}]}
+    alone = only(planned(tmp_path, {"reward": {**train, **apart}})).parts[1].tokens
+    pair = alone / 16
+    assert 200 <= pair <= 240  # a prompt of 100 tokens once, two answers of 50
+    shown = {"demonstrations": [{"path": rows, "limit": 8}]}
+    both = only(planned(tmp_path, {"reward": {**train, **apart, **shown}})).parts[1].tokens
+    assert both - alone == 8 * (99 + 49 + 2 * 4)
+    share = only(planned(tmp_path, {"reward": {**train, "heldout_share": 0.25}})).parts[1].tokens
+    assert share == pytest.approx(16 * pair)
+
+
 def test_a_7b_model_does_not_fit_by_ddp_and_fits_sharded(
     tmp_path: Path, large: str, rows: str
 ) -> None:
