@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from data.errors import ControlTokenError, ModelError, RecipeError
@@ -35,6 +36,8 @@ __all__ = [
     "render_conversation",
     "render_demonstration",
     "render_demonstrations",
+    "render_input",
+    "render_pairs",
     "render_prompt",
     "render_text",
     "require_shown",
@@ -154,10 +157,58 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     A completion that spells eos at its very end has ended: it gets no second one.
     """
     opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
+    text = _unended(tokenizer, completion)
+    return _pair(opening, [*response_ids(tokenizer, text, behind=prompt), eos])
+
+
+def _unended(tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
     while (words := completion.rstrip()).endswith(name := str(tokenizer.eos_token)):
         completion = words.removesuffix(name)
-    answer = [*response_ids(tokenizer, completion, behind=prompt), eos]
-    return Rendered([*opening, *answer], [False] * len(opening) + [True] * len(answer))
+    return completion
+
+
+def render_input(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the ids that an encoder reads of a prompt: `render_prompt`'s, framed as any text is.
+
+    What the tokenizer puts behind a text ends it here, too, as in pretraining.
+    """
+    return _framed(tokenizer, render_prompt(tokenizer, prompt))
+
+
+def render_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    record: Conversation | Completion,
+    notes: AnswerNotes | None = None,
+) -> list[Rendered]:
+    """Return what an encoder-decoder imitates: ids to read, and behind them, marked, ids to write.
+
+    Each answer of a conversation is a row, of all turns before it and the answer with the token
+    that ends it. A completion is a text of its own, without white space around it; eos ends it.
+
+    Raises:
+        ModelError: as `render_conversation`.
+        ControlTokenError: a text spells a control token that can't be kept as text.
+    """
+    if isinstance(record, Completion):
+        answer = _unended(tokenizer, record.completion).strip()
+        written = [*response_ids(tokenizer, answer), _eos(tokenizer)]
+        return [_pair(render_input(tokenizer, record.prompt), written)]
+    ids, mask = render_conversation(tokenizer, record.messages, notes)
+    rows, at = [], 0
+    for learned, run in groupby(mask):
+        begin, at = at, at + len(list(run))
+        if learned:
+            rows.append(_pair(_framed(tokenizer, ids[:begin]), ids[begin:at]))
+    return rows
+
+
+def _pair(read: list[int], written: list[int]) -> Rendered:
+    return Rendered([*read, *written], [False] * len(read) + [True] * len(written))
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    front, end = _around(tokenizer)
+    return [*([] if ids[: len(front)] == front else front), *ids, *end]
 
 
 def spells_control_tokens(
@@ -239,8 +290,18 @@ def render_demonstrations(
     max_length: int,
     too_long: Literal["cut", "drop"] = "cut",
     report: RenderReport,
+    pairs: bool = False,
 ) -> Iterator[Rendered]:
     """Yield demonstrations of at most `max_length` tokens; what is cut or dropped is counted.
+
+    Args:
+        tokenizer: carries the template.
+        records: what is to be imitated.
+        max_length: tokens of a row; of pairs, of what is read and of what is written each.
+        too_long: whether those that are longer are cut at the end or dropped; of pairs what is
+            written is cut alone, one that reads too much is dropped.
+        report: counts.
+        pairs: as `render_pairs` gives them.
 
     Raises:
         RecipeError: `max_length` leaves no room for a token.
@@ -251,27 +312,43 @@ def render_demonstrations(
         if isinstance(record, Conversation):
             report.not_shown.update(require_shown(tokenizer, record.messages))
         try:
-            ids, mask = render_demonstration(tokenizer, record, report.answers)
+            if pairs:
+                rows = render_pairs(tokenizer, record, report.answers)
+            else:
+                rows = [render_demonstration(tokenizer, record, report.answers)]
         except ControlTokenError as error:
             report.answers.left_out[str(error)] += 1
             report.unlearnable += 1
             continue
         report.spelling += _spells(tokenizer, record)
-        if not any(mask):
-            report.unlearnable += 1
-            continue
-        # A row whose answer lies behind the cut teaches nothing.
-        over = max(0, len(ids) - max_length)
-        row = Rendered(ids[:max_length], mask[:max_length])
-        if not any(row.assistant_mask) or (over and too_long == "drop"):
-            report.dropped += 1
-            report.tokens_cut += len(ids)
-            continue
-        report.rendered += 1
-        report.truncated += over > 0
-        report.tokens += len(row.ids)
-        report.tokens_cut += over
-        yield row
+        rows = [row for row in rows if any(row.assistant_mask)]
+        report.unlearnable += not rows
+        for row in rows:
+            fitting = _fitting(row, max_length, too_long, report, pairs)
+            if fitting is not None:
+                yield fitting
+
+
+def _fitting(
+    row: Rendered, max_length: int, too_long: str, report: RenderReport, pairs: bool
+) -> Rendered | None:
+    """Return a row, cut where it is too long; None where nothing to learn is left, or it drops."""
+    ids, mask = row
+    room = max_length
+    if pairs and mask.index(True) <= max_length:
+        room += mask.index(True)
+    # A row whose answer lies behind the cut teaches nothing.
+    over = max(0, len(ids) - room)
+    row = Rendered(ids[:room], mask[:room])
+    if not any(row.assistant_mask) or (over and too_long == "drop"):
+        report.dropped += 1
+        report.tokens_cut += len(ids)
+        return None
+    report.rendered += 1
+    report.truncated += over > 0
+    report.tokens += len(row.ids)
+    report.tokens_cut += over
+    return row
 
 
 def require_shown(
@@ -321,10 +398,17 @@ def _spells(tokenizer: PreTrainedTokenizerBase, record: Conversation | Completio
 
 def front_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that a tokenizer puts in front of every text, such as bos."""
+    return _around(tokenizer)[0]
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens that a tokenizer puts in front of every text, and behind it."""
     body = encode_ids(tokenizer, _PROBE)
     framed = list(tokenizer(_PROBE, verbose=False)["input_ids"])
     starts = [at for at in range(len(framed)) if framed[at : at + len(body)] == body]
-    return framed[: starts[0]] if body and starts else []
+    if not body or not starts:
+        return [], []
+    return framed[: starts[0]], framed[starts[0] + len(body) :]
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

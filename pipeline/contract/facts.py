@@ -77,11 +77,17 @@ class ModelFacts:
     @property
     def writes(self) -> bool:
         """Whether it is a causal language model, as far as its class tells."""
+        return not self.encoder_decoder and self._has("causal", ("ForCausalLM", "LMHeadModel"))
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether it is an encoder-decoder that writes, as far as its class tells."""
+        return self.encoder_decoder and self._has("seq2seq", ("ForConditionalGeneration",))
+
+    def _has(self, head: Head, endings: tuple[str, ...]) -> bool:
         name = self.architecture
-        if self.encoder_decoder or name is None:
-            return not self.encoder_decoder
-        known = class_with("causal", self.model_type) if self.model_type else None
-        return name.endswith(("ForCausalLM", "LMHeadModel")) or name == known
+        known = class_with(head, self.model_type) if self.model_type else None
+        return name is None or name.endswith(endings) or name == known
 
 
 def read_facts(folder: Path, *, source: str) -> ModelFacts:

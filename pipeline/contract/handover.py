@@ -27,6 +27,9 @@ from pipeline.contract.heads import AUTO_CLASSES, Head
 from pipeline.contract.padding import another_pad
 from pipeline.contract.settings import StageSettings, external_location, is_external
 
+SEQ2SEQ = ("span_corruption", "denoising")
+"""Objectives of pretraining that encoder-decoders learn by."""
+
 
 @dataclass(frozen=True)
 class HandOver:
@@ -236,29 +239,45 @@ class HandOver:
         if facts is not None or origin not in self.stages:
             return None if facts is None else facts.context_length
         settings = self.stages[origin]
+        if getattr(settings, "architecture", None) == "t5":
+            return None  # its positions are relative
         length = getattr(settings, "positions", None) or getattr(settings, "context_length", None)
         return length if isinstance(length, int) else None
 
-    def require_writer(self, reference: str, setting: str, why: str) -> None:
+    def encoder_decoder(self, reference: str) -> bool:
+        """Tell whether a checkpoint, or what its stage will make, is an encoder-decoder."""
+        origin = self.origin(reference)
+        facts = self.facts(origin)
+        if facts is not None:
+            return facts.encoder_decoder
+        return getattr(self.stages.get(origin), "objective", "") in SEQ2SEQ
+
+    def require_writer(
+        self, reference: str, setting: str, why: str, *, encoder_decoder: bool = False
+    ) -> None:
         """Refuse a checkpoint that is no causal language model.
 
         Args:
             reference: as it stands in the settings.
             setting: where it stands.
             why: what it is needed for.
+            encoder_decoder: whether one that writes will do as well.
 
         Raises:
-            HandOverError: it is a classifier, an encoder or an encoder-decoder, or its generation
-                settings can't be used.
+            HandOverError: it is a classifier, an encoder, or an encoder-decoder where none will do;
+                or its generation settings can't be used.
         """
-        objective = getattr(self.settings(reference), "objective", "causal")
-        if objective != "causal":
+        origin = self.origin(reference)
+        objective = getattr(self.stages.get(origin), "objective", "causal")
+        if objective != "causal" and not (encoder_decoder and objective in SEQ2SEQ):
+            through = "" if origin == reference else f" (from {origin})"
             raise HandOverError(
-                f"stage {self.name}: {setting}: {reference} learns by objective {objective}; "
-                f"{why}; name one"
+                f"stage {self.name}: {setting}: {reference}{through} learns by objective "
+                f"{objective}; {why}; name one"
             )
         facts = self.facts(reference)
-        if facts is not None and not facts.writes:
+        fits = facts is None or facts.writes or (encoder_decoder and facts.rewrites)
+        if facts is not None and not fits:
             kind = ", an encoder-decoder" if facts.encoder_decoder else ""
             raise HandOverError(
                 f"stage {self.name}: {setting}: {reference} is a "

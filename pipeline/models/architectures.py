@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from data.text.chat import front_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,6 +72,9 @@ def build_policy(
     model: PreTrainedModel = getattr(transformers, auto_class).from_config(
         config, dtype=torch.float32
     )
+    front = front_ids(tokenizer) if model.config.is_encoder_decoder else []
+    if front:  # as what it learns to write begins; BART's configuration drops it unread
+        model.generation_config.forced_bos_token_id = front[0]
     return model
 
 
@@ -177,7 +182,6 @@ def _encoder_decoder_config(
         max_position_embeddings=shape.context_length,
         init_std=initial,
         decoder_start_token_id=shared.get("eos_token_id"),
-        forced_bos_token_id=shared.get("bos_token_id"),
         forced_eos_token_id=shared.get("eos_token_id"),
         dropout=0.0,
         attention_dropout=0.0,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
-from data.storage import expand
 from reward.network.loading import (
     disable_dropout as disable_dropout,
 )
@@ -76,7 +75,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model, with dropout off.
+    """Load a policy, with dropout off: a causal language model, or an encoder-decoder that writes.
 
     Args:
         source: folder, `.gguf` file (dequantised on load; needs the extra `gguf`) or hub id.
@@ -87,10 +86,12 @@ def load_policy(
         ModelError: nothing loadable is there, it is a reward or value model, or a weight is
             missing from the files.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    _require_writer(source, trust=trust_remote_code)
-    model = _load(AutoModelForCausalLM, source, dtype=dtype, trust=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    _require_writer(source, config)
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = _load(loader, source, dtype=dtype, trust=trust_remote_code)
     _require_ends(model, source)
     return model
 
@@ -125,17 +126,13 @@ def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
             )
 
 
-def _require_writer(source: str | Path, *, trust: bool) -> None:
+def _require_writer(source: str | Path, config: Any) -> None:
     """Refuse a model whose trunk alone would load and write nonsense: it scores, or fills gaps."""
-    if not (expand(source) / "config.json").is_file():
-        return
-    config = load_config(source, trust_remote_code=trust)
     architecture = (config.architectures or [""])[0]
-    if config.is_encoder_decoder or architecture.endswith(("ForMaskedLM", "ForPreTraining")):
-        does = "rewrites" if config.is_encoder_decoder else "fills gaps in"
+    if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
         raise ModelError(
-            f"{source} is a {architecture or config.model_type}, which {does} a text; name a "
-            "causal language model"
+            f"{source} is a {architecture}, which fills gaps in a text; name a causal language "
+            "model"
         )
     if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
         raise ModelError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from pipeline.models.load import context_length
+from pipeline.models.seq2seq import is_encoder_decoder
 
 OBJECTIONS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What architectures raise where they are asked for something that they can't do."""
@@ -95,12 +96,49 @@ def require_causal(model: Any, source: str | Path) -> None:
     """Refuse a model in which later tokens change what is said of earlier ones.
 
     Raises:
-        ModelError: it is an encoder, or attends to both sides.
+        ModelError: it is an encoder, an encoder-decoder, or attends to both sides.
     """
+    if is_encoder_decoder(model):
+        raise ModelError(
+            f"{source} is a {type(model).__name__}, an encoder-decoder; use a causal language model"
+        )
     if looks_ahead(model):
         raise ModelError(
             f"{source} is a {type(model).__name__}, in which later tokens change what is said of "
             "earlier ones; use a causal language model"
+        )
+
+
+def reads_and_writes(model: Any) -> bool:
+    """Tell whether a model reads with one half and writes with the other, one token at a time."""
+    if not is_encoder_decoder(model):
+        return False
+    device = _device(model)
+    ids = trial_ids(model, 6)
+    read = torch.tensor([ids[:3], [*ids[:2], ids[5]], ids[:3]], device=device)
+    written = torch.tensor([ids[1:4], ids[1:4], [*ids[1:3], ids[4]]], device=device)
+    with on_trial(model) as exact:
+        try:
+            logits = model(input_ids=read, decoder_input_ids=written, use_cache=False).logits
+        except OBJECTIONS:
+            return False
+    unmoved = 1e-5 if exact else 1e-2
+    reads = gap(logits[1], logits[0]) > unmoved
+    return reads and gap(logits[2, :2], logits[0, :2]) < unmoved
+
+
+def require_policy(model: Any, source: str | Path) -> None:
+    """Refuse a model that neither goes on from a text nor reads one and writes another.
+
+    Raises:
+        ModelError: later tokens change what is said of earlier ones, or what is read does nothing.
+    """
+    if not is_encoder_decoder(model):
+        require_causal(model, source)
+    elif not reads_and_writes(model):
+        raise ModelError(
+            f"{source} is a {type(model).__name__}, which does not read a text and write another; "
+            "use a causal language model, or an encoder-decoder such as T5 or BART"
         )
 
 

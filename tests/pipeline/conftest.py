@@ -231,6 +231,45 @@ def save_policy(tmp_path: Path, tiny_policy: Callable[..., Any]) -> Callable[...
     return build
 
 
+@pytest.fixture(scope="session")
+def tiny_pair(tiny_tokenizer: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Return a builder of untrained encoder-decoders with their tokenizers.
+
+    tiny_pair("bart", seed=0, context=64, **shape); T5 has no longest context.
+    """
+
+    def build(architecture: str, *, seed: int = 0, context: int = 64, **shape: Any) -> Any:
+        from data.text.objectives.special_tokens import equip
+        from pipeline.models.architectures import Shape, build_policy
+
+        tokenizer = tiny_tokenizer(288)
+        equip(tokenizer, "span_corruption" if architecture == "t5" else "denoising")
+        sizes = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32, **shape}
+        model = build_policy(
+            architecture,  # type: ignore[arg-type]
+            Shape(kv_heads=2, context_length=context, initializer_range=0.3, **sizes),
+            tokenizer,
+            seed=seed,
+            auto_class="AutoModelForSeq2SeqLM",
+        )
+        return model.eval(), tokenizer
+
+    return build
+
+
+@pytest.fixture
+def save_pair(tmp_path: Path, tiny_pair: Callable[..., Any]) -> Callable[..., Path]:
+    """Return a builder that saves what `tiny_pair` makes: save_pair("t5", folder=None, **shape)."""
+
+    def build(architecture: str, folder: Path | None = None, **shape: Any) -> Path:
+        folder = folder or tmp_path / architecture
+        for part in tiny_pair(architecture, **shape):
+            part.save_pretrained(folder)
+        return folder
+
+    return build
+
+
 FORKED = Path(__file__).with_name("forked.py")
 
 

@@ -39,8 +39,7 @@ def equip(tokenizer: PreTrainedTokenizerBase, objective: ObjectiveName) -> None:
     if objective == "span_corruption":
         if not len(sentinel_ids(tokenizer)):
             tokenizer.add_special_tokens(
-                {"additional_special_tokens": list(SENTINELS)},
-                replace_additional_special_tokens=False,
+                {"extra_special_tokens": list(SENTINELS)}, replace_extra_special_tokens=False
             )
     elif tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})

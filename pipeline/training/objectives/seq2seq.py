@@ -21,7 +21,7 @@ from data.text.objectives.denoising import Noise, spoil
 from data.text.objectives.span_corruption import hide_spans, raw_length
 from data.text.objectives.special_tokens import frame, sentinel_ids
 from data.text.objectives.words import token_kinds
-from pipeline.models.trials import OBJECTIONS, evaluating, gap, on_trial, trial_ids
+from pipeline.models.trials import evaluating, reads_and_writes
 from pipeline.training.objectives.perplexity import perplexity
 from pipeline.training.objectives.rows import IGNORED, Row, on_tensors, seen_mask, stack
 
@@ -208,22 +208,7 @@ def require_encoder_decoder(model: Any, source: str, objective: str) -> None:
     Raises:
         ModelError: naming its class.
     """
-    device = model.get_input_embeddings().weight.device
-    ids = trial_ids(model, 6)
-    read = torch.tensor([ids[:3], [*ids[:2], ids[5]], ids[:3]], device=device)
-    written = torch.tensor([ids[1:4], ids[1:4], [*ids[1:3], ids[4]]], device=device)
-    fits = bool(model.config.is_encoder_decoder)
-    if fits:
-        with on_trial(model) as exact:
-            try:
-                logits = model(input_ids=read, decoder_input_ids=written, use_cache=False).logits
-            except OBJECTIONS:
-                fits = False
-            else:
-                unmoved = 1e-5 if exact else 1e-2
-                reads = gap(logits[1], logits[0]) > unmoved
-                fits = reads and gap(logits[2, :2], logits[0, :2]) < unmoved
-    if not fits:
+    if not reads_and_writes(model):
         raise ModelError(
             f"objective {objective}: {source} is a {type(model).__name__}, which does not read a "
             "text and write another; use an encoder-decoder, such as T5 or BART"

@@ -271,8 +271,9 @@ class TestFit:
         sft = SftSettings(model=str(folder), train=[corpus])
         with pytest.raises(HandOverError, match="fine-tuning starts from a causal language model"):
             check_sft(sft, self._hand("sft", sft=sft))
-        with pytest.raises(ModelError, match="a text; name a causal language model"):
-            load_policy(folder)
+        if architecture == "bert":
+            with pytest.raises(ModelError, match="a text; name a causal language model"):
+                load_policy(folder)
         not_yet = SftSettings(model="base", train=[corpus])
         with pytest.raises(HandOverError, match=r"base learns by objective .*; fine-tuning starts"):
             check_sft(not_yet, self._hand("sft", sft=not_yet, base=context.settings))
