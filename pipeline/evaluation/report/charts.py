@@ -60,7 +60,11 @@ class Chart:
 
 _LOSS = Panel("Loss", {"train/loss": "training", "eval/loss": "held out"})
 PANELS: Mapping[str, Sequence[Panel]] = {
-    "pretrain": (_LOSS, Panel("Bits per byte, held out", {"eval/bits_per_byte": "held out"})),
+    "pretrain": (
+        _LOSS,
+        Panel("Bits per byte, held out", {"eval/bits_per_byte": "held out"}),
+        Panel("Tokens told right, held out", {"eval/accuracy": "held out"}, percent=True),
+    ),
     "sft": (_LOSS,),
     "reward": (
         _LOSS,

@@ -186,6 +186,7 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
         quality_groups=reward_model.quality_groups(report["reward_model"]),
         quality_facts=reward_model.quality_facts(report["reward_model"]),
         stages=view.stage_rows(report),
+        pretraining=view.pretraining_lines(report),
         alarms=view.alarm_rows(report),
         total_time=view.clock(report["seconds"]),
         samples=_samples(report, folders),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from math import exp
 from typing import Any
 
 from data.records import Prompt, turn_text
@@ -11,6 +12,8 @@ from data.words import counted
 from pipeline.evaluation.judge.summary import main_win_rate
 
 SAMPLES = 12
+LARGEST = 700.0
+"""Loss whose exponential is still a float."""
 COLOURS = 8
 FIGURES = (
     ("Gold reward", "gold_reward", "number", "by the embedded world's judge, 0 to 1"),
@@ -30,6 +33,12 @@ MANNERS = (
     ("Invented", "invented", "states something false"),
     ("Admits ignorance", "admits_ignorance", "says that it does not know"),
 )
+FLOORS = (
+    ("", "the model"),
+    ("unigram_", "the most frequent token each time"),
+    ("copy_", "copying alone"),
+)
+"""What metrics of a pretraining objective begin with, and whose they are."""
 Figures = Mapping[str, Any]
 
 
@@ -130,6 +139,23 @@ def stage_rows(report: Figures) -> list[dict[str, str]]:
         ("kind", "reason", "time", "memory", "size", "metric", "value", "digest"), ""
     )
     return rows + [{**blank, "name": n, "kind": n, "state": report["not_done"][n]} for n in left]
+
+
+def pretraining_lines(report: Figures) -> list[str]:
+    """Return what each pretraining stage learned, beside readers that know no language."""
+    lines = []
+    for name, stage in report["stages"].items():
+        metrics = stage["metrics"]
+        if name in report["not_done"] or metrics.get("eval/unigram_accuracy") is None:
+            continue
+        told = [
+            f"{number(metrics[accuracy], 'percent')} right and a perplexity of "
+            f"{number(exp(min(metrics[f'eval/{key}loss'], LARGEST)))} by {what}"
+            for key, what in FLOORS
+            if metrics.get(accuracy := f"eval/{key}accuracy") is not None
+        ]
+        lines.append(f"{name}, of the tokens asked for in held-out text: {'; '.join(told)}.")
+    return lines
 
 
 def alarm_rows(report: Figures) -> list[dict[str, str]]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.training.corpus import Corpus
     from pipeline.training.language_model import LmTrainer
     from pipeline.training.objectives.masked import Masked
+    from pipeline.training.objectives.rows import Asking
     from pipeline.training.objectives.seq2seq import Denoising, SpanCorruption
 
 CLASSES: Mapping[str, tuple[Head, str]] = {
@@ -165,7 +166,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     _save(context, trainer, tokenizer)
     return {
         **last,
-        **_floor(context, trainer, last),
+        **_floors(context, trainer, objective, last),
         **corpus.counts,
         "parameters": model.num_parameters(),
         "steps": steps,
@@ -277,21 +278,25 @@ def _require_documents(context: StageContext[PretrainSettings], corpus: Corpus) 
         )
 
 
-def _floor(
-    context: StageContext[PretrainSettings], trainer: LmTrainer, last: Mapping[str, float]
+def _floors(
+    context: StageContext[PretrainSettings],
+    trainer: LmTrainer,
+    objective: Asking | None,
+    last: Mapping[str, float],
 ) -> dict[str, float]:
-    """Return what frequencies of tokens alone predict of held-out text; none for the next token."""
-    from pipeline.training.objectives.rows import spread_rows, unigram_floor
+    """Return what a reader without language tells of held-out text; none for the next token."""
+    from pipeline.training.objectives.rows import floors, spread_rows
 
-    if trainer.heldout is None or context.settings.objective == "causal":
+    if objective is None or trainer.heldout is None:
         return {}
     counted = spread_rows(trainer.train, COUNTED, epoch=0)
-    floor = unigram_floor(trainer.asks, counted, trainer.heldout_rows())
+    found = floors(objective, counted, trainer.heldout_rows())
     context.say(
         f"held out: loss {last['eval/loss']:.3f}, accuracy {last['eval/accuracy']:.1%}; by "
-        f"frequency alone {floor['unigram_loss']:.3f}, {floor['unigram_accuracy']:.1%}"
+        f"frequency alone {found['unigram_loss']:.3f}, {found['unigram_accuracy']:.1%}; by "
+        f"copying {found['copy_loss']:.3f}, {found['copy_accuracy']:.1%}"
     )
-    return {f"eval/{name}": value for name, value in floor.items()}
+    return {f"eval/{name}": value for name, value in found.items()}
 
 
 def _save(

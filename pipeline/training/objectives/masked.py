@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.errors import ModelError
+from data.text.objectives.copying import copy_left
 from data.text.objectives.masked import mask_tokens, pair_up
 from data.text.objectives.special_tokens import frame
 from data.text.objectives.words import token_kinds, word_numbers
@@ -172,6 +173,10 @@ class Masked:
         second = np.concatenate([pair.second, end])
         ids_T = np.concatenate([first, second]).astype(np.int64)
         return ids_T, (np.arange(len(ids_T)) >= len(first)).astype(np.int64), pair.follows
+
+    def copied(self, batch: MaskedBatch) -> Ids:
+        """Return what stands in place of each hidden token, where that is no mask."""
+        return copy_left(batch.tokens_BT.numpy(), self.mask_id)
 
     def summed_loss(self, model: Any, batch: MaskedBatch) -> Tensor:
         """Return the cross-entropy of hidden tokens, and of pairs at the weight of their rows."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.text.objectives.copying import NOTHING
+
 if TYPE_CHECKING:
     from data.text.packing import Chunk, Ids, PackedShards
 
@@ -99,6 +101,14 @@ class Objective(Protocol):
         ...
 
 
+class Asking(Objective, Protocol):
+    """An objective of which a reader without language knows something, too."""
+
+    def copied(self, batch: Any) -> Ids:
+        """Return what such a reader says in place of each target, `NOTHING` where it is silent."""
+        ...
+
+
 def on_tensors(batch: B, change: Callable[[Tensor], Tensor]) -> B:
     """Return a batch with its tensors changed, and all else as it is."""
     parts = [change(part) if isinstance(part, Tensor) else part for part in batch]
@@ -126,27 +136,42 @@ def grouped(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def unigram_floor(
-    objective: Objective, learned: Sequence[Row], judged: Sequence[Row]
-) -> dict[str, float]:
-    """Return how well frequencies alone predict what an objective asks of rows.
+def floors(objective: Asking, learned: Sequence[Row], judged: Sequence[Row]) -> dict[str, float]:
+    """Return how well a reader that knows no language does on what an objective asks of rows.
+
+    `unigram` goes by how often each token is asked for, `copy` by what `copied` says, and where
+    that says nothing by the frequencies. Its probability is how often it is right.
 
     Args:
         objective: makes batches with `targets_BT`.
         learned: rows whose targets are counted, each one more often than it occurs.
         judged: rows whose targets are predicted.
     """
-    targets = _targets(objective, judged)
+    before_N, copied_N = _asked(objective, learned)
     counts = np.ones(learned[0].shards.about.vocabulary_size)
-    counts += np.bincount(_targets(objective, learned), minlength=len(counts))
-    nats = -np.log(counts / counts.sum())
+    counts += np.bincount(before_N, minlength=len(counts))
+    shares, most = counts / counts.sum(), counts.argmax()
+    right = 1 + (copied_N == before_N).sum()
+    trust = right / (2 + (copied_N != NOTHING).sum())
+    targets_N, copied_N = _asked(objective, judged)
+    share_N, says_N = shares[targets_N], copied_N != NOTHING
+    mixed_N = trust * (copied_N == targets_N) + (1 - trust) * share_N
+    guess_N = np.where(says_N, copied_N, most)
     return {
-        "unigram_loss": float(nats[targets].mean()),
-        "unigram_accuracy": float(np.mean(targets == counts.argmax())),
+        "unigram_loss": float(-np.log(share_N).mean()),
+        "unigram_accuracy": float(np.mean(targets_N == most)),
+        "copy_loss": float(-np.log(np.where(says_N, mixed_N, share_N)).mean()),
+        "copy_accuracy": float(np.mean(targets_N == guess_N)),
     }
 
 
-def _targets(objective: Objective, rows: Sequence[Row]) -> Ids:
-    """Return all ids that are asked for."""
-    found = [objective.batch(group).targets_BT.numpy() for group in grouped(rows, 16)]
-    return np.concatenate([part[part != IGNORED] for part in found])
+def _asked(objective: Asking, rows: Sequence[Row]) -> tuple[Ids, Ids]:
+    """Return all ids that are asked for, and what copying says of each."""
+    found: list[tuple[Ids, Ids]] = []
+    for group in grouped(rows, 64):
+        batch = objective.batch(group)
+        targets_BT = batch.targets_BT.numpy()
+        asked_BT = targets_BT != IGNORED
+        found.append((targets_BT[asked_BT], objective.copied(batch)[asked_BT]))
+    targets, copied = zip(*found, strict=True)
+    return np.concatenate(targets), np.concatenate(copied)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.errors import ModelError
+from data.text.objectives.copying import copy_on, count_on
 from data.text.objectives.denoising import Noise, spoil
 from data.text.objectives.span_corruption import hide_spans, raw_length
 from data.text.objectives.special_tokens import frame, sentinel_ids
@@ -90,6 +91,10 @@ class _Seq2Seq(ABC):
     @abstractmethod
     def _hide(self, ids_T: Ids, generator: np.random.Generator) -> tuple[Ids, Ids]:
         """Return what is read and what is to be written, without frames."""
+
+    @abstractmethod
+    def copied(self, batch: Seq2SeqBatch) -> Ids:
+        """Return what a reader that knows no language would write (B, S)."""
 
     def batch(self, rows: Sequence[Row]) -> Seq2SeqBatch:
         """Return rows with something hidden, as their seed, number and epoch have it."""
@@ -173,6 +178,11 @@ class SpanCorruption(_Seq2Seq):
             generator=generator,
         )
 
+    def copied(self, batch: Seq2SeqBatch) -> Ids:
+        """Return the sentinels in their order, which no language tells."""
+        read, given = batch.tokens_BT.numpy(), batch.given_BS.numpy()
+        return count_on(read, given, self.sentinels, self.frame.end[-1])
+
 
 @dataclass
 class Denoising(_Seq2Seq):
@@ -200,6 +210,10 @@ class Denoising(_Seq2Seq):
             ids_T, noise=self.noise, ends_T=ends_T, mask_id=self.mask_id, generator=generator
         )
         return spoiled, ids_T
+
+    def copied(self, batch: Seq2SeqBatch) -> Ids:
+        """Return what follows, in the row that is read, on what was just written."""
+        return copy_on(batch.tokens_BT.numpy(), batch.given_BS.numpy(), self.mask_id)
 
 
 def require_encoder_decoder(model: Any, source: str, objective: str) -> None:

@@ -78,6 +78,9 @@ def test_a_stage_gets_the_panels_it_logged() -> None:
         "Second judge, prompts kept apart",
     ]
     assert stage_charts("ppo", [{"step": 0, "objective/kl": float("nan")}]) == []
+    learned = [{"step": i, "eval/loss": 1.0, "eval/accuracy": 0.5} for i in range(5)]
+    titles = [chart.title for chart in stage_charts("pretrain", learned)]
+    assert titles == ["Loss", "Tokens told right, held out"]
     assert stage_charts("tokenizer", []) == []
     assert [c.title for c in stage_charts("another", [{"step": 0, "train/loss": 1}])] == ["Loss"]
 

@@ -37,8 +37,9 @@ QUALITY = {
 
 
 def stage(
-    run: Path, name: str, kind: str, *, rows: list[dict[str, Any]] | None = None, **files: Any
-) -> Artifact:
+    run: Path, name: str, kind: str, *, rows: list[dict[str, Any]] | None = None,
+    metrics: Mapping[str, float] | None = None, **files: Any,
+) -> Artifact:  # fmt: skip
     """Publish a stage that left these JSON files and these metrics."""
     folder = run / name
     folder.mkdir(parents=True)
@@ -56,7 +57,7 @@ def stage(
         seed=3,
         seconds=12.5,
         peak_rss_mb=800,
-        metrics={"eval/loss": 1.25},
+        metrics=dict(metrics or {"eval/loss": 1.25}),
         processes=1,
         device="cpu",
     )
@@ -236,14 +237,16 @@ def test_every_section_of_a_whole_run_is_there(run: Path) -> None:
 
 def test_a_run_without_judges_has_the_sections_it_can_have(run: Path) -> None:
     rows = [{"step": i, "train/loss": 1.0} for i in range(3)]
+    learned = {f"eval/{k}{what}": 0.5 for k in ("", "unigram_") for what in ("loss", "accuracy")}
     artifacts = {
         "words": stage(run, "words", "tokenizer"),
-        "base": stage(run, "base", "pretrain", rows=rows),
+        "base": stage(run, "base", "pretrain", rows=rows, metrics=learned),
     }
     report, html = written(run, artifacts)
     assert report["checkpoints"] == {}
     assert report["win_rates"] == []
     assert report["reward_model"] is None
+    assert "base, of the tokens asked for in held-out text: 50.0" in html
     assert set(re.findall(r'<section id="([a-z-]+)"', html)) == {"training", "stages"}
 
 

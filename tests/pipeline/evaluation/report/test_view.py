@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from data.records import chat
@@ -11,6 +13,7 @@ from pipeline.evaluation.report.view import (
     clock,
     interval,
     number,
+    pretraining_lines,
     prompt_text,
     sample_groups,
 )
@@ -83,3 +86,23 @@ def test_shares_over_no_pairs_are_left_out() -> None:
         "Reward model", "The longer answer wins", "The shorter answer wins",
     ]  # fmt: skip
     assert quality_rows(None) == []
+
+
+def test_what_pretraining_learned_stands_beside_what_no_language_tells() -> None:
+    learned = {
+        "eval/loss": math.log(4), "eval/accuracy": 0.6, "eval/unigram_loss": math.log(100),
+        "eval/unigram_accuracy": 0.07, "eval/copy_loss": math.log(50), "eval/copy_accuracy": 0.125,
+    }  # fmt: skip
+    stages = {
+        "base": {"metrics": learned}, "gone": {"metrics": learned},
+        "causal": {"metrics": {"eval/loss": 1.0}},
+    }  # fmt: skip
+    (line,) = pretraining_lines({"stages": stages, "not_done": {"gone": "outdated"}})
+    assert line == (
+        "base, of the tokens asked for in held-out text: 60.0\u00a0% right and a perplexity of "
+        "4.00 by the model; 7.0\u00a0% right and a perplexity of 100.00 by the most frequent token "
+        "each time; 12.5\u00a0% right and a perplexity of 50.00 by copying alone."
+    )
+    earlier = {k: v for k, v in learned.items() if "copy" not in k}
+    (line,) = pretraining_lines({"stages": {"base": {"metrics": earlier}}, "not_done": {}})
+    assert "copying" not in line

@@ -140,6 +140,8 @@ def test_learns_more_than_frequencies(
     metrics = run(pretrain(architecture, **options))
     assert metrics["eval/loss"] < 0.85 * metrics["eval/unigram_loss"]
     assert metrics["eval/accuracy"] > metrics["eval/unigram_accuracy"] + 0.2
+    assert metrics["eval/accuracy"] > metrics["eval/copy_accuracy"] + 0.05
+    assert metrics["eval/loss"] < metrics["eval/copy_loss"] < metrics["eval/unigram_loss"]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart"])
