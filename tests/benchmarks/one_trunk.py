@@ -10,26 +10,19 @@ repeated. A row a seed: gold reward after PPO of both, their memory and seconds;
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-from over_seeds import copy_stages, over_seeds, rlhf_run
+from over_seeds import copy_stages, over_seeds, report_of, rlhf_run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart_one_trunk.yaml"
 BEFORE = ("tokenizer", "base", "sft", "rankings", "rankings_heldout")
 
 
-def report(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
-    return found
-
-
 def figures(run: Path) -> tuple[float, float, float]:
     """Return gold reward after PPO, PPO's peak memory in MB and its seconds."""
-    found = report(run)
+    found = report_of(run)
     stage = found["stages"]["ppo"]
     return found["checkpoints"]["ppo"]["gold_reward"], stage["peak_rss_mb"], stage["seconds"]
 

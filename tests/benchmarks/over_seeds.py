@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -18,6 +20,12 @@ def rlhf_run(recipe: Path, run: Path, *options: str) -> None:
     rlhf = Path(sys.executable).with_name("rlhf")
     command = [str(rlhf), "run", str(recipe), "--out", str(run), "--quiet", *options]
     subprocess.run(command, check=True)
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    """Return the report of a finished run."""
+    found: dict[str, Any] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    return found
 
 
 def copy_stages(source: Path, run: Path, stages: Sequence[str]) -> None:
