@@ -32,14 +32,14 @@ from pretraining import timed
 
 ROOT = Path(__file__).parents[2]
 HIDDEN, HEADS, LAYERS = 256, 4, 4
-SIDES = {
-    "causal": "gpt2",
-    "masked": "bert",
-    "span_corruption": "t5",
-    "denoising": "bart",
-    "trainer": "bert",
+SIDES: dict[str, tuple[Any, Any, Any]] = {
+    "causal": ("causal", "gpt2", "causal"),
+    "masked": ("masked", "bert", "masked"),
+    "span_corruption": ("span_corruption", "t5", "seq2seq"),
+    "denoising": ("denoising", "bart", "seq2seq"),
+    "trainer": ("masked", "bert", "masked"),
 }
-"""Objective, or the peer -> architecture."""
+"""Side -> objective, architecture and kind of head."""
 SENTENCE = 15
 """Words of a sentence."""
 
@@ -133,7 +133,7 @@ def words(given: argparse.Namespace) -> Any:
 
     from data.text.objectives.special_tokens import equip, special_tokens
 
-    objective = "masked" if given.role == "trainer" else given.role
+    objective, _, _ = SIDES[given.role]
     special = ["<|pad|>", "<|bos|>", "<|endoftext|>", *special_tokens(objective)]
     text = [
         f"w{n}." if n % SENTENCE == 0 else f"w{n}" for n in range(len(special), given.vocabulary)
@@ -156,8 +156,7 @@ def model(given: argparse.Namespace, tokenizer: Any) -> Any:
     from pipeline.contract.heads import AUTO_CLASSES
     from pipeline.models.architectures import Shape, build_policy
 
-    architecture = SIDES[given.role]
-    head = {"gpt2": "causal", "bert": "masked"}.get(architecture, "seq2seq")
+    _, architecture, head = SIDES[given.role]
     shape = Shape(
         hidden_size=HIDDEN, layers=LAYERS if head != "seq2seq" else LAYERS // 2, heads=HEADS,
         kv_heads=HEADS, intermediate_size=4 * HIDDEN, context_length=2 * given.length,
@@ -170,7 +169,8 @@ def text(given: argparse.Namespace, length: int) -> list[list[int]]:
     import numpy as np
 
     rows = given.rows * (given.warmup + given.steps)
-    return np.random.default_rng(0).integers(150, given.vocabulary, (rows, length)).tolist()
+    drawn = np.random.default_rng(0).integers(150, given.vocabulary, (rows, length))
+    return [[int(word) for word in row] for row in drawn]
 
 
 def ours(given: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
