@@ -4,6 +4,7 @@ import pytest
 
 from data.errors import UsageError
 from pipeline.estimate.model.hardware import GIB, TABLE, parse_gpus
+from pipeline.models.load import bf16_supported
 
 
 def test_a_known_accelerator_by_name_and_number() -> None:
@@ -33,6 +34,8 @@ def test_the_processor_of_this_machine_is_measured() -> None:
     assert one.accelerator.memory == pytest.approx(2 * two.accelerator.memory)
     assert one.accelerator.fp32 > 1e8
     assert "measured" in one.accelerator.note
+    has_bf16 = bf16_supported("cpu")
+    assert (one.accelerator.bf16 > 0) == ("in bf16" in one.accelerator.note) == has_bf16
 
 
 @pytest.mark.parametrize(
