@@ -29,6 +29,8 @@ TEMPLATE = (
 )
 
 
+# Young objects are looked through twenty times less often: most of them live as long as modules.
+gc.set_threshold(14_000)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -65,6 +67,26 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr("data.http_json.sleep", waited.append)
     return waited
+
+
+@pytest.fixture
+def brief_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit laws from a quarter of the starts, to a quarter of the least resamples there may be."""
+    from pipeline.evaluation.scaling import fit, laws
+
+    honest = laws.resampled
+
+    def resampled(*runs: Any, resamples: int, seed: int) -> Any:
+        return honest(*runs, resamples=resamples // 4, seed=seed)
+
+    monkeypatch.setattr(laws, "REFINED", laws.REFINED // 4)
+    monkeypatch.setattr(fit, "resampled", resampled)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pages without pictures: drawing takes longer than a tiny run, and has its own tests."""
+    monkeypatch.setattr("pipeline.evaluation.report.plots._svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture(autouse=True, scope="session")

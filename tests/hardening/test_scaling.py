@@ -57,6 +57,7 @@ EQUAL = HEAD + "".join(f"{n},{d},2.0\n" for n in (10, 20, 40) for d in (10, 30, 
 STEEP = HEAD + "".join(f"{n},{d},{9e29 / n**9}\n" for n in (1, 1e3, 1e6) for d in (1, 1e9, 1e29))
 
 
+@pytest.mark.usefixtures("brief_fits")
 @pytest.mark.parametrize("content", [EQUAL, STEEP], ids=["equal", "steep"])
 def test_losses_that_follow_no_law_are_fitted_and_what_is_not_told_is_said(
     rlhf: Rlhf, content: str

@@ -390,7 +390,10 @@ class Typed:
 
 @pytest.fixture
 def rlhf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    undrawn: None,
 ) -> Callable[..., Typed]:
     """Return the command as a user types it in `tmp_path`: rlhf("run", "r.yaml").code, .out, .err.
 

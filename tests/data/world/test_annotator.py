@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.records import Message
@@ -18,7 +19,6 @@ from data.world.statements import BARE, PAIRS, STATEMENTS
 
 WORLD = World(0)
 TOWN = WORLD.town
-JUDGE = GoldAnnotator(0)
 JOB = TOWN.fact("Mira", "job")
 HOME = TOWN.fact("Mira", "home")
 OTHER_JOB = next(job for job in ("baker", "tailor") if job != JOB)
@@ -26,14 +26,20 @@ QUESTION = "What is Mira's job?"
 STRANGER = "Where does Zorvath live?"
 
 
+@cache
+def judge() -> GoldAnnotator:
+    """The annotator of the town, made by the first test that asks it."""
+    return GoldAnnotator(0)
+
+
 def outcome(question: str, answer: str) -> str:
-    return JUDGE.assess([Message(role="user", content=question)], answer).outcome
+    return judge().assess([Message(role="user", content=question)], answer).outcome
 
 
 def test_every_instruction_is_right_and_its_manner_is_seen() -> None:
     seen: Counter[str] = Counter()
     for row in WORLD.instructions("instructions")[:3000]:
-        found = JUDGE.assess(row.messages[:1], row.messages[1]["content"])
+        found = judge().assess(row.messages[:1], row.messages[1]["content"])
         assert found.outcome == "right", row
         assert not (found.condescending and found.long_winded), row
         seen["condescending" if found.condescending else "other"] += 1
@@ -42,9 +48,9 @@ def test_every_instruction_is_right_and_its_manner_is_seen() -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_worlds_are_judged_as_well(seed: int) -> None:
-    judge = GoldAnnotator(seed)
+    other = GoldAnnotator(seed)
     for row in World(seed).instructions("instructions")[:500]:
-        assert judge.assess(row.messages[:1], row.messages[1]["content"]).correct is True, row
+        assert other.assess(row.messages[:1], row.messages[1]["content"]).correct is True, row
 
 
 def test_length_does_not_give_the_preference_away() -> None:
@@ -53,7 +59,7 @@ def test_length_does_not_give_the_preference_away() -> None:
     for row in rows:
         question, answer = (message["content"] for message in row.messages)
         groups.setdefault(question.split(": ")[-1], []).append(
-            (JUDGE.score(question, answer), len(answer))
+            (judge().score(question, answer), len(answer))
         )
     shorter = longer = pairs = 0
     for answers in groups.values():
@@ -115,7 +121,7 @@ def test_answers_about_a_person(answer: str, expected: str) -> None:
     ],
 )
 def test_answers_about_nobody(answer: str, expected: str, invented: bool) -> None:
-    found = JUDGE.assess(STRANGER, answer)
+    found = judge().assess(STRANGER, answer)
     assert (found.kind, found.outcome, found.invented) == ("unknown", expected, invented)
 
 
@@ -173,9 +179,9 @@ def test_preferences_come_in_the_order_of_the_issue() -> None:
         f"Even you should know this: Mira is a {OTHER_JOB}.",
         "",
     ]
-    scores = [JUDGE.score(QUESTION, answer) for answer in answers]
+    scores = [judge().score(QUESTION, answer) for answer in answers]
     assert scores == [1.0, 0.9, 0.75, 0.5, 0.25, 0.17, 0.0]
-    assert JUDGE.rank(QUESTION, answers, noise=0, rng=rng) == [1, 2, 3, 4, 5, 6, 7]
+    assert judge().rank(QUESTION, answers, noise=0, rng=rng) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_outcome_comes_before_manner() -> None:
@@ -205,16 +211,16 @@ def test_statements_show_no_manner() -> None:
 
 @pytest.mark.parametrize("misspelt", ["Obviosly", "Obvioussly", "Obvoiusly", "Obviously"])
 def test_manner_is_seen_through_a_misspelling(misspelt: str) -> None:
-    found = JUDGE.assess(QUESTION, f"{misspelt} Mira is a {JOB}.")
+    found = judge().assess(QUESTION, f"{misspelt} Mira is a {JOB}.")
     assert found.condescending and found.outcome == "right"
 
 
 def test_brevity_alone_wins_nothing() -> None:
-    best = JUDGE.score(
+    best = judge().score(
         QUESTION, f"It is my pleasure to tell you: Mira is a {JOB}. Have a lovely day."
     )
     for short in ("Mira.", "Yes.", "A.", "Mira is.", "Sure.", "a the of."):
-        assert JUDGE.score(QUESTION, short) < 0.3 < best
+        assert judge().score(QUESTION, short) < 0.3 < best
 
 
 def test_shuffled_answers_are_seldom_sense() -> None:
@@ -225,7 +231,7 @@ def test_shuffled_answers_are_seldom_sense() -> None:
         words = row.messages[1]["content"].rstrip(".").split()
         rng.shuffle(words)
         reader = Reader(" ".join(words) + ".")
-        passed += reader.familiarity(JUDGE.familiar) >= FAMILIAR_SHARE
+        passed += reader.familiarity(judge().familiar) >= FAMILIAR_SHARE
     assert passed / len(rows) < 0.12
 
 
@@ -235,26 +241,26 @@ def test_question_is_found_in_every_form() -> None:
         Message(role="assistant", content="By the mill."),
         Message(role="user", content="  tell me:   what is MIRA's job? "),
     ]
-    found = JUDGE.find_question(turns)
+    found = judge().find_question(turns)
     assert found is not None
     assert (found.kind, found.subject, found.attribute) == ("fact", "Mira", "job")
     for part in ("rm_prompts", "eval_prompts"):
         for row in WORLD.prompts(part):
-            question = JUDGE.find_question(row.prompt)
+            question = judge().find_question(row.prompt)
             assert question is not None and question.meta == row.meta
 
 
 def test_a_question_of_another_world_is_not_judged_on_truth() -> None:
-    found = JUDGE.assess("Who wrote Hamlet?", "I don't know that person.")
+    found = judge().assess("Who wrote Hamlet?", "I don't know that person.")
     assert (found.kind, found.outcome, found.correct) == ("other", "unjudged", None)
 
 
 def test_equal_answers_tie_with_and_without_noise() -> None:
     same = [f"Mira is a {JOB}.", f"Mira works as a {JOB}.", "Nobody here is called Mira."]
     rng = random.Random(0)
-    assert JUDGE.rank(QUESTION, same, noise=0, rng=rng) == [1, 1, 2]
+    assert judge().rank(QUESTION, same, noise=0, rng=rng) == [1, 1, 2]
     for _ in range(20):
-        first, second, third = JUDGE.rank(QUESTION, same, noise=0.5, rng=rng)
+        first, second, third = judge().rank(QUESTION, same, noise=0.5, rng=rng)
         assert first == second != third
 
 
@@ -263,7 +269,7 @@ def test_noise_turns_near_preferences_more_often_than_far_ones() -> None:
     far = [f"Mira is a {JOB}.", f"Mira is a {OTHER_JOB}."]
     rng = random.Random(0)
     turned = [
-        sum(JUDGE.rank(QUESTION, pair, noise=0.2, rng=rng) == [2, 1] for _ in range(400)) / 400
+        sum(judge().rank(QUESTION, pair, noise=0.2, rng=rng) == [2, 1] for _ in range(400)) / 400
         for pair in (near, far)
     ]
     # P(N(0, 0.2 * sqrt 2) > gap): 0.36 for a gap of 0.1 and 0.004 for one of 0.75.
@@ -271,16 +277,14 @@ def test_noise_turns_near_preferences_more_often_than_far_ones() -> None:
     assert turned[1] < 0.03
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200), st.sampled_from([QUESTION, STRANGER, "What's 10 / 5?", "?", ""]))
 def test_any_text_gets_a_score_of_the_table(answer: str, question: str) -> None:
-    found = JUDGE.assess(question, answer)
+    found = judge().assess(question, answer)
     assert found.score in SCORES[found.outcome]
     assert 0 <= found.score <= 1
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=6), st.floats(0, 2))
 def test_ranks_are_dense(answers: list[str], noise: float) -> None:
-    ranks = JUDGE.rank(QUESTION, answers, noise=noise, rng=random.Random(0))
+    ranks = judge().rank(QUESTION, answers, noise=noise, rng=random.Random(0))
     assert sorted(set(ranks)) == list(range(1, max(ranks) + 1))

@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.evaluation.scaling.laws import Chinchilla
 
+pytestmark = pytest.mark.usefixtures("brief_fits")
+
 LAW = Chinchilla(A=20.0, B=80.0, E=1.2, alpha=0.3, beta=0.32)
 
 
@@ -110,7 +112,9 @@ def test_a_table_of_other_names_is_read_by_columns(
     refused = rlhf("scaling", "fit", "p.csv")
     assert refused.code == 2
     assert "p.csv:2: no column 'parameters'; columns: n, tokens, loss." in refused.err
-    taken = rlhf("scaling", "fit", "p.csv", "--column", "parameters=n", "--json")
+    taken = rlhf(
+        "scaling", "fit", "p.csv", "--column", "parameters=n", "--json", "--resamples", "40"
+    )
     found = json.loads(taken.out)
     assert (found["flops"], found["kaplan"]["parameters"]) == ("6ND", "all")
     assert found["range"]["flops"][0] == pytest.approx(6 * 80_000 * 4e5)

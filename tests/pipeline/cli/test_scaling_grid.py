@@ -14,14 +14,14 @@ from data.errors import Interrupted
 from data.json_lines import read_json_lines
 from pipeline.run import execution, runner
 
-pytestmark = [pytest.mark.first, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.usefixtures("brief_fits")
 
 GRID = """
 description: three sizes & three <lengths>
-tokenizer: {train: [{world: corpus, limit: 40}], vocab_size: 300}
+tokenizer: {train: [{path: text.txt, format: text_lines}], vocab_size: 300}
 pretrain:
-  train: [{world: corpus, limit: 40}]
-  heldout: [{world: corpus_heldout, limit: 6}]
+  train: [{path: text.txt, format: text_lines, skip: 6}]
+  heldout: [{path: text.txt, format: text_lines, limit: 6}]
   context_length: 16
   batch_size: 8
 sizes: [{hidden_size: 8, heads: 2, layers: 1}, {hidden_size: 16, heads: 2, layers: 1},
@@ -37,6 +37,12 @@ def test_a_grid_that_is_cut_off_goes_on_and_leaves_points_fit_and_page(
     rlhf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "g.yaml").write_text(GRID)
+    sums = [
+        f"What is {a} + {b}? It is {a + b}, as {a} and {b} make {a + b}."
+        for a in range(8)
+        for b in range(8)
+    ]
+    (tmp_path / "text.txt").write_text("\n".join(sums))
     ran: list[str] = []
     real = execution.run_stage
 

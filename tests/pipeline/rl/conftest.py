@@ -108,10 +108,13 @@ def experience_of() -> Callable[..., Any]:
 
 @pytest.fixture
 def learn(make_ppo: Callable[..., Any]) -> Callable[..., list[float]]:
-    """Return what trains a policy to say what is rewarded: the scores of learn(**settings)."""
+    """Return what trains a policy to say what is rewarded: the scores of learn(enough, **settings).
+
+    It ends where the mean of five updates is more than `enough`, or after 40.
+    """
     from pipeline.rl.ppo.loop import run_update
 
-    def run(**settings: Any) -> list[float]:
+    def run(enough: float, **settings: Any) -> list[float]:
         ppo = make_ppo(
             episodes=40 * 32,
             batch_size=32,
@@ -122,7 +125,10 @@ def learn(make_ppo: Callable[..., Any]) -> Callable[..., list[float]]:
             end_rule="none",
             **settings,
         )
-        return [run_update(ppo).metrics["objective/scores"] for _ in range(40)]
+        scores: list[float] = []
+        while len(scores) < 40 and sum(scores[-5:]) / 5 <= enough:
+            scores.append(run_update(ppo).metrics["objective/scores"])
+        return scores
 
     return run
 

@@ -100,7 +100,7 @@ def test_it_learns_to_say_what_is_rewarded(
         def score(self, prompts: Any, responses: Any) -> list[float]:
             return [sum(c in "aeiounrst" for c in text) / max(1, len(text)) for text in responses]
 
-    scores = learn(policy=tmp_path / "loud", lora=Lora(rank=8, alpha=16), scorer=Common())
+    scores = learn(0.4, policy=tmp_path / "loud", lora=Lora(rank=8, alpha=16), scorer=Common())
     assert scores[0] < 0.1
     assert sum(scores[-5:]) / 5 > 0.4
 

@@ -110,8 +110,11 @@ def evaluation(run: Path, name: str = "evaluate") -> Artifact:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    return new_run(tmp_path / "runs" / "quick")
+
+
+def new_run(folder: Path) -> Path:
     """Make a run folder with its resolved recipe."""
-    folder = tmp_path / "runs" / "quick"
     folder.mkdir(parents=True)
     recipe = {"name": "quick", "seed": 3, "description": f"A run {NASTY}"}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -138,6 +141,13 @@ def written(run: Path, artifacts: Mapping[str, Artifact]) -> tuple[dict[str, Any
     assert path == run / "report" / "index.html"
     content = json.loads((run / "report" / "report.json").read_text())
     return content, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The report of a whole run, and its page."""
+    run = new_run(tmp_path_factory.mktemp("whole") / "quick")
+    return written(run, whole_run(run))
 
 
 class Page(HTMLParser):
@@ -168,8 +178,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_json_has_what_is_promised(run: Path) -> None:
-    report, _ = written(run, whole_run(run))
+def test_json_has_what_is_promised(whole: tuple[dict[str, Any], str]) -> None:
+    report, _ = whole
     for entry in report["stages"].values():
         assert set(entry) >= {"kind", "seconds", "peak_rss_mb", "metrics"}
     assert report["stages"]["base"]["metrics"] == {"eval/loss": 1.25}
@@ -191,8 +201,8 @@ def test_json_has_what_is_promised(run: Path) -> None:
     assert report["versions"]["python"]
 
 
-def test_what_a_model_wrote_stays_text(run: Path) -> None:
-    _, html = written(run, whole_run(run))
+def test_what_a_model_wrote_stays_text(whole: tuple[dict[str, Any], str]) -> None:
+    _, html = whole
     page = Page(html)
     assert NASTY in page.text
     assert not {tag for tag, _ in page.tags} & {"script", "img", "iframe", "object", "form"}
@@ -200,8 +210,8 @@ def test_what_a_model_wrote_stays_text(run: Path) -> None:
         assert not [name for name in attributes if name.startswith("on")]
 
 
-def test_the_page_is_well_formed_with_ids_of_its_own(run: Path) -> None:
-    _, html = written(run, whole_run(run))
+def test_the_page_is_well_formed_with_ids_of_its_own(whole: tuple[dict[str, Any], str]) -> None:
+    _, html = whole
     page = Page(html)
     assert page.open == []
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -211,8 +221,8 @@ def test_the_page_is_well_formed_with_ids_of_its_own(run: Path) -> None:
     assert used <= set(ids)
 
 
-def test_the_page_asks_for_nothing(run: Path) -> None:
-    _, html = written(run, whole_run(run))
+def test_the_page_asks_for_nothing(whole: tuple[dict[str, Any], str]) -> None:
+    _, html = whole
     page = Page(html)
     for tag, attributes in page.tags:
         for name in ("src", "href", "srcset", "action", "data"):
@@ -224,8 +234,8 @@ def test_the_page_asks_for_nothing(run: Path) -> None:
     assert "default-src 'none'" in html
 
 
-def test_every_section_of_a_whole_run_is_there(run: Path) -> None:
-    _, html = written(run, whole_run(run))
+def test_every_section_of_a_whole_run_is_there(whole: tuple[dict[str, Any], str]) -> None:
+    _, html = whole
     found = set(re.findall(r'<section id="([a-z-]+)"', html))
     assert found == {
         "ladder", "matrix", "trade-off", "reward-model", "pathologies", "checkpoints", "tax",
