@@ -2,7 +2,8 @@
 
 An answer is read in three ways side by side: `strict` (behind `#### `), `flexible` (lm-eval's last
 number), and `person` (`numbers.read_number`). With several samples a question, `maj@k` is the
-accuracy of their majority (self-consistency), unbiased for each k up to their number.
+accuracy of their majority (self-consistency), unbiased for each k up to their number. Of answers
+with calculator's marks it is told how many have a slip, a result that is not the calculator's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.evaluation.benchmarks.numbers import read_flexible, read_number, r
 from pipeline.evaluation.benchmarks.rows import read_with_examples
 from pipeline.evaluation.benchmarks.settings import Gsm8kSettings
 from pipeline.generation.generate import Sampling
+from pipeline.generation.tools.marks import slips
 
 _MARKS = re.compile(r"<<[^<>]*>>")
 """The calculator's marks in the worked answers, which nobody would write."""
@@ -72,16 +74,15 @@ def ask(
             )
             for one in problems
         ]
-        answers = iter(
-            write_answers(
-                subject,
-                [prompt for prompt in prompts for _ in range(task.samples)],
-                sampling=sampling,
-                label=task.called,
-                seed=subject.seed + draw,
-                until=UNTIL if subject.plain else (),
-            )
+        all_answers = write_answers(
+            subject,
+            [prompt for prompt in prompts for _ in range(task.samples)],
+            sampling=sampling,
+            label=task.called,
+            seed=subject.seed + draw,
+            until=UNTIL if subject.plain else (),
         )
+        marked, answers = any("<<" in one.text for one in all_answers), iter(all_answers)
         for index, (one, prompt) in enumerate(zip(problems, prompts, strict=True)):
             written = [next(answers) for _ in range(task.samples)]
             yield {
@@ -93,6 +94,7 @@ def ask(
                 "responses": [each.text for each in written],
                 "ended": [each.ended for each in written],
                 "readings": readings(one.answer, [each.text for each in written]),
+                **({"slips": [slips(each.text) for each in written]} if marked else {}),
                 "first_tokens": subject.opening(prompt),
             }
 
@@ -117,7 +119,11 @@ def readings(answer: str, responses: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def measures(row: Row) -> Iterator[Measure]:
-    """Yield the share of right answers by each reading, and of right majorities of 2, 4, 8 ..."""
+    """Yield the share of right answers by each reading, and of right majorities of 2, 4, 8 ...
+
+    Where some answers have calculator's marks, also the share of all that have one which can be
+    read, and the share of all that have a wrong one.
+    """
     for name, reading in row["readings"].items():
         given = reading["given"]
         votes = 1
@@ -126,3 +132,7 @@ def measures(row: Row) -> Iterator[Measure]:
             yield Measure(metric, majority_right(given, reading["right"], votes), name)
             votes *= 2
         yield Measure("read", sum(one is not None for one in given) / len(given), name)
+    if "slips" in row:
+        found = row["slips"]
+        yield Measure("marked", sum(read > 0 for _, read in found) / len(found))
+        yield Measure("slips", sum(wrong > 0 for wrong, _ in found) / len(found))

@@ -98,3 +98,25 @@ def test_rows_and_settings_that_make_no_sense_are_refused(tmp_path: Path) -> Non
     assert gsm8k.read_problem({"question": "?", "answer": 5}).answer == "5"
     with pytest.raises(ValueError, match="samples at temperature 0 are alike"):
         settings(tmp_path, samples=4)
+
+
+def test_slips_of_marked_calculations_are_counted(
+    tmp_path: Path, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = settings(tmp_path, samples=2, temperature=0.7)
+    said = ["<<48/2=24>>24, #### 24", "<<48/2=26>>26 #### 26", "#### 5", "<<10/3=3.33>>3.33"] * 2
+
+    def written(subject: Subject, prompts: Any, **given: Any) -> list[Answer]:
+        return [Answer(text, 5, True) for text in said[: len(prompts)]]
+
+    monkeypatch.setattr(gsm8k, "write_answers", written)
+    rows: list[dict[str, Any]] = [
+        {"checkpoint": "mine", "task": "gsm8k", "kind": "gsm8k", **row}
+        for row in gsm8k.ask(task, gsm8k.prepare(task, print), subject())
+    ]
+    assert [row["slips"] for row in rows] == [[(0, 1), (1, 1)], [(0, 0), (0, 1)], [(0, 1), (1, 1)]]
+    values = {one["metric"]: one["value"] for one in figures(rows, resamples=9, seed=0)}
+    assert values["marked"] == pytest.approx(5 / 6) and values["slips"] == pytest.approx(2 / 6)
+    said[:] = ["#### 5"] * 8
+    (first, *_) = gsm8k.ask(task, gsm8k.prepare(task, print), subject())
+    assert "slips" not in first
