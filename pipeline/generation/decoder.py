@@ -10,7 +10,9 @@ a row begins where its prompt does, so one that joins later begins further right
 
 What is attended to is the window from the first column that a running row needs to the newest one:
 a row waits for no other, and there is no padding but the difference between the lengths of running
-rows. Equal prompts are computed once, and their keys and values copied to each of their rows.
+rows. Equal prompts are computed once, and their keys and values copied to each of their rows. What
+many prompts begin alike with, as with the examples before a question, is computed once, too, and
+the rest of each behind it.
 
 Where a model needs a cache of its own kind (sliding windows, recurrent states) rows leave the
 batch, but others join only when it is empty. Where its cache does not give what it says without
@@ -34,6 +36,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from reward.network.packed_trees import group_by_prefix, shared_prefix
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -45,6 +49,11 @@ Memory = Literal["window", "own", "none"]
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
+
+Ids = tuple[int, ...]
+
+LEAST_SHARED = 64
+"""Tokens that prompts begin alike with from which on these are computed by themselves, before."""
 
 
 @dataclass
@@ -92,6 +101,7 @@ class Decoder:
         slots: int,
         memory: Memory = "window",
         stop: Callable[[list[int]], bool] | None = None,
+        least_shared: int = LEAST_SHARED,
     ) -> None:
         """Start with all prompts waiting.
 
@@ -106,6 +116,7 @@ class Decoder:
             slots: most rows in the batch.
             memory: what its rows remember; "window" is "own" where the layers are not plain ones.
             stop: tells of a response's tokens whether the last of them ends it.
+            least_shared: tokens that prompts begin alike with to have them computed once.
         """
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
@@ -116,7 +127,10 @@ class Decoder:
         self.waiting = deque(range(len(prompts)))
         # Equal prompts are prefilled once: rows to come of each, and what was computed of it.
         self.rows_to_come = Counter(map(tuple, prompts))
-        self.prefilled: dict[tuple[int, ...], tuple[Layers, Tensor]] = {}
+        self.prefilled: dict[Ids, tuple[Layers, Tensor]] = {}
+        self.beginnings = _beginnings(list(self.rows_to_come), least_shared)
+        self.begun: dict[Ids, Layers] = {}
+        self.to_begin = Counter(self.beginnings.values())  # prompts that are not prefilled yet
         self.rows: list[_Row] = []
         self.end = len(prompts[0])  # the column of the next token
         longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
@@ -182,16 +196,12 @@ class Decoder:
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""
         prompts = [tuple(self.prompts[place]) for place in places]
-        new = [ids for ids in dict.fromkeys(prompts) if ids not in self.prefilled]
-        if new:
-            layers = DynamicCache(config=self.model.config)
-            logits_NV = self._prefill([list(ids) for ids in new], layers)
-            for number, ids in enumerate(new):
-                states = [  # [H, S, D], without the padding on the left
-                    (layer.keys[number, :, -len(ids) :], layer.values[number, :, -len(ids) :])
-                    for layer in layers.layers
-                ]
-                self.prefilled[ids] = states, logits_NV[number]
+        new: dict[Ids, list[Ids]] = {}
+        for ids in dict.fromkeys(prompts):
+            if ids not in self.prefilled:
+                new.setdefault(self.beginnings.get(ids, ()), []).append(ids)
+        for beginning, alike in new.items():
+            self._prefill_behind(beginning, alike)
         for number, ids in enumerate(prompts, start=len(self.rows)):
             cache.put(number, self.end, self.prefilled[ids][0])
         logits_BV = torch.stack([self.prefilled[ids][1] for ids in prompts])
@@ -202,16 +212,42 @@ class Decoder:
         }
         return logits_BV
 
-    def _prefill(self, prompts: Sequence[list[int]], cache: DynamicCache) -> Tensor:
-        """Compute prompts into an empty cache; return the logits after each (B, V)."""
+    def _prefill_behind(self, beginning: Ids, prompts: Sequence[Ids]) -> None:
+        """Compute prompts of one beginning, and keep their states."""
+        cut, cache = len(beginning), DynamicCache(config=self.model.config)
+        if beginning:
+            if beginning not in self.begun:
+                alone = DynamicCache(config=self.model.config)
+                self._prefill([list(beginning)], alone)
+                self.begun[beginning] = [(layer.keys, layer.values) for layer in alone.layers]
+            for number, states in enumerate(self.begun[beginning]):
+                keys, values = (state.expand(len(prompts), -1, -1, -1) for state in states)
+                cache.update(keys, values, number)
+        logits_NV = self._prefill([list(ids[cut:]) for ids in prompts], cache, behind=cut)
+        for number, ids in enumerate(prompts):
+            states = [  # [H, S, D], without the padding between the beginning and the rest
+                (_without_padding(layer.keys[number], cut, len(ids)),
+                 _without_padding(layer.values[number], cut, len(ids)))
+                for layer in cache.layers
+            ]  # fmt: skip
+            self.prefilled[ids] = states, logits_NV[number]
+        self.to_begin[beginning] -= len(prompts)
+        if self.to_begin[beginning] == 0:
+            del self.begun[beginning]
+
+    def _prefill(
+        self, prompts: Sequence[list[int]], cache: DynamicCache, behind: int = 0
+    ) -> Tensor:
+        """Compute prompts into a cache that holds what is before them; return the logits (B, V)."""
         width = max(map(len, prompts))
         ids_BS = torch.full((len(prompts), width), self.pad)  # prompts on the right
-        seen_BS = torch.zeros((len(prompts), width), dtype=torch.bool)
+        seen_BT = torch.ones((len(prompts), behind + width), dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             ids_BS[row, width - len(prompt) :] = torch.tensor(prompt)
-            seen_BS[row, width - len(prompt) :] = True
-        positions_BS = (seen_BS.long().cumsum(1) - 1).clamp(min=0)  # 0 at a prompt's first token
-        return self._forward(ids_BS, positions_BS, None if seen_BS.all() else seen_BS, cache)
+            seen_BT[row, behind : behind + width - len(prompt)] = False
+        # 0 at a prompt's first token
+        positions_BS = (seen_BT.long().cumsum(1) - 1).clamp(min=0)[:, behind:]
+        return self._forward(ids_BS, positions_BS, None if seen_BT.all() else seen_BT, cache)
 
     def _decode(self) -> None:
         """Sample the next token of every row."""
@@ -292,6 +328,24 @@ class Decoder:
         )
         logits_BV: Tensor = output.logits[:, -1]  # prompts end in the last column, all of them
         return logits_BV
+
+
+def _beginnings(prompts: Sequence[Ids], least: int) -> dict[Ids, Ids]:
+    """Return what prompts begin alike with, by prompt, where it is long enough."""
+    prompts = [ids for ids in prompts if len(ids) > least]
+    found: dict[Ids, Ids] = {}
+    for group in group_by_prefix(prompts):
+        alike = [prompts[number] for number in group]
+        cut = shared_prefix(alike)
+        if cut >= least:
+            found |= dict.fromkeys(alike, alike[0][:cut])
+    return found
+
+
+def _without_padding(states_HTD: Tensor, cut: int, size: int) -> Tensor:
+    """Return what was computed of a prompt of a size, whose first tokens stand apart."""
+    rest_HSD = states_HTD[:, states_HTD.shape[1] - (size - cut) :]
+    return torch.cat([states_HTD[:, :cut], rest_HSD], dim=1) if cut else rest_HSD
 
 
 def last_logits(model: PreTrainedModel, count: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Finds by a trial what a model may remember while it is sampled from.
 
-Rows of a batch share a cache, short prompts are padded on the left, rows leave and join. An
+Rows of a batch share a cache, short prompts are padded on the left, rows leave and join, and what
+prompts begin alike with is computed before them. An
 architecture may take no notice of the cache it is given, read the padding into its state, or keep
 a cache of another kind. So a few rows are decoded with tokens that are fixed beforehand, and the
 logits are compared with those that each row has by itself, without a cache: exact, or the next
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 _MEMORIES: tuple[Memory, ...] = ("window", "own", "none")
 _FOUND: WeakKeyDictionary[PreTrainedModel, tuple[int, Memory]] = WeakKeyDictionary()
 """Lengths up to which models were tried, and what was found."""
-_PROMPTS, _LIMITS, _SLOTS = (5, 3, 2, 2), (4, 2, 3, 2), 2
+_PROMPTS, _LIMITS, _SLOTS = (5, 4, 3, 2, 2), (4, 2, 2, 3, 2), 2
 """Rows of unequal lengths, more than are decoded at a time, of which one joins another."""
+_FIRSTS = (0, 0, 3, 6, 9)
+"""Where the ids of each begin to be others: the first two begin alike."""
 
 _Row = tuple[list[int], int]
 """Token ids, and how many of them are the prompt."""
@@ -75,14 +78,14 @@ def _try(model: PreTrainedModel, reach: int) -> Memory | None:
     sizes = [size if room is None else min(size, room - most) for size in _PROMPTS]
     if min(sizes) < 1:
         return _MEMORIES[0]  # a context of four tokens
-    limits = list(_LIMITS)
+    limits, firsts = list(_LIMITS), list(_FIRSTS)
     # Windows tend to be powers of two, which this row crosses while it is decoded.
     long = reach - most // 2 if room is None else min(reach - most // 2, room - most)
     if long > sizes[0]:
-        sizes, limits = [long, *sizes], [most, *limits]
+        sizes, limits, firsts = [long, *sizes], [most, *limits], [12, *firsts]
     rows = [
-        (trial_ids(model, size + limit, first=3 * place), size)
-        for place, (size, limit) in enumerate(zip(sizes, limits, strict=True))
+        (trial_ids(model, size + limit, first=first), size)
+        for size, limit, first in zip(sizes, limits, firsts, strict=True)
     ]
     with on_trial(model) as exact:
         try:
@@ -148,6 +151,7 @@ def _decoded(model: PreTrainedModel, rows: list[_Row], memory: Memory) -> Tensor
         pad_token_id=getattr(model.config.get_text_config(), "pad_token_id", None) or 0,
         slots=_SLOTS,
         memory=memory,
+        least_shared=2,
     )
     while not decoder.done:
         decoder.step()

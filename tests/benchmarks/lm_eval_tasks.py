@@ -6,7 +6,8 @@
 Both sides get the same requests in text, as a task of lm-eval makes them, and hold the same model.
 The items are beginnings of documents of the embedded world with four sentences to choose from,
 without examples and behind `--shots` others; the answers go on from beginnings of documents, up to
-the end of a sentence, or `--response` tokens. `tiny` is a Llama of hidden size 256 with 4 layers,
+the end of a sentence, or `--response` tokens; then all of them to `--response` tokens, by
+themselves and behind `--shots` whole documents. `tiny` is a Llama of hidden size 256 with 4 layers,
 random weights and a tokenizer of 2,048 tokens made from the world's corpus; its answers end at one
 token of some thirty.
 
@@ -42,7 +43,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="tiny", help="`tiny` or the folder of a checkpoint")
     parser.add_argument("--items", type=int, default=100, help="of multiple choice")
-    parser.add_argument("--shots", type=int, default=3, help="examples in the second round")
+    parser.add_argument("--shots", type=int, default=3, help="examples, where there are some")
+    parser.add_argument("--only", default="", help="rounds whose name holds this")
     parser.add_argument("--prompts", type=int, default=64, help="to write answers to")
     parser.add_argument("--response", type=int, default=96, help="tokens, at most")
     parser.add_argument("--batch", type=int, default=16)
@@ -103,14 +105,21 @@ def choices(sentences: list[list[str]], count: int, shots: int) -> list[Instance
 
 
 def prompts(
-    sentences: list[list[str]], count: int, response: int, until: list[str], *, greedy: bool
-) -> list[Instance]:
-    given: dict[str, Any] = {"until": until, "max_gen_toks": response}
-    given |= {} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0}
-    return [
-        Instance("generate_until", {}, (" ".join(one[: 1 + at % 4]), dict(given)), at)
-        for at, one in enumerate((sentences * (1 + count // len(sentences)))[:count])
+    sentences: list[list[str]], given: argparse.Namespace, until: list[str], shots: int = 0
+) -> tuple[list[Instance], list[Instance]]:
+    """Return requests to write on, behind so many documents: greedy ones, and ones that draw."""
+    settings: dict[str, Any] = {"until": until, "max_gen_toks": given.response}
+    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+    shown = "".join(" ".join(one) + "\n\n" for one in sentences[:shots])
+    others = sentences[shots:]
+    texts = [
+        shown + " ".join(others[at % len(others)][: 1 + at % 4]) for at in range(given.prompts)
     ]
+    greedy, sampled = (
+        [Instance("generate_until", {}, (text, dict(how)), at) for at, text in enumerate(texts)]
+        for how in (settings, settings | drawn)
+    )
+    return greedy, sampled
 
 
 def timed(
@@ -149,23 +158,23 @@ def main() -> None:
         )
     )  # fmt: skip
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=given.batch, device="cpu")
-    rounds: dict[str, tuple[str, list[Instance]]] = {
-        "log-likelihoods, no examples": ("loglikelihood", choices(sentences, given.items, 0)),
-        f"log-likelihoods, {given.shots} examples": (
-            "loglikelihood",
-            choices(sentences, given.items, given.shots),
+    until, never = ["."] if given.model != "tiny" else [" w", "."], ["never written"]
+    items, behind = (choices(sentences, given.items, shots) for shots in (0, given.shots))
+    rounds: dict[str, tuple[str, list[Instance], list[Instance]]] = {
+        "log-likelihoods, no examples": ("loglikelihood", items, items),
+        f"log-likelihoods, {given.shots} examples": ("loglikelihood", behind, behind),
+        "answers": ("generate_until", *prompts(sentences, given, until)),
+        "answers, all to the limit": ("generate_until", *prompts(sentences, given, never)),
+        f"answers, all to the limit, {given.shots} examples": (
+            "generate_until",
+            *prompts(sentences, given, never, given.shots),
         ),
-        "answers": ("generate_until", []),
     }
-    until = ["."] if given.model != "tiny" else [" w", "."]
-    written = [
-        prompts(sentences, given.prompts, given.response, until, greedy=greedy)
-        for greedy in (True, False)
-    ]
-    for name, (kind, requests) in rounds.items():
-        requests = requests or written[0]
+    for name, (kind, compared, requests) in rounds.items():
+        if given.only not in name:
+            continue
         with contextlib.redirect_stderr(io.StringIO()):
-            mine, peer = getattr(ours, kind)(requests), getattr(theirs, kind)(requests)
+            mine, peer = getattr(ours, kind)(compared), getattr(theirs, kind)(compared)
         if kind == "loglikelihood":
             gap = max(abs(a[0] - b[0]) for a, b in zip(mine, peer, strict=True))
             assert gap < 1e-3, f"{name}: log-probabilities are up to {gap} apart"
@@ -173,7 +182,6 @@ def main() -> None:
         else:
             differ = sum(a != b for a, b in zip(mine, peer, strict=True))
             print(f"{name}: {len(requests)} requests, {differ} differ")
-            requests = written[1]
         times: dict[str, list[tuple[float, float]]] = {"ours": [], "HFLM": []}
         for _ in range(given.iterations):
             for side, who in (("ours", ours), ("HFLM", theirs)):

@@ -41,7 +41,9 @@ def sliding() -> Any:
     return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)).eval()
 
 
-def decoder(model: Any, prompts: list[list[int]], limits: list[int], slots: int) -> Decoder:
+def decoder(
+    model: Any, prompts: list[list[int]], limits: list[int], slots: int, **settings: Any
+) -> Decoder:
     return Decoder(
         model,
         prompts,
@@ -51,6 +53,7 @@ def decoder(model: Any, prompts: list[list[int]], limits: list[int], slots: int)
         eos_token_ids=ENDS,
         pad_token_id=0,
         slots=slots,
+        **settings,
     )
 
 
@@ -110,6 +113,19 @@ def test_equal_prompts_are_computed_once(llama: Any) -> None:
     assert not made.prefilled  # nothing is kept for prompts that are all in
     longest = made.responses[0].token_ids
     assert all(longest[: len(r.token_ids)] == r.token_ids for r in made.responses[:4])
+
+
+def test_what_prompts_begin_alike_with_is_computed_once(llama: Any) -> None:
+    one, other = list(range(10, 20)), list(range(20, 26))
+    prompts = [[*one, 5, 6, 7], [*one, 8, 9], [*one, 8, 6], [*one, 30], [*other, 5], [*other, 6]]
+    prompts += [[9, 8, 7, 6]]  # shares nothing
+    limits = [5, 2, 3, 2, 4, 2, 3]
+    made = decoder(llama, prompts, limits, slots=2, least_shared=4)
+    read = [shape for shape in finish(made) if shape[1] > 1 or shape[0] == 1]
+    assert read[:2] == [(1, 10), (2, 3)]  # the first beginning, then the rest of two prompts
+    assert [shape for shape in read if shape[1] >= 4] == [(1, 10), (1, 6), (1, 4)]
+    assert not made.begun  # nothing is kept of beginnings that no prompt waits for
+    assert [r.token_ids for r in made.responses] == alone(llama, prompts, limits)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 30])
