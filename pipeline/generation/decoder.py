@@ -102,6 +102,7 @@ class Decoder:
         memory: Memory = "window",
         stop: Callable[[list[int]], bool] | None = None,
         least_shared: int = LEAST_SHARED,
+        ahead: int = 1,
     ) -> None:
         """Start with all prompts waiting.
 
@@ -117,11 +118,13 @@ class Decoder:
             memory: what its rows remember; "window" is "own" where the layers are not plain ones.
             stop: tells of a response's tokens whether the last of them ends it.
             least_shared: tokens that prompts begin alike with to have them computed once.
+            ahead: prompts that are computed together where one is let in; those that can't join
+                yet wait with their keys and values.
         """
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
         self.eos, self.pad, self.stop = frozenset(eos_token_ids), pad_token_id, stop
-        self.slots = min(slots, len(prompts))
+        self.slots, self.ahead = min(slots, len(prompts)), ahead
         self.responses = [Response() for _ in prompts]
         self.finished = 0
         self.waiting = deque(range(len(prompts)))
@@ -196,12 +199,7 @@ class Decoder:
     def _join(self, places: list[int], cache: _Columns) -> Tensor:
         """Put prompts at the end of the batch; return the logits after each (B, V)."""
         prompts = [tuple(self.prompts[place]) for place in places]
-        new: dict[Ids, list[Ids]] = {}
-        for ids in dict.fromkeys(prompts):
-            if ids not in self.prefilled:
-                new.setdefault(self.beginnings.get(ids, ()), []).append(ids)
-        for beginning, alike in new.items():
-            self._prefill_behind(beginning, alike)
+        self._prefill_new(prompts)
         for number, ids in enumerate(prompts, start=len(self.rows)):
             cache.put(number, self.end, self.prefilled[ids][0])
         logits_BV = torch.stack([self.prefilled[ids][1] for ids in prompts])
@@ -211,6 +209,23 @@ class Decoder:
             ids: state for ids, state in self.prefilled.items() if self.rows_to_come[ids]
         }
         return logits_BV
+
+    def _prefill_new(self, prompts: Sequence[Ids]) -> None:
+        """Compute those that are not yet, and with them the next ones that wait."""
+        new = dict.fromkeys(ids for ids in prompts if ids not in self.prefilled)
+        if not new:
+            return
+        for place in self.waiting:
+            if len(new) >= self.ahead:
+                break
+            ids = tuple(self.prompts[place])
+            if ids not in self.prefilled:
+                new[ids] = None
+        by_beginning: dict[Ids, list[Ids]] = {}
+        for ids in new:
+            by_beginning.setdefault(self.beginnings.get(ids, ()), []).append(ids)
+        for beginning, alike in by_beginning.items():
+            self._prefill_behind(beginning, alike)
 
     def _prefill_behind(self, beginning: Ids, prompts: Sequence[Ids]) -> None:
         """Compute prompts of one beginning, and keep their states."""

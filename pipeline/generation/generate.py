@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from data.records import Prompt
 
 
+PREFILL_AHEAD = 16
+"""Prompts whose pass takes little longer than that of one, whose weights must be read, too."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
@@ -86,6 +90,7 @@ def generate(
     generator: torch.Generator,
     batch_size: int = 64,
     stop: Callable[[list[int]], bool] | None = None,
+    ahead: int = 1,
     advance: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
@@ -103,6 +108,7 @@ def generate(
         generator: source of the random numbers; moves on by the same amount whatever is sampled.
         batch_size: prompts decoded together.
         stop: tells of a response's tokens whether the last of them ends it.
+        ahead: prompts computed together where a row ends and one of them takes its place.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
 
@@ -130,6 +136,7 @@ def generate(
             slots=batch_size,
             memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
             stop=stop,
+            ahead=ahead,
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)

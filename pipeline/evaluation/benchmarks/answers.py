@@ -12,7 +12,7 @@ from data.errors import UsageError
 from data.text.continuation import continuation_text
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.prompting import document_end_ids
-from pipeline.generation.generate import Sampling, generate
+from pipeline.generation.generate import PREFILL_AHEAD, Sampling, generate
 from pipeline.models.load import context_length, eos_ids
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_answers(
     tokens = tokenizer.get_added_vocab()
     endings += [int(tokens[text]) for text in stops if text in tokens]
     prompts = _fitting(subject, prompts, sampling.max_new_tokens, label)
-    with subject.progress(len(prompts), label, "answers") as bar:
+    with subject.progress(len(prompts), label, "answers") as bar, torch.inference_mode():
         samples = generate(
             subject.model,
             prompts,
@@ -72,6 +72,7 @@ def write_answers(
             generator=torch.Generator().manual_seed(seed),
             batch_size=subject.batch_size,
             stop=stopping(tokenizer, stops) if stops else None,
+            ahead=PREFILL_AHEAD,
             advance=bar.advance,
             say=subject.say,
         )

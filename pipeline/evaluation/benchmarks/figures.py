@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
-from scipy.stats import qmc
 
 from data.intervals import LEVEL, Estimate, bootstrap_clusters, mean_or_share
 from pipeline.evaluation.benchmarks.measures import CHANCE, FORMS, Measure, Numbers, Row
@@ -99,6 +98,8 @@ def mean_over_draws(
         seed: of these.
         level: confidence.
     """
+    from scipy.stats import qmc  # long to import, and for several draws alone
+
     draws, count = values_DQ.shape
     if draws == 1:
         return mean_or_share(values_DQ[0].tolist(), resamples=resamples, seed=seed, level=level)

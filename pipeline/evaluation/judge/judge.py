@@ -46,7 +46,7 @@ from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.evaluation.prompting import document_end_ids, prompt_ids
-from pipeline.generation.generate import generate, response_text
+from pipeline.generation.generate import PREFILL_AHEAD, generate, response_text
 from pipeline.models.load import (
     configured_context,
     eos_ids,
@@ -224,7 +224,8 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     endings = eos_ids(tokenizer, model)
     if plain or all(isinstance(prompt, str) for prompt in asked):
         endings += document_end_ids(tokenizer)
-    with workspace.progress(len(prompts), f"{name}: answers", "prompts") as bar:
+    bars = workspace.progress(len(prompts), f"{name}: answers", "prompts")
+    with bars as bar, torch.inference_mode():
         samples = generate(
             model,
             prompts,
@@ -233,6 +234,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             pad_token_id=int(tokenizer.pad_token_id or 0),
             generator=torch.Generator().manual_seed(_sampling_seed(plan.seed, name)),
             batch_size=plan.batch_size,
+            ahead=PREFILL_AHEAD,
             advance=bar.advance,
             say=workspace.console.say,
         )
@@ -248,7 +250,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
-        "logprobs": _logprobs(plan, model, prompts, responses) if plan.reference else None,
+        "logprobs": _logprobs(plan, model, prompts, responses) if _moved(plan, name) else None,
         "losses": [],
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
@@ -265,6 +267,12 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     return answers
 
 
+def _moved(plan: Plan, name: str) -> bool:
+    """Tell whether a checkpoint has a KL to the reference, which is another one."""
+    places, reference = plan.checkpoints, plan.reference
+    return reference is not None and str(places[name]) != str(places[reference])
+
+
 def _asked(plan: Plan, name: str) -> list[Any]:
     """Return what tells a checkpoint, and how it is asked, from others."""
     content = checkpoint_content(plan.checkpoints[name])
@@ -274,7 +282,7 @@ def _asked(plan: Plan, name: str) -> list[Any]:
 def _follows_from(plan: Plan, name: str) -> list[Any]:
     """Return all that a checkpoint's answers and log-probabilities depend on."""
     return [
-        [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.reference is not None],
+        [*_asked(plan, name), dataclasses.asdict(plan.sampling), _moved(plan, name)],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
 
@@ -328,11 +336,11 @@ def _kls(
     reference = checkpoint_content(source)
     return {
         name: [0.0] * len(plan.prompts)
-        if str(other) == str(source)
+        if not _moved(plan, name)
         else workspace.kept(
             f"{name}: KL", ["kl", _follows_from(plan, name), reference], partial(kl, name)
         )
-        for name, other in plan.checkpoints.items()
+        for name in plan.checkpoints
     }
 
 

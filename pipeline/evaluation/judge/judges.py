@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import RewardError, UsageError
-from pipeline.evaluation.judge.llm_judge import llm_judge, require_answering
 from pipeline.evaluation.judge.plan import PairJudge, ScoreJudge
 from pipeline.evaluation.judge.settings import HttpJudge, JudgeSettings, LlmJudge, RewardModelJudge
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
@@ -74,7 +73,7 @@ def judges_of(
             content = [judge.url, server_content]
             scoring[name] = ScoreJudge(partial(_server, judge, name), content, told)
     llms = {name: judge for name, judge in asked.items() if isinstance(judge, LlmJudge)}
-    comparing = {n: llm_judge(n, judge, workspace=workspace) for n, judge in llms.items()}
+    comparing = {name: _language_model(name, judge, workspace) for name, judge in llms.items()}
 
     @cache
     def require() -> None:
@@ -82,7 +81,7 @@ def judges_of(
             if isinstance(judge, HttpJudge):
                 _require_scoring(name, judge)
             elif isinstance(judge, LlmJudge):
-                require_answering(name, judge)
+                _require_answering(name, judge)
 
     return Judges(scoring, comparing, require)
 
@@ -112,6 +111,18 @@ def _reward_model(place: str | Path, name: str, batch_size: int, trust: bool) ->
     )
     model.name = name
     return model
+
+
+def _language_model(name: str, judge: LlmJudge, workspace: EvaluationWorkspace) -> PairJudge:
+    from pipeline.evaluation.judge.llm_judge import llm_judge
+
+    return llm_judge(name, judge, workspace=workspace)
+
+
+def _require_answering(name: str, judge: LlmJudge) -> None:
+    from pipeline.evaluation.judge.llm_judge import require_answering
+
+    require_answering(name, judge)
 
 
 def _server(judge: HttpJudge, name: str) -> Scorer:
