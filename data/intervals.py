@@ -1,7 +1,8 @@
-"""95 % intervals: score intervals for shares, the bootstrap over prompts for means and others.
+"""95 % intervals: score intervals for shares, Student's for means, the bootstrap for the rest.
 
 A share has Wilson's interval; wins against losses over the same prompts, which may mostly tie,
 have Tango's, with an effective number of prompts where outcomes hang together or were adjusted.
+Means, and ratios of sums over prompts, have Student's with what their skewness does to it.
 Pure functions of numbers. Every bootstrap is seeded, so that a figure counted again
 from the same samples is the same figure.
 """
@@ -253,36 +254,30 @@ def _last_kept(refused: Callable[[float], bool], inside: float, end: float) -> f
     return inside
 
 
-def mean_or_share(
-    values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
-) -> Estimate:
+def mean_or_share(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     """Return a mean over prompts and its interval: Wilson's where all are 0 or 1, a share.
 
     The interval of values that all lie within 0 and 1, as scores do, does not leave them.
     """
     if set(values) <= {0.0, 1.0}:
         return wilson(math.fsum(values), len(values), level=level)
-    mean = bootstrap_mean(values, resamples=resamples, seed=seed, level=level)
+    mean = mean_interval(values, level=level)
     if min(values) >= 0 and max(values) <= 1:
         assert mean.low is not None and mean.high is not None
         return mean._replace(low=max(0.0, mean.low), high=min(1.0, mean.high))
     return mean
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, resamples: int, seed: int, level: float = LEVEL
-) -> Estimate:
-    """Return a mean and its percentile bootstrap interval (Efron, 1979), expanded for few values.
+def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Return a mean and its interval by Student's t without its skewness (Hall, 1992).
 
-    Where fewer than 30 values, and less than half, differ from the commonest one, as where most
-    prompts tie, a draw tells little of the rest: Tango's score interval stands instead, of three
-    outcomes, the commonest value and the furthest one on both sides, with these values' mean and
-    variance.
+    Where fewer than 30 values, and less than three quarters, differ from the commonest one, as
+    where most prompts tie, they tell little of the rest: Tango's score interval stands instead, of
+    three outcomes, the commonest value and the furthest one on both sides, with these values' mean
+    and variance.
 
     Args:
         values: one number a prompt.
-        resamples: how often the prompts are drawn anew.
-        seed: of the draws.
         level: confidence.
     """
     numbers = np.asarray(values, dtype=np.float64)
@@ -292,15 +287,66 @@ def bootstrap_mean(
     mean = float(numbers.mean())
     kinds, often = np.unique(numbers, return_counts=True)
     away = numbers - kinds[often.argmax()]
-    if 0 < (away != 0).sum() < min(_MANY, count / 2):
+    if 0 < (away != 0).sum() < min(_MANY, 3 * count / 4):
         scale = float(np.abs(away).max())
         value, decided = float(away.mean()) / scale, float((away**2).mean()) / scale**2
         z = NormalDist().inv_cdf(0.5 + level / 2)
         ends = _score_ends(*_sides(value, max(decided, abs(value)), count), count, z=z)
         low, high = (mean + scale * (end - value) for end in ends)
         return Estimate(mean, low, high, count)
-    means = _resampled_means(numbers, resamples, seed)
-    return Estimate(mean, *_percentiles(means, count, level), count)
+    return Estimate(mean, *_skewed_ends(mean, numbers - mean, level), count)
+
+
+def clustered_ratio(parts_P2: NDArray[np.float64], *, level: float = LEVEL) -> Estimate:
+    """Return the sum of one count over the sum of another, and its interval over prompts.
+
+    What is said of one prompt hangs together, so that prompts are what varies: how far each is from
+    the ratio of all (linearised) has the interval of a mean (`mean_interval`), which does not go
+    beyond what single prompts have.
+
+    Args:
+        parts_P2: two counts of each prompt.
+        level: confidence.
+
+    Returns:
+        The ratio; without ends where there are fewer than two prompts. `n` counts the prompts.
+    """
+    prompts = len(parts_P2)
+    tops_P, sizes_P = parts_P2.T if prompts else np.zeros((2, 0))
+    if not sizes_P.sum():
+        return Estimate(None, None, None, prompts)
+    value = float(tops_P.sum() / sizes_P.sum())
+    if prompts < 2:
+        return Estimate(value, None, None, prompts)
+    ends = _skewed_ends(value, (tops_P - value * sizes_P) / sizes_P.mean(), level)
+    own = tops_P[sizes_P > 0] / sizes_P[sizes_P > 0]
+    low, high = np.clip(ends, min(value, own.min()), max(value, own.max()))
+    return Estimate(value, float(low), float(high), prompts)
+
+
+def _skewed_ends(value: float, beyond_P: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """Return the ends around a value, given how far each prompt lies beyond it, 0 on average.
+
+    Where values are skewed, as lengths are, so is Student's t, and more on the side of the tail.
+    Hall's cubic takes that out and has an inverse in closed form (Annals of Statistics 20:716,
+    section 2); the normal quantile is Student's here, and no end is more than three times as far
+    away as Student's.
+    """
+    count = len(beyond_P)
+    variance = float(beyond_P @ beyond_P) / count
+    if count < 2 or variance == 0:
+        return value, value
+    t, root = float(stdtrit(count - 1, 0.5 + level / 2)), math.sqrt(count)
+    skewness = float((beyond_P**3).mean()) / variance**1.5
+    skewness = math.copysign(min(abs(skewness), root / t), skewness)
+
+    def end(t: float) -> float:
+        if abs(skewness) > 1e-6:
+            cube = 1 + skewness * (t / root - skewness / (6 * count))
+            t = 3 * root / skewness * (max(0.0, cube) ** (1 / 3) - 1)
+        return value - t * math.sqrt(variance / (count - 1))
+
+    return end(t), end(-t)
 
 
 def _sides(value: float, decided: float, n: float) -> tuple[float, float]:
@@ -326,7 +372,7 @@ def paired_difference(
     """Return the mean of a - b over the same prompts, and its interval.
 
     Of marks, all 0 or 1, only the prompts where they differ count (`paired_outcomes`); of other
-    values it is the bootstrap over prompts.
+    values it is the interval of their mean.
 
     Raises:
         ValueError: the two have different lengths.
@@ -337,7 +383,7 @@ def paired_difference(
         wins, losses = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
         return paired_outcomes(wins, losses, len(a), resamples=resamples, seed=seed, level=level)
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return bootstrap_mean(differences.tolist(), resamples=resamples, seed=seed, level=level)
+    return mean_interval(differences.tolist(), level=level)
 
 
 def bootstrap_clusters(
@@ -390,17 +436,3 @@ def bootstrap_clusters(
     if 2 * len(defined) < resamples:
         return Estimate(value, None, None, count)
     return Estimate(value, *_percentiles(defined, count, level), count)
-
-
-def _resampled_means(
-    numbers: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    generator = np.random.default_rng(seed)
-    rows = max(1, _CELLS // len(numbers))
-    parts = [
-        numbers[
-            generator.integers(len(numbers), size=(min(rows, resamples - at), len(numbers)))
-        ].mean(axis=1)
-        for at in range(0, resamples, rows)
-    ]
-    return np.concatenate(parts)

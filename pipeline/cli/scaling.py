@@ -93,7 +93,7 @@ def plan(
         raise UsageError(f"a budget of {budget:g} FLOPs: give one from 1 to below {MOST_VALUE:g}")
     points = read_points(file, parse_columns(column or []))
     fitted = fit_chinchilla(points, resamples=resamples, seed=seed)
-    factor = compute_factor(points, resamples=resamples, seed=seed)
+    factor = compute_factor(points)
     found = {**best_for(fitted, points, budget, factor), "hardware": hardware}
     typer.echo(json.dumps(plain(found), indent=2) if as_json else "\n".join(plan_lines(found)))
 

@@ -79,7 +79,7 @@ def run_grid(
     rows = []
     for stage in run_stages(grid):
         console.say(f"{stage}: loss on {len(texts)} held-out texts")
-        rows.append(_point(artifacts[stage], _pretrain(recipe, stage), texts, seed=grid.seed))
+        rows.append(_point(artifacts[stage], _pretrain(recipe, stage), texts))
     write_json_lines(folder / POINTS, rows)
     return folder, _fitted(folder, grid, rows, resamples=resamples)
 
@@ -103,9 +103,7 @@ def _heldout_texts(settings: PretrainSettings) -> list[str]:
     return list(islice(held, HELDOUT_TEXTS))
 
 
-def _point(
-    artifact: Artifact, settings: PretrainSettings, texts: Sequence[str], *, seed: int
-) -> dict[str, Any]:
+def _point(artifact: Artifact, settings: PretrainSettings, texts: Sequence[str]) -> dict[str, Any]:
     model = artifact.folder / "model"
     counts = model_counts(model, context_length=settings.context_length)
     tokens, steps = artifact.metrics["tokens"], artifact.metrics["steps"]
@@ -114,7 +112,7 @@ def _point(
         "parameters": counts["parameters"],
         "non_embedding_parameters": counts["non_embedding_parameters"],
         "tokens": tokens,
-        **heldout_loss(model, texts, seed=seed),
+        **heldout_loss(model, texts),
         "flops": counts["flops_per_token"] * tokens,
         "seconds": training_seconds(read_metrics(artifact.folder), step_tokens=tokens / steps),
         "learning_rate": settings.learning_rate,
@@ -127,12 +125,12 @@ def _fitted(
     """Write the fit of the points and its page; return the fit."""
     points = read_points(str(folder / POINTS))
     _, report = fit_report(points, resamples=resamples, seed=grid.seed)
-    factor = compute_factor(points, resamples=resamples, seed=grid.seed)
+    factor = compute_factor(points)
     report["ignored_columns"] = []  # they are our own
     report["compute"] = {
         "C0": factor.value,
         "C0_ci95": factor.ci95,
-        **speed(rows, resamples=resamples, seed=grid.seed),
+        **speed(rows),
     }
     report = cast(dict[str, Any], plain(report))
     write_atomically(folder / FIT, json.dumps(report, indent=2) + "\n")

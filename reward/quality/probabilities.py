@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.intervals import Estimate, bootstrap_clusters
+from data.intervals import Estimate, bootstrap_clusters, clustered_ratio
 from reward.quality.pairs import ScoredPair
 from reward.quality.shares import clustered_interval
 
@@ -94,12 +94,7 @@ def calibration_errors(
     np.add.at(parts_PM[:, 0], prompt_N, 1.0)
     np.add.at(parts_PM[:, 1], prompt_N, np.logaddexp(0, -differences_N))
     np.add.at(parts_PM, (prompt_N, 2 + bin_N), confidence_N - right_N)
-    log_loss = bootstrap_clusters(
-        parts_PM,
-        statistic=lambda sums_RM: sums_RM[:, 1] / sums_RM[:, 0],
-        resamples=resamples,
-        seed=seed,
-    )
+    log_loss = clustered_ratio(parts_PM[:, [1, 0]])
     return _ece(parts_PM[:, [0, *range(2, 2 + bins)]], resamples=resamples, seed=seed), log_loss
 
 

@@ -30,9 +30,10 @@ from scipy.special import expit, logit, ndtr
 from data.intervals import (
     Estimate,
     bootstrap_clusters,
-    bootstrap_mean,
     clustered_outcomes,
+    clustered_ratio,
     clustered_share,
+    mean_interval,
     paired_outcomes,
     paired_score,
     wilson,
@@ -161,17 +162,19 @@ def a_mean(rng: np.random.Generator, n: int, ties: float, skewed: bool = False) 
     truth = float(rng.uniform(-0.5, 0.5))
     values = rng.exponential(size=n) - 1 if skewed else rng.normal(size=n)
     values = np.where(rng.random(n) < ties, 0.0, values + truth)
-    return Trial(bootstrap_mean(values.tolist(), **DRAW), truth * (1 - ties))
+    return Trial(mean_interval(values.tolist()), truth * (1 - ties))
 
 
-def a_ratio(rng: np.random.Generator, n: int, ties: float) -> Trial:
+def a_ratio(rng: np.random.Generator, n: int, ties: float, drawn: bool = False) -> Trial:
     """A share of what prompts have different numbers of, as in the agreement of annotators."""
     rate = float(expit(true_odds(rng, ties, 0.95)))
     prompt_N = prompts_of(rng, n, 5)
     won = outcomes(together(rng, prompt_N), rate, ties)
     counts = np.bincount(prompt_N).astype(np.float64)
     parts = np.stack([np.bincount(prompt_N, weights=won), counts], axis=1)
-    found = bootstrap_clusters(parts, statistic=lambda s: s[:, 0] / s[:, 1], **DRAW)
+    found = clustered_ratio(parts)
+    if drawn:
+        found = bootstrap_clusters(parts, statistic=lambda s: s[:, 0] / s[:, 1], **DRAW)
     return Trial(found, rate)
 
 
@@ -209,9 +212,10 @@ METHODS: dict[str, Method] = {
     "paired_outcomes": pairs_once,
     "clustered_outcomes": pairs_clustered,
     "win_rate, 1 to 3 labels": several_labels,
-    "bootstrap_mean": a_mean,
-    "bootstrap_mean, skewed": partial(a_mean, skewed=True),
-    "bootstrap_clusters": a_ratio,
+    "mean_interval": a_mean,
+    "mean_interval, skewed": partial(a_mean, skewed=True),
+    "clustered_ratio": a_ratio,
+    "bootstrap_clusters": partial(a_ratio, drawn=True),
     "clustered_share": share_of_counts,
     "clustered_interval": an_accuracy,
     "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from data.intervals import (
     bootstrap_clusters,
-    bootstrap_mean,
     clustered_outcomes,
+    clustered_ratio,
     clustered_share,
     drawn_clusters,
     effective_score,
+    mean_interval,
     mean_or_share,
     paired_difference,
     paired_outcomes,
@@ -56,41 +57,44 @@ def test_wilson_holds_its_share_within_zero_and_one(n: int, share: float) -> Non
     assert successes / n - 1e-12 <= found.high <= 1
 
 
-def test_bootstrap_of_a_fair_coin_is_near_the_normal_interval() -> None:
-    # 500 zeros and 500 ones: the mean's deviation is 0.5 / sqrt(1000) = 0.01581.
-    found = bootstrap_mean([0.0, 1.0] * 500, resamples=4000, seed=0)
+def test_the_mean_of_a_fair_coin_has_the_normal_interval() -> None:
+    # 500 zeros and 500 ones: the mean's deviation is 0.5 / sqrt(999) = 0.01582.
+    found = mean_interval([0.0, 1.0] * 500)
     assert found.value == 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.01581, abs=0.003)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.01581, abs=0.003)
+    assert found.ci95 == pytest.approx([0.5 - 1.9623 * 0.01582, 0.5 + 1.9623 * 0.01582], abs=1e-5)
 
 
-def test_bootstrap_of_one_value_is_that_value() -> None:
-    assert bootstrap_mean([2.5, 2.5, 2.5], resamples=50, seed=0) == (2.5, 2.5, 2.5, 3)
+def test_the_mean_of_one_value_is_that_value() -> None:
+    assert mean_interval([2.5]) == (2.5, 2.5, 2.5, 1)
+    assert mean_interval([2.5, 2.5, 2.5]) == (2.5, 2.5, 2.5, 3)
 
 
-def test_bootstrap_of_nothing_is_no_number() -> None:
-    assert bootstrap_mean([], resamples=10, seed=0) == (None, None, None, 0)
+def test_the_mean_of_nothing_is_no_number() -> None:
+    assert mean_interval([]) == (None, None, None, 0)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
-    values = list(np.random.default_rng(0).normal(size=60))
-    one = bootstrap_mean(values, resamples=200, seed=1)
-    assert one == bootstrap_mean(values, resamples=200, seed=1)
-    assert one.ci95 != bootstrap_mean(values, resamples=200, seed=2).ci95
-
-
-def test_resamples_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [1.0, 2.0, 4.0, 8.0]
-    whole = bootstrap_mean(values, resamples=100, seed=3)
-    monkeypatch.setattr("data.intervals._CELLS", 28)
-    assert bootstrap_mean(values, resamples=100, seed=3) == whole
+def test_the_interval_of_skewed_values_reaches_further_to_their_tail() -> None:
+    # Hall's cubic, worked by hand: the mean is 5, the variance 280 / 6, and the skewness
+    # 3150 / 6 / 46.667^1.5 = 1.647, which counts as sqrt(6) / 2.5706 = 0.9529 at most.
+    values = [0.0, 1.0, 2.0, 3.0, 4.0, 20.0]
+    found = mean_interval(values)
+    assert found.value == 5
+    root, t, g = np.sqrt(6), 2.5706, 0.9529
+    ends = [
+        3 * root / g * (np.cbrt(max(0, 1 + g * (side / root - g / 36))) - 1) for side in (t, -t)
+    ]
+    expected = [5 - end * np.sqrt(280 / 6 / 5) for end in ends]
+    assert found.ci95 == pytest.approx(expected, abs=1e-3)
+    assert found.high - 5 > 3 * (5 - found.low)
+    turned = mean_interval([-v for v in values])
+    assert turned.ci95 == pytest.approx([-found.high, -found.low])
 
 
 @settings(max_examples=40, deadline=None)
 @given(values=NUMBERS, shift=HUNDREDTHS)
 def test_a_shift_moves_the_interval_with_the_mean(values: list[float], shift: float) -> None:
-    before = bootstrap_mean(values, resamples=64, seed=0)
-    after = bootstrap_mean([v + shift for v in values], resamples=64, seed=0)
+    before = mean_interval(values)
+    after = mean_interval([v + shift for v in values])
     for old, new in zip(before[:3], after[:3], strict=True):
         assert new == pytest.approx(old + shift, abs=1e-9)
 
@@ -193,12 +197,10 @@ def test_marks_that_mostly_agree_are_paired_outcomes() -> None:
 
 
 def test_the_mean_of_zeros_and_ones_is_a_share() -> None:
-    assert mean_or_share([0.0] * 9, resamples=50, seed=0) == wilson(0, 9)
-    assert mean_or_share([0.0, 1.0, 1.0], resamples=50, seed=0) == wilson(2, 3)
-    values = [0.0, 0.5, 1.0]
-    assert mean_or_share(values, resamples=50, seed=3) == bootstrap_mean(
-        values, resamples=50, seed=3
-    )
+    assert mean_or_share([0.0] * 9) == wilson(0, 9)
+    assert mean_or_share([0.0, 1.0, 1.0]) == wilson(2, 3)
+    values = [0.2, 0.3, 0.4, 0.6]
+    assert mean_or_share(values) == mean_interval(values)
 
 
 def test_outcomes_of_prompts_asked_once_are_paired_outcomes() -> None:
@@ -252,23 +254,38 @@ def test_few_values_have_students_width() -> None:
     # The mean of ten standard scores: its deviation with n - 1 is 1 / sqrt(10).
     values = np.array([-1.5, -1.1, -0.8, -0.4, -0.1, 0.2, 0.3, 0.7, 1.1, 1.6])
     values = (values - values.mean()) / values.std(ddof=1)
-    found = bootstrap_mean(values.tolist(), resamples=20000, seed=0)
-    assert found.high - found.low == pytest.approx(2 * 2.262 / np.sqrt(10), rel=0.05)
+    found = mean_interval(values.tolist())
+    assert found.high - found.low == pytest.approx(2 * 2.262 / np.sqrt(10), rel=0.01)
+
+
+def test_a_ratio_of_sums_is_a_mean_where_all_count_alike() -> None:
+    values = [0.3, 1.0, 2.2, 0.9, 4.0, 1.1, 0.2, 1.4, 0.8, 2.9, 0.1, 1.7]
+    plain = mean_interval(values)
+    assert clustered_ratio(np.array([[v, 1.0] for v in values])) == pytest.approx(plain)
+    # Ten texts of two sizes, all at two bits: nothing varies.
+    parts = np.array([[2.0, 1.0], [8.0, 4.0]] * 5)
+    assert clustered_ratio(parts) == (2.0, 2.0, 2.0, 10)
+    assert clustered_ratio(np.zeros((0, 2))) == (None, None, None, 0)
+    assert clustered_ratio(np.array([[3.0, 2.0]])) == (1.5, None, None, 1)
+    assert clustered_ratio(np.array([[0.0, 0.0]] * 4)) == (None, None, None, 4)
+    # No share lies beyond what single prompts have, 0 and 1, nor do its ends.
+    rare = clustered_ratio(np.array([[4.0, 4.0], *[[0.0, 4.0]] * 19]))
+    assert 0 <= rare.low < rare.value == 0.05 < rare.high < 0.3
 
 
 def test_the_mean_of_few_values_among_ties_is_not_certain() -> None:
     # Of marks it is Tango's interval; other values have their own scale and origin.
     marks = [1.0] * 3 + [-1.0] + [0.0] * 96
     plain = paired_score(3, 1, 100)
-    assert bootstrap_mean(marks, resamples=10, seed=0) == pytest.approx(plain)
-    moved = bootstrap_mean([7 + 2 * x for x in marks], resamples=10, seed=0)
+    assert mean_interval(marks) == pytest.approx(plain)
+    moved = mean_interval([7 + 2 * x for x in marks])
     assert moved[:3] == pytest.approx([7 + 2 * x for x in plain[:3]])
     # Three gains of unlike size do not exclude that there is none.
-    found = bootstrap_mean([0.9, 0.5, 0.2] + [0.0] * 97, resamples=10, seed=0)
+    found = mean_interval([0.9, 0.5, 0.2] + [0.0] * 97)
     assert found.value == pytest.approx(0.016)
     assert found.low < 0 < 0.03 < found.high
     # Scores from 0 to 1 have no mean below 0.
-    assert mean_or_share([0.9, 0.5, 0.2] + [0.0] * 97, resamples=10, seed=0).low == 0
+    assert mean_or_share([0.9, 0.5, 0.2] + [0.0] * 97).low == 0
 
 
 def test_a_share_of_counts_is_wilsons_of_as_many_as_its_variance_tells() -> None:

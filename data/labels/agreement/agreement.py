@@ -1,8 +1,8 @@
 """How far annotators agree, with each other, with themselves and with known answers.
 
-Pure functions of ranks. Each takes what was said of tasks as `TaskRanks`; intervals are a cluster
-bootstrap over prompts (`data.intervals.bootstrap_clusters`) unless said otherwise. Data that leave
-a figure undefined give one without a value and with the reason in words.
+Pure functions of ranks. Each takes what was said of tasks as `TaskRanks`; intervals are over
+prompts (`data.intervals`) unless said otherwise. Data that leave a figure undefined give one
+without a value and with the reason in words.
 
 Of a pair of completions an annotator says one of three things: the first is better, the second is
 better, or neither (a tie). `outcomes` writes them 1, -1 and 0.
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.intervals import bootstrap_clusters, wilson
+from data.intervals import bootstrap_clusters, clustered_ratio, wilson
 from data.labels.agreement.figures import Figure, figure, missing, share
 from data.words import counted
 
@@ -242,13 +242,7 @@ def rating_alpha(
     )
 
 
-def tau_to_others(
-    *,
-    tasks: Iterable[TaskRanks],
-    annotator: str | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Figure:
+def tau_to_others(*, tasks: Iterable[TaskRanks], annotator: str | None = None) -> Figure:
     """Mean Kendall's tau-b of an annotator's ranks to the consensus of the others.
 
     The consensus is the mean of the others' ranks (ties take the mean of their places). A label
@@ -258,8 +252,6 @@ def tau_to_others(
     Args:
         tasks: what was said.
         annotator: whose; None takes everybody against their others.
-        resamples: of the bootstrap.
-        seed: of its draws.
 
     Source: Kendall (1945), The treatment of ties in ranking problems.
     """
@@ -283,13 +275,7 @@ def tau_to_others(
     note = f"{counted(undefined, 'label')} left out, all tied" if undefined else ""
     if not sums:
         return missing(note or TOO_FEW)
-    estimate = bootstrap_clusters(
-        np.array(list(sums.values())),
-        statistic=lambda sums_R2: sums_R2[:, 0] / sums_R2[:, 1],
-        resamples=resamples,
-        seed=seed,
-    )
-    return figure(estimate, note=note)
+    return figure(clustered_ratio(np.array(list(sums.values()))), note=note)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -121,7 +121,7 @@ def label_statistics(
     skipped = [skip for skip in skips if kinds is None or skip.annotator.kind in kinds]
     draws = _Draws(resamples, seed)
     tasks = _task_ranks(_of(labels, "label"))
-    everybody = _group(labels, skipped, tasks, None, draws)
+    everybody = _group(labels, skipped, tasks, None)
     everybody.figures.update(_alphas(labels, tasks, draws))
     annotators = {row.annotator.id: row.annotator for row in labels}
     annotators.update({skip.annotator.id: skip.annotator for skip in skipped})
@@ -138,7 +138,7 @@ def label_statistics(
             id=person.id,
             name=person.name,
             kind=person.kind,
-            group=_group(*own[person.id], person.id, draws),
+            group=_group(*own[person.id], person.id),
         )
         for person in annotators.values()
     ]
@@ -186,7 +186,6 @@ def _group(
     skips: list[Skip],
     tasks: list[agreement.TaskRanks],
     annotator: str | None,
-    draws: _Draws,
 ) -> Group:
     plain = [_seen(row) for row in _of(labels, "label")]
     gold = [
@@ -197,7 +196,7 @@ def _group(
     figures = {
         "agreement": agreement.pair_agreement(tasks=tasks, ties=True, annotator=annotator),
         "agreement_no_ties": agreement.pair_agreement(tasks=tasks, ties=False, annotator=annotator),
-        "tau": agreement.tau_to_others(tasks=tasks, annotator=annotator, **draws._asdict()),
+        "tau": agreement.tau_to_others(tasks=tasks, annotator=annotator),
         "gold_accuracy": agreement.gold_accuracy(
             labels=[(ranks, known) for ranks, known in gold if known]
         ),

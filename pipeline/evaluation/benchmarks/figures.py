@@ -8,6 +8,7 @@ gives `tasks` of `evaluation.json` again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
-from data.intervals import LEVEL, Estimate, bootstrap_clusters, mean_or_share
+from data.intervals import LEVEL, Estimate, clustered_ratio, mean_or_share
 from pipeline.evaluation.benchmarks.measures import CHANCE, FORMS, Measure, Numbers, Row
 from pipeline.evaluation.benchmarks.registry import BENCHMARKS
 
@@ -55,9 +56,7 @@ def _figure(
     if form == "mean" and np.all(parts_DQ2[..., 1] == 1):
         estimate = mean_over_draws(parts_DQ2[..., 0], **draw)
     else:
-        estimate = bootstrap_clusters(
-            parts_DQ2.sum(axis=0), statistic=lambda sums_R2: _gathered(sums_R2, form), **draw
-        )
+        estimate = _formed(clustered_ratio(parts_DQ2.sum(axis=0)), form)
     figure = {
         "checkpoint": checkpoint,
         "task": task,
@@ -73,6 +72,14 @@ def _figure(
     if len(parts_DQ2) > 1:
         figure["draws"] = _gathered(parts_DQ2.sum(axis=1), form).tolist()
     return figure
+
+
+def _formed(rate: Estimate, form: str) -> Estimate:
+    """Return what follows from a rate, with its ends in their order."""
+    numbers = FORMS[form](np.array([math.nan if x is None else x for x in rate[:3]])).tolist()
+    value, low, high = (None if math.isnan(x) else x for x in numbers)
+    turned = low is not None and high is not None and low > high
+    return Estimate(value, *((high, low) if turned else (low, high)), rate.n)
 
 
 def _gathered(sums_R2: Numbers, form: str) -> Numbers:
@@ -102,7 +109,7 @@ def mean_over_draws(
 
     draws, count = values_DQ.shape
     if draws == 1:
-        return mean_or_share(values_DQ[0].tolist(), resamples=resamples, seed=seed, level=level)
+        return mean_or_share(values_DQ[0].tolist(), level=level)
     value = float(values_DQ.mean())
     if count < 2:
         return Estimate(value, None, None, count)
@@ -123,7 +130,7 @@ def mean_over_draws(
     )
     variance_R = np.maximum(questions_R + draws_R - rest_R, 0) / (draws * count)
     if not variance_R.any():  # every answer right, or every one wrong
-        return mean_or_share(by_question.tolist(), resamples=resamples, seed=seed, level=level)
+        return mean_or_share(by_question.tolist(), level=level)
     half = float(np.quantile(np.abs(ndtri(even_R4[:, 3])) * np.sqrt(variance_R), level))
     # Of shares and probabilities no end lies beyond 0 and 1; of few draws it could.
     least, most = (0.0, 1.0) if values_DQ.min() >= 0 and values_DQ.max() <= 1 else (-np.inf, np.inf)

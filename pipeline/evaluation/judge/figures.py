@@ -24,7 +24,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from data.intervals import Estimate, bootstrap_mean, mean_or_share, paired_difference, wilson
+from data.intervals import Estimate, mean_interval, mean_or_share, paired_difference, wilson
 from data.records import prompt_hash
 from pipeline.evaluation.judge.diversity import distinct, repetition
 from pipeline.evaluation.judge.length_control import length_controlled
@@ -84,7 +84,7 @@ def figures(
     judged = _verdicts(by_name, pairs, judgements)
     draw = {"resamples": resamples, "seed": seed}
     return {
-        "checkpoints": {name: checkpoint_figures(mine, **draw) for name, mine in by_name.items()},
+        "checkpoints": {name: checkpoint_figures(mine) for name, mine in by_name.items()},
         "win_rates": [
             _win_rate(pair, judge, found[pair], draw)
             for pair in pairs
@@ -102,7 +102,7 @@ def figures(
             for measure in (*COLUMNS, *SHARES)
             for difference in _difference(a, by_name[a], b, by_name[b], measure, draw)
         ],
-        "pathologies": pathologies(by_name, **draw),
+        "pathologies": pathologies(by_name),
     }
 
 
@@ -127,15 +127,15 @@ def _pairs_of(names: Sequence[str]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: places[pair[0]] - places[pair[1]])
 
 
-def checkpoint_figures(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
+def checkpoint_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return one checkpoint's figures; a figure that no sample has is None."""
     texts = [row["response"] for row in rows]
     figures: dict[str, Any] = {"n": len(rows)}
     for key, column in MEANS.items():
         values = [float(row[column]) for row in rows if row[column] is not None]
-        figures |= _named(key, mean_or_share(values, resamples=resamples, seed=seed))
+        figures |= _named(key, mean_or_share(values))
     lengths = [float(row["n_tokens"]) for row in rows]
-    figures |= _named("mean_length", bootstrap_mean(lengths, resamples=resamples, seed=seed))
+    figures |= _named("mean_length", mean_interval(lengths))
     figures |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
     figures["repetition"] = sum(map(repetition, texts)) / len(texts) if texts else None
     figures |= {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}

@@ -494,7 +494,7 @@ def _add_texts(
     ]
     if rows:
         write_json_lines(workspace.folder / TEXTS, rows)
-    found = text_figures(rows, resamples=plan.resamples, seed=plan.seed)
+    found = text_figures(rows)
     for name, figures_ in found.checkpoints.items():
         results["checkpoints"][name] |= figures_
     results["alignment_tax"] = found.alignment_tax

@@ -19,9 +19,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.intervals import Estimate, bootstrap_clusters, number_clusters, wilson
+from data.intervals import Estimate, clustered_ratio, number_clusters, wilson
 from data.records import Prompt, prompt_hash, turn_text
 from pipeline.evaluation.judge.diversity import ngrams, words
 
@@ -206,15 +205,11 @@ def _script(character: str) -> str:
     return "CJK" if script in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else script
 
 
-def pathologies(
-    by_name: Mapping[str, Sequence[Row]], *, resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def pathologies(by_name: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """Return the figure of each pathology and checkpoint.
 
     Args:
         by_name: samples of each checkpoint, in the order of training.
-        resamples: draws of each bootstrap.
-        seed: of each bootstrap.
 
     Returns:
         `checkpoint`, `name`, `value`, `ci95`, `n`, `cause`, and whether it is an `alarm`. What
@@ -230,7 +225,7 @@ def pathologies(
         far_anyway = any(_plain(theirs) != _plain(rows) for theirs in reference)
         drift = [] if before is None or _plain(before) != _plain(rows) else [_drift(before, rows)]
         for one in [*drift, *_shares(rows), _kl(rows)]:
-            estimate = _ratio(one, resamples=resamples, seed=seed)
+            estimate = _ratio(one)
             if estimate.value is not None:
                 figure = {"value": estimate.value, "ci95": estimate.ci95, "n": len(one.rows)}
                 cause, alarm = PATHOLOGIES[_kind(one.name, estimate.value)].cause, False
@@ -298,18 +293,14 @@ def _text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(map(turn_text, prompt))
 
 
-def _ratio(one: _Counted, *, resamples: int, seed: int) -> Estimate:
-    """Return the ratio of sums with Wilson's interval for a share, else the bootstrap's."""
+def _ratio(one: _Counted) -> Estimate:
+    """Return the ratio of sums with Wilson's interval for a share, else that over prompts."""
     names, cluster_N = number_clusters([prompt_hash(row["prompt"]) for row in one.rows])
     if len(names) == len(one.rows) and {bottom for _, bottom in one.parts} == {1.0}:
         return wilson(sum(top for top, _ in one.parts), len(one.parts))
     parts_P2 = np.zeros((len(names), 2))
     np.add.at(parts_P2, cluster_N, np.reshape(one.parts, (-1, 2)))
-
-    def ratio(sums_R2: NDArray[np.float64]) -> NDArray[np.float64]:
-        return sums_R2[:, 0] / np.where(sums_R2[:, 1] > 0, sums_R2[:, 1], np.nan)
-
-    return bootstrap_clusters(parts_P2, statistic=ratio, resamples=resamples, seed=seed)
+    return clustered_ratio(parts_P2)
 
 
 def pathology_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,9 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.intervals import bootstrap_clusters
+from data.intervals import Estimate, clustered_ratio
 from data.words import counted
 from pipeline.training.objectives.perplexity import perplexity_figures
 
@@ -34,59 +33,50 @@ class TextFigures(NamedTuple):
     alignment_tax: list[dict[str, Any]]
 
 
-def text_figures(rows: Iterable[Row], *, resamples: int, seed: int) -> TextFigures:
+def text_figures(rows: Iterable[Row]) -> TextFigures:
     """Return what checkpoints make of texts.
 
-    Intervals are bootstraps over texts, a text with all its tokens and bytes; differences are
-    paired by text.
+    Intervals are over texts, a text with all its tokens and bytes; differences are paired by text.
 
     Args:
         rows: losses, checkpoints in the order of training.
-        resamples: draws of each bootstrap.
-        seed: of each bootstrap.
     """
     by_name: dict[str, dict[int, Row]] = {}
     for row in rows:
         by_name.setdefault(row["checkpoint"], {})[row["index"]] = row
-    draw = {"resamples": resamples, "seed": seed}
     names = list(by_name)
     return TextFigures(
-        {name: _figures([*mine.values()], draw) for name, mine in by_name.items()},
-        [_tax(name, by_name[name], by_name[names[0]], draw) for name in names[1:]],
+        {name: _figures([*mine.values()]) for name, mine in by_name.items()},
+        [_tax(name, by_name[name], by_name[names[0]]) for name in names[1:]],
     )
 
 
-def _figures(rows: Sequence[Row], draw: dict[str, int]) -> dict[str, Any]:
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
     nats, tokens, size = (sum(row[key] for row in rows) for key in ("nats", "tokens", "bytes"))
-    parts_P2 = np.array([[row["nats"], row["bytes"]] for row in rows], dtype=np.float64)
     summed = perplexity_figures(nats, tokens, size)
     return {
         "perplexity": summed["perplexity"],
         "bits_per_byte": summed["bits_per_byte"],
-        "bits_per_byte_ci95": bootstrap_clusters(parts_P2, statistic=_bits, **draw).ci95,
+        "bits_per_byte_ci95": _bits([(row["nats"], row["bytes"]) for row in rows]).ci95,
         "texts_not_given_back": sum(not row["given_back"] for row in rows),
     }
 
 
-def _tax(
-    name: str, mine: Mapping[int, Row], base: Mapping[int, Row], draw: dict[str, int]
-) -> dict[str, Any]:
+def _tax(name: str, mine: Mapping[int, Row], base: Mapping[int, Row]) -> dict[str, Any]:
     both = [(mine[index], base[index]) for index in mine if index in base]
-    parts_P2 = np.array([[a["nats"] - b["nats"], a["bytes"]] for a, b in both], dtype=np.float64)
-    tax = bootstrap_clusters(parts_P2, statistic=_bits, **draw)
-    own_12 = np.array([[sum(a[key] for a, _ in both) for key in ("nats", "bytes")]])
+    tax = _bits([(a["nats"] - b["nats"], a["bytes"]) for a, b in both])
     return {
         "checkpoint": name,
-        "bits_per_byte": float(_bits(own_12)[0]),
+        "bits_per_byte": _bits([(a["nats"], a["bytes"]) for a, _ in both]).value,
         "difference": tax.value,
         "ci95": tax.ci95,
         "n": tax.n,
     }
 
 
-def _bits(sums_R2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return bits per byte of summed nats and bytes."""
-    return np.asarray(sums_R2[:, 0] / (math.log(2) * sums_R2[:, 1]), dtype=np.float64)
+def _bits(parts: Sequence[tuple[float, float]]) -> Estimate:
+    """Return bits per byte of texts' nats and bytes."""
+    return clustered_ratio(np.reshape(parts, (-1, 2)) / (math.log(2), 1))
 
 
 def text_lines(results: Mapping[str, Any]) -> list[str]:

@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.intervals import bootstrap_clusters
-from pipeline.evaluation.scaling.laws import Floats
-
-RESAMPLES = 1000
+from data.intervals import clustered_ratio
 
 
 def model_counts(folder: Path, *, context_length: int) -> dict[str, float]:
@@ -61,16 +58,12 @@ def training_seconds(rows: Iterable[Mapping[str, Any]], *, step_tokens: float) -
     return sum((end - start) * step_tokens / rates[end] for start, end in itertools.pairwise(steps))
 
 
-def heldout_loss(folder: Path, texts: Sequence[str], *, seed: int) -> dict[str, Any]:
+def heldout_loss(folder: Path, texts: Sequence[str]) -> dict[str, Any]:
     """Return a checkpoint's loss on texts in nats a token, with its interval over the texts."""
     from pipeline.models.load import load_policy, load_tokenizer
     from pipeline.training.objectives.perplexity import text_losses
 
     losses = text_losses(load_policy(folder), load_tokenizer(folder), texts)
     parts_P2 = np.array([[loss.nats, loss.tokens] for loss in losses if loss.tokens], np.float64)
-    found = bootstrap_clusters(parts_P2, statistic=_ratio, resamples=RESAMPLES, seed=seed)
+    found = clustered_ratio(parts_P2)
     return {"loss": found.value, "loss_ci95": found.ci95}
-
-
-def _ratio(sums_R2: Floats) -> Floats:
-    return np.asarray(sums_R2[:, 0] / sums_R2[:, 1], dtype=np.float64)

@@ -9,36 +9,34 @@ from typing import Any
 import numpy as np
 
 from data.errors import SourceError
-from data.intervals import Estimate, bootstrap_mean
+from data.intervals import Estimate, mean_interval
 from pipeline.evaluation.scaling.fit import Fitted, doubts, untold_exponents
 from pipeline.evaluation.scaling.laws import Floats
 from pipeline.evaluation.scaling.points import FLOPS_PER_PRODUCT, Points
 
 
-def compute_factor(points: Points, *, resamples: int, seed: int) -> Estimate:
+def compute_factor(points: Points) -> Estimate:
     """Return C0 of C = C0 N D, the geometric mean over runs; 6 without interval if not measured."""
     if not points.measured:
         return Estimate(FLOPS_PER_PRODUCT, None, None, 0)
     products_P = points.parameters_P * points.tokens_P
-    return _geometric_mean(points.flops_P / products_P, resamples=resamples, seed=seed)
+    return _geometric_mean(points.flops_P / products_P)
 
 
-def speed(rows: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
+def speed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the FLOPs a second of runs, the geometric mean, with interval.
 
     Args:
         rows: runs with `flops` and `seconds`.
-        resamples: of the bootstrap over runs.
-        seed: of its draws.
     """
     rates_P = np.array([row["flops"] / row["seconds"] for row in rows])
-    found = _geometric_mean(rates_P, resamples=resamples, seed=seed)
+    found = _geometric_mean(rates_P)
     return {"flops_per_second": found.value, "flops_per_second_ci95": found.ci95}
 
 
-def _geometric_mean(values_P: Floats, *, resamples: int, seed: int) -> Estimate:
+def _geometric_mean(values_P: Floats) -> Estimate:
     logs_P = np.log(values_P)
-    mean, low, high, n = bootstrap_mean(logs_P.tolist(), resamples=resamples, seed=seed)
+    mean, low, high, n = mean_interval(logs_P.tolist())
     assert mean is not None and low is not None and high is not None
     return Estimate(math.exp(mean), math.exp(low), math.exp(high), n)
 

@@ -25,7 +25,7 @@ def row(index: int, response: str = "Ada bakes.", **changes: Any) -> dict[str, A
 
 
 def found(**checkpoints: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    figures = pathologies(checkpoints, resamples=200, seed=0)
+    figures = pathologies(checkpoints)
     return {(one["checkpoint"], one["name"]): one for one in figures}
 
 

@@ -52,7 +52,7 @@ def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
     for key in ("win_rates", "ratings", "differences", "pathologies"):
         assert report[key] == json.loads(json.dumps(again[key])), key
         assert report[key], key
-    texts = text_figures([*read_json_lines(evaluation / "texts.jsonl")], **draw)
+    texts = text_figures([*read_json_lines(evaluation / "texts.jsonl")])
     assert report["alignment_tax"] == texts.alignment_tax
     for name, mine in report["checkpoints"].items():
         expected = {**again["checkpoints"][name], **texts.checkpoints[name]}

@@ -59,9 +59,9 @@ def test_the_held_out_loss_is_a_token_of_all_texts_and_lies_in_its_interval(
 ) -> None:
     folder = save_policy(tiny_tokenizer())
     texts = ["The baker of Millbrook is Ada Finch.", "What is 3 + 4?", "The miller lives.", "No."]
-    found = heldout_loss(folder, texts, seed=0)
+    found = heldout_loss(folder, texts)
     low, high = found["loss_ci95"]
     assert low <= found["loss"] <= high
-    twice = heldout_loss(folder, texts * 2, seed=0)
+    twice = heldout_loss(folder, texts * 2)
     assert twice["loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert twice["loss_ci95"][1] - twice["loss_ci95"][0] < high - low

@@ -121,7 +121,7 @@ def test_all_figures_come_out_and_recount_from_the_samples(
     assert len(losses) == 3 and set(losses[0]) == {
         "checkpoint", "index", "nats", "tokens", "bytes", "given_back",
     }  # fmt: skip
-    on_texts = text_figures(losses, resamples=50, seed=0)
+    on_texts = text_figures(losses)
     assert on_texts.alignment_tax == results["alignment_tax"]
     for name, mine in on_texts.checkpoints.items():
         assert {key: results["checkpoints"][name][key] for key in mine} == mine
