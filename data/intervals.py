@@ -329,24 +329,24 @@ def _skewed_ends(value: float, beyond_P: NDArray[np.float64], level: float) -> t
 
     Where values are skewed, as lengths are, so is Student's t, and more on the side of the tail.
     Hall's cubic takes that out and has an inverse in closed form (Annals of Statistics 20:716,
-    section 2); the normal quantile is Student's here, and no end is more than three times as far
-    away as Student's.
+    section 2); the normal quantile is Student's here, and no end is more than twice as far away as
+    without.
     """
     count = len(beyond_P)
     variance = float(beyond_P @ beyond_P) / count
     if count < 2 or variance == 0:
         return value, value
-    t, root = float(stdtrit(count - 1, 0.5 + level / 2)), math.sqrt(count)
+    most, root = float(stdtrit(count - 1, 0.5 + level / 2)), math.sqrt(count)
     skewness = float((beyond_P**3).mean()) / variance**1.5
-    skewness = math.copysign(min(abs(skewness), root / t), skewness)
+    skewness = math.copysign(min(abs(skewness), root / most), skewness)
 
     def end(t: float) -> float:
         if abs(skewness) > 1e-6:
             cube = 1 + skewness * (t / root - skewness / (6 * count))
             t = 3 * root / skewness * (max(0.0, cube) ** (1 / 3) - 1)
-        return value - t * math.sqrt(variance / (count - 1))
+        return value - max(-2 * most, min(t, 2 * most)) * math.sqrt(variance / (count - 1))
 
-    return end(t), end(-t)
+    return end(most), end(-most)
 
 
 def _sides(value: float, decided: float, n: float) -> tuple[float, float]:

@@ -94,10 +94,7 @@ def generate(
     advance: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
-    """Sample one response to each prompt.
-
-    A response also stops where the context is full. What a model may remember is tried at first
-    (`pipeline.generation.trial`).
+    """Return a sample of a response to each prompt, which also stops where the context is full.
 
     Args:
         model: a causal model of transformers, unwrapped.
@@ -111,9 +108,6 @@ def generate(
         ahead: prompts computed together where a row ends and one of them takes its place.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
-
-    Returns:
-        The samples in the order of the prompts.
 
     Raises:
         ModelError: a prompt is empty or fills the context, or the model can't be sampled from.

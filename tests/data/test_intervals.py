@@ -75,17 +75,15 @@ def test_the_mean_of_nothing_is_no_number() -> None:
 
 def test_the_interval_of_skewed_values_reaches_further_to_their_tail() -> None:
     # Hall's cubic, worked by hand: the mean is 5, the variance 280 / 6, and the skewness
-    # 3150 / 6 / 46.667^1.5 = 1.647, which counts as sqrt(6) / 2.5706 = 0.9529 at most.
+    # 3150 / 6 / 46.667^1.5 = 1.647, which counts as sqrt(6) / 2.5706 = 0.9529 at most; the upper end
+    # would be more than twice as far away as Student's.
     values = [0.0, 1.0, 2.0, 3.0, 4.0, 20.0]
     found = mean_interval(values)
     assert found.value == 5
     root, t, g = np.sqrt(6), 2.5706, 0.9529
-    ends = [
-        3 * root / g * (np.cbrt(max(0, 1 + g * (side / root - g / 36))) - 1) for side in (t, -t)
-    ]
-    expected = [5 - end * np.sqrt(280 / 6 / 5) for end in ends]
-    assert found.ci95 == pytest.approx(expected, abs=1e-3)
-    assert found.high - 5 > 3 * (5 - found.low)
+    below = 3 * root / g * (np.cbrt(1 + g * (t / root - g / 36)) - 1)
+    error = np.sqrt(280 / 6 / 5)
+    assert found.ci95 == pytest.approx([5 - below * error, 5 + 2 * t * error], abs=1e-3)
     turned = mean_interval([-v for v in values])
     assert turned.ci95 == pytest.approx([-found.high, -found.low])
 

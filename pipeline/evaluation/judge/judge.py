@@ -250,7 +250,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
-        "logprobs": _logprobs(plan, model, prompts, responses) if _moved(plan, name) else None,
+        "logprobs": _logprobs(plan, model, prompts, responses) if plan.has_kl(name) else None,
         "losses": [],
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
@@ -267,12 +267,6 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     return answers
 
 
-def _moved(plan: Plan, name: str) -> bool:
-    """Tell whether a checkpoint has a KL to the reference, which is another one."""
-    places, reference = plan.checkpoints, plan.reference
-    return reference is not None and str(places[name]) != str(places[reference])
-
-
 def _asked(plan: Plan, name: str) -> list[Any]:
     """Return what tells a checkpoint, and how it is asked, from others."""
     content = checkpoint_content(plan.checkpoints[name])
@@ -282,7 +276,7 @@ def _asked(plan: Plan, name: str) -> list[Any]:
 def _follows_from(plan: Plan, name: str) -> list[Any]:
     """Return all that a checkpoint's answers and log-probabilities depend on."""
     return [
-        [*_asked(plan, name), dataclasses.asdict(plan.sampling), _moved(plan, name)],
+        [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.has_kl(name)],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
 
@@ -336,7 +330,7 @@ def _kls(
     reference = checkpoint_content(source)
     return {
         name: [0.0] * len(plan.prompts)
-        if not _moved(plan, name)
+        if not plan.has_kl(name)
         else workspace.kept(
             f"{name}: KL", ["kl", _follows_from(plan, name), reference], partial(kl, name)
         )

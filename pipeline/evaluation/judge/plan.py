@@ -93,3 +93,8 @@ class Plan:
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Sequence[TaskSettings] = ()
     best_of: int = 0
+
+    def has_kl(self, name: str) -> bool:
+        """Tell whether a checkpoint has a KL to the reference, which is another one."""
+        places = self.checkpoints
+        return self.reference is not None and str(places[name]) != str(places[self.reference])
