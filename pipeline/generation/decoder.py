@@ -235,8 +235,8 @@ class Decoder:
                 alone = DynamicCache(config=self.model.config)
                 self._prefill([list(beginning)], alone)
                 self.begun[beginning] = [(layer.keys, layer.values) for layer in alone.layers]
-            for number, states in enumerate(self.begun[beginning]):
-                keys, values = (state.expand(len(prompts), -1, -1, -1) for state in states)
+            for number, both in enumerate(self.begun[beginning]):
+                keys, values = (state.expand(len(prompts), -1, -1, -1) for state in both)
                 cache.update(keys, values, number)
         logits_NV = self._prefill([list(ids[cut:]) for ids in prompts], cache, behind=cut)
         for number, ids in enumerate(prompts):

@@ -75,8 +75,8 @@ def test_the_mean_of_nothing_is_no_number() -> None:
 
 def test_the_interval_of_skewed_values_reaches_further_to_their_tail() -> None:
     # Hall's cubic, worked by hand: the mean is 5, the variance 280 / 6, and the skewness
-    # 3150 / 6 / 46.667^1.5 = 1.647, which counts as sqrt(6) / 2.5706 = 0.9529 at most; the upper end
-    # would be more than twice as far away as Student's.
+    # 3150 / 6 / 46.667^1.5 = 1.647, which counts as sqrt(6) / 2.5706 = 0.9529 at most; the upper
+    # end would be more than twice as far away as Student's.
     values = [0.0, 1.0, 2.0, 3.0, 4.0, 20.0]
     found = mean_interval(values)
     assert found.value == 5
