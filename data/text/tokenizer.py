@@ -9,6 +9,7 @@ none is unknown; digits stand alone. The `tokenizers` library learns and applies
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from data.text.control_tokens import encode_ids, spelled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, SEPARATOR = "<|pad|>", "<|bos|>", "<|endoftext|>"
@@ -67,8 +69,8 @@ def train_tokenizer(
             f"vocabulary_size {vocabulary_size} is too small: 256 bytes and {len(specials)} "
             f"special tokens need {256 + len(specials)}"
         )
-    corpus = _Counted(texts)
-    word_merges = _learn_word_merges(corpus, room, min_frequency)
+    corpus = _Counted(texts, specials)
+    word_merges = _learn_word_merges(corpus, specials, room, min_frequency)
     if not corpus.counts:
         raise SourceError("the corpus for the tokenizer holds no text")
     merges = _best_split(word_merges, corpus.counts, room, min_frequency)
@@ -78,12 +80,14 @@ def train_tokenizer(
 class _Counted:
     """Hands a corpus through and counts the pieces of its first 20 million characters."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], specials: Sequence[str]) -> None:
         from tokenizers import Regex, pre_tokenizers
 
         self.counts: Counter[str] = Counter()
         self._texts = texts
-        self._split = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+        self._split = pre_tokenizers.Sequence(
+            [_without(specials), pre_tokenizers.Split(Regex(_PIECES), "isolated")]
+        )
 
     def __iter__(self) -> Iterator[str]:
         left = _COUNTED
@@ -95,20 +99,46 @@ class _Counted:
             yield text
 
 
-def _learn_word_merges(texts: Iterable[str], room: int, min_frequency: int) -> list[Merge]:
+def _without(specials: Sequence[str]) -> PreTokenizer:
+    """Return what takes special tokens that a corpus spells out of it.
+
+    The trainer knows of none: of `<|endoftext|>` between documents it would learn the pieces.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex("|".join(map(re.escape, specials)) or "(?!)"), "removed")
+
+
+def _learn_word_merges(
+    texts: Iterable[str], specials: Sequence[str], room: int, min_frequency: int
+) -> list[Merge]:
     """Return merges learned on words from which the space before them is split off."""
     import json
 
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, pre_tokenizers
 
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+    learner = _learned(
+        texts,
         [
+            _without(specials),
             pre_tokenizers.Split(Regex(_PIECES), "isolated"),
             pre_tokenizers.Split(Regex(_LEADING_SPACE), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        ],
+        room,
+        min_frequency,
     )
+    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def _learned(
+    texts: Iterable[str], cuts: Sequence[PreTokenizer], room: int, min_frequency: int
+) -> Tokenizer:
+    """Return bytes and as many merges as there is room for, learned on what is cut so."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence([*cuts])
     trainer = trainers.BpeTrainer(
         vocab_size=256 + room,
         min_frequency=min_frequency,
@@ -116,7 +146,44 @@ def _learn_word_merges(texts: Iterable[str], room: int, min_frequency: int) -> l
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer=trainer)
-    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+    return learner
+
+
+def gpt2_tokens(
+    texts: Iterable[str],
+    sample: Sequence[str],
+    *,
+    vocabulary_size: int,
+    special_tokens: Sequence[str],
+    min_frequency: int = 1,
+) -> int:
+    """Return how many tokens a sample takes by byte-level BPE as GPT-2 has it, for comparison.
+
+    Radford et al. 2019: words are learned with the space before them, digits in groups.
+
+    Args:
+        texts: what is learned from; of much text the first 20 million characters.
+        sample: what is cut.
+        vocabulary_size: tokens in all, of which the special ones leave room for merges.
+        special_tokens: all of them.
+        min_frequency: occurrences that a merge needs.
+    """
+    from tokenizers import pre_tokenizers
+
+    cuts = [_without(special_tokens), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    room = vocabulary_size - 256 - len(special_tokens)
+    learner = _learned(first_characters(texts, _COUNTED), cuts, room, min_frequency)
+    learner.pre_tokenizer = cuts[1]
+    return sum(len(encoded.ids) for encoded in learner.encode_batch([*sample]))
+
+
+def first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
+    """Yield texts up to so many characters; the last one is cut."""
+    for text in texts:
+        yield text[:count]
+        count -= len(text)
+        if count <= 0:
+            return
 
 
 def byte_alphabet() -> list[str]:
@@ -125,6 +192,9 @@ def byte_alphabet() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_BYTES = {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
 def _best_split(
@@ -201,24 +271,28 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Exact for byte-level vocabularies; SentencePiece's and WordPiece's marks are read as the space
     or the continuation they stand for.
     """
-    special = special_ids(tokenizer)
+    special, byte_level = special_ids(tokenizer), is_byte_level(tokenizer)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    letters = set(byte_alphabet())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    byte_level = "ByteLevel" in str(getattr(backend, "decoder", ""))
     lengths = [0] * (max(vocabulary.values()) + 1)
     for name, number in vocabulary.items():
         if number not in special:
-            lengths[number] = _byte_length(name, letters if byte_level else set())
+            lengths[number] = len(piece_bytes(name, byte_level=byte_level))
     return lengths
 
 
-def _byte_length(name: str, letters: set[str]) -> int:
-    if letters and letters.issuperset(name):
-        return len(name)
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-        return 1
-    return len(name.removeprefix("##").replace("▁", " ").encode())
+def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether each character of a tokenizer's pieces stands for a byte."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return "ByteLevel" in str(getattr(backend, "decoder", ""))
+
+
+def piece_bytes(name: str, *, byte_level: bool) -> bytes:
+    """Return the bytes of text that a piece of a vocabulary stands for, control tokens aside."""
+    if byte_level and _BYTES.keys() >= set(name):
+        return bytes(map(_BYTES.__getitem__, name))
+    if re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return bytes.fromhex(name[3:5])
+    return name.removeprefix("##").replace("▁", " ").encode()
 
 
 def tokenize_documents(

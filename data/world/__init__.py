@@ -13,6 +13,7 @@ from data.errors import SourceError, nearest
 from data.records import Conversation, Document, Message, PromptRow
 from data.world.answers import answer_core
 from data.world.corpus import write_corpus
+from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
 from data.world.town import ATTRIBUTES, NAMES, Town, unknown_names
@@ -25,6 +26,8 @@ VERSION = 1
 PARTS = (
     "corpus",
     "corpus_heldout",
+    "lists",
+    "lists_heldout",
     "instructions",
     "instructions_heldout",
     "rm_prompts",
@@ -73,8 +76,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Rows of each part by kind; the rest of `eval_prompts` is `questions.EVALUATION_SHARE`."""
 
-CORPUS_DOCUMENTS = 6000
-HELDOUT_DOCUMENTS = 150
+DOCUMENTS = {"corpus": 6000, "corpus_heldout": 150, "lists": 8000, "lists_heldout": 150}
 
 _UNKNOWN_NAMES = {
     "eval_prompts": 84,
@@ -112,7 +114,7 @@ class World:
         Raises:
             SourceError: There is no such part.
         """
-        if part in ("corpus", "corpus_heldout"):
+        if part in DOCUMENTS:
             return self.documents(part)
         if part in ("instructions", "instructions_heldout"):
             return self.instructions(part)
@@ -123,9 +125,13 @@ class World:
         )
 
     def documents(self, part: str) -> list[Document]:
-        """Return the documents of `corpus` or `corpus_heldout`."""
-        count = CORPUS_DOCUMENTS if part == "corpus" else HELDOUT_DOCUMENTS
-        texts = write_corpus(self.town, self.pool, count, part)
+        """Return the documents of a part that has them."""
+        count = DOCUMENTS[part]
+        if part.startswith("lists"):
+            skip = DOCUMENTS["lists_heldout"] if part == "lists" else 0
+            texts = write_lists(self.town, count, skip=skip)
+        else:
+            texts = write_corpus(self.town, self.pool, count, part)
         return [Document(text, f"{part}/{i}") for i, text in enumerate(texts)]
 
     def instructions(self, part: str) -> list[Conversation]:

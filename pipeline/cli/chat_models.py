@@ -29,7 +29,7 @@ class ChatModel:
 
     def end_ids(self) -> list[int]:
         """Return the tokens that end a reply; of plain text the end of a document, too."""
-        from pipeline.evaluation.prompting import document_end_ids
+        from data.text.prompting import document_end_ids
         from pipeline.models.load import eos_ids
 
         extra = document_end_ids(self.tokenizer) if self.plain else []
@@ -38,7 +38,7 @@ class ChatModel:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the tokens after which the reply is sampled."""
         from data.text.chat import render_prompt
-        from pipeline.evaluation.prompting import document_end_ids
+        from data.text.prompting import document_end_ids
 
         ids = render_prompt(self.tokenizer, prompt)
         if isinstance(prompt, str) and ids[0] not in self.tokenizer.all_special_ids:

@@ -29,6 +29,7 @@ from pipeline.cli.options import (
 from pipeline.cli.reports import compare, report
 from pipeline.cli.scaling import scaling
 from pipeline.cli.shipped import copy, recipes
+from pipeline.cli.tokenizer import tokenizer
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
@@ -268,6 +269,7 @@ app.command()(chat)
 app.command()(score)
 app.add_typer(label, name="label")
 app.add_typer(scaling, name="scaling")
+app.add_typer(tokenizer, name="tokenizer")
 
 
 @app.command(name="run-stage", hidden=True)

@@ -30,6 +30,7 @@ _TEXTS: Mapping[str, Callable[[Any], tuple[str, Sequence[str]]]] = {
     "truthfulqa": lambda question: (question.question, question.answers),
     "gsm8k": lambda problem: (problem.question, (problem.answer,)),
     "world_facts": lambda row: (turn_text(row.prompt[-1]), ()),
+    "world_lists": lambda line: (line.asked.question, line.asked.choices),
 }
 """Kind of task -> the question of what it read, and the answers that stand beside it."""
 

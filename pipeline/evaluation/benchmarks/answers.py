@@ -10,8 +10,8 @@ import torch
 
 from data.errors import UsageError
 from data.text.continuation import continuation_text
+from data.text.prompting import document_end_ids
 from pipeline.evaluation.benchmarks.asking import Subject
-from pipeline.evaluation.prompting import document_end_ids
 from pipeline.generation.generate import PREFILL_AHEAD, Sampling, generate
 from pipeline.models.load import context_length, eos_ids
 

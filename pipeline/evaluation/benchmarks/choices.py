@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.sources.values import RowError, as_list, as_text, parsed_object
-from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
+from data.text.prompting import QUESTIONS, Example, Form, drawn
+from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods, too_long
 from pipeline.evaluation.benchmarks.measures import CHANCE, Measure, Row
 from pipeline.evaluation.benchmarks.rows import read_with_examples
-from pipeline.evaluation.benchmarks.settings import ChoicesSettings
+from pipeline.evaluation.benchmarks.settings import ChoicesSettings, ShotsSettings
 
 
 class Question(NamedTuple):
@@ -73,7 +74,10 @@ def prepare(
 
 
 def ask(
-    task: ChoicesSettings, prepared: tuple[list[Question], list[Question]], subject: Subject
+    task: ShotsSettings,
+    prepared: tuple[list[Question], list[Question]],
+    subject: Subject,
+    form: Form = QUESTIONS,
 ) -> Iterator[Row]:
     """Yield a row for each question and draw."""
     questions, pool = prepared
@@ -87,6 +91,7 @@ def ask(
                     one.question,
                     one.choices,
                     [Example(e.question, e.choices[e.answer]) for e in before(one)],
+                    form,
                 )
                 for one in questions
             ]

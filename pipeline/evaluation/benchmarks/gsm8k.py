@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data.sources.values import RowError, as_text
+from data.text.prompting import Example, drawn
 from pipeline.evaluation.benchmarks.answers import write_answers
-from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
+from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.majority import majority_right
 from pipeline.evaluation.benchmarks.measures import Measure, Row
 from pipeline.evaluation.benchmarks.numbers import read_flexible, read_number, read_strict

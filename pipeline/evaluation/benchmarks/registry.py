@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.evaluation.benchmarks import choices, gsm8k, lm_eval_task, truthfulqa, world_facts
+from pipeline.evaluation.benchmarks import (
+    choices,
+    gsm8k,
+    lm_eval_task,
+    truthfulqa,
+    world_facts,
+    world_lists,
+)
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.measures import Measure, Row
 
@@ -29,5 +36,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "truthfulqa": Benchmark(truthfulqa.prepare, truthfulqa.ask, truthfulqa.measures),
     "gsm8k": Benchmark(gsm8k.prepare, gsm8k.ask, gsm8k.measures),
     "world_facts": Benchmark(world_facts.prepare, world_facts.ask, world_facts.measures),
+    "world_lists": Benchmark(world_lists.prepare, world_lists.ask, choices.measures),
     "lm_eval": Benchmark(lm_eval_task.prepare, lm_eval_task.ask, lm_eval_task.measures),
 }

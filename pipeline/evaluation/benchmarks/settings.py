@@ -39,23 +39,28 @@ class TaskSettings(Settings):
         return ()
 
 
-class FewShotSettings(TaskSettings):
-    """A task of rows in a file, asked behind examples or without."""
+class ShotsSettings(TaskSettings):
+    """A task that is asked behind examples or without."""
 
-    source: SourceSettings
-    """Rows to ask."""
     shots: NonNegativeInt = 0
     """Worked examples before each question."""
     draws: PositiveInt = 1
     """Draws of the examples; each asks all rows again."""
-    examples: SourceSettings | None = None
-    """Rows that the examples are drawn from; the other rows of `source` when not given."""
 
     @model_validator(mode="after")
-    def _draws_something(self) -> FewShotSettings:
-        if not self.shots and (self.draws > 1 or self.examples is not None):
+    def _draws_something(self) -> ShotsSettings:
+        if not self.shots and (self.draws > 1 or getattr(self, "examples", None) is not None):
             raise ValueError("draws and examples are for shots; set how many examples to show")
         return self
+
+
+class FewShotSettings(ShotsSettings):
+    """A task of rows in a file, asked behind examples or without."""
+
+    source: SourceSettings
+    """Rows to ask."""
+    examples: SourceSettings | None = None
+    """Rows that the examples are drawn from; the other rows of `source` when not given."""
 
     @property
     def sources(self) -> tuple[SourceSettings, ...]:
@@ -127,6 +132,20 @@ class WorldFactsSettings(TaskSettings):
         return (SourceSettings(world="eval_prompts", world_seed=self.world_seed),)
 
 
+class WorldListsSettings(ShotsSettings):
+    """Lists of the embedded world, to go on with in the way that the lines before show."""
+
+    kind: Literal["world_lists"] = "world_lists"
+    """Kind of task."""
+    world_seed: int = 0
+    """Seed of the embedded world."""
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The world's lists."""
+        return (SourceSettings(world="lists", world_seed=self.world_seed),)
+
+
 class LmEvalSettings(TaskSettings):
     """Any task of lm-eval; needs the extra `eval`.
 
@@ -164,11 +183,12 @@ Task = Annotated[
     | Annotated[TruthfulQaSettings, Tag("truthfulqa")]
     | Annotated[Gsm8kSettings, Tag("gsm8k")]
     | Annotated[WorldFactsSettings, Tag("world_facts")]
+    | Annotated[WorldListsSettings, Tag("world_lists")]
     | Annotated[LmEvalSettings, Tag("lm_eval")],
     by_kind(
         "task_kind",
         "a task is a mapping whose `kind` is one of choices, truthfulqa, "
-        "gsm8k, world_facts and lm_eval",
+        "gsm8k, world_facts, world_lists and lm_eval",
     ),
 ]
 """One entry of `tasks`."""

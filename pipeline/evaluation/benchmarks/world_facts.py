@@ -17,13 +17,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from data.text.chat import response_ids
+from data.text.prompting import plain_ids, plain_prompt, prompt_ids
 from pipeline.evaluation.benchmarks.answers import GREEDY, write_answers
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.choices import score_choices
 from pipeline.evaluation.benchmarks.loglikelihood import Pair
 from pipeline.evaluation.benchmarks.measures import CHANCE, Measure, Row
 from pipeline.evaluation.benchmarks.settings import WorldFactsSettings
-from pipeline.evaluation.prompting import plain_ids, plain_prompt, prompt_ids
 from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from data.json_lines import write_json_lines
 from data.sources.fingerprint import fingerprint
 from data.storage import write_atomically
 from data.text.prompt_notes import PromptNotes
+from data.text.prompting import document_end_ids, prompt_ids
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
@@ -45,7 +46,6 @@ from pipeline.evaluation.judge.plan import Plan
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
-from pipeline.evaluation.prompting import document_end_ids, prompt_ids
 from pipeline.generation.generate import PREFILL_AHEAD, generate, response_text
 from pipeline.models.load import (
     configured_context,

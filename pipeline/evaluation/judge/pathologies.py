@@ -1,9 +1,9 @@
 """What goes wrong with the answers of trained policies, by name, counted from samples.
 
 Each answer is looked at by itself: whether it ends in a loop or is cut off, refuses, says its
-prompt again, changes the script, is empty; how many characters it has beside the answer of the
-checkpoint before to the same prompt, and how far from the reference it is per token. `PATHOLOGIES`
-holds from where on a figure is an alarm, and why there.
+prompt again, goes on with options, changes the script, is empty; how many characters it has beside
+the answer of the checkpoint before to the same prompt, and how far from the reference it is per
+token. `PATHOLOGIES` holds from where on a figure is an alarm, and why there.
 
 An alarm wants the whole interval beyond that, so that few prompts raise none by chance. What a base
 model that is asked in plain text does is counted and raises none where later checkpoints are asked
@@ -57,6 +57,7 @@ REFUSALS: Mapping[str, str] = {
     "Chinese": r"(?:很抱歉|抱歉|对不起)[,，]?(?:但)?我?(?:无法|不能)",
 }
 """How refusals open, in lower case; "I can't say" is ignorance, and no refusal."""
+_OPTIONS = re.compile(r"^\s*\(?A[.):]\s+\S.*\n\s*\(?B[.):]\s+\S", re.MULTILINE)
 _REFUSAL = re.compile("|".join(f"(?:{pattern})" for pattern in REFUSALS.values()))
 
 
@@ -105,6 +106,11 @@ PATHOLOGIES: Mapping[str, Pathology] = {
         0.05,  # questions are said again in whole answers, seldom in half of one
         "{:.1%} of answers say the prompt again",
         "the reward model takes the prompt's words for an answer",
+    ),
+    "options": Pathology(
+        0.05,  # questions that offer no options are seldom answered by them
+        "{:.1%} of answers go on with options A, B ...",
+        "base models read on as in an examination; demonstrations teach to answer",
     ),
     "language_switch": Pathology(
         0.05,  # translations are asked for in the prompt's own script, and are seldom more
@@ -176,6 +182,11 @@ def copies(prompt: str, response: str) -> bool:
     """Tell whether a response is for the most part its prompt said again."""
     run = copied_run(prompt, response)
     return run >= COPIED_WORDS and run >= COPIED_SHARE * len(words(response))
+
+
+def goes_on_with_options(prompt: str, response: str) -> bool | None:
+    """Tell whether a response lists options A and B; None where the prompt does."""
+    return None if _OPTIONS.search(prompt) else _OPTIONS.search(response) is not None
 
 
 def switches(prompt: str, response: str) -> bool | None:
@@ -272,6 +283,7 @@ def _shares(rows: Sequence[Row]) -> list[_Counted]:
         "no_end": [not row["ended"] for row in rows],
         "refusals": [refuses(said) for _, said in texts],
         "copied_prompts": [copies(asked, said) for asked, said in texts],
+        "options": [goes_on_with_options(asked, said) for asked, said in texts],
         "language_switch": [switches(asked, said) for asked, said in texts],
         "empty": [not said.strip() for _, said in texts],
     }

@@ -2,7 +2,9 @@
 
 Every text round-trips and no unknown token exists, since all 256 bytes are tokens. Departs from
 GPT-2's: merges are learned on words without the space before them (see `data.text.tokenizer`), so
-that a compound of two known words falls into those two.
+that a compound of two known words falls into those two. What that costs is told: bytes per token,
+and those of GPT-2's way, learned on the same text with as many tokens. Special tokens that the text
+spells are kept out of what is learned.
 
 `objective` adds what other pretraining than causal needs: a mask token or sentinels, and what
 stands around a text (`data.text.objectives.special_tokens`). But for that, and a padding token or a
@@ -14,6 +16,7 @@ Leaves `tokenizer/`.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, ModelError, RecipeError
@@ -24,7 +27,7 @@ from pipeline.stages.checks import require_texts
 from pipeline.stages.tokenizer.settings import MIN_FREQUENCY, TokenizerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
@@ -62,6 +65,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
     from data.storage import storage_errors
     from data.text.control_tokens import SETTING
     from data.text.objectives.special_tokens import equip
+    from data.text.tokenizer import first_characters
 
     settings = context.settings
     sample: list[str] = []
@@ -69,7 +73,7 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
         tokenizer = _learn(context, sample)
     else:
         tokenizer = _adopt(context)
-        sample.extend(_until(SAMPLED_CHARACTERS, _texts(context)))
+        sample.extend(first_characters(_texts(context), SAMPLED_CHARACTERS))
     equip(tokenizer, settings.objective)
     # Text is what a tokenizer that says nothing means; one that is adopted stays as it came.
     if settings.typed_control_tokens != "text" or SETTING in tokenizer.init_kwargs:
@@ -83,6 +87,13 @@ def run(context: StageContext[TokenizerSettings]) -> dict[str, float | int | str
         ids = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in sample)
         metrics["bytes_per_token"] = size / max(1, sum(map(len, ids)))
+        if settings.adopt is None:
+            beside = size / max(1, _gpt2_tokens(context, tokenizer, sample))
+            metrics["gpt2_bytes_per_token"] = beside
+            context.say(
+                f"{metrics['bytes_per_token']:.3f} bytes a token; by GPT-2's byte-level BPE of the "
+                f"same size {beside:.3f}"
+            )
     context.metrics.log(0, metrics)
     return metrics
 
@@ -120,6 +131,31 @@ def _learn(context: StageContext[TokenizerSettings], sample: list[str]) -> Any:
             f"pairs that occur {MIN_FREQUENCY} times"
         )
     return tokenizer
+
+
+def _gpt2_tokens(
+    context: StageContext[TokenizerSettings], tokenizer: Any, sample: list[str]
+) -> int:
+    """Return the tokens of the sample by GPT-2's way; the text is read once more, unreported."""
+    from data.records import to_text
+    from data.sources.read import read
+    from data.text.tokenizer import gpt2_tokens
+
+    sources = (source.source() for source in context.settings.train)
+    with context.progress(None, "learning GPT-2's merges beside", unit="texts") as bar:
+
+        def texts() -> Iterator[str]:
+            for record in chain.from_iterable(map(read, sources)):
+                bar.advance(1)
+                yield to_text(record)
+
+        return gpt2_tokens(
+            texts(),
+            sample,
+            vocabulary_size=len(tokenizer),
+            special_tokens=list(tokenizer.added_tokens_encoder),
+            min_frequency=MIN_FREQUENCY,
+        )
 
 
 def _adopt(context: StageContext[TokenizerSettings]) -> Any:
@@ -165,14 +201,6 @@ def _texts(context: StageContext[TokenizerSettings]) -> Iterator[str]:
     from data.records import to_text
 
     return context.read("train", context.settings.train, to_text, wanted=TEXTS)
-
-
-def _until(characters: int, texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield text[:characters]
-        characters -= len(text)
-        if characters <= 0:
-            return
 
 
 KIND = StageKind(

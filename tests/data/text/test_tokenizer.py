@@ -10,6 +10,7 @@ from data.errors import RecipeError, SourceError
 from data.text.tokenizer import (
     SPECIAL_TOKENS,
     byte_alphabet,
+    gpt2_tokens,
     token_byte_lengths,
     tokenize_documents,
     train_tokenizer,
@@ -144,6 +145,38 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 def test_an_empty_corpus_is_refused(texts):
     with pytest.raises(SourceError, match="holds no text"):
         train_tokenizer(texts, vocabulary_size=300)
+
+
+def test_special_tokens_that_the_corpus_spells_are_not_learned():
+    marked = [f"{line}<|endoftext|>{line}<|tool|>" for line in TALE]
+    made = train_tokenizer(marked, vocabulary_size=600, special_tokens=["<|tool|>"])
+    spelled = "<|endoftext|><|tool|>"
+    (ids,) = tokenize_documents(made, [spelled])
+    assert "end" not in made.get_vocab() and len(ids) > len(spelled) - 4
+    # What the trainer learns of a marker that it is not told of:
+    unknown = train_tokenizer(
+        [text.replace("tool", "gear") for text in marked], vocabulary_size=600
+    )
+    assert "gear" in unknown.get_vocab() and "end" not in unknown.get_vocab()
+
+
+def test_the_merges_of_a_corpus_with_markers_are_those_of_its_texts():
+    apart = train_tokenizer(TALE, vocabulary_size=330)
+    joined = train_tokenizer(["<|endoftext|>".join(TALE)], vocabulary_size=330)
+    assert joined.get_vocab() == apart.get_vocab()
+
+
+def test_a_corpus_of_markers_alone_is_empty():
+    with pytest.raises(SourceError, match="holds no text"):
+        train_tokenizer(["<|endoftext|><|pad|>"], vocabulary_size=300)
+
+
+def test_gpt2s_way_learns_words_with_their_space():
+    """Worked by hand: with one merge " a" is a token, and "a a a" is three."""
+    tokens = gpt2_tokens(
+        ["a a a a<|end|>"], ["a a a", "b"], vocabulary_size=264, special_tokens=SPECIAL_TOKENS
+    )
+    assert tokens == 3 + 1
 
 
 def test_bytes_of_a_vocabulary_with_spaces_marked_as_in_sentencepiece_are_counted():

@@ -12,6 +12,7 @@ import pytest
 from data.errors import SourceError
 from data.records import Conversation, Document, PromptRow
 from data.world import PARTS, World
+from data.world.lists import LONGEST, SHORTEST, ways
 from data.world.questions import KINDS, LEAD_INS
 from data.world.town import ATTRIBUTES, NAMES, VALUES, Sum, Town, all_sums
 
@@ -143,6 +144,24 @@ def test_corpus_has_examinations_with_letters(world: World) -> None:
     papers = [d.text for d in world.records("corpus") if d.text.startswith("Examination")]
     assert len(papers) > 300
     assert sum(all(f"\n{letter}) " in text for letter in "ABCD") for text in papers) > 200
+
+
+def test_a_list_goes_on_in_one_way_from_its_first_line_to_its_last(world: World) -> None:
+    known = ways(world.town)
+    met = set()
+    for document in world.records("lists")[:400] + world.records("lists_heldout"):
+        assert isinstance(document, Document)
+        lines = [tuple(line.split(": ")) for line in document.text.split("\n")]
+        assert SHORTEST <= len(lines) <= LONGEST and len(set(lines)) == len(lines)
+        agreeing = {way for way, pairs in known.items() if set(lines) <= set(pairs.items())}
+        assert agreeing
+        met |= agreeing
+    assert met == set(known)
+
+
+def test_held_out_lists_are_others(world: World) -> None:
+    lists, held = ({d.text for d in world.records(part)} for part in ("lists", "lists_heldout"))
+    assert len(lists) == 8000 and len(held) == 150 and lists.isdisjoint(held)
 
 
 def test_records_do_not_hang_on_the_order_of_calls_or_on_the_process() -> None:

@@ -224,10 +224,12 @@ def test_tasks_that_write_answers_are_counted(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for _ in range(10)))
     task = {"kind": "gsm8k", "source": {"path": str(path)}, "temperature": 0.7, "samples": 8,
             "max_new_tokens": 32}  # fmt: skip
-    cost = tasks_planned(tmp_path, task, {"kind": "world_facts", "limit": 5})
+    lists = {"kind": "world_lists", "shots": 4, "draws": 2}
+    cost = tasks_planned(tmp_path, task, {"kind": "world_facts", "limit": 5}, lists)
     tokens = {part.name: part.tokens for part in cost.parts}
     assert tokens["gsm8k of a"] == 10 * 8 * 32
     assert tokens["world_facts of b"] == 2 * 5 * 48
+    assert tokens["world_lists of a"] > 2 * 143 * 23
     assert cost.hours > tasks_planned(tmp_path).hours
 
 

@@ -21,13 +21,20 @@ def test_suites_come_from_files_and_from_the_package(tmp_path: Path) -> None:
         ("choices", "quiz"),
         ("world_facts", "world_facts"),
     ]
+    assert [getattr(task, "shots", None) for task in load_suites(["lists"])] == [0, 1, 2, 4, 8]
     assert load_suites([]) == []
 
 
 def test_every_kind_of_task_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
     rows = "source: {path: rows.jsonl}"
-    kinds = {"choices": rows, "truthfulqa": rows, "gsm8k": rows, "world_facts": "limit: 3"}
+    kinds = {
+        "choices": rows,
+        "truthfulqa": rows,
+        "gsm8k": rows,
+        "world_facts": "limit: 3",
+        "world_lists": "shots: 2",
+    }
     lines = [f"  - {{kind: {kind}, {given}}}" for kind, given in kinds.items()]
     path.write_text("\n".join(["tasks:", *lines, "  - {kind: lm_eval, task: arc_easy, shots: 5}"]))
     tasks = load_suites([str(path)])
@@ -57,7 +64,9 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, message:
 
 
 def test_an_unknown_suite_and_one_given_twice(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no suite 'word': .*are world. Did you mean 'world'\?"):
+    with pytest.raises(
+        RecipeError, match=r"no suite 'word': .*are lists, world. Did you mean 'world'\?"
+    ):
         load_suites(["word"])
     with pytest.raises(RecipeError, match="two tasks are called 'world_facts'"):
         load_suites(["world", "world"])

@@ -100,6 +100,7 @@ RESULT: dict[str, str] = {
         "kind name source shots draws examples samples temperature max_new_tokens instruction"
     ),
     "WorldFactsSettings": "kind name world_seed limit max_new_tokens",
+    "WorldListsSettings": "kind name shots draws world_seed",
     "LmEvalSettings": "kind name task folder shots draws limit chat",
 }
 """Fields that change the result, by class of settings."""

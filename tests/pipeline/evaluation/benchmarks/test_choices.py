@@ -12,8 +12,9 @@ import pytest
 
 from data.errors import BadRowsError, SourceError
 from data.sources.values import RowError
+from data.text.prompting import Example, drawn
 from pipeline.evaluation.benchmarks import choices
-from pipeline.evaluation.benchmarks.asking import Example, Subject, drawn
+from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.choices import Question, read_question
 from pipeline.evaluation.benchmarks.loglikelihood import loglikelihoods
 from pipeline.evaluation.benchmarks.settings import ChoicesSettings

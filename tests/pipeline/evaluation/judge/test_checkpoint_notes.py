@@ -10,8 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 from data.records import Message
+from data.text.prompting import prompt_ids
 from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
-from pipeline.evaluation.prompting import prompt_ids
 from pipeline.generation.generate import Sampling
 
 CHAT = [Message(role="user", content="Who bakes?")]

@@ -10,6 +10,7 @@ from pipeline.evaluation.judge.pathologies import (
     PATHOLOGIES,
     copied_run,
     copies,
+    goes_on_with_options,
     looped_tail,
     pathologies,
     pathology_lines,
@@ -77,6 +78,23 @@ def test_a_copied_prompt_is_a_long_run_that_is_half_of_the_answer() -> None:
     assert not copies(
         asked, asked + " Let me tell you that she is a smith, and a good one at that."
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "drifted"),
+    [
+        ("Who bakes?", "A) Ada\nB) Bo\nC) Cy", True),
+        ("Who bakes?", "  A. Ada\n  B. Bo", True),
+        ("Who bakes?", "Question 2. Who fishes?\n(A) Ada\n(B) Bo", True),
+        ("Who bakes?", "A. Ada does.", False),
+        ("Who bakes?", "Ada bakes, and B. fishes.", False),
+        ("Who bakes?\nA) Ada\nB) Bo", "A) Ada\nB) Bo", None),
+    ],
+)
+def test_a_base_model_drifts_to_options_that_the_prompt_has_not(
+    prompt: str, response: str, drifted: bool | None
+) -> None:
+    assert goes_on_with_options(prompt, response) is drifted
 
 
 @pytest.mark.parametrize(
@@ -166,6 +184,6 @@ def test_kl_to_a_base_model_asked_in_another_way_raises_no_alarm() -> None:
 
 def test_what_cannot_be_counted_is_left_out() -> None:
     names = {name for _, name in found(ppo=[row(0, "42", kl=None)])}
-    assert names == {"loops", "no_end", "refusals", "copied_prompts", "empty"}
+    assert names == {"loops", "no_end", "refusals", "copied_prompts", "options", "empty"}
     old = [{key: value for key, value in row(i).items() if key != "plain"} for i in range(3)]
     assert found(ppo=old)["ppo", "no_end"]["value"] == 0.0

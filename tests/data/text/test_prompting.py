@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from data.records import chat
-from pipeline.evaluation.prompting import document_end_ids, plain_prompt, prompt_ids
+from data.text.prompting import (
+    LISTS,
+    Example,
+    document_end_ids,
+    few_shot_prompt,
+    plain_prompt,
+    prompt_ids,
+)
+from data.text.tokenizer import train_tokenizer
 
 
 def test_a_chat_put_plainly_is_the_question_and_a_line_break() -> None:
@@ -19,10 +24,18 @@ def test_a_chat_put_plainly_is_the_question_and_a_line_break() -> None:
     assert plain_prompt("once upon") == "once upon"
 
 
-def test_a_base_model_sees_a_document_start_and_no_chat_token(
-    tiny_tokenizer: Callable[..., Any],
-) -> None:
-    tokenizer = tiny_tokenizer()
+def test_examples_stand_before_a_question_in_its_own_form() -> None:
+    shown = [Example("Who bakes?", "Ada"), Example("Who fishes?", "Bo")]
+    assert few_shot_prompt("Who weaves?", shown) == (
+        "Question: Who bakes?\nAnswer: Ada\n\nQuestion: Who fishes?\nAnswer: Bo\n\n"
+        "Question: Who weaves?\nAnswer:"
+    )
+    assert few_shot_prompt("Ada", [Example("Bo", "goat")], LISTS) == "Bo: goat\nAda:"
+    assert few_shot_prompt("Ada", [], LISTS) == "Ada:"
+
+
+def test_a_base_model_sees_a_document_start_and_no_chat_token() -> None:
+    tokenizer = train_tokenizer(["Who bakes?"], vocabulary_size=300)
     ids = prompt_ids(tokenizer, chat("Who bakes?"), plain=True)
     assert tokenizer.decode(ids) == "<|endoftext|>Who bakes?\n"
     shown = tokenizer.decode(prompt_ids(tokenizer, chat("Who bakes?"), plain=False))

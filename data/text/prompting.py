@@ -1,0 +1,116 @@
+"""How a checkpoint is asked: through its chat template, or in plain text, behind examples or not.
+
+A base model learns in its context what is asked of it, from examples before the question (Brown et
+al. 2020): none, one, or several, which `drawn` draws, another set each time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from data.errors import SourceError
+from data.records import Prompt, turn_text
+from data.text.chat import render_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DOCUMENT_END = "<|endoftext|>"
+Item = TypeVar("Item")
+
+
+class Example(NamedTuple):
+    """A question with its answer."""
+
+    question: str
+    answer: str
+
+
+class Form(NamedTuple):
+    """What stands around questions and answers in plain text; an answer begins with a space."""
+
+    question: str
+    answer: str
+    end: str
+
+
+QUESTIONS = Form("Question: ", "\nAnswer:", "\n\n")
+LISTS = Form("", ":", "\n")
+"""A line each, as in lists of the corpus."""
+
+
+def plain_prompt(prompt: Prompt) -> str:
+    """Return a chat as a base model is given it: the turns as lines, ready for the next line.
+
+    A base model has never seen the tokens of the chat template, so the template would only show
+    that they confuse it. Plain text prompts are left as they are.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(turn_text(turn) + "\n" for turn in prompt)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: bool) -> list[int]:
+    """Return the tokens a checkpoint is given for a prompt.
+
+    A chat put plainly starts as documents do in pretraining: after a document end.
+    """
+    if not plain or isinstance(prompt, str):
+        return render_prompt(tokenizer, prompt)
+    return plain_ids(tokenizer, plain_prompt(prompt))
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that starts as documents do in pretraining."""
+    ids = render_prompt(tokenizer, text)
+    return ids if ids[0] in tokenizer.all_special_ids else document_end_ids(tokenizer) + ids
+
+
+def document_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token that ends documents in pretraining, where the tokenizer has one."""
+    # An unknown token has the unknown one's id, or none; the vocabulary itself is built every time.
+    document_end = tokenizer.convert_tokens_to_ids(DOCUMENT_END)
+    if document_end is None or tokenizer.convert_ids_to_tokens(document_end) != DOCUMENT_END:
+        return []
+    return [int(document_end)]
+
+
+def few_shot_prompt(question: str, examples: Sequence[Example], form: Form = QUESTIONS) -> str:
+    """Return a question behind worked examples, ready for its answer."""
+    shown = (
+        f"{form.question}{one.question}{form.answer} {one.answer}{form.end}" for one in examples
+    )
+    return f"{''.join(shown)}{form.question}{question}{form.answer}"
+
+
+def drawn(
+    pool: Sequence[Item], count: int, *, draw: int, seed: int
+) -> Callable[[Item], list[Item]]:
+    """Return what gives the examples that one draw shows before a question, never that question.
+
+    All questions of a draw are shown the same examples, in the same order; one that is among them
+    is shown the next in its stead.
+
+    Args:
+        pool: what is drawn from.
+        count: examples before a question.
+        draw: which draw, from 0.
+        seed: of all draws.
+
+    Raises:
+        SourceError: there are not so many others.
+    """
+    order = random.Random(f"shots/{seed}/{draw}").sample(list(pool), min(count + 1, len(pool)))
+
+    def before(asked: Any) -> list[Item]:
+        shown = [one for one in order if one != asked][:count]
+        if len(shown) < count:
+            raise SourceError(
+                f"shots: {count} examples are to stand before each question, and there are "
+                f"{len(shown)} others to draw from; ask for fewer, or name more in `examples`"
+            )
+        return shown
+
+    return before
