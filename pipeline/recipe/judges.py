@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from data.errors import RecipeError, UsageError, one_line
 from data.plain_yaml import Places, parse
 from pipeline.contract.settings import Settings
-from pipeline.evaluation.judge.settings import (
-    Judge,
-    JudgeName,
-    JudgeSettings,
-    require_free_names,
-)
+from pipeline.evaluation.judge.settings import Judge, JudgeName, JudgeSettings
 from pipeline.recipe.load import validate
 
 
 class _Judges(Settings):
     judges: dict[JudgeName, Judge] = Field(default_factory=dict)
-
-    @field_validator("judges")
-    @classmethod
-    def _free(cls, judges: dict[str, Judge]) -> dict[str, Judge]:
-        require_free_names(judges)
-        return judges
 
 
 def parse_judges(texts: Sequence[str]) -> dict[str, JudgeSettings]:

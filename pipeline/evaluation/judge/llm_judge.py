@@ -103,7 +103,8 @@ def require_answering(name: str, asked: LlmJudge) -> None:
         LabelError: the address can't be reached, has no such model, or refuses how it is asked.
     """
     with TemporaryDirectory() as scratch:
-        calls = _calls(asked, Path(scratch) / "calls.jsonl", retries=min(1, asked.retries))
+        fewer = asked.model_copy(update={"retries": min(1, asked.retries)})
+        calls = fewer.calls(Path(scratch) / "calls.jsonl")
         try:
             calls.ask([{"role": "user", "content": "Say [[TIE]]."}], **asked.request)
         except CallRefusedError as error:
@@ -195,7 +196,7 @@ def _ask_all(
         RewardError: too many have none.
         LabelError: the server fails, or a budget is spent.
     """
-    calls = _calls(asked, log, retries=asked.retries)
+    calls = asked.calls(log)
     ask = _asking(calls, asked)
     verdicts: dict[_Shown, str | _Lost] = {}
     lost: list[_Lost] = []
@@ -229,19 +230,6 @@ def _too_many(name: str, asked: LlmJudge, lost: Sequence[_Lost], questions: int,
         f"judge {name}: {len(lost)} of {counted(questions, 'question')} have no verdict at the end "
         f"of what {asked.model} said, more than max_unparsed_share {asked.max_unparsed_share:g} "
         f"allows{why}; look at {log}, and at the judge's prompt, model and max_tokens"
-    )
-
-
-def _calls(asked: LlmJudge, log: Path, *, retries: int) -> Calls:
-    return Calls(
-        asked.url,
-        asked.model,
-        log=log,
-        key_variable=asked.key_variable,
-        max_calls=asked.max_calls,
-        max_tokens=asked.max_tokens,
-        timeout=asked.timeout,
-        retries=retries,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Container, Iterable
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, Tag, field_validator
 
-from pipeline.contract.addresses import Address, BaseAddress, Retries, Seconds, VariableName
+from data.errors import UsageError
+from pipeline.contract.addresses import Address, Retries, Seconds
+from pipeline.contract.served_model import ServedModel
 from pipeline.contract.settings import PositiveInt, Ref, SameResult, Settings, Share, by_kind
 
 PROMPT = """\
@@ -59,17 +61,11 @@ class HttpJudge(Settings):
     """Answers of one request."""
 
 
-class LlmJudge(Settings):
+class LlmJudge(ServedModel):
     """A language model behind an OpenAI-compatible address, asked for each pair in both orders."""
 
     kind: Literal["llm"] = "llm"
     """Kind of judge."""
-    url: BaseAddress
-    """Base address, such as http://localhost:8000/v1."""
-    model: str
-    """The model's name there."""
-    key_variable: Annotated[VariableName | None, SameResult()] = None
-    """Environment variable that holds the service's key."""
     prompt: str = PROMPT
     """What it is asked: {request}, {a} and {b} stand for the texts, {mark} for what stands around
     each of them, and it asks for [[A]], [[B]] or [[TIE]] at the end."""
@@ -82,12 +78,6 @@ class LlmJudge(Settings):
     """Calls that may be made in all; each pair takes two."""
     max_tokens: Annotated[PositiveInt | None, SameResult()] = None
     """Tokens, in and out, after which no call is made any more."""
-    concurrency: Annotated[PositiveInt, SameResult()] = 8
-    """Calls at the same time."""
-    timeout: Annotated[Seconds, SameResult()] = 60.0
-    """Seconds without a whole answer after which a try has failed."""
-    retries: Annotated[Retries, SameResult()] = 5
-    """Further tries of a call, after 1, 2, 4 ... seconds, at most 60."""
 
     @field_validator("prompt")
     @classmethod
@@ -140,15 +130,19 @@ def _judge_name(name: str) -> str:
 JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
-def require_free_names(judges: Mapping[str, Any]) -> None:
-    """Refuse judges that are called as others are.
+def require_free_names(judges: Iterable[str], checkpoints: Container[str]) -> None:
+    """Refuse judges that are called as others, or as a checkpoint that is judged.
 
     Raises:
-        ValueError: names the judge.
+        UsageError: names the judge.
     """
     for name in judges:
         if name in TAKEN:
-            raise ValueError(
+            raise UsageError(
                 f"a judge can't be called '{name}': {', '.join(TAKEN)} are judges of their own; "
                 "choose another name"
+            )
+        if name in checkpoints:
+            raise UsageError(
+                f"judge and checkpoint are both called '{name}'; give one of them another name"
             )

@@ -22,7 +22,12 @@ from pipeline.evaluation.judge.judges import Judges, judges_of
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.people import PEOPLE, People, people_judge
 from pipeline.evaluation.judge.plan import PairJudge, Plan, ScoreJudge
-from pipeline.evaluation.judge.settings import JudgeSettings, LlmJudge, RewardModelJudge
+from pipeline.evaluation.judge.settings import (
+    JudgeSettings,
+    LlmJudge,
+    RewardModelJudge,
+    require_free_names,
+)
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import Sampling
@@ -176,6 +181,7 @@ def _judges(request: Request, workspace: EvaluationWorkspace) -> Judges:
     """Return the judges that are named, their reward models found."""
     from reward.network.loading import require_reward_model
 
+    require_free_names(request.judges, request.checkpoints)
     if any(isinstance(judge, LlmJudge) for judge in request.judges.values()):
         _require_two(request, "a language model compares")
     models = {

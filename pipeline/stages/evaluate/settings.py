@@ -121,7 +121,7 @@ class EvaluateSettings(StageSettings):
             raise ValueError("people compare two checkpoints at least, there is one")
         require_steady(self.terms)
         require_names_apart(self.tasks)
-        require_free_names(self.judges)
+        require_free_names(self.judges, self.checkpoints)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(

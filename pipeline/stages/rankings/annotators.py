@@ -98,22 +98,11 @@ def _pool(one: SimulatedPoolSettings, world_seed: int, seed: int) -> list[Judge]
 
 
 def _model_judge(one: JudgeSettings, guidelines: str, logs: Path) -> Judge:
-    from data.labels.annotators.calls import Calls
     from data.labels.annotators.model_judge import ModelJudge
 
-    calls = Calls(
-        one.url,
-        one.model,
-        log=logs / f"calls-{one.name}.jsonl",
-        key_variable=one.key_variable,
-        max_calls=one.max_calls,
-        max_tokens=one.max_tokens,
-        timeout=one.timeout,
-        retries=one.retries,
-    )
     return ModelJudge(
         one.name,
-        calls,
+        one.calls(logs / f"calls-{one.name}.jsonl"),
         guidelines=guidelines,
         temperature=one.temperature,
         max_answer_tokens=one.max_answer_tokens,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from data.labels.records import Mode, Strategy
-from pipeline.contract.addresses import BaseAddress, Retries, Seconds, VariableName
+from pipeline.contract.served_model import ServedModel
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -48,33 +48,22 @@ class SimulatedPoolSettings(Settings):
     """What an answer is worth: the embedded world's score, or the mean of `scored_by`."""
 
 
-class JudgeSettings(Settings):
-    """A language model behind an OpenAI-compatible address, asked for each pair in both orders."""
+class JudgeSettings(ServedModel):
+    """A language model behind an OpenAI-compatible address, asked for each pair in both orders.
+
+    K completions take K (K - 1) calls, and K more for ratings.
+    """
 
     kind: Literal["judge"] = "judge"
     """Kind of annotator."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "judge"
     """Its name among the annotators, and of its log in RUN/labels."""
-    url: BaseAddress
-    """Base address, such as http://localhost:8000/v1."""
-    model: str
-    """The model's name there."""
-    key_variable: Annotated[VariableName | None, SameResult()] = None
-    """Environment variable that holds the service's key."""
-    max_calls: PositiveInt | None = None
-    """Calls that may be made in all; K completions take K (K - 1), and K more for ratings."""
-    max_tokens: PositiveInt | None = None
-    """Tokens, in and out, after which no call is made any more."""
     max_answer_tokens: PositiveInt = 300
     """Tokens of one answer."""
     temperature: NonNegative = 0.0
     """Of its answers; 0 is the likeliest."""
     concurrency: Annotated[PositiveInt, SameResult()] = 4
     """Calls at the same time."""
-    timeout: Annotated[Seconds, SameResult()] = 60.0
-    """Seconds without a whole answer after which a try has failed."""
-    retries: Annotated[Retries, SameResult()] = 5
-    """Further tries of a call, after 1, 2, 4 ... seconds."""
 
 
 AnnotatorSettings = Annotated[

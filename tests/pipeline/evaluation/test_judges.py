@@ -265,6 +265,7 @@ def test_passing_failures_are_got_over(llm: Llm, folder: Path, typed: Command) -
         ({"options": {"stream": True}}, "stream can't be set here"),
         ({"timeout": 0.2, "retries": 0, "drips": True}, "no whole answer in 0.2 seconds"),
         ({"modell": "x"}, "modell"),
+        ({"model": " "}, "judges.llm.model: ' ': a model has a name; write the one that the"),
     ],
 )
 def test_what_is_wrong_with_a_judge_is_told_before_any_answer(
@@ -281,6 +282,7 @@ def test_what_is_wrong_with_a_judge_is_told_before_any_answer(
     [
         (["wise"], "write NAME=PLACE"),
         (["gold=x/y"], "can't be called 'gold'"),
+        (["one=x/y"], "judge and checkpoint are both called 'one'"),
         (["x=http://127.0.0.1:9/scores"], "judge x: the reward server at url"),
         (["gpt-4.1=one"], "a judge's name has letters, digits"),
         (["x={kind: oracle}"], "reward_model, http and llm"),
