@@ -17,7 +17,7 @@ from pipeline.estimate.model.memory import (
 )
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
-from pipeline.estimate.stages.tasks import add_tasks, asked_by
+from pipeline.estimate.stages.tasks import Asking, asked_by
 from pipeline.models.batches import MOST_LOGITS
 from pipeline.stages.rankings.settings import CHUNK
 from pipeline.stages.select.settings import MAX_PROMPTS
@@ -199,7 +199,9 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             passes=seen.count / settings.batch_size,
             bf16=bf16,
         )
-        add_tasks(cost, tasks, settings, name=name, shape=shape, bf16=bf16)
+        asking = Asking(cost, name, shape, settings.batch_size, bf16)
+        for task in tasks:
+            asking.add(task)
     judged = rows.times(len(settings.checkpoints)) + pool
     for who, terms in (("proxy", settings.terms), ("judge", settings.judge_terms)):
         for name, judge in estimator.judges(stage, terms).items():

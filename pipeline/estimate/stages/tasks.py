@@ -19,7 +19,7 @@ from pipeline.estimate.model.sources import MEASURED, Count, Tree
 from pipeline.models.batches import MOST_LOGITS
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.benchmarks.settings import Task
+    from pipeline.evaluation.benchmarks.settings import Task, WorldFactsSettings
     from pipeline.stages.evaluate.settings import EvaluateSettings
 
 HUB_CHOICES = 4
@@ -37,21 +37,23 @@ _TEXTS: Mapping[str, Callable[[Any], tuple[str, Sequence[str]]]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What a task asks of each checkpoint.
+    """What a task asks of each checkpoint, in one way of asking it.
 
     Attributes:
-        task: its settings.
+        called: the task's name, and how it is asked where that is in two ways.
         rows: questions, of all draws.
         prompts: tokens of each measured question, with the examples before it.
         choices: tokens of the answers to each, whose likelihoods are taken.
         new: tokens of an answer that is written, None where none is.
+        most: tokens that it has at most.
     """
 
-    task: Task
+    called: str
     rows: float
     prompts: Sequence[float]
     choices: Sequence[Sequence[float]]
-    new: float | None
+    new: float | None = None
+    most: int = 0
 
 
 def asked_by(stage: str, settings: EvaluateSettings, estimator: Estimator) -> list[Asked]:
@@ -73,17 +75,29 @@ def asked_by(stage: str, settings: EvaluateSettings, estimator: Estimator) -> li
         before = shots * fmean(q + (fmean(a) if a else 0.0) for q, a in questions)
         if task.kind == "gsm8k" and not shots:
             before = float(count(task.instruction))
-        written = getattr(task, "max_new_tokens", None)  # the other tasks compare likelihoods
-        found.append(
-            Asked(
-                task,
-                rows * draws,
-                [question + before for question, _ in questions],
-                [] if written else [answers for _, answers in questions],
-                estimator.response(stage, written) if written else None,
-            )
-        )
+        prompts = [question + before for question, _ in questions]
+        most = getattr(task, "max_new_tokens", None)  # the other tasks compare likelihoods
+        if most is None:
+            found.append(Asked(task.called, rows * draws, prompts, [a for _, a in questions]))
+            continue
+        answers, new = rows * draws * getattr(task, "samples", 1), estimator.response(stage, most)
+        found.append(Asked(task.called, answers, prompts, [], new, most))
+        if task.kind == "world_facts":
+            found.append(_likelihoods(task, count))
     return found
+
+
+def _likelihoods(task: WorldFactsSettings, count: Count) -> Asked:
+    """Return what the facts of a world are asked by likelihood."""
+    from pipeline.evaluation.benchmarks.world_facts import begun_sentences, prepare
+
+    rows = [*begun_sentences(task, prepare(task, lambda line: None)).values()]
+    return Asked(
+        f"{task.called} by likelihood",
+        len(rows),
+        [float(count(row["begun"])) for row in rows],
+        [[float(count(f" {value}")) for value in row["choices"]] for row in rows],
+    )
 
 
 def _questions(
@@ -113,77 +127,74 @@ def _questions(
     ]
 
 
-def add_tasks(
-    cost: StageCost,
-    tasks: Sequence[Asked],
-    settings: EvaluateSettings,
-    *,
-    name: str,
-    shape: ModelShape,
-    bf16: bool,
-) -> None:
-    """Add that a checkpoint is asked the tasks."""
-    for asked in tasks:
-        add = _add_likelihoods if asked.new is None else _add_answers
-        add(cost, asked, settings, f"{asked.task.called} of {name}", shape, bf16)
+@dataclass(frozen=True)
+class Asking:
+    """A checkpoint that is asked, and the cost that this is added to.
 
-
-def _add_answers(
-    cost: StageCost,
-    asked: Asked,
-    settings: EvaluateSettings,
-    part: str,
-    shape: ModelShape,
-    bf16: bool,
-) -> None:
-    """Add that answers are written."""
-    task: Any = asked.task
-    answers, width = asked.rows * getattr(task, "samples", 1), BF16 if bf16 else FP32
-    memory = decoding_memory(
-        shape, responses=answers, batch=settings.batch_size, prompt=round(max(asked.prompts)),
-        new=task.max_new_tokens, key=width, value=width, bf16=bf16,
-    )  # fmt: skip
-    cost.phases.append(Phase(part, {"weights": float(width * shape.parameters), **memory}))
-    cost.decode(
-        part, shape, rows=answers, batch=settings.batch_size, prompt=fmean(asked.prompts),
-        new=asked.new or 0.0, steps=task.max_new_tokens, bf16=bf16,
-    )  # fmt: skip
-
-
-def _add_likelihoods(
-    cost: StageCost,
-    asked: Asked,
-    settings: EvaluateSettings,
-    part: str,
-    shape: ModelShape,
-    bf16: bool,
-) -> None:
-    """Add that each answer's likelihood is taken, behind a question that is computed once.
-
-    Examples that all questions share may be computed once, too; they count for each here.
+    Attributes:
+        cost: of the stage.
+        name: the checkpoint's.
+        shape: its model.
+        batch_size: answers that are written or compared together.
+        bf16: whether it computes in bfloat16.
     """
-    trees = [
-        Tree(prompt, fmean(choices), max(choices), len(choices))
-        for prompt, choices in zip(asked.prompts, asked.choices, strict=True)
-    ]
-    share = asked.rows / len(trees)
-    rows = Rows(
-        sum(tree.branches for tree in trees),
-        sum(tree.tokens for tree in trees),
-        sum(tree.squares for tree in trees),
-    ).times(share)
-    positions = share * sum(map(sum, asked.choices))
-    most = min(settings.batch_size, rows.count)
-    longest = max(most / tree.branches * tree.tokens for tree in trees)
-    width = BF16 if bf16 else FP32
-    logits = min(MOST_LOGITS, positions / rows.count * most * shape.vocabulary)
-    memory = {
-        "weights": float(width * shape.parameters),
-        "activations": working_bytes(shape, tokens=round(longest), bf16=bf16),
-        "logits": (width + FP32 + FP32) * logits,
-    }
-    cost.phases.append(Phase(part, memory))
-    cost.compute(
-        part, shape, flops=forward_flops(shape, rows, positions=positions), tokens=rows.tokens,
-        passes=rows.count / settings.batch_size, bf16=bf16,
-    )  # fmt: skip
+
+    cost: StageCost
+    name: str
+    shape: ModelShape
+    batch_size: int
+    bf16: bool
+
+    def add(self, asked: Asked) -> None:
+        """Add that it is asked a task."""
+        part = f"{asked.called} of {self.name}"
+        if asked.new is None:
+            self._add_likelihoods(part, asked)
+        else:
+            self._add_answers(part, asked, asked.new)
+
+    def _add_answers(self, part: str, asked: Asked, new: float) -> None:
+        """Add that answers of `new` tokens are written."""
+        width = BF16 if self.bf16 else FP32
+        memory = decoding_memory(
+            self.shape, responses=asked.rows, batch=self.batch_size,
+            prompt=round(max(asked.prompts)), new=asked.most, key=width, value=width,
+            bf16=self.bf16,
+        )  # fmt: skip
+        weights = {"weights": float(width * self.shape.parameters)}
+        self.cost.phases.append(Phase(part, weights | memory))
+        self.cost.decode(
+            part, self.shape, rows=asked.rows, batch=self.batch_size, prompt=fmean(asked.prompts),
+            new=new, steps=asked.most, bf16=self.bf16,
+        )  # fmt: skip
+
+    def _add_likelihoods(self, part: str, asked: Asked) -> None:
+        """Add that each answer's likelihood is taken, behind a question that is computed once.
+
+        Examples that all questions share may be computed once, too; they count for each here.
+        """
+        trees = [
+            Tree(prompt, fmean(choices), max(choices), len(choices))
+            for prompt, choices in zip(asked.prompts, asked.choices, strict=True)
+        ]
+        share = asked.rows / len(trees)
+        rows = Rows(
+            sum(tree.branches for tree in trees),
+            sum(tree.tokens for tree in trees),
+            sum(tree.squares for tree in trees),
+        ).times(share)
+        positions = share * sum(map(sum, asked.choices))
+        most = min(self.batch_size, rows.count)
+        longest = max(most / tree.branches * tree.tokens for tree in trees)
+        width = BF16 if self.bf16 else FP32
+        logits = min(MOST_LOGITS, positions / rows.count * most * self.shape.vocabulary)
+        memory = {
+            "weights": float(width * self.shape.parameters),
+            "activations": working_bytes(self.shape, tokens=round(longest), bf16=self.bf16),
+            "logits": (width + FP32 + FP32) * logits,
+        }
+        self.cost.phases.append(Phase(part, memory))
+        self.cost.compute(
+            part, self.shape, flops=forward_flops(self.shape, rows, positions=positions),
+            tokens=rows.tokens, passes=rows.count / self.batch_size, bf16=self.bf16,
+        )  # fmt: skip

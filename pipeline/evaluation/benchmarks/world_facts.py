@@ -12,7 +12,7 @@ likeliest end among the values of all people. Each fact counts once, however oft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,10 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
         }
 
 
-def _likelihoods(
-    task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject
+def begun_sentences(
+    task: WorldFactsSettings, prepared: Sequence[PromptRow]
 ) -> dict[int, dict[str, Any]]:
-    """Return how likely the ends of a fact's sentence are, by the first question about it."""
+    """Return the begun sentence of each fact and its possible ends, by its first question."""
     from data.world import World
     from data.world.statements import STATEMENTS, fact, sentence
     from data.world.town import VALUES
@@ -82,19 +82,28 @@ def _likelihoods(
     for index, row in enumerate(prepared):
         if row.meta["kind"] == "fact":
             first.setdefault((str(row.meta["subject"]), str(row.meta["attribute"])), index)
-    town, asked, found = World(task.world_seed).town, [], {}
+    town, found = World(task.world_seed).town, {}
     for (name, attribute), index in first.items():
         form = next(i for i, f in enumerate(STATEMENTS[attribute]) if f.endswith(" {v}"))
         begun = sentence(fact(attribute, form, name, ""), end="").rstrip()
-        context = plain_ids(subject.tokenizer, begun)
-        asked.append(
-            [
-                Pair(context, response_ids(subject.tokenizer, f" {value}", behind=begun))
-                for value in VALUES[attribute]
-            ]
-        )
         answer = VALUES[attribute].index(town.fact(name, attribute))
         found[index] = {"begun": begun, "choices": list(VALUES[attribute]), "answer": answer}
+    return found
+
+
+def _likelihoods(
+    task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject
+) -> dict[int, dict[str, Any]]:
+    """Return how likely the ends of a fact's sentence are, by the first question about it."""
+    found, asked = begun_sentences(task, prepared), []
+    for row in found.values():
+        context = plain_ids(subject.tokenizer, row["begun"])
+        asked.append(
+            [
+                Pair(context, response_ids(subject.tokenizer, f" {value}", behind=row["begun"]))
+                for value in row["choices"]
+            ]
+        )
     scored = score_choices(subject, asked, advance=lambda done: None)
     return {
         index: {**row, "logprobs": one["logprobs"]}

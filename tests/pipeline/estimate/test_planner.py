@@ -230,6 +230,8 @@ def test_tasks_that_write_answers_are_counted(tmp_path: Path) -> None:
     assert tokens["gsm8k of a"] == 10 * 8 * 32
     assert tokens["world_facts of b"] == 2 * 5 * 48
     assert tokens["world_lists of a"] > 2 * 143 * 23
+    # Each of the five facts is a begun sentence, read once, with the ends that it may have.
+    assert 5 * 10 < tokens["world_facts by likelihood of b"] < 5 * 200
     assert cost.hours > tasks_planned(tmp_path).hours
 
 
