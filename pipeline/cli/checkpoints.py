@@ -6,7 +6,8 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.words import counted
 from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 
 if TYPE_CHECKING:
+    from data.labels.store.database import Database
     from pipeline.contract.settings import SourceSettings
     from pipeline.evaluation.judge.people import People
     from pipeline.evaluation.judge.standalone import Request
@@ -114,7 +116,7 @@ def evaluate(
         seed=seed,
         tasks=load_suites(suite or []),
         best_of=best_of or 0,
-        people=people_of(people, out, guidelines),  # last: it makes the label database
+        people=people_of(people, out, guidelines),
     )
     evaluated(request, out, quiet=quiet)
 
@@ -172,7 +174,6 @@ def source_of(text: str) -> SourceSettings:
 def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | None:
     """Return how people are asked by `--people`, None where they are not."""
     from data.errors import UsageError, in_words
-    from pipeline.cli.label_store import opened
     from pipeline.evaluation.judge.people import People
 
     if text is None:
@@ -190,11 +191,18 @@ def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | 
         overlap = math.nan
     if not 0 <= overlap <= 1:
         raise UsageError(f"--people {text}: write DIR or DIR=0.5, a share of the pairs")
+    return People(run=run, opened=partial(_labels, run, out), overlap=overlap, guidelines=read)
+
+
+@contextmanager
+def _labels(run: Path, out: Path) -> Iterator[Database]:
+    """Give the label database of a run folder, or of the evaluation's own, which may be new."""
+    from pipeline.cli.label_store import opened
+
     if run.resolve() == out.resolve():
         run.mkdir(parents=True, exist_ok=True)
-    opening = partial(opened, run, None, create=True)
-    with opening():  # refused now, not after all answers are there
-        return People(run=run, opened=opening, overlap=overlap, guidelines=read)
+    with opened(run, None, create=True) as database:
+        yield database
 
 
 def still_open(results: Mapping[str, Any], run: Path) -> list[str]:

@@ -143,16 +143,22 @@ def tasks(
         str | None,
         typer.Option("--close", metavar="CAMPAIGN", help="Give out no more tasks of it."),
     ] = None,
+    reopen: Annotated[
+        str | None,
+        typer.Option("--reopen", metavar="CAMPAIGN", help="Give out tasks of a closed one again."),
+    ] = None,
     database: DatabaseOption = None,
 ) -> None:
     """List the campaigns of a run, and how far their tasks are."""
     from pipeline.cli.label_store import TASK_COLUMNS, campaign_rows, find_campaign, opened
 
     with opened(run, database) as store:
-        if close is not None:
-            from data.labels.campaign.campaigns import Campaigns
+        from data.labels.campaign.campaigns import Campaigns
 
-            Campaigns(store).close(find_campaign(store, close).id, by="command")
+        campaigns = Campaigns(store)
+        for name, change in ((close, campaigns.close), (reopen, campaigns.reopen)):
+            if name is not None:
+                change(find_campaign(store, name).id, by="command")
         for row in (TASK_COLUMNS, *campaign_rows(store)):
             typer.echo("\t".join(row))
 

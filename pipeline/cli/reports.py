@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.checkpoints import JudgeOption
+
 
 def report(
     folder: Annotated[
@@ -51,6 +53,7 @@ def compare(
     reward: Annotated[
         list[str] | None, typer.Option(metavar="PLACE[=WEIGHT]", help="Reward model that judges.")
     ] = None,
+    judge: JudgeOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -58,13 +61,21 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print how often A's answers are judged better than B's; runs stand for their last policy."""
+    from data.errors import UsageError
     from pipeline.cli.checkpoints import evaluated, named, source_of, weighted
     from pipeline.evaluation.judge.standalone import Request
     from pipeline.evaluation.report.comparison import comparison, comparison_lines, judged_samples
     from pipeline.generation.generate import Sampling
+    from pipeline.recipe.judges import parse_judges
     from pipeline.run.listing import evaluation_in, last_policy
 
     if prompts is None:
+        asked = {"reward": reward, "judge": judge, "limit": limit, "out": out}
+        if given := [f"--{name}" for name, value in asked.items() if value]:
+            raise UsageError(
+                f"nothing is answered anew without --prompts, as {' and '.join(given)} would have "
+                "it; name some"
+            )
         names = [Path(place).resolve().name for place in (a, b)]
         names = [a, b] if names[0] == names[1] else names
         results = judged_samples(names[0], evaluation_in(a), names[1], evaluation_in(b))
@@ -75,6 +86,7 @@ def compare(
                 checkpoints=named(places),
                 prompts=source_of(prompts),
                 rewards=weighted(reward or []),
+                judges=parse_judges(judge or []),
                 limit=limit,
                 sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
                 seed=seed,

@@ -71,6 +71,7 @@ def wait_for_labels(
 
     Raises:
         Interrupted: a signal asked to stop.
+        StoreDownError: the database was deleted meanwhile.
     """
     from data.labels.campaign.campaigns import Campaigns
 
@@ -85,6 +86,7 @@ def wait_for_labels(
                 _tell(context, database, campaign, progress, needed)
                 told_at = time.monotonic()
             worked = work()
+            database.require_there()
             progress = campaigns.progress(campaign.id)
             bar.advance(progress.complete - seen)
             seen = progress.complete

@@ -179,13 +179,20 @@ class Campaigns:
 
     def close(self, campaign_id: str, *, by: str = "system") -> None:
         """Give out no more tasks; labels of tasks that are out are still taken."""
+        self._set_closed(campaign_id, True, by)
+
+    def reopen(self, campaign_id: str, *, by: str = "system") -> None:
+        """Give out the tasks of a campaign that was closed again."""
+        self._set_closed(campaign_id, False, by)
+
+    def _set_closed(self, campaign_id: str, closed: bool, by: str) -> None:
         with self.database.write() as connection:
             connection.execute(
                 tables.campaigns.update()
                 .where(tables.campaigns.c.id == campaign_id)
-                .values(closed=True)
+                .values(closed=closed)
             )
-            self.audit.write(connection, by, "close", campaign_id)
+            self.audit.write(connection, by, "close" if closed else "reopen", campaign_id)
 
     def _known(self, campaign_id: str) -> Campaign:
         campaign = self.by_id(campaign_id)

@@ -12,6 +12,7 @@ for now is a `StoreDownError`, made where every block of work passes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -102,6 +103,7 @@ class Database:
         self.url = engine.url.render_as_string(hide_password=True)
         self.is_sqlite = engine.dialect.name == "sqlite"
         self.notes: list[str] = []
+        self._file: tuple[Path, os.stat_result] | None = None
         self._writer = threading.Lock()
 
     def now(self) -> datetime:
@@ -194,6 +196,27 @@ class Database:
             f"the label database {self.url} can't be used now: {reason}; {way_out}"
         )
 
+    def stand_for(self, path: Path) -> None:
+        """Remember the SQLite file that was opened."""
+        self._file = path, path.stat()
+
+    def require_there(self) -> None:
+        """Refuse an SQLite file that was deleted or replaced: nobody else writes into it any more.
+
+        Raises:
+            StoreDownError: names it.
+        """
+        if self._file is None:
+            return
+        path, facts = self._file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(facts, path.stat()):
+                return
+        raise StoreDownError(
+            f"the label database {path} was deleted or replaced while it was waited for labels; "
+            "put it back and run again, or run again to ask for all of them anew"
+        )
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -238,6 +261,7 @@ def open_database(url: str, *, create: bool = True, home: Path | None = None) ->
             database.close()  # so that SQLite takes back what it made beside the file
             if not parsed.query:
                 database.notes += close_to_others(Path(str(parsed.database)), home)
+                database.stand_for(Path(str(parsed.database)))
             _write_ahead(database)
     # An option that it does not know, a right it lacks; a version that is none.
     except (sa.exc.ProgrammingError, CommandError) as error:

@@ -134,6 +134,9 @@ def checkpoint_figures(rows: Sequence[Row]) -> dict[str, Any]:
     for key, column in MEANS.items():
         values = [float(row[column]) for row in rows if row[column] is not None]
         figures |= _named(key, mean_or_share(values))
+    further = dict.fromkeys(judge for row in rows for judge in row.get("scores", {}))
+    if further:
+        figures["scores"] = {judge: _mean_score(rows, judge) for judge in further}
     lengths = [float(row["n_tokens"]) for row in rows]
     figures |= _named("mean_length", mean_interval(lengths))
     figures |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
@@ -152,6 +155,12 @@ def checkpoint_figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _named(key: str, estimate: Estimate) -> dict[str, Any]:
     return {key: estimate.value, f"{key}_ci95": estimate.ci95}
+
+
+def _mean_score(rows: Sequence[Row], judge: str) -> dict[str, Any]:
+    scores = [score for row in rows if (score := score_by(judge, row)) is not None]
+    estimate = mean_or_share(scores)
+    return {"mean": estimate.value, "ci95": estimate.ci95, "n": estimate.n}
 
 
 def _share(rows: Sequence[Row], share: str) -> dict[str, Any]:

@@ -99,8 +99,16 @@ def people_judge(
     def judge(rows: Sequence[Row]) -> Judged:
         pairs, same = _pairs(rows)
         with people.opened() as database:
+            earlier, gone = _asked_before(folder / FILE, database)
+            for name in gone:
+                say(
+                    f"people: {database.url} does not hold campaign {name} any more: what was said "
+                    "in it is not counted, and all is asked anew; bring the database back, or name "
+                    "the folder where it is"
+                )
             campaign = _ask(database, people, pairs, seed)
-            earlier = _write_down(folder / FILE, campaign, pairs)
+            earlier = [name for name in earlier if name != campaign.name]
+            _write_down(folder / FILE, [*earlier, campaign.name], pairs)
             people.wait(database, campaign)
             labels, progress = _labels(database, pairs), _progress(database, campaign, pairs)
             not_taken = _not_taken(database, earlier, pairs)
@@ -109,6 +117,12 @@ def people_judge(
                 f"people: {counted(count, 'label')} of campaign {name} not taken, of answers that "
                 "changed since or are compared no more; end it with: "
                 f"rlhf label tasks {people.run} --close {name}"
+            )
+        if progress["closed"]:
+            say(
+                f"people: campaign {campaign.name} is closed at {progress['complete']} of "
+                f"{counted(len(pairs), 'pair')}; to hear more, evaluate again after: "
+                f"rlhf label tasks {people.run} --reopen {campaign.name}"
             )
         judgements = _judgements(pairs, same, labels)
         told = {
@@ -199,10 +213,17 @@ def _ask(database: Database, people: People, pairs: Mapping[str, _Pair], seed: i
     return campaign
 
 
-def _write_down(path: Path, campaign: Campaign, pairs: Mapping[str, _Pair]) -> list[str]:
-    """Write whose answers the tasks show; return the campaigns that were asked before."""
+def _asked_before(path: Path, database: Database) -> tuple[list[str], list[str]]:
+    """Return the campaigns that were asked before, and those that the database has lost."""
+    from data.labels.campaign.campaigns import Campaigns
+
     before = read_json_object(path).get("campaigns", []) if path.is_file() else []
-    earlier = [name for name in before if name != campaign.name]
+    there = [name for name in before if Campaigns(database).get(name) is not None]
+    return there, [name for name in before if name not in there]
+
+
+def _write_down(path: Path, campaigns: Sequence[str], pairs: Mapping[str, _Pair]) -> None:
+    """Write whose answers the tasks show, and which campaigns ask."""
     tasks = {
         key: [
             {"index": w.at, "completions": [w.b, w.a] if w.place else [w.a, w.b]}
@@ -210,9 +231,8 @@ def _write_down(path: Path, campaign: Campaign, pairs: Mapping[str, _Pair]) -> l
         ]
         for key, pair in pairs.items()
     }
-    content = {"campaigns": [*earlier, campaign.name], "tasks": tasks}
+    content = {"campaigns": campaigns, "tasks": tasks}
     write_atomically(path, json.dumps(content, indent=2) + "\n")
-    return earlier
 
 
 def _labels(database: Database, pairs: Mapping[str, _Pair]) -> list[LabelRow]:
@@ -241,14 +261,16 @@ def _is_of(row: LabelRow, pairs: Mapping[str, _Pair]) -> bool:
 
 
 def _progress(database: Database, campaign: Campaign, pairs: Mapping[str, _Pair]) -> dict[str, Any]:
-    """Return how many pairs there are, and how many have all their labels."""
+    """Return how many pairs there are, how many have all their labels, and what of the rest."""
     from data.labels.campaign.campaigns import Campaigns
 
     campaigns = Campaigns(database)
     progress, known = campaigns.progress(campaign.id), campaigns.by_id(campaign.id)
     done = len(pairs) - progress.tasks + progress.complete
     closed = known is not None and known.closed
-    return {"pairs": len(pairs), "complete": done, "open": done < len(pairs) and not closed}
+    left = done < len(pairs)
+    states = {"open": left and not closed, "closed": left and closed}
+    return {"pairs": len(pairs), "complete": done, **states}
 
 
 def _not_taken(

@@ -116,8 +116,8 @@ def evaluate_checkpoints(
         raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
+    check_tasks(request.tasks)
     plan = _plan(request, workspace)
-    check_tasks(plan.tasks)
     results = evaluate(plan, workspace)
     workspace.prune()
     say_results(results, console.say)
@@ -209,6 +209,8 @@ def _people(request: Request, *, out: Path, say: Callable[[str], None]) -> dict[
     if request.people is None:
         return {}
     _require_two(request, "people compare")
+    with request.people.opened():  # refused now, not after all answers are there
+        pass
     draw = {"resamples": request.resamples, "seed": request.seed}
     return {PEOPLE: people_judge(request.people, folder=out, say=say, **draw)}
 

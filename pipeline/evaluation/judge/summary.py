@@ -31,6 +31,7 @@ def stage_metrics(results: Mapping[str, Any]) -> dict[str, float | int | str]:
     for name, figures in results["checkpoints"].items():
         named = {key: figures.get(key) for key in PLAIN_FIGURES}
         named |= {key: entry["share"] for key, entry in figures.get("shares", {}).items()}
+        named |= {f"scores/{j}": entry["mean"] for j, entry in figures.get("scores", {}).items()}
         metrics |= {f"{name}/{key}": value for key, value in named.items() if value is not None}
     for figure in results["tasks"]:
         metrics[f"{figure['checkpoint']}/{task_metric(figure)}"] = figure["value"]
@@ -59,8 +60,17 @@ def main_win_rate(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     pair = [*results["checkpoints"]][:-3:-1]
     rates = [r for r in results["win_rates"] if [r["a"], r["b"]] == pair and r["rate"] is not None]
     order = {"gold": 0, "people": 1, "proxy": 3}
-    order |= {name: 3 for name, told in judges.items() if told.get("trained_against_by")}
-    return min(rates, key=lambda rate: order.get(rate["judge"], 2), default=None)
+
+    def place(rate: Mapping[str, Any]) -> int:
+        pleased = judges.get(rate["judge"], {}).get("trained_against_by")
+        return 3 if pleased else order.get(kind_of(rate["judge"], judges), 2)
+
+    return min(rates, key=place, default=None)
+
+
+def kind_of(judge: str, judges: Mapping[str, Any]) -> str:
+    """Return a judge's kind, which is its name where an evaluation does not tell."""
+    return str(judges.get(judge, {}).get("kind", judge))
 
 
 def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -76,6 +86,9 @@ def say_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
                 ("bits_per_byte", "bits a byte", 3),
             )
             if figures.get(key) is not None
+        ]
+        parts += [
+            f"{judge} {entry['mean']:.3f}" for judge, entry in figures.get("scores", {}).items()
         ]
         say(f"{name}: {', '.join(parts)}")
         for note in figures["notes"]:
@@ -173,12 +186,14 @@ def _llm_line(name: str, told: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _people_line(_: str, people: Mapping[str, Any]) -> str:
+def _people_line(name: str, people: Mapping[str, Any]) -> str:
     """Return what people compared, how well they agree, and whether the place swayed them."""
     parts = [
-        f"people: {people['labelled']} of {counted(people['pairs'], 'pair')} compared, "
+        f"{name}: {people['labelled']} of {counted(people['pairs'], 'pair')} compared, "
         f"{counted(people['labels'], 'label')} by {counted(people['annotators'], 'annotator')}"
     ]
+    if people.get("closed"):
+        parts.append(f"its campaign is closed at {people['complete']}")
     if people["same_answers"]:
         parts.append(f"{counted(people['same_answers'], 'pair')} read the same and tie")
     for key, what in (("agreement", "two agree on"), ("left_wins", "the answer on the left won")):
@@ -191,11 +206,12 @@ def _people_line(_: str, people: Mapping[str, Any]) -> str:
 
 def open_lines(results: Mapping[str, Any]) -> list[str]:
     """Return that people have not said all yet, while that is so."""
-    people = (results.get("judges") or {}).get("people")
-    if people is None or not people["open"]:
-        return []
-    whole = f"{people['complete']} of {counted(people['pairs'], 'pair')} have all their labels"
-    return [f"the judgement of people is still open: {whole}"]
+    return [
+        f"the judgement of {name} is still open: {told['complete']} of "
+        f"{counted(told['pairs'], 'pair')} have all their labels"
+        for name, told in (results.get("judges") or {}).items()
+        if told["kind"] == "people" and told["open"]
+    ]
 
 
 def _elo_ends(row: Mapping[str, Any]) -> str:

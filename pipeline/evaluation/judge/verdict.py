@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.words import counted
-from pipeline.evaluation.judge.summary import main_win_rate
+from pipeline.evaluation.judge.summary import kind_of, main_win_rate
 
 Results = Mapping[str, Any]
 _CALLED = {
     "gold": "the gold annotator",
     "people": "people",
+    "proxy": "the reward model",
     "reward_model": "the reward model {}",
     "llm": "the model {}",
     "http": "the server {}",
@@ -67,13 +68,12 @@ def outcome(rate: Mapping[str, Any]) -> str:
 
 
 def called(judge: str, judges: Mapping[str, Any]) -> str:
-    """Return who judged, in words."""
-    if judge == "proxy":
-        return "the reward model"
-    told = judges.get(judge, {})
-    kind = told.get("kind", judge)
-    words = _CALLED.get(kind, "{}").format(judge)
-    return words.replace("the ", "the held-out ", 1) if told.get("held_out") else words
+    """Return who judged, in words; of a name that two evaluations used, in which."""
+    stage, _, name = judge.rpartition("/")
+    words = _CALLED.get(kind_of(judge, judges), "{}").format(name)
+    if judges.get(judge, {}).get("held_out"):
+        words = words.replace("the ", "the held-out ", 1)
+    return f"{words} in {stage}" if stage else words
 
 
 def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
@@ -87,13 +87,14 @@ def _doubts(results: Results, rate: Mapping[str, Any]) -> list[str]:
                 f"At equal length that is {'not shown' if at_even == 'not shown' else 'reversed'}: "
                 "the answers differ in length, too."
             )
-    stages = (results.get("judges") or {}).get(rate["judge"], {}).get("trained_against_by")
+    judges = results.get("judges") or {}
+    stages = judges.get(rate["judge"], {}).get("trained_against_by")
     if stages:
         doubts.append(
             f"{rate['judge']} is not held out: {', '.join(stages)} trained against it or chose "
             "by it, so that it says little."
         )
-    elif rate["judge"] == "proxy":
+    elif kind_of(rate["judge"], judges) == "proxy":
         doubts.append(
             f"No judge but the reward model was asked: if {rate['a']} was trained against it, "
             "that says little."
@@ -107,12 +108,12 @@ def _parting(results: Results, rate: Mapping[str, Any]) -> list[str]:
     """Return that the reward model prefers what another judge finds worse."""
     if (results.get("over_optimisation") or {}).get("turn") is not None:
         return []  # it has a sentence of its own
-    pair = (rate["a"], rate["b"])
+    pair, judges = (rate["a"], rate["b"], "proxy"), results.get("judges") or {}
     return [
         f"The reward model prefers {rate['a']} all the same, on {_percent(r['rate'], r['ci95'])}: "
         "it was over-optimised."
         for r in results["win_rates"]
-        if (r["a"], r["b"], r["judge"]) == (*pair, "proxy") and state(r["ci95"]) == "better"
+        if (r["a"], r["b"], kind_of(r["judge"], judges)) == pair and state(r["ci95"]) == "better"
     ]
 
 

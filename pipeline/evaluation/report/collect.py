@@ -187,18 +187,25 @@ def _last_left(artifacts: Mapping[str, Artifact], kind: str, file: str) -> dict[
 
 
 def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures of all evaluations; a name that two of them use gets its stage's."""
+    """Return the figures of all evaluations; a name that two of them use gets its stage's.
+
+    That of a judge does where they differ in what is to be known of it.
+    """
     checkpoints: dict[str, Any] = {}
     lists: dict[str, list[dict[str, Any]]] = {key: [] for key in _LISTS}
     merged: dict[str, Any] = {"judges": {}, "over_optimisation": None}
     rest: dict[str, Any] = {}
     for stage, results in evaluations.items():
         names = {n: f"{stage}/{n}" if n in checkpoints else n for n in results["checkpoints"]}
-        checkpoints |= {names[name]: f for name, f in results["checkpoints"].items()}
+        known, mine = merged["judges"], results.get("judges") or {}
+        judges = {n: f"{stage}/{n}" if known.get(n, t) != t else n for n, t in mine.items()}
+        known |= {judges[name]: told for name, told in mine.items()}
+        for name, figures in results["checkpoints"].items():
+            scores = {judges.get(n, n): mean for n, mean in figures.get("scores", {}).items()}
+            checkpoints[names[name]] = {**figures, **({"scores": scores} if scores else {})}
         for key, rows in lists.items():
             # An evaluation of an earlier version counted fewer figures.
-            rows += [_renamed(row, names) for row in results.get(key) or ()]
-        merged["judges"] |= results.get("judges") or {}
+            rows += [_renamed(row, names, judges) for row in results.get(key) or ()]
         merged["over_optimisation"] = (
             results.get("over_optimisation") or merged["over_optimisation"]
         )
@@ -207,9 +214,13 @@ def _merged(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"checkpoints": checkpoints, **lists, **merged, "evaluations": rest}
 
 
-def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row with the checkpoints called as in the report."""
+def _renamed(
+    row: Mapping[str, Any], names: Mapping[str, str], judges: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a row with checkpoints and judge called as in the report."""
     named = {key: names[row[key]] for key in ("a", "b", "checkpoint") if row.get(key) in names}
+    if "judge" in row:
+        named["judge"] = judges.get(row["judge"], row["judge"])
     return {**row, **named}
 
 

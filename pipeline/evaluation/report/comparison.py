@@ -11,6 +11,7 @@ from data.errors import UsageError
 from data.json_lines import read_json_lines
 from data.words import counted
 from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.judge.summary import judge_lines
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.report.collect import read_evaluation
 
@@ -56,19 +57,20 @@ def judged_samples(a: str, folder_a: Path | None, b: str, folder_b: Path | None)
     if not found["win_rates"]:
         raise UsageError(
             f"no judge but a reward model judged both {a} and {b}, and each may have had its own; "
-            f"{way_out} and --reward"
+            f"{way_out} and --reward or --judge"
         )
     return found
 
 
 def comparison(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return win rates and mean lengths of the last of two checkpoints over the first."""
+    """Return the verdict, win rates and mean lengths of two checkpoints, and who judged."""
     b, a = results["checkpoints"]
     lengths = {name: results["checkpoints"][name]["mean_length"] for name in (a, b)}
     return {
         "verdict": verdict(results),
         "win_rates": [rate for rate in results["win_rates"] if (rate["a"], rate["b"]) == (a, b)],
         "mean_length": lengths,
+        "judges": results["judges"],
     }
 
 
@@ -91,6 +93,7 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
         *table,
         "",
         f"{counted(n, 'prompt')}; mean length in tokens: {lengths}",
+        *judge_lines(found),
     ]
 
 

@@ -7,11 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.evaluation.judge.summary import judge_lines
-from pipeline.evaluation.judge.verdict import called, state
-from pipeline.evaluation.report.view import MANNERS, colours, interval, number
+from pipeline.evaluation.judge.verdict import state
+from pipeline.evaluation.report.view import MANNERS, colours, interval, judge_label, number
 
 Figures = Mapping[str, Any]
-JUDGES = {"gold": "Gold annotator", "proxy": "Reward model", "people": "People"}
 PAIRED = (
     ("Gold reward", "gold_reward", "signed"),
     ("Reward model’s score", "proxy_reward", "signed"),
@@ -35,12 +34,6 @@ def names_of(report: Figures) -> list[str]:
 
 _NO_SHARES = ("length_drift", "kl_per_token")
 """Pathologies that are ratios or nats."""
-
-
-def judge_label(judge: str, judges: Figures) -> str:
-    """Return a judge's name as a heading."""
-    name = called(judge, judges).removeprefix("the ")
-    return JUDGES.get(judge) or name[:1].upper() + name[1:]
 
 
 def judge_rows(report: Figures) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from data.records import Prompt, turn_text
 from data.words import counted
 from pipeline.evaluation.judge.summary import main_win_rate
+from pipeline.evaluation.judge.verdict import called
 
 SAMPLES = 12
 LARGEST = 700.0
@@ -182,6 +183,12 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+def judge_label(judge: str, judges: Figures) -> str:
+    """Return a judge's name as a heading."""
+    name = called(judge, judges).removeprefix("the ")
+    return name[:1].upper() + name[1:]
+
+
 def figure_rows(report: Figures) -> list[dict[str, Any]]:
     """Return the table of checkpoints, one row a figure; rows without any value are left out."""
     rows = []
@@ -192,7 +199,28 @@ def figure_rows(report: Figures) -> list[dict[str, Any]]:
         ]
         if any(cell["value"] != "–" for cell in cells):
             rows.append({"label": label, "note": note, "cells": cells})
+        if key == "proxy_reward":
+            rows += _further_scores(report)
     return rows
+
+
+def _further_scores(report: Figures) -> list[dict[str, Any]]:
+    """Return a row for each further judge that scores."""
+    scores = [f.get("scores", {}) for f in report["checkpoints"].values()]
+    return [
+        {
+            "label": judge_label(judge, report.get("judges") or {}),
+            "note": "mean score",
+            "cells": [
+                {
+                    "value": number(mine.get(judge, {}).get("mean")),
+                    "ci95": interval(mine.get(judge, {}).get("ci95")),
+                }
+                for mine in scores
+            ],
+        }
+        for judge in dict.fromkeys(judge for mine in scores for judge in mine)
+    ]
 
 
 def manner_rows(report: Figures) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluation.judge.figures import figures
+from reward.learned.model import RewardModel
 
 SAMPLING = {"max_new_tokens": 8, "temperature": 1.0}
 
@@ -116,8 +117,22 @@ def test_checkpoints_are_compared_on_prompts_that_are_named(
     for seed, name in enumerate(("one", "two")):
         save_policy(tiny_tokenizer(), tmp_path / name, seed=seed, context=256)
     assert "two holds no finished evaluation" in rlhf("compare", "one", "two").err
-    options = ("--prompts", "world:eval_prompts", "--limit", 3, "--max-new-tokens", 4, "--json")
-    found = json.loads(rlhf("compare", "one", "two", *options).out)
-    (rate,) = found["win_rates"]
-    assert (rate["a"], rate["b"], rate["judge"], rate["n"]) == ("one", "two", "gold", 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    RewardModel.start(tmp_path / "one", seed=0).save(tmp_path / "rm", trained=True)
+    options = ("--prompts", "world:eval_prompts", "--limit", 3, "--max-new-tokens", 4)
+    by = ("--judge", "second=rm")
+    found = json.loads(rlhf("compare", "one", "two", *options, *by, "--json").out)
+    rates = [[rate[key] for key in ("a", "b", "judge", "n")] for rate in found["win_rates"]]
+    assert rates == [["one", "two", "gold", 3], ["one", "two", "second", 3]]
+    assert found["judges"]["second"]["kind"] == "reward_model"
+    said = rlhf("compare", "one", "two", *options, *by).out
+    assert "\nsecond " in said
+    assert "second: whether a checkpoint was trained against it is not known" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "rm", "two"]
+
+
+def test_what_would_do_nothing_is_refused(rlhf: Callable[..., Any], tmp_path: Path) -> None:
+    judged(tmp_path / "new", 0.9)
+    judged(tmp_path / "old", 0.2)
+    result = rlhf("compare", "new", "old", "--judge", "x=rm", "--limit", 3)
+    assert result.code == 2
+    assert "answered anew without --prompts, as --judge and --limit would have it" in result.err

@@ -309,6 +309,9 @@ def test_a_server_scores_and_tells_the_best_of_n(
     assert figures(samples, seed=0)["win_rates"] == results["win_rates"]
     assert {rate["judge"] for rate in results["win_rates"]} == {"proxy", "length"}
     assert results["judges"]["length"] == {"kind": "http", "url": f"{llm.base}/scores"}
+    lengths = [len(row["response"]) for row in samples if row["checkpoint"] == "one"]
+    mean = results["checkpoints"]["one"]["scores"]["length"]["mean"]
+    assert mean == pytest.approx(sum(lengths) / len(lengths))
     told = results["over_optimisation"]
     pool = [*read_json_lines(folder / "out" / "best_of_n.jsonl")]
     assert told == {"checkpoint": "one", **from_pool(pool, judge="length", seed=0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data.errors import Interrupted
+from data.errors import Interrupted, StoreDownError
 from data.json_lines import read_json_lines
 from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
@@ -102,7 +103,7 @@ def folder(
 
 @pytest.fixture
 def evaluate(folder: Path, rlhf: Command) -> Callable[..., dict[str, Any]]:
-    """Return `rlhf eval` of both checkpoints by people; gives the JSON, with `said`."""
+    """Return `rlhf eval` of both checkpoints by people; gives the JSON, with `said`, `page`."""
 
     def typed(*more: object, people: str = "out=0.5") -> dict[str, Any]:
         result = rlhf(
@@ -111,7 +112,8 @@ def evaluate(folder: Path, rlhf: Command) -> Callable[..., dict[str, Any]]:
         )  # fmt: skip
         assert result.code == 0, result.err
         report = json.loads((folder / "out" / "report.json").read_text())
-        return {**report, "said": result.out + result.err}
+        page = (folder / "out" / "index.html").read_text(encoding="utf-8")
+        return {**report, "said": result.out + result.err, "page": page}
 
     return typed
 
@@ -128,6 +130,16 @@ def labels(folder: Path) -> Iterator[Callable[[], Database]]:
     yield database
     for one in opened:
         one.close()
+
+
+@pytest.fixture
+def asked(evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database]) -> Any:
+    """Return a first evaluation, its labels, and Ann, who has compared all of it."""
+    first = evaluate()
+    database = labels()
+    ann = Annotator(database, "Ann")
+    assert ann.compare(longer) == 6
+    return first, database, ann
 
 
 def longer(question: str, shown: list[str]) -> int:
@@ -148,19 +160,17 @@ def hand_counted(folder: Path, place: str = "out") -> list[float]:
 
 
 def test_from_the_question_to_the_win_rate(
-    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
+    asked: Any, evaluate: Callable[..., dict[str, Any]], folder: Path
 ) -> None:
-    first = evaluate()
+    first, database, _ = asked
     people = first["judges"]["people"]
     assert (people["kind"], people["pairs"], people["complete"]) == ("people", 6, 0)
     assert first["win_rates"] == []
     said = "judgement of people is still open: 0 of 6 pairs have all their labels"
-    assert said in first["said"] and said in (folder / "out" / "index.html").read_text()
+    assert said in first["said"] and said in first["page"]
     assert f"rlhf label serve out --campaign {people['campaign']}" in first["said"]
     assert "rlhf eval oldpolicy newpolicy --out out" in first["said"]
 
-    database = labels()
-    assert Annotator(database, "Ann").compare(longer) == 6
     several = Annotator(database, "Ben").compare(lambda question, shown: -1)
     assert 0 < several < 6  # a part of the pairs is compared by two
     report = evaluate()
@@ -200,13 +210,8 @@ def test_from_the_question_to_the_win_rate(
         assert [row["index"]] == [one["index"] for one in tasks[row["task"]]]
 
 
-def test_nothing_tells_whose_an_answer_is(
-    evaluate: Callable[..., dict[str, Any]], labels: Callable[[], Database], folder: Path
-) -> None:
-    evaluate()
-    database = labels()
-    ann = Annotator(database, "Ann")
-    assert ann.compare(longer) == 6
+def test_nothing_tells_whose_an_answer_is(asked: Any, folder: Path) -> None:
+    ann = asked[2]
     for path in ("/", "/account", "/help"):
         ann.seen.append(ann.client.get(path).text)
     seen = "\n".join(ann.seen)
@@ -263,8 +268,32 @@ def test_a_further_checkpoint_asks_for_what_is_new_alone(
     assert {(rate["a"], rate["b"]): rate["n"] for rate in report["win_rates"]} == {
         ("newpolicy", "oldpolicy"): 6, ("third", "newpolicy"): 6, ("third", "oldpolicy"): 6,
     }  # fmt: skip
-    page = (folder / "out" / "index.html").read_text(encoding="utf-8")
-    assert "People" in page
+    assert "People" in report["page"]
+
+
+def test_what_is_closed_or_gone_is_told_with_the_way_out(
+    evaluate: Callable[..., dict[str, Any]],
+    labels: Callable[[], Database],
+    rlhf: Command,
+    folder: Path,
+) -> None:
+    name = evaluate()["judges"]["people"]["campaign"]
+    campaigns = Campaigns(labels())
+    campaigns.close(campaigns.list()[0].id)
+    closed = evaluate()
+    people = closed["judges"]["people"]
+    assert (people["open"], people["closed"], people["labels"]) == (False, True, 0)
+    assert f"campaign {name} is closed at 0 of 6 pairs" in closed["said"]
+    assert f"rlhf label tasks out --reopen {name}" in closed["said"]
+    assert "its campaign is closed at 0" in closed["page"]
+    assert rlhf("label", "tasks", "out", "--reopen", name).out.splitlines()[-1].endswith("open")
+    assert evaluate()["judges"]["people"]["open"]
+
+    shutil.rmtree(folder / "out" / "labels")
+    gone = evaluate()
+    assert f"labels.sqlite does not hold campaign {name} any more: what was said" in gone["said"]
+    assert gone["judges"]["people"]["open"]
+    assert "any more" not in evaluate()["said"]
 
 
 def test_equal_answers_are_asked_of_nobody_and_tie(
@@ -368,6 +397,20 @@ def test_a_campaign_that_is_closed_ends_the_waiting(
     assert "win_rate" not in run(stage())  # nobody said anything
 
 
+def test_labels_that_are_deleted_end_the_waiting(
+    stage: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.stages import asking
+    from pipeline.stages.evaluate.stage import run
+
+    def delete(*_: Any) -> None:
+        shutil.rmtree(folder / "out" / "labels")
+
+    monkeypatch.setattr(asking, "_sleep", delete)
+    with pytest.raises(StoreDownError, match=r"labels\.sqlite was deleted or replaced while"):
+        run(stage(stop_after=20))
+
+
 def test_people_leave_the_key_of_an_evaluation_without_them_as_it_was(
     stage: Callable[..., Any],
 ) -> None:
@@ -382,6 +425,7 @@ def test_people_compare_two_checkpoints_at_least(rlhf: Command, folder: Path) ->
     result = rlhf("eval", "oldpolicy", "--out", "out", "--prompts", "ask.jsonl", "--people", "out")
     assert result.code == 2
     assert "people compare answers of two checkpoints or more" in result.err
+    assert not (folder / "out").exists()
 
 
 def test_a_wrong_judge_leaves_no_label_database(

@@ -13,6 +13,7 @@ from data.errors import ArtifactError
 from data.json_lines import read_json_lines
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.summary import rating_lines, win_rate_line
+from pipeline.evaluation.report.view import figure_rows
 
 
 def row(index: int, checkpoint: str, **changes: Any) -> dict[str, Any]:
@@ -70,6 +71,19 @@ def test_means_and_shares_by_hand() -> None:
     assert (correct["count"], correct["n"]) == (2, 3)
     low, high = ppo["gold_reward_ci95"]
     assert low < ppo["gold_reward"] < high
+
+
+def test_further_judges_have_a_mean_score_of_what_they_scored() -> None:
+    rows = [row(i, "sft", scores={"second": float(i)}) for i in range(4)]
+    rows += [row(i, "ppo", scores={"second": 8.0} if i else {}) for i in range(4)]
+    found: Any = figures(rows, resamples=200, seed=0)["checkpoints"]
+    assert found["ppo"]["scores"] == {"second": {"mean": 8.0, "ci95": [8.0, 8.0], "n": 3}}
+    sft = found["sft"]["scores"]["second"]
+    assert (sft["mean"], sft["n"]) == (1.5, 4) and sft["ci95"][0] < 1.5 < sft["ci95"][1]
+    assert "scores" not in figures(example(), seed=0)["checkpoints"]["ppo"]  # type: ignore[call-overload]
+    cells = figure_rows({"checkpoints": found, "judges": {"second": {"kind": "http"}}})
+    (judged,) = [one for one in cells if one["label"] == "Server second"]
+    assert [cell["value"] for cell in judged["cells"]] == ["1.50", "8.00"]
 
 
 def test_the_later_checkpoint_stands_first_in_a_win_rate() -> None:

@@ -298,6 +298,27 @@ def _over_optimised(run: Path) -> Artifact:
     return stage(run, "ppo", "ppo", rows=updates, over_optimisation=found)
 
 
+def test_people_of_two_evaluations_are_kept_apart(run: Path) -> None:
+    artifacts = [evaluation(run, name) for name in ("first", "second")]
+    told = {"kind": "people", "open": False, "labelled": 5, "pairs": 5, "labels": 5,
+            "annotators": 1, "same_answers": 0, "agreement": {"value": None},
+            "left_wins": {"value": None}}  # fmt: skip
+    for artifact in artifacts:
+        path = artifact.folder / "evaluation.json"
+        results = json.loads(path.read_text())
+        rates = [{**r, "judge": "people"} for r in results["win_rates"] if r["judge"] == "gold"]
+        results["win_rates"] += rates
+        judges = {"gold": {"kind": "gold"}, "people": {**told, "campaign": artifact.name}}
+        path.write_text(json.dumps({**results, "judges": judges}))
+    report, page = written(run, {artifact.name: artifact for artifact in artifacts})
+    assert [*report["judges"]] == ["gold", "people", "second/people"]
+    assert report["judges"]["second/people"]["campaign"] == "second"
+    by = {(rate["judge"], rate["a"].partition("/")[0]) for rate in report["win_rates"]}
+    assert ("people", "ppo") in by and ("second/people", "second") in by
+    assert ("people", "second") not in by and ("gold", "second") in by
+    assert "People in second" in page and "second/people: 5 of 5 pairs compared" in page
+
+
 def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
     ppo = _over_optimised(run)
     report, page = written(run, {"ppo": ppo, "evaluate": evaluation(run)})
