@@ -363,7 +363,7 @@ def local_checkpoint(given: str) -> Path | None:
         if path.suffix == ".gguf" and not path.is_file():
             raise ModelError(f"{given}: no such file; give a checkpoint's folder or hub id")
         return None
-    artifact = find(path) or _stage_of_model(path)
+    artifact = find(path) or stage_of_model(path)
     if artifact is not None:
         verify(artifact)
     folder = model_folder(path)
@@ -377,7 +377,7 @@ def local_checkpoint(given: str) -> Path | None:
     return folder
 
 
-def _stage_of_model(folder: Path) -> Artifact | None:
+def stage_of_model(folder: Path) -> Artifact | None:
     """Return the finished stage whose `model/` a folder is; a manifest alone may be another's."""
     stage = Path(os.path.abspath(folder)).parent
     named = os.path.abspath(folder) == str(stage / "model")

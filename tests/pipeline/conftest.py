@@ -379,6 +379,19 @@ def publish_adapter(tmp_path: Path) -> Callable[..., str]:
     return build
 
 
+@pytest.fixture
+def scored_pair() -> Callable[[dict[str, Any]], Any]:
+    """Return what gives the pair that a row of heldout.jsonl is of."""
+    from data.records import prompt_hash
+    from reward.quality.pairs import ScoredPair
+
+    return lambda row: ScoredPair(
+        prompt_hash(row["prompt"]), row["better_score"], row["worse_score"], len(row["better"]),
+        len(row["worse"]), row.get("agreement"), (row["ranks"][0], row["ranks"][1]), row["places"],
+        row.get("subset"),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Typed:
     """What a command came to."""

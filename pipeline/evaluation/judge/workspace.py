@@ -16,6 +16,7 @@ from data.json_lines import read_json_object
 from data.storage import sha256, storage_errors, write_atomically
 from pipeline.contract.console import Console, Progress
 from pipeline.contract.facts import cached_folder
+from pipeline.contract.handover import stage_of_model
 
 _VERSION = 3
 """Of how answers and scores are made; another one makes them anew."""
@@ -77,15 +78,23 @@ class EvaluationWorkspace:
 
 
 def checkpoint_content(source: str | Path) -> str:
-    """Return what tells a checkpoint from others: the digest of its files, a hub's commit."""
+    """Return what tells a checkpoint from others: the digest of its files, a hub's commit.
+
+    Those of a finished stage stand in its manifest, by which they are verified where they are used.
+    """
     path = Path(source)
     if path.is_file():
         return sha256(path)
     if not path.is_dir():
         cached = cached_folder(str(source))
         return f"{source}@{cached.name if cached is not None else ''}"
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    return _digest([[file.name, sha256(file)] for file in files])
+    artifact = stage_of_model(path)
+    if artifact is None:
+        files = {file.name: sha256(file) for file in path.iterdir() if file.is_file()}
+    else:
+        listed = {Path(name): entry["sha256"] for name, entry in artifact.manifest["files"].items()}
+        files = {file.name: known for file, known in listed.items() if str(file.parent) == "model"}
+    return _digest([[name, files[name]] for name in sorted(files)])
 
 
 def _digest(content: Any) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.json_lines import read_json_lines
+from data.records import Ranking
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.texts import text_figures
 from pipeline.evaluation.report.view import FIGURES, interval, number
+from reward.quality.calibration import Calibration
+from reward.quality.judging import judge
+from reward.quality.pairs import ScoredRanking, pair_rows
+from reward.quality.quality import quality
 
 QUESTIONS = [{"question": f"What is {i} + 1?", "choices": [str(i + 1), "no"], "answer": 0}
              for i in range(4)]  # fmt: skip
@@ -85,3 +94,39 @@ def test_the_page_shows_the_reports_figures(evaluation: Path) -> None:
             assert number(figures_.get(key), kind) in page, key
         for share in figures_["shares"].values():
             assert number(share["share"], "percent") in page
+
+
+def test_a_reward_models_figures_recount_from_their_rows(scored_pair: Callable[..., Any]) -> None:
+    rng = random.Random(0)
+    rankings = [
+        Ranking(f"question {number}", ["a", "bb", "ccc"], ranks, annotator=name)
+        for number in range(8)
+        for name in ("ann", "ben", "cem")
+        for ranks in [rng.choice([[1, 2, 3], [2, 1, 3], [1, 1, 2], [1, 2, 2]])]
+    ]
+    scored = [
+        ScoredRanking(r, *([rng.random() for _ in r.ranks] for _ in ("scores", "words")))
+        for r in rankings
+    ]
+    report = judge({"heldout": scored}, Calibration(bias=0.0, deviation=0.0, n=0))
+    rows: list[dict[str, Any]] = json.loads(json.dumps([*pair_rows("heldout", scored)]))
+    again = quality([scored_pair(row) for row in rows])
+    assert {key: report[key] for key in again} == again
+    # Two annotators of a pair that both rank strictly; they agree or not.
+    said: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        said[row["prompt"], *sorted([row["better"], row["worse"]])].append(row["better"])
+    agree = [x == y for better in said.values() for x, y in combinations(better, 2)]
+    ceiling, share = report["ceiling"], sum(agree) / len(agree)
+    assert 0.5 < share < 1 and ceiling["agreement"] == ceiling["low"] == pytest.approx(share)
+    assert ceiling["high"] == pytest.approx((1 + math.sqrt(2 * share - 1)) / 2)
+    assert ceiling["n_prompts"] == len({prompt for prompt, *_ in said})
+    # A tie is no pair: the rankings have them.
+    ties = [x == y for ranking in rankings for x, y in combinations(ranking.ranks, 2)]
+    assert report["annotator_ties"]["share"] == pytest.approx(sum(ties) / len(ties))
+    assert len(rows) == len(ties) - sum(ties) == report["n_pairs"]
+    words = [(row["better_words"], row["worse_words"]) for row in rows]
+    right = [(1 + (better > worse) - (better < worse)) / 2 for better, worse in words]
+    assert report["bag_of_words"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    counted = {*again, "judged_by", "bag_of_words", "annotator_ties", "ceiling", "bias"}
+    assert {*report} == counted  # no figure that is not counted here, but the bias, 0

@@ -15,14 +15,13 @@ import torch
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, ModelError, SourceError, TrainingError
-from data.records import Message, prompt_hash
+from data.records import Message
 from pipeline.contract.console import Console
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import Lora
 from pipeline.stages.reward.rows import read_rows
 from pipeline.stages.reward.settings import RewardSettings
 from pipeline.stages.reward.stage import KIND, check, run
-from reward.quality.pairs import ScoredPair
 from reward.quality.quality import quality as counted_quality
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
@@ -39,15 +38,6 @@ FAST = {
 
 def chat(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
-
-
-def scored_pair(row: dict[str, Any]) -> ScoredPair:
-    """Return the pair that a row of heldout.jsonl is of."""
-    return ScoredPair(
-        prompt_hash(row["prompt"]), row["better_score"], row["worse_score"], len(row["better"]),
-        len(row["worse"]), row.get("agreement"), (row["ranks"][0], row["ranks"][1]), row["places"],
-        row.get("subset"),
-    )  # fmt: skip
 
 
 def write_rankings(path: Path, n: int, *, seed: int = 0, start: int = 0) -> Path:
@@ -85,6 +75,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     policy: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    scored_pair: Callable[..., Any],
 ) -> None:
     from reward.learned.model import RewardModel
 
