@@ -12,7 +12,10 @@ from pipeline.evaluation.report.collect import over_optimisations
 
 
 def notices(report: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know first: which stages are missing, and what was seen before."""
+    """Return what a reader must know first.
+
+    Which stages are missing, what was odd in how checkpoints were asked, what was seen before.
+    """
     groups: dict[str, list[str]] = {}
     for name, state in report["not_done"].items():
         outdated = name in report["stages"]
@@ -29,7 +32,12 @@ def notices(report: Mapping[str, Any]) -> list[str]:
         standing.append(f"Stages {sentence}")
     seen = [seen_sentences(evaluation) for evaluation in report["evaluations"].values()]
     asked = [_sentence(line) for line in open_lines(report)]
-    return [" ".join(sentences) for sentences in (standing, asked, *seen) if sentences]
+    notes = [
+        f"{name}: {note}."
+        for name, figures in report["checkpoints"].items()
+        for note in figures.get("notes") or ()
+    ]
+    return [" ".join(sentences) for sentences in (standing, asked, notes, *seen) if sentences]
 
 
 def _sentence(text: str) -> str:

@@ -267,6 +267,7 @@ def provenance_rows(report: Figures) -> list[dict[str, str]]:
                 "decoding": ", ".join(told),
                 "template": template[:16] if template else "none, plain text",
                 "prompt": str(row.get("first_prompt") or ""),
+                "tokens": " ".join(map(str, row.get("first_tokens") or ())),
             }
         )
     return rows

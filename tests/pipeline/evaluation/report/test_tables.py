@@ -106,4 +106,5 @@ def test_pathologies_overlap_and_provenance() -> None:
     assert provenance_rows(found)[0] | {"content": ""} == {
         "name": "base", "content": "", "seed": "7", "template": "none, plain text",
         "decoding": "temperature 0.7, top-k 50, top-p 0.9, 8 tokens at most", "prompt": "Who?",
+        "tokens": "",
     }  # fmt: skip
