@@ -15,6 +15,7 @@ import pytest
 from pipeline.contract.artifacts import Artifact, publish
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.summary import judge_lines
+from pipeline.evaluation.report.notices import notices
 from pipeline.evaluation.report.report import TEMPLATES, is_current, mark_report, write_report
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)> & \"quoted\""
@@ -491,6 +492,12 @@ def test_held_out_is_said_where_it_is_known(
     text = Page(html).text
     assert said in text
     assert not_said not in text
+
+
+def test_how_a_checkpoint_was_asked_is_told_where_it_is_odd() -> None:
+    odd = {"notes": ["it has no chat template", "<s> stands twice"]}
+    report = {"not_done": {}, "stages": {}, "evaluations": {}, "checkpoints": {"a": {}, "b": odd}}
+    assert notices(report) == ["b: it has no chat template. b: <s> stands twice."]
 
 
 def test_what_puts_the_outcome_in_doubt_is_on_the_first_screen(run: Path) -> None:
