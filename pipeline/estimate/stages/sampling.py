@@ -199,9 +199,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             passes=seen.count / settings.batch_size,
             bf16=bf16,
         )
-        asking = Asking(cost, name, shape, settings.batch_size, bf16)
-        for task in tasks:
-            asking.add(task)
+        Asking(cost, name, shape, settings.batch_size, bf16).add(tasks)
     judged = rows.times(len(settings.checkpoints)) + pool
     for who, terms in (("proxy", settings.terms), ("judge", settings.judge_terms)):
         for name, judge in estimator.judges(stage, terms).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -145,13 +145,14 @@ class Asking:
     batch_size: int
     bf16: bool
 
-    def add(self, asked: Asked) -> None:
-        """Add that it is asked a task."""
-        part = f"{asked.called} of {self.name}"
-        if asked.new is None:
-            self._add_likelihoods(part, asked)
-        else:
-            self._add_answers(part, asked, asked.new)
+    def add(self, tasks: Iterable[Asked]) -> None:
+        """Add that it is asked some tasks."""
+        for asked in tasks:
+            part = f"{asked.called} of {self.name}"
+            if asked.new is None:
+                self._add_likelihoods(part, asked)
+            else:
+                self._add_answers(part, asked, asked.new)
 
     def _add_answers(self, part: str, asked: Asked, new: float) -> None:
         """Add that answers of `new` tokens are written."""
