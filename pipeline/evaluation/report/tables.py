@@ -240,12 +240,17 @@ def overlap_rows(report: Figures) -> list[dict[str, Any]]:
     return [
         {
             "label": stage,
-            "cells": [
-                "–" if row is None else f"{row['shared_prompts']:,} of {row['n']:,}" for row in mine
-            ],
+            "cells": [_shared(row) for row in mine],
         }
         for (stage,), mine in groups.items()
     ]
+
+
+def _shared(row: Figures | None) -> str:
+    if row is None:
+        return "–"
+    known = row["shared_prompts"]  # not where the stage's sources can't be read again
+    return "not known" if known is None else f"{known:,} of {row['n']:,}"
 
 
 def provenance_rows(report: Figures) -> list[dict[str, str]]:

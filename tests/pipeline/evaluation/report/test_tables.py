@@ -92,7 +92,8 @@ def test_pathologies_overlap_and_provenance() -> None:
              "alarm": n == "ppo"}
             for n in NAMES
         ],
-        overlap=[{"checkpoint": "ppo", "stage": "sft", "shared_prompts": 3, "n": 10}],
+        overlap=[{"checkpoint": "ppo", "stage": "sft", "shared_prompts": 3, "n": 10},
+                 {"checkpoint": "ppo", "stage": "reward", "shared_prompts": None, "n": 10}],
         provenance=[
             {"checkpoint": "base", "content": "ab" * 32, "seed": 7, "template": None,
              "decoding": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "max_new_tokens": 8},
@@ -102,7 +103,10 @@ def test_pathologies_overlap_and_provenance() -> None:
     (row,) = pathology_rows(found)
     assert (row["label"], row["note"]) == ("No end", "ppo")
     assert [cell["tone"] for cell in row["cells"]] == ["", "", "bad"]
-    assert overlap_rows(found) == [{"label": "sft", "cells": ["–", "–", "3 of 10"]}]
+    assert overlap_rows(found) == [
+        {"label": "sft", "cells": ["–", "–", "3 of 10"]},
+        {"label": "reward", "cells": ["–", "–", "not known"]},
+    ]
     assert provenance_rows(found)[0] | {"content": ""} == {
         "name": "base", "content": "", "seed": "7", "template": "none, plain text",
         "decoding": "temperature 0.7, top-k 50, top-p 0.9, 8 tokens at most", "prompt": "Who?",
