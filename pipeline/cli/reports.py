@@ -63,6 +63,7 @@ def compare(
     """Print how often A's answers are judged better than B's; runs stand for their last policy."""
     from data.errors import UsageError
     from pipeline.cli.checkpoints import evaluated, named, source_of, weighted
+    from pipeline.evaluation.judge.settings import LlmJudge
     from pipeline.evaluation.judge.standalone import Request
     from pipeline.evaluation.report.comparison import comparison, comparison_lines, judged_samples
     from pipeline.generation.generate import Sampling
@@ -80,13 +81,19 @@ def compare(
         names = [a, b] if names[0] == names[1] else names
         results = judged_samples(names[0], evaluation_in(a), names[1], evaluation_in(b))
     else:
+        judges = parse_judges(judge or [])
+        if out is None and any(isinstance(one, LlmJudge) for one in judges.values()):
+            raise UsageError(
+                "what a language model says is kept in --out, so that it is not asked twice; name "
+                "a folder"
+            )
         places = [last_policy(place) for place in (b, a)]
         with tempfile.TemporaryDirectory() as scratch:
             request = Request(
                 checkpoints=named(places),
                 prompts=source_of(prompts),
                 rewards=weighted(reward or []),
-                judges=parse_judges(judge or []),
+                judges=judges,
                 limit=limit,
                 sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
                 seed=seed,

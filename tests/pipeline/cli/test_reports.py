@@ -136,3 +136,6 @@ def test_what_would_do_nothing_is_refused(rlhf: Callable[..., Any], tmp_path: Pa
     result = rlhf("compare", "new", "old", "--judge", "x=rm", "--limit", 3)
     assert result.code == 2
     assert "answered anew without --prompts, as --judge and --limit would have it" in result.err
+    judge = "x={kind: llm, url: http://127.0.0.1:9/v1, model: wise}"
+    result = rlhf("compare", "new", "old", "--prompts", "ask.jsonl", "--judge", judge)
+    assert result.code == 2 and "kept in --out, so that it is not asked twice" in result.err
