@@ -85,7 +85,8 @@ def evaluate(
     people: PeopleOption = None,
     guidelines: GuidelinesOption = None,
     reference: Annotated[
-        str | None, typer.Option(help="Checkpoint KL is measured to; the first when not given.")
+        str | None,
+        typer.Option(help="Checkpoint KL is measured to; sft when there, else the first."),
     ] = None,
     plain: Annotated[
         list[str] | None, typer.Option(help="Checkpoint that is given plain text.")

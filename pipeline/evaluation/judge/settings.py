@@ -130,6 +130,12 @@ def _judge_name(name: str) -> str:
 JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
+def default_reference(checkpoints: Iterable[str]) -> str:
+    """Return the checkpoint that KL is measured to where none is named: `sft`, else the first."""
+    names = [*checkpoints]
+    return "sft" if "sft" in names else names[0]
+
+
 def require_free_names(judges: Iterable[str], checkpoints: Container[str]) -> None:
     """Refuse judges that are called as others, or as a checkpoint that is judged.
 

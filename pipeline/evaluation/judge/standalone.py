@@ -26,6 +26,7 @@ from pipeline.evaluation.judge.settings import (
     JudgeSettings,
     LlmJudge,
     RewardModelJudge,
+    default_reference,
     require_free_names,
 )
 from pipeline.evaluation.judge.summary import say_results
@@ -51,7 +52,7 @@ class Request:
         people: how people are asked to compare answers; None asks nobody.
         rewards: reward models that judge as `proxy`, with the weights at which their scores are
             added: a stage's folder, a model's folder or hub id.
-        reference: checkpoint that KL is measured to; the first when not given.
+        reference: checkpoint that KL is measured to; `sft`, else the first, when not given.
         plain: checkpoints that are given plain text instead of the chat template.
         gold: judge by the embedded world's annotator; by default where the prompts are its own.
         limit: at most so many prompts, drawn by the seed.
@@ -160,7 +161,7 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
         checkpoints={name: checkpoint_location(given) for name, given in known.items()},
         prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say) if prompts else [],
         texts=read_texts([texts], limit=rows_at_most([texts], MAX_TEXTS), say=say) if texts else [],
-        reference=reference or next(iter(known)),
+        reference=reference or default_reference(known),
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if prompts and gold else None,
         score_judges=scoring,

@@ -26,6 +26,7 @@ from pipeline.evaluation.judge.settings import (
     JudgeName,
     LlmJudge,
     RewardModelJudge,
+    default_reference,
     require_free_names,
 )
 from pipeline.stages.asking_settings import AskingSettings
@@ -200,6 +201,4 @@ class EvaluateSettings(StageSettings):
     @property
     def measured_to(self) -> str:
         """Name of the checkpoint that KL is measured to."""
-        return self.reference or (
-            "sft" if "sft" in self.checkpoints else next(iter(self.checkpoints))
-        )
+        return self.reference or default_reference(self.checkpoints)

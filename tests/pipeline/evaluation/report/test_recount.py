@@ -58,6 +58,9 @@ def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
     samples = [*read_json_lines(evaluation / "samples.jsonl")]
     again: dict[str, Any] = figures(samples, **draw)
     assert [row["checkpoint"] for row in report["provenance"]] == ["base", "sft", "ppo"]
+    assert [report["checkpoints"][name]["kl_to_reference"] == 0 for name in ("base", "sft")] == [
+        False, True,
+    ]  # fmt: skip
     for key in ("win_rates", "ratings", "differences", "pathologies"):
         assert report[key] == json.loads(json.dumps(again[key])), key
         assert report[key], key
