@@ -105,4 +105,4 @@ def _locate(checkpoint: str) -> tuple[str | Path, bool]:
     if folder is None:
         return checkpoint, False
     artifact = find(expand(checkpoint))
-    return folder, artifact is not None and artifact.kind == "pretrain"
+    return folder, artifact is not None and artifact.kind in ("pretrain", "distill")

@@ -394,12 +394,12 @@ def model_folder(folder: Path) -> Path:
 
 def tokenizer_source(settings: StageSettings) -> str | None:
     """Return the reference a stage takes its tokenizer from, None when it makes its own."""
-    return _first_text(settings, "tokenizer", "model", "policy")
+    return _first_text(settings, "tokenizer", "model", "policy", "teacher")
 
 
 def model_source(settings: StageSettings) -> str | None:
     """Return the reference whose model a stage goes on from, None when it makes its own."""
-    return _first_text(settings, "model", "policy")
+    return _first_text(settings, "model", "policy", "teacher")
 
 
 def _first_text(settings: StageSettings, *fields: str) -> str | None:

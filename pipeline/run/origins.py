@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from data.errors import RlhfError
 from pipeline.contract.artifacts import MANIFEST
 from pipeline.contract.handover import HandOver, local_checkpoint
+from pipeline.evaluation.judge.overlap import OF_TEXT
 from pipeline.evaluation.judge.workspace import checkpoint_content
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
@@ -70,7 +71,7 @@ def origins(checkpoints: Mapping[str, str]) -> Origins:
         prefix = "" if len(runs) == 1 else f"{one.run}/"
         read = {f"{prefix}{k}": what for k, what in readings(one.hand, one.seed).items()}
         found.readings.update(read)
-        found.made_by[name] = [stage for stage, what in read.items() if what.kind != "pretrain"]
+        found.made_by[name] = [stage for stage, what in read.items() if what.kind not in OF_TEXT]
         found.elsewhere.extend(made_elsewhere(one.hand))
     return found._replace(elsewhere=list(dict.fromkeys(found.elsewhere)))
 

@@ -11,6 +11,7 @@ from pipeline.contract.kind import StageKind
 STAGE_MODULES: Mapping[str, str] = {
     "tokenizer": "pipeline.stages.tokenizer.stage",
     "pretrain": "pipeline.stages.pretrain.stage",
+    "distill": "pipeline.stages.distill.stage",
     "sft": "pipeline.stages.sft.stage",
     "rankings": "pipeline.stages.rankings.stage",
     "reward": "pipeline.stages.reward.stage",

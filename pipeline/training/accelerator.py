@@ -18,6 +18,7 @@ import contextlib
 import copy
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,12 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
             for part in module.modules()
             for kind in getattr(part, "_no_split_modules", None) or ()
         }
+        uses = _uses(module)
         for part in list(module.modules()):
-            if type(part).__name__ in kinds and part is not module:
+            # Weights that are tied to some outside of a part, as an encoder's embedding to its
+            # output head, are gathered with the rest of the model.
+            whole = all(uses[tensor] == count for tensor, count in _uses(part).items())
+            if type(part).__name__ in kinds and part is not module and whole:
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         untyped: Any = module
@@ -219,6 +224,11 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
         for optimizer, content in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(content)
         restore_own_rng(Path(folder), self.process_index)
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    """Return how often a module has each of its parameters, by their ids."""
+    return Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
 
 
 def restore_own_rng(folder: Path, rank: int) -> None:

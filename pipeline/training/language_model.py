@@ -20,10 +20,17 @@ from pipeline.models.compile import require_compiler
 from pipeline.models.load import resolve_bf16
 from pipeline.training.accelerator import TrainingAccelerator, make_accelerator
 from pipeline.training.corpus import ChunkOrder, chunk_batch
-from pipeline.training.objectives.causal import Documents, LmBatch, find_documents, summed_loss
+from pipeline.training.objectives.causal import (
+    Documents,
+    LmBatch,
+    find_documents,
+    next_token_logits,
+    summed_loss,
+)
 from pipeline.training.objectives.perplexity import batches_loss, perplexity_figures
 from pipeline.training.objectives.rows import (
     HELDOUT,
+    IGNORED,
     Batch,
     Objective,
     Row,
@@ -54,6 +61,10 @@ class Causal:
     def batch(self, rows: Sequence[Row]) -> LmBatch:
         """Return rows as a batch."""
         return chunk_batch([row.chunk for row in rows], apart=self.apart)
+
+    def logits(self, model: Any, batch: LmBatch) -> torch.Tensor:
+        """Return the logits (N, V) of the tokens to predict."""
+        return next_token_logits(model, batch)[batch.targets_BT != IGNORED]
 
     def summed_loss(self, model: Any, batch: LmBatch) -> torch.Tensor:
         """Return the cross-entropy of all tokens to predict, summed, in nats."""

@@ -138,7 +138,8 @@ def words(given: argparse.Namespace) -> Any:
     text = [
         f"w{n}." if n % SENTENCE == 0 else f"w{n}" for n in range(len(special), given.vocabulary)
     ]
-    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate([*special, *text])}, "w7"))
+    numbers = {word: number for number, word in enumerate([*special, *text])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, text[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()
     wrapped = PreTrainedTokenizerFast(

@@ -22,6 +22,7 @@ from pipeline.evaluation.judge.inputs import Opening
 
 DOINGS: Mapping[str, str] = {
     "pretrain": "learnt by",
+    "distill": "learnt by",
     "sft": "learnt by",
     "rankings": "ranked in",
     "reward": "learnt by",
@@ -29,6 +30,8 @@ DOINGS: Mapping[str, str] = {
     "ppo": "sampled on in",
 }
 """What the stages of each kind do with their prompts; the name of the stage follows."""
+OF_TEXT = ("pretrain", "distill")
+"""Kinds that read documents, not prompts."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class _Seen:
 
     def by(self, reading: Reading) -> tuple[set[bytes], set[bytes]]:
         """Return which prompts and texts a stage worked on."""
-        if reading.kind == "pretrain" and not self.texts and self.document_prompt is None:
+        if reading.kind in OF_TEXT and not self.texts and self.document_prompt is None:
             return set(), set()  # a corpus is long, and documents ask nothing
         apart = [self._keys(record) for record in _records(reading.judged_by)]
         out = {key for key, _ in apart} | {key for _, key in apart}

@@ -18,7 +18,7 @@ from pipeline.contract.settings import (
     references,
 )
 from pipeline.evaluation.judge.inputs import read_prompts
-from pipeline.evaluation.judge.overlap import DOINGS, Reading, seen_before, seen_lines
+from pipeline.evaluation.judge.overlap import DOINGS, OF_TEXT, Reading, seen_before, seen_lines
 from pipeline.evaluation.judge.settings import RewardModelJudge
 from pipeline.evaluation.judge.workspace import checkpoint_content
 from pipeline.stages.reward.rows import rankings_source
@@ -55,7 +55,7 @@ def made_by(settings: EvaluateSettings, hand: HandOver) -> dict[str, list[str]]:
 
     Stages that read documents do where their beginnings are what is asked.
     """
-    asked = [kind for kind in DOINGS if kind != "pretrain" or settings.prefix_tokens is not None]
+    asked = [kind for kind in DOINGS if kind not in OF_TEXT or settings.prefix_tokens is not None]
     found = {}
     for checkpoint, target in settings.checkpoints.items():
         stages = set() if is_external(target) else {target, *_before(target, hand)}
@@ -71,7 +71,7 @@ def overlap_warning(
     None where they will see none, and where sources are not at hand or large: the run tells then.
     """
     found = readings(hand, seed)
-    read = [source for one in found.values() for source in one.sources if one.kind != "pretrain"]
+    read = [source for one in found.values() for source in one.sources if one.kind not in OF_TEXT]
     prompts = _few_prompts(settings, seed(hand.name))
     if prompts is None or not _small(read):
         return None
@@ -243,7 +243,7 @@ def _held_out(
     share = float(getattr(settings, "heldout_share", 0.0))
     if getattr(settings, "heldout", ()) or not share:
         return lambda record: False
-    if settings.kind == "pretrain":
+    if settings.kind in OF_TEXT:
         return lambda record: is_heldout_text(to_text(record), share=share)
     if settings.kind == "sft":
         drawn = seed(name) if seed is not None else None

@@ -82,25 +82,42 @@ class NoiseSettings(Settings):
     """Share of the rows that begin at another token."""
 
 
-class PretrainSettings(LmSettings):
-    """Settings of a pretraining stage."""
+class TextSettings(LmSettings):
+    """What is learned of which text, by a stage that makes a language model."""
 
-    kind: Literal["pretrain"] = "pretrain"
-    """Kind of stage."""
     train: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
     """Text to learn."""
     heldout: tuple[SourceSettings, ...] = ()
     """Text the model is judged on."""
     heldout_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the documents of `train` kept to judge the model; unused where `heldout` is set."""
+    masking: MaskingSettings = MaskingSettings()
+    """What the objective `masked` hides."""
+    learning_rate: PositiveNumber = 1e-3
+    """Peak learning rate."""
+    warmup_share: Share = 0.02
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's, on matrices alone; GPT-3 and Llama: 0.1."""
+    log_every: Annotated[PositiveInt, SameResult()] = 10
+    """Steps between two lines of metrics."""
+    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 100
+    """Steps between two looks at the held-out text; 0 for the end alone."""
+    save_every: Annotated[NonNegativeInt, SameResult()] = 100
+    """Steps between two resume states; 0 saves only when told to stop."""
+
+
+class PretrainSettings(TextSettings):
+    """Settings of a pretraining stage."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    """Kind of stage."""
     tokenizer: Annotated[str | None, Ref("tokenizer")] = None
     """Tokenizer; that of `model` when not given."""
     model: Annotated[str | None, Ref("policy")] = None
     """Checkpoint to go on from; from scratch when not given."""
     objective: ObjectiveName = "causal"
     """What is learned of the text; all but the first need a tokenizer made for it."""
-    masking: MaskingSettings = MaskingSettings()
-    """What the objective `masked` hides."""
     spans: SpanSettings = SpanSettings()
     """What the objective `span_corruption` hides."""
     noise: NoiseSettings = NoiseSettings()
@@ -127,18 +144,6 @@ class PretrainSettings(LmSettings):
     """Standard deviation of the initial weights (all but t5, which has a rule of its own)."""
     positions: PositiveInt | None = None
     """Longest input of a model from scratch, where its later stages need more than a chunk."""
-    learning_rate: PositiveNumber = 1e-3
-    """Peak learning rate."""
-    warmup_share: Share = 0.02
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: NonNegative = 0.1
-    """AdamW's, on matrices alone; GPT-3 and Llama: 0.1."""
-    log_every: Annotated[PositiveInt, SameResult()] = 10
-    """Steps between two lines of metrics."""
-    evaluate_every: Annotated[NonNegativeInt, SameResult()] = 100
-    """Steps between two looks at the held-out text; 0 for the end alone."""
-    save_every: Annotated[NonNegativeInt, SameResult()] = 100
-    """Steps between two resume states; 0 saves only when told to stop."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainSettings:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.training.corpus import Corpus
     from pipeline.training.language_model import LmTrainer
     from pipeline.training.objectives.masked import Masked
-    from pipeline.training.objectives.rows import Asking
+    from pipeline.training.objectives.rows import Asking, Objective
     from pipeline.training.objectives.seq2seq import Denoising, SpanCorruption
 
 CLASSES: Mapping[str, tuple[Head, str]] = {
@@ -96,30 +96,38 @@ def _check_start(settings: PretrainSettings, start: str, hand: HandOver) -> None
                 f"stage {hand.name}: the tokenizer of {settings.tokenizer} has {ids} tokens, "
                 f"{start} an embedding of {rows}; use the model's own tokenizer"
             )
-    hand.require_fits_context(start, settings.context_length, "context_length")
+    require_learner(hand, "model", start, settings)
+
+
+def require_learner(
+    hand: HandOver, setting: str, named: str, settings: PretrainSettings | DistillSettings
+) -> None:
+    """Refuse a checkpoint that does not learn by a stage's objective, or takes shorter rows.
+
+    Raises:
+        HandOverError: naming setting and checkpoint.
+    """
+    hand.require_fits_context(named, settings.context_length, "context_length")
     head: Head = "causal"
     if settings.objective == "causal":
-        hand.require_writer(start, "model", "pretraining goes on from a causal language model")
+        hand.require_writer(named, setting, f"{settings.kind} takes a causal language model")
     else:
         head, what = CLASSES[settings.objective]
-        facts = hand.facts(start)
+        facts = hand.facts(named)
         if facts is not None and facts.encoder_decoder != (head == "seq2seq"):
             raise HandOverError(
-                f"stage {hand.name}: model: {start} is a {facts.architecture or facts.model_type}; "
-                f"objective {settings.objective} is learned by {what}; name one"
+                f"stage {hand.name}: {setting}: {named} is a "
+                f"{facts.architecture or facts.model_type}; objective {settings.objective} is "
+                f"learned by {what}; name one"
             )
     hand.require_class(
-        start, "model", head, way_out="name another model", trust=settings.trust_remote_code
+        named, setting, head, way_out="name another model", trust=settings.trust_remote_code
     )
 
 
 def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]:
     """Pack the text, train, judge and save; return the final metrics."""
     from pipeline.models.load import load_tokenizer
-    from pipeline.models.saving import try_saving
-    from pipeline.training.corpus import prepare_corpus
-    from pipeline.training.language_model import LmTrainer
-    from pipeline.training.loop import Rhythm, run_loop
 
     settings = context.settings
     tokenizer = load_tokenizer(
@@ -127,8 +135,36 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         trust_remote_code=settings.trust_remote_code,
     )
     model = _model(context, tokenizer)
-    try_saving(context, model, tokenizer)
     objective = _objective(context, model, tokenizer)
+    return learn(context, model, tokenizer, asks=objective, label="pretraining")
+
+
+def learn(
+    context: StageContext[Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    asks: Asking | None,
+    learns: Objective | None = None,
+    label: str,
+) -> dict[str, float | int | str]:
+    """Pack the text of `TextSettings`, train, judge and save; return the final metrics.
+
+    Args:
+        context: of the stage.
+        model: what is trained.
+        tokenizer: published with it.
+        asks: what makes rows of the text, None for the next token.
+        learns: what is learned of them; as `asks` has it when not given.
+        label: of the progress bar.
+    """
+    from pipeline.models.saving import try_saving
+    from pipeline.training.corpus import prepare_corpus
+    from pipeline.training.language_model import LmTrainer
+    from pipeline.training.loop import Rhythm, run_loop
+
+    settings = context.settings
+    try_saving(context, model, tokenizer)
     length = settings.context_length
     corpus = prepare_corpus(
         context,
@@ -136,7 +172,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         train=settings.train,
         heldout=settings.heldout,
         heldout_share=settings.heldout_share,
-        context_length=length if objective is None else objective.raw_length(length),
+        context_length=length if asks is None else asks.raw_length(length),
         vocab_size=model.config.vocab_size,
     )
     trainer = LmTrainer(
@@ -145,7 +181,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         settings=settings,
         seed=context.seed,
         heldout=corpus.heldout,
-        objective=objective,
+        objective=learns or asks,
     )
     _require_documents(context, corpus)
     steps = trainer.total_steps
@@ -161,12 +197,12 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
         save=trainer.save,
         load=trainer.load,
         evaluate=None if corpus.heldout is None else trainer.evaluate,
-        label="pretraining",
+        label=label,
     )
     _save(context, trainer, tokenizer)
     return {
         **last,
-        **_floors(context, trainer, objective, last),
+        **_floors(context, trainer, asks, last),
         **corpus.counts,
         "parameters": model.num_parameters(),
         "steps": steps,
@@ -269,7 +305,7 @@ def _objective(
     )
 
 
-def _require_documents(context: StageContext[PretrainSettings], corpus: Corpus) -> None:
+def _require_documents(context: StageContext[Any], corpus: Corpus) -> None:
     """Refuse to learn which pairs follow each other where all do."""
     if context.settings.masking.next_sentence and corpus.train.about.documents < 2:
         raise SourceError(
@@ -279,18 +315,18 @@ def _require_documents(context: StageContext[PretrainSettings], corpus: Corpus) 
 
 
 def _floors(
-    context: StageContext[PretrainSettings],
+    context: StageContext[Any],
     trainer: LmTrainer,
-    objective: Asking | None,
+    asks: Asking | None,
     last: Mapping[str, float],
 ) -> dict[str, float]:
     """Return what a reader without language tells of held-out text; none for the next token."""
     from pipeline.training.objectives.rows import floors, spread_rows
 
-    if objective is None or trainer.heldout is None:
+    if asks is None or trainer.heldout is None:
         return {}
     counted = spread_rows(trainer.train, COUNTED, epoch=0)
-    found = floors(objective, counted, trainer.heldout_rows())
+    found = floors(asks, counted, trainer.heldout_rows())
     context.say(
         f"held out: loss {last['eval/loss']:.3f}, accuracy {last['eval/accuracy']:.1%}; by "
         f"frequency alone {found['unigram_loss']:.3f}, {found['unigram_accuracy']:.1%}; by "
@@ -300,7 +336,7 @@ def _floors(
 
 
 def _save(
-    context: StageContext[PretrainSettings],
+    context: StageContext[Any],
     trainer: LmTrainer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

@@ -178,6 +178,10 @@ class Masked:
         """Return what stands in place of each hidden token, where that is no mask."""
         return copy_left(batch.tokens_BT.numpy(), self.mask_id)
 
+    def logits(self, model: Any, batch: MaskedBatch) -> Tensor:
+        """Return the logits (N, V) of the hidden tokens."""
+        return self._logits(model, batch)[0]
+
     def summed_loss(self, model: Any, batch: MaskedBatch) -> Tensor:
         """Return the cross-entropy of hidden tokens, and of pairs at the weight of their rows."""
         logits_NV, pairs_B2 = self._logits(model, batch)

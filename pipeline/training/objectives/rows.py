@@ -102,7 +102,11 @@ class Objective(Protocol):
 
 
 class Asking(Objective, Protocol):
-    """An objective of which a reader without language knows something, too."""
+    """An objective that asks for some tokens, and that is made of text with a frame around it."""
+
+    def raw_length(self, row_length: int) -> int:
+        """Return the tokens of text that a row is made of."""
+        ...
 
     def copied(self, batch: Any) -> Ids:
         """Return what such a reader says in place of each target, `NOTHING` where it is silent."""

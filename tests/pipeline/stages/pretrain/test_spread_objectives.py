@@ -1,45 +1,58 @@
-"""Pretraining by other objectives on two processes gives what one gives."""
+"""Pretraining by other objectives on two processes, with whole or sharded weights, as on one."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-LEARNERS = {"masked": "bert", "span_corruption": "t5", "denoising": "bart"}
+SCRIPT = Path(__file__).with_name("spread_objectives.py")
+WORDS = ("baker", "miller", "teacher", "river", "mill.", "bread", "bridge.", "school")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", LEARNERS)
-def test_two_processes_give_the_weights_of_one(objective: str, tmp_path: Path) -> None:
-    corpus: dict[str, Any] = {"world": "corpus", "limit": 300}
-    base: dict[str, Any] = {
-        "kind": "pretrain", "objective": objective, "architecture": LEARNERS[objective],
-        "tokenizer": "tokenizer", "train": [corpus], "heldout_share": 0.1, "hidden_size": 32,
-        "layers": 2, "heads": 2, "context_length": 32, "steps": 6, "batch_size": 8,
-        "micro_batch_size": 3, "bf16": False, "epsilon": 1e-5, "log_every": 1, "evaluate_every": 3,
-    }  # fmt: skip
-    if objective == "masked":
-        base["masking"] = {"next_sentence": True, "whole_words": True}
-    tokenizer = {
-        "kind": "tokenizer", "objective": objective, "train": [corpus], "vocab_size": 600,
-    }  # fmt: skip
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"stages": {"tokenizer": tokenizer, "base": base}}))
-    rlhf = str(Path(sys.executable).with_name("rlhf"))
-    weights = []
-    for processes in ("1", "2"):
-        out = tmp_path / processes
-        command = [rlhf, "run", str(recipe), "--out", str(out), "--processes", processes]
-        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-        weights.append(load_file(out / "base" / "model" / "model.safetensors"))
-    alone, together = weights
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    spread_out: Callable[..., Any],
+    tiny_tokenizer: Callable[..., Any],
+) -> Path:
+    """Each objective on one process, and on two with sharded and with whole weights."""
+    from data.text.objectives.special_tokens import equip
+
+    folder = tmp_path_factory.mktemp("objectives")
+    objectives: tuple[Any, ...] = ("masked", "span_corruption", "denoising")
+    for objective in objectives:
+        tokenizer = tiny_tokenizer()
+        equip(tokenizer, objective)
+        tokenizer.save_pretrained(folder / f"tokenizer-{objective}")
+    texts = [" ".join((WORDS * 3)[i % 8 : i % 8 + 4 + i // 8 % 10]) for i in range(200)]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "text.jsonl").write_text(rows)
+    alone = spread_out(folder, 1, SCRIPT, folder, "alone")
+    spread_out(folder, 2, SCRIPT, folder, "ddp", "fsdp")()
+    alone()
+    return folder
+
+
+@pytest.mark.parametrize("objective", ["masked", "span_corruption", "denoising"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_two_processes_give_the_weights_of_one(runs: Path, objective: str, mode: str) -> None:
+    alone, together = (
+        load_file(runs / how / objective / "model" / "model.safetensors") for how in ("alone", mode)
+    )
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=0, msg=name)
+    first, last = (
+        json.loads((runs / how / objective / "metrics.jsonl").read_text().splitlines()[-1])
+        for how in ("alone", mode)
+    )
+    for name in ("train/loss", "eval/loss", "eval/accuracy"):
+        assert last[name] == pytest.approx(first[name], rel=1e-4)

@@ -1,0 +1,1 @@
+"""Stage `distill`: a small model that learns from a large one."""
