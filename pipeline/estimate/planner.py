@@ -21,7 +21,7 @@ from pipeline.estimate.model.sources import SECONDS, Reader
 from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.reward_model import estimate_reward
 from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
-from pipeline.estimate.stages.training import estimate_pretrain, estimate_sft
+from pipeline.estimate.stages.training import estimate_distill, estimate_pretrain, estimate_sft
 from pipeline.recipe.shipped import find_file
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ESTIMATES: dict[str, Callable[[str, Any, Estimator], StageCost]] = {
     "pretrain": estimate_pretrain,
+    "distill": estimate_distill,
     "sft": estimate_sft,
     "rankings": estimate_rankings,
     "reward": estimate_reward,

@@ -36,7 +36,8 @@ def shallower(teacher: Any, count: int | None, *, source: str) -> Any:
             "blocks; name a student with `model`"
         )
     kept = [place * total // count for place in range(count)]
-    blocks[0][:] = [blocks[0][place] for place in kept]
+    for place in sorted(set(range(total)) - set(kept), reverse=True):
+        del blocks[0][place]
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = count
     kinds = getattr(config, "layer_types", None)

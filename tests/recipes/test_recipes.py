@@ -162,6 +162,7 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "oasst_rankings": oasst_rankings,
     "smollm2_harmless": smollm2_harmless,
     "bert_pretrain": quickstart,
+    "bert_distill": quickstart,
     "t5_pretrain": quickstart,
     "bart_pretrain": quickstart,
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
 from data.storage import expand
-from pipeline.contract.handover import model_folder, tokenizer_source
+from pipeline.contract.handover import model_folder, model_source, tokenizer_source
 from pipeline.contract.settings import external_location, is_external
 from pipeline.estimate.model.assumptions import Assumptions
 from pipeline.estimate.model.shapes import ModelShape, shape_of_config, shape_of_size
@@ -65,9 +66,12 @@ class Checkpoints:
         settings: Any = self.recipe.stages[reference]
         if settings.kind == "pretrain" and settings.model is None:
             return self._from_scratch(settings, reference)
-        source = getattr(settings, "model", None) or getattr(settings, "policy", None)
-        assert isinstance(source, str), f"{reference} provides a model and starts from none"
-        return self.shape(source, stage=reference)
+        source = model_source(settings)
+        assert source is not None, f"{reference} provides a model and starts from none"
+        shape = self.shape(source, stage=reference)
+        if settings.kind == "distill" and settings.model is None:
+            return shape.with_layers(settings.layers or math.ceil(shape.layers / 2))
+        return shape
 
     def _external(self, reference: str, stage: str) -> ModelShape:
         from pipeline.models.load import load_config

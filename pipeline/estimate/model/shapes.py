@@ -106,6 +106,12 @@ class ModelShape:
         )
         return reads, replace(self, layers=self.decoder_layers, matrices=self.decoder_matrices)
 
+    def with_layers(self, count: int) -> ModelShape:
+        """Return the shape of a model with so many of its blocks."""
+        matrices = self.matrices * count // self.layers
+        parameters = self.parameters - self.matrices + matrices
+        return replace(self, layers=count, matrices=matrices, parameters=parameters)
+
     def frozen(self) -> ModelShape:
         """Return the shape as one whose norms aren't trained: nothing is kept to do that."""
         return replace(self, rms=False)

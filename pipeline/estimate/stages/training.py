@@ -26,6 +26,7 @@ from pipeline.estimate.model.memory import (
 )
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths, Tree
+from pipeline.stages.distill.settings import DistillSettings
 from pipeline.stages.sft.settings import MAX_HELDOUT, row_multiple
 from pipeline.training.settings import HELDOUT_CHUNKS
 
@@ -145,6 +146,22 @@ def shared_rows(cost: StageCost, batch: int, *, what: str = "batch_size") -> int
 
 def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimator) -> StageCost:
     """Return the cost of a pretraining stage: rows of one length, logits of what is predicted."""
+    return _of_text(stage, settings, estimator, settings.tokenizer or settings.model or stage)
+
+
+def estimate_distill(stage: str, settings: DistillSettings, estimator: Estimator) -> StageCost:
+    """Return the cost of distillation: as that of pretraining, and the teacher's forward pass."""
+    teacher = estimator.shape(settings.teacher, stage)
+    return _of_text(stage, settings, estimator, settings.teacher, teacher)
+
+
+def _of_text(
+    stage: str,
+    settings: PretrainSettings | DistillSettings,
+    estimator: Estimator,
+    tokenizer: str,
+    teacher: ModelShape | None = None,
+) -> StageCost:
     cost = estimator.cost(stage)
     shape = estimator.shape(stage, stage)
     tokens, bf16 = pretraining_tokens(settings), estimator.bf16(settings.bf16)
@@ -153,9 +170,7 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
     micro = min(settings.micro_batch_size or settings.batch_size, mine)
     chunks = 0
     if settings.steps is None and settings.tokens is None:
-        read = estimator.lengths(
-            stage, settings.train, settings.tokenizer or settings.model or stage
-        )
+        read = estimator.lengths(stage, settings.train, tokenizer)
         chunks = max(1, int(read.rows * sum(read.whole()) / len(read.prompts) / tokens.text))
     cost.steps = settings.total_steps(chunks)
     cost.parameters = {stage: shape.parameters}
@@ -165,11 +180,16 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         parameters=shape.parameters,
         rows=micro,
         length=length,
-        logits=logit_bytes(shape, positions=micro * tokens.predicted, copies=LOGITS_IN_LOSS),
+        logits=logit_bytes(
+            shape,
+            positions=micro * tokens.predicted * (1 if teacher is None else 2),
+            copies=LOGITS_IN_LOSS,
+        ),
         accumulating=micro < mine,
         bf16=bf16,
         checkpointed=settings.gradient_checkpointing,
         masked=not settings.attend_across_documents,
+        frozen=0 if teacher is None else teacher.parameters,
     )
     rows = Rows.alike(cost.steps * settings.batch_size, tokens.read + tokens.written)
     flops = rows.count * _row_flops(shape, tokens, recompute=settings.gradient_checkpointing)
@@ -183,6 +203,8 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         bf16=bf16,
         training=True,
     )
+    if teacher is not None:
+        _add_teacher(cost, teacher, rows, tokens, passes=passes, bf16=bf16)
     if settings.heldout or settings.heldout_share:
         chunks = (1 + looks(cost.steps, settings.evaluate_every)) * HELDOUT_CHUNKS
         judged = Rows.alike(chunks, length)
@@ -190,6 +212,21 @@ def estimate_pretrain(stage: str, settings: PretrainSettings, estimator: Estimat
         estimator.assumed.tell(stage, f"{HELDOUT_CHUNKS} chunks or more are held out")
         add_evaluation(cost, shape, judged, positions=positions, at_once=micro, bf16=bf16)
     return cost
+
+
+def _add_teacher(
+    cost: StageCost,
+    teacher: ModelShape,
+    rows: Rows,
+    tokens: RowTokens,
+    *,
+    passes: float,
+    bf16: bool,
+) -> None:
+    """Add what a teacher says of the rows that its student learns."""
+    cost.parameters["teacher"] = teacher.parameters
+    flops = forward_flops(teacher, rows, positions=rows.count * tokens.predicted)
+    cost.compute("teacher", teacher, flops=flops, tokens=rows.tokens, passes=passes, bf16=bf16)
 
 
 @dataclass(frozen=True)
@@ -216,13 +253,14 @@ class RowTokens:
         return math.ceil(sum(half.layers * tokens for half, tokens in halves) / shape.layers)
 
 
-def pretraining_tokens(settings: PretrainSettings) -> RowTokens:
+def pretraining_tokens(settings: PretrainSettings | DistillSettings) -> RowTokens:
     """Return the tokens of a row; two frame it, or one ends it where spans are hidden."""
     length = settings.context_length
     if settings.objective == "causal":
         return RowTokens(length, length, 0, length)
     if settings.objective == "masked":
         return RowTokens(length - 2, length, 0, math.ceil(length * settings.masking.share))
+    assert not isinstance(settings, DistillSettings), "it asks for the next or masked tokens"
     if settings.objective == "span_corruption":
         spans = settings.spans.model_dump()
         text = raw_length(length - 1, **spans)

@@ -65,6 +65,10 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Bits per byte, held out", {"eval/bits_per_byte": "held out"}),
         Panel("Tokens told right, held out", {"eval/accuracy": "held out"}, percent=True),
     ),
+    "distill": (
+        Panel("Loss of distillation", {"train/loss": "training"}),
+        Panel("Loss, held out", {"eval/loss": "student", "eval/teacher_loss": "teacher"}),
+    ),
     "sft": (_LOSS,),
     "reward": (
         _LOSS,

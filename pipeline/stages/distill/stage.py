@@ -1,7 +1,7 @@
 """Stage `distill`: a student learns from a teacher what to say of a text.
 
-The student begins with every second layer of the teacher, or is a checkpoint of its own. It learns
-the teacher's probabilities at a temperature, the true tokens, and the direction of the teacher's last
+The student begins with every second layer of the teacher, or is a checkpoint of its own. It
+learns the teacher's probabilities at a temperature, the true tokens, and the direction of its last
 hidden states (Sanh et al. 2019); `training/objectives/distillation.py` says where that departs.
 All else is as in a `pretrain` stage of the same objective.
 
@@ -39,12 +39,10 @@ def check(settings: DistillSettings, hand: HandOver) -> None:
             f"stage {hand.name}: batch_size {settings.batch_size} can't be shared by "
             f"{hand.processes} processes; make it a multiple"
         )
-    hand.require_usable_tokenizer(
-        settings.teacher, way_out=hand.with_another_pad(settings.teacher)
-    )
+    hand.require_usable_tokenizer(settings.teacher, way_out=hand.with_another_pad(settings.teacher))
     for setting, named in (("teacher", settings.teacher), ("model", settings.model)):
         if named is not None:
-            require_learner(hand, setting, named, settings)
+            require_learner(hand, setting, named, settings, settings.objective)
     if settings.model is not None:
         hand.require_same_tokenizer(settings.teacher, settings.model)
 
@@ -77,11 +75,11 @@ def run(context: StageContext[DistillSettings]) -> dict[str, float | int | str]:
     }
     if settings.objective == "causal":
         learns = Distilled(Causal(), student, Causal(), teacher, **parts)
-        return learn(context, student, tokenizer, asks=None, learns=learns, label="distillation")
+        return learn(context, student, tokenizer, asks=None, learns=learns)
     asked: dict[str, Any] = settings.masking.model_dump()
     asks, tells = (Masked(m, tokenizer, context.seed, **asked) for m in (student, teacher))
     learns = Distilled(asks, student, tells, teacher, **parts)
-    return learn(context, student, tokenizer, asks=asks, learns=learns, label="distillation")
+    return learn(context, student, tokenizer, asks=asks, learns=learns)
 
 
 def _load(context: StageContext[DistillSettings], setting: str, source: str) -> PreTrainedModel:

@@ -23,10 +23,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, ModelError, SourceError
+from data.text.objectives import ObjectiveName
 from pipeline.contract.heads import AUTO_CLASSES, Head
 from pipeline.contract.kind import StageKind
 from pipeline.stages.checks import require_texts
-from pipeline.stages.pretrain.settings import PretrainSettings
+from pipeline.stages.pretrain.settings import PretrainSettings, TextSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,29 +97,29 @@ def _check_start(settings: PretrainSettings, start: str, hand: HandOver) -> None
                 f"stage {hand.name}: the tokenizer of {settings.tokenizer} has {ids} tokens, "
                 f"{start} an embedding of {rows}; use the model's own tokenizer"
             )
-    require_learner(hand, "model", start, settings)
+    require_learner(hand, "model", start, settings, settings.objective)
 
 
 def require_learner(
-    hand: HandOver, setting: str, named: str, settings: PretrainSettings | DistillSettings
+    hand: HandOver, setting: str, named: str, settings: TextSettings, objective: ObjectiveName
 ) -> None:
-    """Refuse a checkpoint that does not learn by a stage's objective, or takes shorter rows.
+    """Refuse a checkpoint that does not learn by an objective, or takes shorter rows.
 
     Raises:
         HandOverError: naming setting and checkpoint.
     """
     hand.require_fits_context(named, settings.context_length, "context_length")
     head: Head = "causal"
-    if settings.objective == "causal":
+    if objective == "causal":
         hand.require_writer(named, setting, f"{settings.kind} takes a causal language model")
     else:
-        head, what = CLASSES[settings.objective]
+        head, what = CLASSES[objective]
         facts = hand.facts(named)
         if facts is not None and facts.encoder_decoder != (head == "seq2seq"):
             raise HandOverError(
                 f"stage {hand.name}: {setting}: {named} is a "
-                f"{facts.architecture or facts.model_type}; objective {settings.objective} is "
-                f"learned by {what}; name one"
+                f"{facts.architecture or facts.model_type}; objective {objective} is learned by "
+                f"{what}; name one"
             )
     hand.require_class(
         named, setting, head, way_out="name another model", trust=settings.trust_remote_code
@@ -136,7 +137,7 @@ def run(context: StageContext[PretrainSettings]) -> dict[str, float | int | str]
     )
     model = _model(context, tokenizer)
     objective = _objective(context, model, tokenizer)
-    return learn(context, model, tokenizer, asks=objective, label="pretraining")
+    return learn(context, model, tokenizer, asks=objective)
 
 
 def learn(
@@ -146,17 +147,15 @@ def learn(
     *,
     asks: Asking | None,
     learns: Objective | None = None,
-    label: str,
 ) -> dict[str, float | int | str]:
     """Pack the text of `TextSettings`, train, judge and save; return the final metrics.
 
     Args:
         context: of the stage.
         model: what is trained.
-        tokenizer: published with it.
+        tokenizer: is published with it.
         asks: what makes rows of the text, None for the next token.
         learns: what is learned of them; as `asks` has it when not given.
-        label: of the progress bar.
     """
     from pipeline.models.saving import try_saving
     from pipeline.training.corpus import prepare_corpus
@@ -184,30 +183,35 @@ def learn(
         objective=learns or asks,
     )
     _require_documents(context, corpus)
-    steps = trainer.total_steps
-    learned = steps * settings.batch_size * settings.context_length
-    context.say(
-        f"{model.num_parameters():,} parameters, {steps:,} steps, {learned:,} tokens "
-        f"({steps * settings.batch_size / len(corpus.train):.2f} epochs)"
-    )
+    size = _told_size(context, trainer)
     last = run_loop(
         context,
-        Rhythm(steps, settings.log_every, settings.evaluate_every, settings.save_every),
+        Rhythm(size["steps"], settings.log_every, settings.evaluate_every, settings.save_every),
         step=trainer.step,
         save=trainer.save,
         load=trainer.load,
         evaluate=None if corpus.heldout is None else trainer.evaluate,
-        label=label,
+        label=f"{settings.kind}ing",
     )
     _save(context, trainer, tokenizer)
     return {
         **last,
         **_floors(context, trainer, asks, last),
         **corpus.counts,
-        "parameters": model.num_parameters(),
-        "steps": steps,
-        "tokens": learned,
+        **size,
     }
+
+
+def _told_size(context: StageContext[Any], trainer: LmTrainer) -> dict[str, int]:
+    """Say how much is trained on how much, and return it."""
+    settings, steps = trainer.settings, trainer.total_steps
+    learned = steps * settings.batch_size * settings.context_length
+    parameters = trainer.model.num_parameters()
+    context.say(
+        f"{parameters:,} parameters, {steps:,} steps, {learned:,} tokens "
+        f"({steps * settings.batch_size / len(trainer.train):.2f} epochs)"
+    )
+    return {"parameters": parameters, "steps": steps, "tokens": learned}
 
 
 def _model(

@@ -38,6 +38,12 @@ RESULT: dict[str, str] = {
         "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
         "max_gradient_norm bf16 trust_remote_code"
     ),
+    "DistillSettings": (
+        "kind seed train heldout heldout_share teacher model layers objective masking temperature "
+        "soft hard cosine context_length attend_across_documents steps epochs tokens batch_size "
+        "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
+        "max_gradient_norm bf16 trust_remote_code"
+    ),
     "MaskingSettings": "share whole_words next_sentence",
     "SpanSettings": "share mean_span",
     "NoiseSettings": "infill mean_span mask delete permute rotate",
@@ -108,6 +114,9 @@ RESULT: dict[str, str] = {
 SAME: dict[str, str] = {
     "SourceSettings": ("max_bad_share"),
     "PretrainSettings": (
+        "micro_batch_size compile gradient_checkpointing log_every evaluate_every save_every"
+    ),
+    "DistillSettings": (
         "micro_batch_size compile gradient_checkpointing log_every evaluate_every save_every"
     ),
     "SftSettings": (
