@@ -67,7 +67,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     "distill": (
         Panel("Loss of distillation", {"train/loss": "training"}),
-        Panel("Loss, held out", {"eval/loss": "student", "eval/teacher_loss": "teacher"}),
+        Panel("Loss, held out", {"eval/loss": "held out"}),
     ),
     "sft": (_LOSS,),
     "reward": (

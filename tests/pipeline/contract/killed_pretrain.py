@@ -1,7 +1,7 @@
 """Trains a tiny model in a process of its own, which a test kills; no test itself.
 
-Run by path with `FOLDER`, `TOKENIZER`, `CORPUS`, `STEPS` and `DIE` as globals. `DIE` is None or
-(point, n): the process kills itself when it comes to the point for the n-th time.
+Run by path with `FOLDER`, `TOKENIZER`, `CORPUS`, `STEPS`, `OBJECTIVE` and `DIE` as globals. `DIE` is
+None or (point, n): the process kills itself when it comes to the point for the n-th time.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def die_at(point: str, count: int) -> None:
     setattr(module, name, armed)
 
 
-def train(folder: Path, tokenizer: str, corpus: str, steps: int) -> None:
+def train(folder: Path, tokenizer: str, corpus: str, steps: int, objective: Any) -> None:
     """Run the stage in a folder, on from whatever is there."""
+    architecture: Any = {"causal": "llama", "masked": "bert", "denoising": "bart"}[objective]
     settings = PretrainSettings(
+        objective=objective, architecture=architecture,
         train=[{"path": corpus}], tokenizer=tokenizer, heldout_share=0.2, steps=steps,
         hidden_size=16, layers=1, heads=2, intermediate_size=32, context_length=32, batch_size=2,
         learning_rate=1e-2, log_every=2, evaluate_every=10, save_every=2,
@@ -87,4 +89,5 @@ if __name__ == "__main__":
         arguments["TOKENIZER"],
         arguments["CORPUS"],
         arguments["STEPS"],
+        arguments["OBJECTIVE"],
     )

@@ -277,14 +277,17 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
 class Killed:
     """Runs the driver in processes that are killed, and compares with one that was not."""
 
-    def __init__(self, fork: Callable[..., Any], tokenizer: str, corpus: str) -> None:
+    def __init__(
+        self, fork: Callable[..., Any], tokenizer: str, corpus: str, objective: str = "causal"
+    ) -> None:
         self.fork, self.tokenizer, self.corpus = fork, tokenizer, corpus
+        self.objective = objective
 
     def start(self, folder: Path, die: tuple[str, int] | None = None) -> Any:
         """Start a run in a folder."""
         return self.fork(
             DRIVER, FOLDER=str(folder), TOKENIZER=self.tokenizer, CORPUS=self.corpus, STEPS=STEPS,
-            DIE=die,
+            OBJECTIVE=self.objective, DIE=die,
         )  # fmt: skip
 
     def finish(self, folder: Path) -> None:
@@ -364,6 +367,24 @@ def test_killed_ten_times_ends_in_the_same_weights(
 ) -> None:
     _killed_often(killed, tmp_path / "run", kills=10, seed=seed)
     assert killed.outcome(tmp_path / "run") == reference["outcome"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["masked", "denoising"])
+def test_other_objectives_killed_at_random_moments_end_in_the_same_weights(
+    killed: Killed, tmp_path: Path, objective: Any
+) -> None:
+    from transformers import AutoTokenizer
+
+    from data.text.objectives.special_tokens import equip
+
+    tokenizer = AutoTokenizer.from_pretrained(killed.tokenizer)
+    equip(tokenizer, objective)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    own = Killed(killed.fork, str(tmp_path / "tokenizer"), killed.corpus, objective)
+    own.finish(tmp_path / "whole")
+    _killed_often(own, tmp_path / "run", kills=5, seed=4)
+    assert own.outcome(tmp_path / "run") == own.outcome(tmp_path / "whole")
 
 
 def test_killed_inside_a_save_ends_in_the_same_weights(

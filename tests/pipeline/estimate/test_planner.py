@@ -71,6 +71,25 @@ def test_rows_and_lengths_are_read_and_no_weights_are_needed(
     assert cost.parts[0].tokens == 2 * 640 * (99 + 49 + 2 * 4)
 
 
+def test_a_student_has_some_of_its_teachers_blocks_and_waits_for_it(
+    tmp_path: Path, large: str, rows: str
+) -> None:
+    text = {"train": [{"path": rows}], "steps": 10, "context_length": 256}
+    small = {"kind": "distill", "teacher": large, **text}
+    alone = only(planned(tmp_path, {"base": {"kind": "pretrain", "model": large, **text}}))
+    half = only(planned(tmp_path, {"small": small}))
+    assert half.parameters["teacher"] == 6_738_415_616
+    blocks = 6_738_415_616 - 2 * 32000 * 4096  # and a few norms
+    assert half.parameters["small"] == pytest.approx(6_738_415_616 - blocks / 2, rel=1e-4)
+    assert [part.name for part in half.parts] == ["training", "teacher"]
+    training, teacher = half.parts
+    # Training takes three times a forward pass.
+    assert teacher.flops == pytest.approx(alone.parts[0].flops / 3, rel=0.05)
+    assert training.flops < 0.6 * alone.parts[0].flops
+    kept = 4 * (half.parameters["small"] + half.parameters["teacher"])
+    assert half.phases[0].parts["weights"] == pytest.approx(kept)
+
+
 def test_held_out_rows_are_those_of_their_sources(tmp_path: Path, large: str, rows: str) -> None:
     apart = [{"path": rows, "limit": 50}]
     cost = only(planned(tmp_path, {"sft": sft(large, rows, heldout=apart, candidates=1)}))
