@@ -1,7 +1,7 @@
 """Trains a tiny model in a process of its own, which a test kills; no test itself.
 
-Run by path with `FOLDER`, `TOKENIZER`, `CORPUS`, `STEPS`, `OBJECTIVE` and `DIE` as globals. `DIE` is
-None or (point, n): the process kills itself when it comes to the point for the n-th time.
+Run by path with `FOLDER`, `TOKENIZER`, `CORPUS`, `STEPS`, `OBJECTIVE` and `DIE` as globals. `DIE`
+is None or (point, n): the process kills itself when it comes to the point for the n-th time.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_a_student_has_some_of_its_teachers_blocks_and_waits_for_it(
     assert teacher.flops == pytest.approx(alone.parts[0].flops / 3, rel=0.05)
     assert training.flops < 0.6 * alone.parts[0].flops
     kept = 4 * (half.parameters["small"] + half.parameters["teacher"])
-    assert half.phases[0].parts["weights"] == pytest.approx(kept)
+    assert half.phases[0].components["weights"] == pytest.approx(kept)
 
 
 def test_held_out_rows_are_those_of_their_sources(tmp_path: Path, large: str, rows: str) -> None:
