@@ -42,32 +42,46 @@ def use_short_attention(model: PreTrainedModel, device: torch.device) -> None:
 class _Short(torch.autograd.Function):
     """Attention of queries (B, A, L, D) to keys and values (B, A, K, D), its matrix made twice.
 
-    Causal where there is no mask; a mask (B, 1, L, K) is added and lets every query see something.
+    A mask (B, 1, L, K) is added and lets every query see something; without one attention is
+    causal, or to all keys.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, mask)
-        ctx.scale = scale
+        ctx.causal, ctx.scale = causal, scale
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale
         )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
-        return (*_gradients(gradient, query, key, value, mask, ctx.scale), None, None)
+        found = _gradients(gradient, query, key, value, mask, ctx.causal, ctx.scale)
+        return (*found, None, None, None)
 
 
 # An operator of its own, since torch.compile would write the loop out anew for every size.
 @torch.library.custom_op("rlhf::short_attention_gradients", mutates_args=())
 def _gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, heads, length = query.shape[:3]
-    if mask is None:
+    if causal:
         unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
         mask = unseen.expand(rows, 1, length, length)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -75,9 +89,8 @@ def _gradients(
     at_once = max(1, _IN_CACHE // (heads * length * key.shape[2]))
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
-        parts = _gradients_of_some(
-            gradient[some], query[some], key[some], value[some], mask[some], scale
-        )
+        seen = None if mask is None else mask[some]
+        parts = _gradients_of_some(gradient[some], query[some], key[some], value[some], seen, scale)
         for rows_of, part in zip(gradients, parts, strict=True):
             rows_of[some] = part
     return gradients
@@ -85,18 +98,25 @@ def _gradients(
 
 @_gradients.register_fake
 def _(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _gradients_of_some(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     # O = P V with P = softmax(s Q K^T): dV = P^T dO, dP = dO V^T, dS = P * (dP - sum(dP * P)),
     # dQ = s dS K, dK = s dS^T Q.
     scaled = query * scale
-    weights = torch.matmul(scaled, key.transpose(-1, -2)).add_(mask).softmax(dim=-1)
+    scores = torch.matmul(scaled, key.transpose(-1, -2))
+    weights = (scores if mask is None else scores.add_(mask)).softmax(dim=-1)
     to_scores = torch.matmul(gradient, value.transpose(-1, -2))
     to_scores.sub_((to_scores * weights).sum(dim=-1, keepdim=True)).mul_(weights)
     return (
@@ -119,12 +139,12 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend as `sdpa_attention_forward` does; short rows in bf16 by `_Short`.
 
-    Those are causal ones without a mask, and those with a mask of bf16 numbers to add, in which
-    every query sees something; the masks of transformers, which are of bools, may not be so.
+    Those are rows without a mask, and those with a mask of bf16 numbers to add, in which every
+    query sees something; the masks of transformers, which are of bools, may not be so.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None:
-        fits = causal and query.shape[2] == key.shape[2] > 1
+        fits = query.shape[2] > 1 and (not causal or query.shape[2] == key.shape[2])
     else:
         numbers = attention_mask.dtype == value.dtype and not attention_mask.requires_grad
         fits = numbers and attention_mask.shape[1] == 1
@@ -143,6 +163,7 @@ def attend(
         repeat_kv(key.to(dtype), groups),
         repeat_kv(value, groups),
         None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1),
+        causal and attention_mask is None,
         query.shape[-1] ** -0.5 if scaling is None else scaling,
     )
     return output.transpose(1, 2).contiguous(), None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,38 @@ def test_all_else_is_left_to_sdpa(
             )
             assert torch.equal(found, expected)
     assert calls == []
+
+
+@pytest.mark.parametrize("at_once", [1, 2_000_000])
+def test_encoders_and_cross_attention_go_the_short_way_as_well(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    monkeypatch.setattr(short_attention, "_IN_CACHE", at_once)
+    config = BartConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
+        dropout=0.0, attention_dropout=0.0, max_position_embeddings=64, init_std=0.2,
+    )  # fmt: skip
+    models: list[Any] = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(BartForConditionalGeneration(copy.deepcopy(config)))
+    plain, short = models
+    use_short_attention(short, CPU)
+    draw = torch.Generator().manual_seed(1)
+    read, written = (torch.randint(3, 64, (3, n), generator=draw) for n in (LENGTH, 8))
+    ways = (("exact", plain, False), ("plain", plain, True), ("short", short, True))
+    found = {}
+    for way, bart, bf16 in ways:
+        bart.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            bart(read, labels=written, use_cache=False).loss.backward()
+        found[way] = torch.cat([p.grad.flatten() for p in bart.parameters() if p.grad is not None])
+    # What reads, what writes, and what looks from one to the other.
+    assert calls == [LENGTH, 8, 8]
+    assert off(found["short"], found["exact"]) < 1.2 * off(found["plain"], found["exact"]) < 0.1
 
 
 @pytest.mark.parametrize("at_once", [1, 5 * HEADS * 9 * 13, 2_000_000])
