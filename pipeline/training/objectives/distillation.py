@@ -115,7 +115,7 @@ class Distilled:
         """Return the loss of all tokens asked for, summed."""
         student = _predictions(self.asks, self.student, model, batch)
         with torch.no_grad():
-            self.teacher.to(batch.tokens_BT.device)  # type: ignore[arg-type]
+            self.teacher.to(batch.tokens_BT.device)
             teacher = _predictions(self.tells, self.teacher, self.teacher, batch)
         return distillation_loss(
             student, teacher, temperature=self.temperature, weights=self.weights
