@@ -201,16 +201,23 @@ def keeps_apart(
     )
 
 
-@torch.no_grad()
 def logits_are_head_of_hidden(model: Any) -> bool:
-    """Try on a few tokens whether logits are the output head of the last hidden state.
+    """Try on a few tokens whether logits are the output head of the last hidden state."""
+    return head_scale(model) == 1
 
-    Some architectures scale or cap their logits; those are called whole. What the head gives is
-    made large for the trial: a cap does little to the small logits of a model not yet trained.
+
+@torch.no_grad()
+def head_scale(model: Any) -> float | None:
+    """Try on a few tokens by what a model multiplies its last hidden state before its output head.
+
+    None where logits are not made so: some architectures scale or cap them, and are called whole.
+    What the head gives is made large for the trial: a cap does little to the small logits of a
+    model not yet trained. T5 scales what the head is given, most don't.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
-        return False
+    pair = is_encoder_decoder(model)
+    if not isinstance(head, torch.nn.Linear) or (model.base_model is model and not pair):
+        return None
     ids = torch.arange(1, 6, device=model.device)[None] % head.out_features
     seen: list[Tensor] = []
 
@@ -222,16 +229,30 @@ def logits_are_head_of_hidden(model: Any) -> bool:
     hook = head.register_forward_hook(enlarge)
     try:
         with evaluating(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-            hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+            more = {"decoder_input_ids": ids} if pair else {}
+            logits = model(input_ids=ids, use_cache=False, **more).logits
+            hidden = _last_hidden(model, ids)
     finally:
         hook.remove()
-    return (
-        bool(seen)
-        and seen[0].shape == hidden.shape
-        and gap(seen[0], hidden) < 1e-4
-        and gap(logits, seen[1]) < 1e-4
-    )
+    if not seen or seen[0].shape != hidden.shape:
+        return None
+    given, state = seen[0].double(), hidden.double()
+    scale = float((given * state).sum() / state.square().sum())
+    scale = 1.0 if abs(scale - 1) < 1e-4 else scale
+    fits = gap(given, scale * state) < 1e-4 and gap(logits, seen[1]) < 1e-4
+    return scale if fits else None
+
+
+def _last_hidden(model: Any, ids_BT: Tensor) -> Tensor:
+    """Return the last hidden state, of an encoder-decoder that reads and writes the same."""
+    if not is_encoder_decoder(model):
+        hidden: Tensor = model.base_model(input_ids=ids_BT, use_cache=False)[0]
+        return hidden
+    read = model.get_encoder()(input_ids=ids_BT)[0]
+    written: Tensor = model.get_decoder()(
+        input_ids=ids_BT, encoder_hidden_states=read, use_cache=False
+    )[0]
+    return written
 
 
 def _device(model: Any) -> torch.device:

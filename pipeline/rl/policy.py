@@ -1,8 +1,7 @@
 """The policy and the value model as PPO calls them.
 
-Both take whole episodes padded on the *right* and no attention mask: in a causal model what
-stands right of a token cannot change it, so that attention runs on its fast causal kernel.
-Logits are made at response positions alone, and in pieces when they would be large.
+Both take whole episodes padded on the *right*, see `pipeline.rl.states`. Logits are made at
+response positions alone, and in pieces when they would be large.
 
 Shapes: B episodes, L tokens of prompt and response, T response tokens, N response tokens of all
 rows, H hidden size, V vocabulary.
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import ModelError
-from pipeline.models.trials import logits_are_head_of_hidden
+from pipeline.models.trials import head_scale
 from pipeline.models.unused_ids import unused_ids
 from pipeline.rl.maths.losses import token_scores
+from pipeline.rl.states import states_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,10 +43,10 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A causal model that scores the tokens of responses; with a value head, values too.
+    """A model that scores the tokens of responses; with a value head, values too.
 
     Attributes:
-        model: the causal model of transformers.
+        model: the causal model or encoder-decoder of transformers.
         value_head: head on its last hidden state, None when the value model is separate.
         trunk: what the model's adapters are attached to, None without any.
         adapter: the one this policy is; None is the trunk itself.
@@ -62,7 +62,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.value_head = model, value_head
         self.trunk, self.adapter = trunk, adapter
-        self._hidden_first = logits_are_head_of_hidden(model)
+        self._scale = head_scale(model)
+        self._hidden_first = self._scale is not None
         if value_head is not None and not self._hidden_first:
             raise ModelError(
                 f"{type(model).__name__} has no plain output head; use value: separate"
@@ -93,7 +94,7 @@ class Policy(nn.Module):
         # tensor here. A token is scored by the state before it.
         rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
         places_N = starts_B[rows_N] + steps_N
-        states_NX = self._states(ids_BL)[rows_N, places_N - 1]  # X: hidden size, or vocabulary
+        states_NX = self._states(ids_BL, starts_B, mask_BT)  # X: hidden size, or vocabulary
         values_BT = None
         if self.value_head is not None:
             values_N = self.value_head(states_NX)[:, 0].float()
@@ -102,6 +103,8 @@ class Policy(nn.Module):
             nothing_BT = states_NX.new_zeros(mask_BT.shape)
             return PolicyOutput(nothing_BT, nothing_BT, values_BT)
         head: Any = self.model.get_output_embeddings() if self._hidden_first else nn.Identity()
+        if self._scale not in (None, 1):
+            states_NX = states_NX * self._scale
         tokens_N = ids_BL[rows_N, places_N]
         logprobs_N, entropies_N = _score_in_pieces(
             states_NX, head, tokens_N, temperature=temperature, entropy=entropy,
@@ -113,14 +116,12 @@ class Policy(nn.Module):
             values_BT,
         )
 
-    def _states(self, ids_BL: Tensor) -> Tensor:
-        """Return the last hidden state, or the logits where they are not its head's."""
+    def _states(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the last hidden states, or the logits where they are not their head's."""
         with nullcontext() if self.trunk is None else self.trunk.using(self.adapter):
-            if self._hidden_first:
-                hidden: Tensor = self.model.base_model(input_ids=ids_BL, use_cache=False)[0]
-                return hidden
-            logits: Tensor = self.model(input_ids=ids_BL, use_cache=False).logits
-            return logits
+            return states_before(
+                self.model, ids_BL, starts_B, mask_BT, logits=not self._hidden_first
+            )
 
 
 class ValueReader(nn.Module):
@@ -141,17 +142,25 @@ class ValueReader(nn.Module):
 
 
 class ValueModel(nn.Module):
-    """A token classifier with one label: the value of the text up to each token."""
+    """The value of the text up to each token.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Attributes:
+        model: a token classifier with one label; with a head, a model of which the hidden states
+            are read alone.
+        value_head: reads them; None for a classifier.
+    """
+
+    def __init__(self, model: PreTrainedModel, value_head: nn.Linear | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.value_head = model, value_head
 
     def forward(self, ids_BL: Tensor, starts_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the values (B, T): at step t that of the prompt and the tokens before t."""
+        head = self.value_head
+        states_NX = states_before(self.model, ids_BL, starts_B, mask_BT, logits=head is None)
+        values_N = (states_NX if head is None else head(states_NX))[:, 0].float()
         rows_N, steps_N = mask_BT.nonzero(as_tuple=True)
-        values_BL = self.model(input_ids=ids_BL, use_cache=False).logits[:, :, 0].float()
-        return _spread(values_BL[rows_N, starts_B[rows_N] + steps_N - 1], rows_N, steps_N, mask_BT)
+        return _spread(values_N, rows_N, steps_N, mask_BT)
 
 
 def _spread(values_N: Tensor, rows_N: Tensor, steps_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from pipeline.models.compile import compile_layers, refuse_sharded
 from pipeline.models.load import (
     eos_ids,
     halve_products,
+    load_config,
     load_policy,
     load_tokenizer,
     load_value_model,
     require_distinct_pad,
 )
-from pipeline.models.trials import require_causal
+from pipeline.models.seq2seq import is_encoder_decoder
+from pipeline.models.trials import require_causal, require_policy
 from pipeline.models.unused_ids import leave_out_unused, unused_ids
 from pipeline.rl.learner import Average, Learner
 from pipeline.rl.policy import POLICY, Policy, ValueModel, ValueReader
@@ -116,7 +118,7 @@ def _start(
     """Load the policy's start, and make a trunk of it if the policy is an adapter."""
     refuse_sharded(hyper.compile and world.sharded)
     model = load_policy(source, trust_remote_code=trust)
-    require_causal(model, source)
+    require_policy(model, source)
     leave_out_unused(model, tokenizer)
     return model, None if lora is None else _trunk(model, lora, source, world)
 
@@ -200,8 +202,14 @@ def _reference(
 
 
 def _fitting(model: PreTrainedModel, source: str | Path, *, trust: bool) -> PreTrainedModel:
-    """Load a reference with as many embeddings as the policy has."""
+    """Load a reference that reads as the policy does, with as many embeddings."""
     reference = load_policy(source, trust_remote_code=trust)
+    if is_encoder_decoder(reference) != is_encoder_decoder(model):
+        raise ModelError(
+            f"the policy is a {type(model).__name__} and the reference {source} a "
+            f"{type(reference).__name__}: one of them alone is an encoder-decoder; name a "
+            "reference of the policy's kind"
+        )
     sizes = [m.get_input_embeddings().num_embeddings for m in (model, reference)]
     if sizes[0] != sizes[1]:
         raise ModelError(
@@ -252,11 +260,25 @@ def _value_learner(
     if isinstance(source, nn.Linear):
         module: nn.Module = ValueReader(source)
     else:
+        module = ValueModel(*_value_start(source))
+        _hasten(module.model, hyper, world)
+    return Learner.of(module, learning_rate=rate, hyper=hyper, world=world)
+
+
+def _value_start(source: str | Path) -> tuple[PreTrainedModel, nn.Linear | None]:
+    """Load what a separate value model starts from, and the head on an encoder-decoder.
+
+    transformers has no class of those with a head at each token that the decoder writes.
+    """
+    if not load_config(source, what="value model").is_encoder_decoder:
         model = load_value_model(source)
         require_causal(model, source)
-        _hasten(model, hyper, world)
-        module = ValueModel(model)
-    return Learner.of(module, learning_rate=rate, hyper=hyper, world=world)
+        return model, None
+    model = load_policy(source)
+    own = model.get_output_embeddings()
+    if own is not None and own.weight is not model.get_input_embeddings().weight:
+        own.requires_grad_(False)  # nothing reads it, so that it has no gradient
+    return model, _zero_head(model)
 
 
 def _hasten(model: PreTrainedModel, hyper: Hyperparameters, world: World) -> None:

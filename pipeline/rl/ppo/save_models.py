@@ -41,7 +41,8 @@ def save_models(ppo: Ppo, folder: Path) -> None:
     hidden states), and stands in `adapter/` too. The policy is written first.
 
     A value model is a token classifier in `value_model/`. Where transformers has none of the
-    architecture, a head on the policy's trunk is written alone, as `value_head.safetensors`.
+    architecture, a head on the policy's trunk is written alone, as `value_head.safetensors`; of an
+    encoder-decoder beside the `value_model/` that it reads, if that is separate.
     """
     run, main = ppo.optimization, ppo.world.rank == 0
     trunk: Trunk | None = ppo.policy.trunk
@@ -94,7 +95,7 @@ def keep_policy(ppo: Ppo, folder: Path, update: int) -> None:
 def _save_values(ppo: Ppo, parts: ValueParts, folder: Path) -> None:
     if parts.model is not None:
         save_model(parts.model, ppo.tokenizer, folder / "value_model")
-    elif parts.head is not None:
+    if parts.head is not None:
         with storage_errors(folder):
             save_file(parts.head, folder / HEAD)
 
@@ -118,7 +119,7 @@ def try_saving_models(context: StageContext[Any], ppo: Ppo) -> None:
 
 @dataclass(frozen=True)
 class ValueParts:
-    """What gives the values: a model, or a head where its trunk has no class with one.
+    """What gives the values: a model, and a head where there is no class of both.
 
     Neither on a process that writes nothing.
     """
@@ -130,22 +131,31 @@ class ValueParts:
 def _value_parts(ppo: Ppo, module: nn.Module) -> ValueParts:
     """Return the value model, whole; a head is put onto the trunk that it reads."""
     if isinstance(module, ValueModel):
-        return ValueParts(module.model)
+        return ValueParts(module.model, _weights(module.value_head))
     trunk: Any = ppo.policy.model if isinstance(module, ValueReader) else module.model
     head = module.value_head
     assert isinstance(head, nn.Linear)
     if _token_classifier(trunk.config) is None:
-        return ValueParts(head={k: t.detach().cpu().clone() for k, t in head.state_dict().items()})
+        return ValueParts(head=_weights(head))
     return ValueParts(_as_value_model(trunk, head))
+
+
+def _weights(head: nn.Linear | None) -> dict[str, Tensor] | None:
+    if head is None:
+        return None
+    return {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}
 
 
 def _token_classifier(config: Any) -> Any:
     """Return a token classifier of one label without weights; None where there is no fitting one.
 
-    Fitting is one whose head is a linear layer with a bias.
+    Fitting is one whose head is a linear layer with a bias. Those of encoder-decoders are none:
+    T5's reads the encoder alone.
     """
     from transformers import AutoModelForTokenClassification
 
+    if config.is_encoder_decoder:
+        return None
     config = copy.deepcopy(config)
     config.num_labels = 1
     try:

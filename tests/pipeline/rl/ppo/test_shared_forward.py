@@ -95,7 +95,8 @@ def test_one_pass_gives_the_scores_and_states_of_two(
     seen = Policy(ppo.policy.model, None, ppo.policy.trunk, "reward0")
     for row, (ids, sample) in enumerate(zip(tokens.ids, episodes.samples, strict=True)):
         with torch.no_grad():
-            states = seen._states(torch.tensor([ids]))[0]
+            everywhere = torch.ones(1, len(ids), dtype=torch.bool)
+            states = seen._states(torch.tensor([ids]), torch.tensor([1]), everywhere)
         first = len(ids) - len(sample.token_ids) - 1
         count = int(tokens.value_mask_BT[row].sum())
         found = reading.states_BTH[row]
