@@ -263,6 +263,13 @@ def to_prompt(record: Record) -> PromptRow:
     return PromptRow(prompt=prompt_of(record), id=record.id, meta=meta)
 
 
+def answer_of(record: Record) -> dict[str, object]:
+    """Return the `answer` that a demonstration holds, for rewards that compare with it."""
+    if isinstance(record, Conversation):
+        return {"answer": record.messages[-1]["content"]}
+    return {"answer": record.completion} if isinstance(record, Completion) else {}
+
+
 def to_ranking(record: Record) -> Ranking:
     """Return a record that is a ranking; any other is a `TypeError`."""
     if not isinstance(record, Ranking):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from data.errors import SourceError
 from data.records import Prompt, turn_text
-from data.text.chat import render_prompt
+from data.text.chat import render_input, render_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,11 +52,20 @@ def plain_prompt(prompt: Prompt) -> str:
     return "".join(turn_text(turn) + "\n" for turn in prompt)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: bool) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    plain: bool,
+    encoder_decoder: bool = False,
+) -> list[int]:
     """Return the tokens a checkpoint is given for a prompt.
 
-    A chat put plainly starts as documents do in pretraining: after a document end.
+    A chat put plainly starts as documents do in pretraining: after a document end. An encoder reads
+    it framed as any text.
     """
+    if encoder_decoder:
+        return render_input(tokenizer, plain_prompt(prompt) if plain else prompt)
     if not plain or isinstance(prompt, str):
         return render_prompt(tokenizer, prompt)
     return plain_ids(tokenizer, plain_prompt(prompt))

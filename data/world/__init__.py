@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 
 from data.errors import SourceError, nearest
-from data.records import Conversation, Document, Message, PromptRow
+from data.records import Completion, Conversation, Document, Message, PromptRow
 from data.world.answers import answer_core
 from data.world.corpus import write_corpus
 from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
+from data.world.tasks import ROWS, Tasks
 from data.world.town import ATTRIBUTES, NAMES, Town, unknown_names
 
 __all__ = ["PARTS", "VERSION", "World"]
@@ -34,6 +35,10 @@ PARTS = (
     "rm_prompts_heldout",
     "ppo_prompts",
     "eval_prompts",
+    "text_tasks",
+    "text_tasks_heldout",
+    "rephrasing",
+    "rephrasing_heldout",
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -105,7 +110,9 @@ class World:
             part: unknown_names(count, rng, taken) for part, count in _UNKNOWN_NAMES.items()
         }
 
-    def records(self, part: str) -> list[Document] | list[Conversation] | list[PromptRow]:
+    def records(
+        self, part: str
+    ) -> list[Document] | list[Conversation] | list[PromptRow] | list[Completion]:
         """Return all records of a part, in an order that the seed fixes.
 
         Args:
@@ -118,6 +125,8 @@ class World:
             return self.documents(part)
         if part in ("instructions", "instructions_heldout"):
             return self.instructions(part)
+        if part in ROWS:
+            return Tasks(self.seed, held=part.endswith("_heldout")).rows(part)
         if part in PARTS:
             return self.prompts(part)
         raise SourceError(

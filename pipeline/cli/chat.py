@@ -224,8 +224,7 @@ class Session:
         limit, turns_left = context_length(chat_model.model), list(chat_model.messages)
         while True:
             ids = chat_model.prompt_ids([*self._opening(), *turns_left, asked])
-            over = limit is not None and len(ids) + self.sampling.max_new_tokens > limit
-            if not over or not turns_left:
+            if chat_model.has_room(ids, self.sampling.max_new_tokens) or not turns_left:
                 break
             del turns_left[:2]
         self._require_room(chat_model, ids)
@@ -239,8 +238,8 @@ class Session:
     def _require_room(self, chat_model: ChatModel, ids: list[int]) -> None:
         from pipeline.models.load import context_length
 
-        limit = context_length(chat_model.model)
-        if limit is not None and len(ids) >= limit:
+        if not chat_model.has_room(ids, 1):
+            limit = context_length(chat_model.model)
             raise UsageError(
                 f"the message is {len(ids)} tokens, the context of {chat_model.name} holds "
                 f"{limit}; shorten it"

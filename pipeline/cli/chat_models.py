@@ -27,6 +27,14 @@ class ChatModel:
     plain: bool
     messages: list[Message] = field(default_factory=list)
 
+    def has_room(self, ids: list[int], new: int) -> bool:
+        """Tell whether the context leaves room for so many tokens of a reply."""
+        from pipeline.models.load import context_length
+        from pipeline.models.seq2seq import has_room, is_encoder_decoder
+
+        paired = is_encoder_decoder(self.model)
+        return has_room(context_length(self.model), len(ids), new, encoder_decoder=paired)
+
     def end_ids(self) -> list[int]:
         """Return the tokens that end a reply; of plain text the end of a document, too."""
         from data.text.prompting import document_end_ids
@@ -37,11 +45,12 @@ class ChatModel:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the tokens after which the reply is sampled."""
-        from data.text.chat import render_prompt
         from data.text.prompting import document_end_ids
+        from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
 
-        ids = render_prompt(self.tokenizer, prompt)
-        if isinstance(prompt, str) and ids[0] not in self.tokenizer.all_special_ids:
+        paired = is_encoder_decoder(self.model)
+        ids = asked_ids(self.tokenizer, prompt, encoder_decoder=paired)
+        if isinstance(prompt, str) and not paired and ids[0] not in self.tokenizer.all_special_ids:
             return document_end_ids(self.tokenizer) + ids
         return ids
 

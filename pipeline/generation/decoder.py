@@ -72,7 +72,7 @@ class Response:
 
 
 @dataclass
-class _Row:
+class Row:
     """A running row: the prompt it answers, the column it begins at, and its newest token."""
 
     place: int
@@ -134,13 +134,14 @@ class Decoder:
         self.beginnings = _beginnings(list(self.rows_to_come), least_shared)
         self.begun: dict[Ids, Layers] = {}
         self.to_begin = Counter(self.beginnings.values())  # prompts that are not prefilled yet
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.end = len(prompts[0])  # the column of the next token
         longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
         # Room to go on for as long as the longest row before the window has to be moved back, so
         # that a column is copied about once in its time.
         refilled = len(prompts) > self.slots
         capacity = longest + (longest if refilled else 0)
+        self.cache: _Columns | OwnCache | None
         self.cache = None if memory == "none" else _cache(model, self.slots, capacity, memory)
         self.extra = last_logits(model, 1)
         self.cache_name = _cache_name(model)
@@ -172,17 +173,17 @@ class Decoder:
         if isinstance(self.cache, _Columns):
             logits_BV = self._join(places, self.cache)
         else:  # an empty batch, in a cache of its own
-            self.cache = _Own(self.model)
+            self.cache = OwnCache(self.model)
             self.end = max(len(self.prompts[place]) for place in places)
             logits_BV = self._prefill([self.prompts[place] for place in places], self.cache.layers)
-        rows = [_Row(p, self.end - len(self.prompts[p]), self.pad) for p in places]
+        rows = [Row(p, self.end - len(self.prompts[p]), self.pad) for p in places]
         self.rows += rows
         self._sample(rows, logits_BV)  # their first tokens
 
     def _decode_without_cache(self) -> None:
         """Let waiting prompts in and sample the next token of every row, without a cache."""
         while self.waiting and len(self.rows) < self.slots:
-            self.rows.append(_Row(self.waiting.popleft(), 0, self.pad))
+            self.rows.append(Row(self.waiting.popleft(), 0, self.pad))
         texts = [[*self.prompts[r.place], *self.responses[r.place].token_ids] for r in self.rows]
         width = max(map(len, texts))
         ids_BS = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids in texts])
@@ -282,7 +283,7 @@ class Decoder:
         self.end += 1
         self._sample(self.rows, logits_BV)
 
-    def _sample(self, rows: list[_Row], logits_BV: Tensor) -> None:
+    def _sample(self, rows: list[Row], logits_BV: Tensor) -> None:
         """Draw a token for these rows, the last in the batch; drop the rows that it ends."""
         places = [row.place for row in rows]
         # The random number of a token depends on prompt and position alone, not on the batch.
@@ -375,14 +376,16 @@ def _cache_name(model: PreTrainedModel) -> str:
     return "cache_params" if "cache_params" in known else "past_key_values"
 
 
-def _cache(model: PreTrainedModel, slots: int, capacity: int, memory: Memory) -> _Columns | _Own:
+def _cache(
+    model: PreTrainedModel, slots: int, capacity: int, memory: Memory
+) -> _Columns | OwnCache:
     """Return an empty cache; sliding and other special layers keep transformers' own."""
-    own = _Own(model)
+    own = OwnCache(model)
     plain = memory == "window" and all(type(layer) is DynamicLayer for layer in own.layers.layers)
     return _Columns(model, slots, capacity) if plain and own.layers.layers else own
 
 
-class _Own:
+class OwnCache:
     """The cache that transformers makes for a model; rows can leave it, but not join."""
 
     def __init__(self, model: PreTrainedModel) -> None:

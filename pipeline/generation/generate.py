@@ -1,4 +1,4 @@
-"""Sampling from a causal model: an own decode loop over transformers' models.
+"""Sampling from a policy: an own decode loop over transformers' models.
 
 Against `transformers`' `generate`: rows that have ended leave the decode batch and waiting prompts
 take their place, so that short answers do not pay for long ones (`pipeline.generation.decoder`);
@@ -6,7 +6,8 @@ the keys and values are written into memory taken once, instead of a new tensor 
 log-probability of every sampled token comes along; and the random numbers of a prompt depend on
 its place among the prompts alone, so that neither the batch size nor what else is in the batch
 changes what is sampled; in bf16 on a processor the products read weights that are laid out once
-(`pipeline.generation.packed_weights`). In fp32 greedy tokens are the same.
+(`pipeline.generation.packed_weights`). In fp32 greedy tokens are the same. Encoder-decoders are
+sampled from by the same calls (`pipeline.generation.seq2seq`): a prompt is what the encoder reads.
 
 Shapes: B rows, N prompts, T new tokens, V vocabulary.
 """
@@ -26,8 +27,10 @@ from data.errors import ModelError
 from data.text.continuation import continuation_text
 from pipeline.generation.decoder import Decoder
 from pipeline.generation.packed_weights import packed_weights
+from pipeline.generation.seq2seq import decoder_for
 from pipeline.generation.trial import fitting_memory
 from pipeline.models.load import context_length
+from pipeline.models.seq2seq import is_encoder_decoder, response_room
 from pipeline.models.trials import evaluating
 from pipeline.models.unused_ids import without_unused
 
@@ -97,8 +100,8 @@ def generate(
     """Return a sample of a response to each prompt, which also stops where the context is full.
 
     Args:
-        model: a causal model of transformers, unwrapped.
-        prompts: token ids of each prompt.
+        model: a policy, unwrapped.
+        prompts: token ids of each prompt, as `pipeline.models.seq2seq.asked_ids` gives them.
         sampling: how tokens are drawn.
         eos_token_ids: tokens that end a response.
         pad_token_id: fills short prompts from the left; never attended to.
@@ -119,7 +122,7 @@ def generate(
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
     order = _longest_first(prompts)
     with evaluating(model):
-        decoder = Decoder(
+        decoder = decoder_for(model)(
             model,
             [prompts[i] for i in order],
             limits=[limits[i] for i in order],
@@ -174,7 +177,7 @@ def stream(
     limits = _limits(model, [prompt], sampling.max_new_tokens)
     # No number is drawn for a token that the context has no room for.
     drawn = replace(sampling, max_new_tokens=limits[0])
-    decoder = Decoder(
+    decoder = decoder_for(model)(
         model,
         [prompt],
         limits=limits,
@@ -192,12 +195,21 @@ def stream(
 
 
 def response_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int], sample: Sample
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    prompt_ids: Sequence[int],
+    sample: Sample,
+    *,
+    encoder_decoder: bool = False,
 ) -> str:
-    """Return a response's text without special tokens, of a chat without white space around it."""
+    """Return a response's text without special tokens.
+
+    Of a chat it has no white space around it, and of an encoder-decoder, whose responses are texts
+    of their own.
+    """
     # What goes on from plain text keeps the space before its first word: so rankings have it, and
     # so reward models read it.
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and not encoder_decoder:
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
     return continuation_text(tokenizer, [], sample.token_ids).strip()
 
@@ -219,7 +231,8 @@ def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens
     for place, prompt in enumerate(prompts):
         if not prompt:
             raise ModelError(f"prompt {place} has no tokens; drop it or begin it with a token")
-        room = max_new_tokens if context is None else min(max_new_tokens, context - len(prompt))
+        left = response_room(context, len(prompt), encoder_decoder=is_encoder_decoder(model))
+        room = max_new_tokens if left is None else min(max_new_tokens, left)
         if room < 1:
             raise ModelError(
                 f"prompt {place} has {len(prompt)} tokens and the model's context holds "

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
-from pipeline.generation.decoder import Decoder, Memory, last_logits
+from pipeline.generation.decoder import Memory, last_logits
+from pipeline.generation.seq2seq import decoder_for
 from pipeline.models.load import context_length
+from pipeline.models.seq2seq import decoder_opening, is_encoder_decoder, pair_batch
 from pipeline.models.trials import OBJECTIONS, gap, on_trial, trial_ids
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def fitting_memory(
     """Return what gives a model's own logits when it is sampled from; the trial is kept.
 
     Args:
-        model: a causal model of transformers, unwrapped.
+        model: a policy, unwrapped.
         length: tokens of the longest row, its response included.
         say: told where it is sampled from without a cache.
 
@@ -60,7 +62,7 @@ def fitting_memory(
             raise ModelError(
                 f"{_name(model)} can't be sampled from: its logits "
                 "for a row by itself are not those it gives in a batch, neither with its cache nor "
-                "without one; sample from a causal language model"
+                "without one; sample from another language model"
             )
         if memory == "none" != before and say is not None:
             say(
@@ -93,11 +95,12 @@ def _try(model: PreTrainedModel, reach: int) -> Memory | None:
         except OBJECTIONS as error:
             raise ModelError(
                 f"{_name(model)} fails on a few tokens ({type(error).__name__}: {error}); sample "
-                "from another causal language model"
+                "from another language model"
             ) from error
         # Beside what rounds, little of what the tokens before the last one do to the logits.
         limit = 3e-5 + 1e-4 * gap(blind, wanted) if exact else 0.15
-        for memory in _MEMORIES:
+        # An encoder-decoder's cache is always its own.
+        for memory in _MEMORIES[1:] if is_encoder_decoder(model) else _MEMORIES:
             try:
                 logits_NV = _decoded(model, rows, memory)
             except OBJECTIONS:
@@ -114,8 +117,11 @@ def _name(model: PreTrainedModel) -> str:
 def _alone(model: PreTrainedModel, rows: list[_Row]) -> tuple[Tensor, Tensor]:
     """Return the logits (N, V) from which the tokens after the prompts would be drawn.
 
-    First those of each row by itself, then those of the last token without any before it.
+    First those of each row by itself, then those of the last token without any before it; of an
+    encoder-decoder those without what its encoder reads.
     """
+    if is_encoder_decoder(model):
+        return _pairs(model, rows, read=None), _pairs(model, rows, read=1)
     wanted = []
     for ids, size in rows:
         ids_1S = torch.tensor([ids], device=model.device)
@@ -126,6 +132,17 @@ def _alone(model: PreTrainedModel, rows: list[_Row]) -> tuple[Tensor, Tensor]:
     last_N1 = torch.tensor(last, device=model.device)[:, None]
     blind_NV: Tensor = model(input_ids=last_N1, use_cache=False).logits[:, 0]
     return torch.cat(wanted).float(), blind_NV.float()
+
+
+def _pairs(model: PreTrainedModel, rows: list[_Row], *, read: int | None) -> Tensor:
+    """Return an encoder-decoder's logits (N, V), its encoder reading so many tokens of a prompt."""
+    found, opening = [], decoder_opening(model)
+    for ids, size in rows:
+        batch = pair_batch([ids[:size][:read]], [ids[size:]], opening=opening, pad_token_id=0)
+        given = {name: part.to(model.device) for name, part in batch.inputs.items()}
+        logits_1TV = model(**given, use_cache=False).logits
+        found.append(logits_1TV[batch.response_mask_BT.to(model.device)])
+    return torch.cat(found).float()
 
 
 def _decoded(model: PreTrainedModel, rows: list[_Row], memory: Memory) -> Tensor:
@@ -141,7 +158,7 @@ def _decoded(model: PreTrainedModel, rows: list[_Row], memory: Memory) -> Tensor
             drawn[row].append(logits_V)
         return torch.tensor(tokens), torch.zeros(len(tokens))
 
-    decoder = Decoder(
+    decoder = decoder_for(model)(
         model,
         [ids[:size] for ids, size in rows],
         limits=[len(ids) - size for ids, size in rows],

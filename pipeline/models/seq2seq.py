@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def is_encoder_decoder(model: Any) -> bool:
     """Tell whether a policy reads with one half and writes with the other."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def asked_ids(
@@ -52,6 +52,12 @@ def response_room(context: int | None, size: int, *, encoder_decoder: bool) -> i
     if not encoder_decoder:
         return context - size
     return context - 1 if size <= context else 0
+
+
+def has_room(context: int | None, size: int, new: int, *, encoder_decoder: bool) -> bool:
+    """Tell whether a prompt leaves room for so many new tokens; see `response_room`."""
+    room = response_room(context, size, encoder_decoder=encoder_decoder)
+    return room is None or new <= room
 
 
 def decoder_opening(model: Any) -> list[int]:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import ControlTokenError
 from data.records import (
-    Completion,
-    Conversation,
     Document,
     Prompt,
     PromptRow,
     Record,
+    answer_of,
     prompt_hash,
     to_prompt,
 )
@@ -96,17 +95,10 @@ def prepare_prompts(
         else:
             seen.add(digest)
             report.notes.take(tokenizer, row.prompt)
-            meta = {**_answer(record), **row.meta}
+            meta = {**answer_of(record), **row.meta}
             prepared.append(PreparedPrompt(prompt=row.prompt, ids=ids, id=row.id, meta=meta))
     report.kept += len(prepared)
     return prepared
-
-
-def _answer(record: Record) -> dict[str, Any]:
-    """Return the answer that a demonstration holds, for rewards that compare with it."""
-    if isinstance(record, Conversation):
-        return {"answer": record.messages[-1]["content"]}
-    return {"answer": record.completion} if isinstance(record, Completion) else {}
 
 
 def _opening(

@@ -185,16 +185,14 @@ def test_labels_that_a_configuration_leaves_out_are_two(
     refused(ppo(reward="./judge"), told=("2 labels",))
 
 
-def test_an_encoder_decoder_neither_learns_to_answer_nor_is_a_policy(
-    refused: Any, place: Path, model: Any
-) -> None:
+def test_an_encoder_decoder_is_no_policy_of_ppo(refused: Any, place: Path, model: Any) -> None:
     config = json.loads((model("policy") / "config.json").read_text())
     config |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (place / "policy" / "config.json").write_text(
         json.dumps({**config, "is_encoder_decoder": True})
     )
-    for stage in (sft(), ppo()):
-        refused(stage, told=("./policy is a T5ForConditionalGeneration, an encoder-decoder",))
+    refused(ppo(), told=("./policy is a T5ForConditionalGeneration, an encoder-decoder",))
+    refused(sft(packing="true"), told=("packing is not for an encoder-decoder",))
 
 
 def test_an_adapter_is_no_checkpoint(refused: Any, place: Path, model: Any, rlhf: Any) -> None:

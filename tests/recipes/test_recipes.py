@@ -165,6 +165,8 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "bert_distill": quickstart,
     "t5_pretrain": quickstart,
     "bart_pretrain": quickstart,
+    "t5_text_to_text": quickstart,
+    "bart_rephrase": quickstart,
 }
 
 

@@ -58,7 +58,14 @@ class Estimator:
 
     def shape(self, reference: str, stage: str) -> ModelShape:
         """Return the shape of the model that a reference names."""
-        return replace(self.checkpoints.shape(reference, stage=stage), fp32_powers=not self.on_cpu)
+        shape = self.checkpoints.shape(reference, stage=stage)
+        if shape.decoder_layers and self.recipe.stages[stage].kind != "pretrain":
+            self.assumed.tell(
+                stage,
+                f"each token is counted in both halves of {reference}, an encoder-decoder; the "
+                "work is less",
+            )
+        return replace(shape, fp32_powers=not self.on_cpu)
 
     def lengths(
         self,

@@ -14,6 +14,7 @@ from data.text.prompting import document_end_ids
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.generation.generate import PREFILL_AHEAD, Sampling, generate
 from pipeline.models.load import context_length, eos_ids
+from pipeline.models.seq2seq import has_room, is_encoder_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ def write_answers(
             advance=bar.advance,
             say=subject.say,
         )
-    answers = []
+    answers, alone = [], alone or is_encoder_decoder(subject.model)
     for ids, sample in zip(prompts, samples, strict=True):
         text = continuation_text(tokenizer, [] if alone else ids, sample.token_ids)
         ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
@@ -92,7 +93,9 @@ def _fitting(
     context = context_length(subject.model)
     if context is None:
         return prompts
-    room = context - new
+    paired = is_encoder_decoder(subject.model)
+    # An encoder has all places for the prompt, where the decoder has enough for the answer.
+    room = context if paired and has_room(context, 1, new, encoder_decoder=True) else context - new
     if room < 1:
         raise UsageError(
             f"{label}: {new} new tokens are asked for, and the context of {subject.name} holds "

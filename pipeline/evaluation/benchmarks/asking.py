@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.records import Message
-from data.text.chat import render_prompt, response_ids
+from data.text.chat import render_input, response_ids
 from data.text.prompting import QUESTIONS, Example, Form, few_shot_prompt, plain_ids
 from pipeline.contract.console import Progress
 from pipeline.evaluation.benchmarks.loglikelihood import Pair
+from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ class Subject:
 
     Attributes:
         name: in the report.
-        model: a causal model in evaluation mode.
+        model: a policy in evaluation mode.
         tokenizer: its tokenizer.
         plain: whether it is asked in plain text.
         batch_size: rows of a forward pass.
@@ -51,7 +52,13 @@ class Subject:
     def context(
         self, question: str, examples: Sequence[Example] = (), form: Form = QUESTIONS
     ) -> list[int]:
-        """Return the ids after which the answer to a question comes; the form is of plain text."""
+        """Return the ids after which the answer to a question comes, or those an encoder reads.
+
+        The form is of plain text.
+        """
+        paired = is_encoder_decoder(self.model)
+        if self.plain and paired:
+            return render_input(self.tokenizer, few_shot_prompt(question, examples, form))
         if self.plain:
             return plain_ids(self.tokenizer, few_shot_prompt(question, examples, form))
         turns = [*((one.question, one.answer) for one in examples), (question, None)]
@@ -61,7 +68,7 @@ class Subject:
             for role, text in zip(("user", "assistant"), turn, strict=True)
             if text is not None
         ]
-        return render_prompt(self.tokenizer, messages)
+        return asked_ids(self.tokenizer, messages, encoder_decoder=paired)
 
     def pairs(
         self,
@@ -73,7 +80,8 @@ class Subject:
         """Return the context of a question with each of some answers."""
         context = self.context(question, examples, form)
         shown = few_shot_prompt(question, examples, form)
-        space, behind = (" ", shown) if self.plain else ("", "")
+        goes_on = self.plain and not is_encoder_decoder(self.model)
+        space, behind = (" ", shown) if goes_on else ("", "")
         return [
             Pair(context, response_ids(self.tokenizer, space + answer, behind=behind))
             for answer in answers

@@ -23,6 +23,7 @@ from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods
 from pipeline.generation.generate import Sampling
 from pipeline.models.load import context_length
+from pipeline.models.seq2seq import is_encoder_decoder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -40,6 +41,11 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
 
     def __init__(self, subject: Subject, label: str = "requests") -> None:
         super().__init__()
+        if is_encoder_decoder(subject.model):
+            raise UsageError(
+                f"{label}: lm-eval's tasks are asked of causal language models, {subject.name} is "
+                "an encoder-decoder; leave them out, or name another checkpoint"
+            )
         self.subject, self.label, self.tokenizer = subject, label, subject.tokenizer
         self.front = front_ids(subject.tokenizer)
         self.longest = context_length(subject.model) or _LONGEST

@@ -19,9 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
+from data.errors import UsageError
 from pipeline.models.batches import MOST_LOGITS
 from pipeline.models.load import context_length
+from pipeline.models.seq2seq import (
+    PairBatch,
+    decoder_opening,
+    has_room,
+    is_encoder_decoder,
+    pair_batch,
+)
 from pipeline.models.trials import evaluating, logits_are_head_of_hidden
 from reward.network.packed_trees import PackedTrees, group_by_prefix, pack_trees, shared_prefix
 from reward.network.tree_attention import can_pack_trees, end_states, longest_sequence
@@ -77,11 +86,13 @@ def loglikelihoods(
     such pairs beforehand.
 
     Args:
-        model: a causal model of transformers, unwrapped.
+        model: a policy, unwrapped; an encoder reads the context, once for all that follow it.
         pairs: contexts and continuations.
         batch_size: sequences of a forward pass at most.
         advance: called with the number of pairs that are ready.
     """
+    if is_encoder_decoder(model):
+        return _read_and_written(model, pairs, batch_size, advance)
     asked = [_asked(pair, context_length(model)) for pair in pairs]
     readers: dict[Ids, list[int]] = {}
     for number, one in enumerate(asked):
@@ -102,9 +113,59 @@ def loglikelihoods(
 def too_long(model: PreTrainedModel, pairs: Sequence[Pair]) -> int:
     """Return how many pairs do not fit into a model's context whole."""
     room = context_length(model)
-    return (
-        0 if room is None else sum(len(p.context) + len(p.continuation) > room + 1 for p in pairs)
-    )
+    if room is None:
+        return 0
+    if is_encoder_decoder(model):
+        return sum(len(pair.context) > room for pair in pairs)
+    return sum(len(pair.context) + len(pair.continuation) > room + 1 for pair in pairs)
+
+
+def _read_and_written(
+    model: Any, pairs: Sequence[Pair], batch_size: int, advance: Callable[[int], None] | None
+) -> list[Likelihood]:
+    """Return what an encoder-decoder makes of each pair; its encoder runs once a context."""
+    opening, context = decoder_opening(model), context_length(model)
+    longest = max((len(pair.continuation) for pair in pairs), default=0)
+    if not has_room(context, 1, longest, encoder_decoder=True):
+        raise UsageError(
+            f"a continuation has {longest} tokens, and the decoder's context holds {context}; "
+            "use a model with a longer context"
+        )
+    groups: dict[Ids, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        groups.setdefault(tuple(pair.context)[-(context or len(pair.context)) :], []).append(number)
+    results: list[Likelihood | None] = [None] * len(pairs)
+    width = model.config.vocab_size * (longest + len(opening))
+    most = max(1, min(batch_size, MOST_LOGITS // max(1, width)))
+    with evaluating(model):
+        for ids, numbers in sorted(groups.items(), key=lambda group: -len(group[0])):
+            states_1SH = model.get_encoder()(torch.tensor([ids], device=model.device))[0]
+            for at in range(0, len(numbers), most):
+                part = numbers[at : at + most]
+                written = [pairs[number].continuation for number in part]
+                batch = pair_batch([[0]] * len(part), written, opening=opening, pad_token_id=0)
+                logits_BTV = model(
+                    encoder_outputs=BaseModelOutput(states_1SH.expand(len(part), -1, -1)),
+                    decoder_input_ids=batch.inputs["decoder_input_ids"].to(model.device),
+                    use_cache=False,
+                ).logits.float()
+                for number, scored in zip(part, _of_targets(logits_BTV, batch), strict=True):
+                    results[number] = scored
+                if advance is not None:
+                    advance(len(part))
+    return [one for one in results if one is not None]
+
+
+def _of_targets(logits_BTV: Tensor, batch: PairBatch) -> Iterator[Likelihood]:
+    """Yield what logits say of each row's response."""
+    device = logits_BTV.device
+    targets_BT, mask_BT = batch.targets_BT.to(device), batch.response_mask_BT.to(device)
+    chosen_BT = logits_BTV.gather(2, targets_BT[:, :, None])[:, :, 0]
+    logprobs_BT = (chosen_BT - logits_BTV.logsumexp(dim=-1)).double()
+    greedy_BT = logits_BTV.argmax(dim=-1) == targets_BT
+    for logprobs_T, greedy_T, mask_T in zip(logprobs_BT, greedy_BT, mask_BT, strict=True):
+        total = float(logprobs_T[mask_T].sum())
+        yield Likelihood(total, bool(greedy_T[mask_T].all()), int(mask_T.sum()))
 
 
 def _asked(pair: Pair, room: int | None) -> _Asked:

@@ -17,6 +17,12 @@ _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0, "repetitio
 """Settings of a generation_config.json that change what is drawn, where they change nothing."""
 
 
+NO_PERPLEXITY = (
+    "it has no perplexity and no bits per byte: an encoder-decoder says how likely a text is "
+    "behind another one, not by itself"
+)
+
+
 def asking_notes(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],

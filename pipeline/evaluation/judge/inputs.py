@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.errors import SourceError
-from data.records import Document, PromptRow, to_prompt, to_text
+from data.records import Document, PromptRow, answer_of, to_prompt, to_text
 from data.words import counted
 from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import PROMPTS, TEXTS, as_it_is, read_sources
@@ -47,7 +48,8 @@ def read_prompts(
     short = 0
     for record in read_sources(sources, as_it_is, where="prompts", wanted=PROMPTS, say=say):
         if not isinstance(record, Document):
-            prompts.append(to_prompt(record))
+            asked = to_prompt(record)
+            prompts.append(replace(asked, meta={**answer_of(record), **asked.meta}))
         elif opening is None:
             raise SourceError(
                 "prompts: the source holds documents, which ask nothing; set prefix_tokens to go "

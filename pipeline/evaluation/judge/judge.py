@@ -35,14 +35,18 @@ from data.text.prompting import document_end_ids, prompt_ids
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
-from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
+from pipeline.evaluation.judge.checkpoint_notes import (
+    NO_PERPLEXITY,
+    asking_notes,
+    sampling_notes,
+)
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.gold import gold_judge
 from pipeline.evaluation.judge.judges import second_judge
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.judge.over_optimisation import from_pool
 from pipeline.evaluation.judge.overlap import held_out, overlap
-from pipeline.evaluation.judge.plan import Plan
+from pipeline.evaluation.judge.plan import Plan, sampling_seed
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
@@ -55,6 +59,7 @@ from pipeline.models.load import (
     load_tokenizer,
     pick_device,
 )
+from pipeline.models.seq2seq import has_room, is_encoder_decoder
 from pipeline.models.unused_ids import leave_out_unused
 from pipeline.training.objectives.perplexity import text_losses
 from reward.scorer import Facts, scores_of
@@ -179,10 +184,11 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         limit = configured_context(config)
         if limit is None:
             continue
-        plain = _plain(plan, name, tokenizer)
+        plain, paired = _plain(plan, name, tokenizer), bool(config.is_encoder_decoder)
         for place, row in enumerate(plan.prompts):
-            size = len(prompt_ids(tokenizer, row.prompt, plain=plain))
-            fits[place] &= size > 0 and size + plan.sampling.max_new_tokens <= limit
+            ids = prompt_ids(tokenizer, row.prompt, plain=plain, encoder_decoder=paired)
+            new = plan.sampling.max_new_tokens
+            fits[place] &= len(ids) > 0 and has_room(limit, len(ids), new, encoder_decoder=paired)
     for line in PromptNotes.of(tokenizer, (row.prompt for row in plan.prompts)).lines():
         workspace.console.say(f"  {line}")
     fitting = [row for row, fit in zip(plan.prompts, fits, strict=True) if fit]
@@ -218,9 +224,9 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     plan.require_judges()
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
-    plain = _plain(plan, name, tokenizer)
+    plain, paired = _plain(plan, name, tokenizer), is_encoder_decoder(model)
     asked = [row.prompt for row in plan.prompts]
-    prompts = [prompt_ids(tokenizer, prompt, plain=plain) for prompt in asked]
+    prompts = [prompt_ids(tokenizer, p, plain=plain, encoder_decoder=paired) for p in asked]
     endings = eos_ids(tokenizer, model)
     if plain or all(isinstance(prompt, str) for prompt in asked):
         endings += document_end_ids(tokenizer)
@@ -232,7 +238,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             sampling=plan.sampling,
             eos_token_ids=sorted(set(endings)),
             pad_token_id=int(tokenizer.pad_token_id or 0),
-            generator=torch.Generator().manual_seed(_sampling_seed(plan.seed, name)),
+            generator=torch.Generator().manual_seed(sampling_seed(plan.seed, name)),
             batch_size=plan.batch_size,
             ahead=PREFILL_AHEAD,
             advance=bar.advance,
@@ -246,7 +252,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         "prompts": prompts,
         "tokens": responses,
         "texts": [
-            response_text(tokenizer, prompt, ids, sample)
+            response_text(tokenizer, prompt, ids, sample, encoder_decoder=paired)
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
@@ -255,9 +261,10 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
             *sampling_notes(getattr(model, "generation_config", None), plan.sampling),
+            *([NO_PERPLEXITY] if plan.texts and paired else []),
         ],
     }
-    if plan.texts:
+    if plan.texts and not paired:
         workspace.stop_if_asked()
         with workspace.progress(None, f"{name}: texts", "windows") as bar:
             losses = text_losses(
@@ -283,11 +290,6 @@ def _follows_from(plan: Plan, name: str) -> list[Any]:
 
 def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _sampling_seed(seed: int, name: str) -> int:
-    # Checkpoints draw independently of each other, whatever others are evaluated beside them.
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
 
 
 def _logprobs(
@@ -319,8 +321,11 @@ def _kls(
 
     def kl(name: str) -> list[float] | None:
         other, mine = plan.checkpoints[name], answers[name]
-        if _tokenizer(plan, other).get_vocab() != vocabulary():
-            workspace.console.say(f"  {name}: no KL, its tokenizer is not that of {plan.reference}")
+        same = _tokenizer(plan, other).get_vocab() == vocabulary()
+        config = load_config(other, trust_remote_code=plan.trust_remote_code)
+        if not same or is_encoder_decoder(model()) != config.is_encoder_decoder:
+            what = "kind" if same else "tokenizer"
+            workspace.console.say(f"  {name}: no KL, its {what} is not that of {plan.reference}")
             return None
         label = f"{name}: KL to {plan.reference}"
         with workspace.progress(len(plan.prompts), label, "prompts") as bar:
@@ -465,7 +470,7 @@ def _provenance(plan: Plan, name: str, answers: Mapping[str, Any]) -> dict[str, 
     return {
         "checkpoint": name,
         "content": checkpoint_content(plan.checkpoints[name]),
-        "seed": _sampling_seed(plan.seed, name),
+        "seed": sampling_seed(plan.seed, name),
         "decoding": dataclasses.asdict(plan.sampling),
         "dtype": "bfloat16" if plan.bf16 else "float32",
         "template": answers["template"],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.batches import batches_by_length
+from pipeline.models.seq2seq import decoder_opening, is_encoder_decoder, pair_batch
 from pipeline.models.unused_ids import without_unused
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def response_logprobs(
     """Return the log-probability of each response under a model, summed over its tokens.
 
     Args:
-        model: a causal model.
+        model: a policy.
         prompts: tokens of each prompt.
         responses: tokens of each response.
         temperature: divides the logits, as in sampling; 0 (greedy) leaves them.
@@ -53,6 +54,12 @@ def response_logprobs(
 def _batch_logprobs(
     model: PreTrainedModel, batch: Sequence[tuple[list[int], list[int]]], temperature: float
 ) -> list[float]:
+    if is_encoder_decoder(model):
+        prompts, responses = zip(*batch, strict=True)
+        pairs = pair_batch(prompts, responses, opening=decoder_opening(model), pad_token_id=0)
+        given = {name: part.to(model.device) for name, part in pairs.inputs.items()}
+        logits_BTV = model(**given, use_cache=False).logits
+        return _totals(model, logits_BTV, pairs.targets_BT, pairs.response_mask_BT, temperature)
     longest = max(len(prompt) + len(response) for prompt, response in batch)
     ids_BL = torch.zeros((len(batch), longest), dtype=torch.long)
     mask_BL = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -63,14 +70,25 @@ def _batch_logprobs(
         mask_BL[row, :size] = 1
         response_mask_BL[row, len(prompt) : size] = True
     ids_BL, mask_BL = ids_BL.to(model.device), mask_BL.to(model.device)
-    response_mask_BL = response_mask_BL.to(model.device)
     output = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
-    logits_BLV: Tensor = output.logits[:, :-1].float()
+    return _totals(
+        model, output.logits[:, :-1], ids_BL[:, 1:], response_mask_BL[:, 1:], temperature
+    )
+
+
+def _totals(
+    model: PreTrainedModel,
+    logits_BLV: Tensor,
+    targets_BL: Tensor,
+    response_mask_BL: Tensor,
+    temperature: float,
+) -> list[float]:
+    """Return the summed log-probability of each row's response."""
+    logits_BLV, targets_BL = logits_BLV.float(), targets_BL.to(logits_BLV.device)
     if temperature not in (0, 1):
         logits_BLV = logits_BLV / temperature
     logits_BLV = without_unused(logits_BLV, model)
-    targets_BL = ids_BL[:, 1:]
     chosen_BL = logits_BLV.gather(2, targets_BL[:, :, None])[:, :, 0]
     logprobs_BL = chosen_BL - logits_BLV.logsumexp(dim=-1)
-    totals_B = (logprobs_BL.double() * response_mask_BL[:, 1:]).sum(1)
+    totals_B = (logprobs_BL.double() * response_mask_BL.to(logprobs_BL.device)).sum(1)
     return [float(total) for total in totals_B.tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,3 +99,8 @@ class Plan:
         """Tell whether a checkpoint has a KL to the reference, which is another one."""
         places = self.checkpoints
         return self.reference is not None and str(places[name]) != str(places[self.reference])
+
+
+def sampling_seed(seed: int, name: str) -> int:
+    """Return the seed of a checkpoint's answers, the same whatever others are evaluated."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")

@@ -59,8 +59,8 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
         hand.require_fits_context(
             reference, opening + settings.max_new_tokens, f"{what} and max_new_tokens"
         )
-        why = "checkpoints that answer are causal language models"
-        hand.require_writer(reference, f"checkpoints.{name}", why)
+        why = "checkpoints that answer are language models that write"
+        hand.require_writer(reference, f"checkpoints.{name}", why, encoder_decoder=True)
     check_rewards(settings.terms, hand)
     _check_judges(settings, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)

@@ -21,7 +21,6 @@ import torch
 from data.errors import Interrupted, SourceError
 from data.json_lines import append_json_lines, read_json_lines
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt, to_ranking
-from data.text.chat import render_prompt
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, RANKINGS
@@ -34,6 +33,7 @@ from pipeline.models.load import (
     pick_device,
     resolve_bf16,
 )
+from pipeline.models.seq2seq import asked_ids, has_room, is_encoder_decoder
 from pipeline.models.unused_ids import leave_out_unused
 from pipeline.stages.rankings.labelers import GoldLabeler, Labeler, Unranked
 from pipeline.stages.rankings.settings import CHUNK
@@ -221,13 +221,16 @@ def _prompts(
     if settings.limit is not None:
         chosen = drawn(chosen, settings.limit, context.seed)
     limit = context_length(sampler.model)
-    encoded = [(row, render_prompt(sampler.tokenizer, row.prompt)) for row in chosen]
+    paired = is_encoder_decoder(sampler.model)
+    encoded = [
+        (row, asked_ids(sampler.tokenizer, row.prompt, encoder_decoder=paired)) for row in chosen
+    ]
     for line in PromptNotes.of(sampler.tokenizer, (row.prompt for row in chosen)).lines():
         context.say(line)
     fitting = [
         (row, ids)
         for row, ids in encoded
-        if limit is None or len(ids) + settings.max_new_tokens <= limit
+        if has_room(limit, len(ids), settings.max_new_tokens, encoder_decoder=paired)
     ]
     lost = len(encoded) - len(fitting)
     sampler.counts["n_too_long_prompts"] = lost
@@ -265,10 +268,14 @@ def _sample_chunk(
         advance=advance,
         say=context.say,
     )
+    paired = is_encoder_decoder(sampler.model)
     items: list[Unranked] = []
     for place, (row, ids) in enumerate(chunk):
         mine = samples[place * each : (place + 1) * each]
-        texts = [response_text(sampler.tokenizer, row.prompt, ids, sample) for sample in mine]
+        texts = [
+            response_text(sampler.tokenizer, row.prompt, ids, sample, encoder_decoder=paired)
+            for sample in mine
+        ]
         item = _distinct(row, mine, texts, sampler, name=f"{context.name}/{number * CHUNK + place}")
         if item is not None:
             items.append(item)

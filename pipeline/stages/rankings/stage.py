@@ -41,8 +41,8 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     hand.require_fits_context(
         settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
     )
-    why = "completions are sampled from a causal language model"
-    hand.require_writer(settings.model, "model", why)
+    why = "completions are sampled from a language model that writes"
+    hand.require_writer(settings.model, "model", why, encoder_decoder=True)
     require_prompts(hand, settings.prompts)
     if settings.labeler == "people":
         settings.asked.read_guidelines()

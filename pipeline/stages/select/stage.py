@@ -61,7 +61,8 @@ def check(settings: SelectSettings, hand: HandOver) -> None:
                 f"stage {hand.name}: {settings.model} has candidates: 1; set it to 2 or more, or "
                 "leave this stage out"
             )
-    hand.require_writer(settings.model, "model", "candidates are causal language models")
+    why = "candidates are language models that write"
+    hand.require_writer(settings.model, "model", why, encoder_decoder=True)
     hand.require_fits_context(
         settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
     )
@@ -166,16 +167,17 @@ def _answer(
     """Return each prompt's response by one candidate, as text and as sampled."""
     import torch
 
-    from data.text.chat import render_prompt
     from pipeline.generation.generate import Sampling, generate, response_text
     from pipeline.models.load import eos_ids, load_policy, load_tokenizer, pick_device
+    from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
     from pipeline.models.unused_ids import leave_out_unused
 
     settings = context.settings
     tokenizer = load_tokenizer(folder)
     device = pick_device()
     model = leave_out_unused(load_policy(folder), tokenizer).to(device)
-    encoded = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    paired = is_encoder_decoder(model)
+    encoded = [asked_ids(tokenizer, prompt, encoder_decoder=paired) for prompt in prompts]
     samples = generate(
         model,
         encoded,
@@ -188,7 +190,8 @@ def _answer(
         say=context.say,
     )
     texts = [
-        response_text(tokenizer, *asked) for asked in zip(prompts, encoded, samples, strict=True)
+        response_text(tokenizer, *asked, encoder_decoder=paired)
+        for asked in zip(prompts, encoded, samples, strict=True)
     ]
     return texts, samples
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -14,6 +15,7 @@ from torch.nn import functional
 from trl import SFTConfig
 
 from pipeline.models.load import pick_device, resolve_bf16
+from pipeline.models.seq2seq import pair_batch
 from pipeline.stages.sft.settings import SftSettings, row_multiple
 
 if TYPE_CHECKING:
@@ -132,6 +134,31 @@ def with_unlabelled_row(rows: datasets.Dataset) -> datasets.Dataset:
     return datasets.concatenate_datasets([rows, extra])
 
 
+@dataclass(frozen=True)
+class PairCollator:
+    """Makes batches for an encoder-decoder: what is labelled is written, what comes before is read.
+
+    Attributes:
+        opening: what the decoder is given before a response.
+        pad_token_id: fills rows up.
+    """
+
+    opening: Sequence[int]
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return what goes into the model, with labels where the decoder predicts them."""
+        read, written = [], []
+        for row in rows:
+            ids, labels = row["input_ids"], row["labels"]
+            learned = next((at for at, label in enumerate(labels) if label != IGNORED), len(ids))
+            read.append(ids[:learned])
+            written.append(ids[learned:])
+        batch = pair_batch(read, written, opening=self.opening, pad_token_id=self.pad_token_id)
+        labels_BT = batch.targets_BT.masked_fill(~batch.response_mask_BT, IGNORED)
+        return {**batch.inputs, "labels": labels_BT}
+
+
 def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
     """Return rows as TRL takes them when they come tokenised."""
     return datasets.Dataset.from_dict(
@@ -142,12 +169,14 @@ def token_dataset(rows: list[Rendered]) -> datasets.Dataset:
 def loss_sum(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy of the labelled tokens, and how many they are.
 
-    Token t is predicted from those before it; the first of a row never is.
+    Token t is predicted from those before it; the first of a row never is. A decoder behind an
+    encoder is given its tokens one place later, so that labels stand where they are predicted.
     """
     rest = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
-    labels_BT = inputs["labels"][:, 1:]
+    labels_BT, logits_BTV = inputs["labels"], model(**rest, use_cache=False).logits
+    if "decoder_input_ids" not in inputs:
+        labels_BT, logits_BTV = labels_BT[:, 1:], logits_BTV[:, :-1]
     learned_BT = labels_BT != IGNORED
-    logits_BTV = model(**rest, use_cache=False).logits[:, :-1]
     total = functional.cross_entropy(
         logits_BTV[learned_BT].float(), labels_BT[learned_BT], reduction="sum"
     )

@@ -47,11 +47,12 @@ def prepare_rows(
     max_heldout: int,
     seed: int,
     say: Callable[[str], None],
+    pairs: bool = False,
 ) -> Rows:
     """Hold out, tokenise and count.
 
     Without held-out records a share of the prompts is held out. Records whose prompt is held out
-    are left out of training.
+    are left out of training. `pairs` are rows for an encoder-decoder.
 
     Raises:
         SourceError: more are too long than allowed.
@@ -61,7 +62,7 @@ def prepare_rows(
     if len(heldout) > max_heldout:
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
     report, heldout_report = RenderReport(), RenderReport()
-    lengths: Any = {"max_length": max_length, "too_long": too_long}
+    lengths: Any = {"max_length": max_length, "too_long": too_long, "pairs": pairs}
     rows = list(render_demonstrations(tokenizer, learned, **lengths, report=report))
     measured = heldout[:max_heldout]
     held = list(render_demonstrations(tokenizer, measured, **lengths, report=heldout_report))

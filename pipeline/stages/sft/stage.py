@@ -7,8 +7,9 @@ checkpoint that a reward model scores best.
 TRL's SFTTrainer trains. Departures from it, each told in `trainer.py`: rows come tokenised,
 with the loss on the assistant's tokens alone; batches are of rows of similar length, in an order
 that depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
-tokens. Departures from the paper: the best candidate is the one of lowest held-out loss, until a
-`select` stage names another.
+tokens. Of an encoder-decoder a prompt goes to the encoder and its response, which is learned, to
+the decoder; every answer of a conversation is a row. Departures from the paper: the best candidate
+is the one of lowest held-out loss, until a `select` stage names another.
 
 Leaves `model/` (the best candidate), `candidates/<step>/` when there is more than one, and
 `candidates.json`: step, held-out loss and folder of each.
@@ -65,9 +66,16 @@ def check(settings: SftSettings, hand: HandOver) -> None:
     hand.require_tokenizer_for(settings.model, settings.tokenizer)
     if settings.max_length is not None:
         hand.require_fits_context(settings.model, settings.max_length, "max_length")
-    hand.require_writer(settings.model, "model", "fine-tuning starts from a causal language model")
+    why = "fine-tuning starts from a language model that writes"
+    hand.require_writer(settings.model, "model", why, encoder_decoder=True)
+    paired = hand.encoder_decoder(settings.model)
+    if paired and settings.packing:
+        raise HandOverError(
+            f"stage {hand.name}: packing is not for an encoder-decoder ({settings.model}), whose "
+            "decoder would see what its encoder read of other demonstrations; set packing: false"
+        )
     hand.require_class(
-        settings.model, "model", "causal", way_out="name another model",
+        settings.model, "model", "seq2seq" if paired else "causal", way_out="name another model",
         trust=settings.trust_remote_code,
     )  # fmt: skip
     micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
@@ -98,7 +106,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from pipeline.models.load import load_policy, load_tokenizer, require_distinct_pad, require_rows
     from pipeline.models.saving import try_saving
-    from pipeline.models.trials import require_causal
+    from pipeline.models.trials import require_policy
 
     settings = context.settings
     source = context.input("model" if settings.tokenizer is None else "tokenizer")
@@ -107,7 +115,7 @@ def _load(
     model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
     require_rows(model, tokenizer, source)
     try_saving(context, model, tokenizer)
-    require_causal(model, settings.model)
+    require_policy(model, settings.model)
     return model, tokenizer
 
 
@@ -116,9 +124,10 @@ def _rows(
 ) -> Rows:
     """Read, split and tokenise the demonstrations, and say what was lost on the way."""
     from pipeline.models.load import context_length
+    from pipeline.models.seq2seq import is_encoder_decoder, response_room
     from pipeline.stages.sft.rows import prepare_rows
 
-    settings = context.settings
+    settings, pairs = context.settings, is_encoder_decoder(model)
     limit = context_length(model)
     max_length = settings.max_length or limit
     if max_length is None:
@@ -128,6 +137,9 @@ def _rows(
             f"stage {context.name}: max_length is {max_length} tokens, the context of "
             f"{settings.model} holds {limit}; lower it or use a model with a longer context"
         )
+    if pairs:
+        _say_opening(context, model, tokenizer)
+        max_length = min(max_length, response_room(limit, 0, encoder_decoder=True) or max_length)
     rows = prepare_rows(
         [*context.read("train", settings.train, demonstration, wanted=DEMONSTRATIONS)],
         [*context.read("heldout", settings.heldout, demonstration, wanted=DEMONSTRATIONS)],
@@ -139,6 +151,7 @@ def _rows(
         max_heldout=rows_at_most(settings.heldout, MAX_HELDOUT),
         seed=context.seed,
         say=context.say,
+        pairs=pairs,
     )
     if not rows.train:
         raise SourceError(f"stage {context.name}: no demonstration is left to learn from")
@@ -148,6 +161,16 @@ def _rows(
             "choose by; set heldout or heldout_share"
         )
     return rows
+
+
+def _say_opening(
+    context: StageContext[SftSettings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Say what the decoder behind an encoder is given before each response, and never learns."""
+    from pipeline.models.seq2seq import decoder_opening
+
+    names = " ".join(tokenizer.convert_ids_to_tokens(decoder_opening(model)))
+    context.say(f"prompts go to the encoder; the decoder is given {names} before each response")
 
 
 def _end_where_taught(

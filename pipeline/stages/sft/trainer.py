@@ -6,9 +6,9 @@ What differs from it, and why:
   restored before a resumed epoch begins; here the order follows from seed and epoch alone. It also
   goes from long to short rows inside a window; here the batches of a window are shuffled.
 - Checkpoints go through our resume store: whole or not there.
-- On a CPU, and where packed rows need a mask (see `packing.py`), the loss is taken from the
-  model's logits, without TRL's entropy and accuracy of every token; elsewhere TRL's fused head
-  computes it.
+- On a CPU, of encoder-decoders, and where packed rows need a mask (see `packing.py`), the loss is
+  taken from the model's logits, without TRL's entropy and accuracy of every token; elsewhere TRL's
+  fused head computes it.
 - The held-out loss is the mean over tokens; `transformers` averages the means of batches.
 - A loss or gradient that is not finite stops before anything is saved; `transformers` hides it in
   the log and goes on.
@@ -33,7 +33,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from data.errors import TrainingError
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.resume import save_state
+from pipeline.models.seq2seq import decoder_opening, is_encoder_decoder
 from pipeline.stages.sft.arguments import (
+    PairCollator,
     labels_of,
     loss_sum,
     token_dataset,
@@ -148,7 +150,12 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
             self.data_collator = packing_collator(
                 self.model, self.data_collator, longest=self.args.max_length, stage=context.name
             )
-        self.masked = isinstance(self.data_collator, MaskedRows)
+        if is_encoder_decoder(self.model):
+            self.data_collator = PairCollator(
+                decoder_opening(self.model), self.processing_class.pad_token_id
+            )
+        # Those are no batches for TRL's own loss.
+        self.own_batches = isinstance(self.data_collator, MaskedRows | PairCollator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self))
         pass_rows = self.args.per_device_train_batch_size * self.args.world_size
@@ -230,7 +237,7 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the sum of the losses of the assistant's tokens over the tokens of the step."""
-        own = inputs["input_ids"].device.type == "cpu" or self.masked
+        own = inputs["input_ids"].device.type == "cpu" or self.own_batches
         if not own or return_outputs or self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         total, count = loss_sum(model, inputs)
@@ -299,10 +306,12 @@ class StageTrainer(SFTTrainer):  # type: ignore[misc]
         size = self.args.per_device_train_batch_size
         batches = [self.heldout[i : i + size] for i in range(0, len(self.heldout), size)]
         ranks, rank = self.args.world_size, self.args.process_index
-        collate = DataCollatorForLanguageModeling(
+        collate: Any = DataCollatorForLanguageModeling(
             pad_token_id=self.processing_class.pad_token_id,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
         )
+        if isinstance(self.data_collator, PairCollator):
+            collate = self.data_collator
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         for place in range(rank, ranks * math.ceil(len(batches) / ranks), ranks):

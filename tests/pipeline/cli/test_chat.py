@@ -258,3 +258,13 @@ def test_characters_of_several_tokens_come_whole(tiny_tokenizer: Any) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert _printable("a\x1b[2Jb\n\tc\x07") == "a[2Jb\n\tc"
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_reads_the_conversation_and_answers(
+    talk: Any, save_pair: Callable[..., Path], architecture: str
+) -> None:
+    folder = save_pair(architecture, context=48)
+    told = talk(folder, lines=["Who bakes?", "And who else?", "Why? " * 40])
+    assert told == talk(folder, lines=["Who bakes?", "And who else?", "Why? " * 40])
+    assert ("the message is" in told) == (architecture == "bart")  # T5 has no longest context

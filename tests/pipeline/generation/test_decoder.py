@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.generation.decoder import Decoder, _Columns, _Own
+from pipeline.generation.decoder import Decoder, OwnCache, _Columns
 from pipeline.generation.generate import Sampling, _draw
 
 VOCABULARY = 40
@@ -162,6 +162,6 @@ def test_a_model_with_a_cache_of_its_own_is_decoded_in_whole_batches() -> None:
     model = sliding()
     prompts, limits = ragged(10, seed=3)
     made = decoder(model, prompts, limits, slots=4)
-    assert isinstance(made.cache, _Own)
+    assert isinstance(made.cache, OwnCache)
     finish(made)
     assert [r.token_ids for r in made.responses] == alone(model, prompts, limits)

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.evaluation.benchmarks import loglikelihood
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods, too_long
+from pipeline.models.seq2seq import decoder_opening
 
 PAIRS = [
     # An item of three choices that begin alike, one of one token, and one that is another's start.
@@ -124,3 +125,31 @@ def test_nothing_is_asked(
     tiny_tokenizer: Callable[..., Any], tiny_policy: Callable[..., Any]
 ) -> None:
     assert loglikelihoods(tiny_policy(tiny_tokenizer()), []) == []
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_reads_a_context_once_and_is_asked_for_what_is_written(
+    tiny_pair: Callable[..., Any], architecture: str
+) -> None:
+    model, _ = tiny_pair(architecture)
+    pairs = [*PAIRS, Pair([9, 10, 14], [30, 31])]
+    read: list[Any] = []
+    hook = model.get_encoder().register_forward_pre_hook(lambda *given: read.append(given))
+    found = loglikelihoods(model, pairs, batch_size=2)
+    hook.remove()
+    assert len(read) == len({tuple(pair.context) for pair in pairs})
+    opening = decoder_opening(model)
+    for pair, one in zip(pairs, found, strict=True):
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.tensor([pair.context]),
+                decoder_input_ids=torch.tensor([[*opening, *pair.continuation[:-1]]]),
+            ).logits[0, len(opening) - 1 :]
+        targets = torch.tensor(pair.continuation)
+        total = float(logits.log_softmax(-1)[range(len(targets)), targets].sum())
+        assert one.logprob == pytest.approx(total, abs=1e-4)
+        greedy = bool((logits.argmax(-1) == targets).all())
+        assert (one.greedy, one.tokens) == (greedy, len(targets))
+    long = [Pair([5] * 70, [6]), Pair([5] * 64, [6] * 63)]
+    assert too_long(model, long) == (1 if architecture == "bart" else 0)
+    loglikelihoods(model, long)

@@ -13,6 +13,7 @@ from data.errors import ArtifactError, UsageError
 from data.json_lines import read_json_lines
 from pipeline.contract.console import Console
 from pipeline.contract.settings import SourceSettings
+from pipeline.evaluation.benchmarks.settings import ChoicesSettings
 from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
 from pipeline.generation.generate import Sampling
 from pipeline.recipe.suite import load_suites
@@ -117,3 +118,28 @@ def test_tasks_alone_need_no_prompts(stage_folder: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "samples.jsonl").exists()
     with pytest.raises(UsageError, match="no prompts to answer; name some with --prompts"):
         evaluated(stage_folder, tmp_path / "out", prompts=None)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_is_judged_and_what_it_has_not_is_told(
+    save_pair: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    ours, theirs = (
+        save_pair(architecture, tmp_path / name, seed=seed, context=256)
+        for name, seed in (("ours", 1), ("theirs", 2))
+    )
+    quiz = tmp_path / "quiz.jsonl"
+    quiz.write_text(
+        json.dumps({"question": "Who bakes?", "choices": ["Ada", "Bo Finch"], "answer": 0}) + "\n"
+    )
+    results = evaluated(
+        ours, tmp_path / "out", checkpoints={"ours": str(ours), "theirs": str(theirs)},
+        reference="ours", texts=SourceSettings(world="corpus_heldout"),
+        tasks=[ChoicesSettings(kind="choices", name="quiz", source={"path": str(quiz)})],
+    )  # fmt: skip
+    mine, other = (results["checkpoints"][name] for name in ("ours", "theirs"))
+    assert (mine["n"], mine["kl_to_reference"]) == (4, 0.0) and other["kl_to_reference"] != 0
+    assert mine.get("perplexity") is None and mine.get("bits_per_byte") is None
+    assert "it has no perplexity and no bits per byte" in " ".join(mine["notes"])
+    assert results["alignment_tax"] == []
+    assert results["tasks"]
