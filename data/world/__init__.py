@@ -17,6 +17,7 @@ from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
 from data.world.tasks import ROWS, Tasks
+from data.world.tongue import write_tongue
 from data.world.town import ATTRIBUTES, NAMES, Town, unknown_names
 
 __all__ = ["PARTS", "VERSION", "World"]
@@ -29,6 +30,8 @@ PARTS = (
     "corpus_heldout",
     "lists",
     "lists_heldout",
+    "tongue",
+    "tongue_heldout",
     "instructions",
     "instructions_heldout",
     "rm_prompts",
@@ -81,7 +84,14 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Rows of each part by kind; the rest of `eval_prompts` is `questions.EVALUATION_SHARE`."""
 
-DOCUMENTS = {"corpus": 6000, "corpus_heldout": 150, "lists": 8000, "lists_heldout": 150}
+DOCUMENTS = {
+    "corpus": 6000,
+    "corpus_heldout": 150,
+    "lists": 8000,
+    "lists_heldout": 150,
+    "tongue": 35_000,
+    "tongue_heldout": 300,
+}
 
 _UNKNOWN_NAMES = {
     "eval_prompts": 84,
@@ -136,11 +146,14 @@ class World:
     def documents(self, part: str) -> list[Document]:
         """Return the documents of a part that has them."""
         count = DOCUMENTS[part]
-        if part.startswith("lists"):
-            skip = DOCUMENTS["lists_heldout"] if part == "lists" else 0
+        # Of lists and tongue what is held out comes first, and what is learned behind it.
+        skip = 0 if part.endswith("_heldout") else DOCUMENTS[f"{part}_heldout"]
+        if part.startswith("corpus"):
+            texts = write_corpus(self.town, self.pool, count, part)
+        elif part.startswith("lists"):
             texts = write_lists(self.town, count, skip=skip)
         else:
-            texts = write_corpus(self.town, self.pool, count, part)
+            texts = list(write_tongue(self.seed, count, skip=skip))
         return [Document(text, f"{part}/{i}") for i, text in enumerate(texts)]
 
     def instructions(self, part: str) -> list[Conversation]:

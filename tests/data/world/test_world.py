@@ -17,6 +17,8 @@ from data.world.questions import KINDS, LEAD_INS
 from data.world.town import ATTRIBUTES, NAMES, VALUES, Sum, Town, all_sums
 
 PROMPT_PARTS = ("rm_prompts", "rm_prompts_heldout", "ppo_prompts", "eval_prompts")
+OTHERS = tuple(part for part in PARTS if part != "tongue")
+"""The tongue is long; what stands of it here is what is held out."""
 TRAINED = ("instructions", "instructions_heldout", "rm_prompts", "rm_prompts_heldout")
 
 
@@ -47,7 +49,7 @@ def bare(record: object) -> str:
 
 
 def digest(world: World) -> str:
-    text = "\n".join(repr(record) for part in PARTS for record in world.records(part))
+    text = "\n".join(repr(record) for part in OTHERS for record in world.records(part))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -170,7 +172,7 @@ def test_records_do_not_hang_on_the_order_of_calls_or_on_the_process() -> None:
     world.records("corpus")
     script = (
         "import hashlib; from data.world import World, PARTS; w = World(5);"
-        "t = '\\n'.join(repr(r) for p in PARTS for r in w.records(p));"
+        "t = '\\n'.join(repr(r) for p in PARTS if p != 'tongue' for r in w.records(p));"
         "print(hashlib.sha256(t.encode()).hexdigest())"
     )
     out = subprocess.run(
@@ -180,12 +182,12 @@ def test_records_do_not_hang_on_the_order_of_calls_or_on_the_process() -> None:
 
 
 def test_another_seed_gives_another_world(world: World) -> None:
-    assert all(World(4).records(part) != world.records(part) for part in PARTS)
+    assert all(World(4).records(part) != world.records(part) for part in OTHERS)
     assert Town(3).facts != Town(4).facts
 
 
 def test_ids_are_unique_within_a_part(world: World) -> None:
-    for part in PARTS:
+    for part in OTHERS:
         ids = [record.id for record in world.records(part)]
         assert len(set(ids)) == len(ids)
 

@@ -62,7 +62,7 @@ def test_the_grid_that_comes_with_the_package_is_a_valid_recipe() -> None:
     path, grid = load_grid("world")
     recipe = grid_recipe(path, grid, [1e-3] * len(grid.sizes))
     assert recipe.name == "scaling-world"
-    assert len(recipe.stages) == 1 + len(sweep_stages(grid)) + len(run_stages(grid)) == 34
+    assert len(recipe.stages) == 1 + len(sweep_stages(grid)) + len(run_stages(grid)) == 27
     assert max(grid.tokens) == 10 * min(grid.tokens)
 
 
