@@ -53,6 +53,9 @@ def commands(given: argparse.Namespace, tiny: Path) -> dict[tuple[str, str], lis
     found = {
         ("PPO, tiny", trl): ppo,
         ("pretraining, Llama 256 x 4", trainer): pretraining,
+        ("BERT, T5 and BART, 256 x 4", "GPT-2 by the next token; transformers Trainer"): [
+            "pretraining_objectives.py", "--steps", "5", *threads, *bf16,
+        ],
         ("generation, tiny, batch 16", generate): ["generation.py", *threads, *bf16],
         ("reward model, tiny, K = 4", rewards): [
             "reward_model.py", "--model", str(tiny), *threads, *bf16,
