@@ -25,6 +25,7 @@ def runs(
 ) -> Path:
     """Each objective on one process, and on two with sharded and with whole weights."""
     from data.text.objectives.special_tokens import equip
+    from pipeline.models.architectures import Shape, build_policy
 
     folder = tmp_path_factory.mktemp("objectives")
     objectives: tuple[Any, ...] = ("masked", "span_corruption", "denoising")
@@ -32,6 +33,12 @@ def runs(
         tokenizer = tiny_tokenizer()
         equip(tokenizer, objective)
         tokenizer.save_pretrained(folder / f"tokenizer-{objective}")
+        if objective == "masked":
+            tokenizer.save_pretrained(folder / "teacher")
+            shape = Shape(16, 4, 2, 2, 32, 32, initializer_range=0.2)
+            head = "AutoModelForMaskedLM"
+            teacher = build_policy("bert", shape, tokenizer, seed=0, auto_class=head)
+            teacher.save_pretrained(folder / "teacher")
     texts = [" ".join((WORDS * 3)[i % 8 : i % 8 + 4 + i // 8 % 10]) for i in range(200)]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "text.jsonl").write_text(rows)
@@ -41,7 +48,7 @@ def runs(
     return folder
 
 
-@pytest.mark.parametrize("objective", ["masked", "span_corruption", "denoising"])
+@pytest.mark.parametrize("objective", ["masked", "span_corruption", "denoising", "distill"])
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_two_processes_give_the_weights_of_one(runs: Path, objective: str, mode: str) -> None:
     alone, together = (
