@@ -1,9 +1,11 @@
 """The rows that the stages work on, and the small conversions between them.
 
-A source yields records of one of five types: `Document` (text to pretrain on), `Completion` (a
+A source yields records of one of these types: `Document` (text to pretrain on), `Completion` (a
 plain prompt and its continuation), `Conversation` (chat turns, the last one the assistant's),
-`PromptRow` (something to answer) and `Ranking` (a prompt, its completions and their ranks; a
-preference pair is a ranking of two). Ranks are dense, 1 is best, equal is a tie. `to_json` gives
+`PromptRow` (something to answer), `Ranking` (a prompt, its completions and their ranks; a
+preference pair is a ranking of two), and what fine-tuning with a head learns: `Labelled` (a text
+and its class), `Extract` (a question and what of a text answers it) and `Tagged` (a text and what
+stands where in it). Ranks are dense, 1 is best, equal is a tie. `to_json` gives
 the form on disk, with the keys of the dataclasses.
 """
 
@@ -153,7 +155,36 @@ def endings_in(meta: Mapping[str, Any], size: int) -> list[bool]:
     return list(ended) if all(isinstance(one, bool) for one in ended) else []
 
 
-Record = Document | Completion | Conversation | PromptRow | Ranking
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or two that go together, and its class."""
+
+    text: str
+    label: str
+    pair: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """A question and the places of a text that answer it: the first character, and the words."""
+
+    question: str
+    context: str
+    answers: list[tuple[int, str]]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A text and its entities, which lie apart: first character, the one behind it, label."""
+
+    text: str
+    spans: list[tuple[int, int, str]]
+    id: str = ""
+
+
+Record = Document | Completion | Conversation | PromptRow | Ranking | Labelled | Extract | Tagged
 
 _BY_KEYS: tuple[tuple[str, type[Any]], ...] = (
     ("completions", Ranking),
@@ -240,10 +271,13 @@ def turn_text(turn: Message) -> str:
 def prompt_of(record: Record) -> Prompt:
     """Return what a record answers: its prompt, or the turns before the assistant's last.
 
-    A `Document` has no prompt; its whole text stands for it (as a key for splitting).
+    A `Document` has no prompt, nor has what fine-tuning learns; the text stands for it (as a key
+    for splitting).
     """
-    if isinstance(record, Document):
+    if isinstance(record, (Document, Labelled, Tagged)):
         return record.text
+    if isinstance(record, Extract):
+        return record.context
     if isinstance(record, Conversation):
         return record.messages[:-1]
     return record.prompt
@@ -253,12 +287,12 @@ def to_prompt(record: Record) -> PromptRow:
     """Return the prompt of any record that has one.
 
     Raises:
-        TypeError: a document has none.
+        TypeError: a document has none, nor has a row with labels.
     """
     if isinstance(record, PromptRow):
         return record
-    if isinstance(record, Document):
-        raise TypeError("a document holds no prompt")
+    if isinstance(record, (Document, Labelled, Extract, Tagged)):
+        raise TypeError(f"a {type(record).__name__} holds no prompt")
     meta = record.meta if isinstance(record, Ranking) else {}
     return PromptRow(prompt=prompt_of(record), id=record.id, meta=meta)
 
@@ -312,8 +346,12 @@ def to_demonstration(record: Record) -> Conversation | Completion:
 
 def to_text(record: Record) -> str:
     """Return a record's text without any template: what a tokenizer may be trained on."""
-    if isinstance(record, Document):
+    if isinstance(record, (Document, Tagged)):
         return record.text
+    if isinstance(record, Labelled):
+        return "\n".join(filter(None, (record.text, record.pair)))
+    if isinstance(record, Extract):
+        return f"{record.question}\n{record.context}"
     if isinstance(record, Completion):
         return record.prompt + record.completion
     if isinstance(record, Conversation):

@@ -7,7 +7,7 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ from data.sources.formats import (
     TEXT_LAYOUTS,
     first,
 )
+from data.sources.labelled import extract, labelled, tagged
 from data.sources.shared import as_transcript, shared_text, shared_turns
 from data.sources.turns import as_messages, is_nothing, turns_in
 from data.sources.values import (
@@ -365,7 +366,7 @@ def _completion(value: Any) -> str:
     return _only_text(messages[0])
 
 
-_CONVERTERS = {
+_CONVERTERS: Mapping[str, Callable[[_Reading], Record]] = {
     "text": _document,
     "prompt_completion": _prompt_completion,
     "instruction": _instruction,
@@ -374,4 +375,7 @@ _CONVERTERS = {
     "preference": _preference,
     "hh": _transcripts,
     "rankings": _ranking,
+    "labelled": lambda reading: labelled(reading.row, reading.identity),
+    "extracts": lambda reading: extract(reading.row, reading.identity),
+    "tagged": lambda reading: tagged(reading.row, reading.identity),
 }

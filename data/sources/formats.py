@@ -27,6 +27,7 @@ from data.sources.asking import (
     is_about,
     picked,
 )
+from data.sources.labelled import LABELLED_COLUMNS
 from data.sources.shared import is_transcript
 from data.sources.turns import is_nothing, keys_of_answer, last_role, turns_in, unknown_keys
 from data.sources.values import RowError, as_list, listed, parsed_object
@@ -53,7 +54,11 @@ FORMATS: dict[str, str] = {
     "preference": "chosen + rejected (+ prompt), strings or messages",
     "hh": "chosen + rejected as Human:/Assistant: transcripts",
     "rankings": "prompt or messages + completions + ranks (lower is better) or scores (higher is)",
+    "labelled": "text, prompt or question (+ response, answer, context or pair) + label",
+    "extracts": "question + context + answer (its text, start) or SQuAD's answers",
+    "tagged": "tokens + tags (O, B-x, I-x), or text + spans (start, end, label)",
 }
+"""The last three are never told from columns: fine-tuning reads rows as its head needs them."""
 
 _ANSWERED = frozenset(("id", *ASKING_COLUMNS, *ANSWER_COLUMNS, *LABEL_COLUMNS))
 _JUDGED = ("id", "meta", "annotator", SUBSET)
@@ -77,6 +82,7 @@ _USED: dict[str, frozenset[str]] = {
             SOFT_RANKING,
         )
     ),
+    **{name: frozenset(columns) for name, columns in LABELLED_COLUMNS.items()},
 }
 _OF_TURNS = ("chosen", "rejected", *ANSWER_COLUMNS, *QUESTIONS, *ABOUT_COLUMNS, HISTORY)
 """Columns that may hold turns."""
@@ -153,6 +159,10 @@ def unused(row: Row, name: str, columns: Mapping[str, str] | None = None) -> Ite
         columns: those that the recipe maps.
     """
     used = _USED["text" if name in TEXT_LAYOUTS else name]
+    if name in LABELLED_COLUMNS:
+        rest = (name for name, value in row.items() if name not in used and not is_nothing(value))
+        yield from (f"column '{name}'" for name in rest)
+        return
     only = picked(columns)
     spare = [
         column

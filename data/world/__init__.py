@@ -10,9 +10,19 @@ from __future__ import annotations
 import random
 
 from data.errors import SourceError, nearest
-from data.records import Completion, Conversation, Document, Message, PromptRow
+from data.records import (
+    Completion,
+    Conversation,
+    Document,
+    Extract,
+    Labelled,
+    Message,
+    PromptRow,
+    Tagged,
+)
 from data.world.answers import answer_core
 from data.world.corpus import write_corpus
+from data.world.labelled import LABELLED_PARTS, labelled_records
 from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
@@ -42,6 +52,7 @@ PARTS = (
     "text_tasks_heldout",
     "rephrasing",
     "rephrasing_heldout",
+    *(f"{part}{held}" for part in LABELLED_PARTS for held in ("", "_heldout")),
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -122,7 +133,15 @@ class World:
 
     def records(
         self, part: str
-    ) -> list[Document] | list[Conversation] | list[PromptRow] | list[Completion]:
+    ) -> (
+        list[Document]
+        | list[Conversation]
+        | list[PromptRow]
+        | list[Completion]
+        | list[Labelled]
+        | list[Extract]
+        | list[Tagged]
+    ):
         """Return all records of a part, in an order that the seed fixes.
 
         Args:
@@ -137,6 +156,8 @@ class World:
             return self.instructions(part)
         if part in ROWS:
             return Tasks(self.seed, held=part.endswith("_heldout")).rows(part)
+        if part.removesuffix("_heldout") in LABELLED_PARTS:
+            return labelled_records(self.town, part)
         if part in PARTS:
             return self.prompts(part)
         raise SourceError(

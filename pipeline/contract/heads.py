@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-Head = Literal["causal", "sequence", "token", "masked", "seq2seq"]
+Head = Literal["causal", "sequence", "token", "question", "masked", "seq2seq"]
 
 AUTO_CLASSES: Mapping[Head, str] = {
     "causal": "AutoModelForCausalLM",
     "sequence": "AutoModelForSequenceClassification",
     "token": "AutoModelForTokenClassification",
+    "question": "AutoModelForQuestionAnswering",
     "masked": "AutoModelForMaskedLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
@@ -28,6 +29,7 @@ _TABLES: Mapping[Head | None, str] = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "sequence": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "token": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "question": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
     "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
 }

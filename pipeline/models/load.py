@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,68 @@ def load_denoiser(
     return _load(loader, source, dtype=torch.float32, trust=trust_remote_code)
 
 
+def load_with_head(
+    source: str | Path,
+    auto_class: str,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, bool]:
+    """Load a model with a head to be trained, with dropout off; tell whether its head was there.
+
+    A head that has just these classes in this order is kept; any other is drawn anew.
+
+    Args:
+        source: folder, `.gguf` file or hub id.
+        auto_class: class of transformers that loads it, such as "AutoModelForTokenClassification".
+        classes: names of the logits; empty where the class of the model decides what they are.
+        seed: of a new head.
+        trust_remote_code: runs code that the checkpoint carries.
+
+    Raises:
+        ModelError: nothing loadable is there, or weights other than the head's are missing.
+    """
+    import transformers
+
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    held = [config.id2label[place] for place in sorted(config.id2label)]
+    config.num_labels = len(classes) or 2
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: place for place, name in enumerate(classes)}
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # nothing is written token by token
+    # The seed decides the new head and nothing else: what is drawn later is as it would be.
+    with torch.random.fork_rng(), quiet_loading():
+        torch.manual_seed(seed)
+        model, info = load_model(
+            getattr(transformers, auto_class), source, dtype=torch.float32, config=config,
+            trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        new = set(info["missing_keys"]) | {str(key[0]) for key in info["mismatched_keys"]}
+        strange = sorted(new - head_weights(model)) if new else []
+        if strange:
+            raise ModelError(
+                f"{source} lacks weights of {type(model).__name__}: {', '.join(strange[:3])}; it "
+                "is a checkpoint of another architecture"
+            )
+        kept = not new and (not classes or held == list(classes))
+        if not new and not kept:
+            _draw_last(model, len(classes))
+    disable_dropout(model)
+    return model, kept
+
+
+def _draw_last(model: PreTrainedModel, size: int) -> None:
+    """Draw the layer anew that gives the logits of other classes."""
+    names = head_weights(model)
+    for name, module in model.named_modules():
+        of_head = isinstance(module, torch.nn.Linear) and f"{name}.weight" in names
+        if of_head and module.out_features == size:
+            module.reset_parameters()
+
+
 def _require_ends(model: PreTrainedModel, source: str | Path) -> None:
     """Refuse an id that ends responses and that the model has no row for."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -134,7 +197,8 @@ def _require_writer(source: str | Path, config: Any) -> None:
             f"{source} is a {architecture}, which fills gaps in a text; name a causal language "
             "model"
         )
-    if architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+    heads = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    if architecture.endswith(heads):
         raise ModelError(
             f"{source} is a {architecture}, which scores text and writes none; name a causal "
             "language model"

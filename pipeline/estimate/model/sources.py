@@ -9,7 +9,17 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.records import Document, Prompt, Ranking, Record, prompt_of, turn_text
+from data.records import (
+    Document,
+    Extract,
+    Labelled,
+    Prompt,
+    Ranking,
+    Record,
+    Tagged,
+    prompt_of,
+    turn_text,
+)
 from data.sources.read import read
 from pipeline.estimate.model.assumptions import (
     ANSWER_TOKENS,
@@ -208,8 +218,12 @@ class Reader:
 
 def _texts(record: Record) -> tuple[Prompt, list[str]]:
     """Return a record's prompt and answers; a document is an answer to nothing."""
-    if isinstance(record, Document):
+    if isinstance(record, (Document, Tagged)):
         return "", [record.text]
+    if isinstance(record, Labelled):
+        return record.text, [record.pair]
+    if isinstance(record, Extract):
+        return record.question, [record.context]
     if isinstance(record, Ranking):
         return record.prompt, list(record.completions)
     answered: Any = record

@@ -69,6 +69,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Loss of distillation", {"train/loss": "training"}),
         Panel("Loss, held out", {"eval/loss": "held out"}),
     ),
+    "finetune": (_LOSS, Panel("F1, held out", {"eval/f1": "held out"}, percent=True)),
     "sft": (_LOSS,),
     "reward": (
         _LOSS,

@@ -75,6 +75,11 @@ def collect(
         "not_done": dict(not_done),
         "stages": stages,
         "reward_model": _last_left(current, "reward", QUALITY),
+        "heads": {
+            name: read_json_object(artifact.folder / QUALITY)
+            for name, artifact in current.items()
+            if artifact.kind == "finetune" and (artifact.folder / QUALITY).is_file()
+        },
         **_merged(evaluations),
     }
     # Along training before by choosing: it is of the policy that the recipe made.
@@ -122,6 +127,7 @@ def collect_evaluation(folder: Path) -> dict[str, Any]:
         "not_done": {},
         "stages": {},
         "reward_model": None,
+        "heads": {},
         **_merged({ALONE: results}),
     }
     return _cleaned(report)

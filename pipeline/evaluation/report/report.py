@@ -175,6 +175,7 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
         ladder=tables.ladder(report),
         matrices=tables.matrices(report),
         tasks=tables.task_rows(report),
+        heads=tables.head_rows(report),
         pathologies=tables.pathology_rows(report),
         taxes=tables.tax_rows(report),
         overlap=tables.overlap_rows(report),

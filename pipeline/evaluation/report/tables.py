@@ -196,6 +196,32 @@ def _estimate(row: Figures | None, kind: str) -> dict[str, str]:
     return {"value": number(row["value"], kind), "ci95": interval(row.get("ci95"), kind)}
 
 
+HEADS = {
+    "classify": ("classes", "accuracy", "the commonest class"),
+    "span": ("answers in a text", "exact_match", "the commonest answer"),
+    "tag": ("tags of words", "precision", "each word’s commonest tag"),
+}
+"""Of each head of a finetune stage what it gives, its second figure, and what its floor says."""
+
+
+def head_rows(report: Figures) -> list[dict[str, Any]]:
+    """Return the table of heads: F1, a second figure, the floor, and how far above it F1 is."""
+    rows = []
+    for stage, quality in (report.get("heads") or {}).items():
+        what, second, floor = HEADS[quality["head"]]
+        shown = (
+            ("f1", "number", ""),
+            (second, "percent", second.replace("_", " ")),
+            ("floor_f1", "number", floor),
+            ("f1_over_floor", "signed", ""),
+        )
+        cells = [
+            {**_estimate(quality["figures"][key], kind), "note": note} for key, kind, note in shown
+        ]
+        rows.append({"name": stage, "note": f"{what}, {quality['n']:,} rows", "cells": cells})
+    return rows
+
+
 def pathology_rows(report: Figures) -> list[dict[str, Any]]:
     """Return the table of pathologies, with the likely cause of each."""
     names = names_of(report)

@@ -47,6 +47,11 @@ RESULT: dict[str, str] = {
     "MaskingSettings": "share whole_words next_sentence",
     "SpanSettings": "share mean_span",
     "NoiseSettings": "infill mean_span mask delete permute rotate",
+    "FinetuneSettings": (
+        "kind seed head model tokenizer train heldout heldout_share max_length stride "
+        "max_answer_tokens epochs batch_size learning_rate schedule warmup_share final_share "
+        "weight_decay betas epsilon max_gradient_norm bf16 trust_remote_code"
+    ),
     "SftSettings": (
         "kind seed model tokenizer train heldout heldout_share max_length too_long "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
@@ -118,6 +123,10 @@ SAME: dict[str, str] = {
     ),
     "DistillSettings": (
         "micro_batch_size compile gradient_checkpointing log_every evaluate_every save_every"
+    ),
+    "FinetuneSettings": (
+        "max_truncated_share micro_batch_size gradient_checkpointing log_every evaluate_every "
+        "save_every"
     ),
     "SftSettings": (
         "max_too_long_share micro_batch_size gradient_checkpointing evaluate_every log_every "

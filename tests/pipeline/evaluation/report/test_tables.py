@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.evaluation.report.tables import (
+    head_rows,
     ladder,
     matrices,
     overlap_rows,
@@ -112,3 +113,18 @@ def test_pathologies_overlap_and_provenance() -> None:
         "decoding": "temperature 0.7, top-k 50, top-p 0.9, 8 tokens at most", "prompt": "Who?",
         "tokens": "",
     }  # fmt: skip
+
+
+def test_heads_stand_beside_their_floors() -> None:
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "ci95": [value - 0.05, value + 0.05]}
+
+    figures = {
+        "f1": figure(0.9), "exact_match": figure(0.8), "floor_f1": figure(0.1),
+        "f1_over_floor": figure(0.8),
+    }  # fmt: skip
+    [row] = head_rows(report(heads={"who": {"head": "span", "n": 300, "figures": figures}}))
+    assert (row["name"], row["note"]) == ("who", "answers in a text, 300 rows")
+    assert [cell["value"] for cell in row["cells"]] == ["0.900", "80.0\u00a0%", "0.100", "+0.800"]
+    assert [cell["ci95"] for cell in row["cells"]][1] == "75.0 to 85.0"
+    assert head_rows(report()) == []
