@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.records import Message
@@ -48,6 +48,7 @@ class Subject:
     seed: int
     progress: Callable[[int | None, str, str], AbstractContextManager[Progress]]
     say: Callable[[str], None]
+    _answer_ids: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
 
     def context(
         self, question: str, examples: Sequence[Example] = (), form: Form = QUESTIONS
@@ -79,13 +80,18 @@ class Subject:
     ) -> list[Pair]:
         """Return the context of a question with each of some answers."""
         context = self.context(question, examples, form)
-        shown = few_shot_prompt(question, examples, form)
-        goes_on = self.plain and not is_encoder_decoder(self.model)
-        space, behind = (" ", shown) if goes_on else ("", "")
-        return [
-            Pair(context, response_ids(self.tokenizer, space + answer, behind=behind))
-            for answer in answers
-        ]
+        return [Pair(context, self._goes_on(answer)) for answer in answers]
+
+    def _goes_on(self, answer: str) -> list[int]:
+        """Return the ids of an answer, the same behind whatever question; many share theirs."""
+        if answer not in self._answer_ids:
+            behind = self.plain and not is_encoder_decoder(self.model)
+            self._answer_ids[answer] = (
+                response_ids(self.tokenizer, f" {answer}", behind=QUESTIONS.answer)
+                if behind
+                else response_ids(self.tokenizer, answer)
+            )
+        return self._answer_ids[answer]
 
     def opening(self, context: Sequence[int]) -> dict[str, Any]:
         """Return how a prompt begins, as reports show it: ids, tokens, and whether with bos."""
