@@ -45,4 +45,6 @@ def shallower(teacher: Any, count: int | None, *, source: str) -> Any:
         config.layer_types = [kinds[place] for place in kept]
     student = type(teacher)(config)
     student.load_state_dict(cut.state_dict())
+    if teacher.can_generate():  # where its answers end
+        student.generation_config = copy.deepcopy(teacher.generation_config)
     return student

@@ -105,11 +105,15 @@ def test_a_student_of_all_layers_is_the_teacher(
     loader = getattr(transformers, AUTO[architecture])
     teacher = loader.from_pretrained(save(architecture)).eval()
     ids = torch.arange(8, 14)[None]
+    if teacher.can_generate():
+        teacher.generation_config.eos_token_id = [2, 6]
     whole = shallower(teacher, 4, source="t").eval()
     half = shallower(teacher, None, source="t").eval()
     with torch.no_grad():
         assert torch.equal(whole(input_ids=ids).logits, teacher(input_ids=ids).logits)
         assert not torch.equal(half(input_ids=ids).logits, teacher(input_ids=ids).logits)
+    if teacher.can_generate():
+        assert half.generation_config.eos_token_id == [2, 6]
     assert half.config.num_hidden_layers == 2 and teacher.config.num_hidden_layers == 4
     theirs, own = teacher.state_dict(), half.state_dict()
     name = next(name for name in own if ".1." in name)
