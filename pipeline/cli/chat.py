@@ -133,8 +133,7 @@ class Session:
     def greet(self) -> None:
         """Say who is there."""
         for chat_model in self.chat_models:
-            manner = "continues plain text" if chat_model.plain else "answers"
-            self._say(f"{chat_model.name} {manner}")
+            self._say(f"{chat_model.name} {chat_model.manner}")
         self._say("/help tells what can be typed; Ctrl-D leaves")
 
     def loop(self, read: Callable[[], str | None]) -> None:
@@ -314,8 +313,7 @@ class Session:
                 self._say(f"{chat_model.name} has no chat template")
                 continue
             chat_model.plain = rest != "off"
-            manner = "continues plain text" if chat_model.plain else "answers"
-            self._say(f"{chat_model.name} {manner}")
+            self._say(f"{chat_model.name} {chat_model.manner}")
 
     def _forget(self) -> None:
         for chat_model in self.chat_models:

@@ -27,6 +27,16 @@ class ChatModel:
     plain: bool
     messages: list[Message] = field(default_factory=list)
 
+    @property
+    def manner(self) -> str:
+        """What it does with a message."""
+        from pipeline.models.seq2seq import is_encoder_decoder
+
+        if not self.plain:
+            return "answers"
+        verb = "rewrites" if is_encoder_decoder(self.model) else "continues"
+        return f"{verb} plain text"
+
     def has_room(self, ids: list[int], new: int) -> bool:
         """Tell whether the context leaves room for so many tokens of a reply."""
         from pipeline.models.load import context_length

@@ -267,4 +267,6 @@ def test_an_encoder_decoder_reads_the_conversation_and_answers(
     folder = save_pair(architecture, context=48)
     told = talk(folder, lines=["Who bakes?", "And who else?", "Why? " * 40])
     assert told == talk(folder, lines=["Who bakes?", "And who else?", "Why? " * 40])
+    plain = talk(folder, lines=["Who bakes?"], plain=True)
+    assert plain.strip() and plain != told
     assert ("the message is" in told) == (architecture == "bart")  # T5 has no longest context
