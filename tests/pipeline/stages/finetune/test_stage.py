@@ -100,7 +100,7 @@ def test_learns_and_tells_it_with_an_interval(finetune: Callable[..., Any], head
         assert share == pytest.approx(metrics[named[head]])
 
 
-@pytest.mark.parametrize("head", AUTO)
+@pytest.mark.parametrize("head", ["span", "tag"])
 def test_an_interrupted_stage_ends_in_the_same_weights(
     finetune: Callable[..., Any], head: str
 ) -> None:
