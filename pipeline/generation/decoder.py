@@ -102,7 +102,7 @@ class Decoder:
         memory: Memory = "window",
         stop: Callable[[list[int]], bool] | None = None,
         least_shared: int = LEAST_SHARED,
-        ahead: int = 1,
+        prefill: int | None = None,
     ) -> None:
         """Start with all prompts waiting.
 
@@ -118,13 +118,13 @@ class Decoder:
             memory: what its rows remember; "window" is "own" where the layers are not plain ones.
             stop: tells of a response's tokens whether the last of them ends it.
             least_shared: tokens that prompts begin alike with to have them computed once.
-            ahead: prompts that are computed together where one is let in; those that can't join
-                yet wait with their keys and values.
+            prefill: prompts of a pass over them, among them the next ones, which wait with their
+                keys and values; None takes those that are let in, all at once.
         """
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
         self.eos, self.pad, self.stop = frozenset(eos_token_ids), pad_token_id, stop
-        self.slots, self.ahead = min(slots, len(prompts)), ahead
+        self.slots, self.prefill = min(slots, len(prompts)), prefill
         self.responses = [Response() for _ in prompts]
         self.finished = 0
         self.waiting = deque(range(len(prompts)))
@@ -216,17 +216,17 @@ class Decoder:
         new = dict.fromkeys(ids for ids in prompts if ids not in self.prefilled)
         if not new:
             return
-        for place in self.waiting:
-            if len(new) >= self.ahead:
-                break
-            ids = tuple(self.prompts[place])
+        most = self.prefill or len(new)
+        waiting = map(tuple, map(self.prompts.__getitem__, self.waiting))
+        while len(new) % most and (ids := next(waiting, None)):
             if ids not in self.prefilled:
                 new[ids] = None
         by_beginning: dict[Ids, list[Ids]] = {}
         for ids in new:
             by_beginning.setdefault(self.beginnings.get(ids, ()), []).append(ids)
         for beginning, alike in by_beginning.items():
-            self._prefill_behind(beginning, alike)
+            for at in range(0, len(alike), most):
+                self._prefill_behind(beginning, alike[at : at + most])
 
     def _prefill_behind(self, beginning: Ids, prompts: Sequence[Ids]) -> None:
         """Compute prompts of one beginning, and keep their states."""

@@ -29,6 +29,7 @@ from pipeline.generation.decoder import Decoder
 from pipeline.generation.packed_weights import packed_weights
 from pipeline.generation.seq2seq import decoder_for
 from pipeline.generation.trial import fitting_memory
+from pipeline.models.batches import MOST_LOGITS
 from pipeline.models.load import context_length
 from pipeline.models.seq2seq import is_encoder_decoder, response_room
 from pipeline.models.trials import evaluating
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from data.records import Prompt
 
 
-PREFILL_AHEAD = 16
-"""Prompts whose pass takes little longer than that of one, whose weights must be read, too."""
+MOST_KEYS = 2**30
+"""Bytes of keys and values up to which rows are decoded wide."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def generate(
     generator: torch.Generator,
     batch_size: int = 64,
     stop: Callable[[list[int]], bool] | None = None,
-    ahead: int = 1,
+    wide: bool = False,
     advance: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
@@ -108,7 +109,7 @@ def generate(
         generator: source of the random numbers; moves on by the same amount whatever is sampled.
         batch_size: prompts decoded together.
         stop: tells of a response's tokens whether the last of them ends it.
-        ahead: prompts computed together where a row ends and one of them takes its place.
+        wide: decode more rows than a batch of prompts has, which reads the weights less often.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
 
@@ -130,10 +131,10 @@ def generate(
             uniforms_NT=uniforms_NT[order],
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
-            slots=batch_size,
+            slots=_rows(model, _longest(prompts, limits), batch_size) if wide else batch_size,
             memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
             stop=stop,
-            ahead=ahead,
+            prefill=batch_size if wide else None,
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)
@@ -240,6 +241,20 @@ def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens
             )
         limits.append(room)
     return limits
+
+
+def _rows(model: PreTrainedModel, longest: int, batch_size: int) -> int:
+    """Return how many rows to decode at a time: a batch, or more where they take little memory."""
+    config = model.config.get_text_config()
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
+    layers, heads, hidden, vocabulary = (getattr(config, name, None) for name in names)
+    if not (layers and heads and hidden and vocabulary):
+        return batch_size
+    size = getattr(config, "head_dim", None) or hidden // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    # Keys and values, and room for as many again before the window moves back.
+    row = 2 * 2 * layers * heads * size * longest * model.dtype.itemsize
+    return max(batch_size, min(MOST_KEYS // row, MOST_LOGITS // (4 * vocabulary)))
 
 
 def _longest(prompts: Sequence[list[int]], limits: Sequence[int]) -> int:

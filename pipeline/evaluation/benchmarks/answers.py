@@ -12,7 +12,7 @@ from data.errors import UsageError
 from data.text.continuation import continuation_text
 from data.text.prompting import document_end_ids
 from pipeline.evaluation.benchmarks.asking import Subject
-from pipeline.generation.generate import PREFILL_AHEAD, Sampling, generate
+from pipeline.generation.generate import Sampling, generate
 from pipeline.models.load import context_length, eos_ids
 from pipeline.models.seq2seq import has_room, is_encoder_decoder
 
@@ -73,7 +73,7 @@ def write_answers(
             generator=torch.Generator().manual_seed(seed),
             batch_size=subject.batch_size,
             stop=stopping(tokenizer, stops) if stops else None,
-            ahead=PREFILL_AHEAD,
+            wide=True,
             advance=bar.advance,
             say=subject.say,
         )

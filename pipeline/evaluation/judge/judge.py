@@ -50,7 +50,7 @@ from pipeline.evaluation.judge.plan import Plan, sampling_seed
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
-from pipeline.generation.generate import PREFILL_AHEAD, generate, response_text
+from pipeline.generation.generate import generate, response_text
 from pipeline.models.load import (
     configured_context,
     eos_ids,
@@ -240,7 +240,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             pad_token_id=int(tokenizer.pad_token_id or 0),
             generator=torch.Generator().manual_seed(sampling_seed(plan.seed, name)),
             batch_size=plan.batch_size,
-            ahead=PREFILL_AHEAD,
+            wide=True,
             advance=bar.advance,
             say=workspace.console.say,
         )

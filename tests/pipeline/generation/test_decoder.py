@@ -128,6 +128,19 @@ def test_what_prompts_begin_alike_with_is_computed_once(llama: Any) -> None:
     assert [r.token_ids for r in made.responses] == alone(llama, prompts, limits)
 
 
+def test_prompts_that_wait_are_computed_together(llama: Any) -> None:
+    prompts, limits = ragged(13, seed=4)
+    made = decoder(llama, prompts, limits, slots=3, prefill=5)
+    read = [rows for rows, columns in finish(made) if columns > 1 or rows > 3]
+    assert read[:2] == [5, 5]  # the three that are let in with the next two, and so on
+    assert not made.prefilled
+    assert [r.token_ids for r in made.responses] == alone(llama, prompts, limits)
+    # Nor are more computed at a time than asked for, where more rows are let in.
+    wide = decoder(llama, prompts, limits, slots=13, prefill=5)
+    assert [rows for rows, _ in finish(wide)][:3] == [5, 5, 3]
+    assert [r.token_ids for r in wide.responses] == [r.token_ids for r in made.responses]
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 30])
 def test_greedy_tokens_do_not_depend_on_the_batch(llama: Any, slots: int) -> None:
     prompts, limits = ragged(30, seed=slots)

@@ -98,7 +98,13 @@ def ragged_prompts(count: int = 9) -> list[list[int]]:
 
 
 def sampled(
-    model: Any, prompts: list[list[int]], *, seed: int = 0, batch_size: int = 64, **settings: Any
+    model: Any,
+    prompts: list[list[int]],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    wide: bool = False,
+    **settings: Any,
 ) -> list[Sample]:
     return generate(
         model,
@@ -108,6 +114,7 @@ def sampled(
         pad_token_id=0,
         generator=torch.Generator().manual_seed(seed),
         batch_size=batch_size,
+        wide=wide,
     )
 
 
@@ -159,6 +166,29 @@ def test_what_is_sampled_depends_on_the_seed_alone() -> None:
     other = sampled(model, prompts, seed=8, max_new_tokens=9)
     assert [s.token_ids for s in other] != [s.token_ids for s in whole]
     assert {s.ended for s in whole} == {True, False}  # rows really did leave the batch
+
+
+def test_wide_rows_change_nothing_but_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(6)
+    model = llama().eval()
+    prompts = ragged_prompts()
+    rows: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    settings: dict[str, Any] = {"max_new_tokens": 9, "batch_size": 2}
+    plain = sampled(model, prompts, **settings)
+    rows.clear()  # the trial's are among them
+    wide = sampled(model, prompts, wide=True, **settings)
+    assert max(rows) == len(prompts)
+    assert [one.token_ids for one in wide] == [one.token_ids for one in plain]
+    rows.clear()
+    # Where keys and values would take too much, it is a batch.
+    monkeypatch.setattr("pipeline.generation.generate.MOST_KEYS", 1)
+    assert [one.token_ids for one in sampled(model, prompts, wide=True, **settings)] == [
+        one.token_ids for one in plain
+    ]
+    assert max(rows) == 2
 
 
 def test_a_response_stops_at_its_first_end_and_at_the_limit() -> None:
