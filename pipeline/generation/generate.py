@@ -254,7 +254,8 @@ def _rows(model: PreTrainedModel, longest: int, batch_size: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or heads
     # Keys and values, and room for as many again before the window moves back.
     row = 2 * 2 * layers * heads * size * longest * model.dtype.itemsize
-    return max(batch_size, min(MOST_KEYS // row, MOST_LOGITS // (4 * vocabulary)))
+    wide: int = min(MOST_KEYS // row, MOST_LOGITS // (4 * vocabulary))
+    return max(batch_size, wide)
 
 
 def _longest(prompts: Sequence[list[int]], limits: Sequence[int]) -> int:
