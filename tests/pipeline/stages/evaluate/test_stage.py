@@ -310,7 +310,7 @@ def test_a_reward_model_is_no_checkpoint_that_answers(
     make_context: Callable[..., Any], checkpoints: dict[str, Path], reward_model: Path
 ) -> None:
     settings = settings_for({"sft": reward_model})
-    with pytest.raises(HandOverError, match="causal language models"):
+    with pytest.raises(HandOverError, match="language models that write"):
         check(settings, make_context(settings, inputs(settings)).hand)
     swapped = settings_for({"sft": checkpoints["sft"]}, reward=str(checkpoints["sft"]))
     with pytest.raises(HandOverError, match="reward"):
