@@ -18,9 +18,9 @@ from data.records import (
     prompt_hash,
     to_prompt,
 )
-from data.text.chat import render_prompt
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
+from pipeline.models.seq2seq import asked_ids
 from pipeline.rl.processes import derived_seed
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def prepare_prompts(
     max_tokens: int,
     prefix_tokens: int | None,
     report: PromptReport,
+    encoder_decoder: bool = False,
 ) -> list[PreparedPrompt]:
     """Make records into prompts, each distinct one once.
 
@@ -72,6 +73,7 @@ def prepare_prompts(
         prefix_tokens: tokens of a document that are its prompt (lm-human-preferences: 2 to 64);
             documents with fewer tokens are dropped. None drops all documents.
         report: filled in.
+        encoder_decoder: whether the policy is one.
     """
     prepared, seen = [], set()
     for record in records:
@@ -83,7 +85,7 @@ def prepare_prompts(
             report.dropped["a document shorter than prefix_tokens, or no prefix_tokens"] += 1
             continue
         try:
-            ids = list(render_prompt(tokenizer, row.prompt))
+            ids = list(asked_ids(tokenizer, row.prompt, encoder_decoder=encoder_decoder))
         except ControlTokenError as error:
             report.dropped[str(error)] += 1
             continue

@@ -185,13 +185,13 @@ def test_labels_that_a_configuration_leaves_out_are_two(
     refused(ppo(reward="./judge"), told=("2 labels",))
 
 
-def test_an_encoder_decoder_is_no_policy_of_ppo(refused: Any, place: Path, model: Any) -> None:
+def test_an_encoder_decoder_shares_no_trunk(refused: Any, place: Path, model: Any) -> None:
     config = json.loads((model("policy") / "config.json").read_text())
     config |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (place / "policy" / "config.json").write_text(
         json.dumps({**config, "is_encoder_decoder": True})
     )
-    refused(ppo(), told=("./policy is a T5ForConditionalGeneration, an encoder-decoder",))
+    refused(ppo(trunk="shared"), told=("trunk: shared is for causal policies", "./policy"))
     refused(sft(packing="true"), told=("packing is not for an encoder-decoder",))
 
 

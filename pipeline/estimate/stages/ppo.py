@@ -60,6 +60,8 @@ def _actors(stage: str, settings: PpoSettings, estimator: Estimator) -> Actors:
     if settings.value == "separate":
         start = settings.value_start
         value = estimator.shape(start, stage) if start else next(iter(judges.values()), policy)
+        if policy.decoder_layers and not start:
+            value = policy  # with a head on its decoder
         if value.vocabulary != policy.vocabulary:
             value = policy  # another tokenizer: it starts from the policy instead
     return Actors(policy, value, reference, judges, second=second)

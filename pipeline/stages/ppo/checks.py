@@ -12,6 +12,7 @@ from pipeline.stages.reward_terms import check_rewards, model_references
 
 if TYPE_CHECKING:
     from pipeline.contract.handover import HandOver
+    from pipeline.contract.heads import Head
     from pipeline.stages.ppo.settings import PpoSettings
 
 
@@ -23,20 +24,21 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     """
     trust = settings.trust_remote_code
     hand.require_tokenizer_for(settings.policy, settings.tokenizer)
-    hand.require_writer(settings.policy, "policy", "a policy is a causal language model")
-    hand.require_class(
-        settings.policy, "policy", "causal", way_out="name another policy", trust=trust
-    )
-    hand.require_fits_context(
-        settings.policy,
-        settings.max_prompt_tokens + settings.max_new_tokens,
-        "max_prompt_tokens + max_new_tokens",
-    )
+    pair = hand.encoder_decoder(settings.policy)
+    why = "a policy is a causal language model or an encoder-decoder that writes"
+    hand.require_writer(settings.policy, "policy", why, encoder_decoder=True)
+    head: Head = "seq2seq" if pair else "causal"
+    hand.require_class(settings.policy, "policy", head, way_out="name another policy", trust=trust)
+    check_start(settings, hand.processes, encoder_decoder=pair)
+    if pair:
+        _check_halves(settings, hand)
+    else:
+        hand.require_fits_context(settings.policy, *_row(settings))
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "pretraining_sources", settings.pretraining_sources)
-    check_processes(settings, hand.processes)
     if settings.reference is not None:
-        hand.require_writer(settings.reference, "reference", "a reference is one as the policy is")
+        why = "a reference is one as the policy is"
+        hand.require_writer(settings.reference, "reference", why, encoder_decoder=pair)
         hand.require_same_tokenizer(settings.policy, settings.reference)
     if settings.pretraining is not None:
         carried_sources(settings, hand)
@@ -58,6 +60,21 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
             _check_trunk(settings, term.model, hand)
 
 
+def _row(settings: PpoSettings) -> tuple[int, str]:
+    """Return the tokens of the longest prompt with its response, and their settings."""
+    tokens = settings.max_prompt_tokens + settings.max_new_tokens
+    return tokens, "max_prompt_tokens + max_new_tokens"
+
+
+def _check_halves(settings: PpoSettings, hand: HandOver) -> None:
+    """Refuse what one of the halves of an encoder-decoder has no room for."""
+    hand.require_fits_context(settings.policy, settings.max_prompt_tokens, "max_prompt_tokens")
+    # The decoder is given a token before the response.
+    hand.require_fits_context(settings.policy, settings.max_new_tokens + 1, "max_new_tokens + 1")
+    if settings.value_start is not None:
+        hand.require_fits_context(settings.value_start, *_row(settings))
+
+
 def _check_value(settings: PpoSettings, hand: HandOver) -> None:
     """Refuse a separate value model of an architecture that has no class for it."""
     if settings.value != "separate":
@@ -66,6 +83,8 @@ def _check_value(settings: PpoSettings, hand: HandOver) -> None:
     if settings.value_start is not None:
         hand.require_class(settings.value_start, "value_start", "token", way_out=way_out)
         return
+    if hand.encoder_decoder(settings.policy):
+        return  # a head on the decoder needs no class
     models = [m for item in settings.terms.items() for m in model_references(*item).values()]
     if not models or not _may_become_value_model(models[0], settings.policy, hand):
         # Then the policy's checkpoint is what the value model starts from, as `_value_source` says.
@@ -94,11 +113,11 @@ def _check_trunk(settings: PpoSettings, reward: str, hand: HandOver) -> None:
         )
 
 
-def check_processes(settings: PpoSettings, processes: int) -> None:
-    """Refuse a batch that processes and minibatches can't share.
+def check_start(settings: PpoSettings, processes: int, *, encoder_decoder: bool) -> None:
+    """Refuse a batch that processes and minibatches can't share, and what the policy can't do.
 
     Raises:
-        HandOverError: with the number that it must be a multiple of.
+        HandOverError: with the number that it must be a multiple of, or what to set instead.
     """
     share = processes * settings.minibatches
     if settings.batch_size % share:
@@ -106,3 +125,13 @@ def check_processes(settings: PpoSettings, processes: int) -> None:
             f"batch_size {settings.batch_size} does not divide by {processes} processes times "
             f"{settings.minibatches} minibatches; choose a multiple of {share}"
         )
+    for setting, given, instead in (
+        ("trunk: shared", settings.trunk == "shared", "trunk: separate"),
+        ("rollout.engine: vllm", settings.rollout.engine == "vllm", "rollout.engine: own"),
+        ("ptx_coefficient", settings.ptx_coefficient > 0, "ptx_coefficient: 0"),
+    ):
+        if encoder_decoder and given:
+            raise HandOverError(
+                f"{setting} is for causal policies, and policy {settings.policy} is an "
+                f"encoder-decoder; set {instead}"
+            )

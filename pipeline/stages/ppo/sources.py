@@ -32,8 +32,17 @@ def read_prompts(
         max_tokens=settings.max_prompt_tokens,
         prefix_tokens=settings.prefix_tokens,
         report=report,
+        encoder_decoder=reads_apart(context),
     )
     return prompts, report
+
+
+def reads_apart(context: StageContext[PpoSettings]) -> bool:
+    """Tell whether the policy is an encoder-decoder, whose encoder alone reads the prompt."""
+    from pipeline.models.load import load_config
+
+    trust = context.settings.trust_remote_code
+    return bool(load_config(context.input("policy"), trust_remote_code=trust).is_encoder_decoder)
 
 
 def pretraining_rows(context: StageContext[PpoSettings], tokenizer: Any) -> list[list[int]] | None:

@@ -4,11 +4,12 @@ The algorithm, and where it departs from InstructGPT, N+ and TRL, stands in
 `pipeline/rl/ppo/loop.py`. What is left behind: `model/` (the policy, or its average), `adapter/`
 (of it, on a shared trunk, in peft's layout), `value_model/` (a token classifier with one label;
 where transformers has none for the architecture, `value_head.safetensors` of a head on the policy's
-trunk), `samples.jsonl` (episodes with their scores, every so many updates, the first two with what
-became of each token), `metrics.jsonl`, `doctor.jsonl` where an alarm rang, and `evaluation.jsonl`
-(the judged answers to prompts kept apart) where `evaluate_every` asks for it. With a second judge
-also `over_optimisation.json` (points, fits and the turn of gold along training) and `best/model`,
-the best policy evaluated, by that judge, unless that is the start.
+trunk, or of an encoder-decoder on that in `value_model/`), `samples.jsonl` (episodes with their
+scores, every so many updates, the first two with what became of each token), `metrics.jsonl`,
+`doctor.jsonl` where an alarm rang, and `evaluation.jsonl` (the judged answers to prompts kept
+apart) where `evaluate_every` asks for it. With a second judge also `over_optimisation.json`
+(points, fits and the turn of gold along training) and `best/model`, the best policy evaluated, by
+that judge, unless that is the start.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, RewardError, RolloutError, SourceError
 from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
-from pipeline.stages.ppo.checks import check, check_processes
+from pipeline.stages.ppo.checks import check, check_start
 from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.ppo.sources import pretraining_rows, read_prompts
+from pipeline.stages.ppo.sources import pretraining_rows, read_prompts, reads_apart
 from pipeline.stages.reward_terms import (
     length_warnings,
     load_terms,
@@ -55,7 +56,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     settings = context.settings
     bf16 = resolve_bf16(settings.bf16, pick_device())
     world = World(make_accelerator(bf16=bf16), context.seed)
-    check_processes(settings, world.size)
+    check_start(settings, world.size, encoder_decoder=reads_apart(context))
     source, trust = context.input("policy"), settings.trust_remote_code
     tokenizer = load_tokenizer(
         source if settings.tokenizer is None else context.input("tokenizer"),
@@ -185,7 +186,8 @@ def _rewards(
 def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | Path | None:
     """Return the checkpoint a separate value model starts from; None when the trunk is shared.
 
-    Without a reward model that could become one, the policy's checkpoint with a head of zeros.
+    Without a reward model that could become one, the policy's checkpoint with a head of zeros; of
+    an encoder-decoder always that, unless `value_start` names another.
     """
     from pipeline.rl.ppo.build import fits_as_value_model
 
@@ -196,7 +198,7 @@ def _value_source(context: StageContext[PpoSettings], tokenizer: Any) -> str | P
         return context.input("value_start")
     models = [path for item in settings.terms.items() for path in model_references(*item)]
     first = next(iter(models), None)
-    if first is None:
+    if first is None or reads_apart(context):
         return context.input("policy")
     problem = fits_as_value_model(context.input(first), tokenizer)
     if problem is None:

@@ -45,11 +45,12 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
     from pipeline.rl.prompts import PreparedPrompt
     from pipeline.rl.settings import Hyperparameters
 
-    tokenizer = tiny_tokenizer()
-    folder = save_policy(tokenizer, tmp_path / "start")
+    own = tiny_tokenizer()
+    folder = save_policy(own, tmp_path / "start")
 
     def build(
         *,
+        tokenizer: Any = own,
         value: str = "separate",
         lora: Any = None,
         scorer: Any = None,
