@@ -26,6 +26,19 @@ def test_prompts_of_conversations_and_rankings_are_their_questions(tmp_path: Pat
     sources = [source(tmp_path / "a.jsonl"), source(tmp_path / "b.jsonl")]
     rows = read_prompts(sources, limit=None, seed=0, say=print)
     assert [row.prompt for row in rows] == [[{"role": "user", "content": "Hi"}], "Why?"]
+    assert [row.meta.get("answer") for row in rows] == ["Yo", None]
+
+
+def test_the_answer_of_a_completion_is_handed_to_rewards(tmp_path: Path) -> None:
+    from reward.computed.rules import rule
+    from reward.scorer import Facts, scores_of
+
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"prompt": "order: b, a", "completion": "a, b"}) + "\n"
+    )
+    [row] = read_prompts([source(tmp_path / "a.jsonl")], limit=None, seed=0, say=print)
+    facts = Facts(rows=[row.meta] * 2)
+    assert scores_of(rule("answer"), [row.prompt] * 2, ["A, b.", "b, a"], facts) == [1.0, 0.0]
 
 
 def test_a_limit_draws_prompts_by_the_seed_and_keeps_their_order() -> None:
