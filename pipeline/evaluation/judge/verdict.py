@@ -47,10 +47,10 @@ def verdict(results: Results, *, held_out: str = "") -> list[str]:
         parts.append(f"of equal length {_percent(even, rate.get('ci95_length_controlled'))}")
     found = results.get("over_optimisation") or {}
     turn = found.get("turn")
-    furthest = max((point["kl"] for point in found.get("points") or ()), default=None)
+    furthest = max((point["kl"] for point in found.get("points") or ()), default=0.0)
     if turn is not None:
         parts.append(f"{found.get('judge', 'gold')} turned at KL {turn['kl']:.1f}")
-    elif furthest is not None:
+    elif furthest >= 0.05:  # nearer than that to where it began nothing can be told
         parts.append(f"no sign of over-optimisation up to KL {furthest:.1f}")
     return ["; ".join(parts) + ".", *_doubts(results, rate)]
 

@@ -38,6 +38,8 @@ def test_all_that_is_known_is_in_the_first_sentence() -> None:
     ]
     found["over_optimisation"]["turn"] = {"step": 5, "kl": 1.1, "state": "step-5"}
     assert verdict(found)[0].endswith("; gold turned at KL 1.1.")
+    found["over_optimisation"] = {"points": [{"step": 1, "kl": 0.01}], "turn": None}
+    assert verdict(found)[0].endswith("[74.0, 80.0].")  # it stands where it began
 
 
 @pytest.mark.parametrize(
