@@ -75,15 +75,15 @@ class Seq2SeqDecoder(Decoder):
 
     def _read(self, prompts: Sequence[Ids]) -> _Read:
         """Return what the encoder makes of prompts, of which it reads those that are new."""
-        new = [ids for ids in prompts if ids not in self.encoded]
-        if new:
-            ids_NS, seen_NS = _filled([torch.tensor(ids) for ids in new], self.pad)
-            device = self.model.device
+        new, device = [ids for ids in prompts if ids not in self.encoded], self.model.device
+        most = self.prefill or max(1, len(new))
+        for part in (new[at : at + most] for at in range(0, len(new), most)):
+            ids_NS, seen_NS = _filled([torch.tensor(ids) for ids in part], self.pad)
             states_NSH = self.model.get_encoder()(
                 input_ids=ids_NS.to(device), attention_mask=seen_NS.to(device)
             )[0]
-            for ids, states_SH in zip(new, states_NSH, strict=True):
-                self.encoded[ids] = states_SH[: len(ids)]
+            for ids, states_SH in zip(part, states_NSH, strict=True):
+                self.encoded[ids] = states_SH[: len(ids)].clone()  # lets go of the padding
         states_NSH, seen_NS = _filled([self.encoded[ids] for ids in prompts], 0.0)
         return _Read(states_NSH, seen_NS.to(states_NSH.device))
 
