@@ -4,9 +4,9 @@ As a command: `FOLDER MODE...`, once on each process, with torch's RANK, WORLD_S
 environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs in
 `FOLDER/<mode>-<processes>/<stage>`, and what was seen on rank 0 goes to `facts.json` beside them.
 Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
-left half-way: one process from that of two sharded ones (or two, where there are adapters), all
-others from that of one. In the modes "compiled" (DDP, where there are several) and "compiled_fsdp"
-the stages that can be compiled are, and none goes on elsewhere.
+left half-way, where ELSEWHERE names it: one process from that of two sharded ones (or two, where
+there are adapters), all others from that of one. In the modes "compiled" (DDP, where there are
+several) and "compiled_fsdp" the stages that can be compiled are, and none goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "shared", "variant")
 """The last three are PPO, the last with other settings."""
 ADAPTERS = ("adapter", "trunk", "read")
 """A reward model and PPO with adapters, which are not trained on sharded weights."""
+ELSEWHERE = {
+    "alone": (*STAGES[:-1], *ADAPTERS),
+    "fsdp": STAGES[:-1],
+    "ddp": ("pretrain", "ppo", *ADAPTERS),
+}
+"""What goes on, by mode; of whole weights those of which a loop of their own takes the state up."""
 COMPILED = {"compiled": ("pretrain", "reward", "ppo", *ADAPTERS), "compiled_fsdp": ("pretrain",)}
 """Stages with a setting `compile`, with whole and with sharded weights, by mode."""
 
@@ -230,7 +236,7 @@ def main(folder: Path, modes: list[str]) -> None:
         facts = {"processes": size, "modules": seen, "split": gather_object([sum(more)])}
         if rank == 0:
             (own / "facts.json").write_text(json.dumps(facts))
-        for stage in stages:
+        for stage in ELSEWHERE[mode]:
             another = "ddp-2" if stage in ADAPTERS else "fsdp-2"
             other = folder / (another if size == 1 else "alone-1")
             wait_for(other / "facts.json")

@@ -260,7 +260,13 @@ def shortest(prompt: str, answers: list[str]) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("where", "how"), [("sqlite", "per_annotator"), ("postgresql", "soft")])
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("sqlite", "per_annotator"),
+        pytest.param("postgresql", "soft", marks=pytest.mark.slow),
+    ],
+)
 def test_a_recipe_waits_for_three_people_who_call(
     tiny_recipe: Path,
     rlhf: Command,

@@ -21,6 +21,12 @@ DONE = [
     *(("ddp", stage) for stage in STAGES + ADAPTERS),
 ]
 """Adapters are not trained on sharded weights."""
+WENT_ON = [
+    *(("alone", stage) for stage in STAGES[:-1] + ADAPTERS),
+    *(("fsdp", stage) for stage in STAGES[:-1]),
+    *(("ddp", stage) for stage in ("pretrain", "ppo", *ADAPTERS)),
+]
+"""What went on elsewhere, as the script says it."""
 RUNS = ("alone-1", "fsdp-2", "ddp-2")
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(1500)]
@@ -131,7 +137,7 @@ def test_two_processes_give_the_figures_and_weights_of_one(
     require_same(runs / "alone-1" / stage, runs / f"{mode}-2" / stage)
 
 
-@pytest.mark.parametrize(("mode", "stage"), [*DONE, *(("alone", s) for s in STAGES + ADAPTERS)])
+@pytest.mark.parametrize(("mode", "stage"), WENT_ON)
 def test_a_state_goes_on_on_another_number_of_processes(runs: Path, mode: str, stage: str) -> None:
     elsewhere = runs / ("alone-1" if mode == "alone" else f"{mode}-2") / f"{stage}-elsewhere"
     require_same(runs / "alone-1" / stage, elsewhere)
@@ -211,4 +217,5 @@ def test_four_processes_give_the_figures_of_one(runs: Path, spread_out: Callable
     spread_out(runs, 4, SCRIPT, runs, "fsdp", "ddp")()
     for mode, stage in DONE:
         require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / stage)
-        require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / f"{stage}-elsewhere")
+        if (mode, stage) in WENT_ON:
+            require_same(runs / "alone-1" / stage, runs / f"{mode}-4" / f"{stage}-elsewhere")

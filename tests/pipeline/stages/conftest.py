@@ -169,7 +169,7 @@ def setting(
                 "prompts": [SourceSettings(path=str(prompts))],
                 "episodes": 32,
                 "batch_size": 8,
-                "epochs": 2,
+                "epochs": 1,
                 "minibatches": 2,
                 "micro_batch_size": 4,
                 "max_new_tokens": 6,

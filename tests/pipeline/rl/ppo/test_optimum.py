@@ -30,7 +30,7 @@ PROMPTS = ([2, 3], [5, 4, 4])
 GAIN_LOST = 0.05
 """Share of the way from the start to the optimum that a run may leave."""
 
-BRIEF = 24 * 256
+BRIEF = 20 * 256
 """Episodes that are enough to come so near with the settings as they stand."""
 
 Responses = list[tuple[int, ...]]

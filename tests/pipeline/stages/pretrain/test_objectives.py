@@ -118,8 +118,7 @@ def test_leaves_a_model_that_loads_whole_in_plain_transformers(
 @pytest.mark.parametrize(
     "architecture",
     [
-        "bert",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "albert")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "roberta", "albert")),
         "t5",
         "bart",
     ],
