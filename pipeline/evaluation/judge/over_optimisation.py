@@ -31,6 +31,8 @@ FILE = "over_optimisation.json"
 RESAMPLES = 2000
 LARGEST_N = 256
 """Most answers to choose among."""
+MOVED = 0.05
+"""KL in nats a response; nearer than that to where a policy began nothing can be told."""
 
 
 def _square(d: Array) -> Array:
@@ -159,8 +161,7 @@ def over_optimisation(
     ]
     place = _turn(gold, drawn.gold_RK)
     if place is None:
-        furthest, size = _short(max(kl), 1), len(curves.gold_PK)
-        sentence = f"no sign of over-optimisation up to KL {furthest} ({size} prompts)"
+        sentence = _no_turn_sentence(float(max(kl)), prompts=len(curves.gold_PK))
     else:
         rise = _ends(drawn.proxy_RK[:, -1] - drawn.proxy_RK[:, place])
         sentence = _turn_sentence(points[place], points[-1], rise, label, judge)
@@ -173,6 +174,14 @@ def over_optimisation(
         "turn": None if place is None else {label: points[place][label], "kl": float(kl[place])},
         "sentence": sentence,
     }
+
+
+def _no_turn_sentence(furthest: float, *, prompts: int) -> str:
+    if furthest < MOVED:
+        told = f"KL is {furthest:.2g} at most: of over-optimisation nothing can be told yet"
+    else:
+        told = f"no sign of over-optimisation up to KL {_short(furthest, 1)}"
+    return f"{told} ({prompts} prompts)"
 
 
 class _Drawn(NamedTuple):

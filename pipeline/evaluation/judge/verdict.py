@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.words import counted
+from pipeline.evaluation.judge.over_optimisation import MOVED
 from pipeline.evaluation.judge.summary import kind_of, main_win_rate
 
 Results = Mapping[str, Any]
@@ -50,7 +51,7 @@ def verdict(results: Results, *, held_out: str = "") -> list[str]:
     furthest = max((point["kl"] for point in found.get("points") or ()), default=0.0)
     if turn is not None:
         parts.append(f"{found.get('judge', 'gold')} turned at KL {turn['kl']:.1f}")
-    elif furthest >= 0.05:  # nearer than that to where it began nothing can be told
+    elif furthest >= MOVED:
         parts.append(f"no sign of over-optimisation up to KL {furthest:.1f}")
     return ["; ".join(parts) + ".", *_doubts(results, rate)]
 

@@ -108,6 +108,15 @@ def test_a_curve_that_rises_gives_no_sign() -> None:
     assert told["sentence"] == "no sign of over-optimisation up to KL 4.0 (200 prompts)"
 
 
+def test_of_a_policy_that_did_not_move_nothing_is_told() -> None:
+    kl = np.linspace(0, 0.01, 6)
+    told = over_optimisation(curves_of(kl, np.zeros(6), noise=0.5), source="ppo")
+    assert told["turn"] is None
+    assert told["sentence"] == (
+        "KL is 0.016 at most: of over-optimisation nothing can be told yet (200 prompts)"
+    )
+
+
 def test_proxy_that_falls_with_gold_is_no_over_optimisation_alone() -> None:
     kl = np.linspace(0, 9, 5)
     curves = curves_of(kl, -kl, noise=0.1)._replace(proxy_PK=np.tile(-kl, (200, 1)))
