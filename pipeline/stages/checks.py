@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import BadRowsError, SourceError
+from data.errors import BadRowsError, HandOverError, SourceError
 from data.storage import expand
 from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, other_rows
@@ -21,6 +21,19 @@ ROWS = 20
 """So many rows of a source are looked at."""
 _BAD_SHARE = 0.5
 """More malformed rows among so few mean another format; fewer may be the only ones."""
+
+
+def require_shared_batch(hand: HandOver, batch_size: int) -> None:
+    """Refuse rows of a step that processes can't share evenly.
+
+    Raises:
+        HandOverError: with both numbers.
+    """
+    if batch_size % hand.processes:
+        raise HandOverError(
+            f"stage {hand.name}: batch_size {batch_size} can't be shared by "
+            f"{hand.processes} processes; make it a multiple"
+        )
 
 
 def require_readable(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, ModelError
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_texts
+from pipeline.stages.checks import require_shared_batch, require_texts
 from pipeline.stages.distill.settings import DistillSettings
 from pipeline.stages.pretrain.stage import learn, require_learner
 
@@ -34,11 +34,7 @@ def check(settings: DistillSettings, hand: HandOver) -> None:
     """
     require_texts(hand, "train", settings.train)
     require_texts(hand, "heldout", settings.heldout)
-    if settings.batch_size % hand.processes:
-        raise HandOverError(
-            f"stage {hand.name}: batch_size {settings.batch_size} can't be shared by "
-            f"{hand.processes} processes; make it a multiple"
-        )
+    require_shared_batch(hand, settings.batch_size)
     hand.require_usable_tokenizer(settings.teacher, way_out=hand.with_another_pad(settings.teacher))
     for setting, named in (("teacher", settings.teacher), ("model", settings.model)):
         if named is not None:

@@ -27,7 +27,7 @@ from data.words import counted
 from pipeline.contract.heads import AUTO_CLASSES
 from pipeline.contract.heads import Head as ClassHead
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_readable
+from pipeline.stages.checks import require_readable, require_shared_batch
 from pipeline.stages.finetune.rows import WANTED, Rows, converter, read_rows
 from pipeline.stages.finetune.settings import LONGEST, FinetuneSettings, HeadName
 
@@ -57,11 +57,7 @@ def check(settings: FinetuneSettings, hand: HandOver) -> None:
         settings.model, "model", HEADS[settings.head], trust=settings.trust_remote_code,
         way_out=f"head {settings.head} needs another architecture",
     )  # fmt: skip
-    if settings.batch_size % hand.processes:
-        raise HandOverError(
-            f"stage {hand.name}: batch_size {settings.batch_size} can't be shared by "
-            f"{hand.processes} processes; make it a multiple"
-        )
+    require_shared_batch(hand, settings.batch_size)
     for field, sources in (("train", settings.train), ("heldout", settings.heldout)):
         wanted = WANTED[settings.head][1]
         require_readable(hand, field, settings.read_as(sources), converter(settings.head), wanted)

@@ -26,7 +26,7 @@ from data.errors import HandOverError, ModelError, SourceError
 from data.text.objectives import ObjectiveName
 from pipeline.contract.heads import AUTO_CLASSES, Head
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_texts
+from pipeline.stages.checks import require_shared_batch, require_texts
 from pipeline.stages.pretrain.settings import PretrainSettings, TextSettings
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ def check(settings: PretrainSettings, hand: HandOver) -> None:
         hand.require_usable_tokenizer(settings.tokenizer)
     require_texts(hand, "train", settings.train)
     require_texts(hand, "heldout", settings.heldout)
-    if settings.batch_size % hand.processes:
-        raise HandOverError(
-            f"stage {hand.name}: batch_size {settings.batch_size} can't be shared by "
-            f"{hand.processes} processes; make it a multiple"
-        )
+    require_shared_batch(hand, settings.batch_size)
     if settings.model is not None:
         _check_start(settings, settings.model, hand)
     _check_tokenizer(settings, hand)
