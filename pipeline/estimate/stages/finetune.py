@@ -69,7 +69,8 @@ def estimate_finetune(stage: str, settings: FinetuneSettings, estimator: Estimat
     )
     held = read.rows * share
     if settings.heldout:
-        apart = estimator.lengths(stage, settings.read_as(settings.heldout), reference)
+        sources = settings.read_as(settings.heldout)
+        apart = estimator.lengths(stage, sources, reference, heldout=True)
         lengths, windows = _windows(settings, apart, limit)
         held = apart.rows
     judged = (1 + looks(cost.steps, settings.evaluate_every)) * held * windows
