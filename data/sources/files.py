@@ -417,17 +417,18 @@ def _undecodable(file: Path | str) -> str:
 
 def _text(file: Path | str, stream: BinaryIO, layout: str) -> Iterator[RawRow]:
     parts: list[str] = []
-    begun, size = 1, 0
+    begun, size, started = 1, 0, False
     with contextlib.closing(_parts(stream, layout)) as parts_read:
         for number, part, ends in parts_read:
-            begun = begun if parts else number
+            if not started:  # a document begins where its first words stand
+                begun, started = number, bool(part.strip("\r\n"))
             parts.append(part)
             size += len(part)
             if ends or size > MAX_DOCUMENT:
                 note = "" if ends else _CUT.format(MAX_DOCUMENT)
                 text = "".join(parts).strip("\r\n")
                 yield RawRow(f"{file}:{begun}", {"text": text}, note=note)
-                parts, size = [], 0
+                parts, size, started = [], 0, False
     if parts:
         yield RawRow(f"{file}:{begun}", {"text": "".join(parts).strip("\r\n")})
 

@@ -26,9 +26,10 @@ from data.storage import expand
 
 T = TypeVar("T")
 
+TEXT_SUFFIXES = (".txt", ".text", ".md")
 SUFFIXES = (
     *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
-    *(".txt", ".text", ".md"),
+    *TEXT_SUFFIXES,
 )
 PACKED = (".gz", ".zst")
 MOST_FILES = 500_000

@@ -95,6 +95,20 @@ def read(source: Source, *, report: ReadReport | None = None) -> Iterator[Record
         SourceError: nothing there, unreadable, or of no known format.
         BadRowsError: too many rows are malformed; names the first.
     """
+    with contextlib.closing(read_located(source, report=report)) as located:
+        for _, record in located:
+            yield record
+
+
+def read_located(
+    source: Source, *, report: ReadReport | None = None
+) -> Generator[tuple[str, Record]]:
+    """Yield the records of a source, each with its file and line or row (`file:line`).
+
+    Raises:
+        SourceError: nothing there, unreadable, or of no known format.
+        BadRowsError: too many rows are malformed; names the first.
+    """
     report = ReadReport() if report is None else report
     if source.world is not None:
         with contextlib.closing(_world_records(source, report)) as records:
@@ -128,12 +142,12 @@ def located_rows(source: Source, report: ReadReport) -> Generator[tuple[str, Raw
 
 
 def _window(
-    records: Iterator[Record],
+    records: Iterator[tuple[str, Record]],
     source: Source,
     report: ReadReport,
     *,
     check: Callable[[], object] = bool,
-) -> Iterator[Record]:
+) -> Iterator[tuple[str, Record]]:
     """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
     seen = given = 0
     for record in records:
@@ -166,7 +180,7 @@ class _Reading:
     mapped: bool = False
     by_origin: dict[str, str] = field(default_factory=dict)
 
-    def records(self, rows: Iterator[tuple[str, RawRow]]) -> Generator[Record]:
+    def records(self, rows: Iterator[tuple[str, RawRow]]) -> Generator[tuple[str, Record]]:
         """Yield the records of rows; most of the first rows of a file tell its format."""
         for origin, held in itertools.groupby(rows, key=lambda pair: pair[0]):
             row_of = (row for _, row in held)
@@ -176,7 +190,7 @@ class _Reading:
             for row in itertools.chain(sample, row_of):
                 record = self.take(origin, row)
                 if record is not None:
-                    yield record
+                    yield row.where, record
 
     def _sample(self, rows: Iterator[RawRow]) -> list[RawRow]:
         """Return the first rows of a file; of documents, which may be large, the first alone."""
@@ -300,13 +314,13 @@ def _short(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _world_records(source: Source, report: ReadReport) -> Generator[Record]:
+def _world_records(source: Source, report: ReadReport) -> Generator[tuple[str, Record]]:
     assert source.world is not None
     module = world_module(source.world)
     report.formats[source.place] = "records (built in)"
     for record in module.World(source.world_seed).records(source.world):
         report.rows += 1
-        yield record
+        yield f"world:{record.id}", record
 
 
 def world_module(part: str) -> Any:

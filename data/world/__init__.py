@@ -26,6 +26,7 @@ from data.world.labelled import LABELLED_PARTS, labelled_records
 from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
+from data.world.register import write_register
 from data.world.tasks import ROWS, Tasks
 from data.world.tongue import write_tongue
 from data.world.town import ATTRIBUTES, NAMES, Town, unknown_names
@@ -42,6 +43,7 @@ PARTS = (
     "lists_heldout",
     "tongue",
     "tongue_heldout",
+    "register",
     "instructions",
     "instructions_heldout",
     "rm_prompts",
@@ -102,6 +104,7 @@ DOCUMENTS = {
     "lists_heldout": 150,
     "tongue": 35_000,
     "tongue_heldout": 300,
+    "register": len(NAMES),
 }
 
 _UNKNOWN_NAMES = {
@@ -168,9 +171,11 @@ class World:
         """Return the documents of a part that has them."""
         count = DOCUMENTS[part]
         # Of lists and tongue what is held out comes first, and what is learned behind it.
-        skip = 0 if part.endswith("_heldout") else DOCUMENTS[f"{part}_heldout"]
+        skip = 0 if part.endswith("_heldout") else DOCUMENTS.get(f"{part}_heldout", 0)
         if part.startswith("corpus"):
             texts = write_corpus(self.town, self.pool, count, part)
+        elif part == "register":
+            texts = write_register(self.town)
         elif part.startswith("lists"):
             texts = write_lists(self.town, count, skip=skip)
         else:

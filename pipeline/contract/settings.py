@@ -121,8 +121,8 @@ class SourceSettings(Settings):
     hub_files: str | tuple[str, ...] | None = None
     """Files of the hub data set to read, such as "harmless-base/train.jsonl.gz"."""
     world: str | None = None
-    """Part of the embedded world: corpus, lists, tongue, instructions, text_tasks; with labels
-    statements, passages, names ..."""
+    """Part of the embedded world: corpus, register, lists, tongue, instructions, text_tasks; with
+    labels statements, passages, names ..."""
     world_seed: int = 0
     """Seed of the embedded world."""
     format: str = "auto"
