@@ -77,7 +77,11 @@ class Index:
             least = np.partition(scores_P, -count)[-count]
         (places,) = np.nonzero(scores_P >= max(least, np.finfo(scores_P.dtype).tiny))
         best = places[np.argsort(-scores_P[places], kind="stable")][:count].tolist()
-        return [Hit(*self.passages[place], float(scores_P[place])) for place in best]
+        return [
+            Hit(text, where, float(scores_P[place]))
+            for place in best
+            for text, where in [self.passages[place]]
+        ]
 
 
 def open_index(

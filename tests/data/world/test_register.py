@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data.retrieval.index import build_index
 from data.retrieval.passages import Passage
+from data.text.prompting import plain_prompt
 from data.world import World
 from data.world.reading import Reader
 
@@ -24,7 +25,7 @@ def test_who_is_asked_about_is_found() -> None:
     index = build_index([Passage(document.text, document.id) for document in documents])
     facts = [row for row in world.prompts("eval_prompts") if row.meta["kind"] == "fact"]
     found = [
-        any(row.meta["subject"] in hit.text for hit in index.search(row.prompt[-1]["content"], 2))
+        any(row.meta["subject"] in hit.text for hit in index.search(plain_prompt(row.prompt), 2))
         for row in facts
     ]
     assert sum(found) / len(found) > 0.9
