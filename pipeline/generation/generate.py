@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,11 +78,19 @@ class Sample:
         logprobs: log-probability of each token under the temperature-scaled distribution over
             all ids that texts have (see `pipeline.models.unused_ids`), whatever top-k and top-p;
             unscaled when the temperature is 0.
+        own: whether each token is the model's own; one that a tool's result put there has a
+            log-probability of 0. None where all are the model's.
     """
 
     token_ids: list[int]
     ended: bool
     logprobs: list[float]
+    own: list[bool] | None = None
+
+    @property
+    def own_ids(self) -> list[int]:
+        """The tokens that are the model's own."""
+        return self.token_ids if self.own is None else list(compress(self.token_ids, self.own))
 
 
 def generate(

@@ -85,7 +85,7 @@ class Policy(nn.Module):
         Args:
             ids_BL: prompts and responses, padded on the right.
             starts_B: where each response begins; at least 1.
-            mask_BT: response tokens.
+            mask_BT: the response tokens to score.
             temperature: divides the logits.
             entropy: whether to compute entropies.
             only_values: whether to leave the vocabulary alone: all but the values is 0 then.

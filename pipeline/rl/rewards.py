@@ -184,7 +184,7 @@ class RewardSum:
         prompts = [p.prompt for p in episodes.prompts]
         facts = Facts(
             rows=[p.meta for p in episodes.prompts],
-            tokens=[len(s.token_ids) for s in episodes.samples],
+            tokens=[len(s.own_ids) for s in episodes.samples],
             ended=[s.ended for s in episodes.samples],
         )
         by_term = []

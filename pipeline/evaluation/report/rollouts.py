@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def rollouts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     updates = sorted({row["update"] for row in told})
     picked = (updates[0], updates[len(updates) // 2], updates[-1])
     shown = [row for row in told if row["update"] in picked]
-    ends = {key: _end([row["by_token"][key] for row in shown]) for key, *_ in READINGS}
+    ends = {key: _end([row["by_token"] for row in shown], key) for key, *_ in READINGS}
     legend = [
         {"key": key, "name": name, "what": what, "up": up, "down": down, "end": number(ends[key])}
         for key, name, what, up, down in READINGS
@@ -44,28 +45,19 @@ def rollouts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"legend": legend, "episodes": [_episode(row, ends) for row in shown]}
 
 
-def _end(values: Sequence[Sequence[float]]) -> float:
+def _end(told: Sequence[Mapping[str, Any]], key: str) -> float:
     """Return where a colour is full: beyond nineteen of twenty tokens."""
-    sizes = np.abs([value for each in values for value in each[:MOST_TOKENS]])
+    sizes = np.abs([value for by in told for value in compress(by[key][:MOST_TOKENS], _own(by))])
     return float(np.quantile(sizes, 0.95)) if sizes.size else 0.0
 
 
 def _episode(row: Mapping[str, Any], ends: Mapping[str, float]) -> dict[str, Any]:
     columns = row["by_token"]
     figures = [columns[key][:MOST_TOKENS] for key in ends]
+    texts, owns = (column[:MOST_TOKENS] for column in (columns["text"], _own(columns)))
     tokens = [
-        {
-            "text": _visible(text),
-            "told": ", ".join(
-                f"{name} {number(value, 'signed')}"
-                for (_, name, *_), value in zip(READINGS, values, strict=True)
-            ),
-            "style": ";".join(
-                _shade(key, value, end)
-                for (key, end), value in zip(ends.items(), values, strict=True)
-            ),
-        }
-        for text, *values in zip(columns["text"][:MOST_TOKENS], *figures, strict=True)
+        _token(text, values, ends) if own else _foreign(text)
+        for text, own, *values in zip(texts, owns, *figures, strict=True)
     ]
     tags = [f"update {row['update']}", f"score {number(row['score'])}", f"KL {number(row['kl'])}"]
     tags.append(counted(row["tokens"], "token") + ("" if row["ended"] else ", cut off"))
@@ -76,6 +68,29 @@ def _episode(row: Mapping[str, Any], ends: Mapping[str, float]) -> dict[str, Any
         "tags": tags,
         "left": counted(left, "more token") if left else "",
     }
+
+
+def _own(columns: Mapping[str, Any]) -> list[bool]:
+    """Return which tokens the policy chose: all, where no tool was called."""
+    own: list[bool] = columns.get("own") or [True] * len(columns["text"])
+    return own
+
+
+def _token(text: str, values: Sequence[float], ends: Mapping[str, float]) -> dict[str, Any]:
+    told = (
+        f"{name} {number(value, 'signed')}"
+        for (_, name, *_), value in zip(READINGS, values, strict=True)
+    )
+    shades = (
+        _shade(key, value, end) for (key, end), value in zip(ends.items(), values, strict=True)
+    )
+    style = ";".join(shades)
+    return {"text": _visible(text), "told": ", ".join(told), "style": style, "foreign": False}
+
+
+def _foreign(text: str) -> dict[str, Any]:
+    told = "put there by a tool, so that no figure is of it"
+    return {"text": _visible(text), "told": told, "style": "", "foreign": True}
 
 
 def _visible(text: str) -> str:

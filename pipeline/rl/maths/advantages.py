@@ -1,8 +1,8 @@
 """From scores to rewards, advantages and returns.
 
-Shapes: B episodes, T response tokens with padding on the right. Masks are True where a response
-has a token. Value `values_BT[:, t]` is that of the prompt and the tokens before t, the state in
-which token t is chosen.
+Shapes: B episodes, T response tokens with padding on the right. Masks are True where the policy
+chose a token; between two of these may stand tokens that a tool put there. Value `values_BT[:, t]`
+is that of the prompt and the tokens before t, the state in which token t is chosen.
 
 TRL 1.12 differs: it subtracts a penalty from the scores of responses without an end of sequence
 (`end_rule="subtract"`; by default a response scores the smaller of score and penalty), and, like
@@ -77,7 +77,7 @@ def shaped_rewards(
     Args:
         scores_B: of the responses, after the end rule.
         kl_BT: estimate of the KL at each token, in nats.
-        mask_BT: response tokens.
+        mask_BT: the policy's tokens.
         coefficient: weight of the KL.
         score_position: the last token, or one past it where the row has room (N+, TRL).
     """
@@ -92,26 +92,28 @@ def generalized_advantages(
     """Generalized advantage estimation (Schulman et al. 2016, equation 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t; A_t = delta_t + gamma * lam * A_{t+1}; the value after
-    the last state is 0, since the episode ends there. Returns are A_t + V_t.
+    the last state is 0, since the episode ends there. Returns are A_t + V_t. States outside the
+    mask are passed over: t + 1 is the next one that counts, behind what a tool said.
 
     Args:
         rewards_BT: KL penalty and score.
         values_BT: values of the states.
-        mask_BT: states that count: the response tokens, or `masking.value_mask`.
+        mask_BT: states that count: those of the policy's tokens, or `masking.value_mask`.
         gamma: discount.
         lam: lambda.
     """
     zeros_BT = torch.zeros_like(values_BT)
     rewards_BT = torch.where(mask_BT, rewards_BT, zeros_BT)
     values_BT = torch.where(mask_BT, values_BT, zeros_BT)
-    # Backwards in time. Padding stands on the right, where all is 0: it adds nothing.
+    # Backwards in time; what the policy did not choose is no step of it.
     advantage_B = torch.zeros_like(values_BT[:, 0])
     next_value_B = advantage_B
     columns = []
     for t in reversed(range(values_BT.shape[1])):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        advantage_B = delta_B + gamma * lam * advantage_B
-        next_value_B = values_BT[:, t]
+        counts_B = mask_BT[:, t]
+        advantage_B = torch.where(counts_B, delta_B + gamma * lam * advantage_B, advantage_B)
+        next_value_B = torch.where(counts_B, values_BT[:, t], next_value_B)
         columns.append(advantage_B)
     advantages_BT = torch.where(mask_BT, torch.stack(columns[::-1], dim=1), zeros_BT)  # [B, T]
     return Advantages(advantages_BT, advantages_BT + values_BT)

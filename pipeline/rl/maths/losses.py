@@ -69,9 +69,9 @@ def policy_loss(
         logprobs_BT: under the policy that is trained; the only one with a gradient.
         old_logprobs_BT: under the policy that sampled.
         advantages_BT: as whitened.
-        mask_BT: response tokens.
+        mask_BT: the policy's tokens.
         clip: how far the ratio may move from 1.
-        count: response tokens of the global minibatch.
+        count: such tokens of the global minibatch.
     """
     # Padding is set to 0 before exp, so that nothing there can overflow into the gradient.
     log_ratio_BT = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0)
@@ -105,7 +105,7 @@ def value_loss(
         values_BT: of the value model that is trained; the only one with a gradient.
         old_values_BT: when the episodes were sampled.
         returns_BT: what they shall become.
-        mask_BT: states whose values count: the response tokens, or `masking.value_mask`.
+        mask_BT: states whose values count: those of the policy's tokens, or `masking.value_mask`.
         clip: how far a value may move from its old one; None never clips.
         count: such states of the global minibatch.
     """

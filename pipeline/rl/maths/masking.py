@@ -1,8 +1,9 @@
 """Masks and the sums under them.
 
 Shapes: B episodes, T response tokens with padding on the right. Masks are boolean, True counts.
-`mask_BT` covers a response's tokens, the end-of-sequence token included; a value mask
-covers the states whose values count, which are as many or one more (`value_mask`).
+`mask_BT` covers the tokens that the policy chose of a response, the end-of-sequence token included:
+where a tool put tokens among them it has holes, and a response begins with one of the policy's own.
+A value mask covers the states whose values count, which are as many or one more (`value_mask`).
 """
 
 from __future__ import annotations
@@ -81,10 +82,15 @@ def value_mask(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
     """
     if score_position == "last":
         return mask_BT
-    # Moved right by one, the first kept: a response's tokens and the state after them.
-    return torch.cat([mask_BT[:, :1], mask_BT[:, :-1]], dim=1)
+    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    return mask_BT | (places_T == _last_places(mask_BT)[:, None] + 1)
 
 
 def score_places(*, mask_BT: Tensor, score_position: ScorePosition) -> Tensor:
     """Return the place (B) of each response's score: the last state whose value counts."""
-    return value_mask(mask_BT=mask_BT, score_position=score_position).sum(dim=1) - 1
+    return _last_places(value_mask(mask_BT=mask_BT, score_position=score_position))
+
+
+def _last_places(mask_BT: Tensor) -> Tensor:
+    """Return the last place (B) of each row that counts."""
+    return (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).amax(dim=1)

@@ -111,7 +111,7 @@ def _own_rows(ppo: Ppo, held_out: HeldOut) -> list[Row]:
             "id": asked.id,
             "prompt": asked.prompt,
             "response": episodes.texts[place],
-            "n_tokens": len(sample.token_ids),
+            "n_tokens": len(sample.own_ids),
             "ended": sample.ended,
             "kl": float(kl_B[place]),
             "gold": None if gold_B is None else float(gold_B[place]),

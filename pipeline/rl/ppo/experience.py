@@ -4,6 +4,9 @@
     PolicyScores   log pi, log pi_ref and V of each response token (`score_tokens`)
     Experience     rewards, advantages and returns made of them (`make_experience`)
 
+What a tool put into a response is read as the prompt is: no mask covers it, so that in all that is
+learned, counted or averaged a response has the policy's own tokens alone.
+
 Shapes: B episodes of this process, T response tokens, M episodes of a micro-batch, L tokens of
 prompt and response, H hidden size.
 """
@@ -63,7 +66,7 @@ class Tokens:
     Attributes:
         ids: prompt and response of each episode.
         starts_B: where the response begins.
-        mask_BT: response tokens, the end of sequence included.
+        mask_BT: response tokens that the policy chose, the end of sequence included.
         value_mask_BT: states whose values count; `mask_BT` but for `score_position: past_last`.
         pad_id: fills up rows on the right; its value changes nothing.
         device: where pieces go.
@@ -90,6 +93,9 @@ class Tokens:
         lengths = [len(s.token_ids) for s in episodes.samples]
         width = response_width(lengths, score_position=score_position, most=max_new_tokens)
         mask_BT = length_mask(lengths_B=torch.tensor(lengths, device=device), size=width)
+        for row, sample in enumerate(episodes.samples):
+            if sample.own is not None:
+                mask_BT[row, : len(sample.own)] = torch.tensor(sample.own, device=device)
         pairs = zip(episodes.prompts, episodes.samples, strict=True)
         return cls(
             ids=[p.ids + s.token_ids for p, s in pairs],
@@ -123,7 +129,7 @@ class Tokens:
         padded = [self.ids[row] + [self.pad_id] * (width - len(self.ids[row])) for row in rows]
         rows_M = torch.tensor(rows, device=self.device)
         value_mask_MT = self.value_mask_BT[rows_M]
-        steps = int(value_mask_MT.sum(dim=1).max())  # of the longest response among them
+        steps = int(value_mask_MT.any(dim=0).nonzero().max()) + 1  # up to the last that counts
         return MicroBatch(
             rows_M=rows_M,
             ids_ML=torch.tensor(padded, device=self.device),

@@ -109,9 +109,9 @@ def response_metrics(episodes: Episodes, scores: Scores, *, world: World) -> dic
     of a response's raw score and its tokens, 0 where either does not vary.
     """
     # Moments add up over processes, so that the correlation is that of the whole batch.
-    lengths_B = scores.raw_B.new_tensor([len(s.token_ids) for s in episodes.samples]).double()
+    lengths_B = scores.raw_B.new_tensor([len(s.own_ids) for s in episodes.samples]).double()
     raw_B = scores.raw_B.double()
-    repeated = sum(repeated_share(s.token_ids) for s in episodes.samples)
+    repeated = sum(repeated_share(s.own_ids) for s in episodes.samples)
     sums = [
         raw_B.sum(),
         raw_B.square().sum(),
@@ -195,9 +195,12 @@ def sample_rows(
             "score": round(float(scores.final_B[i]), 4),
             "scores": {name: round(float(part[i]), 4) for name, part in scores.parts.items()},
             "kl": round(float(kl_B[i]), 4),
-            "tokens": len(episodes.samples[i].token_ids),
+            "tokens": len(episodes.samples[i].own_ids),
             "ended": episodes.samples[i].ended,
         }
+        own = episodes.samples[i].own
+        if own is not None:
+            row["tool_tokens"] = own.count(False)
         if i < TOKEN_ROWS:
             row["by_token"] = _by_token(episodes, experience, i, tokenizer)
         rows.append(row)
@@ -206,9 +209,13 @@ def sample_rows(
 
 def _by_token(
     episodes: Episodes, experience: Experience, i: int, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[str] | list[float]]:
-    """Return the text of each token of an episode, and beside it what PPO made of it."""
-    ids = episodes.samples[i].token_ids
+) -> dict[str, list[str] | list[float] | list[bool]]:
+    """Return the text of each token of an episode, and beside it what PPO made of it.
+
+    `own` is False where a tool put it; without such tokens there is no `own`.
+    """
+    sample = episodes.samples[i]
+    ids = sample.token_ids
     figures = {
         "kl": experience.log_ratio_BT,
         "value": experience.values_BT,
@@ -220,6 +227,7 @@ def _by_token(
             name: [round(value, 4) for value in figure_BT[i, : len(ids)].tolist()]
             for name, figure_BT in figures.items()
         },
+        **({} if sample.own is None else {"own": sample.own}),
     }
 
 

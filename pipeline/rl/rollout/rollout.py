@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -206,7 +207,12 @@ def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> li
     """Cut responses off after their first token of these from a position on."""
     lengths_B = torch.tensor([len(sample.token_ids) for sample in samples])
     width = int(lengths_B.max())
-    rows = [s.token_ids + [0] * (width - len(s.token_ids)) for s in samples]
+    # What a tool put there ends nothing, whatever token it is.
+    chosen = [
+        [i if own else -1 for i, own in zip(s.token_ids, s.own or repeat(True), strict=False)]
+        for s in samples
+    ]
+    rows = [ids + [-1] * (width - len(ids)) for ids in chosen]
     cut = truncate_after_end(
         tokens_BT=torch.tensor(rows),
         mask_BT=length_mask(lengths_B=lengths_B, size=width),
@@ -218,6 +224,7 @@ def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> li
             sample,
             token_ids=sample.token_ids[:length],
             logprobs=sample.logprobs[:length],
+            own=None if sample.own is None else sample.own[:length],
             ended=sample.ended or ends,
         )
         for sample, length, ends in zip(

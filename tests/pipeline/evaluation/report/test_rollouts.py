@@ -65,3 +65,18 @@ def test_a_long_response_is_cut() -> None:
     assert found is not None
     (episode,) = found["episodes"]
     assert (len(episode["tokens"]), episode["left"]) == (MOST_TOKENS, "7 more tokens")
+
+
+def test_what_a_tool_put_there_has_no_figures_and_no_colour() -> None:
+    called = {**columns(0.5, 0.0, -0.25), "own": [True, False, True]}
+    found = rollouts([sampled(10, **called)])
+    assert found is not None
+    first, tool, last = found["episodes"][0]["tokens"]
+    assert [t["foreign"] for t in (first, tool, last)] == [False, True, False]
+    assert (tool["text"], tool["style"]) == ("w1 ", "")
+    assert tool["told"] == "put there by a tool, so that no figure is of it"
+    alone = rollouts([sampled(10, **columns(0.5, -0.25))])
+    assert alone is not None and alone["legend"] == found["legend"]
+    assert [t["style"] for t in (first, last)] == [
+        t["style"] for t in alone["episodes"][0]["tokens"]
+    ]

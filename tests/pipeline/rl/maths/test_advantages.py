@@ -179,3 +179,62 @@ def test_moments_of_parts_add_up(sample: Any, cut: int) -> None:
         [whitened(values[s], mask[s], of=whole) for s in (slice(cut), slice(cut, None))]
     )
     assert torch.allclose(pieces, whitened(values, mask, of=moments(values, mask)))
+
+
+def test_advantages_pass_over_what_a_tool_put_there_by_hand() -> None:
+    found = generalized_advantages(
+        rewards_BT=torch.tensor([[0.1, math.nan, 7.0, 0.2, 1.0]]),
+        values_BT=torch.tensor([[0.5, 9.0, math.nan, 0.4, 0.8]]),
+        mask_BT=torch.tensor([[True, False, False, True, True]]),
+        gamma=0.9,
+        lam=0.5,
+    )
+    # The value of the token before the call looks to that of the first one after its result:
+    # delta = (0.1 + 0.9 * 0.4 - 0.5, 0.2 + 0.9 * 0.8 - 0.4, 1 - 0.8) = (-0.04, 0.52, 0.2)
+    # A_5 = 0.2, A_4 = 0.52 + 0.45 * 0.2 = 0.61, A_1 = -0.04 + 0.45 * 0.61 = 0.2345
+    assert found.advantages_BT[0].tolist() == pytest.approx([0.2345, 0, 0, 0.61, 0.2])
+    assert found.returns_BT[0].tolist() == pytest.approx([0.7345, 0, 0, 1.01, 1.0])
+
+
+def test_the_score_stands_at_the_last_token_that_the_policy_chose() -> None:
+    rewards = shaped_rewards(
+        scores_B=torch.tensor([1.0, -2.0]),
+        kl_BT=torch.tensor([[0.5, math.nan, 1.0], [1.0, 3.0, math.nan]]),
+        mask_BT=torch.tensor([[True, False, True], [True, False, False]]),
+        coefficient=0.1,
+    )
+    assert rewards[0].tolist() == pytest.approx([-0.05, 0.0, 0.9])
+    assert rewards[1].tolist() == pytest.approx([-2.1, 0.0, 0.0])  # cut off within a result
+
+
+@given(episodes(), st.data())
+@settings(max_examples=50)
+def test_an_episode_without_what_a_tool_put_there_has_the_same_advantages(
+    sample: Any, data: Any
+) -> None:
+    kls, values, mask = sample
+    count, size = mask.shape
+
+    def found(kl_BT: Any, values_BT: Any, mask_BT: Any) -> Any:
+        rewards_BT = shaped_rewards(
+            scores_B=3 * values[:, 0], kl_BT=kl_BT, mask_BT=mask_BT, coefficient=0.3
+        )
+        of = moments(rewards_BT, mask_BT)
+        rewards_BT = whitened(rewards_BT, mask_BT, of=of, shift_mean=False)
+        advantages_BT, returns_BT = generalized_advantages(
+            rewards_BT=rewards_BT, values_BT=values_BT, mask_BT=mask_BT, gamma=0.97, lam=0.9
+        )
+        return whitened(advantages_BT, mask_BT, of=moments(advantages_BT, mask_BT)), returns_BT
+
+    # The policy's tokens move right, in order, behind what tools say; the first stays.
+    others = st.permutations(range(1, size + 4))
+    at = torch.tensor([[0, *sorted(data.draw(others)[: size - 1])] for _ in range(count)])
+
+    def spread(narrow: Any, filling: Any) -> Any:
+        return torch.full((count, size + 4), filling, dtype=narrow.dtype).scatter(1, at, narrow)
+
+    wide_mask = spread(mask, False)
+    wide = found(spread(kls, math.nan), spread(values, math.inf), wide_mask)
+    for told, narrow in zip(wide, found(kls, values, mask), strict=True):
+        assert torch.allclose(told.gather(1, at), narrow)
+        assert not told[~wide_mask].any()

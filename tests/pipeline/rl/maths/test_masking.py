@@ -61,3 +61,13 @@ def test_an_end_before_the_start_does_not_count() -> None:
     )
     assert found.lengths_B.tolist() == [3, 4]
     assert found.ended_B.tolist() == [True, False]
+
+
+def test_what_a_tool_put_there_has_no_value_and_no_score() -> None:
+    # The last response was cut off within what a tool said.
+    mask_BT = torch.tensor([[1, 0, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 0, 0]]).bool()
+    assert value_mask(mask_BT=mask_BT, score_position="last") is mask_BT
+    assert score_places(mask_BT=mask_BT, score_position="last").tolist() == [4, 3, 0]
+    past_BT = value_mask(mask_BT=mask_BT, score_position="past_last")
+    assert past_BT.int().tolist() == [[1, 0, 0, 1, 1], [1, 1, 0, 1, 1], [1, 1, 0, 0, 0]]
+    assert score_places(mask_BT=mask_BT, score_position="past_last").tolist() == [4, 4, 1]

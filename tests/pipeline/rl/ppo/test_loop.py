@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.errors import TrainingError
+from pipeline.generation.generate import Sample
 from pipeline.rl.learner import Average, rate_share
 from pipeline.rl.ppo.loop import _roll_out, run_update
 from pipeline.rl.ppo.optimize import Steps
@@ -329,7 +330,7 @@ def test_figures_of_responses_by_hand() -> None:
     assert repeated_share([1, 2, 3]) == 0.0
     assert repeated_share([1, 2, 1, 2, 1, 2]) == pytest.approx(1 / 3)  # 1212 2121 1212
     ids = [[1, 2], [1, 2], [3], [1, 1, 1, 1, 1]]
-    episodes: Any = SimpleNamespace(samples=[SimpleNamespace(token_ids=i) for i in ids])
+    episodes: Any = SimpleNamespace(samples=[Sample(i, True, []) for i in ids])
     episodes = type("Four", (), {"samples": episodes.samples, "__len__": lambda _: 4})()
     scores: Any = SimpleNamespace(raw_B=torch.tensor([2.0, 2.0, 1.0, 5.0]))
     one: Any = SimpleNamespace(size=1, sum=lambda values: values)
