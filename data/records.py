@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -295,6 +295,27 @@ def to_prompt(record: Record) -> PromptRow:
         raise TypeError(f"a {type(record).__name__} holds no prompt")
     meta = record.meta if isinstance(record, Ranking) else {}
     return PromptRow(prompt=prompt_of(record), id=record.id, meta=meta)
+
+
+def with_instruction(record: Record, instruction: str) -> Record:
+    """Return a record with a line more below what it asks last.
+
+    Raises:
+        TypeError: it asks nothing.
+    """
+    if isinstance(record, Conversation):
+        *asked, answer = record.messages
+        return replace(record, messages=[*_with_line(asked, instruction), answer])
+    if isinstance(record, (Completion, PromptRow, Ranking)):
+        if isinstance(record.prompt, str):
+            return replace(record, prompt=f"{record.prompt}\n{instruction}")
+        return replace(record, prompt=_with_line(record.prompt, instruction))
+    raise TypeError(f"a {type(record).__name__} asks nothing")
+
+
+def _with_line(turns: list[Message], line: str) -> list[Message]:
+    last: Message = {**turns[-1], "content": f"{turns[-1]['content']}\n{line}"}
+    return [*turns[:-1], last]
 
 
 def answer_of(record: Record) -> dict[str, object]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import BadRowsError, SourceError, in_words, nearest
-from data.records import Record
+from data.records import Record, with_instruction
 from data.sources.converting import convert
 from data.sources.files import RawRow, raw_rows
 from data.sources.folders import find_files
@@ -156,7 +156,7 @@ def _window(
             continue
         given += 1
         report.records += 1
-        yield record
+        yield _instructed(record, source)
         if given == source.limit:
             break
     check()
@@ -166,6 +166,17 @@ def _window(
             why = f"skip is {source.skip} and it holds {seen} records"
         lost = [f"{count} dropped: {what}" for what, count in report.dropped.items()]
         raise SourceError(f"nothing to read in {source.place}: {'; '.join([why, *lost])}")
+
+
+def _instructed(record: Record, source: Source) -> Record:
+    if source.instruction is None:
+        return record
+    try:
+        return with_instruction(record, source.instruction)
+    except TypeError as error:
+        raise SourceError(
+            f"{source.place}: {error}; `instruction` is for rows that do, leave it out"
+        ) from None
 
 
 @dataclass

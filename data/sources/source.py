@@ -26,6 +26,7 @@ class Source:
         columns: our name of a column -> its name, dotted path or template in the source.
         limit: at most so many records.
         skip: pass over so many records at the start.
+        instruction: line put below what each record asks.
         max_bad_share: share of malformed rows above which reading ends in an error.
 
     Raises:
@@ -44,6 +45,7 @@ class Source:
     columns: Mapping[str, str] | None = None
     limit: int | None = None
     skip: int = 0
+    instruction: str | None = None
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:

@@ -27,6 +27,8 @@ from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
 from data.world.register import write_register
+from data.world.sums import ROWS as SUMS
+from data.world.sums import sums_part
 from data.world.tasks import ROWS, Tasks
 from data.world.tongue import write_tongue
 from data.world.town import ATTRIBUTES, NAMES, Town, unknown_names
@@ -54,6 +56,10 @@ PARTS = (
     "text_tasks_heldout",
     "rephrasing",
     "rephrasing_heldout",
+    "sums",
+    "sums_heldout",
+    "sums_worked",
+    "sums_worked_heldout",
     *(f"{part}{held}" for part in LABELLED_PARTS for held in ("", "_heldout")),
 )
 
@@ -159,6 +165,8 @@ class World:
             return self.instructions(part)
         if part in ROWS:
             return Tasks(self.seed, held=part.endswith("_heldout")).rows(part)
+        if part in SUMS:
+            return sums_part(self.seed, part)
         if part.removesuffix("_heldout") in LABELLED_PARTS:
             return labelled_records(self.town, part)
         if part in PARTS:

@@ -121,8 +121,8 @@ class SourceSettings(Settings):
     hub_files: str | tuple[str, ...] | None = None
     """Files of the hub data set to read, such as "harmless-base/train.jsonl.gz"."""
     world: str | None = None
-    """Part of the embedded world: corpus, register, lists, tongue, instructions, text_tasks; with
-    labels statements, passages, names ..."""
+    """Part of the embedded world: corpus, register, lists, tongue, instructions, sums, text_tasks;
+    with labels statements, passages, names ..."""
     world_seed: int = 0
     """Seed of the embedded world."""
     format: str = "auto"
@@ -133,6 +133,9 @@ class SourceSettings(Settings):
     """At most so many rows; where a stage looks at a certain number of rows, as many if more."""
     skip: NonNegativeInt = 0
     """Rows to pass over at the start."""
+    # Left out where it is not given: runs from before there was such a setting go on.
+    instruction: str | None = Field(None, min_length=1, exclude_if=lambda given: given is None)
+    """Line put below what each row asks, such as "Let's think step by step."."""
     max_bad_share: Annotated[Share, SameResult()] = 0.01
     """Share of malformed rows above which the stage stops."""
 

@@ -16,6 +16,7 @@ from pipeline.estimate.model.flops import Rows, forward_flops
 from pipeline.estimate.model.memory import BF16, FP32, decoding_memory, working_bytes
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import MEASURED, Count, Tree
+from pipeline.evaluation.benchmarks.settings import WorkedSettings
 from pipeline.models.batches import MOST_LOGITS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _TEXTS: Mapping[str, Callable[[Any], tuple[str, Sequence[str]]]] = {
     "choices": lambda question: (question.question, question.choices),
     "truthfulqa": lambda question: (question.question, question.answers),
     "gsm8k": lambda problem: (problem.question, (problem.answer,)),
+    "world_sums": lambda problem: (problem.question, (problem.answer,)),
     "world_facts": lambda row: (turn_text(row.prompt[-1]), ()),
     "world_lists": lambda line: (line.asked.question, line.asked.choices),
 }
@@ -73,14 +75,18 @@ def asked_by(stage: str, settings: EvaluateSettings, estimator: Estimator) -> li
         rows, questions = _questions(stage, task, estimator, count)
         shots, draws = getattr(task, "shots", 0), getattr(task, "draws", 1)
         before = shots * fmean(q + (fmean(a) if a else 0.0) for q, a in questions)
-        if task.kind == "gsm8k" and not shots:
-            before = float(count(task.instruction))
+        ways = 1
+        if isinstance(task, WorkedSettings):
+            ways = len(task.ways)
+            if not shots:
+                before = float(count(task.instruction if True in task.ways else ""))
         prompts = [question + before for question, _ in questions]
         most = getattr(task, "max_new_tokens", None)  # the other tasks compare likelihoods
         if most is None:
             found.append(Asked(task.called, rows * draws, prompts, [a for _, a in questions]))
             continue
-        answers, new = rows * draws * getattr(task, "samples", 1), estimator.response(stage, most)
+        answers = rows * draws * ways * getattr(task, "samples", 1)
+        new = estimator.response(stage, most)
         found.append(Asked(task.called, answers, prompts, [], new, most))
         if task.kind == "world_facts":
             found.append(_likelihoods(task, count))

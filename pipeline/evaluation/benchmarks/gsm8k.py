@@ -4,12 +4,14 @@ An answer is read in three ways side by side: `strict` (behind `#### `), `flexib
 number), and `person` (`numbers.read_number`). With several samples a question, `maj@k` is the
 accuracy of their majority (self-consistency), unbiased for each k up to their number. Of answers
 with calculator's marks it is told how many have a slip, a result that is not the calculator's.
+Asked in both ways (Wei et al. 2022, Kojima et al. 2022), the answers without steps are in `direct`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from data.sources.values import RowError, as_text
@@ -20,21 +22,23 @@ from pipeline.evaluation.benchmarks.majority import majority_right
 from pipeline.evaluation.benchmarks.measures import Measure, Row
 from pipeline.evaluation.benchmarks.numbers import read_flexible, read_number, read_strict
 from pipeline.evaluation.benchmarks.rows import read_with_examples
-from pipeline.evaluation.benchmarks.settings import Gsm8kSettings
+from pipeline.evaluation.benchmarks.settings import Gsm8kSettings, WorkedSettings
 from pipeline.generation.generate import Sampling
 from pipeline.generation.tools.marks import slips
 
 _MARKS = re.compile(r"<<[^<>]*>>")
 """The calculator's marks in the worked answers, which nobody would write."""
+READINGS = ("strict", "flexible", "person")
 UNTIL = ("Question:", "</s>", "<|im_end|>")
 """What ends an answer in plain text, as in lm-eval's task."""
 
 
 class Problem(NamedTuple):
-    """A question and its worked answer."""
+    """A question, its worked answer, and what says the result alone."""
 
     question: str
     answer: str
+    result: str
 
 
 def read_problem(row: Mapping[str, Any]) -> Problem:
@@ -48,9 +52,11 @@ def read_problem(row: Mapping[str, Any]) -> Problem:
             raise RowError(f"no column '{column}'; columns: {', '.join(row)}")
     answer = row["answer"]
     answer = str(answer) if type(answer) in (int, float) else as_text(answer, "answer")
-    if read_number(answer) is None:
+    number, mark = read_number(answer), answer.rfind("####")
+    if number is None:
         raise RowError(f"answer {answer[-60:]!r} holds no number")
-    return Problem(as_text(row["question"], "question"), answer)
+    result = answer[mark:] if mark >= 0 else str(number)
+    return Problem(as_text(row["question"], "question"), answer, result)
 
 
 def prepare(
@@ -61,43 +67,73 @@ def prepare(
 
 
 def ask(
-    task: Gsm8kSettings, prepared: tuple[list[Problem], list[Problem]], subject: Subject
+    task: WorkedSettings,
+    prepared: tuple[list[Problem], list[Problem]],
+    subject: Subject,
+    *,
+    read: Sequence[str] = READINGS,
 ) -> Iterator[Row]:
-    """Yield a row for each problem and draw of examples."""
+    """Yield a row for each problem and draw of examples; `read` are the readings told."""
     problems, pool = prepared
-    sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=task.temperature)
     for draw in range(task.draws):
         before = drawn(pool, task.shots, draw=draw, seed=subject.seed)
-        prompts = [
-            subject.context(
-                one.question if task.shots else f"{one.question}\n{task.instruction}",
-                [Example(e.question, _MARKS.sub("", e.answer)) for e in before(one)],
-            )
-            for one in problems
-        ]
-        all_answers = write_answers(
-            subject,
-            [prompt for prompt in prompts for _ in range(task.samples)],
-            sampling=sampling,
-            label=task.called,
-            seed=subject.seed + draw,
-            until=UNTIL if subject.plain else (),
+        shown = [before(one) for one in problems]
+        first, *rest = (
+            _answered(task, problems, shown, subject, steps=steps, draw=draw, read=read)
+            for steps in task.ways
         )
-        marked, answers = any("<<" in one.text for one in all_answers), iter(all_answers)
-        for index, (one, prompt) in enumerate(zip(problems, prompts, strict=True)):
-            written = [next(answers) for _ in range(task.samples)]
+        for index, one in enumerate(problems):
             yield {
                 "index": index,
                 "draw": draw,
                 "shots": task.shots,
                 "question": one.question,
                 "answer": one.answer,
-                "responses": [each.text for each in written],
-                "ended": [each.ended for each in written],
-                "readings": readings(one.answer, [each.text for each in written]),
-                **({"slips": [slips(each.text) for each in written]} if marked else {}),
-                "first_tokens": subject.opening(prompt),
+                **first[index],
+                **({"direct": rest[0][index]} if rest else {}),
             }
+
+
+def _answered(
+    task: WorkedSettings,
+    problems: Sequence[Problem],
+    shown: Sequence[Sequence[Problem]],
+    subject: Subject,
+    *,
+    steps: bool,
+    draw: int,
+    read: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return what is kept of the answers to each problem, asked with steps or without."""
+    instruction = task.instruction if steps else task.direct_instruction
+    prompts = [
+        subject.context(
+            one.question if task.shots or not instruction else f"{one.question}\n{instruction}",
+            [Example(e.question, _MARKS.sub("", e.answer if steps else e.result)) for e in before],
+        )
+        for one, before in zip(problems, shown, strict=True)
+    ]
+    answers = write_answers(
+        subject,
+        [prompt for prompt in prompts for _ in range(task.samples)],
+        sampling=Sampling(max_new_tokens=task.max_new_tokens, temperature=task.temperature),
+        label=task.called,
+        seed=subject.seed + draw,
+        until=UNTIL if subject.plain else (),
+    )
+    marked, left, kept = any("<<" in one.text for one in answers), iter(answers), []
+    for one, prompt in zip(problems, prompts, strict=True):
+        written = [next(left) for _ in range(task.samples)]
+        texts = [each.text for each in written]
+        found = readings(one.answer, texts)
+        kept.append({
+            "responses": texts,
+            "ended": [each.ended for each in written],
+            "readings": {name: found[name] for name in read},
+            **({"slips": [slips(text) for text in texts]} if marked else {}),
+            "first_tokens": subject.opening(prompt),
+        })  # fmt: skip
+    return kept
 
 
 def readings(answer: str, responses: list[str]) -> dict[str, dict[str, Any]]:
@@ -122,16 +158,31 @@ def readings(answer: str, responses: list[str]) -> dict[str, dict[str, Any]]:
 def measures(row: Row) -> Iterator[Measure]:
     """Yield the share of right answers by each reading, and of right majorities of 2, 4, 8 ...
 
+    `majority_gain` is what the largest of these gains over one answer, `steps_gain` what steps gain
+    over the answer alone, whose figures are called `direct_...`; both over the same questions.
     Where some answers have calculator's marks, also the share of all that have one which can be
     read, and the share of all that have a wrong one.
     """
+    yield from _measures(row)
+    if "direct" in row:
+        direct = {(one.metric, one.reading): one for one in _measures(row["direct"])}
+        for one in direct.values():
+            yield one._replace(metric=f"direct_{one.metric}")
+        for one in _measures(row):
+            if one.metric == "accuracy":
+                other = direct[one.metric, one.reading]
+                yield Measure("steps_gain", one.value - other.value, one.reading)
+
+
+def _measures(row: Row) -> Iterator[Measure]:
     for name, reading in row["readings"].items():
         given = reading["given"]
-        votes = 1
-        while votes <= len(given):
-            metric = "accuracy" if votes == 1 else f"maj@{votes}"
-            yield Measure(metric, majority_right(given, reading["right"], votes), name)
-            votes *= 2
+        right = partial(majority_right, given, reading["right"])
+        votes = [2**power for power in range(len(given).bit_length())]
+        for count in votes:
+            yield Measure("accuracy" if count == 1 else f"maj@{count}", right(count), name)
+        if len(votes) > 1:
+            yield Measure("majority_gain", right(votes[-1]) - right(1), name)
         yield Measure("read", sum(one is not None for one in given) / len(given), name)
     if "slips" in row:
         found = row["slips"]

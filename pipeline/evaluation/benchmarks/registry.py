@@ -12,6 +12,7 @@ from pipeline.evaluation.benchmarks import (
     truthfulqa,
     world_facts,
     world_lists,
+    world_sums,
 )
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.measures import Measure, Row
@@ -37,5 +38,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gsm8k": Benchmark(gsm8k.prepare, gsm8k.ask, gsm8k.measures),
     "world_facts": Benchmark(world_facts.prepare, world_facts.ask, world_facts.measures),
     "world_lists": Benchmark(world_lists.prepare, world_lists.ask, choices.measures),
+    "world_sums": Benchmark(world_sums.prepare, world_sums.ask, gsm8k.measures),
     "lm_eval": Benchmark(lm_eval_task.prepare, lm_eval_task.ask, lm_eval_task.measures),
 }

@@ -93,25 +93,65 @@ class TruthfulQaSettings(TaskSettings):
         return (self.source,)
 
 
-class Gsm8kSettings(FewShotSettings):
-    """GSM8K from a file of `question` and worked `answer`, with self-consistency."""
+class WorkedSettings(ShotsSettings):
+    """A task whose answers are numbers, worked out step by step, with self-consistency."""
 
-    kind: Literal["gsm8k"] = "gsm8k"
-    """Kind of task."""
+    steps: Literal[True, False, "both"] = Field(True, exclude_if=lambda given: given is True)
+    """Ask for steps and show them in examples, or for the answer alone; `both` asks in both ways
+    and tells what the steps gain, over the same questions."""
     samples: PositiveInt = 1
     """Answers to each question; of several, maj@k for k = 2, 4, 8 ... is told."""
     temperature: NonNegative = 0.0
     """Divides the logits; 0 takes the likeliest token, and then one sample is all there is."""
     max_new_tokens: PositiveInt = 256
     """Most tokens of an answer."""
-    instruction: str = "Work it out step by step, then write #### and the answer as a number."
-    """Added to the question where no examples show the form."""
+    instruction: str
+    """Added to the question where no examples show the form, and steps are asked for."""
+    direct_instruction: str = Field("", exclude_if=lambda given: not given)
+    """The same where the answer alone is asked for."""
+
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        """Whether steps are asked for, in each way of asking."""
+        return (True, False) if self.steps == "both" else (self.steps,)
 
     @model_validator(mode="after")
-    def _samples_differ(self) -> Gsm8kSettings:
+    def _samples_differ(self) -> WorkedSettings:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples at temperature 0 are alike; set a temperature, such as 0.7")
+        if self.direct_instruction and self.steps is True:
+            raise ValueError("direct_instruction is for answers alone; set steps to false or both")
         return self
+
+
+class Gsm8kSettings(WorkedSettings, FewShotSettings):
+    """GSM8K from a file of `question` and worked `answer`, with self-consistency."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    """Kind of task."""
+    instruction: str = "Work it out step by step, then write #### and the answer as a number."
+    """Added to the question where no examples show the form, and steps are asked for."""
+
+
+class WorldSumsSettings(WorkedSettings):
+    """Sums of two steps of the embedded world, whose numbers were held out together."""
+
+    kind: Literal["world_sums"] = "world_sums"
+    """Kind of task."""
+    world_seed: int = 0
+    """Seed of the embedded world."""
+    limit: PositiveInt | None = None
+    """At most so many questions, the first; all when not given."""
+    max_new_tokens: PositiveInt = 48
+    """Most tokens of an answer."""
+    instruction: str = "Let's think step by step."
+    """Added to the question where no examples show the form, and steps are asked for."""
+
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """The world's sums, held out, and those that examples are drawn from."""
+        parts = ("sums_worked_heldout", "sums_worked")[: 1 + bool(self.shots)]
+        return tuple(SourceSettings(world=part, world_seed=self.world_seed) for part in parts)
 
 
 class WorldFactsSettings(TaskSettings):
@@ -184,11 +224,12 @@ Task = Annotated[
     | Annotated[Gsm8kSettings, Tag("gsm8k")]
     | Annotated[WorldFactsSettings, Tag("world_facts")]
     | Annotated[WorldListsSettings, Tag("world_lists")]
+    | Annotated[WorldSumsSettings, Tag("world_sums")]
     | Annotated[LmEvalSettings, Tag("lm_eval")],
     by_kind(
         "task_kind",
         "a task is a mapping whose `kind` is one of choices, truthfulqa, "
-        "gsm8k, world_facts, world_lists and lm_eval",
+        "gsm8k, world_facts, world_lists, world_sums and lm_eval",
     ),
 ]
 """One entry of `tasks`."""

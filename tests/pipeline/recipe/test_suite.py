@@ -34,6 +34,7 @@ def test_every_kind_of_task_can_be_named(tmp_path: Path) -> None:
         "gsm8k": rows,
         "world_facts": "limit: 3",
         "world_lists": "shots: 2",
+        "world_sums": "steps: both",
     }
     lines = [f"  - {{kind: {kind}, {given}}}" for kind, given in kinds.items()]
     path.write_text("\n".join(["tasks:", *lines, "  - {kind: lm_eval, task: arc_easy, shots: 5}"]))

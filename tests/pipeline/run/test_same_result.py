@@ -28,7 +28,7 @@ RESULT: dict[str, str] = {
     ),
     "SourceSettings": (
         "path hub hub_name hub_split hub_revision hub_files world world_seed format columns "
-        "limit skip"
+        "limit skip instruction"
     ),
     "PretrainSettings": (
         "kind seed train heldout heldout_share tokenizer model objective masking spans noise "
@@ -108,10 +108,15 @@ RESULT: dict[str, str] = {
     "ChoicesSettings": "kind name source shots draws examples",
     "TruthfulQaSettings": "kind name source",
     "Gsm8kSettings": (
-        "kind name source shots draws examples samples temperature max_new_tokens instruction"
+        "kind name source shots draws examples steps samples temperature max_new_tokens "
+        "instruction direct_instruction"
     ),
     "WorldFactsSettings": "kind name world_seed limit max_new_tokens",
     "WorldListsSettings": "kind name shots draws world_seed",
+    "WorldSumsSettings": (
+        "kind name shots draws world_seed limit steps samples temperature max_new_tokens "
+        "instruction direct_instruction"
+    ),
     "LmEvalSettings": "kind name task folder shots draws limit chat",
 }
 """Fields that change the result, by class of settings."""
