@@ -438,3 +438,20 @@ def test_a_mapped_column_that_is_missing_names_the_file_once(tmp_path):
     with pytest.raises(SourceError) as caught:
         list(read(Source(path=str(path), columns={"prompt": "quest"})))
     assert str(caught.value).startswith(f"{path}:1: no column 'quest'")
+
+
+def test_an_instruction_stands_below_what_each_row_asks(tmp_path):
+    line = "Let's think step by step."
+    plain = Source(path=write(tmp_path / "a.jsonl", json_lines(PAIRS)), instruction=line)
+    assert [one.prompt for one in read(plain)] == [f"p{i}\n{line}" for i in range(5)]
+    chats = list(read(Source(world="sums", limit=3, instruction=line)))
+    bare = list(read(Source(world="sums", limit=3)))
+    for asked, other in zip(chats, bare, strict=True):
+        (question, answer), (before, same) = asked.messages, other.messages
+        assert question["content"] == f"{before['content']}\n{line}" and answer == same
+    rows = [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}]
+    path = write(tmp_path / "r.jsonl", json_lines(rows))
+    [ranked] = read(Source(path=path, instruction=line))
+    assert ranked.prompt == f"p\n{line}"
+    with pytest.raises(SourceError, match=r"world:corpus: a Document asks nothing; `instruction`"):
+        next(read(Source(world="corpus", instruction=line)))
