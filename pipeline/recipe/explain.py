@@ -109,7 +109,8 @@ def _settings(recipe: Recipe, settings: Settings, keys: Keys) -> Iterator[Explai
         value = getattr(settings, field)
         here = (*keys, field)
         meaning = " ".join((info.description or "").split())
-        plain = settings.model_dump(mode="json", include={field})[field]
+        # What stands at its default may be left out.
+        plain = settings.model_dump(mode="json", include={field}).get(field, value)
         nested = isinstance(value, Settings)
         yield _entry(recipe, here, "" if nested else _text(plain), meaning)
         if _FILLER in _origin(recipe, here):
