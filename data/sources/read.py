@@ -150,13 +150,13 @@ def _window(
 ) -> Iterator[tuple[str, Record]]:
     """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
     seen = given = 0
-    for record in records:
+    for where, record in records:
         seen += 1
         if seen <= source.skip:
             continue
         given += 1
         report.records += 1
-        yield _instructed(record, source)
+        yield where, _instructed(record, source)
         if given == source.limit:
             break
     check()
