@@ -3,6 +3,7 @@
 `markdown-it-py` runs with HTML off, so that tags in an answer are shown as text; `nh3` then lets
 nothing through but the tags listed here, without attributes. Links and pictures become text with
 the address beside it: a page that somebody rates must not load, or lead to, what a model chose.
+Calls of tools, `<<48/2=24>>`, are shown in two parts: what the model wrote, and what it was given.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup
 
@@ -21,13 +23,33 @@ LONGEST = 100_000
 _TAGS = {
     *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li"),
     *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
+    *("kbd", "samp"),
 }
+_CALL = re.compile(
+    r"(?<!<)<<(?P<kbd>(?:[A-Za-z_]\w*:)?[^<>=\r\n]*=)(?P<samp>(?:(?!<<|>>)[^\r\n])*)>>"
+)
+"""A call as `pipeline.generation.tools` has it in a text."""
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
+    parser.inline.ruler.before("autolink", "call", _read_call)
     return parser.enable(["table", "strikethrough"])
+
+
+def _read_call(state: StateInline, silent: bool) -> bool:
+    """Read a call and its result; what stands in them is no Markdown."""
+    match = _CALL.match(state.src, state.pos, state.posMax)
+    before = state.src[state.src.rfind("\n", 0, state.pos) + 1 : state.pos]
+    if match is None or before.rfind("<<") > before.rfind(">>"):  # it stands in an unfinished one
+        return False
+    for tag, content in () if silent else match.groupdict().items():
+        state.push("call_open", tag, 1)
+        state.push("text", "", 0).content = content
+        state.push("call_close", tag, -1)
+    state.pos = match.end()
+    return True
 
 
 _PARSER = _parser()

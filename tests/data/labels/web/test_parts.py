@@ -28,7 +28,7 @@ from data.records import dense_ranks
 
 TAGS = {
     *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li"),
-    *("h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
+    *("h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "kbd", "samp"),
 }
 
 
@@ -60,6 +60,27 @@ def test_markdown_is_shown() -> None:
 )
 def test_links_pictures_and_tags_become_text(text: str, shown: str) -> None:
     assert to_html(text).strip() == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a <<3*4*5=60>>60", "a <kbd>3*4*5=</kbd><samp>60</samp>60"),
+        ("<<search:Who is <b>?=x>>", "&lt;&lt;search:Who is &lt;b&gt;?=x&gt;&gt;"),
+        ("<<search:Who?=<b>*M*</b> > 2>>", "<kbd>search:Who?=</kbd>"
+         "<samp>&lt;b&gt;*M*&lt;/b&gt; &gt; 2</samp>"),
+        ("**<<1/0=error: zero>>**", "<strong><kbd>1/0=</kbd><samp>error: zero</samp></strong>"),
+        # What is no call is text: unfinished, in another, on two lines, or in a code span.
+        ("<<48/2=24", "&lt;&lt;48/2=24"),
+        ("<<1+<<2+2=4>>", "&lt;&lt;1+&lt;&lt;2+2=4&gt;&gt;"),
+        ("<<1+\n<<2+2=4>>", "&lt;&lt;1+<br>\n<kbd>2+2=</kbd><samp>4</samp>"),
+        ("<<<1+1=2>>", "&lt;&lt;&lt;1+1=2&gt;&gt;"),
+        ("<<1+1=\n2>>", "&lt;&lt;1+1=<br>\n2&gt;&gt;"),
+        ("`<<1+1=2>>`", "<code>&lt;&lt;1+1=2&gt;&gt;</code>"),
+    ],
+)  # fmt: skip
+def test_a_call_of_a_tool_and_its_result_are_shown_apart(text: str, shown: str) -> None:
+    assert to_html(text).strip() == f"<p>{shown}</p>"
 
 
 @given(st.text(alphabet=st.sampled_from("<>&\"'`[]()!*_#|-=/:\n \\ascriptonimg\x00"), max_size=80))
