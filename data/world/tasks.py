@@ -42,7 +42,7 @@ _OPINIONS = (
     "the {t} with {n} was {a}",
     "{n} found our {t} {a}",
 )
-_GERMAN = {
+GERMAN = {
     "baker": "Bäcker", "tailor": "Schneider", "smith": "Schlosser", "potter": "Töpfer",
     "teacher": "Lehrer", "doctor": "Mediziner", "fisher": "Fischer", "gardener": "Gärtner",
     "carpenter": "Tischler", "weaver": "Weber",
@@ -104,7 +104,7 @@ class Tasks:
     def translation(self) -> tuple[str, str]:
         """Ask for a sentence in German."""
         name, attribute, value = self.rng.choice(self.couples)
-        german = _GERMAN[value]
+        german = GERMAN[value]
         if attribute == "job" and name in WOMEN:
             german += "in"
         asked = self._stated(name, attribute, value)

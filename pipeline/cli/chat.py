@@ -261,7 +261,7 @@ class Session:
         )
         reply = ""
         try:
-            for piece in _pieces(chat_model.tokenizer, tokens):
+            for piece in _pieces(chat_model.tokenizer, (token.id for token in tokens)):
                 reply += piece
                 self.output.write(_printable(piece))
                 self.output.flush()

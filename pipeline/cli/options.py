@@ -38,7 +38,7 @@ SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 def load_plugins(paths: list[Path] | None, expected: list[str] | None = None) -> None:
     """Run the user's files, each as it was for the process that started this one, if one did."""
     if paths:
-        from reward.functions import load_plugin
+        from reward.plugins import load_plugin
 
         for place, path in enumerate(paths):
             load_plugin(path, sha256=expected[place] if expected else None)

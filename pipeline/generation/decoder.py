@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From logits (B, V) and numbers of [0, 1) (B,) to tokens and their log-probabilities (B,)."""
 
+Follow = Callable[[int, list[int], bool, int], Sequence[int]]
+"""From a response's place, its tokens, whether the last one ends it, and the tokens that it may
+still have, to those that follow; with some it goes on."""
+
 Memory = Literal["window", "own", "none"]
 """Where keys, values and states are kept: in columns of ours, in the model's cache, nowhere."""
 
@@ -62,22 +66,25 @@ class Response:
 
     Attributes:
         token_ids: its tokens so far.
-        logprobs: their log-probabilities.
+        logprobs: their log-probabilities; 0 of a token that was not drawn.
+        own: whether each was drawn.
         ended: whether the last token ends it.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
     ended: bool = False
 
 
 @dataclass
 class Row:
-    """A running row: the prompt it answers, the column it begins at, and its newest token."""
+    """A running row: its prompt, the column it begins at, its newest token, those that follow."""
 
     place: int
     start: int
     token: int
+    follow: deque[int] = field(default_factory=deque)
 
 
 class Decoder:
@@ -101,6 +108,7 @@ class Decoder:
         slots: int,
         memory: Memory = "window",
         stop: Callable[[list[int]], bool] | None = None,
+        follow: Follow | None = None,
         least_shared: int = LEAST_SHARED,
         prefill: int | None = None,
     ) -> None:
@@ -117,6 +125,7 @@ class Decoder:
             slots: most rows in the batch.
             memory: what its rows remember; "window" is "own" where the layers are not plain ones.
             stop: tells of a response's tokens whether the last of them ends it.
+            follow: tells which tokens follow one that was drawn, whatever the model would say.
             least_shared: tokens that prompts begin alike with to have them computed once.
             prefill: prompts of a pass over them, among them the next ones, which wait with their
                 keys and values; None takes those that are let in, all at once.
@@ -124,6 +133,7 @@ class Decoder:
         self.model, self.prompts, self.limits, self.draw = model, prompts, limits, draw
         self.uniforms_NT = uniforms_NT.to(model.device)
         self.eos, self.pad, self.stop = frozenset(eos_token_ids), pad_token_id, stop
+        self.follow = follow
         self.slots, self.prefill = min(slots, len(prompts)), prefill
         self.responses = [Response() for _ in prompts]
         self.finished = 0
@@ -293,17 +303,27 @@ class Decoder:
         ready = set()
         for row, token, logprob in drawn:
             response = self.responses[row.place]
-            response.token_ids.append(token)
-            response.logprobs.append(logprob)
-            response.ended = token in self.eos or (
-                self.stop is not None and self.stop(response.token_ids)
-            )
-            row.token = token
+            own = not row.follow
+            row.token = token if own else row.follow.popleft()
+            response.token_ids.append(row.token)
+            response.logprobs.append(logprob if own else 0.0)
+            response.own.append(own)
+            if own:
+                self._end_or_follow(row, response)
             if response.ended or len(response.token_ids) == self.limits[row.place]:
                 ready.add(row.place)
         if ready:
             self.finished += len(ready)
             self._drop(ready)
+
+    def _end_or_follow(self, row: Row, response: Response) -> None:
+        """Tell whether the token just drawn ends a response, and which tokens follow it."""
+        ids = response.token_ids
+        response.ended = row.token in self.eos or (self.stop is not None and self.stop(ids))
+        if self.follow is not None:
+            room = self.limits[row.place] - len(ids)
+            row.follow.extend(self.follow(row.place, ids, response.ended, room))
+            response.ended = response.ended and not row.follow
 
     def _drop(self, places: set[int]) -> None:
         """Take rows out of the batch; the last ones fill the gaps, which copies least."""

@@ -19,16 +19,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.errors import ModelError
 from data.text.continuation import continuation_text
-from pipeline.generation.decoder import Decoder
+from pipeline.generation.decoder import Decoder, Response
 from pipeline.generation.packed_weights import packed_weights
 from pipeline.generation.seq2seq import decoder_for
+from pipeline.generation.tools.calls import Call
+from pipeline.generation.tools.toolbox import Calling, ToolBox
 from pipeline.generation.trial import fitting_memory
 from pipeline.models.batches import MOST_LOGITS
 from pipeline.models.load import context_length
@@ -80,17 +82,26 @@ class Sample:
             unscaled when the temperature is 0.
         own: whether each token is the model's own; one that a tool's result put there has a
             log-probability of 0. None where all are the model's.
+        calls: the calls of tools, in order.
     """
 
     token_ids: list[int]
     ended: bool
     logprobs: list[float]
     own: list[bool] | None = None
+    calls: tuple[Call, ...] = ()
 
     @property
     def own_ids(self) -> list[int]:
         """The tokens that are the model's own."""
         return self.token_ids if self.own is None else list(compress(self.token_ids, self.own))
+
+
+class Token(NamedTuple):
+    """A token of a response, and whether the model drew it."""
+
+    id: int
+    own: bool
 
 
 def generate(
@@ -103,6 +114,7 @@ def generate(
     generator: torch.Generator,
     batch_size: int = 64,
     stop: Callable[[list[int]], bool] | None = None,
+    tools: ToolBox | None = None,
     wide: bool = False,
     advance: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -118,6 +130,7 @@ def generate(
         generator: source of the random numbers; moves on by the same amount whatever is sampled.
         batch_size: prompts decoded together.
         stop: tells of a response's tokens whether the last of them ends it.
+        tools: what responses may call; results count as new tokens.
         wide: decode more rows than a batch of prompts has, which reads the weights less often.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
@@ -130,7 +143,7 @@ def generate(
     limits = _limits(model, prompts, sampling.max_new_tokens)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = _uniforms(len(prompts), sampling, generator)
-    order = _longest_first(prompts)
+    order, calling = _longest_first(prompts), Calling(tools, len(prompts))
     with evaluating(model):
         decoder = decoder_for(model)(
             model,
@@ -143,12 +156,18 @@ def generate(
             slots=_rows(model, _longest(prompts, limits), batch_size) if wide else batch_size,
             memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
             stop=stop,
+            follow=None if tools is None else calling.follow,
             prefill=batch_size if wide else None,
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
             _finish(decoder, advance)
-    by_place = dict(zip(order, decoder.responses, strict=True))
-    return [Sample(r.token_ids, r.ended, r.logprobs) for _, r in sorted(by_place.items())]
+    by_place = dict(zip(order, map(_sample, decoder.responses, calling.calls), strict=True))
+    return [sample for _, sample in sorted(by_place.items())]
+
+
+def _sample(response: Response, calls: Sequence[Call]) -> Sample:
+    own = None if all(response.own) else response.own
+    return Sample(response.token_ids, response.ended, response.logprobs, own, tuple(calls))
 
 
 def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:
@@ -175,8 +194,9 @@ def stream(
     sampling: Sampling,
     eos_token_ids: Sequence[int],
     generator: torch.Generator,
+    tools: ToolBox | None = None,
     say: Callable[[str], None] | None = None,
-) -> Iterator[int]:
+) -> Iterator[Token]:
     """Yield the tokens of one response as they are sampled; the end-of-sequence token is not.
 
     Raises:
@@ -197,11 +217,13 @@ def stream(
         pad_token_id=0,
         slots=1,
         memory=fitting_memory(model, length=_longest([prompt], limits), say=say),
+        follow=None if tools is None else Calling(tools, 1).follow,
     )
     while not decoder.done:
         decoder.step()
-        if not decoder.responses[0].ended:
-            yield decoder.responses[0].token_ids[-1]
+        response = decoder.responses[0]
+        if not response.ended:
+            yield Token(response.token_ids[-1], response.own[-1])
 
 
 def response_text(

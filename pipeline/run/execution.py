@@ -96,7 +96,7 @@ def run_stage(
 
 def _record(attempt: Attempt, recipe: Recipe, key: Mapping[str, Any]) -> dict[str, Any]:
     """Note what an attempt is started with; return the settings beside its key."""
-    from reward.functions import plugins
+    from reward.plugins import plugins
 
     beside = beside_result(recipe.stages[attempt.stage])
     facts = {"key": key, "beside": beside, "plugins": [str(p.path) for p in plugins()]}

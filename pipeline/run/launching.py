@@ -131,7 +131,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
 
 def _plugin_options() -> list[str]:
     """Return what makes another process load the same plugins, or refuse if they changed."""
-    from reward.functions import plugins
+    from reward.plugins import plugins
 
     return [
         argument

@@ -113,7 +113,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     """
     from data.sources.fingerprint import fingerprint
     from data.sources.source import Source
-    from reward.functions import require_function
+    from reward.functions import REWARDS
 
     settings = recipe.stages[stage]
     sources, functions = {}, {}
@@ -122,7 +122,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
             if isinstance(value, SourceSettings):
                 sources[place] = fingerprint(value.source())
             elif value is not None and any(isinstance(mark, UserFunction) for mark in marks):
-                functions[value] = require_function(value)
+                functions[value] = REWARDS.sha256(value)
             elif value is not None and any(isinstance(mark, HashedFolder) for mark in marks):
                 sources[place] = fingerprint(Source(hub=value))
         except (SourceError, RecipeError) as error:

@@ -170,12 +170,11 @@ def _own_process() -> Iterator[None]:
         sys.path[:] = path
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        functions: Any = sys.modules.get("reward.functions")
-        if functions is not None:
-            functions._plugins.clear()
-            functions._functions.clear()
+        plugins: Any = sys.modules.get("reward.plugins")
+        if plugins is not None:
+            plugins.forget_all()
             for name in sys.modules.keys() - modules:
-                if name.startswith(functions.PREFIX):
+                if name.startswith(plugins.PREFIX):
                     del sys.modules[name]
 
 

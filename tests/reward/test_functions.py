@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from data.errors import RecipeError, RewardError, UsageError
-from reward import functions
-from reward.functions import function, load_plugin, plugins, require_function, reward
+from reward import plugins as plugin_files
+from reward.functions import REWARDS, function, reward
+from reward.plugins import load_plugin, plugins
 from reward.scorer import Facts, InformedScorer, Scorer, scores_of
 
 POLITE = """
@@ -29,8 +30,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(functions, "_plugins", {})
-    monkeypatch.setattr(functions, "_functions", {})
+    monkeypatch.setattr(plugin_files, "_plugins", {})
+    monkeypatch.setattr(REWARDS, "functions", {})
     yield
 
 
@@ -49,7 +50,7 @@ def test_a_file_registers_functions_that_score(write: Write) -> None:
     plugin = load_plugin(path)
     assert plugin.path == path.resolve() and plugins() == [plugin]
     assert plugin.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert require_function("polite") == plugin.sha256
+    assert REWARDS.sha256("polite") == plugin.sha256
     scorer = function("polite")
     assert isinstance(scorer, Scorer) and isinstance(scorer, InformedScorer)
     assert scorer.name == "polite"
@@ -58,8 +59,8 @@ def test_a_file_registers_functions_that_score(write: Write) -> None:
 
 def test_a_changed_file_is_loaded_anew_and_an_unchanged_one_is_not(write: Write) -> None:
     first = load_plugin(write(POLITE + "calls = []\n"))
-    before = functions._functions["polite"]
-    assert load_plugin(first.path) == first and functions._functions["polite"] is before
+    before = REWARDS.functions["polite"]
+    assert load_plugin(first.path) == first and REWARDS.functions["polite"] is before
     write(POLITE.replace("1.0 if", "2.0 if"))
     assert load_plugin(first.path).sha256 != first.sha256
     assert function("polite").score(["q"], ["please"]) == [2.0]
@@ -105,7 +106,7 @@ def open_ended(prompts, responses, **more):
         ("x = 1\ndef f(:\n", r"line 2: SyntaxError"),
         ("def f():\n    return 1 / 0\n\n\nf()\n", r"line 2: ZeroDivisionError"),
         ("import sys\nsys.exit(3)\n", r"line 2: SystemExit: 3"),
-        ("x = 1\n", r'registers no reward; put @reward\("name"\)'),
+        ("x = 1\n", r'registers no reward and no tool; put @reward\("name"\)'),
         (POLITE + POLITE, r"two functions are called 'polite': .*mine.py:4 and .*mine.py:10"),
         (POLITE.replace('("polite")', ""), r"a reward needs a name in quotes"),
     ],
@@ -113,7 +114,7 @@ def open_ended(prompts, responses, **more):
 def test_a_file_that_fails_is_named_with_its_line(write: Write, text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=rf"--plugin .*mine\.py.*{expected}"):
         load_plugin(write(text))
-    assert plugins() == [] and functions._functions == {}
+    assert plugins() == [] and REWARDS.functions == {}
     load_plugin(write(POLITE))  # mended, it loads
     assert function("polite").score(["q"], ["please"]) == [1.0]
 
@@ -165,7 +166,7 @@ def test_functions_of_an_imported_module_work_and_a_cell_may_run_again() -> None
 
     assert function("cell").score(["q"], ["a"]) == [2.0]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    assert require_function("cell") == digest
+    assert REWARDS.sha256("cell") == digest
 
 
 OWN = {

@@ -12,7 +12,7 @@ from data.errors import ArtifactError, ModelError, UsageError
 from pipeline.cli import chat as chat_module
 from pipeline.cli.chat import _pieces, _printable, chat
 from pipeline.cli.chat_models import load_chat_model, short_names
-from pipeline.generation.generate import Sampling
+from pipeline.generation.generate import Sampling, Token
 
 
 @pytest.fixture
@@ -53,9 +53,10 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         tokenizers.append(chat_model.tokenizer)
         return chat_model
 
-    def stream(model: Any, prompt: list[int], **_: Any) -> Iterator[int]:
+    def stream(model: Any, prompt: list[int], **_: Any) -> Iterator[Token]:
         seen.append(prompt)
-        yield from tokenizers[0](f"Well {len(seen)}.", add_special_tokens=False)["input_ids"]
+        ids = tokenizers[0](f"Well {len(seen)}.", add_special_tokens=False)["input_ids"]
+        yield from (Token(token, True) for token in ids)
 
     monkeypatch.setattr(chat_module, "load_chat_model", load)
     monkeypatch.setattr("pipeline.generation.generate.stream", stream)
@@ -195,9 +196,9 @@ def test_control_c_stops_the_reply_and_keeps_what_came(
     seen: list[list[int]] = []
     ids = tiny_tokenizer()("Well, ", add_special_tokens=False)["input_ids"]
 
-    def stream(model: Any, prompt: list[int], **_: Any) -> Iterator[int]:
+    def stream(model: Any, prompt: list[int], **_: Any) -> Iterator[Token]:
         seen.append(prompt)
-        yield from ids
+        yield from (Token(token, True) for token in ids)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.generation.generate.stream", stream)
@@ -211,9 +212,9 @@ def test_bytes_that_are_no_text_are_taken(talk: Any, policy: Path, prompts: list
 
 
 def test_a_failed_reply_is_told(talk: Any, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(*_: Any, **__: Any) -> Iterator[int]:
+    def stream(*_: Any, **__: Any) -> Iterator[Token]:
         raise RuntimeError("out of memory\nand so on")
-        yield 0
+        yield Token(0, True)
 
     monkeypatch.setattr("pipeline.generation.generate.stream", stream)
     assert talk(policy, lines=["Hello?"]) == "policy failed: out of memory\n"

@@ -77,7 +77,7 @@ def test_a_response_that_was_cut_off_is_read_without_an_end(scorer: Path, tmp_pa
 
 
 def test_rules_and_functions_score_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "_functions", {})
+    monkeypatch.setattr(functions.REWARDS, "functions", {})
 
     @functions.reward("near")
     def near(prompts: Any, responses: Any, rows: Any, bonus: float = 0.0) -> list[float]:

@@ -30,9 +30,10 @@ from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.ppo.checks import check
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.stage import run
-from reward import functions
-from reward.functions import load_plugin
+from reward import plugins
+from reward.functions import REWARDS
 from reward.learned.model import RewardModel
+from reward.plugins import load_plugin
 
 Build = Callable[..., Any]
 RLHF = Path(sys.executable).with_name("rlhf")
@@ -55,8 +56,8 @@ FAILS_ON_ONE = """
 
 @pytest.fixture(autouse=True)
 def fresh_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "_plugins", {})
-    monkeypatch.setattr(functions, "_functions", {})
+    monkeypatch.setattr(plugins, "_plugins", {})
+    monkeypatch.setattr(REWARDS, "functions", {})
 
 
 @pytest.fixture
