@@ -20,6 +20,7 @@ from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 
 if TYPE_CHECKING:
     from data.labels.store.database import Database
+    from pipeline.contract.console import Console
     from pipeline.contract.settings import SourceSettings
     from pipeline.evaluation.judge.people import People
     from pipeline.evaluation.judge.standalone import Request
@@ -55,12 +56,40 @@ JudgeOption = Annotated[
         "{kind: llm, url: http://HOST/v1, model: NAME, key_variable: VARIABLE}; repeatable.",
     ),
 ]
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PLACE[=WEIGHT]",
+        help="Reward model that judges as proxy; given again, their weighted sum.",
+    ),
+]
+PrefixTokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Of documents the first N tokens are prompts."),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="0 takes the likeliest token. Where it, top-k or top-p are not given, they are each "
+        "checkpoint's own, by its generation_config.json, else 1, 0 and 1.",
+    ),
+]
+TopKOption = Annotated[int | None, typer.Option(min=0, help="Draw among so many; 0 for all.")]
+TopPOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Draw among the likeliest that reach this sum.")
+]
+MaxNewTokensOption = Annotated[int | None, typer.Option(min=1, help="Most of an answer; 64.")]
+BF16Option = Annotated[
+    str | None, typer.Option(metavar="true|false|auto", help="Compute in bfloat16.")
+]
 GuidelinesOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What these people read first, Markdown.")
 ]
 
 
 def evaluate(
+    context: typer.Context,
     checkpoints: Annotated[
         list[str],
         typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
@@ -74,13 +103,7 @@ def evaluate(
     texts: Annotated[
         str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
     ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PLACE[=WEIGHT]",
-            help="Reward model that judges as proxy; given again, their weighted sum.",
-        ),
-    ] = None,
+    reward: RewardOption = None,
     judge: JudgeOption = None,
     people: PeopleOption = None,
     guidelines: GuidelinesOption = None,
@@ -93,14 +116,19 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     best_of: BestOfOption = None,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    prefix_tokens: PrefixTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    bf16: BF16Option = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Judge checkpoints on the same prompts and tasks; the report is OUT/index.html."""
+    from pipeline.contract.console import Console
     from pipeline.evaluation.judge.standalone import Request
-    from pipeline.generation.generate import Sampling
+    from pipeline.recipe.answers import parse_answers
     from pipeline.recipe.judges import parse_judges
     from pipeline.recipe.suite import load_suites
 
@@ -113,20 +141,19 @@ def evaluate(
         reference=reference,
         plain=plain or [],
         limit=limit,
-        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
+        answers=parse_answers(context.params),
         seed=seed,
         tasks=load_suites(suite or []),
         best_of=best_of or 0,
         people=people_of(people, out, guidelines),
     )
-    evaluated(request, out, quiet=quiet)
+    evaluated(request, out, Console(quiet=quiet))
 
 
-def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
+def evaluated(request: Request, out: Path, console: Console) -> dict[str, Any]:
     """Evaluate checkpoints and write the report; return what `evaluation.json` holds."""
     from data.storage import require_file_place
     from pipeline.contract.artifacts import require_writable_place
-    from pipeline.contract.console import Console
     from pipeline.contract.stop import StopFlag
     from pipeline.evaluation.judge.standalone import evaluate_checkpoints
     from pipeline.evaluation.report.report import PAGES, write_evaluation_report
@@ -135,7 +162,6 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
     require_writable_place(out)
     for name in PAGES:
         require_file_place(out / name)
-    console = Console(quiet=quiet)
     with StopFlag().installed() as stop:
         results = evaluate_checkpoints(
             _with_origins(request), out=out, console=console, stop_if_asked=stop.raise_if_asked
@@ -145,7 +171,7 @@ def evaluated(request: Request, out: Path, *, quiet: bool) -> dict[str, Any]:
         # Whoever reads this may be one of those who compare: no answer is shown with its name.
         for line in still_open(results, request.people.run):
             console.say(line)
-    elif request.prompts is not None and not quiet:
+    elif request.prompts is not None and not console.quiet:
         typer.echo(answers_table(out))
     return results
 

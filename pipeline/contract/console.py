@@ -6,7 +6,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TextIO
 
 PLAIN_SECONDS = 10.0
 
@@ -74,14 +75,15 @@ class Console:
 
     Attributes:
         quiet: say nothing but errors and what a command was asked to print.
+        beside: where progress is shown though the rest is quiet; None where it is a part of that.
         rank: rank of this process; only rank 0 speaks.
         log: takes every line, too, quiet or not; None outside of a stage.
         headline: what was said when the stage began.
     """
 
-    def __init__(self, *, quiet: bool = False, rank: int = 0) -> None:
-        self.quiet = quiet or rank != 0
-        self.terminal = sys.stdout.isatty()
+    def __init__(self, *, quiet: bool = False, rank: int = 0, beside: TextIO | None = None) -> None:
+        self.quiet, self.beside = quiet or rank != 0, beside
+        self.terminal = (beside or sys.stdout).isatty()
         self.log: Callable[[str], None] | None = None
         self.headline = ""
 
@@ -113,17 +115,19 @@ class Console:
             done: count at the start, for a resumed stage.
             unit: what one count is.
         """
-        bars = self.terminal and not self.quiet
-        lines = _Lines(label, total, done, unit, self.note if bars else self.say)
+        bars = self.terminal and not (self.quiet and self.beside is None)
+        say = partial(print, file=self.beside, flush=True) if self.beside else self.say
+        lines = _Lines(label, total, done, unit, self.note if bars else say)
         if not bars:
             yield lines
             return
-        with _rich_bar(unit) as bar:
+        with _rich_bar(unit, self.beside) as bar:
             yield _Bar(bar, bar.add_task(label, total=total, completed=done, info=""), lines)
 
 
-def _rich_bar(unit: str) -> Any:
+def _rich_bar(unit: str, stream: TextIO | None) -> Any:
     from rich import progress as rp
+    from rich.console import Console as RichConsole
     from rich.text import Text
 
     class Rate(rp.ProgressColumn):
@@ -138,4 +142,5 @@ def _rich_bar(unit: str) -> Any:
         Rate(),
         rp.TimeRemainingColumn(),
         rp.TextColumn("{task.fields[info]}"),
+        console=RichConsole(file=stream) if stream else None,
     )

@@ -179,7 +179,7 @@ def test_a_reward_model_writes_nothing_and_a_policy_scores_nothing(
         ([""], "'' is no checkpoint"),
         (["runs/tiny/sft", "--reference", "x"], "'x' is none of the checkpoints (sft)"),
         (["runs/tiny/sft", "--plain", "x"], "'x' is none of the checkpoints (sft)"),
-        (["runs/tiny/sft", "--temperature", "inf"], "temperature is inf"),
+        (["runs/tiny/sft", "--temperature", "inf"], "temperature: inf: input should be a finite"),
         (["runs/tiny/sft", "--max-new-tokens", "999999"], "leave no room for 999999 new tokens"),
         (["runs/tiny/sft", "--texts", "gone.txt"], "no such file: gone.txt"),
         (["runs/tiny/sft", "--prompts", "world:x"], "the world has no part 'x'"),

@@ -1,4 +1,4 @@
-"""What is odd about how a checkpoint is asked and sampled, beside what it says of itself."""
+"""What is odd about how a checkpoint is asked, beside what it says of itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING
 from data.records import Prompt
 from data.text.chat import front_ids
 from data.words import counted
-from pipeline.generation.generate import Sampling
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0, "repetition_penalty": 1.0}
-"""Settings of a generation_config.json that change what is drawn, where they change nothing."""
-
+    from transformers import PreTrainedTokenizerBase
 
 NO_PERPLEXITY = (
     "it has no perplexity and no bits per byte: an encoder-decoder says how likely a text is "
@@ -64,25 +59,3 @@ def asking_notes(
                 "its tokenizer puts it in front of every text, its chat template writes none"
             )
     return notes
-
-
-def sampling_notes(own: GenerationConfig | None, sampling: Sampling) -> list[str]:
-    """Return how a checkpoint was sampled, where its own generation settings say otherwise.
-
-    The sampling asked for is what counts, so that checkpoints compare; ends of a response are taken
-    from a checkpoint's own settings.
-    """
-    if own is None:
-        return []
-    said = {
-        key: value for key in _NEUTRAL if (value := own.to_diff_dict().get(key)) is not None
-    }  # fmt: skip
-    used = _NEUTRAL | {
-        "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
-    }  # fmt: skip
-    other = {key: value for key, value in said.items() if value != used[key]}
-    if not other:
-        return []
-    told = ", ".join(f"{key} {value:g}" for key, value in other.items())
-    drawn = ", ".join(f"{key} {used[key]:g}" for key in other)
-    return [f"sampled at {drawn}, as all checkpoints here; its own settings say {told}"]

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import SourceError
@@ -65,6 +66,17 @@ def read_prompts(
         chosen = random.Random(f"prompts/{seed}").sample(range(len(prompts)), limit)
         prompts = [prompts[place] for place in sorted(chosen)]
     return prompts
+
+
+def opening_by(
+    source: str | Path, tokens: int | None, *, trust_remote_code: bool = False
+) -> Opening | None:
+    """Return what makes documents into prompts by a checkpoint's tokenizer, None for no tokens."""
+    from pipeline.models.load import load_tokenizer
+
+    if tokens is None:
+        return None
+    return document_opening(load_tokenizer(source, trust_remote_code=trust_remote_code), tokens)
 
 
 def document_opening(tokenizer: PreTrainedTokenizerBase, tokens: int) -> Opening:

@@ -15,11 +15,11 @@ cut off, and without PPO's penalty for that.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,7 @@ from data.text.prompting import document_end_ids, prompt_ids
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
-from pipeline.evaluation.judge.checkpoint_notes import (
-    NO_PERPLEXITY,
-    asking_notes,
-    sampling_notes,
-)
+from pipeline.evaluation.judge.checkpoint_notes import NO_PERPLEXITY, asking_notes
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.gold import gold_judge
 from pipeline.evaluation.judge.judges import second_judge
@@ -47,6 +43,7 @@ from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.judge.over_optimisation import from_pool
 from pipeline.evaluation.judge.overlap import held_out, overlap
 from pipeline.evaluation.judge.plan import Plan, sampling_seed
+from pipeline.evaluation.judge.sampling import apart_notes, common_sampling, sampling_notes
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
@@ -84,6 +81,7 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
     """
     rows, answers, too_long = [], {}, 0
     if plan.best_of:
+        plan.require_pool()
         _told_by(plan)
     if plan.prompts or not plan.tasks:
         plan, too_long = _fitting(plan, workspace)
@@ -127,7 +125,7 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
     """Draw a pool of answers to each prompt; return what choosing the best by proxy comes to."""
     prompts = [row for row in plan.prompts for _ in range(plan.best_of)]
     source = {name: plan.checkpoints[name]}
-    pool = dataclasses.replace(plan, checkpoints=source, prompts=prompts, texts=(), reference=None)
+    pool = replace(plan, checkpoints=source, prompts=prompts, texts=(), reference=None)
     draw = partial(_answer, pool, workspace, name)
     answers = {name: workspace.kept(f"{name}: pool", _follows_from(pool, name), draw)}
     scores = _scores(pool, workspace, answers)
@@ -187,7 +185,7 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         plain, paired = _plain(plan, name, tokenizer), bool(config.is_encoder_decoder)
         for place, row in enumerate(plan.prompts):
             ids = prompt_ids(tokenizer, row.prompt, plain=plain, encoder_decoder=paired)
-            new = plan.sampling.max_new_tokens
+            new = plan.max_new_tokens
             fits[place] &= len(ids) > 0 and has_room(limit, len(ids), new, encoder_decoder=paired)
     for line in PromptNotes.of(tokenizer, (row.prompt for row in plan.prompts)).lines():
         workspace.console.say(f"  {line}")
@@ -195,13 +193,13 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
     lost = len(fits) - len(fitting)
     if lost > plan.max_too_long_share * len(fits) or not fitting:
         raise SourceError(
-            f"{lost} of {len(fits)} prompts leave no room for {plan.sampling.max_new_tokens} new "
+            f"{lost} of {len(fits)} prompts leave no room for {plan.max_new_tokens} new "
             "tokens in some checkpoint's context, more than max_too_long_share allows; lower "
             "max_new_tokens or raise that share"
         )
     if lost:
         workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
-    return dataclasses.replace(plan, prompts=fitting), lost
+    return replace(plan, prompts=fitting), lost
 
 
 def _tokenizer(plan: Plan, source: str | Path) -> PreTrainedTokenizerBase:
@@ -235,7 +233,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         samples = generate(
             model,
             prompts,
-            sampling=plan.sampling,
+            sampling=plan.decodings[name].sampling,
             eos_token_ids=sorted(set(endings)),
             pad_token_id=int(tokenizer.pad_token_id or 0),
             generator=torch.Generator().manual_seed(sampling_seed(plan.seed, name)),
@@ -256,11 +254,11 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
-        "logprobs": _logprobs(plan, model, prompts, responses) if plan.has_kl(name) else None,
+        "logprobs": _logprobs(plan, name, model, prompts, responses) if plan.has_kl(name) else None,
         "losses": [],
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
-            *sampling_notes(getattr(model, "generation_config", None), plan.sampling),
+            *sampling_notes(source, plan.decodings[name].sampling),
             *([NO_PERPLEXITY] if plan.texts and paired else []),
         ],
     }
@@ -283,7 +281,7 @@ def _asked(plan: Plan, name: str) -> list[Any]:
 def _follows_from(plan: Plan, name: str) -> list[Any]:
     """Return all that a checkpoint's answers and log-probabilities depend on."""
     return [
-        [*_asked(plan, name), dataclasses.asdict(plan.sampling), plan.has_kl(name)],
+        [*_asked(plan, name), asdict(plan.decodings[name].sampling), plan.has_kl(name)],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
 
@@ -294,6 +292,7 @@ def _short_digest(text: str) -> str:
 
 def _logprobs(
     plan: Plan,
+    name: str,
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
@@ -303,7 +302,7 @@ def _logprobs(
         model,
         prompts,
         responses,
-        temperature=plan.sampling.temperature,
+        temperature=plan.decodings[name].sampling.temperature,
         batch_size=plan.batch_size,
         advance=advance,
     )
@@ -329,7 +328,7 @@ def _kls(
             return None
         label = f"{name}: KL to {plan.reference}"
         with workspace.progress(len(plan.prompts), label, "prompts") as bar:
-            theirs = _logprobs(plan, model(), mine["prompts"], mine["tokens"], bar.advance)
+            theirs = _logprobs(plan, name, model(), mine["prompts"], mine["tokens"], bar.advance)
         return [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
 
     reference = checkpoint_content(source)
@@ -449,14 +448,14 @@ def _results(
     for name, checkpoint in checkpoints.items():
         checkpoint |= {"perplexity": None, "bits_per_byte": None}
         checkpoint["plain_prompts"] = answers[name]["plain"]
-        checkpoint["notes"] = answers[name]["notes"]
+        checkpoint["notes"] = answers[name]["notes"] + apart_notes(plan.decodings, name)
     results = {
         "prompts": {"n": len(plan.prompts), "too_long": too_long},
         "texts": len(plan.texts),
         "seen": seen,
         "overlap": overlap(seen, plan.made_by, n=len(plan.prompts)) if seen else [],
         "reference": plan.reference,
-        "sampling": dataclasses.asdict(plan.sampling),
+        "sampling": common_sampling(plan.decodings),
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
         "judges": judges,
         **from_samples,
@@ -471,7 +470,8 @@ def _provenance(plan: Plan, name: str, answers: Mapping[str, Any]) -> dict[str, 
         "checkpoint": name,
         "content": checkpoint_content(plan.checkpoints[name]),
         "seed": sampling_seed(plan.seed, name),
-        "decoding": dataclasses.asdict(plan.sampling),
+        "decoding": asdict(plan.decodings[name].sampling),
+        "own_settings": list(plan.decodings[name].own),
         "dtype": "bfloat16" if plan.bf16 else "float32",
         "template": answers["template"],
         "first_prompt": answers["first_prompt"],

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.errors import UsageError
 from data.records import PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
-from pipeline.generation.generate import Sampling
+from pipeline.evaluation.judge.sampling import Decoding
 
 if TYPE_CHECKING:
     from reward.scorer import Scorer
@@ -54,6 +55,7 @@ class Plan:
     Attributes:
         checkpoints: name -> folder or hub id, in the order of training.
         prompts: what they answer.
+        decodings: name -> how the checkpoint is sampled.
         texts: what the perplexity is taken of; none, no perplexity.
         reference: name of the checkpoint that KL is measured to; None for no KL.
         plain: checkpoints that are given plain text instead of the chat template.
@@ -61,7 +63,6 @@ class Plan:
         score_judges: name -> who scores answers; `proxy` is what checkpoints should please.
         pair_judges: name -> who compares two answers; asked last, they may take their time.
         require_judges: called before the first answer is made; raises where a judge can't be had.
-        sampling: how tokens are drawn.
         batch_size: rows a forward pass.
         bf16: compute in bfloat16.
         max_too_long_share: share of prompts too long for a checkpoint above which it stops.
@@ -76,6 +77,7 @@ class Plan:
 
     checkpoints: Mapping[str, str | Path]
     prompts: Sequence[PromptRow]
+    decodings: Mapping[str, Decoding]
     texts: Sequence[str] = ()
     reference: str | None = None
     plain: frozenset[str] = frozenset()
@@ -83,7 +85,6 @@ class Plan:
     score_judges: Mapping[str, ScoreJudge] = field(default_factory=dict)
     pair_judges: Mapping[str, PairJudge] = field(default_factory=dict)
     require_judges: Callable[[], None] = lambda: None
-    sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 64
     bf16: bool = False
     max_too_long_share: float = 0.05
@@ -94,6 +95,23 @@ class Plan:
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Sequence[TaskSettings] = ()
     best_of: int = 0
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of a response, which all checkpoints have alike."""
+        return next(iter(self.decodings.values())).sampling.max_new_tokens
+
+    def require_pool(self) -> None:
+        """Refuse to choose among the best of n of a reference that always answers the same.
+
+        Raises:
+            UsageError: its own generation settings are greedy.
+        """
+        if self.reference and self.decodings[self.reference].sampling.temperature == 0:
+            raise UsageError(
+                f"best of n draws several answers from {self.reference}, and its own generation "
+                "settings always take the likeliest token; set a temperature above 0"
+            )
 
     def has_kl(self, name: str) -> bool:
         """Tell whether a checkpoint has a KL to the reference, which is another one."""

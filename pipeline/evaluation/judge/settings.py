@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field, JsonValue, Tag, field_validator
 from data.errors import UsageError
 from pipeline.contract.addresses import Address, Retries, Seconds
 from pipeline.contract.served_model import ServedModel
-from pipeline.contract.settings import PositiveInt, Ref, SameResult, Settings, Share, by_kind
+from pipeline.contract.settings import (
+    NonNegative,
+    NonNegativeInt,
+    Number,
+    PositiveInt,
+    Ref,
+    SameResult,
+    Settings,
+    Share,
+    by_kind,
+)
 
 PROMPT = """\
 Two assistants have answered the same request. Decide which answer serves the one who asked better.
@@ -35,6 +45,28 @@ if answer A is better, [[B]] if answer B is better, [[TIE]] if neither is."""
 """What a language model is asked about two answers when no prompt is given."""
 _PLACES = ("{request}", "{a}", "{b}")
 _VERDICTS = ("[[A]]", "[[B]]")
+
+
+Own = Literal["own"]
+"""What each checkpoint's generation_config.json says, else what stands where nothing is set."""
+
+
+class AnswerSettings(Settings):
+    """How checkpoints answer: the evaluate stage and `rlhf eval` have the same settings."""
+
+    prefix_tokens: PositiveInt | None = None
+    """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
+    max_new_tokens: PositiveInt = 64
+    """Most tokens of a response."""
+    temperature: NonNegative | Own = 1.0
+    """Divides the logits; 0 takes the likeliest token. KL is measured at it, too. `own` is what a
+    checkpoint's generation_config.json says, of top_k and top_p as well."""
+    top_k: NonNegativeInt | Own = 0
+    """Draw among so many of the likeliest tokens; 0 draws among all."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] | Own = 1.0
+    """Draw among the likeliest tokens whose probabilities reach this sum."""
+    bf16: bool | Literal["auto"] = False
+    """Compute in bfloat16; off, since it blurs the KL."""
 
 
 class RewardModelJudge(Settings):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
-from data.records import PromptRow
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
@@ -16,13 +16,15 @@ from pipeline.contract.settings import SourceSettings, rows_at_most
 from pipeline.evaluation.benchmarks.run import check_tasks
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
-from pipeline.evaluation.judge.inputs import MAX_TEXTS, read_prompts, read_texts
+from pipeline.evaluation.judge.inputs import MAX_TEXTS, opening_by, read_prompts, read_texts
 from pipeline.evaluation.judge.judge import evaluate
 from pipeline.evaluation.judge.judges import Judges, judges_of
 from pipeline.evaluation.judge.overlap import seen_lines
 from pipeline.evaluation.judge.people import PEOPLE, People, people_judge
 from pipeline.evaluation.judge.plan import PairJudge, Plan, ScoreJudge
+from pipeline.evaluation.judge.sampling import decodings
 from pipeline.evaluation.judge.settings import (
+    AnswerSettings,
     JudgeSettings,
     LlmJudge,
     RewardModelJudge,
@@ -31,7 +33,7 @@ from pipeline.evaluation.judge.settings import (
 )
 from pipeline.evaluation.judge.summary import say_results
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
-from pipeline.generation.generate import Sampling
+from pipeline.models.load import pick_device, resolve_bf16
 
 if TYPE_CHECKING:
     from reward.scorer import Scorer
@@ -56,12 +58,12 @@ class Request:
         plain: checkpoints that are given plain text instead of the chat template.
         gold: judge by the embedded world's annotator; by default where the prompts are its own.
         limit: at most so many prompts, drawn by the seed.
-        sampling: how tokens are drawn.
+        answers: how prompts are made of documents, and answers drawn.
         batch_size: responses sampled together.
         resamples: draws of each bootstrap.
         seed: of sampling and bootstrap.
         tasks: benchmark tasks that each checkpoint is asked.
-        seen: counts what of prompts and texts was seen in training; None where nobody knows.
+        seen: `seen_before` of the stages that made them; None where nobody knows.
         made_by: the stages that each checkpoint came to be by, as far as they read prompts.
         judges: further judges by name.
         paid_by: tells by which stages a checkpoint was trained against the reward model at a place;
@@ -77,12 +79,12 @@ class Request:
     plain: Sequence[str] = ()
     gold: bool | None = None
     limit: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    answers: AnswerSettings = field(default_factory=AnswerSettings)
     batch_size: int = 64
     resamples: int = RESAMPLES
     seed: int = 0
     tasks: Sequence[TaskSettings] = ()
-    seen: Callable[[Sequence[PromptRow], Sequence[str]], dict[str, Any]] | None = None
+    seen: Callable[..., dict[str, Any]] | None = None
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     best_of: int = 0
     judges: Mapping[str, JudgeSettings] = field(default_factory=dict)
@@ -129,13 +131,8 @@ def evaluate_checkpoints(
 
 def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
     """Check a request and read what it names."""
-    prompts, texts, sampling, seed = request.prompts, request.texts, request.sampling, request.seed
+    prompts, texts, answers, seed = request.prompts, request.texts, request.answers, request.seed
     say = workspace.console.say
-    if not sampling.divides:
-        raise UsageError(
-            f"temperature is {sampling.temperature}; it must be 0 or more, above 0 at least "
-            "1e-20, and finite"
-        )
     known, reference = request.checkpoints, request.reference
     for name in [*request.plain, *([reference] if reference else [])]:
         if name not in known:
@@ -151,28 +148,33 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
     judges = _judges(request, workspace)
     scoring = _proxy(rewards) | judges.scoring
     judged = gold or judges.scoring
-    if request.best_of and not (judged and request.rewards and sampling.temperature > 0):
+    if request.best_of and not (judged and request.rewards and answers.temperature != 0):
         raise UsageError(
             "--best-of chooses by a reward model, and another judge tells what that is worth: give "
             "--reward, --prompts world:eval_prompts or a --judge that scores, and a temperature "
             "above 0"
         )
+    checkpoints = {name: checkpoint_location(given) for name, given in known.items()}
+    reference = reference or default_reference(known)
+    opening = opening_by(checkpoints[reference], answers.prefix_tokens)
+    read = partial(read_prompts, limit=request.limit, seed=seed, say=say, opening=opening)
     return Plan(
-        checkpoints={name: checkpoint_location(given) for name, given in known.items()},
-        prompts=read_prompts([prompts], limit=request.limit, seed=seed, say=say) if prompts else [],
+        checkpoints=checkpoints,
+        prompts=read([prompts]) if prompts else [],
+        decodings=decodings(answers, checkpoints),
         texts=read_texts([texts], limit=rows_at_most([texts], MAX_TEXTS), say=say) if texts else [],
-        reference=reference or default_reference(known),
+        reference=reference,
         plain=frozenset(request.plain),
         world_seed=prompts.world_seed if prompts and gold else None,
         score_judges=scoring,
         pair_judges=judges.comparing | _people(request, out=workspace.folder, say=say),
         require_judges=judges.require,
-        sampling=sampling,
         batch_size=request.batch_size,
+        bf16=resolve_bf16(answers.bf16, pick_device()),
         resamples=request.resamples,
         seed=seed,
         tasks=request.tasks,
-        seen=request.seen,
+        seen=request.seen and partial(request.seen, document_prompt=opening),
         made_by=request.made_by,
         best_of=request.best_of,
     )

@@ -40,8 +40,9 @@ def judged_samples(a: str, folder_a: Path | None, b: str, folder_b: Path | None)
         if folder is None:
             raise UsageError(f"{name} holds no finished evaluation; {way_out}")
         results = read_evaluation(folder)
-        asked.append(results["sampling"])
         last = [*results["checkpoints"]][-1:]
+        decoded = {row["checkpoint"]: row["decoding"] for row in results.get("provenance") or ()}
+        asked.append(decoded.get(last[0], results["sampling"]) if last else results["sampling"])
         mine = [r for r in read_json_lines(folder / "samples.jsonl") if [r["checkpoint"]] == last]
         rows.append({json.dumps(row["prompt"]): {**row, "checkpoint": name} for row in mine})
     both = [prompt for prompt in rows[0] if prompt in rows[1]]

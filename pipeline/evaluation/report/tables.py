@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipeline.evaluation.judge.sampling import decoding_words
 from pipeline.evaluation.judge.summary import judge_lines
 from pipeline.evaluation.judge.verdict import state
 from pipeline.evaluation.report.view import MANNERS, colours, interval, judge_label, number
@@ -283,11 +284,8 @@ def provenance_rows(report: Figures) -> list[dict[str, str]]:
     """Return what each checkpoint is and how it was asked."""
     rows = []
     for row in report.get("provenance") or ():
-        decoding = row["decoding"]
-        told = [f"temperature {decoding['temperature']:g}"]
-        told += [f"top-k {decoding['top_k']}"] if decoding.get("top_k") else []
-        told += [f"top-p {decoding['top_p']:g}"] if decoding.get("top_p", 1.0) < 1 else []
-        told.append(f"{decoding['max_new_tokens']} tokens at most")
+        told = [decoding_words(row["decoding"], row.get("own_settings", ()))]
+        told.append(f"{row['decoding']['max_new_tokens']} tokens at most")
         told += [f"in {row['dtype']}"] if "dtype" in row else []
         template = row.get("template")
         rows.append(

@@ -9,9 +9,6 @@ from pydantic import Field, model_validator
 from data.errors import nearest
 from data.words import counted
 from pipeline.contract.settings import (
-    NonNegative,
-    NonNegativeInt,
-    Number,
     PositiveInt,
     Ref,
     SameResult,
@@ -21,6 +18,7 @@ from pipeline.contract.settings import (
 )
 from pipeline.evaluation.benchmarks.settings import Task, require_names_apart
 from pipeline.evaluation.judge.settings import (
+    AnswerSettings,
     HttpJudge,
     Judge,
     JudgeName,
@@ -47,7 +45,7 @@ class ComparingSettings(AskingSettings):
     """How many compare each of those."""
 
 
-class EvaluateSettings(StageSettings):
+class EvaluateSettings(AnswerSettings, StageSettings):
     """Settings of an evaluation."""
 
     kind: Literal["evaluate"] = "evaluate"
@@ -60,8 +58,6 @@ class EvaluateSettings(StageSettings):
     """At most so many prompts, drawn by the seed."""
     max_too_long_share: Annotated[Share, SameResult()] = 0.05
     """Share of prompts too long for a checkpoint's context above which the stage stops."""
-    prefix_tokens: PositiveInt | None = None
-    """Tokens of a document, by the reference's tokenizer, that are a prompt to go on from."""
     perplexity: tuple[SourceSettings, ...] = ()
     """Held-out texts for the perplexity: 500 of them, unless a `limit` of each asks for more."""
     reference: str | None = None
@@ -82,18 +78,8 @@ class EvaluateSettings(StageSettings):
         default_factory=dict
     )
     """Name in the report -> a further judge: reward_model, http or llm."""
-    max_new_tokens: PositiveInt = 64
-    """Most tokens of a response."""
-    temperature: NonNegative = 1.0
-    """Divides the logits; 0 takes the likeliest token. KL is measured at it, too."""
-    top_k: NonNegativeInt = 0
-    """Draw among so many of the likeliest tokens; 0 draws among all."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Draw among the likeliest tokens whose probabilities reach this sum."""
     batch_size: Annotated[PositiveInt, SameResult()] = 64
     """Responses sampled together."""
-    bf16: bool | Literal["auto"] = False
-    """Compute in bfloat16; off, since it blurs the KL."""
     resamples: PositiveInt = 2000
     """Draws of each bootstrap interval."""
     trust_remote_code: bool = False
@@ -135,7 +121,7 @@ class EvaluateSettings(StageSettings):
     def _judges_a_pool(self) -> EvaluateSettings:
         scores = any(isinstance(j, RewardModelJudge | HttpJudge) for j in self.judges.values())
         judged = self.gold or scores
-        if self.best_of and not (judged and self.terms and self.temperature > 0):
+        if self.best_of and not (judged and self.terms and self.temperature != 0):
             raise ValueError(
                 "best_of chooses by a reward and is judged by gold or a second judge: set gold: "
                 "true or one of `judges` that scores, a `reward` and a temperature above 0"

@@ -119,16 +119,18 @@ def run(context: StageContext[EvaluateSettings]) -> dict[str, float | int | str]
 def _plan(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspace) -> Plan:
     from pipeline.evaluation.judge.overlap import seen_before
     from pipeline.evaluation.judge.plan import Plan
-    from pipeline.generation.generate import Sampling
+    from pipeline.evaluation.judge.sampling import decodings
     from pipeline.models.load import pick_device, resolve_bf16
     from pipeline.stages.evaluate.readings import made_by, made_elsewhere, readings
 
     settings, prompts = context.settings, _prompts(context)
     judges = _judges(context, workspace)
     proxy = _proxy(context, prompts[0].prompt if prompts else "")
+    checkpoints = {name: context.input(f"checkpoints.{name}") for name in settings.checkpoints}
     return Plan(
-        checkpoints={name: context.input(f"checkpoints.{name}") for name in settings.checkpoints},
+        checkpoints=checkpoints,
         prompts=prompts,
+        decodings=decodings(settings, checkpoints),
         texts=_texts(context),
         reference=settings.measured_to,
         plain=frozenset(settings.plain),
@@ -136,12 +138,6 @@ def _plan(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspac
         score_judges=proxy | judges.scoring,
         pair_judges=judges.comparing | _pair_judges(context),
         require_judges=judges.require,
-        sampling=Sampling(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        ),
         batch_size=settings.batch_size,
         bf16=resolve_bf16(settings.bf16, pick_device()),
         max_too_long_share=settings.max_too_long_share,
@@ -202,17 +198,14 @@ def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:
 
 def _opening(context: StageContext[EvaluateSettings]) -> Opening | None:
     """Return what makes documents into prompts, None where the recipe doesn't ask for it."""
-    from pipeline.evaluation.judge.inputs import document_opening
-    from pipeline.models.load import load_tokenizer
+    from pipeline.evaluation.judge.inputs import opening_by
 
     settings = context.settings
-    if settings.prefix_tokens is None:
-        return None
-    tokenizer = load_tokenizer(
+    return opening_by(
         context.input(f"checkpoints.{settings.measured_to}"),
+        settings.prefix_tokens,
         trust_remote_code=settings.trust_remote_code,
     )
-    return document_opening(tokenizer, settings.prefix_tokens)
 
 
 def _texts(context: StageContext[EvaluateSettings]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.contract import console
 from pipeline.evaluation.judge.figures import figures
 from reward.learned.model import RewardModel
 
@@ -111,6 +112,7 @@ def test_what_can_not_be_compared_is_told(
 def test_checkpoints_are_compared_on_prompts_that_are_named(
     rlhf: Callable[..., Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     tiny_tokenizer: Callable[..., Any],
     save_policy: Callable[..., Path],
 ) -> None:
@@ -124,7 +126,11 @@ def test_checkpoints_are_compared_on_prompts_that_are_named(
     rates = [[rate[key] for key in ("a", "b", "judge", "n")] for rate in found["win_rates"]]
     assert rates == [["one", "two", "gold", 3], ["one", "two", "second", 3]]
     assert found["judges"]["second"]["kind"] == "reward_model"
-    said = rlhf("compare", "one", "two", *options, *by).out
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    result = rlhf("compare", "one", "two", *options, *by)
+    said = result.out
+    assert "  two: answers: 3/3 prompts" in result.err and "answers:" not in said
+    assert "prompts" not in rlhf("compare", "one", "two", *options, "--quiet").err
     assert "\nsecond " in said
     assert "second: whether a checkpoint was trained against it is not known" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "rm", "two"]

@@ -1,4 +1,4 @@
-"""What is said of checkpoints that are asked or sampled otherwise than they say themselves."""
+"""What is said of checkpoints that are asked otherwise than they say themselves."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig
 
 from data.records import Message
 from data.text.prompting import prompt_ids
-from pipeline.evaluation.judge.checkpoint_notes import asking_notes, sampling_notes
-from pipeline.generation.generate import Sampling
+from pipeline.evaluation.judge.checkpoint_notes import asking_notes
 
 CHAT = [Message(role="user", content="Who bakes?")]
 
@@ -57,22 +55,3 @@ def test_bos_twice_and_bos_left_out_are_told(with_bos: Any) -> None:
     with_bos.chat_template = "{{ bos_token }}{{ bos_token }}" + own
     [note] = notes(with_bos, CHAT, CHAT)
     assert note.startswith("<|endoftext|> stands twice at the start of 2 prompts")
-
-
-@pytest.mark.parametrize(
-    ("own", "note"),
-    [
-        (None, None),
-        (GenerationConfig(eos_token_id=2), None),
-        (GenerationConfig(do_sample=True, temperature=0.5), None),
-        (
-            GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1),
-            "sampled at temperature 0.5, top_p 1, repetition_penalty 1, as all checkpoints here; "
-            "its own settings say temperature 0.6, top_p 0.9, repetition_penalty 1.1",
-        ),
-    ],
-)
-def test_sampling_apart_from_a_checkpoints_own_settings_is_told(
-    own: GenerationConfig | None, note: str | None
-) -> None:
-    assert sampling_notes(own, Sampling(temperature=0.5)) == ([] if note is None else [note])

@@ -14,8 +14,8 @@ from data.json_lines import read_json_lines
 from pipeline.contract.console import Console
 from pipeline.contract.settings import SourceSettings
 from pipeline.evaluation.benchmarks.settings import ChoicesSettings
+from pipeline.evaluation.judge.settings import AnswerSettings
 from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
-from pipeline.generation.generate import Sampling
 from pipeline.recipe.suite import load_suites
 
 WORLD = SourceSettings(world="eval_prompts")
@@ -38,7 +38,7 @@ def evaluated(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "checkpoints": {"mine": str(folder)},
         "prompts": WORLD,
         "limit": 4,
-        "sampling": Sampling(max_new_tokens=4),
+        "answers": AnswerSettings(max_new_tokens=4),
         "resamples": 20,
     }
     request = Request(**(given | changes))
@@ -67,7 +67,7 @@ def test_a_further_checkpoint_alone_is_computed(
         return evaluate_checkpoints(
             Request(
                 checkpoints={name: str(place) for name, place in checkpoints.items()},
-                prompts=WORLD, limit=4, sampling=Sampling(max_new_tokens=4), resamples=20,
+                prompts=WORLD, limit=4, answers=AnswerSettings(max_new_tokens=4), resamples=20,
             ),
             out=tmp_path / "out",
         )  # fmt: skip
