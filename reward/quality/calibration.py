@@ -8,8 +8,9 @@ have a mean score of 0 before PPO; a positive score then means "better than what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.errors import TrainingError
 from data.records import Completion, Conversation, Prompt
@@ -46,6 +47,14 @@ def demonstration_bias(scores: Sequence[float]) -> Calibration:
     mean = math.fsum(scores) / len(scores)
     variance = math.fsum((s - mean) ** 2 for s in scores) / len(scores)
     return Calibration(bias=-mean, deviation=math.sqrt(variance), n=len(scores))
+
+
+def demonstration_rows(
+    shown: Iterable[tuple[Prompt, str]], scores: Iterable[float]
+) -> Iterator[dict[str, Any]]:
+    """Yield demonstrations as JSON; minus the mean of `score_without_bias` is the bias again."""
+    for (prompt, response), score in zip(shown, scores, strict=True):
+        yield {"prompt": prompt, "response": response, "score_without_bias": score}
 
 
 def demonstration_parts(row: Conversation | Completion) -> tuple[Prompt, str]:

@@ -12,9 +12,10 @@ Rankings with soft labels (`probabilities`, as `consolidation: soft` writes, or 
 a chosen/rejected pair) are learnt by these, see `reward.learned.losses`; accuracy is told by the
 ranks.
 
-Leaves `model/`, `quality.json` (what the report says of the model) and `heldout.jsonl` (every
-held-out pair with its scores, so that the figures can be counted again). With `lora` the adapter
-is merged into `model/`, and stands in `adapter/` too, with its head and the digest of its trunk.
+Leaves `model/`, `quality.json` (what the report says of the model), and what its figures can be
+counted again from: `heldout.jsonl`, every held-out pair with its scores, and
+`demonstrations.jsonl`, those of the bias. With `lora` the adapter is merged into `model/`, and
+stands in `adapter/` too, with its head and the digest of its trunk.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.errors import HandOverError, SourceError
-from data.json_lines import append_json_lines
+from data.json_lines import append_json_lines, write_json_lines
 from data.storage import storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import (
@@ -41,7 +42,7 @@ from pipeline.stages.reward.rows import RankingRows, rankings_source, read_rows,
 from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS, RewardSettings
 
 if TYPE_CHECKING:
-    from data.records import Ranking
+    from data.records import Prompt, Ranking
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
     from pipeline.stages.reward.trainer import RankingTrainer
@@ -159,13 +160,15 @@ def _judge(
     model: RewardModel,
     trainer: RankingTrainer,
 ) -> dict[str, float]:
-    """Set the bias, write `quality.json` and `heldout.jsonl`, return the final metrics."""
-    from reward.quality.calibration import demonstration_bias
+    """Set the bias, write what tells how good the model is, return the final metrics."""
+    from reward.quality.calibration import demonstration_bias, demonstration_rows
     from reward.quality.judging import judge, summary, with_bag_of_words
     from reward.quality.length_rule import verdict
     from reward.quality.pairs import pair_rows
 
-    calibration = demonstration_bias(trainer.score(_demonstrations(context, model), exact=True))
+    shown = _demonstrations(context)
+    raw = trainer.score([model.encoder.encode(*parts) for parts in shown], exact=True)
+    calibration = demonstration_bias(raw)
     model.set_bias(calibration.bias)
     sets = {
         name: with_bag_of_words(_scored(rankings, model, trainer), rows.training)
@@ -184,6 +187,10 @@ def _judge(
         path.unlink(missing_ok=True)
         for name, scored in sets.items():
             append_json_lines(path, pair_rows(name, scored))
+        if shown:
+            write_json_lines(
+                context.folder / "demonstrations.jsonl", demonstration_rows(shown, raw)
+            )
     words = content["bag_of_words"]["accuracy"]
     if words is not None:
         context.say(f"a bag of words learnt from the same rankings is right on {100 * words:.1f} %")
@@ -202,13 +209,13 @@ def _scored(
     return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
 
 
-def _demonstrations(context: StageContext[RewardSettings], model: RewardModel) -> list[list[int]]:
+def _demonstrations(context: StageContext[RewardSettings]) -> list[tuple[Prompt, str]]:
+    """Return the prompts and responses that the bias is taken from."""
     from reward.quality.calibration import demonstration_parts
 
     sources = context.settings.demonstrations
     rows = context.read("demonstrations", sources, demonstration, wanted=DEMONSTRATIONS)
-    first = islice(rows, rows_at_most(sources, MAX_DEMONSTRATIONS))
-    return [model.encoder.encode(*demonstration_parts(row)) for row in first]
+    return [*map(demonstration_parts, islice(rows, rows_at_most(sources, MAX_DEMONSTRATIONS)))]
 
 
 def _save(

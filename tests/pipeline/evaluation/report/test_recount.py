@@ -19,7 +19,7 @@ from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.texts import text_figures
 from pipeline.evaluation.report.view import FIGURES, interval, number
-from reward.quality.calibration import Calibration
+from reward.quality.calibration import demonstration_bias, demonstration_rows
 from reward.quality.judging import judge
 from reward.quality.pairs import ScoredRanking, pair_rows
 from reward.quality.quality import quality
@@ -111,7 +111,16 @@ def test_a_reward_models_figures_recount_from_their_rows(scored_pair: Callable[.
         ScoredRanking(r, *([rng.random() for _ in r.ranks] for _ in ("scores", "words")))
         for r in rankings
     ]
-    report = judge({"heldout": scored}, Calibration(bias=0.0, deviation=0.0, n=0))
+    shown = [(f"question {number}", "an answer") for number in range(5)]
+    raw = [rng.gauss(3, 1) for _ in shown]
+    report = judge({"heldout": scored}, demonstration_bias(raw))
+    told = json.loads(json.dumps([*demonstration_rows(shown, raw)]))
+    mean = math.fsum(row["score_without_bias"] for row in told) / len(told)
+    squares = [(row["score_without_bias"] - mean) ** 2 for row in told]
+    assert report["bias"] == {
+        "reward_bias": pytest.approx(-mean), "demonstrations": len(told),
+        "deviation": pytest.approx(math.sqrt(math.fsum(squares) / len(told))),
+    }  # fmt: skip
     rows: list[dict[str, Any]] = json.loads(json.dumps([*pair_rows("heldout", scored)]))
     again = quality([scored_pair(row) for row in rows])
     assert {key: report[key] for key in again} == again
@@ -132,4 +141,4 @@ def test_a_reward_models_figures_recount_from_their_rows(scored_pair: Callable[.
     right = [(1 + (better > worse) - (better < worse)) / 2 for better, worse in words]
     assert report["bag_of_words"]["accuracy"] == pytest.approx(sum(right) / len(right))
     counted = {*again, "judged_by", "bag_of_words", "annotator_ties", "ceiling", "bias"}
-    assert {*report} == counted  # no figure that is not counted here, but the bias, 0
+    assert {*report} == counted  # no figure that is not counted here

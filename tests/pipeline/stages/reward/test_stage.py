@@ -22,6 +22,7 @@ from pipeline.contract.settings import Lora
 from pipeline.stages.reward.rows import read_rows
 from pipeline.stages.reward.settings import RewardSettings
 from pipeline.stages.reward.stage import KIND, check, run
+from reward.quality.calibration import demonstration_bias
 from reward.quality.quality import quality as counted_quality
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
@@ -127,7 +128,16 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     some = pairs[:5]
     scores = model.score([p["prompt"] for p in some], [p["better"] for p in some])
     assert scores == pytest.approx([p["better_score"] for p in some], abs=1e-5)
-    assert model.bias == metrics["reward_bias"] != 0
+    shown = read_lines(context.folder / "demonstrations.jsonl")
+    recounted_bias = demonstration_bias([row["score_without_bias"] for row in shown])
+    assert model.bias == metrics["reward_bias"] == recounted_bias.bias != 0
+    assert quality["bias"] == {
+        "reward_bias": recounted_bias.bias, "demonstrations": len(shown),
+        "deviation": recounted_bias.deviation,
+    }  # fmt: skip
+    loaded = model.score([row["prompt"] for row in shown], [row["response"] for row in shown])
+    without = [row["score_without_bias"] for row in shown]
+    assert loaded == pytest.approx([model.bias + score for score in without], abs=1e-5)
     demonstrated = model.score([chat("hi")] * 4, list("abcd"))
     assert sum(demonstrated) == pytest.approx(0, abs=1e-4)
     logged = read_lines(context.folder / "metrics.jsonl")
