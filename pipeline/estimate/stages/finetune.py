@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.estimate.model.assumptions import SIDE_TOKENS
 from pipeline.estimate.model.costs import StageCost
 from pipeline.estimate.model.estimator import Estimator
 from pipeline.estimate.model.flops import Rows, training_flops
@@ -81,7 +82,8 @@ def estimate_finetune(stage: str, settings: FinetuneSettings, estimator: Estimat
 
 def _windows(settings: FinetuneSettings, read: Lengths, limit: int) -> tuple[list[float], float]:
     """Return the tokens of measured rows, cut at a limit, and how many windows a row has."""
-    whole = [length + FRAME for length in read.whole()] or [float(limit)]
+    # No turns: a text has a frame of its own in place of what a chat template puts around.
+    whole = [length - SIDE_TOKENS + FRAME for length in read.whole()] or [float(limit)]
     cut = [min(length, limit) for length in whole]
     if settings.head == "classify":
         return cut, 1.0

@@ -163,7 +163,8 @@ def _add_evaluation(
     cost: StageCost, settings: PpoSettings, actors: Actors, work: Work, estimator: Estimator
 ) -> None:
     """Add the evaluations on held-out prompts: sampling, judges, policy and reference."""
-    read = estimator.lengths(cost.stage, settings.evaluation_prompts, settings.policy)
+    prompts = settings.evaluation_prompts
+    read = estimator.lengths(cost.stage, prompts, settings.policy, heldout=True)
     limit = min(settings.max_prompt_tokens, settings.prefix_tokens or math.inf)
     # A conversation or a text asks by what it begins with.
     asked = [

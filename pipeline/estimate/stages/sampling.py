@@ -167,7 +167,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
     rows = rows_of([p + new for p in asked], prompts)
     texts = Rows(0.0, 0.0, 0.0)
     if settings.perplexity:
-        text = estimator.lengths(stage, settings.perplexity, measured_to)
+        text = estimator.lengths(stage, settings.perplexity, measured_to, heldout=True)
         texts = rows_of(text.whole(), min(text.rows, rows_at_most(settings.perplexity, MAX_TEXTS)))
     mean = sum(asked) / len(asked)
     pool = rows.times(settings.best_of or 0)

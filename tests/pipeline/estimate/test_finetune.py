@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from pipeline.contract.console import Console
 from pipeline.estimate.model.hardware import GIB, Accelerator, Cluster
@@ -19,12 +20,16 @@ from pipeline.run.runner import execute
 
 
 @pytest.mark.parametrize("head", ["classify", "span", "tag"])
-def test_steps_and_parameters_are_those_of_the_stage(
-    head: str, tmp_path: Path, tiny_tokenizer: Callable[..., Any]
+def test_steps_parameters_and_work_are_those_of_the_stage(
+    head: str, tmp_path: Path, tiny_tokenizer: Callable[..., Any], measured: Callable[..., Any]
 ) -> None:
     from transformers import BertConfig, BertModel
 
     folder, tokenizer = tmp_path / "bert", tiny_tokenizer()
+    ends = [("<|bos|>", tokenizer.bos_token_id), ("<|end|>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|end|>", pair="<|bos|> $A <|end|> $B:1 <|end|>:1", special_tokens=ends
+    )
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=128, max_position_embeddings=200, pad_token_id=0,
@@ -51,10 +56,16 @@ def test_steps_and_parameters_are_those_of_the_stage(
     recipe = load_recipe(path)
     cluster = Cluster(Accelerator("cpu", 16 * GIB, 1e11, 1e11, 1e10))
     [verdict] = estimate_recipe(recipe, cluster).verdicts
-    execute(recipe, tmp_path / "out", selection=Selection(), console=Console(quiet=True))
+    found = measured(
+        lambda: execute(
+            recipe, tmp_path / "out", selection=Selection(), console=Console(quiet=True)
+        )
+    )
     manifest = json.loads((tmp_path / "out" / "ft" / "manifest.json").read_text())
-    # Tokens of a row are counted with some more around it than this tokenizer puts there.
+    # A frame of three tokens is counted, and this tokenizer puts two around a single text.
     assert verdict.cost.steps == pytest.approx(manifest["metrics"]["steps"], rel=0.2)
+    assert verdict.cost.flops == pytest.approx(found.flops, rel=0.15)
+    assert verdict.cost.peak.total == pytest.approx(found.peak, rel=0.15)
     assert verdict.cost.parameters["ft"] == pytest.approx(
         manifest["metrics"]["parameters"], rel=0.05
     )

@@ -198,6 +198,28 @@ def test_evaluations_while_ppo_runs_are_counted(tmp_path: Path, rows: str) -> No
     assert often.peak.total > plain.peak.total + 3e9
 
 
+def test_what_is_assumed_of_rows_is_not_about_those_that_are_held_out(
+    tmp_path: Path, rows: str
+) -> None:
+    source = [{"path": rows}]
+    ppo = {"kind": "ppo", "policy": "hub:m", "reward": "hub:r", "prompts": source,
+           "evaluation_prompts": source, "evaluate_every": 10}  # fmt: skip
+    looked = {"kind": "evaluate", "checkpoints": {"a": "hub:m"}, "prompts": source,
+              "perplexity": source}  # fmt: skip
+
+    def tokens(stage: dict[str, Any], part: str, **given: float) -> float:
+        assumed = Assumptions(sizes={"hub:m": 1e9, "hub:r": 1e9}, given={"it": given})
+        parts = only(planned(tmp_path, {"it": stage}, "H100", assumed=assumed)).parts
+        return sum(one.tokens for one in parts if one.name == part)
+
+    sampled = "evaluations: sampling"
+    assert tokens(ppo, sampled, rows=7, prompt_tokens=99) == tokens(ppo, sampled) > 0
+    texts = tokens(looked, "log-probabilities of a", rows=7)
+    answers = tokens({**looked, "perplexity": []}, "log-probabilities of a", rows=7)
+    read = [tokens(one, "log-probabilities of a") for one in (looked, {**looked, "perplexity": []})]
+    assert texts - answers == pytest.approx(read[0] - read[1]) and read[0] > read[1]
+
+
 def test_the_best_of_n_is_counted(tmp_path: Path, rows: str) -> None:
     def sampled(**more: Any) -> float:
         stages = {
