@@ -56,10 +56,7 @@ PARTS = (
     "text_tasks_heldout",
     "rephrasing",
     "rephrasing_heldout",
-    "sums",
-    "sums_heldout",
-    "sums_worked",
-    "sums_worked_heldout",
+    *SUMS,
     *(f"{part}{held}" for part in LABELLED_PARTS for held in ("", "_heldout")),
 )
 

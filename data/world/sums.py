@@ -1,4 +1,4 @@
-"""Small stories that ask for a sum of two steps, worked out step by step or answered at once.
+"""Small stories that ask for a sum of two steps, worked out, calculated, or answered at once.
 
 The numbers of a story, with what is done with them, are either learned or held out, whoever it is
 about and whatever is counted. Each step alone is learned.
@@ -13,8 +13,12 @@ from typing import NamedTuple
 from data.records import Conversation, chat
 from data.world.town import NAMES
 
-ROWS = {"sums": 8000, "sums_heldout": 400, "sums_worked": 8000, "sums_worked_heldout": 400}
-"""Rows of each part; those of a part and its worked one ask the same."""
+ROWS = {
+    f"{part}{side}": rows
+    for part in ("sums", "sums_worked", "sums_called")
+    for side, rows in (("", 8000), ("_heldout", 400))
+}
+"""Rows of each part; all parts of a side ask the same."""
 THINGS = ("plums", "pears", "nuts", "eggs", "beans", "buttons", "candles", "stamps")
 _FEW, _MORE, _SOME, _MANY = range(2, 7), range(2, 11), range(5, 15), range(11, 26)
 
@@ -50,6 +54,13 @@ class Problem(NamedTuple):
     def worked(self) -> str:
         """Both steps and the answer."""
         return f"{'; '.join(self.steps)}. {self.direct}"
+
+    @property
+    def called(self) -> str:
+        """The answer behind a call of the calculator."""
+        once = f"{self.a}{self.first}{self.b}"
+        whole = f"({once})" if self.then == "*" else once
+        return f"The answer is <<{whole}{self.then}{self.c}={self.result}>>{self.result}."
 
     @property
     def direct(self) -> str:
@@ -105,13 +116,14 @@ def _side(seed: int, *, held: bool) -> list[Problem]:
 
 def sums_part(seed: int, part: str) -> list[Conversation]:
     """Return the rows of a part of `ROWS`, no question twice, in an order that the seed fixes."""
-    held = part.endswith("_heldout")
-    worked = part.removesuffix("_heldout").endswith("_worked")
+    held, kind = part.endswith("_heldout"), part.removesuffix("_heldout")
     rows: list[Conversation] = []
     for place, (question, problem) in enumerate(questions(seed, held=held)):
         if place == ROWS[part]:
             break
-        answer = problem.worked if worked else problem.direct
+        answer = {"sums_worked": problem.worked, "sums_called": problem.called}.get(
+            kind, problem.direct
+        )
         rows.append(Conversation(chat(question, answer), f"{part}/{place}"))
     return rows
 

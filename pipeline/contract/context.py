@@ -95,9 +95,14 @@ class StageContext(Generic[S_co]):
         reports: list[ReadReport] | None = None,
     ) -> Iterator[Row]:
         """Yield what the sources of a field hold, see `read_sources`."""
-        where = f"stage {self.name}: {field}"
+        where, placed = f"stage {self.name}: {field}", map(self.hand.placed, sources)
         return read_sources(
-            sources, convert, where=where, wanted=wanted, say=self.say, reports=reports
+            [one for one in placed if one],
+            convert,
+            where=where,
+            wanted=wanted,
+            say=self.say,
+            reports=reports,
         )
 
     def say(self, text: str) -> None:

@@ -25,7 +25,13 @@ from pipeline.contract.facts import (
 from pipeline.contract.generation_settings import generation_problem
 from pipeline.contract.heads import AUTO_CLASSES, Head
 from pipeline.contract.padding import another_pad
-from pipeline.contract.settings import StageSettings, external_location, is_external
+from pipeline.contract.settings import (
+    SourceSettings,
+    StageSettings,
+    external_location,
+    is_external,
+)
+from pipeline.contract.sources import ROWS
 
 SEQ2SEQ = ("span_corruption", "denoising")
 """Objectives of pretraining that encoder-decoders learn by."""
@@ -58,6 +64,13 @@ class HandOver:
             return model_folder(path) if path.is_dir() else None
         artifact = self.finished(reference)
         return None if artifact is None else model_folder(artifact.folder)
+
+    def placed(self, source: SourceSettings) -> SourceSettings | None:
+        """Return a source with the file of its stage's rows; None where that has not finished."""
+        if source.stage is None:
+            return source
+        folder = self.folder(source.stage)
+        return None if folder is None else source.with_path(folder / ROWS)
 
     def require_present(self, reference: str, provides: str, setting: str) -> None:
         """Refuse a path where nothing is, or a folder that is no checkpoint.

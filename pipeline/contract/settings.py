@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from data.errors import SourceError
 from data.sources.source import Source
 from pipeline.contract.retired import RETIRED, put_back
 
@@ -125,6 +127,8 @@ class SourceSettings(Settings):
     with labels statements, passages, names ..."""
     world_seed: int = 0
     """Seed of the embedded world."""
+    stage: Annotated[str | None, Ref("rows")] = Field(None, exclude_if=lambda given: given is None)
+    """Stage of this recipe that leaves rows, such as a tool_annotate stage, or its folder."""
     format: str = "auto"
     """Format of the rows; "auto" tells from the columns."""
     columns: dict[str, str] | None = None
@@ -141,16 +145,29 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSettings:
-        named = [k for k in ("path", "hub", "world") if getattr(self, k) is not None]
+        origins = ("path", "hub", "world", "stage")
+        named = [k for k in origins if getattr(self, k) is not None]
         if len(named) != 1:
             raise ValueError(
-                f"a source names exactly one of path, hub, world; this one names {named or 'none'}"
+                f"a source names exactly one of {', '.join(origins)}; this one names "
+                f"{named or 'none'}"
             )
         return self
 
     def source(self) -> Source:
-        """Return the source to read; a `SourceError` where there is no such format."""
+        """Return the source to read.
+
+        Raises:
+            SourceError: there is no such format, or the rows are those of a stage, which only
+                stages that learn from texts or demonstrations read.
+        """
+        if self.stage is not None:
+            raise SourceError(f"rows of stage {self.stage} are not read here; name a file of them")
         return Source(**self.model_dump())
+
+    def with_path(self, path: Path) -> SourceSettings:
+        """Return the source with the file of a stage's rows in its place."""
+        return self.model_copy(update={"stage": None, "path": str(path)})
 
 
 def rows_at_most(sources: Sequence[SourceSettings], most: int) -> int:

@@ -13,6 +13,8 @@ from pipeline.contract.settings import SourceSettings
 
 Row = TypeVar("Row")
 
+ROWS = "rows.jsonl"
+"""What a stage leaves that `stage` of a source names."""
 RANKINGS = "a reward model learns rankings or chosen/rejected pairs"
 PROMPTS = "prompts, conversations, pairs or rankings ask something, of documents prefix_tokens"
 TEXTS = "it takes text"

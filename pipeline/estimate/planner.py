@@ -18,6 +18,7 @@ from pipeline.estimate.model.costs import Sharding, StageCost
 from pipeline.estimate.model.estimator import Estimator
 from pipeline.estimate.model.hardware import Cluster
 from pipeline.estimate.model.sources import SECONDS, Reader
+from pipeline.estimate.stages.annotating import estimate_tool_annotate
 from pipeline.estimate.stages.finetune import estimate_finetune
 from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.reward_model import estimate_reward
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 ESTIMATES: dict[str, Callable[[str, Any, Estimator], StageCost]] = {
     "pretrain": estimate_pretrain,
     "distill": estimate_distill,
+    "tool_annotate": estimate_tool_annotate,
     "finetune": estimate_finetune,
     "sft": estimate_sft,
     "rankings": estimate_rankings,

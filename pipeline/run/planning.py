@@ -120,7 +120,8 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
     for place, value, marks, _ in walk(settings):
         try:
             if isinstance(value, SourceSettings):
-                sources[place] = fingerprint(value.source())
+                if value.stage is None:  # else its key is among those of the parents
+                    sources[place] = fingerprint(value.source())
             elif value is not None and any(isinstance(mark, UserFunction) for mark in marks):
                 functions[value] = REWARDS.sha256(value)
             elif value is not None and any(isinstance(mark, HashedFolder) for mark in marks):

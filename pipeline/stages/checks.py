@@ -62,8 +62,9 @@ def require_readable(
     from data.sources.read import ReadReport, read
     from data.world import PARTS
 
-    for place, source in enumerate(sources):
-        if not _here(source):
+    for place, named in enumerate(sources):
+        source = hand.placed(named)
+        if source is None or not _here(source):
             continue
         report = ReadReport()
         sooner = f"{source.world}_heldout"  # of the same kind, and made sooner

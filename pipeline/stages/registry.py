@@ -12,6 +12,7 @@ STAGE_MODULES: Mapping[str, str] = {
     "tokenizer": "pipeline.stages.tokenizer.stage",
     "pretrain": "pipeline.stages.pretrain.stage",
     "distill": "pipeline.stages.distill.stage",
+    "tool_annotate": "pipeline.stages.tool_annotate.stage",
     "finetune": "pipeline.stages.finetune.stage",
     "sft": "pipeline.stages.sft.stage",
     "rankings": "pipeline.stages.rankings.stage",

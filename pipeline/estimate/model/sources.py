@@ -187,10 +187,11 @@ class Reader:
         return lengths
 
     def _measure(self, source: SourceSettings, count: Count) -> tuple[Lengths, str]:
-        if source.hub is not None and not Path(source.hub).is_dir():
+        unread = source.hub if source.hub and not Path(source.hub).is_dir() else source.stage
+        if unread is not None:
             rows = source.limit or ROWS
             return Lengths(rows, [PROMPT_TOKENS], [ANSWER_TOKENS], [ANSWER_TOKENS]), (
-                f"{source.hub} is not read: {rows:,} rows{'' if source.limit else ' assumed'}, "
+                f"{unread} is not read: {rows:,} rows{'' if source.limit else ' assumed'}, "
                 f"{PROMPT_TOKENS} tokens a prompt and {ANSWER_TOKENS} an answer assumed"
             )
         lengths, started, note = Lengths(), time.monotonic(), ""

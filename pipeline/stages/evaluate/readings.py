@@ -84,6 +84,8 @@ def _few_prompts(settings: EvaluateSettings, seed: int) -> list[PromptRow] | Non
     """Return the prompts where small files hold them, else None."""
     if settings.prefix_tokens is not None:  # takes the reference's tokenizer
         return None
+    if any(prompts.stage for prompts in settings.prompts):
+        return None
     if not _small([prompts.source() for prompts in settings.prompts]):
         return None
     try:
@@ -203,7 +205,8 @@ def _reading(name: str, hand: HandOver, seed: Callable[[str], int] | None) -> Re
     def sources(field: str) -> list[Source]:
         value = getattr(settings, field, None)
         items = value if isinstance(value, tuple) else ()
-        return [item.source() for item in items if isinstance(item, SourceSettings)]
+        placed = [hand.placed(item) for item in items if isinstance(item, SourceSettings)]
+        return [item.source() for item in placed if item]
 
     rankings = {
         f: t for f, (t, mark) in references(settings).items() if mark.provides == "rankings"

@@ -141,7 +141,8 @@ def _gpt2_tokens(
     from data.sources.read import read
     from data.text.tokenizer import gpt2_tokens
 
-    sources = (source.source() for source in context.settings.train)
+    placed = map(context.hand.placed, context.settings.train)
+    sources = (source.source() for source in placed if source)
     with context.progress(None, "learning GPT-2's merges beside", unit="texts") as bar:
 
         def texts() -> Iterator[str]:

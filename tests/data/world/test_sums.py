@@ -10,6 +10,7 @@ import pytest
 from data.records import Conversation
 from data.world import World
 from data.world.sums import ROWS, STORIES
+from pipeline.generation.tools.calculator import calculate
 
 STEP = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -43,6 +44,9 @@ def test_each_question_is_worked_out_and_answered(
         assert re.findall(r"\d+", question) == [a, b, c]
         direct = rows[f"sums{held}"][question]
         assert direct == f"The answer is {result}." and worked.endswith(f". {direct}")
+        called = rows[f"sums_called{held}"][question]
+        match = re.fullmatch(r"The answer is <<(.+)=(\d+)>>(\d+)\.", called)
+        assert match and str(calculate(match[1])) == match[2] == match[3] == result
         ways.add((first, then))
     assert ways == set(STORIES)
 

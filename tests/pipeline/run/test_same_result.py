@@ -28,7 +28,7 @@ RESULT: dict[str, str] = {
     ),
     "SourceSettings": (
         "path hub hub_name hub_split hub_revision hub_files world world_seed format columns "
-        "limit skip instruction"
+        "limit skip instruction stage"
     ),
     "PretrainSettings": (
         "kind seed train heldout heldout_share tokenizer model objective masking spans noise "
@@ -47,6 +47,10 @@ RESULT: dict[str, str] = {
     "MaskingSettings": "share whole_words next_sentence",
     "SpanSettings": "share mean_span",
     "NoiseSettings": "infill mean_span mask delete permute rotate",
+    "ToolAnnotateSettings": (
+        "kind seed model caller train tools prompt limit opening_probability places calls gain "
+        "result max_call_tokens temperature bf16 trust_remote_code"
+    ),
     "FinetuneSettings": (
         "kind seed head model tokenizer train heldout heldout_share max_length stride "
         "max_answer_tokens epochs batch_size learning_rate schedule warmup_share final_share "
@@ -144,6 +148,7 @@ SAME: dict[str, str] = {
         "max_truncated_share tokens_per_micro_batch gradient_checkpointing compile "
         "evaluate_every save_every"
     ),
+    "ToolAnnotateSettings": ("batch_size"),
     "SelectSettings": ("batch_size"),
     "RewardTerm": ("timeout retries batch_size"),
     "PpoSettings": (
