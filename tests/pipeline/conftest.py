@@ -11,14 +11,19 @@ All fixtures are builders, so that a test names what it needs:
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import runpy
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,14 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}<|end|>"
     "{% endgeneration %}{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PRELOADED = (
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "pipeline.stages.pretrain.stage",
+    "pipeline.training.language_model",
+    "pipeline.rl.ppo.build",
+    "reward.learned.model",
 )
 TEXTS = (
     "The baker of Millbrook is Ada Finch. Ada Finch bakes bread at six in the morning.",
@@ -273,26 +286,52 @@ def save_pair(tmp_path: Path, tiny_pair: Callable[..., Any]) -> Callable[..., Pa
 FORKED = Path(__file__).with_name("forked.py")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server that `fork` asks, while no test has started a thread or computed anything.
+
+    It is forked from this process, and so has all that was imported, which saves each process that
+    it forks the seconds of the imports, and a server of its own those of another start.
+    """
+    if not any("fork" in getattr(item, "fixturenames", ()) for item in session.items):
+        return
+    for module in PRELOADED:
+        importlib.import_module(module)
+    # What the first model that is saved or loaded in a process makes of 900 patterns.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
+    resource_tracker.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.util.spawnv_passfds", _fork_server)
+        forkserver.ensure_running()
+
+
+def _fork_server(path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
+    """Do in a copy of this process what `python -c` was to do with some open files."""
+    own = os.fork()
+    if own:
+        return own
+    try:
+        empty = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(empty, stream)
+        edges = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
+        for low, high in itertools.pairwise(edges):
+            os.closerange(low + 1, high)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+        warnings.resetwarnings()
+        exec(arguments[-1], {})
+    finally:
+        os._exit(0)
+
+
 @pytest.fixture(scope="session")
 def fork() -> Callable[..., Any]:
     """Return what runs a script in a process of its own: fork(script, *arguments).
 
-    The process is forked from a server that has imported torch and the models and started no
-    thread, which saves the seconds of the imports. `environment` is added to this process's;
-    what it prints goes to `log`; more keywords are globals of the script. It returns a
-    `multiprocessing.Process` that has started.
+    The process is forked from a copy of this one from before the first test. `environment` is added
+    to this process's; what it prints goes to `log`; more keywords are globals of the script. It
+    returns a `multiprocessing.Process` that has started.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(
-        [
-            "torch.distributed.fsdp",
-            "transformers.models.llama.modeling_llama",
-            "pipeline.stages.pretrain.stage",
-            "pipeline.training.language_model",
-            "pipeline.rl.ppo.build",
-            "reward.learned.model",
-        ]
-    )
 
     def start(
         script: Path,

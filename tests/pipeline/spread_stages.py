@@ -76,7 +76,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
     }
     ways: dict[str, dict[str, Any]] = {
         # Tokens cut the episodes of two processes into unlike numbers of pieces.
-        "ppo": {"value": "separate", "tokens_per_micro_batch": 60, **evaluated},
+        "ppo": {"value": "separate", "tokens_per_micro_batch": 60, "epochs": 2, **evaluated},
         # What is reused leaves the values to be computed alone, also where weights are sharded.
         "shared": {"value": "shared", "reuse_logprobs": True},
         "variant": {
@@ -92,7 +92,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
     common: dict[str, Any] = {
         "policy": policy,
         "reward": ({"model": model}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
-        "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 2,
+        "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 1,
         "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
         "max_gradient_norm": 0.5, "whiten_rewards": True, "normalize_scores": True,
         "adaptive_kl": {"horizon": 100}, "ema_decay": 0.9, "entropy_coefficient": 0.01,
