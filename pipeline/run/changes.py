@@ -32,6 +32,7 @@ def why_changed(
         ("sources", "source"),
         ("external", "checkpoint"),
         ("functions", "reward function"),
+        ("tools", "tool"),
     ):
         older, newer = before.get(part, {}), now.get(part, {})
         for key in sorted(older.keys() | newer.keys()):

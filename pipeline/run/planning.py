@@ -33,6 +33,7 @@ from pipeline.contract.settings import (
     walk,
     without,
 )
+from pipeline.contract.tool_settings import ToolChoice
 from pipeline.recipe.load import Recipe
 from pipeline.run.changes import changes, why_changed
 from pipeline.run.unfinished import Attempt, attempt_in
@@ -117,6 +118,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
 
     settings = recipe.stages[stage]
     sources, functions = {}, {}
+    tools: dict[str, str] = {}
     for place, value, marks, _ in walk(settings):
         try:
             if isinstance(value, SourceSettings):
@@ -126,6 +128,12 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
                 functions[value] = REWARDS.sha256(value)
             elif value is not None and any(isinstance(mark, HashedFolder) for mark in marks):
                 sources[place] = fingerprint(Source(hub=value))
+            elif isinstance(value, ToolChoice):
+                from pipeline.generation.tools.toolbox import tool_key
+
+                found = tool_key(value.name, value.options)
+                tools |= found.functions
+                sources |= {f"{place}.options.{name}": key for name, key in found.files.items()}
         except (SourceError, RecipeError) as error:
             raise type(error)(f"stages.{stage}.{place}: {error}") from error
     return {
@@ -140,6 +148,7 @@ def stage_inputs(recipe: Recipe, stage: str) -> dict[str, Any]:
             if is_external(target)
         },
         **({"functions": functions} if functions else {}),
+        **({"tools": tools} if tools else {}),
     }
 
 

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pipeline.generation.tools.builtin  # noqa: F401  (registers them)
 from data.errors import ControlTokenError, UsageError, in_words
+from data.sources.fingerprint import fingerprint
+from data.sources.source import Source
 from pipeline.generation.tools.calls import Asked, Call, Form, InlineForm
 from pipeline.generation.tools.registry import TOOLS, ToolError, ToolSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pipeline.contract.tool_settings import ToolsSettings
 
 ERROR = "error: "
 """Begins the result of a call that failed."""
@@ -37,6 +41,35 @@ def find_tool(name: str, **options: Any) -> ToolSpec:
         RecipeError: no tool has this name, or it does not take the settings.
     """
     return ToolSpec.of(name, TOOLS.find(name).function, **options)
+
+
+class ToolKey(NamedTuple):
+    """What the results of a tool follow from besides its settings.
+
+    Attributes:
+        functions: sha256 of the user's file by the tool's name; nothing of one of ours.
+        files: fingerprints of files that settings name.
+    """
+
+    functions: dict[str, str]
+    files: dict[str, Any]
+
+
+def tool_key(name: str, options: Mapping[str, Any]) -> ToolKey:
+    """Return what the results of a tool follow from.
+
+    Raises:
+        RecipeError: as `find_tool`.
+        SourceError: a file is not there.
+    """
+    spec = find_tool(name, **options)
+    ours = spec.function.__module__.startswith("pipeline.")
+    files = {
+        each: fingerprint(Source(path=str(path)))
+        for each in spec.path_settings
+        if (path := spec.options.get(each)) is not None
+    }
+    return ToolKey({} if ours else {name: TOOLS.sha256(name)}, files)
 
 
 class ToolBox:
@@ -75,6 +108,21 @@ class ToolBox:
         self.form: Form = InlineForm(tokenizer, self.tools)
         self.max_calls, self.max_characters = max_calls, max_characters
         self.max_seconds = max_seconds
+
+    @classmethod
+    def of(cls, settings: ToolsSettings, tokenizer: PreTrainedTokenizerBase) -> ToolBox:
+        """Return the tools that settings name.
+
+        Raises:
+            RecipeError: as `find_tool`.
+        """
+        return cls(
+            [find_tool(choice.name, **choice.options) for choice in settings.use],
+            tokenizer,
+            max_calls=settings.max_calls,
+            max_characters=settings.max_characters,
+            max_seconds=settings.max_seconds,
+        )
 
     def call(self, asked: Asked) -> Call:
         """Return a call with its result, whatever comes of it."""

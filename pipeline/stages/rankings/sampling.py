@@ -25,6 +25,7 @@ from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, RANKINGS
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
+from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.models.load import (
     context_length,
     eos_ids,
@@ -57,6 +58,7 @@ class Sampler:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
+    tools: ToolBox | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -157,6 +159,14 @@ def sampling_metrics(counts: Counter[str]) -> dict[str, Any]:
     return {
         "ended_share": counts["ended"] / samples,
         "mean_tokens": counts["tokens"] / samples,
+        **(
+            {
+                "mean_calls": counts["calls"] / samples,
+                "failed_call_share": counts["failed_calls"] / counts["calls"],
+            }
+            if counts["calls"]
+            else {}
+        ),
         **{
             name: counts[name]
             for name in ("n_same_completions", "n_dropped_prompts", "n_too_long_prompts")
@@ -194,6 +204,7 @@ def make_sampler(context: StageContext[RankingsSettings]) -> Sampler:
         model=leave_out_unused(model, tokenizer).to(device),
         tokenizer=tokenizer,
         pad_token_id=int(tokenizer.pad_token_id or 0),
+        tools=None if settings.tools is None else ToolBox.of(settings.tools, tokenizer),
     )
 
 
@@ -265,6 +276,7 @@ def _sample_chunk(
         pad_token_id=sampler.pad_token_id,
         generator=torch.Generator().manual_seed(seed),
         batch_size=settings.batch_size,
+        tools=sampler.tools,
         advance=advance,
         say=context.say,
     )
@@ -291,7 +303,9 @@ def _distinct(
         ended[text] = ended.get(text, False) or sample.ended
         sampler.counts["samples"] += 1
         sampler.counts["ended"] += sample.ended
-        sampler.counts["tokens"] += len(sample.token_ids)
+        sampler.counts["tokens"] += len(sample.own_ids)
+        sampler.counts["calls"] += len(sample.calls)
+        sampler.counts["failed_calls"] += sum(call.error for call in sample.calls)
     sampler.counts["n_same_completions"] += len(samples) - len(ended)
     if len(ended) < 2:
         sampler.counts["n_dropped_prompts"] += 1

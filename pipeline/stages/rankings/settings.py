@@ -18,6 +18,7 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
+from pipeline.contract.tool_settings import CallsTools
 from pipeline.stages.rankings.people_settings import PeopleSettings
 
 MOST_COMPLETIONS = 9
@@ -28,7 +29,7 @@ CHUNK = 64
 """Prompts that are sampled from one seed; another number gives other samples."""
 
 
-class RankingsSettings(StageSettings):
+class RankingsSettings(StageSettings, CallsTools):
     """Settings of a rankings stage."""
 
     kind: Literal["rankings"] = "rankings"

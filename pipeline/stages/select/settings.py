@@ -14,6 +14,7 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
+from pipeline.contract.tool_settings import CallsTools
 from pipeline.stages.reward_terms import (
     Reward,
     RewardTerm,
@@ -25,7 +26,7 @@ MAX_PROMPTS = 256
 """Prompts that are answered, unless a `limit` of each source asks for more."""
 
 
-class SelectSettings(StageSettings):
+class SelectSettings(StageSettings, CallsTools):
     """Settings of a select stage."""
 
     kind: Literal["select"] = "select"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +108,11 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
             texts, samples = _answer(context, folder, asked, bar.advance)
             facts = Facts(
                 rows=[row.meta for row in prompts],
-                tokens=[len(sample.token_ids) for sample in samples],
+                tokens=[len(sample.own_ids) for sample in samples],
                 ended=[sample.ended for sample in samples],
             )
             scores[name] = scores_of(scorer, asked, texts, facts)
-            ended = [sample.ended for sample in samples]
-            _write_samples(context, name, asked, texts, ended, scores[name])
+            _write_samples(context, name, asked, texts, samples, scores[name])
     selection = selection_of(scores)
     selection["n_truncated"] = _truncated(scorer)
     winner = selection["winner"]
@@ -168,6 +168,7 @@ def _answer(
     import torch
 
     from pipeline.generation.generate import Sampling, generate, response_text
+    from pipeline.generation.tools.toolbox import ToolBox
     from pipeline.models.load import eos_ids, load_policy, load_tokenizer, pick_device
     from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
     from pipeline.models.unused_ids import leave_out_unused
@@ -186,6 +187,7 @@ def _answer(
         pad_token_id=int(tokenizer.pad_token_id or 0),
         generator=torch.Generator().manual_seed(context.seed),
         batch_size=settings.batch_size,
+        tools=None if settings.tools is None else ToolBox.of(settings.tools, tokenizer),
         advance=advance,
         say=context.say,
     )
@@ -237,14 +239,17 @@ def _write_samples(
     name: str,
     prompts: Sequence[Prompt],
     texts: Sequence[str],
-    ended: Sequence[bool],
+    samples: Sequence[Sample],
     scores: Sequence[float],
 ) -> None:
-    columns = ("prompt", "response", "ended", "score")
+    called = context.settings.tools is not None
     rows = (
-        {"checkpoint": name, **dict(zip(columns, row, strict=True))}
-        for row in zip(prompts, texts, ended, scores, strict=True)
-    )
+        {
+            "checkpoint": name, "prompt": prompt, "response": text, "ended": sample.ended,
+            "score": score, **({"calls": [*map(asdict, sample.calls)]} if called else {}),
+        }
+        for prompt, text, sample, score in zip(prompts, texts, samples, scores, strict=True)
+    )  # fmt: skip
     append_json_lines(context.folder / "samples.jsonl", rows)
 
 

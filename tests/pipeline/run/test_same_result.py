@@ -122,6 +122,8 @@ RESULT: dict[str, str] = {
         "instruction direct_instruction"
     ),
     "LmEvalSettings": "kind name task folder shots draws limit chat",
+    "ToolsSettings": "use max_calls max_characters max_seconds",
+    "ToolChoice": "name options",
 }
 """Fields that change the result, by class of settings."""
 
@@ -141,7 +143,7 @@ SAME: dict[str, str] = {
         "max_too_long_share micro_batch_size gradient_checkpointing evaluate_every log_every "
         "save_every"
     ),
-    "RankingsSettings": ("batch_size max_too_long_share"),
+    "RankingsSettings": ("batch_size max_too_long_share tools"),
     "PeopleSettings": ("lease_minutes guidelines database poll_seconds"),
     "JudgeSettings": ("key_variable concurrency timeout retries"),
     "RewardSettings": (
@@ -149,7 +151,7 @@ SAME: dict[str, str] = {
         "evaluate_every save_every"
     ),
     "ToolAnnotateSettings": ("batch_size"),
-    "SelectSettings": ("batch_size"),
+    "SelectSettings": ("batch_size tools"),
     "RewardTerm": ("timeout retries batch_size"),
     "PpoSettings": (
         "micro_batch_size tokens_per_micro_batch generation_batch_size compile "
@@ -169,6 +171,8 @@ SAME: dict[str, str] = {
 WHERE = {
     "SftSettings": {"micro_batch_size": "no_dropout"},
     "PpoSettings": {"doctor": "doctor_only_tells", "evaluate_every": "doctor_only_tells"},
+    "RankingsSettings": {"tools": "calls_no_tools"},
+    "SelectSettings": {"tools": "calls_no_tools"},
     "EvaluateSettings": {
         "tasks": "asks_nothing",
         "best_of": "draws_no_pool",

@@ -12,6 +12,7 @@ from data.errors import HandOverError, Interrupted, SourceError
 from data.records import Ranking, chat
 from pipeline.contract.settings import SourceSettings
 from pipeline.generation.generate import Sample
+from pipeline.generation.tools.calls import Call
 from pipeline.stages.rankings import sampling as _ranking_work
 from pipeline.stages.rankings import stage as rankings
 from pipeline.stages.rankings.labelers import GoldLabeler, Unranked
@@ -111,6 +112,26 @@ def test_completions_that_read_the_same_are_kept_once(
     assert metrics["n_same_completions"] == 12 * 1 + 12 * 2
     assert metrics["ended_share"] == 0
     assert rows(context.folder)[0]["ended"] == [False, False]
+
+
+def test_completions_may_call_tools(
+    make_context: Any, settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = []
+
+    def generate(_: Any, prompts: list[list[int]], *, tools: Any, **__: Any) -> list[Sample]:
+        boxes.append([*tools.tools])
+        calls = [Call("calculator", {}, "2"), Call("calculator", {}, "error: no", error=True)]
+        return [
+            Sample([10 + n % 3, 9], False, [-1.0, 0.0], [True, False], tuple(calls[: n % 3]))
+            for n in range(len(prompts))
+        ]
+
+    monkeypatch.setattr(_ranking_work, "generate", generate)
+    metrics = rankings.run(make_context(settings(tools=["calculator"]), {"model": policy}))
+    assert boxes == [["calculator"]]
+    assert metrics["mean_calls"] == 1 and metrics["failed_call_share"] == pytest.approx(1 / 3)
+    assert metrics["mean_tokens"] == 1  # those of its own
 
 
 def test_says_when_nothing_can_be_ranked(

@@ -76,6 +76,16 @@ def test_the_best_mean_score_wins_and_its_model_is_published(
         assert (context.folder / "model" / file).read_bytes() == (chosen / file).read_bytes()
 
 
+def test_the_calls_of_responses_are_told(
+    make_context: Callable[..., Any], sft: Path, scorer: Path, prompts: Path
+) -> None:
+    settings = settings_of(sft, scorer, prompts, tools=["calculator"])
+    context = make_context(settings, {"model": sft, "reward": scorer})
+    run(context)
+    rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
+    assert [row["calls"] for row in rows] == [[]] * 18  # untrained, none calls
+
+
 def test_it_gives_the_same_twice(
     make_context: Callable[..., Any], sft: Path, scorer: Path, prompts: Path, tmp_path: Path
 ) -> None:

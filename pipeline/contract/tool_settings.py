@@ -1,0 +1,62 @@
+"""Settings of the tools that responses may call; what they do is in `pipeline.generation.tools`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from pipeline.contract.settings import PositiveInt, PositiveNumber, SameResult, Settings
+
+
+class ToolChoice(Settings):
+    """A tool; its name alone, where it takes no settings."""
+
+    name: str
+    """calculator, calendar, translate, or one of yours in a Python file that `--plugin` gives."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Its settings, such as `today: 2026-01-01` of the calendar."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class ToolsSettings(Settings):
+    """The tools that responses may call; a list of them, where the limits stay."""
+
+    use: Annotated[tuple[ToolChoice, ...], Field(min_length=1)]
+    """Each a name, or a mapping of name and options."""
+    max_calls: PositiveInt = 8
+    """Most calls of a response; those after them are text."""
+    max_characters: Annotated[int, Field(ge=20)] = 500
+    """Most characters of a result; what is more is cut off."""
+    max_seconds: PositiveNumber = 10.0
+    """Most seconds of a call."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_list(cls, given: Any) -> Any:
+        return {"use": given} if isinstance(given, list | tuple) else given
+
+    @field_validator("use")
+    @classmethod
+    def _names_apart(cls, use: tuple[ToolChoice, ...]) -> tuple[ToolChoice, ...]:
+        names = [choice.name for choice in use]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tool '{twice}' is named twice; name it once")
+        return use
+
+
+class CallsTools(Settings):
+    """What stages have that sample from a checkpoint."""
+
+    tools: Annotated[ToolsSettings | None, SameResult(where="calls_no_tools")] = None
+    """Tools that responses may call, such as [calculator]; none when not given."""
+
+    @property
+    def calls_no_tools(self) -> bool:
+        """Whether there are no tools; they are no part of the key then."""
+        return self.tools is None
