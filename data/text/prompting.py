@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from data.errors import SourceError
-from data.records import Prompt, turn_text
+from data.records import Completion, Conversation, Message, Prompt, turn_text
 from data.text.chat import render_input, render_prompt
 
 if TYPE_CHECKING:
@@ -94,6 +95,35 @@ def few_shot_prompt(question: str, examples: Sequence[Example], form: Form = QUE
     return f"{''.join(shown)}{form.question}{question}{form.answer}"
 
 
+def behind_examples(
+    record: Conversation | Completion, examples: Sequence[Conversation | Completion]
+) -> Conversation | Completion:
+    """Return a demonstration behind others, which are read and not learned.
+
+    They are earlier turns of a conversation, behind its system's, or text before a plain prompt.
+
+    Raises:
+        SourceError: some are conversations, others plain prompts.
+    """
+    if any(type(one) is not type(record) for one in examples):
+        raise SourceError(
+            "shots: conversations and plain prompts can't be examples of each other; learn them "
+            "in stages of their own"
+        )
+    if isinstance(record, Completion):
+        shown = (f"{one.prompt}{one.completion}{QUESTIONS.end}" for one in examples
+                 if isinstance(one, Completion))  # fmt: skip
+        return replace(record, prompt="".join(shown) + record.prompt)
+    turns = [turn for one in examples if isinstance(one, Conversation) for turn in one.messages]
+    before: list[Message] = [
+        {**turn, "weight": 0} if turn["role"] == "assistant" else turn
+        for turn in turns
+        if turn["role"] != "system"
+    ]
+    lead = int(record.messages[0]["role"] == "system")
+    return replace(record, messages=[*record.messages[:lead], *before, *record.messages[lead:]])
+
+
 def drawn(
     pool: Sequence[Item], count: int, *, draw: int, seed: int
 ) -> Callable[[Item], list[Item]]:
@@ -111,7 +141,7 @@ def drawn(
     Raises:
         SourceError: there are not so many others.
     """
-    order = random.Random(f"shots/{seed}/{draw}").sample(list(pool), min(count + 1, len(pool)))
+    order = random.Random(f"shots/{seed}/{draw}").sample(pool, min(count + 1, len(pool)))
 
     def before(asked: Any) -> list[Item]:
         shown = [one for one in order if one != asked][:count]

@@ -10,6 +10,7 @@ from data.errors import ModelError, SourceError
 from data.records import Completion, Conversation, prompt_of
 from data.sources.split import is_heldout, opening
 from data.text.chat import Rendered, RenderReport, render_demonstrations
+from data.text.prompting import behind_examples, drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,11 +49,13 @@ def prepare_rows(
     seed: int,
     say: Callable[[str], None],
     pairs: bool = False,
+    shots: int = 0,
 ) -> Rows:
     """Hold out, tokenise and count.
 
     Without held-out records a share of the prompts is held out. Records whose prompt is held out
-    are left out of training. `pairs` are rows for an encoder-decoder.
+    are left out of training. `pairs` are rows for an encoder-decoder. Before each stand `shots`
+    others of training.
 
     Raises:
         SourceError: more are too long than allowed.
@@ -61,6 +64,7 @@ def prepare_rows(
     learned, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
     if len(heldout) > max_heldout:
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
+    learned, heldout = (_shown(rows, learned, shots, seed) for rows in (learned, heldout))
     report, heldout_report = RenderReport(), RenderReport()
     lengths: Any = {"max_length": max_length, "too_long": too_long, "pairs": pairs}
     rows = list(render_demonstrations(tokenizer, learned, **lengths, report=report))
@@ -90,6 +94,18 @@ def prepare_rows(
         unlearnable=report.unlearnable + heldout_report.unlearnable,
         ends=frozenset(report.answers.ends),
     )
+
+
+def _shown(
+    rows: list[Demonstration], pool: list[Demonstration], shots: int, seed: int
+) -> list[Demonstration]:
+    """Return rows behind examples from a pool, other ones for each."""
+    if not shots:
+        return rows
+    return [
+        behind_examples(row, drawn(pool, shots, draw=place, seed=seed)(row))
+        for place, row in enumerate(rows)
+    ]
 
 
 def _parted(

@@ -40,6 +40,9 @@ class SftSettings(TrainingSettings):
     """Sources of demonstrations that measure the held-out loss."""
     heldout_share: Share = 0.02
     """Share of the prompts held out where `heldout` is not set; 0 for none."""
+    # Left out where there are none: runs from before there was such a setting go on.
+    shots: NonNegativeInt = Field(0, exclude_if=lambda given: given == 0)
+    """Other demonstrations before each as worked examples, drawn anew for each, not learned."""
     max_length: PositiveInt | None = None
     """Longest demonstration, tokens; the model's context when not given."""
     too_long: Literal["cut", "drop"] = "cut"

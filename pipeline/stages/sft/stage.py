@@ -152,6 +152,7 @@ def _rows(
         seed=context.seed,
         say=context.say,
         pairs=pairs,
+        shots=settings.shots,
     )
     if not rows.train:
         raise SourceError(f"stage {context.name}: no demonstration is left to learn from")

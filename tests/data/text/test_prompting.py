@@ -7,10 +7,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from data.records import chat
+from data.errors import SourceError
+from data.records import Completion, Conversation, chat
 from data.text.prompting import (
     LISTS,
     Example,
+    behind_examples,
     document_end_ids,
     few_shot_prompt,
     plain_prompt,
@@ -58,3 +60,18 @@ def test_a_document_end_is_no_unknown_token(
     model = WordLevel(vocabulary, unk_token=unknown or "a")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token=unknown)
     assert document_end_ids(tokenizer) == found
+
+
+def test_demonstrations_stand_behind_others_that_are_not_learned() -> None:
+    examples = [Conversation(chat(f"q{i}", f"a{i}", system="s")) for i in (1, 2)]
+    made = behind_examples(Conversation(chat("q", "a", system="mine")), examples)
+    assert isinstance(made, Conversation)
+    said = [(turn["role"], turn["content"], turn.get("weight")) for turn in made.messages]
+    assert said == [
+        ("system", "mine", None), ("user", "q1", None), ("assistant", "a1", 0),
+        ("user", "q2", None), ("assistant", "a2", 0), ("user", "q", None), ("assistant", "a", None),
+    ]  # fmt: skip
+    plain = behind_examples(Completion("q:", " a"), [Completion("r:", " b")])
+    assert plain == Completion("r: b\n\nq:", " a")
+    with pytest.raises(SourceError, match="can't be examples of each other"):
+        behind_examples(plain, examples)

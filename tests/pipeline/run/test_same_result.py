@@ -57,7 +57,7 @@ RESULT: dict[str, str] = {
         "weight_decay betas epsilon max_gradient_norm bf16 trust_remote_code"
     ),
     "SftSettings": (
-        "kind seed model tokenizer train heldout heldout_share max_length too_long "
+        "kind seed model tokenizer train heldout heldout_share shots max_length too_long "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
         "weight_decay betas epsilon max_gradient_norm dropout group_by_length bf16 candidates "
         "trust_remote_code"

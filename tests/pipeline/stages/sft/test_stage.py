@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -430,3 +431,25 @@ def test_learning_rate_rises_and_falls_to_its_share(
     assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
     assert rates[7] == pytest.approx(0.55e-3)  # half-way: (1 + 0.1) / 2
     assert rates[12] == pytest.approx(1e-4)
+
+
+def test_worked_examples_are_read_and_not_learned(
+    make_context: Any, sft_settings: Any, policy: Path, tiny_tokenizer: Any, questions: Any
+) -> None:
+    settings, tokenizer = sft_settings(policy, shots=2, heldout_share=0.3), tiny_tokenizer()
+    assert "shots" not in sft_settings(policy).key_settings() and settings.key_settings()["shots"]
+    context = make_context(settings, {"model": policy})
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    rows = sft._rows(context, model, tokenizer)
+    pairs = {f"<|user|>{q}<|end|><|assistant|>{a}<|end|>": a for q, a in questions}
+
+    def turns(row: Rendered) -> list[str]:
+        return re.findall(r"<\|user\|>.*?<\|assistant\|>.*?<\|end\|>", tokenizer.decode(row.ids))
+
+    asked = {turns(row)[-1] for row in rows.train}
+    for row in (*rows.train, *rows.heldout):
+        *shown, last = turns(row)
+        learned = [i for i, mine in zip(row.ids, row.assistant_mask, strict=True) if mine]
+        assert tokenizer.decode(learned) == f"{pairs[last]}<|end|>"
+        assert len({*shown, last}) == 3 and asked.issuperset(shown)
+    assert len({tuple(turns(row)[:2]) for row in rows.train}) > 5
