@@ -9,6 +9,7 @@ parent's files, not on the time they were made.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import platform
@@ -174,6 +175,7 @@ def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that shape a result."""
     names = ("rlhf-pipeline", "torch", "transformers", "trl", "accelerate", "tokenizers")

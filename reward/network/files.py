@@ -165,18 +165,17 @@ def _elements(path: Path) -> int:
         ) from error
 
 
-def require_fits(model: nn.Module, elements: int, folder: Path) -> None:
+def require_fits(described: int, elements: int, folder: Path) -> None:
     """Refuse a configuration that describes far more than the weights hold.
 
     Args:
-        model: as described, on the meta device: nothing is taken for it.
+        described: numbers of the model as its configuration makes it.
         elements: of the weights.
         folder: of both.
 
     Raises:
         ModelError: with both sizes.
     """
-    described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     if described > 2 * elements + _SPARE:
         raise ModelError(
             f"{folder / CONFIG} describes a model of {described:,} numbers and the weights hold "

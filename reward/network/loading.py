@@ -26,6 +26,9 @@ from reward.network.files import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_DESCRIBED: dict[tuple[Any, type, str], int] = {}
+"""Numbers of the models that were described in this process, by class and configuration."""
+
 
 def load_classifier(
     source: str | Path, *, dtype: torch.dtype, trust: bool, num_labels: int | None = None
@@ -125,9 +128,12 @@ def _require_room(
     config = config or load_config(folder, what=what, trust_remote_code=trust)
     if getattr(config, "quantization_config", None) or (trust and hasattr(config, "auto_map")):
         return
-    with _loading(what, folder), torch.device("meta"):
-        described = loader.from_config(config)
-    require_fits(described, elements, folder)
+    key = (loader, type(config), repr({**config.to_dict(), "_name_or_path": None}))
+    if key not in _DESCRIBED:
+        with _loading(what, folder), torch.device("meta"):
+            model = loader.from_config(config)
+        _DESCRIBED[key] = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    require_fits(_DESCRIBED[key], elements, folder)
 
 
 def _shape(sizes: Collection[int]) -> str:

@@ -21,7 +21,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -63,6 +63,10 @@ TEXTS = (
 )
 
 
+MEMORIES: dict[tuple[Any, ...], Any] = {}
+"""What trials found, by class, configuration and type of the weights, and longest row."""
+
+
 class StopAfter(StopFlag):
     """A stop flag that is set once it has been looked at `looks` times."""
 
@@ -74,6 +78,31 @@ class StopAfter(StopFlag):
         """15 from the last look on."""
         self.looks -= 1
         return 15 if self.looks < 0 else None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memories_found_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Try once for a configuration what its models may remember while they are sampled from.
+
+    Trials have tests of their own, whose models may behave as no other of their configuration.
+    """
+    if {"generation", "models"} & set(request.path.parts):
+        yield
+        return
+    from pipeline.generation import trial
+
+    honest = trial._try
+
+    def kept(model: Any, reach: int) -> Any:
+        config = repr({**model.config.to_dict(), "_name_or_path": None})
+        key = (type(model), config, str(model.dtype), reach)
+        if key not in MEMORIES:
+            MEMORIES[key] = honest(model, reach)
+        return MEMORIES[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "_try", kept)
+        yield
 
 
 @pytest.fixture
