@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from data.records import Message
-    from pipeline.generation.generate import Sampling
+    from pipeline.contract.tool_settings import ToolsSettings
+    from pipeline.generation.generate import Sampling, Token
 
 HELP = """\
 /reset               forget the conversation
@@ -33,6 +34,8 @@ HELP = """\
 /help                this text
 /quit                leave, as Ctrl-D does; Ctrl-C stops a reply"""
 
+_DIM = "\x1b[2m{}\x1b[22m"
+"""Text that a tool gave, as a terminal shows it."""
 _COMMANDS = ("/reset", "/undo", "/system", "/set", "/plain", "/help", "/quit", "/exit")
 
 
@@ -43,6 +46,7 @@ def chat(
     seed: int | None = None,
     system: str | None = None,
     plain: bool = False,
+    tools: ToolsSettings | None = None,
     trust_remote_code: bool = False,
     input: TextIO | None = None,
     output: TextIO | None = None,
@@ -55,6 +59,7 @@ def chat(
         seed: of the sampling; drawn when not given.
         system: system message.
         plain: continue plain text with every checkpoint.
+        tools: what replies may call; results are dim in a terminal.
         trust_remote_code: run code that a checkpoint carries.
         input: where lines come from; the terminal when not given.
         output: where text goes; the terminal when not given.
@@ -67,7 +72,9 @@ def chat(
     require_sensible(sampling)
     seed = secrets.randbits(31) if seed is None else seed
     chat_models = [
-        load_chat_model(name, source, seed=seed, plain=plain, trust_remote_code=trust_remote_code)
+        load_chat_model(
+            name, source, seed=seed, plain=plain, tools=tools, trust_remote_code=trust_remote_code
+        )
         for name, source in zip(short_names(checkpoints), checkpoints, strict=True)
     ]
     session = Session(chat_models, sampling, system=system, output=output or sys.stdout)
@@ -257,13 +264,15 @@ class Session:
             sampling=self.sampling,
             eos_token_ids=chat_model.end_ids(),
             generator=chat_model.generator,
+            tools=chat_model.toolbox,
             say=self._say,
         )
         reply = ""
         try:
-            for piece in _pieces(chat_model.tokenizer, (token.id for token in tokens)):
+            for piece, own in _pieces(chat_model.tokenizer, tokens):
                 reply += piece
-                self.output.write(_printable(piece))
+                text = _printable(piece)
+                self.output.write(text if own or not self.output.isatty() else _DIM.format(text))
                 self.output.flush()
         except KeyboardInterrupt:
             self.output.write(" (stopped)")
@@ -324,21 +333,27 @@ class Session:
         self.output.flush()
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as it grows; a character is held back until all its bytes came."""
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, tokens: Iterable[Token]
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text of tokens as it grows, and whether the model wrote it.
+
+    A character is held back until all its bytes came.
+    """
     ids: list[int] = []
-    shown = ""
+    shown, own = "", True
     for token in tokens:
-        ids.append(token)
+        ids.append(token.id)
+        own = token.own
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
         if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(shown):
             continue
         if len(text) > len(shown):
-            yield text[len(shown) :]
+            yield text[len(shown) :], own
             shown = text
     text = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
     if text.startswith(shown) and len(text) > len(shown):
-        yield text[len(shown) :]
+        yield text[len(shown) :], own
 
 
 def _printable(text: str) -> str:

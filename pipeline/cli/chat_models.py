@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from data.records import Message, Prompt
+    from pipeline.contract.tool_settings import ToolsSettings
+    from pipeline.generation.tools.toolbox import ToolBox
 
 
 @dataclass
@@ -25,6 +27,7 @@ class ChatModel:
     tokenizer: PreTrainedTokenizerBase
     generator: torch.Generator
     plain: bool
+    toolbox: ToolBox | None = None
     messages: list[Message] = field(default_factory=list)
 
     @property
@@ -76,7 +79,13 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
 
 
 def load_chat_model(
-    name: str, checkpoint: str, *, seed: int, plain: bool, trust_remote_code: bool
+    name: str,
+    checkpoint: str,
+    *,
+    seed: int,
+    plain: bool,
+    tools: ToolsSettings | None = None,
+    trust_remote_code: bool,
 ) -> ChatModel:
     """Load a checkpoint with its tokenizer.
 
@@ -86,6 +95,7 @@ def load_chat_model(
     import torch
 
     from data.text.templates import has_template, require_template
+    from pipeline.generation.tools.toolbox import ToolBox
     from pipeline.models.load import bf16_supported, load_policy, load_tokenizer, pick_device
     from pipeline.models.unused_ids import leave_out_unused
 
@@ -107,6 +117,7 @@ def load_chat_model(
         tokenizer=tokenizer,
         generator=torch.Generator().manual_seed(seed),
         plain=plain,
+        toolbox=None if tools is None else ToolBox.of(tools, tokenizer),
     )
 
 

@@ -83,6 +83,10 @@ MaxNewTokensOption = Annotated[int | None, typer.Option(min=1, help="Most of an 
 BF16Option = Annotated[
     str | None, typer.Option(metavar="true|false|auto", help="Compute in bfloat16.")
 ]
+ToolsOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Tools that answers may call, such as calculator,calendar."),
+]
 GuidelinesOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What these people read first, Markdown.")
 ]
@@ -121,6 +125,8 @@ def evaluate(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    tools: ToolsOption = None,
+    plugin: PluginOption = None,
     bf16: BF16Option = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     quiet: QuietOption = False,
@@ -132,6 +138,7 @@ def evaluate(
     from pipeline.recipe.judges import parse_judges
     from pipeline.recipe.suite import load_suites
 
+    load_plugins(plugin)
     request = Request(
         checkpoints=named(checkpoints),
         prompts=source_of(prompts) if prompts else None,
@@ -294,6 +301,8 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
+    tools: ToolsOption = None,
+    plugin: PluginOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code a checkpoint carries.")
     ] = False,
@@ -301,6 +310,9 @@ def chat(
     """Talk with a checkpoint, or with several side by side."""
     from pipeline.cli.chat import chat as talk
     from pipeline.generation.generate import Sampling
+    from pipeline.recipe.answers import parse_answers
+
+    load_plugins(plugin)
 
     talk(
         checkpoints,
@@ -308,6 +320,7 @@ def chat(
         seed=seed,
         system=system,
         plain=plain,
+        tools=parse_answers({"tools": tools}).tools,
         trust_remote_code=trust_remote_code,
     )
 

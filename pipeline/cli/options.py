@@ -21,7 +21,9 @@ OutOption = Annotated[
 ]
 PluginOption = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="Python file with reward functions; repeatable."),
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file with reward functions or tools; repeatable."
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 AssumeOption = Annotated[

@@ -24,7 +24,7 @@ class ToolChoice(Settings):
 
 
 class ToolsSettings(Settings):
-    """The tools that responses may call; a list of them, where the limits stay."""
+    """The tools that responses may call; a list or a line of names, where the limits stay."""
 
     use: Annotated[tuple[ToolChoice, ...], Field(min_length=1)]
     """Each a name, or a mapping of name and options."""
@@ -38,6 +38,8 @@ class ToolsSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _may_be_a_list(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = [name.strip() for name in given.split(",")]
         return {"use": given} if isinstance(given, list | tuple) else given
 
     @field_validator("use")

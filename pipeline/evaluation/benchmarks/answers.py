@@ -73,6 +73,7 @@ def write_answers(
             generator=torch.Generator().manual_seed(seed),
             batch_size=subject.batch_size,
             stop=stopping(tokenizer, stops) if stops else None,
+            tools=subject.tools,
             wide=True,
             advance=bar.advance,
             say=subject.say,

@@ -16,6 +16,7 @@ from data.text.chat import render_input, response_ids
 from data.text.prompting import QUESTIONS, Example, Form, few_shot_prompt, plain_ids
 from pipeline.contract.console import Progress
 from pipeline.evaluation.benchmarks.loglikelihood import Pair
+from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Subject:
         seed: of draws and sampling.
         progress: shows a bar: (total, label, unit).
         say: takes a line for the reader.
+        tools: what answers may call.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Subject:
     seed: int
     progress: Callable[[int | None, str, str], AbstractContextManager[Progress]]
     say: Callable[[str], None]
+    tools: ToolBox | None = None
     _answer_ids: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
 
     def context(

@@ -140,6 +140,7 @@ def checkpoint_figures(rows: Sequence[Row]) -> dict[str, Any]:
     lengths = [float(row["n_tokens"]) for row in rows]
     figures |= _named("mean_length", mean_interval(lengths))
     figures |= _named("ended_share", wilson(sum(bool(row["ended"]) for row in rows), len(rows)))
+    figures |= _calls(rows)
     figures["repetition"] = sum(map(repetition, texts)) / len(texts) if texts else None
     figures |= {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
     assessed = [row for row in rows if row["assessment"] is not None]
@@ -151,6 +152,18 @@ def checkpoint_figures(rows: Sequence[Row]) -> dict[str, Any]:
             for kind in sorted(kinds)
         }
     return figures
+
+
+def _calls(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return how often responses call tools, and how often that fails; nothing without tools."""
+    calls = [row["calls"] for row in rows if "calls" in row]
+    if not calls:
+        return {}
+    failed = [bool(call["error"]) for mine in calls for call in mine]
+    return {
+        **_named("calls_per_response", mean_interval([float(len(mine)) for mine in calls])),
+        **_named("failed_call_share", wilson(sum(failed), len(failed))),
+    }
 
 
 def _named(key: str, estimate: Estimate) -> dict[str, Any]:

@@ -37,12 +37,12 @@ from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
 from pipeline.evaluation.judge.checkpoint_notes import NO_PERPLEXITY, asking_notes
 from pipeline.evaluation.judge.figures import figures
-from pipeline.evaluation.judge.gold import gold_judge
 from pipeline.evaluation.judge.judges import second_judge
 from pipeline.evaluation.judge.logprobs import response_logprobs
 from pipeline.evaluation.judge.over_optimisation import from_pool
 from pipeline.evaluation.judge.overlap import held_out, overlap
 from pipeline.evaluation.judge.plan import Plan, sampling_seed
+from pipeline.evaluation.judge.sample_rows import own_sizes, sample_rows
 from pipeline.evaluation.judge.sampling import apart_notes, common_sampling, sampling_notes
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
 from pipeline.evaluation.judge.verdict import verdict
@@ -98,7 +98,7 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
         rows = [
             row
             for name in plan.checkpoints
-            for row in _rows(plan, name, answers[name], kls[name], scores)
+            for row in sample_rows(plan, name, answers[name], kls[name], scores)
         ]
         write_json_lines(workspace.folder / SAMPLES, rows)
     tasks, pool = _tasks(plan, workspace), None
@@ -131,7 +131,7 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
     scores = _scores(pool, workspace, answers)
     rows = [
         {**row, "index": place // plan.best_of, "sample": place % plan.best_of}
-        for place, row in enumerate(_rows(pool, name, answers[name], None, scores))
+        for place, row in enumerate(sample_rows(pool, name, answers[name], None, scores))
     ]
     write_json_lines(workspace.folder / POOL, rows)
     found = from_pool(rows, judge=_told_by(plan), resamples=plan.resamples, seed=plan.seed)
@@ -166,6 +166,7 @@ def _subject(plan: Plan, workspace: EvaluationWorkspace, name: str) -> Subject:
         plain=_plain(plan, name, tokenizer),
         batch_size=plan.batch_size,
         seed=plan.seed,
+        tools=plan.toolbox(name, tokenizer),
         progress=lambda total, label, unit: workspace.progress(total, f"{name}: {label}", unit),
         say=workspace.console.say,
     )
@@ -238,23 +239,24 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             pad_token_id=int(tokenizer.pad_token_id or 0),
             generator=torch.Generator().manual_seed(sampling_seed(plan.seed, name)),
             batch_size=plan.batch_size,
+            tools=plan.toolbox(name, tokenizer),
             wide=True,
             advance=bar.advance,
             say=workspace.console.say,
         )
-    responses = [sample.token_ids for sample in samples]
     answers: dict[str, Any] = {
         "plain": plain,
         "template": None if plain else _short_digest(str(tokenizer.chat_template)),
         "first_prompt": tokenizer.decode(prompts[0]),
         "prompts": prompts,
-        "tokens": responses,
+        "tokens": [sample.token_ids for sample in samples],
+        "own": [sample.own for sample in samples],
+        "calls": [[*map(asdict, sample.calls)] for sample in samples],
         "texts": [
             response_text(tokenizer, prompt, ids, sample, encoder_decoder=paired)
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
-        "logprobs": _logprobs(plan, name, model, prompts, responses) if plan.has_kl(name) else None,
         "losses": [],
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
@@ -262,6 +264,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             *([NO_PERPLEXITY] if plan.texts and paired else []),
         ],
     }
+    answers["logprobs"] = _logprobs(plan, name, model, answers) if plan.has_kl(name) else None
     if plan.texts and not paired:
         workspace.stop_if_asked()
         with workspace.progress(None, f"{name}: texts", "windows") as bar:
@@ -275,7 +278,15 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
 def _asked(plan: Plan, name: str) -> list[Any]:
     """Return what tells a checkpoint, and how it is asked, from others."""
     content = checkpoint_content(plan.checkpoints[name])
-    return [name, content, name in plan.plain, plan.seed, plan.bf16, pick_device().type]
+    return [
+        name,
+        content,
+        name in plan.plain,
+        plan.seed,
+        plan.bf16,
+        pick_device().type,
+        *plan.tools_content(name),
+    ]
 
 
 def _follows_from(plan: Plan, name: str) -> list[Any]:
@@ -294,14 +305,14 @@ def _logprobs(
     plan: Plan,
     name: str,
     model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
+    answers: Mapping[str, Any],
     advance: Callable[[int], None] | None = None,
 ) -> list[float]:
     return response_logprobs(
         model,
-        prompts,
-        responses,
+        answers["prompts"],
+        answers["tokens"],
+        own=answers.get("own"),
         temperature=plan.decodings[name].sampling.temperature,
         batch_size=plan.batch_size,
         advance=advance,
@@ -328,7 +339,7 @@ def _kls(
             return None
         label = f"{name}: KL to {plan.reference}"
         with workspace.progress(len(plan.prompts), label, "prompts") as bar:
-            theirs = _logprobs(plan, name, model(), mine["prompts"], mine["tokens"], bar.advance)
+            theirs = _logprobs(plan, name, model(), mine, bar.advance)
         return [a - b for a, b in zip(mine["logprobs"], theirs, strict=True)]
 
     reference = checkpoint_content(source)
@@ -369,7 +380,7 @@ def _scores_by(
                 texts = mine["texts"][part]
                 facts = Facts(
                     rows=[row.meta for row in plan.prompts[part]],
-                    tokens=[len(tokens) for tokens in mine["tokens"][part]],
+                    tokens=own_sizes(mine)[part],
                     ended=mine["ended"][part],
                 )
                 scores += scores_of(scorer(), prompts[part], texts, facts)
@@ -383,40 +394,6 @@ def _scores_by(
         )
         for name in plan.checkpoints
     }
-
-
-def _rows(
-    plan: Plan,
-    name: str,
-    answers: Mapping[str, Any],
-    kl: Sequence[float] | None,
-    scores: Mapping[str, Mapping[str, Sequence[float]]],
-) -> list[dict[str, Any]]:
-    """Return the samples of a checkpoint as `samples.jsonl` holds them."""
-    judge = gold_judge(plan.world_seed)
-    mine = {who: given[name] for who, given in scores.items()}
-    proxy = mine.pop("proxy", None)
-    rows = []
-    for place, (row, text) in enumerate(zip(plan.prompts, answers["texts"], strict=True)):
-        gold, assessment = judge(row, text)
-        rows.append(
-            {
-                "index": place,
-                "id": row.id,
-                "prompt": row.prompt,
-                "checkpoint": name,
-                "plain": answers["plain"],
-                "response": text,
-                "n_tokens": len(answers["tokens"][place]),
-                "ended": answers["ended"][place],
-                "kl": None if kl is None else kl[place],
-                "gold": gold,
-                "proxy": None if proxy is None else proxy[place],
-                "assessment": assessment,
-                **({"scores": {who: given[place] for who, given in mine.items()}} if mine else {}),
-            }
-        )
-    return rows
 
 
 def _judgements(

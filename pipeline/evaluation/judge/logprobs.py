@@ -27,6 +27,7 @@ def response_logprobs(
     *,
     temperature: float,
     batch_size: int,
+    own: Sequence[list[bool] | None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Return the log-probability of each response under a model, summed over its tokens.
@@ -37,6 +38,7 @@ def response_logprobs(
         responses: tokens of each response.
         temperature: divides the logits, as in sampling; 0 (greedy) leaves them.
         batch_size: rows a forward pass at most.
+        own: which tokens of each response count; all where it is None.
         advance: called with the number of responses that are ready.
     """
     sums = [0.0] * len(prompts)
@@ -44,7 +46,9 @@ def response_logprobs(
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     for rows in batches_by_length(lengths, batch_size, vocabulary=model.config.vocab_size):
         batch = [(prompts[i], responses[i]) for i in rows]
-        for row, total in zip(rows, _batch_logprobs(model, batch, temperature), strict=True):
+        counted = [own[i] for i in rows] if own else [None] * len(rows)
+        totals = _batch_logprobs(model, batch, temperature, counted)
+        for row, total in zip(rows, totals, strict=True):
             sums[row] = total
         if advance is not None:
             advance(len(rows))
@@ -52,14 +56,18 @@ def response_logprobs(
 
 
 def _batch_logprobs(
-    model: PreTrainedModel, batch: Sequence[tuple[list[int], list[int]]], temperature: float
+    model: PreTrainedModel,
+    batch: Sequence[tuple[list[int], list[int]]],
+    temperature: float,
+    own: Sequence[list[bool] | None],
 ) -> list[float]:
     if is_encoder_decoder(model):
         prompts, responses = zip(*batch, strict=True)
         pairs = pair_batch(prompts, responses, opening=decoder_opening(model), pad_token_id=0)
         given = {name: part.to(model.device) for name, part in pairs.inputs.items()}
         logits_BTV = model(**given, use_cache=False).logits
-        return _totals(model, logits_BTV, pairs.targets_BT, pairs.response_mask_BT, temperature)
+        mask_BT = _counted(pairs.response_mask_BT, own)
+        return _totals(model, logits_BTV, pairs.targets_BT, mask_BT, temperature)
     longest = max(len(prompt) + len(response) for prompt, response in batch)
     ids_BL = torch.zeros((len(batch), longest), dtype=torch.long)
     mask_BL = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -71,9 +79,17 @@ def _batch_logprobs(
         response_mask_BL[row, len(prompt) : size] = True
     ids_BL, mask_BL = ids_BL.to(model.device), mask_BL.to(model.device)
     output = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
-    return _totals(
-        model, output.logits[:, :-1], ids_BL[:, 1:], response_mask_BL[:, 1:], temperature
-    )
+    mask_BL = _counted(response_mask_BL[:, 1:], own)
+    return _totals(model, output.logits[:, :-1], ids_BL[:, 1:], mask_BL, temperature)
+
+
+def _counted(mask_BT: Tensor, own: Sequence[list[bool] | None]) -> Tensor:
+    """Leave those tokens of responses out of their mask that don't count."""
+    for row, counts in enumerate(own):
+        if counts is not None:
+            places = mask_BT[row].nonzero()[:, 0]
+            mask_BT[row, places[~torch.tensor(counts)]] = False
+    return mask_BT
 
 
 def _totals(

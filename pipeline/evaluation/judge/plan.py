@@ -13,8 +13,11 @@ from data.records import PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.sampling import Decoding
+from pipeline.generation.tools.toolbox import ToolBox, tool_key
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from reward.scorer import Scorer
 
 
@@ -112,6 +115,19 @@ class Plan:
                 f"best of n draws several answers from {self.reference}, and its own generation "
                 "settings always take the likeliest token; set a temperature above 0"
             )
+
+    def toolbox(self, name: str, tokenizer: PreTrainedTokenizerBase) -> ToolBox | None:
+        """Return what a checkpoint's responses may call."""
+        tools = self.decodings[name].tools
+        return None if tools is None else ToolBox.of(tools, tokenizer)
+
+    def tools_content(self, name: str) -> list[Any]:
+        """Return what the results of a checkpoint's tools follow from; nothing without tools."""
+        tools = self.decodings[name].tools
+        if tools is None:
+            return []
+        keys = [tool_key(choice.name, choice.options) for choice in tools.use]
+        return [tools.model_dump(mode="json"), keys]
 
     def has_kl(self, name: str) -> bool:
         """Tell whether a checkpoint has a KL to the reference, which is another one."""

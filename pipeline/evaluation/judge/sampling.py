@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from data.errors import ModelError, UsageError
 from data.json_object import read_object
+from pipeline.contract.tool_settings import ToolsSettings
 from pipeline.evaluation.judge.settings import AnswerSettings
 from pipeline.generation.generate import Sampling
 from reward.network.files import GENERATION
@@ -27,10 +28,12 @@ class Decoding(NamedTuple):
     Attributes:
         sampling: how tokens are drawn.
         own: those settings of it that its own generation settings say.
+        tools: what responses may call.
     """
 
     sampling: Sampling
     own: tuple[str, ...] = ()
+    tools: ToolsSettings | None = None
 
 
 def decodings(asked: AnswerSettings, checkpoints: Mapping[str, str | Path]) -> dict[str, Decoding]:
@@ -65,7 +68,7 @@ def _decoding(asked: AnswerSettings, source: str | Path) -> Decoding:
         raise UsageError(
             f"temperature is {sampling.temperature}; it must be 0 or more, above 0 at least 1e-20"
         )
-    return Decoding(sampling, tuple(own))
+    return Decoding(sampling, tuple(own), asked.tools)
 
 
 def common_sampling(decodings: Mapping[str, Decoding]) -> dict[str, Any]:

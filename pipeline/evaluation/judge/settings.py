@@ -22,6 +22,7 @@ from pipeline.contract.settings import (
     Share,
     by_kind,
 )
+from pipeline.contract.tool_settings import CallsTools
 
 PROMPT = """\
 Two assistants have answered the same request. Decide which answer serves the one who asked better.
@@ -51,7 +52,7 @@ Own = Literal["own"]
 """What each checkpoint's generation_config.json says, else what stands where nothing is set."""
 
 
-class AnswerSettings(Settings):
+class AnswerSettings(CallsTools):
     """How checkpoints answer: the evaluate stage and `rlhf eval` have the same settings."""
 
     prefix_tokens: PositiveInt | None = None

@@ -12,6 +12,7 @@ from data.errors import ArtifactError, ModelError, UsageError
 from pipeline.cli import chat as chat_module
 from pipeline.cli.chat import _pieces, _printable, chat
 from pipeline.cli.chat_models import load_chat_model, short_names
+from pipeline.contract.tool_settings import ToolsSettings
 from pipeline.generation.generate import Sampling, Token
 
 
@@ -71,6 +72,28 @@ def test_control_tokens_that_are_typed_open_no_turn(
     system, end = tokenizer.convert_tokens_to_ids(["<|system|>", "<|end|>"])
     assert [(ids.count(system), ids.count(end)) for ids in prompts] == [(0, 1), (0, 3)]
     assert told.count("control tokens that you type are text to the model") == 1
+
+
+def test_what_a_tool_gave_is_dim_in_a_terminal(
+    policy: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def stream(*_: Any, tools: Any, **__: Any) -> Iterator[Token]:
+        assert [*tools.tools] == ["calculator"]
+        for text, own in (("<<1+1=", True), ("2>>", False), ("2", True)):
+            ids = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
+            yield from (Token(token, own) for token in ids)
+
+    monkeypatch.setattr("pipeline.generation.generate.stream", stream)
+    tools = ToolsSettings.model_validate("calculator")
+    shown = []
+    for output in (Terminal(), io.StringIO()):
+        chat([str(policy)], Sampling(), tools=tools, input=io.StringIO("Hi\n"), output=output)
+        shown.append(output.getvalue().splitlines()[-1])
+    assert shown == ["<<1+1=\x1b[2m2\x1b[22m\x1b[2m>\x1b[22m\x1b[2m>\x1b[22m2", "<<1+1=2>>2"]
 
 
 def test_a_seed_gives_the_same_conversation(talk: Any, policy: Path) -> None:
@@ -250,11 +273,13 @@ def test_characters_of_several_tokens_come_whole(tiny_tokenizer: Any) -> None:
     tokenizer = tiny_tokenizer()
     text = "Grüße 🙂 there"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = list(_pieces(tokenizer, ids))
+    tokens = [Token(token, True) for token in ids]
+    pieces = [piece for piece, _ in _pieces(tokenizer, tokens)]
     assert "".join(pieces) == text
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
     for cut in range(len(ids)):  # stopped within a character, what came is shown as it is
-        assert "".join(_pieces(tokenizer, ids[:cut])) == tokenizer.decode(ids[:cut])
+        shown = "".join(piece for piece, _ in _pieces(tokenizer, tokens[:cut]))
+        assert shown == tokenizer.decode(ids[:cut])
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

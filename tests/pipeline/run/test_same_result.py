@@ -159,7 +159,7 @@ SAME: dict[str, str] = {
         "doctor max_dropped_share"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
-    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of people judges"),
+    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of people judges tools"),
     "ComparingSettings": "guidelines database poll_seconds",
     "HttpJudge": "timeout retries batch_size",
     "LlmJudge": (
@@ -178,6 +178,7 @@ WHERE = {
         "best_of": "draws_no_pool",
         "people": "asks_nobody",
         "judges": "asks_nobody_else",
+        "tools": "calls_no_tools",
     },
 }
 """Fields that do so under a condition, with the property that tells it."""

@@ -29,6 +29,26 @@ def test_logprobs_are_the_sum_over_the_response(
         assert total == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", [None, "bart"])
+def test_tokens_that_are_not_its_own_are_read_and_not_counted(
+    architecture: str | None,
+    tiny_tokenizer: Callable[..., Any],
+    tiny_policy: Callable[..., Any],
+    tiny_pair: Callable[..., Any],
+) -> None:
+    model = tiny_pair(architecture)[0] if architecture else tiny_policy(tiny_tokenizer())
+    asked: dict[str, Any] = {"temperature": 1, "batch_size": 8}
+    own = [[True, False, True], None, [True, False]]
+    found = response_logprobs(model, PROMPTS, RESPONSES, own=own, **asked)
+    upto = [
+        response_logprobs(model, PROMPTS, [ids[:n] or ids for ids in RESPONSES], **asked)
+        for n in (1, 2, 3)
+    ]
+    assert found[0] == pytest.approx(upto[0][0] + upto[2][0] - upto[1][0], abs=1e-4)
+    assert found[1] == pytest.approx(upto[2][1], abs=1e-4)
+    assert found[2] == pytest.approx(upto[0][2], abs=1e-4)
+
+
 def test_neither_batch_nor_padding_changes_a_logprob(
     tiny_tokenizer: Callable[..., Any],
     tiny_policy: Callable[..., Any],

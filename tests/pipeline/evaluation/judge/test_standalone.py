@@ -14,8 +14,11 @@ from data.json_lines import read_json_lines
 from pipeline.contract.console import Console
 from pipeline.contract.settings import SourceSettings
 from pipeline.evaluation.benchmarks.settings import ChoicesSettings
+from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.settings import AnswerSettings
 from pipeline.evaluation.judge.standalone import Request, checkpoint_location, evaluate_checkpoints
+from pipeline.generation.generate import Sample
+from pipeline.generation.tools.calls import Call
 from pipeline.recipe.suite import load_suites
 
 WORLD = SourceSettings(world="eval_prompts")
@@ -80,6 +83,46 @@ def test_a_further_checkpoint_alone_is_computed(
     told = capsys.readouterr()
     assert "mine: answers: kept from before" in told.out + told.err
     assert "other: answers: kept" not in told.out + told.err
+
+
+def test_answers_may_call_tools(
+    stage_folder: Path,
+    save_policy: Callable[..., Path],
+    tiny_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boxes = []
+
+    def generate(_: Any, prompts: list[list[int]], *, tools: Any, **__: Any) -> list[Sample]:
+        boxes.append(tools and [*tools.tools])
+        calls = (Call("calculator", {"expression": "1+1"}, "2"), Call("x", {}, "error: no", True))
+        own = [True, False, True]
+        return [Sample([20, 21, 22], False, [0.0] * 3, own, calls[: n % 3]) for n in range(4)]
+
+    monkeypatch.setattr("pipeline.evaluation.judge.judge.generate", generate)
+    other = save_policy(tiny_tokenizer(), tmp_path / "other", seed=1, context=256)
+    checkpoints = {"mine": str(stage_folder), "other": str(other)}
+    asked = {"max_new_tokens": 4, "tools": "calculator"}
+    answers = AnswerSettings.model_validate(asked)
+    results = evaluated(stage_folder, tmp_path / "out", checkpoints=checkpoints, answers=answers)
+    assert boxes == [["calculator"]] * 2
+    rows = [*read_json_lines(tmp_path / "out" / "samples.jsonl")]
+    assert [len(row["calls"]) for row in rows] == [0, 1, 2, 0] * 2
+    assert rows[2]["calls"] == [
+        {"name": "calculator", "arguments": {"expression": "1+1"}, "result": "2", "error": False,
+         "cut": False},
+        {"name": "x", "arguments": {}, "result": "error: no", "error": True, "cut": False},
+    ]  # fmt: skip
+    assert {row["n_tokens"] for row in rows} == {2}
+    found = results["checkpoints"]["mine"]
+    assert found["calls_per_response"] == 0.75 and found["failed_call_share"] == 1 / 3
+    recounted: Any = figures(rows)["checkpoints"]
+    assert found | recounted["mine"] == found
+    # Without tools nothing is told of them, and what was kept of answers with tools is not taken.
+    plain = evaluated(stage_folder, tmp_path / "out", checkpoints=checkpoints)
+    assert boxes[2:] == [None] * 2 and "calls_per_response" not in plain["checkpoints"]["mine"]
+    assert "calls" not in next(iter(read_json_lines(tmp_path / "out" / "samples.jsonl")))
 
 
 def test_other_prompts_have_no_gold(stage_folder: Path, tmp_path: Path) -> None:
