@@ -93,7 +93,8 @@ def loglikelihoods(
     """
     if is_encoder_decoder(model):
         return _read_and_written(model, pairs, batch_size, advance)
-    asked = [_asked(pair, context_length(model)) for pair in pairs]
+    room = context_length(model)  # looked for in all modules, so once
+    asked = [_asked(pair, room) for pair in pairs]
     readers: dict[Ids, list[int]] = {}
     for number, one in enumerate(asked):
         readers.setdefault(one.sequence, []).append(number)
