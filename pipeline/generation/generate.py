@@ -131,7 +131,8 @@ def generate(
         batch_size: prompts decoded together.
         stop: tells of a response's tokens whether the last of them ends it.
         tools: what responses may call; results count as new tokens.
-        wide: decode more rows than a batch of prompts has, which reads the weights less often.
+        wide: decode more rows than a batch of prompts has, which reads the weights less often, and
+            in fp32 lay them out for that; what is drawn follows to rounding.
         advance: called with the number of responses that are ready.
         say: told once of a model that is sampled from without a cache.
 
@@ -159,7 +160,7 @@ def generate(
             follow=None if tools is None else calling.follow,
             prefill=batch_size if wide else None,
         )
-        with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps):
+        with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps, fp32=wide):
             _finish(decoder, advance)
     by_place = dict(zip(order, map(_sample, decoder.responses, calling.calls), strict=True))
     return [sample for _, sample in sorted(by_place.items())]

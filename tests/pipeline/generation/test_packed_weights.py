@@ -58,7 +58,7 @@ def policy(architecture: str, tokenizer: Any) -> Any:
     return build_policy(architecture, shape, tokenizer, seed=0).eval()  # type: ignore[arg-type]
 
 
-def answers(model: Any, steps: int, *, temperature: float = 0.0) -> list[Any]:
+def answers(model: Any, steps: int, *, temperature: float = 0.0, wide: bool = False) -> list[Any]:
     return generate(
         model,
         [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13]],
@@ -67,6 +67,7 @@ def answers(model: Any, steps: int, *, temperature: float = 0.0) -> list[Any]:
         pad_token_id=0,
         generator=torch.Generator().manual_seed(0),
         batch_size=2,
+        wide=wide,
     )
 
 
@@ -162,7 +163,34 @@ def test_a_layer_that_the_model_keeps_in_fp32_stays_there(tiny_tokenizer: Any) -
     assert torch.equal(found, states @ model.lm_head.weight.T)
 
 
-def test_fp32_is_left_alone(tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize("large", [2**24, 0], ids=["transposed", "blocks"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fp32_weights_that_are_laid_out_give_the_same_logits(
+    architecture: str, large: int, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.generation.packed_weights.LARGE", large)
+    model = policy(architecture, tiny_tokenizer())
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with packed_weights(model, rows=2, steps=LEAST_STEPS, fp32=True), Operations() as done:
+            laid_out = model(input_ids=ids).logits
+            packed = any("forward" in vars(module) for module in model.modules())
+        after = model(input_ids=ids).logits
+    assert packed and (done.counts[PACKED] > 0) == (large == 0)
+    assert torch.allclose(laid_out, plain, atol=1e-5) and torch.equal(after, plain)
+    plain_answers = answers(model, LEAST_STEPS)
+    monkeypatch.setattr("pipeline.generation.generate.MOST_KEYS", 0)  # as many rows as before
+    wide = answers(model, LEAST_STEPS, wide=True)
+    for one, other in zip(plain_answers, wide, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_fp32_is_left_alone_where_it_is_not_asked_for(tiny_tokenizer: Any) -> None:
     model = policy("llama", tiny_tokenizer())
     with Operations() as done:
         answers(model, LEAST_STEPS)
