@@ -29,8 +29,8 @@ TEMPLATE = (
 )
 
 
-# Young objects are looked through twenty times less often: most of them live as long as modules.
-gc.set_threshold(14_000)
+# Young objects are looked through a hundred times less often: most of them live as long as modules.
+gc.set_threshold(70_000)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

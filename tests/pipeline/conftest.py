@@ -11,6 +11,7 @@ All fixtures are builders, so that a test names what it needs:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import itertools
 import json
@@ -102,6 +103,14 @@ def memories_found_once(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "_try", kept)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_kept() -> Iterator[None]:
+    """Keep at a stage's end what is free: to look for garbage takes as long as a tiny stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.execution.give_back_memory", bool)
         yield
 
 
@@ -540,15 +549,25 @@ def write_tiny_recipe(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `tiny.yaml`, what it reads, and its finished run in `runs/tiny`."""
+    """Return a folder with `tiny.yaml`, what it reads, and its finished run in `runs/tiny`.
+
+    One of the processes that share the tests makes it, and the others wait.
+    """
     from pipeline.recipe.load import load_recipe
     from pipeline.run.runner import execute
 
-    folder = tmp_path_factory.mktemp("finished")
-    recipe = write_tiny_recipe(folder)
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.run.runner._report", lambda *arguments: None)
-        execute(load_recipe(recipe), Path("runs/tiny"), console=Console(quiet=True))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            recipe = write_tiny_recipe(folder)
+            with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+                patch.setattr("pipeline.run.runner._report", lambda *arguments: None)
+                execute(load_recipe(recipe), Path("runs/tiny"), console=Console(quiet=True))
+            done.touch()
     return folder
 
 

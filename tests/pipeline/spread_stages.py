@@ -76,11 +76,11 @@ def settings_of(stage: str, inputs: Path) -> Any:
     }
     ways: dict[str, dict[str, Any]] = {
         # Tokens cut the episodes of two processes into unlike numbers of pieces.
-        "ppo": {"value": "separate", "tokens_per_micro_batch": 60, "epochs": 2, **evaluated},
+        "ppo": {"value": "separate", "tokens_per_micro_batch": 60, **evaluated},
         # What is reused leaves the values to be computed alone, also where weights are sharded.
         "shared": {"value": "shared", "reuse_logprobs": True},
         "variant": {
-            "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0,
+            "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0, "epochs": 2,
             "whiten_advantages": "minibatch", "gradient_checkpointing": True, "adaptive_kl": None,
             # Responses that end long before `max_new_tokens`, as two processes' longest do apart.
             "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 16,
