@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from data.text.chat import response_ids
@@ -31,6 +31,8 @@ DEFAULT_TOOL = "calculator"
 OPENS, GIVES, CLOSES = "<<", "=", ">>"
 REACH = 256
 """Tokens that are looked at for the opening of an inline call; a longer one is text."""
+_KEPT = 2**12
+"""Results whose tokens are remembered."""
 _HEAD = re.compile(r"<<(?:(?P<name>[A-Za-z_]\w*):)?(?! )(?P<argument>[^<>=\r\n]*)=")
 
 
@@ -137,6 +139,8 @@ class InlineForm:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Collection[str]) -> None:
         self.tokenizer, self.names = tokenizer, names
         self.gives = _shows(tokenizer, GIVES)
+        # Encoding behind another text takes longer than most tools.
+        self.encoded = lru_cache(_KEPT)(partial(result_ids, tokenizer))
 
     def asked(self, ids: Sequence[int], begin: int, *, ended: bool) -> list[Asked]:
         """Return the call that the last token completes."""
@@ -154,7 +158,7 @@ class InlineForm:
     def answer(self, calls: Sequence[Call]) -> list[int]:
         """Return the tokens of a result and of what closes the call."""
         (call,) = calls
-        return result_ids(self.tokenizer, call.result + CLOSES)
+        return self.encoded(call.result + CLOSES)
 
 
 def _shows(tokenizer: PreTrainedTokenizerBase, text: str) -> Callable[[int], bool]:
