@@ -18,7 +18,7 @@ from data.errors import Interrupted, SourceError
 from data.json_lines import append_json_lines
 from data.records import Completion, Conversation, Document, to_json
 from pipeline.contract.sources import ROWS, TEXTS, as_it_is
-from pipeline.generation.tools.toolbox import ToolBox, find_tool
+from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.models.load import load_policy, load_tokenizer, pick_device, resolve_bf16
 from pipeline.models.unused_ids import leave_out_unused
 from pipeline.stages.tool_annotate.annotate import Annotated, Annotator, annotate
@@ -94,7 +94,7 @@ def make_annotator(context: StageContext[ToolAnnotateSettings]) -> Annotator:
         return leave_out_unused(model, tokenizer).to(device)
 
     model = loaded("model")
-    box = ToolBox([find_tool(name) for name in settings.tools], tokenizer)
+    box = ToolBox.of(settings.tools, tokenizer)
     caller = model if settings.caller is None else loaded("caller")
     return Annotator(settings, model, caller, tokenizer, box)
 
@@ -135,13 +135,14 @@ def _told(
     def number(name: str) -> int:
         return int(counts.get(name, 0))
 
+    names = [choice.name for choice in context.settings.tools.use]
     metrics: dict[str, Any] = {
         "n_texts": texts,
         "n_annotated": number("n_annotated"),
-        "n_calls": sum(number(f"kept/{name}") for name in context.settings.tools),
+        "n_calls": sum(number(f"kept/{name}") for name in names),
         "n_no_calls": number("n_no_calls"),
     }
-    for name in context.settings.tools:
+    for name in names:
         told = {what: number(f"{what}/{name}") for what in ("tried", "failed", "kept")}
         gain = counts[f"gain/{name}"] / told["kept"] if told["kept"] else 0.0
         context.say(

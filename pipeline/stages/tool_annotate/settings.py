@@ -16,6 +16,7 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
+from pipeline.contract.tool_settings import ToolChoice, ToolsSettings
 
 CHUNK = 32
 """Texts that are annotated from one seed; another number gives other calls."""
@@ -34,8 +35,8 @@ class ToolAnnotateSettings(StageSettings):
     """Checkpoint of the same tokenizer that writes the calls; `model` when not given."""
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     """Sources of texts, or of conversations or pairs, whose last answers are annotated then."""
-    tools: tuple[str, ...] = ("calculator",)
-    """Tools that are called, by their names."""
+    tools: ToolsSettings = ToolsSettings(use=(ToolChoice(name="calculator"),))
+    """Tools that are called."""
     prompt: str | None = None
     """Few-shot prompt before each text, which stands in it for `{text}`; a caller that has learned
     to write calls needs none."""
@@ -67,6 +68,4 @@ class ToolAnnotateSettings(StageSettings):
     def _the_prompt_holds_the_text(self) -> ToolAnnotateSettings:
         if self.prompt is not None and TEXT not in self.prompt:
             raise ValueError(f"`prompt` shows no text to annotate; write {TEXT} where it stands")
-        if not self.tools or len(set(self.tools)) < len(self.tools):
-            raise ValueError("`tools` names none, or one of them twice; name each once")
         return self

@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 
 
 def check(settings: ToolAnnotateSettings, hand: HandOver) -> None:
-    """Refuse checkpoints that can't write or judge calls, and tools that there are none of.
+    """Refuse checkpoints that can't write or judge calls.
 
     Raises:
         HandOverError: with the values that do not fit.
-        RecipeError: no tool has a name.
     """
-    from pipeline.generation.tools.toolbox import find_tool
-
     for setting, named in (("model", settings.model), ("caller", settings.caller)):
         if named is None:
             continue
@@ -45,8 +42,6 @@ def check(settings: ToolAnnotateSettings, hand: HandOver) -> None:
         )
     if settings.caller is not None:
         hand.require_same_tokenizer(settings.model, settings.caller)
-    for name in settings.tools:
-        find_tool(name)
     require_texts(hand, "train", settings.train)
 
 

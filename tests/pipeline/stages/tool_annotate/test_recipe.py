@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
+from data.errors import RecipeError
 from pipeline.contract.console import Console
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
@@ -42,3 +44,5 @@ def test_rows_of_a_stage_are_learned_and_made_again_when_it_changes(tmp_path: Pa
     other = load_recipe(path, ["annotated.places=2"])
     actions = [step.action for step in Planner(other, run).plan()]
     assert actions == ["up to date", "up to date", "run", "run"]
+    with pytest.raises(RecipeError, match="calculater"):
+        Planner(load_recipe(path, ["annotated.tools=[calculater]"]), run).plan()
