@@ -5,22 +5,38 @@ what is learned begins right behind that, and a token that ends the turn is the 
 template's `{% generation %}` marks say which answers are learned, and which pieces of them; they
 are not trusted with where an answer begins and ends. A template without marks has all answers
 learned. What does not hold for an answer leaves it out, and is noted.
+
+What a tool put into an answer is not learned: sampling puts it there. It is encoded by itself, as
+sampling does, and so is what stands before and behind it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import ModelError
 from data.records import template_input
-from data.text.control_tokens import Encoded, control_spans, encode, opening_ids, render
+from data.text.continuation import opening_for
+from data.text.control_tokens import (
+    Encoded,
+    control_spans,
+    encode,
+    encode_ids,
+    opening_ids,
+    render,
+)
 from data.text.templates import Span, apply_template, mask_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Split = Callable[[str], Sequence[tuple[str, bool]]]
+"""From a text of an assistant to its pieces: written by it (True), or put there by a tool."""
 
 _FIRST = "a chat begins with them, so that nothing asks for them"
 _WEIGHTLESS = "their rows give them weight 0"
@@ -63,12 +79,14 @@ class _Whole(NamedTuple):
 
     Attributes:
         marks: what the template marks as the assistant's; None where it marks nothing anywhere.
+        given: what tools put into its answers.
     """
 
     text: str
     marks: list[Span] | None
     typed: list[Span]
     controls: list[Span]
+    given: list[Span]
 
 
 class _Answer(NamedTuple):
@@ -83,6 +101,7 @@ def answer_mask(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     notes: AnswerNotes,
+    split: Split | None = None,
     **options: Any,
 ) -> tuple[list[int], list[bool]]:
     """Return the ids of a conversation, and for each whether it is learned.
@@ -91,6 +110,7 @@ def answer_mask(
         tokenizer: a fast tokenizer with a chat template.
         messages: the turns.
         notes: is told of what is left out.
+        split: finds what tools put into answers; None where no tool is called.
         options: what else the template takes, such as `tools`.
 
     Raises:
@@ -105,6 +125,7 @@ def answer_mask(
         rendering.marks if marked else None,
         rendering.typed,
         control_spans(tokenizer, rendering),
+        [],
     )
     places = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     learned = [i for i in places if messages[i].get("weight") != 0]
@@ -112,6 +133,8 @@ def answer_mask(
         notes.left_out[_WEIGHTLESS] += len(places) - len(learned)
     turns = [_locate(tokenizer, messages, i, chat, notes, options) for i in learned]
     answers = [answer for answer in turns if answer is not None]
+    if split is not None:
+        chat.given.extend(span for answer in answers for span in _given(chat, answer, split))
     encoded, firsts = _encoded(tokenizer, chat, answers)
     mask = [False] * len(encoded.ids)
     for answer, first in zip(answers, firsts, strict=True):
@@ -124,10 +147,21 @@ def answer_mask(
             begin, end = encoded.offsets[place]
             if begin >= answer.end[1]:
                 break
-            mask[place] = any(a <= begin < b for a, b in spans)
+            mask[place] = any(a <= begin < b for a, b in spans) and not any(
+                a <= begin < b for a, b in chat.given
+            )
             if mask[place] and (begin, end) == answer.end:
                 notes.ends[encoded.ids[place]] += 1
     return encoded.ids, mask
+
+
+def _given(chat: _Whole, answer: _Answer, split: Split) -> list[Span]:
+    """Return what tools put into an answer."""
+    spans, at = [], answer.start
+    for piece, own in split(chat.text[at : answer.end[0]]):
+        spans += [] if own else [(at, at + len(piece))]
+        at += len(piece)
+    return spans
 
 
 def _locate(
@@ -231,15 +265,38 @@ def _encoded(
 
     Where a prompt's last token and an answer's first would be one, the text is cut between them.
     """
-    encoded = encode(tokenizer, chat.text, chat.typed)
+    encoded = _encode_apart(tokenizer, chat)
     firsts = [_first(tokenizer, chat, encoded, answer.start) for answer in answers]
     cuts = [answer.start for answer, n in zip(answers, firsts, strict=True) if n is None]
     if not cuts:
         return encoded, firsts
-    parted = encode(tokenizer, chat.text, chat.typed, cuts)
+    parted = _encode_apart(tokenizer, chat, cuts)
     if tokenizer.decode(parted.ids) != tokenizer.decode(encoded.ids):
         return encoded, firsts
     return parted, [_first(tokenizer, chat, parted, answer.start) for answer in answers]
+
+
+def _encode_apart(
+    tokenizer: PreTrainedTokenizerBase, chat: _Whole, cuts: Sequence[int] = ()
+) -> Encoded:
+    """Return the row, what tools put into it encoded by itself, and cut in other places, too."""
+    whole = Encoded([], [])
+    edges = sorted({0, len(chat.text), *(place for span in chat.given for place in span)})
+    for start, stop in pairwise(edges):
+        opening = ""
+        if start:
+            opening = opening_for(partial(encode_ids, tokenizer), chat.text[start:stop])
+        shift = len(opening) - start
+        piece = encode(
+            tokenizer,
+            opening + chat.text[start:stop],
+            [(a + shift, b + shift) for a, b in chat.typed if start <= a and b <= stop],
+            [cut + shift for cut in cuts if start <= cut < stop],
+        )
+        skipped = len(encode_ids(tokenizer, opening)) if opening else 0
+        whole.ids.extend(piece.ids[skipped:])
+        whole.offsets.extend((a - shift, b - shift) for a, b in piece.offsets[skipped:])
+    return whole
 
 
 def _first(

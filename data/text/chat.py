@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from data.errors import ControlTokenError, ModelError, RecipeError
 from data.records import Completion, Conversation, Message, Prompt
-from data.text.answers import AnswerNotes, answer_mask
+from data.text.answers import AnswerNotes, Split, answer_mask
 from data.text.continuation import continuation_ids
 from data.text.control_tokens import encode_ids, render, spelled, turn_spells
 from data.text.left_out import NEEDED, TRIED, left_out
@@ -123,17 +123,19 @@ def render_conversation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     notes: AnswerNotes | None = None,
+    split: Split | None = None,
 ) -> Rendered:
     """Return a conversation's ids and which of them are the assistant's.
 
-    Answers that can't be learned are left out and noted, see `data.text.answers`.
+    Answers that can't be learned are left out and noted, and so is what `split` tells that a tool
+    put there, see `data.text.answers`.
 
     Raises:
         ModelError: there is no template, it refuses the turns, or no answer can be learned.
         ControlTokenError: a turn spells a control token that can't be kept as text.
     """
     counted_notes = AnswerNotes() if notes is None else notes
-    rendered = Rendered(*answer_mask(tokenizer, messages, counted_notes))
+    rendered = Rendered(*answer_mask(tokenizer, messages, counted_notes, split))
     if notes is None and not any(rendered.assistant_mask):
         raise ModelError("; ".join(counted_notes.lines()) or "the conversation holds no answer")
     return rendered
@@ -151,14 +153,20 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str =
     return continuation_ids(encoded, behind, text)
 
 
-def render_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rendered:
+def render_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, split: Split | None = None
+) -> Rendered:
     """Return a plain prompt and its completion as ids; the completion and eos are marked.
 
-    A completion that spells eos at its very end has ended: it gets no second one.
+    A completion that spells eos at its very end has ended: it gets no second one. What `split`
+    tells that a tool put there is not marked, and encoded by itself, as sampling does.
     """
-    opening, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
-    text = _unended(tokenizer, completion)
-    return _pair(opening, [*response_ids(tokenizer, text, behind=prompt), eos])
+    ids, eos = render_prompt(tokenizer, prompt), _eos(tokenizer)
+    mask, behind, text = [False] * len(ids), prompt, _unended(tokenizer, completion)
+    for piece, own in [(text, True)] if split is None else split(text):
+        written = response_ids(tokenizer, piece, behind=behind)
+        ids, mask, behind = ids + written, mask + [own] * len(written), piece
+    return Rendered([*ids, eos], [*mask, True])
 
 
 def _unended(tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
@@ -234,11 +242,12 @@ def render_demonstration(
     tokenizer: PreTrainedTokenizerBase,
     record: Conversation | Completion,
     notes: AnswerNotes | None = None,
+    split: Split | None = None,
 ) -> Rendered:
     """Return what is to be imitated as ids and mask."""
     if isinstance(record, Completion):
-        return render_completion(tokenizer, record.prompt, record.completion)
-    return render_conversation(tokenizer, record.messages, notes)
+        return render_completion(tokenizer, record.prompt, record.completion, split)
+    return render_conversation(tokenizer, record.messages, notes, split)
 
 
 @dataclass
@@ -291,6 +300,7 @@ def render_demonstrations(
     too_long: Literal["cut", "drop"] = "cut",
     report: RenderReport,
     pairs: bool = False,
+    split: Split | None = None,
 ) -> Iterator[Rendered]:
     """Yield demonstrations of at most `max_length` tokens; what is cut or dropped is counted.
 
@@ -301,7 +311,8 @@ def render_demonstrations(
         too_long: whether those that are longer are cut at the end or dropped; of pairs what is
             written is cut alone, one that reads too much is dropped.
         report: counts.
-        pairs: as `render_pairs` gives them.
+        pairs: as `render_pairs` gives them; of what they write all is learned.
+        split: finds what tools put into answers.
 
     Raises:
         RecipeError: `max_length` leaves no room for a token.
@@ -315,7 +326,7 @@ def render_demonstrations(
             if pairs:
                 rows = render_pairs(tokenizer, record, report.answers)
             else:
-                rows = [render_demonstration(tokenizer, record, report.answers)]
+                rows = [render_demonstration(tokenizer, record, report.answers, split)]
         except ControlTokenError as error:
             report.answers.left_out[str(error)] += 1
             report.unlearnable += 1

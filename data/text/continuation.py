@@ -26,11 +26,19 @@ def continuation_ids(encode: Encode, prompt: str, text: str) -> list[int]:
 
     `encode` is a tokeniser that adds nothing around a text.
     """
-    own = encode(text)
-    if not prompt or not text or not _changes_what_comes_first(encode):
-        return own
-    behind = (_behind(encode, opening, text) for opening in _OPENINGS)
-    return next((rest for rest in behind if rest is not None), own)
+    opening = opening_for(encode, text) if prompt else ""
+    return encode(opening + text)[len(encode(opening)) if opening else 0 :]
+
+
+def opening_for(encode: Encode, text: str) -> str:
+    """Return what a text is encoded behind where it goes on from another; "" where it needs none.
+
+    The opening's own ids come first then, and are left out.
+    """
+    if not text or not _changes_what_comes_first(encode):
+        return ""
+    behind = (opening for opening in _OPENINGS if _behind(encode, opening, text) is not None)
+    return next(behind, "")
 
 
 def continuation_text(

@@ -22,6 +22,7 @@ from pipeline.contract.settings import (
     Settings,
     Share,
 )
+from pipeline.contract.tool_settings import CallsTools
 from pipeline.rl.micro_batches import Limit
 
 SCORE_BATCH = 64
@@ -87,7 +88,7 @@ class RolloutSettings(Settings):
     """Mean absolute log ratio of server and policy, in nats a token, above which the run stops."""
 
 
-class Hyperparameters(Settings):
+class Hyperparameters(CallsTools):
     """What PPO is run with; the defaults are design.md's."""
 
     episodes: PositiveInt = 51_200
@@ -225,6 +226,21 @@ class Hyperparameters(Settings):
             raise ValueError(
                 "rollout.engine: vllm gives log-probabilities after top_k and top_p, not those of "
                 "the policy; set top_k 0 and top_p 1, or rollout.engine: own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tools_are_called_here(self) -> Hyperparameters:
+        if self.tools is None:
+            return self
+        if self.rollout.engine == "vllm":
+            raise ValueError(
+                "rollout.engine: vllm calls no tools; set rollout.engine: own, or leave out `tools`"
+            )
+        if self.end_after:
+            raise ValueError(
+                "end_after cuts off responses that are sampled already, with the calls in them; "
+                "set end_after: 0, or leave out `tools`"
             )
         return self
 

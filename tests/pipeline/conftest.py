@@ -225,6 +225,22 @@ def tiny_tokenizer() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def sums() -> Any:
+    """Return a tokenizer of a few signs and two sums, so that calls are soon found by chance."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "<<6*7", "<<8-1", "=", "2", "4", "7", ">>"]
+    made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"<<6\*7|<<8-1|>>|."), "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def tiny_policy() -> Callable[..., Any]:
     """Return a builder of untrained models: tiny_policy(tokenizer, seed=0, hidden=16).
 

@@ -42,7 +42,11 @@ def rollouts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         {"key": key, "name": name, "what": what, "up": up, "down": down, "end": number(ends[key])}
         for key, name, what, up, down in READINGS
     ]
-    return {"legend": legend, "episodes": [_episode(row, ends) for row in shown]}
+    return {
+        "legend": legend,
+        "episodes": [_episode(row, ends) for row in shown],
+        "foreign": any("own" in row["by_token"] for row in shown),
+    }
 
 
 def _end(told: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -98,7 +98,7 @@ def build_ppo(
     return Ppo(
         hyper=hyper, world=world, tokenizer=tokenizer, prompts=prompts, pad_id=pad_id,
         engine=make_engine(
-            run.policy, trunk, ends, pad_id, hyper, world, policy_source, scratch, say
+            run.policy, trunk, tokenizer, ends, pad_id, hyper, world, policy_source, scratch, say
         ),
         rewards=RewardSum(rewards), optimization=run, reference=reference, reader=reader,
         reference_is_start=reference_source is None,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
@@ -116,6 +116,7 @@ def _own_rows(ppo: Ppo, held_out: HeldOut) -> list[Row]:
             "kl": float(kl_B[place]),
             "gold": None if gold_B is None else float(gold_B[place]),
             "proxy": float(proxy_B[place]),
+            **({"calls": [*map(asdict, sample.calls)]} if sample.calls else {}),
         }
         for place, (asked, sample) in enumerate(
             zip(episodes.prompts, episodes.samples, strict=True)

@@ -74,6 +74,7 @@ from pipeline.rl.ppo.experience import (
 )
 from pipeline.rl.ppo.metrics import (
     Clock,
+    call_metrics,
     objective_metrics,
     response_metrics,
     sample_rows,
@@ -199,6 +200,8 @@ def run_update(
     ) | response_metrics(episodes, scores, world=ppo.world)
     # ln V nats are the entropy of a token drawn evenly, so that 1 is a policy that knows nothing.
     metrics[ENTROPY_SHARE] = metrics["policy/entropy_avg"] / math.log(len(ppo.tokenizer))
+    if ppo.hyper.tools is not None:
+        metrics |= call_metrics(episodes, world=ppo.world)
     if judge is not None:  # these episodes are of the policy before the steps below
         judge(metrics)
     clock.lap("time/judge")

@@ -7,13 +7,15 @@ log-probabilities, as TRL has it; `policy/entropy_avg` the mean entropy of a tok
 before the update, where TRL takes it during the update, and `policy/entropy_share` that over the
 entropy of tokens drawn evenly. `val/ratio_var` is the variance over
 optimiser steps of the mean ratio (TRL: over micro-batches). `val/num_eos_tokens` counts ended
-responses, TRL end tokens. `time/*` are seconds.
+responses, TRL end tokens. Tokens that a tool put into a response count nowhere. `time/*` are
+seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from statistics import variance as sample_variance
 from typing import TYPE_CHECKING
@@ -136,6 +138,17 @@ def response_metrics(episodes: Episodes, scores: Scores, *, world: World) -> dic
     }
 
 
+def call_metrics(episodes: Episodes, *, world: World) -> dict[str, float]:
+    """Return how many tools a response calls, and the share of calls that failed."""
+    calls = [call for sample in episodes.samples for call in sample.calls]
+    own = [len(episodes), len(calls), sum(call.error for call in calls)]
+    count, called, failed = world.sum(torch.tensor(own, device=world.device).float()).tolist()
+    return {
+        "objective/calls": called / count,
+        "objective/failed_call_share": failed / max(called, 1.0),
+    }
+
+
 def repeated_share(ids: Sequence[int]) -> float:
     """Return the share of runs of four tokens that stood in the response before (seq-rep-4).
 
@@ -201,6 +214,7 @@ def sample_rows(
         own = episodes.samples[i].own
         if own is not None:
             row["tool_tokens"] = own.count(False)
+            row["calls"] = [*map(asdict, episodes.samples[i].calls)]
         if i < TOKEN_ROWS:
             row["by_token"] = _by_token(episodes, experience, i, tokenizer)
         rows.append(row)

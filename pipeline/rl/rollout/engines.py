@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.storage import expand
 from pipeline.generation.generate import Sampling
+from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.generation.vllm_server import VllmServer
 from pipeline.rl.learner import Learner
 from pipeline.rl.policy import POLICY
@@ -20,12 +21,15 @@ from pipeline.rl.rollout.vllm_engine import VllmEngine
 from pipeline.rl.settings import Hyperparameters
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from reward.network.lora import Trunk
 
 
 def make_engine(
     policy: Learner,
     trunk: Trunk | None,
+    tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int],
     pad_id: int,
     hyper: Hyperparameters,
@@ -39,6 +43,7 @@ def make_engine(
     Args:
         policy: what is sampled from.
         trunk: what its adapter is attached to, None without one.
+        tokenizer: the policy's.
         end_ids: tokens that end a response at once.
         pad_id: the padding token.
         hyper: the settings; `rollout` names the engine.
@@ -59,6 +64,7 @@ def make_engine(
         world=world,
         weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
         say=say,
+        tools=None if hyper.tools is None else ToolBox.of(hyper.tools, tokenizer),
     )
 
 

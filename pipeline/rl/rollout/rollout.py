@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
 
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
+from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.models.compile import uncompiled
 from pipeline.rl.learner import Learner
 from pipeline.rl.maths.masking import length_mask, truncate_after_end
@@ -50,6 +50,7 @@ class LocalEngine:
         world: for mixed precision.
         weights: context in which the model has the policy's weights, such as a merged adapter's.
         say: told once of a model that is sampled from without a cache.
+        tools: what responses may call.
     """
 
     policy: Learner
@@ -60,6 +61,7 @@ class LocalEngine:
     world: World
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
     say: Callable[[str], None] | None = None
+    tools: ToolBox | None = None
 
     def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
         """Return one response to each prompt."""
@@ -78,6 +80,7 @@ class LocalEngine:
                 pad_token_id=self.pad_id,
                 generator=generator,
                 batch_size=self.batch_size,
+                tools=self.tools,
                 say=self.say,
             )
 
@@ -207,12 +210,7 @@ def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> li
     """Cut responses off after their first token of these from a position on."""
     lengths_B = torch.tensor([len(sample.token_ids) for sample in samples])
     width = int(lengths_B.max())
-    # What a tool put there ends nothing, whatever token it is.
-    chosen = [
-        [i if own else -1 for i, own in zip(s.token_ids, s.own or repeat(True), strict=False)]
-        for s in samples
-    ]
-    rows = [ids + [-1] * (width - len(ids)) for ids in chosen]
+    rows = [s.token_ids + [0] * (width - len(s.token_ids)) for s in samples]
     cut = truncate_after_end(
         tokens_BT=torch.tensor(rows),
         mask_BT=length_mask(lengths_B=lengths_B, size=width),
@@ -224,7 +222,6 @@ def _cut(samples: Sequence[Sample], *, end_ids: Sequence[int], start: int) -> li
             sample,
             token_ids=sample.token_ids[:length],
             logprobs=sample.logprobs[:length],
-            own=None if sample.own is None else sample.own[:length],
             ended=sample.ended or ends,
         )
         for sample, length, ends in zip(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import ModelError, SourceError
 from data.records import Completion, Conversation, prompt_of
 from data.sources.split import is_heldout, opening
+from data.text.answers import Split
 from data.text.chat import Rendered, RenderReport, render_demonstrations
 from data.text.prompting import behind_examples, drawn
 
@@ -50,12 +51,13 @@ def prepare_rows(
     say: Callable[[str], None],
     pairs: bool = False,
     shots: int = 0,
+    split: Split | None = None,
 ) -> Rows:
     """Hold out, tokenise and count.
 
     Without held-out records a share of the prompts is held out. Records whose prompt is held out
     are left out of training. `pairs` are rows for an encoder-decoder. Before each stand `shots`
-    others of training.
+    others of training. `split` finds what tools put into answers.
 
     Raises:
         SourceError: more are too long than allowed.
@@ -66,10 +68,10 @@ def prepare_rows(
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
     learned, heldout = (_shown(rows, learned, shots, seed) for rows in (learned, heldout))
     report, heldout_report = RenderReport(), RenderReport()
-    lengths: Any = {"max_length": max_length, "too_long": too_long, "pairs": pairs}
-    rows = list(render_demonstrations(tokenizer, learned, **lengths, report=report))
+    how: Any = {"max_length": max_length, "too_long": too_long, "pairs": pairs, "split": split}
+    rows = list(render_demonstrations(tokenizer, learned, **how, report=report))
     measured = heldout[:max_heldout]
-    held = list(render_demonstrations(tokenizer, measured, **lengths, report=heldout_report))
+    held = list(render_demonstrations(tokenizer, measured, **how, report=heldout_report))
     for line in report.lines():
         say(f"train: {line}")
     if report.unlearnable and not rows:
@@ -106,6 +108,19 @@ def _shown(
         behind_examples(row, drawn(pool, shots, draw=place, seed=seed)(row))
         for place, row in enumerate(rows)
     ]
+
+
+class Results:
+    """Finds what tools put into answers, and counts it."""
+
+    def __init__(self, split: Split) -> None:
+        self.split, self.found = split, 0
+
+    def __call__(self, text: str) -> Sequence[tuple[str, bool]]:
+        """Return the pieces of an answer."""
+        pieces = self.split(text)
+        self.found += sum(not own for _, own in pieces)
+        return pieces
 
 
 def _parted(

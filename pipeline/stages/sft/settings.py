@@ -16,6 +16,7 @@ from pipeline.contract.settings import (
     Share,
     SourceSettings,
 )
+from pipeline.contract.tool_settings import CallsTools, ToolsSettings
 from pipeline.training.settings import TrainingSettings
 
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
@@ -25,7 +26,7 @@ WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""
 
 
-class SftSettings(TrainingSettings):
+class SftSettings(TrainingSettings, CallsTools):
     """Settings of supervised fine-tuning."""
 
     kind: Literal["sft"] = "sft"
@@ -73,6 +74,9 @@ class SftSettings(TrainingSettings):
     """Steps between two lines of metrics."""
     save_every: Annotated[NonNegativeInt, SameResult()] = 200
     """Steps between two resume states; 0 saves at candidates and when told to stop."""
+
+    tools: Annotated[ToolsSettings | None, SameResult(where="calls_no_tools")] = None
+    """Tools whose results in answers are not learned: sampling with them puts these there."""
 
     @property
     def no_dropout(self) -> bool:

@@ -4,12 +4,13 @@ Reference: Ouyang et al. 2022 (InstructGPT), section 3.5 and appendix C.1: 16 ep
 9.65e-6 with a cosine down to 10 %, batches of 32, residual dropout of 0.2, and of all epochs the
 checkpoint that a reward model scores best.
 
-TRL's SFTTrainer trains. Departures from it, each told in `trainer.py`: rows come tokenised,
-with the loss on the assistant's tokens alone; batches are of rows of similar length, in an order
-that depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
+TRL's SFTTrainer trains. Departures from it, each told in `trainer.py`: rows come tokenised, with
+the loss on the assistant's tokens alone; batches are of rows of similar length, in an order that
+depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
 tokens. Of an encoder-decoder a prompt goes to the encoder and its response, which is learned, to
-the decoder; every answer of a conversation is a row. Departures from the paper: the best candidate
-is the one of lowest held-out loss, until a `select` stage names another.
+the decoder; every answer of a conversation is a row. With `tools` the results of calls in answers
+(`24>>` of `<<48/2=24>>`) are not learned, since sampling puts them there. Departures from the
+paper: the best candidate is the one of lowest held-out loss, until a `select` stage names another.
 
 Leaves `model/` (the best candidate), `candidates/<step>/` when there is more than one, and
 `candidates.json`: step, held-out loss and folder of each.
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import HandOverError, Interrupted, RecipeError, SourceError
+from data.words import counted
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
 from pipeline.contract.sources import DEMONSTRATIONS, demonstration
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
-    from pipeline.stages.sft.rows import Rows
+    from pipeline.stages.sft.rows import Results, Rows
     from pipeline.stages.sft.trainer import StageTrainer
 
 
@@ -73,6 +76,11 @@ def check(settings: SftSettings, hand: HandOver) -> None:
         raise HandOverError(
             f"stage {hand.name}: packing is not for an encoder-decoder ({settings.model}), whose "
             "decoder would see what its encoder read of other demonstrations; set packing: false"
+        )
+    if paired and settings.tools is not None:
+        raise HandOverError(
+            f"stage {hand.name}: tools are not for the fine-tuning of an encoder-decoder "
+            f"({settings.model}), which would learn their results, too; leave out `tools`"
         )
     hand.require_class(
         settings.model, "model", "seq2seq" if paired else "causal", way_out="name another model",
@@ -140,6 +148,7 @@ def _rows(
     if pairs:
         _say_opening(context, model, tokenizer)
         max_length = min(max_length, response_room(limit, 0, encoder_decoder=True) or max_length)
+    results = _results(settings)
     rows = prepare_rows(
         [*context.read("train", settings.train, demonstration, wanted=DEMONSTRATIONS)],
         [*context.read("heldout", settings.heldout, demonstration, wanted=DEMONSTRATIONS)],
@@ -153,7 +162,11 @@ def _rows(
         say=context.say,
         pairs=pairs,
         shots=settings.shots,
+        split=results,
     )
+    if results is not None:
+        told = counted(results.found, "result")
+        context.say(f"{told} of tools in answers, which sampling gives, are not learned")
     if not rows.train:
         raise SourceError(f"stage {context.name}: no demonstration is left to learn from")
     if settings.candidates > 1 and not rows.heldout:
@@ -162,6 +175,16 @@ def _rows(
             "choose by; set heldout or heldout_share"
         )
     return rows
+
+
+def _results(settings: SftSettings) -> Results | None:
+    """Return what finds the results of calls in answers."""
+    if settings.tools is None:
+        return None
+    from pipeline.generation.tools.calls import split_calls
+    from pipeline.stages.sft.rows import Results
+
+    return Results(partial(split_calls, names=[choice.name for choice in settings.tools.use]))
 
 
 def _say_opening(

@@ -1,7 +1,8 @@
 """Chat templates after those of well-known families, and tokenizers that carry them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,19 +56,23 @@ MARKS = {
 FAMILIES = {"chatml": CHATML, "llama3": LLAMA3, "qwen3": QWEN3, "gemma": GEMMA, "mistral": MISTRAL}
 
 
-def byte_level(template: str, specials: list[str], *, trim: bool = False) -> Any:
+def byte_level(
+    template: str, specials: list[str], *, trim: bool = False, text: Sequence[str] = TEXT
+) -> Any:
     """Return a tokenizer of ours, on request one whose offsets leave out spaces."""
     from tokenizers import processors
 
     made = train_tokenizer(
-        TEXT * 3, vocabulary_size=360, special_tokens=specials, chat_template=template
+        list(text) * 3, vocabulary_size=360, special_tokens=specials, chat_template=template
     )
     if trim:
         made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return made
 
 
-def metaspace(template: str, specials: list[str], *, scheme: str = "first") -> Any:
+def metaspace(
+    template: str, specials: list[str], *, scheme: str = "first", text: Sequence[str] = TEXT
+) -> Any:
     """Return a tokenizer after Llama 2's: spaces are part of the word behind them, as a mark."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +95,7 @@ def metaspace(template: str, specials: list[str], *, scheme: str = "first") -> A
         initial_alphabet=[*letters, "▁"],
         show_progress=False,
     )
-    made.train_from_iterator(TEXT * 3, trainer=trainer)
+    made.train_from_iterator(list(text) * 3, trainer=trainer)
     content = json.loads(made.to_str())
     # Bytes are pieces of the vocabulary, no added tokens.
     content["added_tokens"] = content["added_tokens"][: len(first)]
@@ -108,11 +113,11 @@ def metaspace(template: str, specials: list[str], *, scheme: str = "first") -> A
     return wrapped
 
 
-KINDS: dict[str, Callable[[str, list[str]], Any]] = {
+KINDS: dict[str, Callable[..., Any]] = {
     "byte_level": byte_level,
-    "trimmed": lambda template, specials: byte_level(template, specials, trim=True),
+    "trimmed": partial(byte_level, trim=True),
     "metaspace": metaspace,
-    "metaspace_always": lambda t, specials: metaspace(t, specials, scheme="always"),
+    "metaspace_always": partial(metaspace, scheme="always"),
 }
 
 
@@ -120,9 +125,15 @@ KINDS: dict[str, Callable[[str, list[str]], Any]] = {
 def tokenizer_of() -> Callable[..., Any]:
     """Make a small tokenizer: family of its template (or a template), and kind of vocabulary."""
 
-    def make(family: str, kind: str = "byte_level", specials: list[str] | None = None) -> Any:
+    def make(
+        family: str,
+        kind: str = "byte_level",
+        specials: list[str] | None = None,
+        text: Sequence[str] = TEXT,
+    ) -> Any:
         template = FAMILIES.get(family, family)
-        made = KINDS[kind](template, MARKS.get(template, []) if specials is None else specials)
+        names = MARKS.get(template, []) if specials is None else specials
+        made = KINDS[kind](template, names, text=text)
         made.eos_token = "<|endoftext|>"
         return made
 

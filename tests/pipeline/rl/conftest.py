@@ -56,6 +56,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
         scorer: Any = None,
         pretraining: list[list[int]] | None = None,
         policy: Path = folder,
+        first: int = 60,
         read_values: bool = False,
         **changes: Any,
     ) -> Any:
@@ -76,7 +77,7 @@ def make_ppo(tmp_path: Path, tiny_tokenizer: Any, save_policy: Any) -> Callable[
             lora=lora,
             read_values=read_values,
             tokenizer=tokenizer,
-            prompts=[PreparedPrompt("?", [60 + i] * (1 + i % 4)) for i in range(10)],
+            prompts=[PreparedPrompt("?", [first + i] * (1 + i % 4)) for i in range(10)],
             pretraining=pretraining,
             hyper=Hyperparameters(**settings),
             world=World(make_accelerator(bf16=False), 0),

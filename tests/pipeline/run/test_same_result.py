@@ -141,7 +141,7 @@ SAME: dict[str, str] = {
     ),
     "SftSettings": (
         "max_too_long_share micro_batch_size gradient_checkpointing evaluate_every log_every "
-        "save_every"
+        "save_every tools"
     ),
     "RankingsSettings": ("batch_size max_too_long_share tools"),
     "PeopleSettings": ("lease_minutes guidelines database poll_seconds"),
@@ -156,7 +156,7 @@ SAME: dict[str, str] = {
     "PpoSettings": (
         "micro_batch_size tokens_per_micro_batch generation_batch_size compile "
         "gradient_checkpointing save_every sample_every sample_count evaluate_every "
-        "doctor max_dropped_share"
+        "doctor max_dropped_share tools"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
     "EvaluateSettings": ("max_too_long_share batch_size tasks best_of people judges tools"),
@@ -169,8 +169,12 @@ SAME: dict[str, str] = {
 """Fields that change how it is computed, logged or saved alone."""
 
 WHERE = {
-    "SftSettings": {"micro_batch_size": "no_dropout"},
-    "PpoSettings": {"doctor": "doctor_only_tells", "evaluate_every": "doctor_only_tells"},
+    "SftSettings": {"micro_batch_size": "no_dropout", "tools": "calls_no_tools"},
+    "PpoSettings": {
+        "doctor": "doctor_only_tells",
+        "evaluate_every": "doctor_only_tells",
+        "tools": "calls_no_tools",
+    },
     "RankingsSettings": {"tools": "calls_no_tools"},
     "SelectSettings": {"tools": "calls_no_tools"},
     "EvaluateSettings": {

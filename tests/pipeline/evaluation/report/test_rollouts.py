@@ -77,6 +77,7 @@ def test_what_a_tool_put_there_has_no_figures_and_no_colour() -> None:
     assert tool["told"] == "put there by a tool, so that no figure is of it"
     alone = rollouts([sampled(10, **columns(0.5, -0.25))])
     assert alone is not None and alone["legend"] == found["legend"]
+    assert found["foreign"] and not alone["foreign"]
     assert [t["style"] for t in (first, last)] == [
         t["style"] for t in alone["episodes"][0]["tokens"]
     ]

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
 from pipeline.contract.settings import Lora
-from pipeline.generation.generate import Sample
+from pipeline.generation.tools.calls import Asked, Call
+from pipeline.models.load import load_tokenizer
 from pipeline.rl.ppo.loop import run_update
-from pipeline.rl.rollout.rollout import _cut
+from pipeline.rl.settings import Hyperparameters
+from reward.computed.rules import rule
 
 Build = Callable[..., Any]
 RESULT = [70, 71, 70]
 ALL = list(range(8))
 
 
-@dataclass
-class Interrupted:
-    """Samples with an engine, and puts a result behind the second token of every other response."""
+class Often:
+    """A form of calls that every second response makes with its second token, whatever it is."""
 
-    inner: Any
-    limit: int
+    def asked(self, ids: Sequence[int], begin: int, *, ended: bool) -> list[Asked]:
+        calls = len(ids) == 2 and ids[0] % 2 and not ended
+        return [Asked("calculator", ["6*7"])] if calls else []
 
-    def sample(self, prompts: Sequence[list[int]], *, generator: torch.Generator) -> list[Sample]:
-        before = self.inner.sample(prompts, generator=generator)
-        known = [p + s.token_ids[:2] + RESULT for p, s in zip(prompts, before, strict=True)]
-        after = self.inner.sample(known, generator=generator)
-        return [
-            self._joined(a, b) if place % 2 and len(a.token_ids) > 2 else a
-            for place, (a, b) in enumerate(zip(before, after, strict=True))
-        ]
+    def clean(self, result: str) -> str:
+        return result
 
-    def _joined(self, a: Sample, b: Sample) -> Sample:
-        ids = [*a.token_ids[:2], *RESULT, *b.token_ids]
-        own = [True, True, *(False for _ in RESULT), *(True for _ in b.token_ids)]
-        logprobs = [*a.logprobs[:2], *(0.0 for _ in RESULT), *b.logprobs]
-        most = slice(self.limit)
-        ended = b.ended and len(ids) <= self.limit
-        return Sample(ids[most], ended, logprobs[most], own[most])
-
-    def synchronize(self) -> None:
-        self.inner.synchronize()
+    def answer(self, calls: Sequence[Call]) -> list[int]:
+        return RESULT
 
 
 @pytest.fixture
@@ -52,8 +40,8 @@ def calling(make_ppo: Build) -> Build:
     """Return a builder of runs whose responses hold results: calling(**settings)."""
 
     def build(**settings: Any) -> Any:
-        ppo = make_ppo(**{"max_new_tokens": 9, **settings})
-        ppo.engine = Interrupted(ppo.engine, ppo.hyper.max_new_tokens)
+        ppo = make_ppo(**{"max_new_tokens": 9, "tools": ["calculator"], **settings})
+        ppo.engine.tools.form = Often()
         return ppo
 
     return build
@@ -66,11 +54,15 @@ def calling(make_ppo: Build) -> Build:
         {"value": "shared", "entropy_coefficient": 0.1},
         {"reuse_logprobs": True, "whiten_rewards": True},
         {"lora": Lora()},
+        {"architecture": "t5"},
     ],
 )
 def test_an_update_learns_of_the_policys_own_tokens_alone(
-    calling: Build, settings: dict[str, Any]
+    calling: Build, save_pair: Build, settings: dict[str, Any]
 ) -> None:
+    if "architecture" in settings:
+        start = save_pair(settings["architecture"], hidden_size=8, layers=1)
+        settings = {"policy": start, "tokenizer": load_tokenizer(start)}
     ppo = calling(**settings)
     seen, run = {}, ppo.optimization.run
 
@@ -93,9 +85,13 @@ def test_an_update_learns_of_the_policys_own_tokens_alone(
     assert [row["tokens"] for row in rows] == mask_BT.sum(1).tolist()
     entropy = learned.entropies_BT[mask_BT].mean().item()
     assert metrics["policy/entropy_avg"] == pytest.approx(entropy, abs=1e-5)
-    told = rows[1]["by_token"]
-    assert told["own"] == [True, True, *(False for _ in RESULT), *(True for _ in told["own"][5:])]
-    assert len(told["own"]) == len(told["text"]) and "own" not in rows[0]["by_token"]
+    for row in (row for row in rows if "by_token" in row):
+        own = row["by_token"].get("own", [])
+        assert ("calls" in row) == (own[2:5] == [False] * 3) == (own.count(False) == 3)
+        assert len(own) in (0, len(row["by_token"]["text"]))
+    assert metrics["objective/calls"] == sum(len(row.get("calls", [])) for row in rows) / 8
+    call = {"name": "calculator", "arguments": {"expression": "6*7"}, "result": "42"}
+    assert {**call, "error": False, "cut": False} in [c for r in rows for c in r.get("calls", [])]
 
 
 @pytest.mark.parametrize("position", ["last", "past_last"])
@@ -153,10 +149,25 @@ def test_rewards_of_length_are_told_the_policys_own_tokens(calling: Build) -> No
     assert all(row["score"] == row["tokens"] for row in rows)
 
 
-def test_a_token_that_a_tool_put_there_ends_nothing() -> None:
-    called = Sample([5, 70, 6, 70, 8], False, [0.0] * 5, [True, False, True, True, True])
-    plain = replace(called, own=None)
-    first, second = _cut([called, plain], end_ids=[70], start=0)
-    assert first.token_ids == [5, 70, 6, 70] and first.own == [True, False, True, True]
-    assert first.ended and first.own_ids == [5, 6, 70]
-    assert second.token_ids == [5, 70] and second.own is None and second.own_ids == [5, 70]
+@pytest.mark.slow
+def test_it_learns_to_call(make_ppo: Build, save_policy: Build, sums: Any, tmp_path: Path) -> None:
+    ppo = make_ppo(
+        policy=save_policy(sums, tmp_path / "sums"), tokenizer=sums, first=0,
+        scorer=rule("regex", pattern=r"<<6\*7=42>>"),  # hardly ever written without the calculator
+        tools=["calculator"], value="shared", episodes=40 * 32, batch_size=32, epochs=2,
+        max_new_tokens=10, learning_rate=2e-2, kl_coefficient=0.01, end_rule="none",
+    )  # fmt: skip
+    seen: list[dict[str, float]] = []
+    while len(seen) < 40 and sum(each["objective/scores"] for each in seen[-3:]) / 3 <= 0.7:
+        seen.append(run_update(ppo).metrics)
+    first, last = seen[0], seen[-1]
+    assert first["objective/scores"] < 0.2 and last["objective/scores"] > 0.5
+    assert first["objective/calls"] < 0.5 < last["objective/calls"]
+    assert last["objective/failed_call_share"] == 0
+
+
+def test_what_samples_without_tools_refuses_them() -> None:
+    with pytest.raises(ValueError, match="vllm calls no tools; set"):
+        Hyperparameters(tools=["calculator"], rollout={"engine": "vllm"})
+    with pytest.raises(ValueError, match="end_after cuts off responses that are sampled already"):
+        Hyperparameters(tools=["calculator"], end_after=3)

@@ -120,6 +120,33 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     ).read_bytes()
 
 
+def test_an_interrupted_run_with_tools_ends_in_the_same_weights(
+    setting: Build, save_policy: Build, sums: Any, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("4", "74", "247")))
+    changes: dict[str, Any] = {
+        "policy": str(save_policy(sums, tmp_path / "sums")), "value": "shared",
+        "reward": [{"rule": "regex", "options": {"pattern": r"=\d+>>"}}], "tools": ["calculator"],
+        "max_new_tokens": 12, "sample_every": 1, "sample_count": 8,
+        "evaluate_every": 2, "evaluation_prompts": [SourceSettings(path=str(kept))],
+    }  # fmt: skip
+    whole = setting("whole", **changes)
+    run(whole)
+    with pytest.raises(Interrupted):
+        run(setting("cut", stop_after=1, **changes))
+    cut = setting("cut", **changes)
+    run(cut)
+    ours, theirs = weights(cut.folder), weights(whole.folder)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for name in ("samples.jsonl", "evaluation.jsonl"):
+        assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    called = [row for row in rows(whole.folder / "samples.jsonl") if "calls" in row]
+    assert called and all(row["tool_tokens"] for row in called)
+    assert "tools" not in setting("none").settings.key_settings()
+    assert "tools" in whole.settings.key_settings()
+
+
 def test_a_run_that_died_between_resume_states_ends_in_the_same_weights(setting: Build) -> None:
     whole = setting("whole")
     run(whole)

@@ -112,6 +112,9 @@ def test_packing_is_refused_and_what_is_not_there_yet_is_known(
     packed = sft_settings(base, packing=True)
     with pytest.raises(HandOverError, match="packing is not for an encoder-decoder"):
         sft.check(packed, HandOver("sft", {"sft": packed}, lambda _: None))
+    calling = sft_settings(base, tools=["calculator"])
+    with pytest.raises(HandOverError, match="tools are not for the fine-tuning of an encoder-dec"):
+        sft.check(calling, HandOver("sft", {"sft": calling}, lambda _: None))
     start = PretrainSettings(
         objective="span_corruption", architecture="t5", tokenizer="./t", hidden_size=16, layers=1,
         heads=2, context_length=32, train=[{"world": "corpus"}],
