@@ -167,6 +167,7 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "bart_pretrain": quickstart,
     "t5_text_to_text": quickstart,
     "bart_rephrase": quickstart,
+    "step_by_step": quickstart,
     "bert_reward": quickstart,
 }
 
