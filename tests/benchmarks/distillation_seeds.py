@@ -2,10 +2,11 @@
 
     python tests/benchmarks/distillation_seeds.py runs/distillation 0 1 2 3 4
 
-runs `recipes/bert_distill.yaml` with each seed, and once more with the student alone: the same
-start and text, the true tokens for a loss; a run that is there is not repeated. A row a seed:
-held-out loss and accuracy of teacher, student and the one alone; then means with 95 % intervals
-over the seeds (Student's t), and those of the paired differences.
+runs `recipes/bert_distill.yaml` with each seed of the student, and once more with the student
+alone: the same teacher's layers to begin with and the same text, the true tokens for a loss; a run
+that is there is not repeated, and the teacher of all is that of the first. A row a seed: held-out
+loss and accuracy of teacher, student and the one alone; then means with 95 % intervals over the
+seeds (Student's t), and those of the paired differences.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def main() -> None:
         taught, alone = out / f"taught-{seed}", out / f"alone-{seed}"
         for run, options in ((taught, ()), (alone, ALONE)):
             if not (run / "report" / "report.json").is_file():
-                if run is alone:
-                    copy_stages(taught, alone, ("tokenizer", "base"))
-                rlhf_run(RECIPE, run, "--seed", seed, *options)
+                if (first := out / f"taught-{seeds[0]}") != run:
+                    copy_stages(first, run, ("tokenizer", "base"))
+                rlhf_run(RECIPE, run, "--set", f"student.seed={seed}", *options)
         own, other = figures(taught), figures(alone)
         row = {**own, "alone_loss": other["loss"], "alone_accuracy": other["accuracy"]}
         rows.append(row)
