@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data.intervals import (
     bootstrap_clusters,
+    clustered_figure,
     clustered_outcomes,
     clustered_ratio,
     clustered_share,
@@ -123,6 +124,18 @@ def test_prompts_are_drawn_whole():
     # Standard errors 0.5 / sqrt(9), with Student's quantile of 9, and 0.5 / sqrt(1000).
     assert wide.high - wide.low == pytest.approx(2 * 2.262 * 0.167, rel=0.1)
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.0158, rel=0.1)
+
+
+def test_a_smooth_figure_of_sums_has_the_interval_of_its_linear_form():
+    rng = np.random.default_rng(0)
+    parts = np.stack([rng.poisson(2, 40), rng.poisson(3, 40) + 1], axis=1).astype(np.float64)
+
+    def ratio(sums):
+        return sums[:, 0] / sums[:, 1]
+
+    found, expected = clustered_figure(parts, statistic=ratio), clustered_ratio(parts)
+    assert found[:3] == pytest.approx(expected[:3], abs=1e-4) and found.n == 40
+    assert clustered_figure(parts[:1], statistic=ratio)[1:] == (None, None, 1)
 
 
 def test_a_statistic_that_is_not_defined_has_no_ends():

@@ -21,11 +21,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.intervals import bootstrap_clusters, clustered_ratio, wilson
+from data.intervals import clustered_figure, clustered_ratio, wilson
 from data.labels.agreement.figures import Figure, figure, missing, share
 from data.words import counted
 
-RESAMPLES = 1000
 TOO_FEW = "too few labels: no task has labels of two annotators"
 _VALUES = (1, 0, -1)
 
@@ -98,19 +97,15 @@ def alpha(
     counts_NV: NDArray[np.int_],
     prompts: Sequence[str],
     level: Literal["nominal", "ordinal"],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Figure:
     """Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 is worse.
 
-    The interval draws prompts with their coincidences.
+    The interval is over prompts with their coincidences.
 
     Args:
         counts_NV: how many annotators gave unit n the value v; values in order.
         prompts: the prompt of each unit.
         level: "nominal" takes any two values as equally apart, "ordinal" by what lies between.
-        resamples: of the bootstrap.
-        seed: of its draws.
 
     Source: Krippendorff (2011), Computing Krippendorff's alpha-reliability.
     """
@@ -124,7 +119,7 @@ def alpha(
             "alpha compares with chance, and there is no second value to meet by chance"
         )
     n_values = counts_NV.shape[1]
-    # Matrices (V, V) of pairs of values that met add up, so that a prompt's units are drawn as one.
+    # Matrices (V, V) of pairs of values that met add up, so that a prompt's units are one.
     by_prompt: dict[str, NDArray[np.float64]] = {}
     for prompt, part in zip(
         np.asarray(prompts)[keep_N], coincidences(counts_NV=counts_NV), strict=True
@@ -132,14 +127,14 @@ def alpha(
         flat = part.reshape(-1)
         before = by_prompt.get(str(prompt))
         by_prompt[str(prompt)] = flat if before is None else before + flat
-    estimate = bootstrap_clusters(
+    estimate = clustered_figure(
         np.array(list(by_prompt.values())),
         statistic=lambda sums: alpha_of(
             coincidences_RVV=sums.reshape(-1, n_values, n_values), level=level
         ),
-        resamples=resamples,
-        seed=seed,
     )
+    if estimate.high is not None:
+        estimate = estimate._replace(high=min(1.0, estimate.high))
     if estimate.value == 1:
         return figure(
             estimate._replace(low=None, high=None), note="unanimous: no two labels differ"
@@ -184,7 +179,7 @@ def alpha_of(
     return np.where(expected_R > 0, 1.0 - ratio_R, np.nan)
 
 
-def pair_alpha(*, tasks: Iterable[TaskRanks], resamples: int = RESAMPLES, seed: int = 0) -> Figure:
+def pair_alpha(*, tasks: Iterable[TaskRanks], seed: int = 0) -> Figure:
     """Nominal alpha of pairs of completions, each turned one way or the other by a hash.
 
     Were pairs taken as they stand, a lopsided order (chosen answers first, say) would raise the
@@ -193,8 +188,7 @@ def pair_alpha(*, tasks: Iterable[TaskRanks], resamples: int = RESAMPLES, seed: 
 
     Args:
         tasks: what was said; a unit is a pair of completions of a task.
-        resamples: of the bootstrap.
-        seed: of the turns and the draws.
+        seed: of the turns.
     """
     counts: list[list[int]] = []
     prompts: list[str] = []
@@ -207,7 +201,7 @@ def pair_alpha(*, tasks: Iterable[TaskRanks], resamples: int = RESAMPLES, seed: 
             counts.append([sum(turn * one == value for one in unit) for value in _VALUES])
             prompts.append(task.prompt)
     table = np.array(counts, dtype=np.int_).reshape(-1, len(_VALUES))
-    return alpha(counts_NV=table, prompts=prompts, level="nominal", resamples=resamples, seed=seed)
+    return alpha(counts_NV=table, prompts=prompts, level="nominal")
 
 
 def _turn(text: str) -> int:
@@ -218,16 +212,12 @@ def rating_alpha(
     *,
     ratings: Iterable[tuple[str, Sequence[int]]],
     values: Sequence[int],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Figure:
     """Ordinal alpha of ratings.
 
     Args:
         ratings: of each completion, its prompt and the ratings it was given.
         values: the scale, in order.
-        resamples: of the bootstrap.
-        seed: of its draws.
     """
     rows = [(prompt, given) for prompt, given in ratings if given]
     if not rows:
@@ -237,8 +227,6 @@ def rating_alpha(
         counts_NV=table,
         prompts=[prompt for prompt, _ in rows],
         level="ordinal",
-        resamples=resamples,
-        seed=seed,
     )
 
 

@@ -103,7 +103,6 @@ def label_statistics(
     campaign: str = "",
     kinds: Collection[AnnotatorKind] | None = None,
     n_tasks: int | None = None,
-    resamples: int = agreement.RESAMPLES,
     seed: int = 0,
 ) -> LabelStatistics:
     """Return the report on a campaign's labels.
@@ -114,15 +113,13 @@ def label_statistics(
         campaign: its name.
         kinds: only labels of these kinds of annotators; None takes all.
         n_tasks: tasks of the campaign, labelled or not.
-        resamples: of the cluster bootstrap over prompts.
-        seed: of its draws, and of the turns of pairs.
+        seed: of the turns of pairs.
     """
     labels = labels_of(rows, purposes=None, kinds=kinds)
     skipped = [skip for skip in skips if kinds is None or skip.annotator.kind in kinds]
-    draws = _Draws(resamples, seed)
     tasks = _task_ranks(_of(labels, "label"))
     everybody = _group(labels, skipped, tasks, None)
-    everybody.figures.update(_alphas(labels, tasks, draws))
+    everybody.figures.update(_alphas(labels, tasks, seed))
     annotators = {row.annotator.id: row.annotator for row in labels}
     annotators.update({skip.annotator.id: skip.annotator for skip in skipped})
     own: dict[str, _Own] = defaultdict(lambda: _Own([], [], []))
@@ -151,11 +148,6 @@ def label_statistics(
         n_tasks=n_tasks,
         kinds=tuple(kinds or ()),
     )
-
-
-class _Draws(NamedTuple):
-    resamples: int
-    seed: int
 
 
 class _Own(NamedTuple):
@@ -220,7 +212,7 @@ def _group(
 
 
 def _alphas(
-    labels: list[LabelRow], tasks: list[agreement.TaskRanks], draws: _Draws
+    labels: list[LabelRow], tasks: list[agreement.TaskRanks], seed: int
 ) -> dict[str, Figure]:
     rated: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
     prompts: dict[str, str] = {}
@@ -230,11 +222,10 @@ def _alphas(
         for place, rating in enumerate(row.label.submission.ratings):
             rated[task, place].setdefault(row.annotator.id, rating)
     return {
-        "alpha_pairs": agreement.pair_alpha(tasks=tasks, **draws._asdict()),
+        "alpha_pairs": agreement.pair_alpha(tasks=tasks, seed=seed),
         "alpha_ratings": agreement.rating_alpha(
             ratings=[(prompts[task], list(by.values())) for (task, _), by in rated.items()],
             values=RATINGS,
-            **draws._asdict(),
         ),
     }
 

@@ -84,15 +84,14 @@ class _Pair:
 
 
 def people_judge(
-    people: People, *, folder: Path, resamples: int, seed: int, say: Callable[[str], None]
+    people: People, *, folder: Path, seed: int, say: Callable[[str], None]
 ) -> PairJudge:
     """Return what asks people to compare answers, and takes what they said so far.
 
     Args:
         people: how they are asked.
         folder: gets `people.json`.
-        resamples: draws of each bootstrap.
-        seed: of it, and of the orders in which answers are shown.
+        seed: of the orders in which answers are shown.
         say: takes a line for the reader.
     """
 
@@ -134,14 +133,14 @@ def people_judge(
             "annotators": len({row.annotator.id for row in labels}),
             "same_answers": len(same),
             "labels_not_taken": sum(not_taken.values()),
-            **people_figures(judgements, resamples=resamples, seed=seed),
+            **people_figures(judgements, seed=seed),
         }
         return Judged(judgements, told)
 
     return judge
 
 
-def people_figures(rows: Iterable[Row], *, resamples: int, seed: int) -> dict[str, Any]:
+def people_figures(rows: Iterable[Row], *, seed: int) -> dict[str, Any]:
     """Return how well people agree, and how often the answer on the left won, of judgements.
 
     The latter is one half where nothing but the place tells the two apart, for they are shuffled.
@@ -162,7 +161,7 @@ def people_figures(rows: Iterable[Row], *, resamples: int, seed: int) -> dict[st
     found = {
         "agreement": pair_agreement(tasks=tasks, ties=True),
         "agreement_no_ties": pair_agreement(tasks=tasks, ties=False),
-        "alpha": pair_alpha(tasks=tasks, resamples=resamples, seed=seed),
+        "alpha": pair_alpha(tasks=tasks, seed=seed),
         "left_wins": first_shown_wins(labels=seen),
     }
     return {name: figure.to_json() for name, figure in found.items()}

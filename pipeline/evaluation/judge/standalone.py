@@ -214,8 +214,7 @@ def _people(request: Request, *, out: Path, say: Callable[[str], None]) -> dict[
     _require_two(request, "people compare")
     with request.people.opened():  # refused now, not after all answers are there
         pass
-    draw = {"resamples": request.resamples, "seed": request.seed}
-    return {PEOPLE: people_judge(request.people, folder=out, say=say, **draw)}
+    return {PEOPLE: people_judge(request.people, folder=out, seed=request.seed, say=say)}
 
 
 def checkpoint_location(given: str) -> str:

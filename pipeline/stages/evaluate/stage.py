@@ -179,8 +179,8 @@ def _pair_judges(context: StageContext[EvaluateSettings]) -> dict[str, PairJudge
         guidelines=asked.read_guidelines(),
         wait=wait,
     )
-    draw = {"resamples": context.settings.resamples, "seed": context.seed}
-    return {PEOPLE: people_judge(people, folder=context.folder, say=context.say, **draw)}
+    judge = people_judge(people, folder=context.folder, seed=context.seed, say=context.say)
+    return {PEOPLE: judge}
 
 
 def _prompts(context: StageContext[EvaluateSettings]) -> list[PromptRow]:

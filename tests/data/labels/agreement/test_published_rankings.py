@@ -53,7 +53,7 @@ def report(rows: list[dict[str, str]], label: Callable[..., LabelRow]) -> LabelS
         for task, row in enumerate(rows)
         for who in WHO
     ]
-    return label_statistics(labels, resamples=20)
+    return label_statistics(labels)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
