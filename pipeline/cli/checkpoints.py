@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from pipeline.evaluation.judge.people import People
     from pipeline.evaluation.judge.standalone import Request
 
+PromptsOption = Annotated[
+    str | None, typer.Option(help="File of prompts, or world:eval_prompts for the embedded world.")
+]
+TextsOption = Annotated[
+    str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option(help="Checkpoint KL is measured to; sft when there, else the first.")
+]
+PlainOption = Annotated[list[str] | None, typer.Option(help="Checkpoint that is given plain text.")]
 BestOfOption = Annotated[
     int | None,
     typer.Option(
@@ -99,25 +109,15 @@ def evaluate(
         typer.Argument(help="Stage folders, model folders or hub ids; NAME=PLACE names one."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report and what it is counted from.")],
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="File of prompts, or world:eval_prompts for the embedded world."),
-    ] = None,
+    prompts: PromptsOption = None,
     suite: SuiteOption = None,
-    texts: Annotated[
-        str | None, typer.Option(help="File of held-out text for the perplexity, or world:PART.")
-    ] = None,
+    texts: TextsOption = None,
     reward: RewardOption = None,
     judge: JudgeOption = None,
     people: PeopleOption = None,
     guidelines: GuidelinesOption = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint KL is measured to; sft when there, else the first."),
-    ] = None,
-    plain: Annotated[
-        list[str] | None, typer.Option(help="Checkpoint that is given plain text.")
-    ] = None,
+    reference: ReferenceOption = None,
+    plain: PlainOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     best_of: BestOfOption = None,
     prefix_tokens: PrefixTokensOption = None,
