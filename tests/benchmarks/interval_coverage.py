@@ -11,7 +11,8 @@ Of 30 prompts with 95 % ties one or two are decided, and no sensible interval th
 difference": every interval that knows this holds the truth nearly always. Such cells are marked.
 
 Of few-shot tasks (`examples`) n counts questions, and in the place of ties stands how much the
-drawn examples matter: the standard deviation of their effect, in log-odds.
+drawn examples matter: the standard deviation of their effect, in log-odds. For Krippendorff's alpha
+it is the share of the commonest of three values, a third at least.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from data.intervals import (
     paired_score,
     wilson,
 )
+from data.labels.agreement.agreement import alpha
 from pipeline.evaluation.benchmarks.figures import mean_over_draws
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
@@ -206,6 +208,25 @@ def behind_examples(rng: np.random.Generator, n: int, ties: float, draws: int) -
     return Trial(mean_over_draws(marks_DQ, **DRAW), truth)
 
 
+def an_alpha(rng: np.random.Generator, n: int, ties: float) -> Trial:
+    """Krippendorff's alpha of three values, the commonest of which takes a share of `ties`.
+
+    A unit's labels are drawn from chances of its own, half of the time those of its prompt, from a
+    Dirichlet distribution: two labels of a unit then agree beyond chance by 1 / (1 + its total).
+    """
+    truth = float(rng.uniform(0.1, 0.85))
+    commonest = max(ties, 1 / 3)
+    shares = np.array([commonest, (1 - commonest) / 2, (1 - commonest) / 2]) * (1 / truth - 1)
+    prompt_N = prompts_of(rng, n, 5)
+    of_prompt_N = rng.dirichlet(shares, size=n)[prompt_N]
+    of_unit_N = rng.dirichlet(shares, size=len(prompt_N))
+    chances_NV = np.where(rng.random((len(prompt_N), 1)) < 0.5, of_prompt_N, of_unit_N)
+    counts_NV = rng.multinomial(rng.integers(2, 4, size=len(prompt_N)), chances_NV)
+    found = alpha(counts_NV=counts_NV, prompts=[str(p) for p in prompt_N], level="nominal")
+    value = math.nan if found.value is None else found.value
+    return Trial(Estimate(value, found.low, found.high, found.n), truth)
+
+
 METHODS: dict[str, Method] = {
     "wilson": a_share,
     "paired_score": partial(pairs_once, score=True),
@@ -218,6 +239,7 @@ METHODS: dict[str, Method] = {
     "bootstrap_clusters": partial(a_ratio, drawn=True),
     "clustered_share": share_of_counts,
     "clustered_interval": an_accuracy,
+    "alpha": an_alpha,
     "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),
     "length, 1, one side longer": partial(equal_length, most=1, longer=0.8),
     "length, 1 to 5": partial(equal_length, most=5, longer=0.0),
