@@ -9,6 +9,7 @@ from data.errors import UsageError
 STORE = ("sqlalchemy", "alembic")
 PAGES = ("starlette", "uvicorn", "h11", "jinja2", "markdown_it", "nh3", "argon2")
 FIGURES = ("scipy",)
+RETRIEVAL = ("bm25s",)
 
 
 def require_packages(*names: str, extra: str = "labels", what: str = "collecting labels") -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from data.errors import ArtifactError, SourceError, StorageError
-from data.extras import require_packages
+from data.extras import RETRIEVAL, require_packages
 from data.json_lines import read_json_lines, write_json_lines
 from data.retrieval.passages import Passage, read_passages
 from data.retrieval.words import words_of
@@ -58,10 +58,11 @@ class Index:
     Args:
         passages: at least one with a word.
         scores: what each word gives each passage, by bm25s.
+        content: digest of all that they follow from, where it is known.
     """
 
-    def __init__(self, passages: Sequence[Passage], scores: BM25) -> None:
-        self.passages = passages
+    def __init__(self, passages: Sequence[Passage], scores: BM25, content: str = "") -> None:
+        self.passages, self.content = passages, content
         self._scores = scores
 
     def search(self, query: str, count: int) -> list[Hit]:
@@ -103,17 +104,18 @@ def open_index(
         SourceError: a corpus can't be read, or holds no words.
         UsageError: bm25s is not installed.
     """
-    require_packages("bm25s", extra="retrieval", what="retrieval")
+    require_packages(*RETRIEVAL, extra="retrieval", what="retrieval")
     digests = [fingerprint(source) for source in sources]
     windows = [[s.format, s.columns and dict(s.columns), s.skip, s.limit] for s in sources]
-    content = json.dumps([_VERSION, words, digests, windows])
-    folder = (cache or cache_folder()) / hashlib.sha256(content.encode()).hexdigest()[:32]
+    follows_from = json.dumps([_VERSION, words, digests, windows])
+    content = hashlib.sha256(follows_from.encode()).hexdigest()
+    folder = (cache or cache_folder()) / content[:32]
     with contextlib.suppress(ArtifactError, OSError, ValueError, KeyError):  # none, or damaged
-        index = _load(folder)
+        index = _load(folder, content)
         say(f"index of {counted(len(index.passages), 'passage')}: kept from before")
         return index
     reports: list[ReadReport] = []
-    index = build_index([*read_passages(sources, words=words, reports=reports)])
+    index = build_index([*read_passages(sources, words=words, reports=reports)], content)
     for line in (line for report in reports for line in report.lines()):
         say(f"retrieve: {line}")
     say(f"index of {counted(len(index.passages), 'passage')}")
@@ -130,7 +132,7 @@ def cache_folder() -> Path:
     return Path(place) / "rlhf" / "retrieval"
 
 
-def build_index(passages: Sequence[Passage]) -> Index:
+def build_index(passages: Sequence[Passage], content: str = "") -> Index:
     """Return the index of passages; those without a word are left out.
 
     Raises:
@@ -149,7 +151,7 @@ def build_index(passages: Sequence[Passage]) -> Index:
         raise SourceError("the corpus holds no words to look anything up by; name another one")
     scores = bm25s.BM25()
     scores.index((ids, known), create_empty_token=False, show_progress=False)
-    return Index(held, scores)
+    return Index(held, scores, content)
 
 
 def _keep(index: Index, folder: Path) -> None:
@@ -167,11 +169,11 @@ def _keep(index: Index, folder: Path) -> None:
                 os.rename(made, folder)
 
 
-def _load(folder: Path) -> Index:
+def _load(folder: Path, content: str) -> Index:
     from bm25s import BM25
 
     scores = BM25.load(folder, mmap=True, allow_pickle=False)
     passages = [Passage(row["text"], row["where"]) for row in read_json_lines(folder / _PASSAGES)]
     if len(passages) != scores.scores["num_docs"]:
         raise ArtifactError(f"{folder} is damaged")
-    return Index(passages, scores)
+    return Index(passages, scores, content)

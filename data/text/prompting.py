@@ -72,6 +72,22 @@ def prompt_ids(
     return plain_ids(tokenizer, plain_prompt(prompt))
 
 
+def with_passages(prompt: Prompt, passages: Sequence[str]) -> Prompt:
+    """Return a prompt behind passages to answer from: a line each, an empty one, then the prompt.
+
+    Of a chat they stand in its last turn; without passages a prompt is left as it is.
+    """
+    if not passages:
+        return prompt
+    front = "".join(f"{passage}\n" for passage in passages) + "\n"
+    if isinstance(prompt, str):
+        return front + prompt
+    *before, last = prompt
+    turn = last.copy()
+    turn["content"] = front + last["content"]
+    return [*before, turn]
+
+
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text that starts as documents do in pretraining."""
     ids = render_prompt(tokenizer, text)

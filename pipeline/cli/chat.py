@@ -21,7 +21,10 @@ from pipeline.cli.chat_models import ChatModel, load_chat_model, short_names
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from data.records import Message
+    from data.records import Message, Prompt
+    from data.retrieval.index import Hit
+    from data.retrieval.reading import Retriever
+    from pipeline.contract.retrieval import RetrievalSettings
     from pipeline.contract.tool_settings import ToolsSettings
     from pipeline.generation.generate import Sampling, Token
 
@@ -47,6 +50,7 @@ def chat(
     system: str | None = None,
     plain: bool = False,
     tools: ToolsSettings | None = None,
+    reading: RetrievalSettings | None = None,
     trust_remote_code: bool = False,
     input: TextIO | None = None,
     output: TextIO | None = None,
@@ -60,6 +64,7 @@ def chat(
         system: system message.
         plain: continue plain text with every checkpoint.
         tools: what replies may call; results are dim in a terminal.
+        reading: where each message is looked up; its passages are shown below the answer.
         trust_remote_code: run code that a checkpoint carries.
         input: where lines come from; the terminal when not given.
         output: where text goes; the terminal when not given.
@@ -70,6 +75,7 @@ def chat(
     if not checkpoints:
         raise UsageError("name at least one checkpoint: a stage's folder, a model or a hub id")
     require_sensible(sampling)
+    retriever = reading.retriever(lambda line: None) if reading else None
     seed = secrets.randbits(31) if seed is None else seed
     chat_models = [
         load_chat_model(
@@ -77,7 +83,8 @@ def chat(
         )
         for name, source in zip(short_names(checkpoints), checkpoints, strict=True)
     ]
-    session = Session(chat_models, sampling, system=system, output=output or sys.stdout)
+    output = output or sys.stdout
+    session = Session(chat_models, sampling, system=system, retriever=retriever, output=output)
     # A reader that closed the pipe wants no more.
     with contextlib.suppress(BrokenPipeError):
         session.greet()
@@ -128,14 +135,11 @@ class Session:
         sampling: Sampling,
         *,
         system: str | None = None,
+        retriever: Retriever | None = None,
         output: TextIO,
     ) -> None:
-        self.chat_models, self.sampling, self.system, self.output = (
-            chat_models,
-            sampling,
-            system,
-            output,
-        )
+        self.chat_models, self.sampling, self.system = chat_models, sampling, system
+        self.retriever, self.output = retriever, output
 
     def greet(self) -> None:
         """Say who is there."""
@@ -213,15 +217,23 @@ class Session:
 
         if spells_control_tokens(chat_model.tokenizer, text):
             self._say("(control tokens that you type are text to the model)")
-        if chat_model.plain:
-            ids = chat_model.prompt_ids(text)
+        asked: Message = {"role": "user", "content": text}
+        prompt, sources = self._look_up(chat_model, text if chat_model.plain else [asked])
+        if isinstance(prompt, str):
+            ids = chat_model.prompt_ids(prompt)
             self._require_room(chat_model, ids)
             self._stream(chat_model, ids)
-            return
-        asked: Message = {"role": "user", "content": text}
-        ids = self._fit(chat_model, asked)
-        reply = self._stream(chat_model, ids)
-        chat_model.messages += [asked, {"role": "assistant", "content": reply}]
+        else:
+            reply = self._stream(chat_model, self._fit(chat_model, *prompt))
+            chat_model.messages += [asked, {"role": "assistant", "content": reply}]
+        for place, source in enumerate(sources, start=1):
+            self._say(f"  [{place}] {_printable(f'{source.where}: {source.text}')}")
+
+    def _look_up(self, chat_model: ChatModel, prompt: Prompt) -> tuple[Prompt, list[Hit]]:
+        """Return a message behind its passages, which the next one is asked without, and these."""
+        if self.retriever is None:
+            return prompt, []
+        return self.retriever.read(prompt, chat_model.tokenizer)
 
     def _fit(self, chat_model: ChatModel, asked: Message) -> list[int]:
         """Return the tokens of the conversation, its oldest turns dropped where it is too long."""
@@ -248,7 +260,7 @@ class Session:
             limit = context_length(chat_model.model)
             raise UsageError(
                 f"the message is {len(ids)} tokens, the context of {chat_model.name} holds "
-                f"{limit}; shorten it"
+                f"{limit}; shorten it{' or lower --passage-tokens' if self.retriever else ''}"
             )
 
     def _opening(self) -> list[Message]:

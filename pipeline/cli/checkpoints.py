@@ -16,12 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data.words import counted
-from pipeline.cli.options import PluginOption, QuietOption, load_plugins
+from pipeline.cli.options import (
+    PassagesOption,
+    PassageTokensOption,
+    PluginOption,
+    QuietOption,
+    RetrieveOption,
+    load_plugins,
+    reading_of,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from data.labels.store.database import Database
     from pipeline.contract.console import Console
-    from pipeline.contract.settings import SourceSettings
     from pipeline.evaluation.judge.people import People
     from pipeline.evaluation.judge.standalone import Request
 
@@ -58,19 +66,19 @@ PeopleOption = Annotated[
         "name to `rlhf label serve`; two people compare OVERLAP (0.2) of the pairs.",
     ),
 ]
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PLACE[=WEIGHT]",
+        help="Reward model that judges as proxy; given again, their weighted sum.",
+    ),
+]
 JudgeOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=JUDGE",
         help="Further judge: a reward model's place, http://... of a server that scores, or "
         "{kind: llm, url: http://HOST/v1, model: NAME, key_variable: VARIABLE}; repeatable.",
-    ),
-]
-RewardOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PLACE[=WEIGHT]",
-        help="Reward model that judges as proxy; given again, their weighted sum.",
     ),
 ]
 PrefixTokensOption = Annotated[
@@ -120,6 +128,9 @@ def evaluate(
     plain: PlainOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     best_of: BestOfOption = None,
+    retrieve: RetrieveOption = None,
+    passages: PassagesOption = None,
+    passage_tokens: PassageTokensOption = None,
     prefix_tokens: PrefixTokensOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -153,6 +164,7 @@ def evaluate(
         tasks=load_suites(suite or []),
         best_of=best_of or 0,
         people=people_of(people, out, guidelines),
+        retrieve=reading_of(retrieve, passages, passage_tokens),
     )
     evaluated(request, out, Console(quiet=quiet))
 
@@ -185,6 +197,7 @@ def evaluated(request: Request, out: Path, console: Console) -> dict[str, Any]:
 
 def _with_origins(request: Request) -> Request:
     """Return the request with what is known of how its checkpoints came to be."""
+    from pipeline.contract.retrieval import with_readers
     from pipeline.evaluation.judge.overlap import seen_before
     from pipeline.run.origins import origins
 
@@ -193,16 +206,8 @@ def _with_origins(request: Request) -> Request:
     if not known.readings:
         return request
     seen = partial(seen_before, readings=known.readings, elsewhere=known.elsewhere)
-    return replace(request, seen=seen, made_by=known.made_by)
-
-
-def source_of(text: str) -> SourceSettings:
-    """Return the source that a file, or `world:PART`, names."""
-    from pipeline.contract.settings import SourceSettings
-
-    if text.startswith("world:"):
-        return SourceSettings(world=text.removeprefix("world:"))
-    return SourceSettings(path=text)
+    made_by = with_readers(known.made_by, request.retrieve)
+    return replace(request, seen=seen, made_by=made_by)
 
 
 def people_of(text: str | None, out: Path, guidelines: Path | None) -> People | None:
@@ -303,6 +308,9 @@ def chat(
     plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
     tools: ToolsOption = None,
     plugin: PluginOption = None,
+    retrieve: RetrieveOption = None,
+    passages: PassagesOption = None,
+    passage_tokens: PassageTokensOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code a checkpoint carries.")
     ] = False,
@@ -321,6 +329,7 @@ def chat(
         system=system,
         plain=plain,
         tools=parse_answers({"tools": tools}).tools,
+        reading=reading_of(retrieve, passages, passage_tokens),
         trust_remote_code=trust_remote_code,
     )
 

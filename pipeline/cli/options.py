@@ -5,9 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.contract.retrieval import ReadingSettings
+    from pipeline.contract.settings import SourceSettings
 
 RecipeArgument = Annotated[
     Path, typer.Argument(help="Recipe file, or a name of `rlhf recipes`.", metavar="RECIPE")
@@ -34,6 +38,19 @@ AssumeOption = Annotated[
         help="rows, prompt_tokens, answer_tokens, longest, response_tokens of a stage.",
     ),
 ]
+RetrieveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CORPUS",
+        help="Look each prompt up in a file, a folder or world:PART; repeatable.",
+    ),
+]
+PassagesOption = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Passages of a prompt; 3 when not given.")
+]
+PassageTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of all passages of a prompt; 200 when not given.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 
 
@@ -44,6 +61,36 @@ def load_plugins(paths: list[Path] | None, expected: list[str] | None = None) ->
 
         for place, path in enumerate(paths):
             load_plugin(path, sha256=expected[place] if expected else None)
+
+
+def source_of(text: str) -> SourceSettings:
+    """Return the source that a file, or `world:PART`, names."""
+    from pipeline.contract.settings import SourceSettings
+
+    if text.startswith("world:"):
+        return SourceSettings(world=text.removeprefix("world:"))
+    return SourceSettings(path=text)
+
+
+def reading_of(
+    corpus: list[str] | None, passages: int | None, passage_tokens: int | None
+) -> ReadingSettings | None:
+    """Return how prompts are looked up; None where no corpus is named.
+
+    Raises:
+        UsageError: of passages something is asked without a corpus.
+    """
+    from data.errors import UsageError
+    from pipeline.contract.retrieval import ReadingSettings
+
+    given = {"passages": passages, "passage_tokens": passage_tokens}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not corpus:
+        if asked:
+            option = next(iter(asked)).replace("_", "-")
+            raise UsageError(f"--{option} is for --retrieve; name a corpus with it")
+        return None
+    return ReadingSettings(corpus=tuple(map(source_of, corpus)), **asked)
 
 
 def command_line(command: str, argument: Path, options: Mapping[str, object]) -> str:

@@ -99,7 +99,8 @@ def compare(
 ) -> None:
     """Print how often A's answers are judged better than B's; runs stand for their last policy."""
     from data.errors import UsageError
-    from pipeline.cli.checkpoints import evaluated, named, source_of, weighted
+    from pipeline.cli.checkpoints import evaluated, named, weighted
+    from pipeline.cli.options import source_of
     from pipeline.contract.console import Console
     from pipeline.evaluation.judge.settings import LlmJudge
     from pipeline.evaluation.judge.standalone import Request

@@ -274,13 +274,29 @@ EVALUATE = ["eval", "run/sft", "--prompts", "world:eval_prompts", "--limit", "2"
         (["--reward", "rule:length"], "rule:length"),
         (["--temperature", "1e-320"], "temperature"),
         (["--temperature", "nan"], "temperature"),
+        (["--passages", "2"], "--passages is for --retrieve"),
+        (["--retrieve", "empty.txt"], "empty.txt: it is empty"),
+        (["--retrieve", "signs.txt"], "holds no words"),
+        (["--retrieve", "latin.txt"], "latin.txt is not UTF-8 text"),
+        (["--retrieve", "nowhere"], "nowhere"),
+        (["--retrieve", "world:corpsu"], "the world has no part 'corpsu'"),
+        (["--retrieve", "long.txt", "--passage-tokens", "9000"], "or passage_tokens"),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_an_evaluation_is_refused_before_it_is_begun(
-    rlhf: Rlhf, assert_refused: Refused, stage: Path, args: list[str], word: str
+    rlhf: Rlhf,
+    assert_refused: Refused,
+    stage: Path,
+    args: list[str],
+    word: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert_refused(rlhf([*EVALUATE, *args]), word)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    files: dict[str, Any] = {"empty.txt": "", "signs.txt": "... !!", "latin.txt": b"\xe9t\xe9"}
+    files["long.txt"] = "what does who do, where is the house? " * 200
+    assert_refused(rlhf([*EVALUATE, *args], files), word)
 
 
 @pytest.mark.parametrize("args", [["report", "one"], ["compare", "one", "two"]], ids=" ".join)

@@ -164,27 +164,27 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
     asked = [min(p or a, settings.prefix_tokens or math.inf) for p, a in _pairs(read)]
     longest = estimator.longest(stage, max(asked), math.inf)
     new = estimator.response(stage, settings.max_new_tokens)
-    rows = rows_of([p + new for p in asked], prompts)
+    rows, reads = rows_of([p + new for p in asked], prompts), settings.retrieve
     texts = Rows(0.0, 0.0, 0.0)
     if settings.perplexity:
         text = estimator.lengths(stage, settings.perplexity, measured_to, heldout=True)
         texts = rows_of(text.whole(), min(text.rows, rows_at_most(settings.perplexity, MAX_TEXTS)))
-    mean = sum(asked) / len(asked)
-    pool = rows.times(settings.best_of or 0)
+    mean, pool = sum(asked) / len(asked), rows.times(settings.best_of or 0)
     tasks = asked_by(stage, settings, estimator)
-    for name, reference in settings.checkpoints.items():
+    for name, reference in settings.judged.items():
         shape = estimator.shape(reference, stage)
+        passages = reads.passage_tokens if reads and name not in settings.checkpoints else 0
         cost.parameters[name] = shape.parameters
         cost.phases += _answering(
-            name, shape, settings, responses=rows.count, longest=longest, new=new, bf16=bf16,
-            on_cpu=estimator.on_cpu,
+            name, shape, settings, responses=rows.count, longest=longest + passages, new=new,
+            bf16=bf16, on_cpu=estimator.on_cpu,
         )  # fmt: skip
         cost.decode(
             f"sampling from {name}",
             shape,
             rows=rows.count + (pool.count if name == settings.measured_to else 0),
             batch=settings.batch_size,
-            prompt=mean,
+            prompt=mean + passages,
             new=new,
             steps=settings.max_new_tokens,
             bf16=bf16,
@@ -199,8 +199,9 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
             passes=seen.count / settings.batch_size,
             bf16=bf16,
         )
-        Asking(cost, name, shape, settings.batch_size, bf16).add(tasks)
-    judged = rows.times(len(settings.checkpoints)) + pool
+        if not passages:
+            Asking(cost, name, shape, settings.batch_size, bf16).add(tasks)
+    judged = rows.times(len(settings.judged)) + pool
     for who, terms in (("proxy", settings.terms), ("judge", settings.judge_terms)):
         for name, judge in estimator.judges(stage, terms).items():
             cost.parameters[f"{who} {name}"] = judge.scorer

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data.records import Prompt
 from data.text.chat import front_ids
 from data.words import counted
+from pipeline.evaluation.judge.plan import Plan, sampling_seed
+from pipeline.evaluation.judge.workspace import checkpoint_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,3 +63,23 @@ def asking_notes(
                 "its tokenizer puts it in front of every text, its chat template writes none"
             )
     return notes
+
+
+def provenance(plan: Plan, name: str, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint is, and how it was asked; no place, which says nothing of it."""
+    return {
+        "checkpoint": name,
+        "content": checkpoint_content(plan.checkpoints[name]),
+        "seed": sampling_seed(plan.seed, name),
+        "decoding": dataclasses.asdict(plan.decodings[name].sampling),
+        "own_settings": list(plan.decodings[name].own),
+        "dtype": "bfloat16" if plan.bf16 else "float32",
+        "template": answers["template"],
+        "first_prompt": answers["first_prompt"],
+        "first_tokens": answers["prompts"][0][:8],
+    }
+
+
+def short_digest(text: str) -> str:
+    """Return the first 16 hex digits of a text's sha256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -16,7 +16,6 @@ cut off, and without PPO's penalty for that.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,7 +34,12 @@ from data.text.prompting import document_end_ids, prompt_ids
 from pipeline.evaluation.benchmarks.asking import Subject
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.benchmarks.run import TASKS, task_rows
-from pipeline.evaluation.judge.checkpoint_notes import NO_PERPLEXITY, asking_notes
+from pipeline.evaluation.judge.checkpoint_notes import (
+    NO_PERPLEXITY,
+    asking_notes,
+    provenance,
+    short_digest,
+)
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.judges import second_judge
 from pipeline.evaluation.judge.logprobs import response_logprobs
@@ -142,7 +146,8 @@ def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
     """Ask all tasks of all checkpoints; return their figures."""
     if not plan.tasks:
         return []
-    subjects = {name: partial(_subject, plan, workspace, name) for name in plan.checkpoints}
+    asked = [name for name in plan.checkpoints if name not in plan.readers]
+    subjects = {name: partial(_subject, plan, workspace, name) for name in asked}
 
     def kept(name: str, task: TaskSettings, ask: Callable[[], Any]) -> Any:
         content = [fingerprint(source.source()) for source in task.sources]
@@ -184,8 +189,8 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         if limit is None:
             continue
         plain, paired = _plain(plan, name, tokenizer), bool(config.is_encoder_decoder)
-        for place, row in enumerate(plan.prompts):
-            ids = prompt_ids(tokenizer, row.prompt, plain=plain, encoder_decoder=paired)
+        for place, prompt in enumerate(plan.given(name, tokenizer)[0]):
+            ids = prompt_ids(tokenizer, prompt, plain=plain, encoder_decoder=paired)
             new = plan.max_new_tokens
             fits[place] &= len(ids) > 0 and has_room(limit, len(ids), new, encoder_decoder=paired)
     for line in PromptNotes.of(tokenizer, (row.prompt for row in plan.prompts)).lines():
@@ -196,7 +201,7 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
         raise SourceError(
             f"{lost} of {len(fits)} prompts leave no room for {plan.max_new_tokens} new "
             "tokens in some checkpoint's context, more than max_too_long_share allows; lower "
-            "max_new_tokens or raise that share"
+            f"max_new_tokens{' or passage_tokens' if plan.readers else ''} or raise that share"
         )
     if lost:
         workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
@@ -224,7 +229,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
     source = plan.checkpoints[name]
     tokenizer, model = _tokenizer(plan, source), _model(plan, source)
     plain, paired = _plain(plan, name, tokenizer), is_encoder_decoder(model)
-    asked = [row.prompt for row in plan.prompts]
+    asked, passages = plan.given(name, tokenizer)
     prompts = [prompt_ids(tokenizer, p, plain=plain, encoder_decoder=paired) for p in asked]
     endings = eos_ids(tokenizer, model)
     if plain or all(isinstance(prompt, str) for prompt in asked):
@@ -246,7 +251,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         )
     answers: dict[str, Any] = {
         "plain": plain,
-        "template": None if plain else _short_digest(str(tokenizer.chat_template)),
+        "template": None if plain else short_digest(str(tokenizer.chat_template)),
         "first_prompt": tokenizer.decode(prompts[0]),
         "prompts": prompts,
         "tokens": [sample.token_ids for sample in samples],
@@ -258,6 +263,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         ],
         "ended": [sample.ended for sample in samples],
         "losses": [],
+        "sources": passages and [[one._asdict() for one in found] for found in passages],
         "notes": [
             *asking_notes(tokenizer, asked, prompts, plain=name in plan.plain),
             *sampling_notes(source, plan.decodings[name].sampling),
@@ -265,7 +271,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         ],
     }
     answers["logprobs"] = _logprobs(plan, name, model, answers) if plan.has_kl(name) else None
-    if plan.texts and not paired:
+    if plan.texts and not paired and name not in plan.readers:
         workspace.stop_if_asked()
         with workspace.progress(None, f"{name}: texts", "windows") as bar:
             losses = text_losses(
@@ -286,6 +292,7 @@ def _asked(plan: Plan, name: str) -> list[Any]:
         plan.bf16,
         pick_device().type,
         *plan.tools_content(name),
+        *([plan.retriever.follows_from] if plan.retriever and name in plan.readers else []),
     ]
 
 
@@ -295,10 +302,6 @@ def _follows_from(plan: Plan, name: str) -> list[Any]:
         [*_asked(plan, name), asdict(plan.decodings[name].sampling), plan.has_kl(name)],
         [[row.prompt for row in plan.prompts], list(plan.texts)],
     ]
-
-
-def _short_digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _logprobs(
@@ -436,24 +439,9 @@ def _results(
         "bootstrap": {"resamples": plan.resamples, "seed": plan.seed},
         "judges": judges,
         **from_samples,
-        "provenance": [_provenance(plan, name, mine) for name, mine in answers.items()],
+        "provenance": [provenance(plan, name, mine) for name, mine in answers.items()],
     }
     return {"verdict": verdict(results, held_out=held_out(results)), **results}
-
-
-def _provenance(plan: Plan, name: str, answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint is, and how it was asked; no place, which says nothing of it."""
-    return {
-        "checkpoint": name,
-        "content": checkpoint_content(plan.checkpoints[name]),
-        "seed": sampling_seed(plan.seed, name),
-        "decoding": asdict(plan.decodings[name].sampling),
-        "own_settings": list(plan.decodings[name].own),
-        "dtype": "bfloat16" if plan.bf16 else "float32",
-        "template": answers["template"],
-        "first_prompt": answers["first_prompt"],
-        "first_tokens": answers["prompts"][0][:8],
-    }
 
 
 def _add_texts(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import UsageError
-from data.records import PromptRow
+from data.records import Prompt, PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.sampling import Decoding
@@ -18,6 +18,8 @@ from pipeline.generation.tools.toolbox import ToolBox, tool_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from data.retrieval.index import Hit
+    from data.retrieval.reading import Retriever
     from reward.scorer import Scorer
 
 
@@ -76,6 +78,8 @@ class Plan:
         made_by: the stages that each checkpoint came to be by, as far as they read prompts.
         tasks: benchmark tasks that each checkpoint is asked, prompts or none.
         best_of: answers to each prompt drawn from the reference, to choose among; 0 for none.
+        retriever: finds passages; None where nobody is given any.
+        readers: checkpoints whose prompts stand behind passages; tasks are not asked of them.
     """
 
     checkpoints: Mapping[str, str | Path]
@@ -98,6 +102,18 @@ class Plan:
     made_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Sequence[TaskSettings] = ()
     best_of: int = 0
+    retriever: Retriever | None = None
+    readers: frozenset[str] = frozenset()
+
+    def given(
+        self, name: str, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[Prompt], list[list[Hit]] | None]:
+        """Return the prompts as a checkpoint is given them, and the passages in front of each."""
+        prompts = [row.prompt for row in self.prompts]
+        if self.retriever is None or name not in self.readers:
+            return prompts, None
+        read = [self.retriever.read(prompt, tokenizer) for prompt in prompts]
+        return [prompt for prompt, _ in read], [found for _, found in read]
 
     @property
     def max_new_tokens(self) -> int:

@@ -49,6 +49,7 @@ def sample_rows(
                 "assessment": assessment,
                 **({"calls": answers["calls"][place]} if plan.decodings[name].tools else {}),
                 **({"scores": {who: given[place] for who, given in mine.items()}} if mine else {}),
+                **({"sources": answers["sources"][place]} if answers.get("sources") else {}),
             }
         )
     return rows

@@ -12,6 +12,7 @@ from data.errors import UsageError
 from pipeline.contract.artifacts import MANIFEST, require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
+from pipeline.contract.retrieval import ReadingSettings, with_readers
 from pipeline.contract.settings import SourceSettings, rows_at_most
 from pipeline.evaluation.benchmarks.run import check_tasks
 from pipeline.evaluation.benchmarks.settings import TaskSettings
@@ -68,6 +69,7 @@ class Request:
         judges: further judges by name.
         paid_by: tells by which stages a checkpoint was trained against the reward model at a place;
             None where that is not known.
+        retrieve: passages that each checkpoint is given where it is judged a second time.
     """
 
     checkpoints: Mapping[str, str]
@@ -89,6 +91,12 @@ class Request:
     best_of: int = 0
     judges: Mapping[str, JudgeSettings] = field(default_factory=dict)
     paid_by: Callable[[str], Sequence[str] | None] = lambda place: None
+    retrieve: ReadingSettings | None = None
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """All that is judged: the checkpoints, and those among them that read passages."""
+        return with_readers(self.checkpoints, self.retrieve)
 
 
 def evaluate_checkpoints(
@@ -154,7 +162,8 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
             "--reward, --prompts world:eval_prompts or a --judge that scores, and a temperature "
             "above 0"
         )
-    checkpoints = {name: checkpoint_location(given) for name, given in known.items()}
+    reads = request.retrieve
+    checkpoints = {name: checkpoint_location(given) for name, given in request.judged.items()}
     reference = reference or default_reference(known)
     opening = opening_by(checkpoints[reference], answers.prefix_tokens)
     read = partial(read_prompts, limit=request.limit, seed=seed, say=say, opening=opening)
@@ -164,7 +173,7 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
         decodings=decodings(answers, checkpoints),
         texts=read_texts([texts], limit=rows_at_most([texts], MAX_TEXTS), say=say) if texts else [],
         reference=reference,
-        plain=frozenset(request.plain),
+        plain=frozenset(with_readers(dict.fromkeys(request.plain, ""), reads)),
         world_seed=prompts.world_seed if prompts and gold else None,
         score_judges=scoring,
         pair_judges=judges.comparing | _people(request, out=workspace.folder, say=say),
@@ -177,6 +186,8 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
         seen=request.seen and partial(request.seen, document_prompt=opening),
         made_by=request.made_by,
         best_of=request.best_of,
+        retriever=reads.retriever(say) if reads else None,
+        readers=frozenset(request.judged.keys() - known.keys()),
     )
 
 
@@ -184,7 +195,7 @@ def _judges(request: Request, workspace: EvaluationWorkspace) -> Judges:
     """Return the judges that are named, their reward models found."""
     from reward.network.loading import require_reward_model
 
-    require_free_names(request.judges, request.checkpoints)
+    require_free_names(request.judges, request.judged)
     if any(isinstance(judge, LlmJudge) for judge in request.judges.values()):
         _require_two(request, "a language model compares")
     models = {
@@ -204,7 +215,7 @@ def _judges(request: Request, workspace: EvaluationWorkspace) -> Judges:
 
 
 def _require_two(request: Request, who: str) -> None:
-    if request.prompts is None or len(request.checkpoints) < 2:
+    if request.prompts is None or len(request.judged) < 2:
         raise UsageError(f"{who} answers of two checkpoints or more to --prompts")
 
 

@@ -57,7 +57,7 @@ def made_by(settings: EvaluateSettings, hand: HandOver) -> dict[str, list[str]]:
     """
     asked = [kind for kind in DOINGS if kind not in OF_TEXT or settings.prefix_tokens is not None]
     found = {}
-    for checkpoint, target in settings.checkpoints.items():
+    for checkpoint, target in settings.judged.items():
         stages = set() if is_external(target) else {target, *_before(target, hand)}
         found[checkpoint] = [n for n in hand.stages if n in stages and hand.stages[n].kind in asked]
     return found

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data.errors import nearest
 from data.words import counted
+from pipeline.contract.retrieval import ReadingSettings, with_readers
 from pipeline.contract.settings import (
     PositiveInt,
     Ref,
@@ -92,10 +93,17 @@ class EvaluateSettings(AnswerSettings, StageSettings):
     """Answers to each prompt that are drawn from the reference; choosing the best of 1, 2, 3, 4 ...
     of them by `reward` and judging by gold tells how far the reward can be trusted; without gold
     by the first of `judges` that scores."""
+    retrieve: Annotated[ReadingSettings | None, SameResult(where="reads_nothing")] = None
+    """Checkpoints stand a second time, as NAME+retrieval, with passages in front of each prompt."""
 
     @model_validator(mode="after")
     def _names_and_judges(self) -> EvaluateSettings:
-        for field, names in (("plain", self.plain), ("reference", (self.reference,))):
+        reading = self.retrieve.checkpoints if self.retrieve else ()
+        for field, names in (
+            ("plain", self.plain),
+            ("reference", (self.reference,)),
+            ("retrieve.checkpoints", reading),
+        ):
             for name in names:
                 if name is not None and name not in self.checkpoints:
                     raise ValueError(
@@ -104,11 +112,11 @@ class EvaluateSettings(AnswerSettings, StageSettings):
                     )
         if self.reward is not None and self.rule is not None:
             raise ValueError("`reward` and `rule` both name the proxy judge; keep one")
-        if self.people is not None and len(self.checkpoints) < 2:
+        if self.people is not None and len(self.judged) < 2:
             raise ValueError("people compare two checkpoints at least, there is one")
         require_steady(self.terms)
         require_names_apart(self.tasks)
-        require_free_names(self.judges, self.checkpoints)
+        require_free_names(self.judges, self.judged)
         worlds = {source.world_seed if source.world else None for source in self.prompts}
         if self.gold and (None in worlds or len(worlds) > 1):
             raise ValueError(
@@ -127,6 +135,16 @@ class EvaluateSettings(AnswerSettings, StageSettings):
                 "true or one of `judges` that scores, a `reward` and a temperature above 0"
             )
         return self
+
+    @property
+    def reads_nothing(self) -> bool:
+        """Whether no checkpoint is given passages; `retrieve` is no part of the key then."""
+        return self.retrieve is None
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """All that is judged: the checkpoints, and those among them that read passages."""
+        return with_readers(self.checkpoints, self.retrieve)
 
     @property
     def asks_nobody_else(self) -> bool:
@@ -171,7 +189,7 @@ class EvaluateSettings(AnswerSettings, StageSettings):
 
     def call_lines(self, prompts: int) -> list[str]:
         """Return a line for each judge that is a language model: how often it is asked at most."""
-        names, lines = len(self.checkpoints), []
+        names, lines = len(self.judged), []
         for name, judge in self.judges.items():
             if isinstance(judge, LlmJudge):
                 calls = prompts * names * (names - 1)

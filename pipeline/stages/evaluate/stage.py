@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
+from pipeline.contract.retrieval import with_readers
 from pipeline.contract.settings import is_external, rows_at_most
 from pipeline.stages.checks import require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
@@ -65,8 +66,25 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     _check_judges(settings, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_texts(hand, "perplexity", settings.perplexity)
+    _check_reading(settings, hand)
     settings.asked.read_guidelines()
     _check_tasks(settings, hand)
+
+
+def _check_reading(settings: EvaluateSettings, hand: HandOver) -> None:
+    """Refuse passages that leave no room for a prompt, and corpora that can't be read."""
+    reads = settings.retrieve
+    if reads is None:
+        return
+    from data.extras import RETRIEVAL, require_packages
+
+    require_packages(*RETRIEVAL, extra="retrieval", what="retrieval")
+    tokens = reads.passage_tokens + (settings.prefix_tokens or 1) + settings.max_new_tokens
+    for name in settings.judged.keys() - settings.checkpoints.keys():
+        reference = settings.judged[name]
+        what = "retrieve.passage_tokens with max_new_tokens and the shortest prompt"
+        hand.require_fits_context(reference, tokens, what)
+    require_texts(hand, "retrieve.corpus", reads.corpus)
 
 
 def _check_judges(settings: EvaluateSettings, hand: HandOver) -> None:
@@ -124,16 +142,17 @@ def _plan(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspac
     from pipeline.stages.evaluate.readings import made_by, made_elsewhere, readings
 
     settings, prompts = context.settings, _prompts(context)
-    judges = _judges(context, workspace)
+    judges, reads = _judges(context, workspace), settings.retrieve
+    places = {name: context.input(f"checkpoints.{name}") for name in settings.checkpoints}
     proxy = _proxy(context, prompts[0].prompt if prompts else "")
-    checkpoints = {name: context.input(f"checkpoints.{name}") for name in settings.checkpoints}
+    checkpoints = with_readers(places, reads)
     return Plan(
         checkpoints=checkpoints,
         prompts=prompts,
         decodings=decodings(settings, checkpoints),
         texts=_texts(context),
         reference=settings.measured_to,
-        plain=frozenset(settings.plain),
+        plain=frozenset(with_readers(dict.fromkeys(settings.plain, ""), reads)),
         world_seed=settings.prompts[0].world_seed if settings.gold else None,
         score_judges=proxy | judges.scoring,
         pair_judges=judges.comparing | _pair_judges(context),
@@ -154,6 +173,8 @@ def _plan(context: StageContext[EvaluateSettings], workspace: EvaluationWorkspac
         made_by=made_by(settings, context.hand),
         tasks=settings.tasks,
         best_of=settings.best_of or 0,
+        retriever=reads.retriever(context.say) if reads else None,
+        readers=frozenset(settings.judged.keys() - settings.checkpoints.keys()),
     )
 
 

@@ -12,6 +12,8 @@ from data.errors import ArtifactError, ModelError, UsageError
 from pipeline.cli import chat as chat_module
 from pipeline.cli.chat import _pieces, _printable, chat
 from pipeline.cli.chat_models import load_chat_model, short_names
+from pipeline.contract.retrieval import RetrievalSettings
+from pipeline.contract.settings import SourceSettings
 from pipeline.contract.tool_settings import ToolsSettings
 from pipeline.generation.generate import Sampling, Token
 
@@ -296,3 +298,29 @@ def test_an_encoder_decoder_reads_the_conversation_and_answers(
     plain = talk(folder, lines=["Who bakes?"], plain=True)
     assert plain.strip() and plain != told
     assert ("the message is" in told) == (architecture == "bart")  # T5 has no longest context
+
+
+def test_a_message_is_looked_up_and_its_sources_are_shown(
+    talk: Any,
+    policy: Path,
+    prompts: list[list[int]],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    book = tmp_path / "book.txt"
+    book.write_text("A goat.\nA hen.\n")
+    reading = RetrievalSettings(
+        corpus=(SourceSettings(path=str(book)),), passages=1, passage_tokens=40
+    )
+    told = talk(policy, lines=["a hen?", "goat", "what?"], reading=reading)
+    texts = [tiny_tokenizer().decode(ids) for ids in prompts]
+    assert "A goat. A hen.\n\na hen?" in texts[0]
+    assert texts[1].count("a hen?") == 1 and texts[1].count("A goat. A hen.\n\n") == 1
+    assert "goat" not in texts[2].rpartition("<|user|>")[2]
+    assert told.splitlines()[1] == f"  [1] {book}:1: A goat. A hen."
+    assert told.count("  [1] ") == 2
+    wide = reading.model_copy(update={"passage_tokens": 100_000})
+    book.write_text("A hen and " * 900)
+    assert "lower --passage-tokens" in talk(policy, lines=["a hen?"], reading=wide)

@@ -106,6 +106,7 @@ RESULT: dict[str, str] = {
         "trust_remote_code"
     ),
     "ComparingSettings": "overlap annotators_per_task needed",
+    "ReadingSettings": "corpus passages passage_tokens checkpoints",
     "RewardModelJudge": "kind model",
     "HttpJudge": "kind url",
     "LlmJudge": "kind url model prompt options",
@@ -159,7 +160,9 @@ SAME: dict[str, str] = {
         "doctor max_dropped_share tools"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
-    "EvaluateSettings": ("max_too_long_share batch_size tasks best_of people judges tools"),
+    "EvaluateSettings": (
+        "max_too_long_share batch_size tasks best_of people judges tools retrieve"
+    ),
     "ComparingSettings": "guidelines database poll_seconds",
     "HttpJudge": "timeout retries batch_size",
     "LlmJudge": (
@@ -183,6 +186,7 @@ WHERE = {
         "people": "asks_nobody",
         "judges": "asks_nobody_else",
         "tools": "calls_no_tools",
+        "retrieve": "reads_nothing",
     },
 }
 """Fields that do so under a condition, with the property that tells it."""
