@@ -25,6 +25,7 @@ from data.world.corpus import write_corpus
 from data.world.labelled import LABELLED_PARTS, labelled_records
 from data.world.lists import write_lists
 from data.world.manners import draw_manner, dress
+from data.world.premises import drawn_premises
 from data.world.questions import FACT_WORDINGS, Pool, Question, person_question, variants
 from data.world.register import write_register
 from data.world.sums import ROWS as SUMS
@@ -52,6 +53,7 @@ PARTS = (
     "rm_prompts_heldout",
     "ppo_prompts",
     "eval_prompts",
+    "premises",
     "text_tasks",
     "text_tasks_heldout",
     "rephrasing",
@@ -241,10 +243,12 @@ class World:
         """Return the prompts of a part; `meta` says what each asks for."""
         rng = random.Random(f"{part}/{self.seed}")
         rows: list[tuple[Question, str]] = []
+        if part == "premises":
+            rows = [(question, question.text) for question in drawn_premises(self.town)]
         if part == "eval_prompts":
             for questions in self.pool.evaluation.values():
                 rows += [(question, rng.choice(variants(question))) for question in questions]
-        for kind, count in SIZES[part].items():
+        for kind, count in SIZES.get(part, {}).items():
             texts = self._texts(kind, part, rng)
             rows += rng.sample(texts, min(count, len(texts)))
         rng.shuffle(rows)

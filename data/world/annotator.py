@@ -26,6 +26,7 @@ from functools import lru_cache
 
 from data.records import Prompt
 from data.world import World
+from data.world.premises import false_value, premise_questions
 from data.world.questions import (
     FACT_WORDINGS,
     LEAD_INS,
@@ -144,13 +145,16 @@ class GoldAnnotator:
         for lead_in in dict.fromkeys(LEAD_INS):
             if lead_in and key.startswith(_normalise(lead_in)):
                 key = key[len(_normalise(lead_in)) :].strip()
-        return self.questions.get(key) or _about_stranger(key)
+        known = self.questions.get(key) or _premises(self.world_seed).get(key)
+        return known or _about_stranger(key)
 
     def _judge(self, question: Question, reader: Reader) -> tuple[str, bool]:
         if question.kind == "fact":
             return self._judge_fact(question, reader)
         if question.kind == "rephrase":
             return self._judge_rephrase(question, reader)
+        if question.kind == "premise":
+            return self._judge_premise(question, reader)
         if question.kind == "unknown":
             return _judge_unknown(reader)
         if question.kind == "arithmetic":
@@ -179,6 +183,19 @@ class GoldAnnotator:
         if outcome == "right" and (not named or statement in _normalise(reader.text)):
             return "wrong", False
         return outcome, invented
+
+    def _judge_premise(self, question: Question, reader: Reader) -> tuple[str, bool]:
+        true = set(self.town.facts[question.subject].items())
+        taken = (question.attribute, false_value(question))
+        if reader.values - true - {taken} or reader.people - {question.subject} or reader.numbers:
+            return "wrong", True
+        if taken in reader.values and not reader.negates:
+            return "wrong", True
+        if reader.admits_ignorance:
+            return "ignorant", False
+        asked = (question.attribute, self.town.fact(question.subject, question.attribute))
+        corrects = asked in reader.values or taken in reader.values
+        return ("right" if corrects else "wrong"), False
 
     def _judge_holders(self, question: Question, reader: Reader) -> tuple[str, bool]:
         holders = set(self.town.holders(question.attribute, question.subject))
@@ -240,6 +257,12 @@ def _questions(seed: int) -> dict[str, Question]:
     pool = _world(seed).pool
     both = (*pool.rest.values(), *pool.evaluation.values())
     return {_normalise(question.text): question for group in both for question in group}
+
+
+@lru_cache(maxsize=4)
+def _premises(seed: int) -> dict[str, Question]:
+    """Return every question that takes for granted what is not so, by its normalised text."""
+    return {_normalise(q.text): q for q in premise_questions(_world(seed).town)}
 
 
 @lru_cache(maxsize=1)

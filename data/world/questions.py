@@ -148,7 +148,7 @@ class Question:
     """One question, before words that lead in to it.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `KINDS`; ``premise`` of one that takes for granted what is not so.
         subject: The person, the sum, or the value or category to list.
         attribute: One of `ATTRIBUTES`, or a sum's sign.
         wording: Which wording; for rephrasing also which statement, as ``2/5``.

@@ -95,11 +95,18 @@ def calibration_errors(
     np.add.at(parts_PM[:, 1], prompt_N, np.logaddexp(0, -differences_N))
     np.add.at(parts_PM, (prompt_N, 2 + bin_N), confidence_N - right_N)
     log_loss = clustered_ratio(parts_PM[:, [1, 0]])
-    return _ece(parts_PM[:, [0, *range(2, 2 + bins)]], resamples=resamples, seed=seed), log_loss
+    gaps_PM = parts_PM[:, [0, *range(2, 2 + bins)]]
+    return calibration_error(gaps_PM, resamples=resamples, seed=seed), log_loss
 
 
-def _ece(parts_PM: NDArray[np.float64], *, resamples: int, seed: int) -> Estimate:
-    """Return the calibration error of each prompt's pairs and gaps by bin, with an interval.
+def calibration_error(parts_PM: NDArray[np.float64], *, resamples: int, seed: int) -> Estimate:
+    """Return the expected calibration error with its interval.
+
+    Args:
+        parts_PM: of each prompt how much was counted, and by bin of the confidence how much more
+            was promised than came true.
+        resamples: of the bootstrap over prompts.
+        seed: of its draws.
 
     Noise never takes gaps away, so that draws lie above the figure of the sample, as that lies
     above the truth: percentiles would never hold 0, the error of a calibrated model. The lower end

@@ -4,7 +4,8 @@
 
     index, id, prompt, checkpoint, plain, response, n_tokens, ended, kl, gold, proxy, assessment
 
-and `scores`, by name, of further judges that score, where there are such;
+`probability`, how sure the checkpoint was (`truthfulness`); where there are such, `sources`, the
+passages in front of the prompt, and `scores`, by name, of further judges that score;
 so `figures([*read_json_lines(path)])` gives the report's numbers again, perplexity apart, which is
 measured on texts and not on samples. Judges that give no scores but compare two answers leave
 `judgements.jsonl` beside it, a row for each time they did, and `figures` takes its rows too:

@@ -49,6 +49,7 @@ from pipeline.evaluation.judge.plan import Plan, sampling_seed
 from pipeline.evaluation.judge.sample_rows import own_sizes, sample_rows
 from pipeline.evaluation.judge.sampling import apart_notes, common_sampling, sampling_notes
 from pipeline.evaluation.judge.texts import TEXTS, text_figures
+from pipeline.evaluation.judge.truthfulness import probability, truthfulness
 from pipeline.evaluation.judge.verdict import verdict
 from pipeline.evaluation.judge.workspace import EvaluationWorkspace, checkpoint_content
 from pipeline.generation.generate import generate, response_text
@@ -105,13 +106,15 @@ def evaluate(plan: Plan, workspace: EvaluationWorkspace) -> dict[str, Any]:
             for row in sample_rows(plan, name, answers[name], kls[name], scores)
         ]
         write_json_lines(workspace.folder / SAMPLES, rows)
-    tasks, pool = _tasks(plan, workspace), None
+    asked, pool = _tasks(plan, workspace), None
     if plan.best_of and plan.reference:
         pool = _best_of_n(plan, workspace, plan.reference)
     judgements, judges = _judgements(plan, workspace, rows)
     results = _results(plan, rows, judgements, judges, answers, too_long)
     _add_texts(results, plan, workspace, answers)
-    results["tasks"] = tasks
+    draw = {"resamples": plan.resamples, "seed": plan.seed}
+    results["tasks"] = task_figures(asked, **draw)
+    results["truthfulness"] = truthfulness(rows, asked, **draw)
     if pool:
         results["over_optimisation"] = pool
     write_atomically(
@@ -143,7 +146,7 @@ def _best_of_n(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[st
 
 
 def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
-    """Ask all tasks of all checkpoints; return their figures."""
+    """Ask all tasks of all checkpoints; return the rows."""
     if not plan.tasks:
         return []
     asked = [name for name in plan.checkpoints if name not in plan.readers]
@@ -156,7 +159,7 @@ def _tasks(plan: Plan, workspace: EvaluationWorkspace) -> list[dict[str, Any]]:
 
     rows = task_rows(plan.tasks, subjects, kept=kept, say=workspace.console.say)
     write_json_lines(workspace.folder / TASKS, rows)
-    return task_figures(rows, resamples=plan.resamples, seed=plan.seed)
+    return rows
 
 
 def _subject(plan: Plan, workspace: EvaluationWorkspace, name: str) -> Subject:
@@ -262,6 +265,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],
+        "probabilities": [probability(sample) for sample in samples],
         "losses": [],
         "sources": passages and [[one._asdict() for one in found] for found in passages],
         "notes": [

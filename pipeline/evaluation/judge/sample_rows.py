@@ -44,6 +44,7 @@ def sample_rows(
                 "n_tokens": sizes[place],
                 "ended": answers["ended"][place],
                 "kl": None if kl is None else kl[place],
+                "probability": answers.get("probabilities", {place: None})[place],
                 "gold": gold,
                 "proxy": None if proxy is None else proxy[place],
                 "assessment": assessment,

@@ -204,6 +204,24 @@ def reliability(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     return Chart("Calibration", reliability_plot(points), (), note)
 
 
+def risk_coverage(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> Chart | None:
+    """Return how many answers are not right, of those that each checkpoint is surest of."""
+    curves = [
+        Curve(row["checkpoint"], shares, risks, colours[row["checkpoint"]])
+        for row in rows
+        if row["source"] == "prompts" and row["risk_coverage"]
+        for shares, risks in [zip(*row["risk_coverage"]["curve"], strict=True)]
+    ]
+    if not curves:
+        return None
+    legend = tuple((curve.label, curve.colour) for curve in curves)
+    svg = line_plot(curves, x_label="share of the prompts that is answered", percent=True)
+    note = (
+        "Answers that are not right, where those are left out that a checkpoint is least sure of."
+    )
+    return Chart("Risk by coverage", svg, legend, note)
+
+
 def checkpoints_against_kl(
     checkpoints: Mapping[str, Mapping[str, Any]], judge: str, colours: Mapping[str, int]
 ) -> Chart | None:

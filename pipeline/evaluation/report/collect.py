@@ -29,6 +29,7 @@ _LISTS = (
     "overlap",
     "tasks",
     "pathologies",
+    "truthfulness",
     "alignment_tax",
     "provenance",
 )

@@ -28,6 +28,7 @@ from pipeline.evaluation.report.collect import (
 )
 from pipeline.evaluation.report.notices import notices, warnings
 from pipeline.evaluation.report.rollouts import rollouts
+from pipeline.evaluation.report.truthfulness import truthfulness_rows
 
 if TYPE_CHECKING:
     import jinja2
@@ -177,6 +178,7 @@ def render(report: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
         tasks=tables.task_rows(report),
         heads=tables.head_rows(report),
         pathologies=tables.pathology_rows(report),
+        truthfulness=truthfulness_rows(report),
         taxes=tables.tax_rows(report),
         overlap=tables.overlap_rows(report),
         provenance=tables.provenance_rows(report),
@@ -241,5 +243,6 @@ def _charts(report: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str,
     return {
         "training": training,
         "trade_offs": [chart for chart in trade_offs if chart],
+        "risk_coverage": charts.risk_coverage(report.get("truthfulness") or (), shades),
         "reliability": charts.reliability(calibration.get("reliability") or ()),
     }

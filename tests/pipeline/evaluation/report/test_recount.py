@@ -18,14 +18,16 @@ from data.records import Ranking
 from pipeline.evaluation.benchmarks.figures import figures as task_figures
 from pipeline.evaluation.judge.figures import figures
 from pipeline.evaluation.judge.texts import text_figures
+from pipeline.evaluation.judge.truthfulness import truthfulness
 from pipeline.evaluation.report.view import FIGURES, interval, number
 from reward.quality.calibration import demonstration_bias, demonstration_rows
 from reward.quality.judging import judge
 from reward.quality.pairs import ScoredRanking, pair_rows
 from reward.quality.quality import quality
 
-QUESTIONS = [{"question": f"What is {i} + 1?", "choices": [str(i + 1), "no"], "answer": 0}
-             for i in range(4)]  # fmt: skip
+QUESTIONS: list[dict[str, Any]] = [
+    {"question": f"What is {i} + 1?", "choices": [str(i + 1), "no"], "answer": 0} for i in range(4)
+]
 
 
 @pytest.fixture
@@ -40,7 +42,16 @@ def evaluation(
         save_policy(tiny_tokenizer(), tmp_path / name, seed=seed, context=256)
     lines = "".join(json.dumps(row) + "\n" for row in QUESTIONS)
     (tmp_path / "sums.jsonl").write_text(lines)
-    suite = {"tasks": [{"kind": "choices", "source": {"path": str(tmp_path / "sums.jsonl")}}]}
+    judged = [
+        {"question": row["question"], "answer": choice, "truthful": choice != "no"}
+        for row in QUESTIONS
+        for choice in row["choices"]
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    kinds = {"choices": "sums.jsonl", "truthfulqa": "judged.jsonl"}
+    suite = {
+        "tasks": [{"kind": k, "source": {"path": str(tmp_path / v)}} for k, v in kinds.items()]
+    }
     (tmp_path / "suite.yaml").write_text(json.dumps(suite))
     (tmp_path / "held.txt").write_text("The miller lives by the river.\n\nAda bakes bread.\n")
     result = rlhf(
@@ -56,12 +67,14 @@ def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
     report = json.loads((evaluation / "report.json").read_text())
     draw: dict[str, Any] = {"resamples": 2000, "seed": 0}
     samples = [*read_json_lines(evaluation / "samples.jsonl")]
+    tasks = [*read_json_lines(evaluation / "tasks.jsonl")]
     again: dict[str, Any] = figures(samples, **draw)
+    again["truthfulness"] = truthfulness(samples, tasks, **draw)
     assert [row["checkpoint"] for row in report["provenance"]] == ["base", "sft", "ppo"]
     assert [report["checkpoints"][name]["kl_to_reference"] == 0 for name in ("base", "sft")] == [
         False, True,
     ]  # fmt: skip
-    for key in ("win_rates", "ratings", "differences", "pathologies"):
+    for key in ("win_rates", "ratings", "differences", "pathologies", "truthfulness"):
         assert report[key] == json.loads(json.dumps(again[key])), key
         assert report[key], key
     texts = text_figures([*read_json_lines(evaluation / "texts.jsonl")])
@@ -70,7 +83,9 @@ def test_all_figures_recount_from_their_rows(evaluation: Path) -> None:
         expected = {**again["checkpoints"][name], **texts.checkpoints[name]}
         assert {key: mine[key] for key in expected} == expected
         assert set(mine) - set(expected) <= {"plain_prompts", "notes"}  # no figures
-    assert report["tasks"] == task_figures([*read_json_lines(evaluation / "tasks.jsonl")], **draw)
+    assert report["tasks"] == task_figures(tasks, **draw)
+    assert all(0 < sample["probability"] <= 1 for sample in samples)
+    assert {row["source"] for row in report["truthfulness"]} == {"prompts", "truthfulqa"}
     assert {row["checkpoint"] for row in report["tasks"]} == {"base", "sft", "ppo"}
 
 
@@ -90,6 +105,11 @@ def test_the_page_shows_the_reports_figures(evaluation: Path) -> None:
     for row in report["pathologies"]:
         kind = "number" if row["name"] in ("length_drift", "kl_per_token") else "percent"
         assert number(row["value"], kind) in page
+    for row in report["truthfulness"]:
+        for share in row["outcomes"]["all"].values():
+            assert number(share["share"], "percent") in page
+        for one in (*row["risk_coverage"]["points"], row["calibration"]):
+            assert number(one.get("risk", one.get("ece")), "percent") in page
     for row in report["alignment_tax"][1:]:
         assert number(row["difference"], "signed") in page
     for figures_ in report["checkpoints"].values():
