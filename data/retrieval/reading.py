@@ -55,11 +55,8 @@ class Retriever:
 
     def read(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, list[Hit]]:
         """Return a prompt behind its passages, and these; its last turn is what is looked up."""
-        asked, left, found = (
-            prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            self.tokens,
-            [],
-        )
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        left, found = self.tokens, list[Hit]()
         for hit in self.index.search(asked, self.passages):
             size = len(tokenizer(f"{hit.text}\n", add_special_tokens=False)["input_ids"])
             if size <= left:
