@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 MOST_KEYS = 2**30
 """Bytes of keys and values up to which rows are decoded wide."""
+DRAWN_AT_ONCE = 2**18
+"""Logits that a processor draws from at once: what is made of them then stays in its caches."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,17 @@ def _draw(
     logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, model: PreTrainedModel | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw a token from each row by its uniform number; return tokens and log-probabilities."""
+    rows, size = logits_BV.shape
+    on_processor = logits_BV.device.type == "cpu"
+    count = -(-rows // max(1, DRAWN_AT_ONCE // size)) if on_processor else 1
+    parts = zip(logits_BV.chunk(count), uniforms_B.chunk(count), strict=True)
+    tokens, logprobs = zip(*(_draw_rows(*part, sampling, model) for part in parts), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _draw_rows(
+    logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, model: PreTrainedModel | None
+) -> tuple[Tensor, Tensor]:
     greedy = sampling.temperature == 0
     if not greedy and sampling.temperature != 1.0:
         logits_BV = logits_BV / sampling.temperature

@@ -229,6 +229,14 @@ def test_draws_follow_the_distribution() -> None:
     assert logprobs.tolist() == pytest.approx([math.log(0.1), math.log(0.2), math.log(0.7)])
 
 
+def test_draws_a_few_rows_at_a_time_of_large_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, uniforms = torch.randn(7, 50), torch.rand(7).double()
+    at_once = _draw(logits, uniforms, Sampling())
+    monkeypatch.setattr("pipeline.generation.generate.DRAWN_AT_ONCE", 100)
+    by_parts = _draw(logits, uniforms, Sampling())
+    assert all(torch.equal(*both) for both in zip(at_once, by_parts, strict=True))
+
+
 def test_temperature_divides_the_logits() -> None:
     logits = torch.tensor([[0.0, math.log(2.0)]])
     _, logprobs = _draw(logits, torch.tensor([0.99]).double(), Sampling(temperature=0.5))
