@@ -12,7 +12,8 @@ difference": every interval that knows this holds the truth nearly always. Such 
 
 Of few-shot tasks (`examples`) n counts questions, and in the place of ties stands how much the
 drawn examples matter: the standard deviation of their effect, in log-odds. For Krippendorff's alpha
-it is the share of the commonest of three values, a third at least.
+it is the share of the commonest of three values, a third at least; for the calibration error and
+the temperature, the logarithm of the true temperature: at 0 the probabilities are calibrated.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import argparse
 import math
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit, ndtr, ndtri
 
 from data.intervals import (
     Estimate,
@@ -44,6 +45,8 @@ from pipeline.evaluation.benchmarks.figures import mean_over_draws
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
 from pipeline.evaluation.judge.winrates import win_rate
+from reward.quality.pairs import ScoredPair
+from reward.quality.probabilities import calibration
 from reward.quality.shares import clustered_interval
 
 TIES = (0.0, 0.5, 0.95)
@@ -227,6 +230,42 @@ def an_alpha(rng: np.random.Generator, n: int, ties: float) -> Trial:
     return Trial(Estimate(value, found.low, found.high, found.n), truth)
 
 
+def calibrated(rng: np.random.Generator, n: int, ties: float, figure: str) -> Trial:
+    """Scores of a reward model that is right as often as its differences say at a temperature.
+
+    The differences of a prompt hang together; in all they are normal, of variance 1.5 ** 2.
+    """
+    truth = math.exp(ties)
+    prompt_N = prompts_of(rng, n, 5)
+    difference_N = 1.5 * np.asarray(ndtri(together(rng, prompt_N)))
+    right_N = together(rng, prompt_N) < expit(difference_N / truth)
+    signed_N = np.where(right_N, difference_N, -difference_N)
+    pairs = [
+        ScoredPair(str(prompt), float(signed), 0.0, 1, 1)
+        for prompt, signed in zip(prompt_N, signed_N, strict=True)
+    ]
+    found = calibration(pairs, **DRAW)
+    if figure == "temperature":
+        temperature = found["temperature"] or {"value": None, "ci95": None}
+        return Trial(_estimate(temperature["value"], temperature["ci95"], n), truth)
+    return Trial(_estimate(found["ece"], found["ci95_ece"], n), _true_error(truth))
+
+
+def _estimate(value: float | None, ci95: list[float] | None, n: int) -> Estimate:
+    low, high = ci95 or (None, None)
+    return Estimate(value, low, high, n)
+
+
+@cache
+def _true_error(temperature: float, bins: int = 5) -> float:
+    """Return the calibration error of endlessly many pairs, the differences of deviation 1.5."""
+    size_G = 1.5 * np.abs(ndtri((np.arange(10**6) + 0.5) / 10**6))
+    promised_G, kept_G = expit(size_G), expit(size_G / temperature)
+    bin_G = np.minimum(bins - 1, (promised_G - 0.5) * 2 * bins).astype(np.int64)
+    gaps = np.bincount(bin_G, weights=promised_G - kept_G)
+    return float(np.abs(gaps).sum() / len(size_G))
+
+
 METHODS: dict[str, Method] = {
     "wilson": a_share,
     "paired_score": partial(pairs_once, score=True),
@@ -240,6 +279,8 @@ METHODS: dict[str, Method] = {
     "clustered_share": share_of_counts,
     "clustered_interval": an_accuracy,
     "alpha": an_alpha,
+    "calibration error": partial(calibrated, figure="error"),
+    "temperature": partial(calibrated, figure="temperature"),
     "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),
     "length, 1, one side longer": partial(equal_length, most=1, longer=0.8),
     "length, 1 to 5": partial(equal_length, most=5, longer=0.0),
