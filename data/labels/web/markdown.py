@@ -18,6 +18,8 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from data.text.inline_calls import call_at
+
 LONGEST = 100_000
 """Characters; a longer text is shown as it is."""
 _TAGS = {
@@ -25,10 +27,6 @@ _TAGS = {
     *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
     *("kbd", "samp"),
 }
-_CALL = re.compile(
-    r"(?<!<)<<(?P<kbd>(?:[A-Za-z_]\w*:)?[^<>=\r\n]*=)(?P<samp>(?:(?!<<|>>)[^\r\n])*)>>"
-)
-"""A call as `pipeline.generation.tools` has it in a text."""
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -40,15 +38,14 @@ def _parser() -> MarkdownIt:
 
 def _read_call(state: StateInline, silent: bool) -> bool:
     """Read a call and its result; what stands in them is no Markdown."""
-    match = _CALL.match(state.src, state.pos, state.posMax)
-    before = state.src[state.src.rfind("\n", 0, state.pos) + 1 : state.pos]
-    if match is None or before.rfind("<<") > before.rfind(">>"):  # it stands in an unfinished one
+    call = call_at(state.src, state.pos)
+    if call is None:
         return False
-    for tag, content in () if silent else match.groupdict().items():
+    for tag, part in () if silent else (("kbd", "head"), ("samp", "result")):
         state.push("call_open", tag, 1)
-        state.push("text", "", 0).content = content
+        state.push("text", "", 0).content = call[part]
         state.push("call_close", tag, -1)
-    state.pos = match.end()
+    state.pos = call.end()
     return True
 
 

@@ -1,17 +1,4 @@
-"""What a call of a tool looks like in a text.
-
-Inline, as GSM8K's solutions have it: the model writes up to the `=`, the result and what closes it
-are put behind it, and the model goes on:
-
-    call     = "<<" [name ":"] argument {"|" argument} "=" result ">>"   # <<48/2=24>>
-    name     = of a tool, the calculator without one                     # <<translate:goat=Ziege>>
-    argument = all but < > = | and line breaks, the first without a space at its beginning, in the
-               order of the tool's parameters
-    result   = all on one line, >> apart
-
-A `<<` that is not closed on its line makes what follows on it text, so that no call stands in
-another. A call without `=`, or of a name that is no tool of the text's, is text, too.
-"""
+"""How calls of tools are found in what a model writes, and what is put behind them."""
 
 from __future__ import annotations
 
@@ -22,18 +9,15 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from data.text.chat import response_ids
+from data.text.inline_calls import CLOSES, GIVES, open_call, tool_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_TOOL = "calculator"
-"""The tool of an inline call that names none."""
-OPENS, GIVES, CLOSES = "<<", "=", ">>"
 REACH = 256
 """Tokens that are looked at for the opening of an inline call; a longer one is text."""
 _KEPT = 2**12
 """Results whose tokens are remembered."""
-_HEAD = re.compile(r"<<(?:(?P<name>[A-Za-z_]\w*):)?(?! )(?P<argument>[^<>=\r\n]*)=")
 
 
 class Asked(NamedTuple):
@@ -88,37 +72,12 @@ class Form(Protocol):
         ...
 
 
-def open_call(text: str, names: Collection[str]) -> Asked | None:
+def asked_inline(text: str, names: Collection[str]) -> Asked | None:
     """Return the inline call whose result would stand behind a text; None where there is none."""
-    opening = text.rfind(OPENS)
-    match = _HEAD.fullmatch(text, opening) if opening >= 0 else None
-    line = max(text.rfind("\n", 0, opening), text.rfind("\r", 0, opening)) + 1
-    before = text[line : max(opening, 0)]
-    # `<<<` opens at its first two, and what is not closed yet holds no other call.
-    if match is None or before.endswith("<") or before.rfind(OPENS) > before.rfind(CLOSES):
+    call = open_call(text)
+    if call is None or tool_of(call) not in names:
         return None
-    name = match["name"] or DEFAULT_TOOL
-    return Asked(name, match["argument"].split("|")) if name in names else None
-
-
-def split_calls(text: str, names: Collection[str]) -> list[tuple[str, bool]]:
-    """Return a text in pieces: what a model writes (True), and what is put behind inline calls.
-
-    >>> split_calls("48/2 = <<48/2=24>>24 clips", ["calculator"])
-    [('48/2 = <<48/2=', True), ('24>>', False), ('24 clips', True)]
-    """
-    pieces, start = [], 0
-    for head in _HEAD.finditer(text):
-        if head.end() <= start or open_call(text[start : head.end()], names) is None:
-            continue
-        line = re.compile(r"[\r\n]|\Z").search(text, head.end())
-        close = text.find(CLOSES, head.end(), line.start() if line else None)
-        if close < 0:
-            continue
-        end = close + len(CLOSES)
-        pieces += [(text[start : head.end()], True), (text[head.end() : end], False)]
-        start = end
-    return [*pieces, (text[start:], True)] if start < len(text) else pieces
+    return Asked(tool_of(call), call["argument"].split("|"))
 
 
 def result_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -147,7 +106,7 @@ class InlineForm:
         if ended or not self.gives(ids[-1]):
             return []
         written = ids[max(begin, len(ids) - REACH) :]
-        found = open_call(_text(self.tokenizer, written), self.names)
+        found = asked_inline(_text(self.tokenizer, written), self.names)
         return [found] if found else []
 
     def clean(self, result: str) -> str:

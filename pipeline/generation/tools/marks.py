@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
+from data.text.inline_calls import DEFAULT_TOOL, find_calls, tool_of
 from pipeline.generation.tools.calculator import CalculatorError, calculate
-
-MARK = re.compile(r"<<(?P<expression>[^<>=]*)=(?P<result>[^<>=]*)>>")
 
 
 def is_slip(expression: str, result: str) -> bool | None:
@@ -25,5 +23,6 @@ def is_slip(expression: str, result: str) -> bool | None:
 
 def slips(text: str) -> tuple[int, int]:
     """Return how many marked calculations of a text are wrong, and how many can be read."""
-    judged = [is_slip(mark["expression"], mark["result"]) for mark in MARK.finditer(text)]
+    marks = [call for call in find_calls(text) if tool_of(call) == DEFAULT_TOOL]
+    judged = [is_slip(mark["argument"], mark["result"]) for mark in marks]
     return judged.count(True), len(judged) - judged.count(None)

@@ -181,7 +181,7 @@ def _results(settings: SftSettings) -> Results | None:
     """Return what finds the results of calls in answers."""
     if settings.tools is None:
         return None
-    from pipeline.generation.tools.calls import split_calls
+    from data.text.inline_calls import split_calls
     from pipeline.stages.sft.rows import Results
 
     return Results(partial(split_calls, names=[choice.name for choice in settings.tools.use]))

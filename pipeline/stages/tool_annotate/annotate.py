@@ -17,10 +17,11 @@ import torch
 
 from data.records import Completion, Conversation, Document, Message, prompt_of
 from data.text.chat import render_prompt, response_ids, spells_control_tokens
+from data.text.inline_calls import CLOSES, GIVES, OPENS, opens_at
 from data.text.prompting import document_end_ids, plain_ids
 from pipeline.evaluation.benchmarks.loglikelihood import Pair, loglikelihoods
 from pipeline.generation.generate import Sampling, generate
-from pipeline.generation.tools.calls import CLOSES, GIVES, OPENS, Asked, Call, open_call
+from pipeline.generation.tools.calls import Asked, Call, asked_inline
 from pipeline.models.load import context_length, eos_ids
 from pipeline.models.trials import evaluating
 from pipeline.stages.tool_annotate.settings import TEXT, ToolAnnotateSettings
@@ -141,7 +142,7 @@ class Annotator:
                 for token in range(1, len(passage.ids))
                 if likely[token] > self.settings.opening_probability
                 and passage.starts[token] >= 0
-                and not _in_call(passage.text, passage.starts[token])
+                and _takes_call(passage.text, passage.starts[token])
             ]
             best = sorted(allowed, key=lambda token: -likely[token])[: self.settings.places]
             found += [Place(number, token) for token in sorted(best)]
@@ -197,7 +198,7 @@ class Annotator:
             written = OPENS + self.tokenizer.decode(
                 sample.token_ids, clean_up_tokenization_spaces=False
             )
-            asked = open_call(written, self.box.tools)
+            asked = asked_inline(written, self.box.tools)
             if asked is None or not written.startswith(OPENS) or written.count(OPENS) > 1:
                 self.counts["n_no_calls"] += 1
             else:
@@ -278,9 +279,9 @@ def with_text(record: Annotated, text: str) -> Annotated:
     return replace(record, messages=[*record.messages[:-1], answer])
 
 
-def _in_call(text: str, at: int) -> bool:
-    """Tell whether a character stands inside a call that the text has already."""
-    return text.rfind(OPENS, 0, at) > text.rfind(CLOSES, 0, at)
+def _takes_call(text: str, at: int) -> bool:
+    """Tell whether a call that is put before a character would be one."""
+    return opens_at(text[:at] + OPENS, at)
 
 
 def annotate(

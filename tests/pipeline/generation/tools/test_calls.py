@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from html import unescape
+from itertools import accumulate
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.labels.web.markdown import to_html
+from data.text.inline_calls import split_calls
+from pipeline.generation.tools import marks
 from pipeline.generation.tools.calls import (
     Asked,
     Call,
     InlineForm,
-    open_call,
+    asked_inline,
     result_ids,
-    split_calls,
 )
+from pipeline.stages.tool_annotate import annotate
 
 NAMES = ("calculator", "search")
 
@@ -42,11 +48,11 @@ NAMES = ("calculator", "search")
     ],
 )
 def test_the_text_tells_whether_a_result_would_follow(text: str, expected: Asked | None) -> None:
-    assert open_call(text, NAMES) == expected
+    assert asked_inline(text, NAMES) == expected
 
 
 def test_without_a_calculator_a_sum_is_text() -> None:
-    assert open_call("<<1+1=", ["search"]) is None
+    assert asked_inline("<<1+1=", ["search"]) is None
 
 
 @pytest.mark.parametrize(
@@ -96,3 +102,52 @@ def test_a_result_is_encoded_by_itself(tiny_tokenizer: Callable[..., Any]) -> No
     spelled = result_ids(tokenizer, "<|end|>>>")
     assert tokenizer.eos_token_id not in spelled
     assert tokenizer.decode(spelled) == "<|end|>>>"
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("48/2 = <<48/2=24>>24", [("48/2", "24")]),
+        ("<<48/2=24", []),
+        ("<<1+<<2+2=4>>", []),
+        ("<<1+<<2=2>>3>> <<1=1>>", [("1", "1")]),
+        ("<<1=<<2=2>>", []),
+        ("<<<1=1>>", []),
+        ("<<1=1>>>", [("1", "1")]),
+        ("<<1=1=1>>", [("1", "1=1")]),
+        ("1 << 2, 3 >> 1, << 2=2>> <<2=2>>", [("2", "2")]),
+        ("1 << 2, <<2=2>>", []),
+        ("1 << 2\n<<2=2>>", [("2", "2")]),
+        ("1 << 2\r<<2=2>>", [("2", "2")]),
+        ("<<1+\n1=2>><<3=3>>", [("3", "3")]),
+        ("<<1=\n1>><<3=3>>", [("3", "3")]),
+        ("<<calculator:1=1>><<calculator=2>>", [("1", "1"), ("calculator", "2")]),
+        ("<<=>><<1=>>", [("", ""), ("1", "")]),
+        ("a <<1=<b> >>", [("1", "<b> ")]),
+    ],
+)
+def test_all_who_read_calls_find_the_same(
+    text: str, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is put behind calls is not learned.
+    pieces = split_calls(text, NAMES)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert [piece for piece, own in pieces if not own] == [f"{result}>>" for _, result in calls]
+    # It is put there when the model has written so far.
+    ends = accumulate(len(piece) for piece, _ in pieces)
+    before = [text[:end] for end, (_, own) in zip(ends, pieces, strict=True) if own]
+    assert [asked_inline(one, NAMES) for one in before[: len(calls)]] == [
+        Asked("calculator", [argument]) for argument, _ in calls
+    ]
+    # These are recalculated.
+    judged: list[tuple[str, str]] = []
+    monkeypatch.setattr(marks, "is_slip", lambda *mark: judged.append(mark))
+    marks.slips(text)
+    assert judged == calls
+    # The page of labels shows them apart.
+    shown = unescape(str(to_html(text)))
+    assert re.findall("<kbd>(?:calculator:)?(.*?)=</kbd><samp>(.*?)</samp>", shown) == calls
+    # Annotation puts calls where they are some, and nowhere else.
+    for at in range(len(text) + 1):
+        made = split_calls(f"{text[:at]}<<7=7>>{text[at:]}", NAMES)
+        assert annotate._takes_call(text, at) == (("7>>", False) in made)

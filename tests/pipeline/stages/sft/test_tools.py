@@ -10,7 +10,7 @@ import pytest
 
 from data.records import Completion, Conversation, chat
 from data.text.chat import render_demonstration, render_prompt
-from pipeline.generation.tools.calls import split_calls
+from data.text.inline_calls import split_calls
 from pipeline.generation.tools.toolbox import Calling, ToolBox, find_tool
 from pipeline.stages.sft.rows import Results, prepare_rows
 from pipeline.stages.sft.settings import SftSettings

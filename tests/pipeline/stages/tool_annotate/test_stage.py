@@ -136,7 +136,7 @@ def test_interrupted_equals_uninterrupted(
 ) -> None:
     # The checkpoint itself writes and judges; whatever a call does is enough.
     monkeypatch.setattr(running, "CHUNK", 2)
-    monkeypatch.setattr(annotate, "open_call", lambda text, names: Asked(*ASKED))
+    monkeypatch.setattr(annotate, "asked_inline", lambda text, names: Asked(*ASKED))
     asked = settings(gain=-100.0, max_call_tokens=4)
     whole = make_context(asked, {"model": asked.model}, tmp_path / "whole", seed=3)
     metrics = stage.run(whole)
