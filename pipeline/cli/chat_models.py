@@ -95,7 +95,7 @@ def load_chat_model(
     import torch
 
     from data.text.templates import has_template, require_template
-    from pipeline.generation.tools.toolbox import ToolBox
+    from pipeline.generation.tools.toolbox import toolbox
     from pipeline.models.load import bf16_supported, load_policy, load_tokenizer, pick_device
     from pipeline.models.unused_ids import leave_out_unused
 
@@ -117,7 +117,7 @@ def load_chat_model(
         tokenizer=tokenizer,
         generator=torch.Generator().manual_seed(seed),
         plain=plain,
-        toolbox=None if tools is None else ToolBox.of(tools, tokenizer),
+        toolbox=toolbox(tools, tokenizer),
     )
 
 

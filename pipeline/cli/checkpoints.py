@@ -17,14 +17,17 @@ import typer
 
 from data.words import counted
 from pipeline.cli.options import (
+    CorpusOption,
     PassagesOption,
     PassageTokensOption,
     PluginOption,
     QuietOption,
     RetrieveOption,
+    ToolsOption,
     load_plugins,
     reading_of,
     source_of,
+    tools_of,
 )
 
 if TYPE_CHECKING:
@@ -101,10 +104,6 @@ MaxNewTokensOption = Annotated[int | None, typer.Option(min=1, help="Most of an 
 BF16Option = Annotated[
     str | None, typer.Option(metavar="true|false|auto", help="Compute in bfloat16.")
 ]
-ToolsOption = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help="Tools that answers may call, such as calculator,calendar."),
-]
 GuidelinesOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What these people read first, Markdown.")
 ]
@@ -137,6 +136,7 @@ def evaluate(
     top_p: TopPOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     tools: ToolsOption = None,
+    corpus: CorpusOption = None,
     plugin: PluginOption = None,
     bf16: BF16Option = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
@@ -159,7 +159,7 @@ def evaluate(
         reference=reference,
         plain=plain or [],
         limit=limit,
-        answers=parse_answers(context.params),
+        answers=parse_answers(context.params | {"tools": tools_of(tools, corpus)}),
         seed=seed,
         tasks=load_suites(suite or []),
         best_of=best_of or 0,
@@ -307,6 +307,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue plain text.")] = False,
     tools: ToolsOption = None,
+    corpus: CorpusOption = None,
     plugin: PluginOption = None,
     retrieve: RetrieveOption = None,
     passages: PassagesOption = None,
@@ -328,7 +329,7 @@ def chat(
         seed=seed,
         system=system,
         plain=plain,
-        tools=parse_answers({"tools": tools}).tools,
+        tools=parse_answers({"tools": tools_of(tools, corpus)}).tools,
         reading=reading_of(retrieve, passages, passage_tokens),
         trust_remote_code=trust_remote_code,
     )

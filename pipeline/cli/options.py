@@ -51,6 +51,17 @@ PassagesOption = Annotated[
 PassageTokensOption = Annotated[
     int | None, typer.Option(min=1, help="Tokens of all passages of a prompt; 200 when not given.")
 ]
+ToolsOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Tools that answers may call, such as calculator,search."),
+]
+CorpusOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CORPUS",
+        help="What the tool search looks up: a file, a folder or world:PART; repeatable.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 
 
@@ -91,6 +102,24 @@ def reading_of(
             raise UsageError(f"--{option} is for --retrieve; name a corpus with it")
         return None
     return ReadingSettings(corpus=tuple(map(source_of, corpus)), **asked)
+
+
+def tools_of(names: str | None, corpus: list[str] | None) -> Any:
+    """Return the tools that a line of names and a corpus of search stand for, as settings.
+
+    Raises:
+        UsageError: there is a corpus and no search.
+    """
+    from data.errors import UsageError
+    from pipeline.contract.tool_settings import SEARCH
+
+    if not corpus:
+        return names
+    use = [name for each in (names or "").split(",") if (name := each.strip())]
+    if SEARCH not in use:
+        raise UsageError("--corpus is for the tool search; name it in --tools")
+    use.remove(SEARCH)
+    return {"search": {"corpus": list(map(source_of, corpus))}, **({"use": use} if use else {})}
 
 
 def command_line(command: str, argument: Path, options: Mapping[str, object]) -> str:

@@ -44,6 +44,15 @@ class RetrievalSettings(Settings):
         )
 
 
+class SearchSettings(RetrievalSettings):
+    """The tool `search`: it is called with words, and gives the passages that are found by them."""
+
+    passages: Annotated[int, Field(gt=0, le=100)] = 1
+    """At most so many, the best first."""
+    passage_tokens: PositiveInt = 60
+    """Tokens that all of them may take together; what is more is cut off."""
+
+
 class ReadingSettings(RetrievalSettings):
     """How checkpoints are judged with passages beside themselves without."""
 

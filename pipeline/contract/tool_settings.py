@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from pipeline.contract.retrieval import SearchSettings
 from pipeline.contract.settings import PositiveInt, PositiveNumber, SameResult, Settings
+
+SEARCH = "search"
+"""The tool that looks up a corpus."""
 
 
 class ToolChoice(Settings):
@@ -26,8 +30,11 @@ class ToolChoice(Settings):
 class ToolsSettings(Settings):
     """The tools that responses may call; a list or a line of names, where the limits stay."""
 
-    use: Annotated[tuple[ToolChoice, ...], Field(min_length=1)]
+    use: Annotated[tuple[ToolChoice, ...], Field(min_length=1)] = ()
     """Each a name, or a mapping of name and options."""
+    # Left out where it is not given: runs from before there was such a setting go on.
+    search: SearchSettings | None = Field(None, exclude_if=lambda given: given is None)
+    """The tool `search`, which looks up a corpus, such as {corpus: [{world: corpus}]}."""
     max_calls: PositiveInt = 8
     """Most calls of a response; those after them are text."""
     max_characters: Annotated[int, Field(ge=20)] = 500
@@ -42,14 +49,19 @@ class ToolsSettings(Settings):
             given = [name.strip() for name in given.split(",")]
         return {"use": given} if isinstance(given, list | tuple) else given
 
-    @field_validator("use")
-    @classmethod
-    def _names_apart(cls, use: tuple[ToolChoice, ...]) -> tuple[ToolChoice, ...]:
-        names = [choice.name for choice in use]
-        twice = next((name for name in names if names.count(name) > 1), None)
+    @model_validator(mode="after")
+    def _names_apart(self) -> ToolsSettings:
+        if not self.names:
+            raise ValueError("no tool is named; name one in `use`, or a corpus in `search`")
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"tool '{twice}' is named twice; name it once")
-        return use
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tools."""
+        return [choice.name for choice in self.use] + ([SEARCH] if self.search else [])
 
 
 class CallsTools(Settings):

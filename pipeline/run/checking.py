@@ -6,12 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import HandOverError, RlhfError, UsageError
+from data.extras import RETRIEVAL, require_packages
 from pipeline.contract.handover import HandOver
-from pipeline.contract.settings import LaunchSettings, references
+from pipeline.contract.retrieval import SearchSettings
+from pipeline.contract.settings import LaunchSettings, references, walk
 from pipeline.contract.trackers import require_installed
 from pipeline.recipe.load import Recipe
 from pipeline.run.launching import require_launchable, shards_weights
 from pipeline.run.planning import Planner
+from pipeline.stages.checks import require_texts
 from pipeline.stages.evaluate.readings import judge_warnings, overlap_warning
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.ppo.settings import PpoSettings
@@ -85,6 +88,10 @@ def _check_stage(
     for place, (target, mark) in references(settings).items():
         if target not in absent:
             hand.require_present(target, mark.provides, place)
+    for place, value, _, _ in walk(settings):
+        if isinstance(value, SearchSettings):
+            require_packages(*RETRIEVAL, extra="retrieval", what="search")
+            require_texts(hand, f"{place}.corpus", value.corpus)
     kind.check(settings, hand)
     if getattr(settings, "lora", None) is not None and shards_weights(launch):
         raise HandOverError(

@@ -13,7 +13,7 @@ from data.records import Prompt, PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.sampling import Decoding
-from pipeline.generation.tools.toolbox import ToolBox, tool_key
+from pipeline.generation.tools.toolbox import ToolBox, toolbox, tools_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,16 +134,12 @@ class Plan:
 
     def toolbox(self, name: str, tokenizer: PreTrainedTokenizerBase) -> ToolBox | None:
         """Return what a checkpoint's responses may call."""
-        tools = self.decodings[name].tools
-        return None if tools is None else ToolBox.of(tools, tokenizer)
+        return toolbox(self.decodings[name].tools, tokenizer)
 
     def tools_content(self, name: str) -> list[Any]:
         """Return what the results of a checkpoint's tools follow from; nothing without tools."""
         tools = self.decodings[name].tools
-        if tools is None:
-            return []
-        keys = [tool_key(choice.name, choice.options) for choice in tools.use]
-        return [tools.model_dump(mode="json"), keys]
+        return [] if tools is None else tools_content(tools)
 
     def has_kl(self, name: str) -> bool:
         """Tell whether a checkpoint has a KL to the reference, which is another one."""

@@ -162,6 +162,8 @@ def _plan(request: Request, workspace: EvaluationWorkspace) -> Plan:
             "--reward, --prompts world:eval_prompts or a --judge that scores, and a temperature "
             "above 0"
         )
+    if answers.tools is not None and answers.tools.search is not None:
+        answers.tools.search.retriever(say)  # kept, and refused before anything is loaded
     reads = request.retrieve
     checkpoints = {name: checkpoint_location(given) for name, given in request.judged.items()}
     reference = reference or default_reference(known)

@@ -63,6 +63,7 @@ class ToolSpec:
         description: what it does.
         function: does it.
         settings: names of what a recipe may give, with their types.
+        needed: those of them that have no default.
         options: what it gave.
     """
 
@@ -72,15 +73,15 @@ class ToolSpec:
     description: str
     function: Callable[..., str]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, function: Callable[..., str], **options: Any) -> ToolSpec:
-        """Return a function as a tool.
+    def of(cls, name: str, function: Callable[..., str]) -> ToolSpec:
+        """Return a function as a tool, without options.
 
         Raises:
             UsageError: its name or a parameter is none that a model can give.
-            RecipeError: it does not take these options.
         """
         if not re.fullmatch(_NAME, name):
             raise UsageError(f"a tool's name has letters, digits and _, which '{name}' has not")
@@ -88,10 +89,12 @@ class ToolSpec:
             hints = get_type_hints(function)
         except Exception as error:  # an annotation that is no type
             raise UsageError(f"tool '{name}': its annotations: {in_words(error)}") from error
-        given, settings, required = dict[str, type](), dict[str, Any](), list[str]()
+        given, settings = dict[str, type](), dict[str, Any]()
+        required, needed = list[str](), list[str]()
         for one in inspect.signature(function).parameters.values():
             if one.kind is one.KEYWORD_ONLY:
                 settings[one.name] = hints.get(one.name, Any)
+                needed += [one.name] if one.default is one.empty else []
             elif one.kind is one.POSITIONAL_OR_KEYWORD and hints.get(one.name) in _JSON_TYPES:
                 given[one.name] = hints[one.name]
                 required += [one.name] if one.default is one.empty else []
@@ -101,19 +104,25 @@ class ToolSpec:
                     f"{', '.join(each.__name__ for each in _JSON_TYPES)}, which a call can give"
                 )
         told = (inspect.getdoc(function) or "").partition("\n\n")[0]
-        spec = cls(name, given, tuple(required), " ".join(told.split()), function, settings)
-        return spec.with_options(options)
+        told = " ".join(told.split())
+        return cls(name, given, tuple(required), told, function, settings, tuple(needed))
 
     def with_options(self, options: Mapping[str, Any]) -> ToolSpec:
         """Return the tool with the settings of a recipe.
 
         Raises:
-            RecipeError: it does not take one of them.
+            RecipeError: it does not take one of them, or needs another one.
         """
         for name in options:
             if name not in self.settings:
                 known = ", ".join(self.settings) or "none"
                 raise RecipeError(f"tool '{self.name}' has no setting {name}; it has {known}")
+        missing = next((name for name in self.needed if name not in options), None)
+        if missing is not None:
+            raise RecipeError(
+                f"tool '{self.name}' needs its setting {missing}: write "
+                f"{{name: {self.name}, options: {{{missing}: ...}}}}"
+            )
         made = {
             name: Path(value) if value is not None and name in self.path_settings else value
             for name, value in options.items()

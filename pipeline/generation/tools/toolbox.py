@@ -16,11 +16,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pipeline.generation.tools.builtin  # noqa: F401  (registers them)
-from data.errors import ControlTokenError, UsageError, in_words
+from data.errors import ControlTokenError, RecipeError, in_words
 from data.sources.fingerprint import fingerprint
 from data.sources.source import Source
+from pipeline.contract.tool_settings import SEARCH
 from pipeline.generation.tools.calls import Asked, Call, Form, InlineForm
 from pipeline.generation.tools.registry import TOOLS, ToolError, ToolSpec
+from pipeline.generation.tools.search import search_tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +40,14 @@ def find_tool(name: str, **options: Any) -> ToolSpec:
     """Return a registered tool with the settings of a recipe.
 
     Raises:
-        RecipeError: no tool has this name, or it does not take the settings.
+        RecipeError: no tool has this name, or it does not take the settings, or needs more.
     """
-    return ToolSpec.of(name, TOOLS.find(name).function, **options)
+    if name == SEARCH and name not in TOOLS.functions:
+        raise RecipeError(
+            "tool 'search' needs a corpus: write `tools: {search: {corpus: [{path: FILE}]}}` in a "
+            "recipe, or --corpus FILE beside --tools"
+        )
+    return ToolSpec.of(name, TOOLS.find(name).function).with_options(options)
 
 
 class ToolKey(NamedTuple):
@@ -53,6 +60,21 @@ class ToolKey(NamedTuple):
 
     functions: dict[str, str]
     files: dict[str, Any]
+
+
+def tools_content(settings: ToolsSettings) -> list[Any]:
+    """Return all that the results of tools follow from, as JSON.
+
+    Raises:
+        RecipeError: as `find_tool`.
+        SourceError: a file is not there.
+    """
+    corpus = settings.search.corpus if settings.search else ()
+    return [
+        settings.model_dump(mode="json"),
+        [tool_key(choice.name, choice.options) for choice in settings.use],
+        *(fingerprint(source.source()) for source in corpus),
+    ]
 
 
 def tool_key(name: str, options: Mapping[str, Any]) -> ToolKey:
@@ -97,27 +119,31 @@ class ToolBox:
             max_calls: of a response; those after them are text.
             max_characters: of a result; what is more is cut off.
             max_seconds: of a call.
-
-        Raises:
-            UsageError: two tools have one name.
         """
         self.tools = {spec.name: spec for spec in tools}
-        if len(self.tools) < len(tools):
-            twice = next(s.name for s in tools if sum(o.name == s.name for o in tools) > 1)
-            raise UsageError(f"tool '{twice}' is named twice; name it once")
         self.form: Form = InlineForm(tokenizer, self.tools)
         self.max_calls, self.max_characters = max_calls, max_characters
         self.max_seconds = max_seconds
 
     @classmethod
-    def of(cls, settings: ToolsSettings, tokenizer: PreTrainedTokenizerBase) -> ToolBox:
-        """Return the tools that settings name.
+    def of(
+        cls,
+        settings: ToolsSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        say: Callable[[str], None] | None = None,
+    ) -> ToolBox:
+        """Return the tools that settings name; `say` is told of the index of a corpus.
 
         Raises:
             RecipeError: as `find_tool`.
+            SourceError: the corpus of a search can't be read, or holds no words.
+            UsageError: bm25s is not installed, which a search needs.
         """
+        tools = [find_tool(choice.name, **choice.options) for choice in settings.use]
+        if settings.search is not None:
+            tools.append(search_tool(settings.search, tokenizer, say or (lambda _: None)))
         return cls(
-            [find_tool(choice.name, **choice.options) for choice in settings.use],
+            tools,
             tokenizer,
             max_calls=settings.max_calls,
             max_characters=settings.max_characters,
@@ -147,6 +173,15 @@ class ToolBox:
             result = self.form.clean(result[: self.max_characters - len(_MORE)] + _MORE)
         named = arguments if not isinstance(arguments, list) else {"": "|".join(arguments)}
         return Call(asked.name, dict(named), result, error, cut)
+
+
+def toolbox(
+    settings: ToolsSettings | None,
+    tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str], None] | None = None,
+) -> ToolBox | None:
+    """Return the tools that settings name, as `ToolBox.of`; None without settings."""
+    return None if settings is None else ToolBox.of(settings, tokenizer, say)
 
 
 def _named(spec: ToolSpec, arguments: list[str]) -> dict[str, Any]:

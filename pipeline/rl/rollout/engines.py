@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.storage import expand
 from pipeline.generation.generate import Sampling
-from pipeline.generation.tools.toolbox import ToolBox
+from pipeline.generation.tools.toolbox import toolbox
 from pipeline.generation.vllm_server import VllmServer
 from pipeline.rl.learner import Learner
 from pipeline.rl.policy import POLICY
@@ -64,7 +64,7 @@ def make_engine(
         world=world,
         weights=nullcontext if trunk is None else partial(trunk.merged, POLICY),
         say=say,
-        tools=None if hyper.tools is None else ToolBox.of(hyper.tools, tokenizer),
+        tools=toolbox(hyper.tools, tokenizer, say),
     )
 
 

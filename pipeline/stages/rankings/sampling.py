@@ -25,7 +25,7 @@ from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, RANKINGS
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
-from pipeline.generation.tools.toolbox import ToolBox
+from pipeline.generation.tools.toolbox import ToolBox, toolbox
 from pipeline.models.load import (
     context_length,
     eos_ids,
@@ -204,7 +204,7 @@ def make_sampler(context: StageContext[RankingsSettings]) -> Sampler:
         model=leave_out_unused(model, tokenizer).to(device),
         tokenizer=tokenizer,
         pad_token_id=int(tokenizer.pad_token_id or 0),
-        tools=None if settings.tools is None else ToolBox.of(settings.tools, tokenizer),
+        tools=toolbox(settings.tools, tokenizer, context.say),
     )
 
 

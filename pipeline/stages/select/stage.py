@@ -168,7 +168,7 @@ def _answer(
     import torch
 
     from pipeline.generation.generate import Sampling, generate, response_text
-    from pipeline.generation.tools.toolbox import ToolBox
+    from pipeline.generation.tools.toolbox import toolbox
     from pipeline.models.load import eos_ids, load_policy, load_tokenizer, pick_device
     from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
     from pipeline.models.unused_ids import leave_out_unused
@@ -187,7 +187,7 @@ def _answer(
         pad_token_id=int(tokenizer.pad_token_id or 0),
         generator=torch.Generator().manual_seed(context.seed),
         batch_size=settings.batch_size,
-        tools=None if settings.tools is None else ToolBox.of(settings.tools, tokenizer),
+        tools=toolbox(settings.tools, tokenizer, context.say),
         advance=advance,
         say=context.say,
     )

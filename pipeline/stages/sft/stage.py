@@ -184,7 +184,7 @@ def _results(settings: SftSettings) -> Results | None:
     from data.text.inline_calls import split_calls
     from pipeline.stages.sft.rows import Results
 
-    return Results(partial(split_calls, names=[choice.name for choice in settings.tools.use]))
+    return Results(partial(split_calls, names=settings.tools.names))
 
 
 def _say_opening(

@@ -94,7 +94,7 @@ def make_annotator(context: StageContext[ToolAnnotateSettings]) -> Annotator:
         return leave_out_unused(model, tokenizer).to(device)
 
     model = loaded("model")
-    box = ToolBox.of(settings.tools, tokenizer)
+    box = ToolBox.of(settings.tools, tokenizer, context.say)
     caller = model if settings.caller is None else loaded("caller")
     return Annotator(settings, model, caller, tokenizer, box)
 
@@ -135,7 +135,7 @@ def _told(
     def number(name: str) -> int:
         return int(counts.get(name, 0))
 
-    names = [choice.name for choice in context.settings.tools.use]
+    names = context.settings.tools.names
     metrics: dict[str, Any] = {
         "n_texts": texts,
         "n_annotated": number("n_annotated"),

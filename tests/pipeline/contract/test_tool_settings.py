@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from data.errors import RecipeError, SourceError
 from pipeline.contract.tool_settings import ToolsSettings
-from pipeline.generation.tools.registry import TOOLS
+from pipeline.generation.tools.registry import TOOLS, tool
 from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.recipe.load import load_recipe
 from pipeline.run.changes import why_changed
+from pipeline.run.checking import check_recipe
 from pipeline.run.planning import stage_inputs
 from reward import plugins
 from reward.plugins import load_plugin
@@ -25,6 +26,10 @@ from pipeline.generation.tools.registry import tool
 def mine(text: str) -> str:
     return text
 """
+
+
+def mine(text: str, *, key: str) -> str:
+    return text + key
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +63,10 @@ def test_names_and_mappings_say_the_same() -> None:
     [
         (["calculator", "calculator"], "tool 'calculator' is named twice"),
         ([], "at least 1 item"),
+        ({"max_calls": 3}, "no tool is named; name one in `use`, or a corpus in `search`"),
+        ({"use": ["search"], "search": {"corpus": [{"world": "corpus"}]}}, "'search' is named tw"),
+        ({"search": {"corpus": []}}, "at least 1 item"),
+        ({"search": {"passages": 2}}, "search.corpus"),
         ({"use": ["calculator"], "max_calls": 0}, "greater than 0"),
         ({"use": ["calculator"], "max_characters": 3}, "greater than or equal to 20"),
         ([{"nam": "calculator"}], "nam"),
@@ -100,13 +109,37 @@ def test_files_that_tools_read_are_part_of_the_key(tmp_path: Path) -> None:
     assert before != inputs(tmp_path, tools)["sources"]
 
 
+def test_the_corpus_of_a_search_is_part_of_the_key(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Mara keeps 12 goats.\n")
+    tools = {"use": ["calculator"], "search": {"corpus": [{"path": str(corpus)}]}}
+    before = inputs(tmp_path, tools)
+    assert "search" not in inputs(tmp_path, ["calculator"])["settings"]["tools"]
+    corpus.write_text("Mara keeps 13 goats.\n")
+    now = inputs(tmp_path, tools)
+    assert "tools.search.corpus.0" in why_changed(before, now, beside=({}, {}))
+
+
+def test_a_corpus_that_cannot_be_searched_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    search = {"corpus": [{"path": str(tmp_path / "latin.txt")}]}
+    stage = {"kind": "rankings", "model": "base/model", "prompts": [{"world": "rm_prompts"}]}
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"stages": {"rank": stage | {"tools": {"search": search}}}}))
+    with pytest.raises(SourceError, match=r"rank: tools.search.corpus.*latin.txt is not UTF-8"):
+        check_recipe(load_recipe(recipe), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("tools", "message"),
     [
+        (["search"], "tool 'search' needs a corpus: write"),
+        (["mine"], "tool 'mine' needs its setting key"),
         (["calculater"], "no tool is called 'calculater'.*Did you mean 'calculator'"),
         ([{"name": "calculator", "options": {"a": 1}}], "tool 'calculator' has no setting a"),
     ],
 )
 def test_a_tool_that_cannot_be_had_is_refused(tmp_path: Path, tools: Any, message: str) -> None:
+    tool("mine")(mine)
     with pytest.raises(RecipeError, match=f"stages.rank.tools.use.0: {message}"):
         inputs(tmp_path, tools)

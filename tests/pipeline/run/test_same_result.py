@@ -107,6 +107,7 @@ RESULT: dict[str, str] = {
     ),
     "ComparingSettings": "overlap annotators_per_task needed",
     "ReadingSettings": "corpus passages passage_tokens checkpoints",
+    "SearchSettings": "corpus passages passage_tokens",
     "RewardModelJudge": "kind model",
     "HttpJudge": "kind url",
     "LlmJudge": "kind url model prompt options",
@@ -123,7 +124,7 @@ RESULT: dict[str, str] = {
         "instruction direct_instruction"
     ),
     "LmEvalSettings": "kind name task folder shots draws limit chat",
-    "ToolsSettings": "use max_calls max_characters max_seconds",
+    "ToolsSettings": "use search max_calls max_characters max_seconds",
     "ToolChoice": "name options",
 }
 """Fields that change the result, by class of settings."""

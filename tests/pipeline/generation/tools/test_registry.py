@@ -86,6 +86,13 @@ def test_one_file_may_hold_rewards_and_tools(write: Callable[..., Path]) -> None
         find_tool("rain")  # what a file that fails registered is gone
 
 
+def test_a_setting_without_a_default_must_be_given(write: Callable[..., Path]) -> None:
+    load_plugin(write(WEATHER.replace('unit: str = "C"', "unit: str, key: str = ''")))
+    with pytest.raises(RecipeError, match="tool 'weather' needs its setting unit: write"):
+        find_tool("weather", key="k")
+    assert find_tool("weather", unit="F").call({"city": "Rome"}) == "10 F in Rome"
+
+
 @pytest.mark.parametrize(
     ("signature", "message"),
     [

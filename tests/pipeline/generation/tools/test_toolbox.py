@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from data.errors import UsageError
 from pipeline.generation.generate import Sample, Sampling, Token, generate, stream
 from pipeline.generation.tools.calls import Asked, Call
-from pipeline.generation.tools.registry import TOOLS, ToolSpec, tool
+from pipeline.generation.tools.registry import TOOLS, tool
 from pipeline.generation.tools.toolbox import ToolBox, find_tool
 
 Writes = Callable[..., Sample]
@@ -201,12 +200,6 @@ def test_a_tool_that_gives_no_text_is_told_so(box: Callable[..., ToolBox]) -> No
         return 3  # type: ignore[return-value]
 
     assert box(mine).call(Asked("mine", [""])).result == "error: mine gave a int, not a text"
-
-
-def test_a_tool_named_twice_is_refused(tokenizer: Any) -> None:
-    twice: list[ToolSpec] = [find_tool("calculator")] * 2
-    with pytest.raises(UsageError, match="tool 'calculator' is named twice"):
-        ToolBox(twice, tokenizer)
 
 
 @pytest.fixture
