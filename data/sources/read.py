@@ -1,8 +1,8 @@
 """Reads rows from local files, hub data sets and the built-in world, as records.
 
-Everything streams: nothing is shuffled or kept. Each malformed row is counted with where it
-stands, each one that is of no use with its reason, and more than a set share of malformed ones
-stops the reading.
+Everything streams: nothing is shuffled, and nothing kept but parts of the world, which take as long
+to make as some stages run. Each malformed row is counted with where it stands, each one that is of
+no use with its reason, and more than a set share of malformed ones stops the reading.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from data.errors import BadRowsError, SourceError, in_words, nearest
@@ -327,11 +328,16 @@ def _short(where: str) -> str:
 
 def _world_records(source: Source, report: ReadReport) -> Generator[tuple[str, Record]]:
     assert source.world is not None
-    module = world_module(source.world)
+    records = _world_part(source.world, source.world_seed)
     report.formats[source.place] = "records (built in)"
-    for record in module.World(source.world_seed).records(source.world):
+    for record in records:
         report.rows += 1
         yield f"world:{record.id}", record
+
+
+@lru_cache(maxsize=16)
+def _world_part(part: str, seed: int) -> Sequence[Any]:
+    return tuple(world_module(part).World(seed).records(part))
 
 
 def world_module(part: str) -> Any:

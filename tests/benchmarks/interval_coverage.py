@@ -52,6 +52,8 @@ from reward.quality.shares import clustered_interval
 TIES = (0.0, 0.5, 0.95)
 DRAW = {"resamples": 300, "seed": 0}
 CORRELATION = 0.5
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
+"""Of a normal variable, to take means over."""
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
@@ -203,9 +205,7 @@ def an_accuracy(rng: np.random.Generator, n: int, ties: float) -> Trial:
 
 def behind_examples(rng: np.random.Generator, n: int, ties: float, draws: int) -> Trial:
     """An accuracy behind a few draws of examples, whose effect deviates by `ties`."""
-    spread = math.hypot(1.5, ties)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    truth = float(weights @ expit(1 + spread * nodes) / weights.sum())
+    truth = float(WEIGHTS @ expit(1 + math.hypot(1.5, ties) * NODES) / WEIGHTS.sum())
     chance_DQ = expit(1 + rng.normal(0, 1.5, size=n) + rng.normal(0, ties, size=(draws, 1)))
     marks_DQ = (rng.random((draws, n)) < chance_DQ).astype(np.float64)
     return Trial(mean_over_draws(marks_DQ, **DRAW), truth)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,6 @@ def mean_over_draws(
         seed: of these.
         level: confidence.
     """
-    from scipy.stats import qmc  # long to import, and for several draws alone
-
     draws, count = values_DQ.shape
     if draws == 1:
         return mean_or_share(values_DQ[0].tolist(), level=level)
@@ -115,9 +114,7 @@ def mean_over_draws(
         return Estimate(value, None, None, count)
     by_question, by_draw = values_DQ.mean(axis=0), values_DQ.mean(axis=1)
     rest_DQ = values_DQ - by_question - by_draw[:, None] + value
-    # Points of a Halton sequence lie evenly: of two draws chi2 with one degree of freedom, whose
-    # inverse has heavy tails, random ones would give another interval each time.
-    even_R4 = qmc.Halton(4, seed=seed).random(resamples)
+    even_R4 = _even(resamples, seed)
     questions_R, draws_R, rest_R = (
         squares / chdtri(freedom, even_R4[:, place])
         for place, (squares, freedom) in enumerate(
@@ -135,3 +132,16 @@ def mean_over_draws(
     # Of shares and probabilities no end lies beyond 0 and 1; of few draws it could.
     least, most = (0.0, 1.0) if values_DQ.min() >= 0 and values_DQ.max() <= 1 else (-np.inf, np.inf)
     return Estimate(value, max(least, value - half), min(most, value + half), count)
+
+
+@lru_cache(maxsize=1)
+def _even(resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return points of a Halton sequence, shape (resamples, 4), which lie evenly.
+
+    Of two draws chi2 with one degree of freedom, whose inverse has heavy tails, random ones would
+    give another interval each time.
+    """
+    from scipy.stats import qmc  # long to import, and for several draws alone
+
+    points: NDArray[np.float64] = qmc.Halton(4, seed=seed).random(resamples)
+    return points

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -170,7 +169,7 @@ class KaplanForm:
         """Return log L = alpha_D times the log-sum-exp of two terms, and its derivatives."""
         a, ratio, d, alpha_d = theta_K
         terms_2P = np.stack([a - ratio * runs.log_n, d - runs.log_d])
-        total_P = logsumexp(terms_2P, axis=0)
+        total_P = np.logaddexp(*terms_2P)
         share_2P = alpha_d * np.exp(terms_2P - total_P)
         slopes = [share_2P[0], -share_2P[0] * runs.log_n, share_2P[1], total_P]
         return alpha_d * total_P, np.stack(slopes)
