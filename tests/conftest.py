@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import MagicMock
 
 import pytest
 import sqlalchemy as sa
@@ -31,6 +32,9 @@ TEMPLATE = (
 
 # Young objects are looked through a hundred times less often: most of them live as long as modules.
 gc.set_threshold(70_000)
+# What the tests write need not outlive a power cut; a tiny stage waits longer for the disk than it
+# computes.
+os.fsync = lambda fd: None
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -83,10 +87,19 @@ def brief_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "resampled", resampled)
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave pages without pictures: drawing takes longer than a tiny run, and has its own tests."""
-    monkeypatch.setattr("pipeline.evaluation.report.plots._svg", lambda figure: "<svg></svg>")
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pages without pictures where no test is marked "drawn": they take longer than a run."""
+    if request.node.get_closest_marker("drawn"):
+        return
+    from pipeline.evaluation.report import plots
+
+    def blank(*, rows: int = 0, **size: float) -> tuple[None, Any]:
+        axes = MagicMock()
+        return None, [axes] * rows if rows else axes
+
+    monkeypatch.setattr(plots, "_figure", blank)
+    monkeypatch.setattr(plots, "_svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture(autouse=True, scope="session")

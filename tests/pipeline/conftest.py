@@ -499,7 +499,6 @@ def rlhf(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    undrawn: None,
 ) -> Callable[..., Typed]:
     """Return the command as a user types it in `tmp_path`: rlhf("run", "r.yaml").code, .out, .err.
 
@@ -509,7 +508,7 @@ def rlhf(
     from pipeline.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    # Drawing takes longer than these runs, and the report has tests of its own.
+    # It takes as long as these runs, and has tests of its own.
     monkeypatch.setattr("pipeline.run.runner._report", lambda *arguments: None)
 
     def typed(*arguments: object) -> Typed:

@@ -21,8 +21,6 @@ from pipeline.run.checking import check_stages
 from pipeline.run.planning import Planner, Selection
 from pipeline.run.runner import execute, plan
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 STORIES = [f"Lily saw a {colour} bird. She was happy to see it fly." for colour in ("red", "blue")]

@@ -57,13 +57,13 @@ def test_a_package_that_shadows_ours_does_not(tmp_path: Path) -> None:
 
 
 def test_packages_of_our_names_on_the_users_path_do_not_shadow_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in ("data/errors.py", "reward/functions.py", "reward/__init__.py"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("raise SystemExit('shadowed')")
     monkeypatch.setenv("PYTHONPATH", ".")
-    result = typed("validate", str(RECIPES / "quickstart.yaml"), cwd=tmp_path)
+    result = typed("validate", str(tiny_recipe), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "valid" in result.stdout
 
@@ -89,7 +89,7 @@ def test_every_recipe_can_be_shown(recipe: Path, rlhf: Callable[..., Any]) -> No
 
 @pytest.mark.parametrize("taken", ["pipeline.py", "pipeline/__init__.py"])
 def test_the_command_begins_in_our_package_whatever_is_called_pipeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
     (tmp_path / taken).parent.mkdir(exist_ok=True)
     (tmp_path / taken).write_text("raise SystemExit('shadowed')")
@@ -102,7 +102,7 @@ def test_the_command_begins_in_our_package_whatever_is_called_pipeline(
         "module = u.module_from_spec(spec); spec.loader.exec_module(module); module.main()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, "validate", str(RECIPES / "quickstart.yaml")],
+        [sys.executable, "-c", code, "validate", str(tiny_recipe)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")

@@ -14,7 +14,7 @@ from data.errors import Interrupted
 from data.json_lines import read_json_lines
 from pipeline.run import execution, runner
 
-pytestmark = pytest.mark.usefixtures("brief_fits")
+pytestmark = [pytest.mark.usefixtures("brief_fits"), pytest.mark.drawn]
 
 GRID = """
 description: three sizes & three <lengths>

@@ -47,7 +47,7 @@ def test_steps_parameters_and_work_are_those_of_the_stage(
         rows.append({"text": text, **more})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = {
-        "kind": "finetune", "head": head, "model": str(folder), "epochs": 2, "batch_size": 8,
+        "kind": "finetune", "head": head, "model": str(folder), "epochs": 1, "batch_size": 8,
         "train": [{"path": str(tmp_path / "rows.jsonl")}], "bf16": False, "evaluate_every": 0,
         "max_length": 200 if head == "classify" else 70,
     }  # fmt: skip

@@ -407,7 +407,7 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.run.runner._report", real_report)
 
 

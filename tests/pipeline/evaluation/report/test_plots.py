@@ -27,6 +27,7 @@ from pipeline.evaluation.report.plots import (
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=700)
 
 
+@pytest.mark.drawn
 def test_a_plot_has_no_colour_font_or_address_of_its_own() -> None:
     svg = line_plot([Curve("loss", [0, 1, 2], [3.0, 2.0, 1.0], 2)], x_label="step")
     ElementTree.fromstring(svg)
@@ -37,6 +38,7 @@ def test_a_plot_has_no_colour_font_or_address_of_its_own() -> None:
     assert "currentColor" in svg
 
 
+@pytest.mark.drawn
 def test_labels_are_text_and_no_formulas() -> None:
     label = "a $x^2$ <b> & \\frac"
     svg = point_plot([Point(label, 0, 0, -1, 1, 0)], x_label="x", y_label="$y$")
@@ -91,6 +93,7 @@ def test_one_update_is_no_curve_of_reward_against_kl() -> None:
     assert over_optimisation([row, {"step": 1}, {**row, "step": 2}]) is not None
 
 
+@pytest.mark.drawn
 def test_checkpoints_prompted_otherwise_are_not_compared_by_kl() -> None:
     figures = {"kl_to_reference": 1.0, "gold_reward": 0.5, "gold_reward_ci95": [0.4, 0.6]}
     shades = {"base": 0, "sft": 1, "ppo": 2}
@@ -102,6 +105,7 @@ def test_checkpoints_prompted_otherwise_are_not_compared_by_kl() -> None:
     assert ">base<" not in chart.svg
 
 
+@pytest.mark.drawn
 def test_reward_against_kl_is_of_what_the_reward_model_said() -> None:
     rows = [
         {

@@ -322,6 +322,7 @@ def test_people_of_two_evaluations_are_kept_apart(run: Path) -> None:
     assert judge_lines(report)[1].startswith("second/people: 5 of 5 pairs compared")
 
 
+@pytest.mark.drawn
 def test_the_turn_of_gold_along_ppo_stands_in_the_report(run: Path) -> None:
     ppo = _over_optimised(run)
     report, page = written(run, {"ppo": ppo, "evaluate": evaluation(run)})

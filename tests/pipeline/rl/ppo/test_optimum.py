@@ -187,13 +187,14 @@ def test_the_responses_are_all_there_are(start: Callable[..., Path]) -> None:
     assert float((best.exp() * each).sum(dim=1).mean()) == pytest.approx(task.optimum(0.5))
 
 
-@pytest.mark.parametrize("coefficient", [0.25, 1.0])
+@pytest.mark.parametrize("coefficient", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_ppo_ends_at_the_optimum(start: Callable[..., Path], coefficient: float) -> None:
     task = Task(start(), kl_coefficient=coefficient, episodes=BRIEF)
     task.train()
     assert 0 <= task.lost(coefficient) < GAIN_LOST
 
 
+@pytest.mark.slow
 def test_another_penalty_than_the_log_ratio_leads_elsewhere(
     start: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

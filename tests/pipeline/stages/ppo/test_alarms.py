@@ -46,9 +46,7 @@ def teach_to_end(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.fixture
-def settings(
-    start: Path, tmp_path: Path, tiny_tokenizer: Build, tiny_policy: Build
-) -> dict[str, Any]:
+def settings(start: Path, tiny_tokenizer: Build, tiny_policy: Build) -> dict[str, Any]:
     """Return the settings of a PPO stage that is paid for length alone."""
     policy = start / "policy"
     if not policy.is_dir():
@@ -57,7 +55,7 @@ def settings(
         teach_to_end(model, tokenizer)
         model.save_pretrained(policy)
         tokenizer.save_pretrained(policy)
-    prompts = tmp_path / "prompts.jsonl"
+    prompts = start / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{c}?"}) + "\n" for c in "abcdefgh"))
     return {
         "kind": "ppo",
@@ -160,13 +158,26 @@ def test_an_absurd_learning_rate_stops_the_command_and_the_next_one_goes_on(
     assert known[0] == 4 and known == sorted(known)
 
 
-BEST = {"window": 3, "best_every": 1, "on_alarm": "best"}
+BEST: dict[str, Any] = {
+    "doctor": {"window": 3, "best_every": 1, "on_alarm": "best"},
+    "ema_decay": 0.5,
+}
 
 
-def test_the_run_ends_with_the_best_policy_before_the_alarm(context: Build) -> None:
-    ended = context("best", doctor=BEST)
-    metrics = run(ended)
-    logged = rows(ended.folder / "metrics.jsonl")
+@pytest.fixture
+def best(context: Build, start: Path) -> tuple[Path, dict[str, float]]:
+    """Return the folder of a run that ended with its best policy, and its metrics."""
+    ended, told = context(str(start / "best"), **BEST), start / "best.json"
+    if not told.exists():
+        told.write_text(json.dumps(run(ended)))
+    return ended.folder, json.loads(told.read_text())
+
+
+def test_the_run_ends_with_the_best_policy_before_the_alarm(
+    context: Build, best: tuple[Path, dict[str, float]]
+) -> None:
+    ended, metrics = best
+    logged = rows(ended / "metrics.jsonl")
     sound = [
         row["objective/scores"]
         for row in logged
@@ -176,41 +187,42 @@ def test_the_run_ends_with_the_best_policy_before_the_alarm(context: Build) -> N
     assert metrics["updates"] == update == sound.index(max(sound)) < len(logged) < 7
     # What is published is the policy whose samples had that score.
     assert metrics["objective/scores"] == max(sound)
-    short = context("short", episodes=16 * update)
+    short = context("short", episodes=16 * update, ema_decay=0.5)
     run(short)
-    assert same(ended.folder, short.folder) and same(ended.folder, short.folder, "value_model")
+    assert same(ended, short.folder) and same(ended, short.folder, "value_model")
 
 
-def test_the_best_policy_survives_interruptions(context: Build) -> None:
-    whole = context("whole", doctor=BEST, ema_decay=0.5)
-    expected = run(whole)
+def test_the_best_policy_survives_interruptions(
+    context: Build, best: tuple[Path, dict[str, float]]
+) -> None:
+    whole, expected = best
     for stop_after in (1, 0):
         with pytest.raises(Interrupted):
-            run(context("cut", doctor=BEST, ema_decay=0.5, stop_after=stop_after))
-    cut = context("cut", doctor=BEST, ema_decay=0.5)
+            run(context("cut", **BEST, stop_after=stop_after))
+    cut = context("cut", **BEST)
     metrics = run(cut)
-    assert same(cut.folder, whole.folder)
+    assert same(cut.folder, whole)
     for name, value in expected.items():
         if not name.startswith("time/"):
             assert metrics[name] == value, name
     for log in ("doctor.jsonl", "samples.jsonl"):
-        assert (cut.folder / log).read_bytes() == (whole.folder / log).read_bytes()
+        assert (cut.folder / log).read_bytes() == (whole / log).read_bytes()
 
 
 def test_the_best_policy_on_a_shared_trunk_survives_an_interruption(context: Build) -> None:
-    more = {"doctor": BEST, "trunk": "shared", "lora": {"rank": 8}, "learning_rate": 1e-2}
-    whole = context("whole", ema_decay=0.5, **more)
+    more = {**BEST, "trunk": "shared", "lora": {"rank": 8}, "learning_rate": 1e-2}
+    whole = context("whole", **more)
     expected = run(whole)
     update = expected["doctor/back_to_update"]
     assert 0 < update == expected["updates"] < len(rows(whole.folder / "metrics.jsonl"))
     with pytest.raises(Interrupted):
-        run(context("cut", ema_decay=0.5, stop_after=1, **more))
-    cut = context("cut", ema_decay=0.5, **more)
+        run(context("cut", stop_after=1, **more))
+    cut = context("cut", **more)
     run(cut)
     for name in ("model", "value_model"):
         assert same(cut.folder, whole.folder, name)
     # What is published is the policy of that update: adapter, head and average went back.
-    short = context("short", ema_decay=0.5, episodes=16 * update, **{**more, "doctor": {}})
+    short = context("short", episodes=16 * update, **{**more, "doctor": {}})
     run(short)
     files = [c.folder / "adapter" / "adapter_model.safetensors" for c in (whole, cut, short)]
     assert len({file.read_bytes() for file in files}) == 1
@@ -218,11 +230,10 @@ def test_the_best_policy_on_a_shared_trunk_survives_an_interruption(context: Bui
 
 
 def test_a_run_killed_before_its_best_policy_is_published_still_publishes_it(
-    context: Build, monkeypatch: pytest.MonkeyPatch
+    context: Build, best: tuple[Path, dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = context("whole", doctor=BEST)
-    expected = run(whole)
-    assert expected["doctor/back_to_update"] < len(rows(whole.folder / "metrics.jsonl")) < 7
+    whole, expected = best
+    assert expected["doctor/back_to_update"] < len(rows(whole / "metrics.jsonl")) < 7
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -230,14 +241,14 @@ def test_a_run_killed_before_its_best_policy_is_published_still_publishes_it(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.rl.ppo.save_models.save_models", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(context("cut", doctor=BEST))
-    cut = context("cut", doctor=BEST)
+            run(context("cut", **BEST))
+    cut = context("cut", **BEST)
     metrics = run(cut)
-    assert same(cut.folder, whole.folder) and same(cut.folder, whole.folder, "value_model")
+    assert same(cut.folder, whole) and same(cut.folder, whole, "value_model")
     for name in ("doctor/back_to_update", "updates", "objective/scores", "doctor/alarms"):
         assert metrics[name] == expected[name], name
     for log in ("doctor.jsonl", "metrics.jsonl"):
-        assert len(rows(cut.folder / log)) == len(rows(whole.folder / log))
+        assert len(rows(cut.folder / log)) == len(rows(whole / log))
 
 
 def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
@@ -264,7 +275,7 @@ def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
 
 
 def test_where_no_update_was_sound_the_start_is_published(context: Build) -> None:
-    doctor = {**BEST, "kl_per_token": 1e-3, "ignore": ["length_hacking"]}
+    doctor = {**BEST["doctor"], "kl_per_token": 1e-3, "ignore": ["length_hacking"]}
     ended = context("none", doctor=doctor, value="shared")
     metrics = run(ended)
     assert metrics["updates"] == metrics["doctor/back_to_update"] == 0
