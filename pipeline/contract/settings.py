@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -275,13 +276,15 @@ def _at(content: Any, keys: Sequence[str]) -> Any:
     return content
 
 
-def walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[Any], Settings]]:
+def walk(
+    settings: Settings, prefix: str = ""
+) -> Iterator[tuple[str, Any, Sequence[Any], Settings]]:
     """Yield every value that settings hold: dotted place, value, its field's marks, its owner.
 
     Of lists and mappings the items are yielded too.
     """
-    for field, info in type(settings).model_fields.items():
-        value, marks = getattr(settings, field), [*info.metadata, *_marks(info.annotation)]
+    for field, marks in _marks_of(type(settings)).items():
+        value = getattr(settings, field)
         items: list[tuple[str, Any]] = [(prefix + field, value)]
         if isinstance(value, Mapping):
             items += [(f"{prefix}{field}.{key}", item) for key, item in value.items()]
@@ -291,6 +294,15 @@ def walk(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, list[
             yield place, item, marks, settings
             if isinstance(item, Settings):
                 yield from walk(item, f"{place}.")
+
+
+@cache
+def _marks_of(settings: type[Settings]) -> dict[str, Sequence[Any]]:
+    """Return the marks of each field."""
+    return {
+        field: (*info.metadata, *_marks(info.annotation))
+        for field, info in settings.model_fields.items()
+    }
 
 
 def _marks(annotation: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -107,6 +108,10 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the resolved recipe with every default written out."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         content = {
             **self.top.model_dump(mode="json"),
             "stages": {n: s.model_dump(mode="json") for n, s in self.stages.items()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,10 +136,20 @@ def page_environment(templates: Path) -> jinja2.Environment:
 
     Our own style and pictures are the only markup that is not.
     """
-    import jinja2
     from markupsafe import Markup
 
     from pipeline.evaluation.report.plots import numbered
+
+    environment, plots = _environment(templates), count(1)
+    environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
+    return environment
+
+
+@cache
+def _environment(templates: Path) -> jinja2.Environment:
+    """Return it without a page's numbers of pictures; templates are compiled once a process."""
+    import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
@@ -147,8 +158,6 @@ def page_environment(templates: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plots = count(1)
-    environment.filters["picture"] = lambda svg: Markup(numbered(svg, next(plots)))
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     environment.globals["style"] = Markup(style)
     return environment
