@@ -47,13 +47,13 @@ def settings_of(stage: str, inputs: Path) -> Any:
     if stage == "pretrain":
         return PretrainSettings(
             model=policy, train=[text], heldout_share=0.2, steps=6, context_length=32,
-            batch_size=8, micro_batch_size=1, learning_rate=1e-2, log_every=1, evaluate_every=3,
+            batch_size=4, micro_batch_size=1, learning_rate=1e-2, log_every=1, evaluate_every=3,
             save_every=4, attend_across_documents=False, max_gradient_norm=0.5, bf16=False,
         )  # fmt: skip
     if stage == "sft":
         return SftSettings(
             model=policy, train=[{"path": str(inputs / "talks.jsonl")}], heldout_share=0.2,
-            epochs=2, batch_size=8, micro_batch_size=1, learning_rate=1e-2, log_every=1,
+            epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-2, log_every=1,
             evaluate_every=2, save_every=2, max_gradient_norm=0.5, bf16=False,
         )  # fmt: skip
     if stage in ("reward", "adapter"):
