@@ -21,6 +21,7 @@ from pipeline.estimate.model.sources import SECONDS, Reader
 from pipeline.estimate.stages.annotating import estimate_tool_annotate
 from pipeline.estimate.stages.finetune import estimate_finetune
 from pipeline.estimate.stages.ppo import estimate_ppo
+from pipeline.estimate.stages.preference import estimate_preference
 from pipeline.estimate.stages.reward_model import estimate_reward
 from pipeline.estimate.stages.sampling import estimate_evaluate, estimate_rankings, estimate_select
 from pipeline.estimate.stages.training import estimate_distill, estimate_pretrain, estimate_sft
@@ -38,6 +39,8 @@ ESTIMATES: dict[str, Callable[[str, Any, Estimator], StageCost]] = {
     "rankings": estimate_rankings,
     "reward": estimate_reward,
     "select": estimate_select,
+    "dpo": estimate_preference,
+    "kto": estimate_preference,
     "ppo": estimate_ppo,
     "evaluate": estimate_evaluate,
 }

@@ -18,6 +18,8 @@ STAGE_MODULES: Mapping[str, str] = {
     "rankings": "pipeline.stages.rankings.stage",
     "reward": "pipeline.stages.reward.stage",
     "select": "pipeline.stages.select.stage",
+    "dpo": "pipeline.stages.dpo.stage",
+    "kto": "pipeline.stages.kto.stage",
     "ppo": "pipeline.stages.ppo.stage",
     "evaluate": "pipeline.stages.evaluate.stage",
 }

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data.errors import RecipeError
 from pipeline.contract.settings import (
     NonNegative,
     Number,
@@ -84,3 +85,22 @@ class LmSettings(TrainingSettings):
         if self.tokens is not None:
             wanted = self.tokens / self.context_length
         return max(1, math.ceil(wanted / self.batch_size))
+
+
+def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
+    """Return rows of one forward pass of one process, and passes of one optimiser step.
+
+    Raises:
+        RecipeError: the batch can't be divided so.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
+        )
+    micro = batch // processes if micro is None else micro
+    if batch % (micro * processes):
+        raise RecipeError(
+            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
+            "processes"
+        )
+    return micro, batch // (micro * processes)

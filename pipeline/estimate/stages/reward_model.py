@@ -18,6 +18,7 @@ from pipeline.estimate.stages.training import add_evaluation, context_of, looks,
 from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS
 
 if TYPE_CHECKING:
+    from pipeline.stages.dpo.settings import PreferenceSettings
     from pipeline.stages.reward.settings import RewardSettings
 
 
@@ -135,7 +136,7 @@ def _rows_apart(stage: str, settings: RewardSettings, estimator: Estimator) -> l
     reference = settings.tokenizer or settings.model
     apart = [estimator.lengths(stage, settings.heldout, reference, heldout=True)]
     if settings.eval_rankings is not None:
-        apart.append(_referred_rankings(stage, settings.eval_rankings, estimator, reference))
+        apart.append(referred_rankings(stage, settings.eval_rankings, estimator, reference))
     return apart
 
 
@@ -148,19 +149,21 @@ def _demonstrations(
     return rows_of(read.whole(limit), min(read.rows, rows_at_most(sources, MAX_DEMONSTRATIONS)))
 
 
-def ranking_rows(stage: str, settings: RewardSettings, estimator: Estimator) -> Lengths:
-    """Return the rows that a reward stage learns."""
+def ranking_rows(
+    stage: str, settings: RewardSettings | PreferenceSettings, estimator: Estimator
+) -> Lengths:
+    """Return the rankings that a stage learns."""
     reference = settings.tokenizer or settings.model
     read = estimator.lengths(stage, settings.train, reference) if settings.train else Lengths()
     named = settings.rankings or ()
     for target in (named,) if isinstance(named, str) else named:
-        read = read + _referred_rankings(stage, target, estimator, reference)
+        read = read + referred_rankings(stage, target, estimator, reference)
     if not read.rows:
         raise RecipeError(f"stage {stage}: its sources hold no rows; nothing to estimate")
     return read
 
 
-def _referred_rankings(stage: str, target: str, estimator: Estimator, reference: str) -> Lengths:
+def referred_rankings(stage: str, target: str, estimator: Estimator, reference: str) -> Lengths:
     """Return the rows of a rankings stage, or of the file or hub id that stands for one."""
     from pipeline.contract.settings import SourceSettings, external_location, is_external
     from pipeline.estimate.stages.sampling import ranked_prompts

@@ -27,6 +27,8 @@ DOINGS: Mapping[str, str] = {
     "rankings": "ranked in",
     "reward": "learnt by",
     "select": "chosen by in",
+    "dpo": "learnt by",
+    "kto": "learnt by",
     "ppo": "sampled on in",
 }
 """What the stages of each kind do with their prompts; the name of the stage follows."""

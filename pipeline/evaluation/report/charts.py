@@ -59,6 +59,20 @@ class Chart:
 
 
 _LOSS = Panel("Loss", {"train/loss": "training", "eval/loss": "held out"})
+_RANKED = Panel(
+    "Pairs ranked right",
+    {"train/accuracy": "training", "eval/accuracy": "held out"},
+    percent=True,
+)
+_MARGIN = Panel(
+    "Reward of the better answer less that of the other",
+    {"train/margin": "training", "eval/margin": "held out"},
+)
+_ONLINE = (
+    Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
+    Panel("KL to the reference, nats", {"objective/kl": "KL"}),
+    Panel("Response length, tokens", {"objective/response_length": "length"}),
+)
 PANELS: Mapping[str, Sequence[Panel]] = {
     "pretrain": (
         _LOSS,
@@ -71,20 +85,14 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     ),
     "finetune": (_LOSS, Panel("F1, held out", {"eval/f1": "held out"}, percent=True)),
     "sft": (_LOSS,),
-    "reward": (
-        _LOSS,
-        Panel(
-            "Pairs ranked right",
-            {"train/accuracy": "training", "eval/accuracy": "held out"},
-            percent=True,
-        ),
-    ),
+    "reward": (_LOSS, _RANKED),
+    "dpo": (_LOSS, _RANKED, _MARGIN),
+    "kto": (_LOSS, _MARGIN, Panel("KL to the reference, nats", {"train/kl": "KL"})),
     "ppo": (
-        Panel("Reward model's score", {SCORES[0]: "score"}, instead={SCORES[0]: SCORES[1]}),
+        _ONLINE[0],
         Panel("PPO's reward, prompts kept apart", {"evaluation/scores": "kept apart"}),
         Panel("Second judge, prompts kept apart", {"evaluation/gold": "kept apart"}),
-        Panel("KL to the reference, nats", {"objective/kl": "KL"}),
-        Panel("Response length, tokens", {"objective/response_length": "length"}),
+        *_ONLINE[1:],
         Panel("Entropy, nats", {"objective/entropy": "entropy"}),
         Panel("Value loss", {"loss/value_avg": "value loss"}),
         Panel("Clipped share", {"policy/clipfrac_avg": "clipped"}, percent=True),

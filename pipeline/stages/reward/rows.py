@@ -65,8 +65,8 @@ def read_rankings(
     return [*context.read(field, sources, to_ranking, wanted=RANKINGS)]
 
 
-def read_rows(context: StageContext[RewardSettings]) -> RankingRows:
-    """Read what a reward stage learns and is judged by; no prompt is in both.
+def read_rows(context: StageContext[Any]) -> RankingRows:
+    """Read what a stage learns of rankings and is judged by; no prompt is in both.
 
     Raises:
         SourceError: there is nothing to learn, or nothing to judge by; all is held out.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import transformers
 from torch import Tensor
 from torch.nn import functional
 from trl import SFTConfig
@@ -17,6 +14,7 @@ from trl import SFTConfig
 from pipeline.models.load import pick_device, resolve_bf16
 from pipeline.models.seq2seq import pair_batch
 from pipeline.stages.sft.settings import SftSettings, row_multiple
+from pipeline.training.trl import trainer_arguments
 
 if TYPE_CHECKING:
     from data.text.chat import Rendered
@@ -26,79 +24,19 @@ IGNORED = -100
 """Label of a token that carries no loss."""
 
 
-class _Tell(logging.Handler):
-    """Passes a library's warnings on, each once and in one line."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.say, self.seen = say, set[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say a warning that was not said yet."""
-        text = " ".join(record.getMessage().split())
-        if text not in self.seen:
-            self.seen.add(text)
-            self.say(f"{record.name.partition('.')[0]}: {text}")
-
-
-@contextlib.contextmanager
-def quiet_libraries(say: Callable[[str], None]) -> Iterator[None]:
-    """Silence the progress bars and notes of the libraries while the block runs, but no warning.
-
-    Args:
-        say: told of what TRL and transformers warn of.
-    """
-    bars, verbosity = datasets.are_progress_bars_disabled(), transformers.logging.get_verbosity()
-    loggers = [logging.getLogger(name) for name in ("trl", "transformers")]
-    before = [(each.level, each.propagate, each.handlers) for each in loggers]
-    tell = _Tell(say)
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_warning()
-    for each in loggers:
-        each.setLevel(logging.WARNING)
-        each.propagate, each.handlers = False, [tell]
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
-            each.setLevel(level)
-            each.propagate, each.handlers = propagate, handlers
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def trainer_arguments(
+def sft_arguments(
     context: StageContext[SftSettings], shape: tuple[int, int], *, max_length: int
 ) -> SFTConfig:
-    """Return TRL's arguments for a stage; `shape` is what `sft.micro_batches` returned."""
+    """Return TRL's arguments for a stage; `shape` is what `micro_batches` returned."""
     settings, device = context.settings, pick_device()
     bf16 = resolve_bf16(settings.bf16, device)
-    arguments = SFTConfig(
-        output_dir=str(context.folder / "work" / "trainer"),
-        use_cpu=device.type == "cpu",
-        seed=context.seed % 2**32,
-        # What TRL would turn on unasked.
-        bf16=bf16,
-        fp16=False,
+    return trainer_arguments(
+        SFTConfig,
+        context,
+        shape,
         activation_checkpointing=settings.gradient_checkpointing,
         activation_offloading=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="warning",
-        log_level_replica="error",
-        logging_nan_inf_filter=False,
-        logging_steps=settings.log_every,
-        logging_first_step=False,
-        save_strategy="no",
-        eval_strategy="no",
-        restore_callback_states_from_checkpoint=False,
-        ddp_find_unused_parameters=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=True,
-        # The model keeps its cache for whoever samples from it; training asks for none.
-        use_cache=True,
         packing=settings.packing,
         eval_packing=False,
         max_length=max_length if settings.packing else None,
@@ -106,15 +44,8 @@ def trainer_arguments(
             settings, max_length, bf16=bf16, on_cpu=device.type == "cpu"
         ),
         dataset_kwargs=None if settings.packing else {"skip_prepare_dataset": True},
-        per_device_train_batch_size=shape[0],
-        gradient_accumulation_steps=shape[1],
         num_train_epochs=settings.epochs,
-        max_grad_norm=settings.max_gradient_norm,
     )
-    # Several accelerators and one process: `transformers` would use DataParallel, TRL refuses it.
-    _ = arguments.device
-    arguments._n_gpu = min(arguments._n_gpu, 1)
-    return arguments
 
 
 def labels_of(row: Rendered) -> list[int]:

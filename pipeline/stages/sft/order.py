@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Sampler
 
 from data.errors import ModelError
+from pipeline.training.trl import Order
 
 WINDOW = 50
 """Batches whose rows are sorted by length together."""
 _BLOCKS = ("self_attn", "attn", "attention", "mlp", "feed_forward", "ffn", "block_sparse_moe")
 
 
-class BucketSampler(Sampler[int]):
+class BucketSampler(Order):
     """Row numbers in an order that follows from seed and epoch alone.
 
     Grouped, rows of similar length share a batch: the rows are shuffled, sorted by length inside

@@ -19,18 +19,17 @@ Leaves `model/` (the best candidate), `candidates/<step>/` when there is more th
 from __future__ import annotations
 
 import copy
-import json
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import HandOverError, Interrupted, RecipeError, SourceError
+from data.errors import HandOverError, RecipeError, SourceError
 from data.words import counted
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
 from pipeline.contract.sources import DEMONSTRATIONS, demonstration
 from pipeline.stages.checks import require_demonstrations
 from pipeline.stages.sft.settings import MAX_HELDOUT, SftSettings
+from pipeline.training.settings import micro_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,25 +38,6 @@ if TYPE_CHECKING:
     from pipeline.contract.handover import HandOver
     from pipeline.stages.sft.rows import Results, Rows
     from pipeline.stages.sft.trainer import StageTrainer
-
-
-def micro_batches(batch: int, micro: int | None, processes: int) -> tuple[int, int]:
-    """Return rows of one forward pass of one process, and passes of one optimiser step.
-
-    Raises:
-        RecipeError: the batch can't be divided so.
-    """
-    if batch % processes:
-        raise RecipeError(
-            f"batch_size {batch} can't be shared by {processes} processes; choose a multiple"
-        )
-    micro = batch // processes if micro is None else micro
-    if batch % (micro * processes):
-        raise RecipeError(
-            f"batch_size {batch} is no multiple of micro_batch_size {micro} times {processes} "
-            "processes"
-        )
-    return micro, batch // (micro * processes)
 
 
 def check(settings: SftSettings, hand: HandOver) -> None:
@@ -93,11 +73,11 @@ def check(settings: SftSettings, hand: HandOver) -> None:
 
 def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
     """Train, keep the candidates and publish the best; return the final metrics."""
-    from pipeline.stages.sft.arguments import quiet_libraries
     from pipeline.stages.sft.trainer import build_trainer
+    from pipeline.training.trl import load_start, quiet_libraries
 
     with quiet_libraries(context.say):
-        model, tokenizer = _load(context)
+        model, tokenizer = load_start(context)
         # To use a tokenizer forgets how it fills up and cuts; the one that came is published.
         rows = _rows(context, model, copy.deepcopy(tokenizer))
         _end_where_taught(context, model, tokenizer, rows)
@@ -105,26 +85,8 @@ def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
             context.settings.batch_size, context.settings.micro_batch_size, context.world_size
         )
         trainer = build_trainer(context, model, tokenizer, rows, shape)
-        _train(context, trainer)
+        trainer.run()
         return _publish(context, trainer, rows)
-
-
-def _load(
-    context: StageContext[SftSettings],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from pipeline.models.load import load_policy, load_tokenizer, require_distinct_pad, require_rows
-    from pipeline.models.saving import try_saving
-    from pipeline.models.trials import require_policy
-
-    settings = context.settings
-    source = context.input("model" if settings.tokenizer is None else "tokenizer")
-    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    require_distinct_pad(tokenizer, source)
-    model = load_policy(context.input("model"), trust_remote_code=settings.trust_remote_code)
-    require_rows(model, tokenizer, source)
-    try_saving(context, model, tokenizer)
-    require_policy(model, settings.model)
-    return model, tokenizer
 
 
 def _rows(
@@ -134,19 +96,13 @@ def _rows(
     from pipeline.models.load import context_length
     from pipeline.models.seq2seq import is_encoder_decoder, response_room
     from pipeline.stages.sft.rows import prepare_rows
+    from pipeline.training.trl import longest_row
 
     settings, pairs = context.settings, is_encoder_decoder(model)
-    limit = context_length(model)
-    max_length = settings.max_length or limit
-    if max_length is None:
-        raise RecipeError(f"stage {context.name}: the model's context is unknown; set max_length")
-    if limit is not None and max_length > limit:
-        raise HandOverError(
-            f"stage {context.name}: max_length is {max_length} tokens, the context of "
-            f"{settings.model} holds {limit}; lower it or use a model with a longer context"
-        )
+    max_length = longest_row(context, model)
     if pairs:
         _say_opening(context, model, tokenizer)
+        limit = context_length(model)
         max_length = min(max_length, response_room(limit, 0, encoder_decoder=True) or max_length)
     results = _results(settings)
     rows = prepare_rows(
@@ -215,46 +171,6 @@ def _end_where_taught(
         f"the chat template ends answers with {names}, at which this model did not end; it is "
         "added to the end tokens of its generation_config.json"
     )
-
-
-def _train(context: StageContext[SftSettings], trainer: StageTrainer) -> None:
-    """Train from the last resume state, or from the start.
-
-    Raises:
-        Interrupted: a signal asked to stop; the state is saved.
-    """
-    total = trainer.total_steps
-    latest = context.resume.latest()
-    if trainer.aux_loss_enabled:
-        _keep_passes(context, None if latest is None else latest[1])
-    done = 0 if latest is None else latest[0]
-    if latest is not None:
-        context.say(f"going on after step {done} of {total}")
-    with context.progress(total, "sft", done=done) as bar:
-        trainer.bar = bar
-        trainer.train(resume_from_checkpoint=None if latest is None else str(latest[1]))
-    if trainer.state.global_step < total:
-        raise Interrupted(f"stage {context.name} stopped after step {trainer.state.global_step}")
-
-
-def _keep_passes(context: StageContext[SftSettings], state: Path | None) -> None:
-    """Let the result follow from micro-batches: a model's experts are balanced in each of them.
-
-    Raises:
-        RecipeError: the state is of others.
-    """
-    from pipeline.stages.sft.trainer import PROGRESS
-
-    context.follows_from.add("micro_batch_size")
-    size = context.settings.micro_batch_size
-    text = "{}" if state is None else (state / PROGRESS).read_text(encoding="utf-8")
-    before = json.loads(text).get("micro_batch_size", size)
-    if before != size:
-        raise RecipeError(
-            f"stage {context.name}: micro_batch_size was {before} and is {size} now, and the loss "
-            "that balances this model's experts is of each micro-batch; set it back, or begin "
-            "anew with --force"
-        )
 
 
 def _publish(

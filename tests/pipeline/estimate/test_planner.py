@@ -90,6 +90,25 @@ def test_a_student_has_some_of_its_teachers_blocks_and_waits_for_it(
     assert half.phases[0].components["weights"] == pytest.approx(kept)
 
 
+def test_preferences_are_learned_beside_a_reference(tmp_path: Path, large: str) -> None:
+    path = tmp_path / "rankings.jsonl"
+    row = {"completions": ["b" * 200, "c" * 200, "d" * 200], "ranks": [1, 2, 3]}
+    lines = [json.dumps({"prompt": f"{i:0>400}", **row}) for i in range(40)]
+    path.write_text("\n".join(lines) + "\n")
+    given = {"model": large, "train": [{"path": str(path)}], "heldout_share": 0.2, "batch_size": 16}
+    dpo, kto = (only(planned(tmp_path, {kind: {"kind": kind, **given}})) for kind in ("dpo", "kto"))
+    assert dpo.parameters == {"dpo": 6_738_415_616, "reference": 6_738_415_616}
+    assert dpo.steps == kto.steps == 32 * 3 // 16
+    training, reference, judged = dpo.parts
+    assert 150 <= training.tokens / (32 * 3 * 2) <= 160  # with what stands around each turn
+    assert training.tokens == reference.tokens
+    assert training.flops == pytest.approx(3 * reference.flops, rel=0.05)
+    # By both models, a quarter as many rankings.
+    assert judged.tokens == pytest.approx(2 * training.tokens / 4)
+    assert [part.name for part in kto.parts] == ["training", "KL", "reference", "held-out rows"]
+    assert kto.parts[1].flops == pytest.approx(2 * kto.parts[2].flops)
+
+
 def test_held_out_rows_are_those_of_their_sources(tmp_path: Path, large: str, rows: str) -> None:
     apart = [{"path": rows, "limit": 50}]
     cost = only(planned(tmp_path, {"sft": sft(large, rows, heldout=apart, candidates=1)}))

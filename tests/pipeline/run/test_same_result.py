@@ -80,6 +80,18 @@ RESULT: dict[str, str] = {
         "learning_rate schedule final_share warmup_share weight_decay betas epsilon "
         "max_gradient_norm bf16 lora trust_remote_code"
     ),
+    "DpoSettings": (
+        "kind seed model tokenizer reference rankings train heldout_share heldout eval_rankings "
+        "max_length ties beta loss label_smoothing epochs batch_size learning_rate schedule "
+        "final_share warmup_share weight_decay betas epsilon max_gradient_norm bf16 "
+        "trust_remote_code"
+    ),
+    "KtoSettings": (
+        "kind seed model tokenizer reference rankings train heldout_share heldout eval_rankings "
+        "max_length ties beta desirable_weight undesirable_weight epochs batch_size "
+        "micro_batch_size learning_rate schedule final_share warmup_share weight_decay betas "
+        "epsilon max_gradient_norm bf16 trust_remote_code"
+    ),
     "Lora": ("rank alpha targets"),
     "SelectSettings": ("kind seed model reward prompts max_new_tokens temperature"),
     "RewardTerm": (
@@ -151,6 +163,13 @@ SAME: dict[str, str] = {
     "RewardSettings": (
         "max_truncated_share tokens_per_micro_batch gradient_checkpointing compile "
         "evaluate_every save_every"
+    ),
+    "DpoSettings": (
+        "max_too_long_share micro_batch_size gradient_checkpointing evaluate_every log_every "
+        "save_every"
+    ),
+    "KtoSettings": (
+        "max_too_long_share gradient_checkpointing evaluate_every log_every save_every"
     ),
     "ToolAnnotateSettings": ("batch_size"),
     "SelectSettings": ("batch_size tools"),

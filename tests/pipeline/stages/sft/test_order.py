@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.errors import RecipeError
 from pipeline.stages.sft.order import BucketSampler, add_residual_dropout
-from pipeline.stages.sft.stage import micro_batches
+from pipeline.training.settings import micro_batches
 
 
 @given(

@@ -24,8 +24,9 @@ from data.records import chat
 from data.text.chat import Rendered
 from pipeline.models.load import bf16_supported
 from pipeline.stages.sft import stage as sft
-from pipeline.stages.sft.arguments import labels_of, loss_sum, quiet_libraries
+from pipeline.stages.sft.arguments import labels_of, loss_sum
 from pipeline.stages.sft.settings import row_multiple
+from pipeline.training.trl import quiet_libraries
 
 N_ROWS = 36  # of `sft_rows`
 

@@ -1,0 +1,1 @@
+"""Stage `dpo`: trains a policy on preferences, without a reward model."""

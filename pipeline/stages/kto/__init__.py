@@ -1,0 +1,1 @@
+"""Stage `kto`: trains a policy on answers that are desirable or not."""
