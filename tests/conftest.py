@@ -41,8 +41,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-# A busy machine is no reason to fail; fifty examples a run, drawn anew each time.
-settings.register_profile("patient", deadline=None, max_examples=50)
+# A busy machine is no reason to fail; examples are drawn anew in each run.
+settings.register_profile("patient", deadline=None, max_examples=25)
 settings.load_profile("patient")
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _DESCRIBED: dict[tuple[Any, type, str], int] = {}
 """Numbers of the models that were described in this process, by class and configuration."""
+_NAMES: dict[tuple[str, type, str], tuple[str, set[str]]] = {}
+"""The prefix of the trunk and the names of the weights of such, by class and configuration."""
 
 
 def load_classifier(
@@ -128,7 +130,7 @@ def _require_room(
     config = config or load_config(folder, what=what, trust_remote_code=trust)
     if getattr(config, "quantization_config", None) or (trust and hasattr(config, "auto_map")):
         return
-    key = (loader, type(config), repr({**config.to_dict(), "_name_or_path": None}))
+    key = (loader, *_known_by(config))
     if key not in _DESCRIBED:
         with _loading(what, folder), torch.device("meta"):
             model = loader.from_config(config)
@@ -273,21 +275,29 @@ def head_weights(classifier: Any) -> set[str]:
     names = set(classifier.state_dict())
     of_head = {name for name in names if not name.startswith(trunk)}
     for auto in ("AutoModelForTokenClassification", "AutoModelForMaskedLM"):
-        other = _unfilled(auto, classifier.config)
-        if other is not None and f"{other.base_model_prefix}." == trunk:
-            of_head |= names - set(other.state_dict())
+        key = (auto, *_known_by(classifier.config))
+        if key not in _NAMES:
+            _NAMES[key] = _names(auto, classifier.config)
+        prefix, others = _NAMES[key]
+        if f"{prefix}." == trunk:
+            of_head |= names - others
     return of_head
 
 
-def _unfilled(auto: str, config: Any) -> Any:
-    """Return a model without memory for its weights; None where there is no such class."""
+def _names(auto: str, config: Any) -> tuple[str, set[str]]:
+    """Return a model's prefix of its trunk and its weights' names; none where there is no class."""
     import transformers
 
     try:
         with torch.device("meta"):
-            return getattr(transformers, auto).from_config(config)
+            model = getattr(transformers, auto).from_config(config)
     except (ValueError, KeyError):
-        return None
+        return "", set()
+    return model.base_model_prefix, set(model.state_dict())
+
+
+def _known_by(config: Any) -> tuple[type, str]:
+    return type(config), repr({**config.to_dict(), "_name_or_path": None})
 
 
 def draw_head(classifier: Any, new: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.intervals import (
@@ -89,7 +89,6 @@ def test_the_interval_of_skewed_values_reaches_further_to_their_tail() -> None:
     assert turned.ci95 == pytest.approx([-found.high, -found.low])
 
 
-@settings(max_examples=40, deadline=None)
 @given(values=NUMBERS, shift=HUNDREDTHS)
 def test_a_shift_moves_the_interval_with_the_mean(values: list[float], shift: float) -> None:
     before = mean_interval(values)

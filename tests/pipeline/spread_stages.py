@@ -83,7 +83,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
             "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0, "epochs": 2,
             "whiten_advantages": "minibatch", "gradient_checkpointing": True, "adaptive_kl": None,
             # Responses that end long before `max_new_tokens`, as two processes' longest do apart.
-            "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 16,
+            "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 8,
         },
         "trunk": {"value": "shared", **trunk},
         "read": {"value": "reward", "reuse_logprobs": True, **trunk, **evaluated},
@@ -92,7 +92,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
     common: dict[str, Any] = {
         "policy": policy,
         "reward": ({"model": model}, {"rule": "length", "options": {"target": 3}, "weight": 0.5}),
-        "prompts": [prompts], "episodes": 48, "batch_size": 16, "minibatches": 2, "epochs": 1,
+        "prompts": [prompts], "episodes": 24, "batch_size": 8, "minibatches": 2, "epochs": 1,
         "max_new_tokens": 6, "temperature": 1.0, "learning_rate": 3e-3,
         "max_gradient_norm": 0.5, "whiten_rewards": True, "normalize_scores": True,
         "adaptive_kl": {"horizon": 100}, "ema_decay": 0.9, "entropy_coefficient": 0.01,

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError, RecipeError
@@ -84,7 +84,6 @@ def test_a_template_without_marks_is_rendered_turn_by_turn(chatml):
     assert chatml.decode(rendered.ids).startswith("<|im_start|>system\nYou help.<|im_end|>\n")
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(alphabet="ab .?é", min_size=1, max_size=8), min_size=2, max_size=2))
 def test_the_prompt_is_what_the_conversation_begins_with(tokenizer, chatml, said):
     for made in (tokenizer, chatml):

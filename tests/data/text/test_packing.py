@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ArtifactError, RecipeError, SourceError, StorageError
@@ -74,7 +74,6 @@ def test_the_width_of_a_token_follows_the_vocabulary(tmp_path, size, dtype):
     assert shards[0].ids.tolist() == [size - 1, 0]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     documents=st.lists(st.lists(st.integers(3, 30), max_size=12), min_size=1, max_size=12),
     length=st.integers(2, 7),

@@ -46,7 +46,7 @@ def test_every_instruction_is_right_and_its_manner_is_seen() -> None:
     assert seen["condescending"] / 3000 >= 0.4
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_other_worlds_are_judged_as_well(seed: int) -> None:
     other = GoldAnnotator(seed)
     for row in World(seed).instructions("instructions")[:500]:

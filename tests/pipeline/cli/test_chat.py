@@ -288,7 +288,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert _printable("a\x1b[2Jb\n\tc\x07") == "a[2Jb\n\tc"
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.parametrize("architecture", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_an_encoder_decoder_reads_the_conversation_and_answers(
     talk: Any, save_pair: Callable[..., Path], architecture: str
 ) -> None:

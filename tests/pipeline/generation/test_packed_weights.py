@@ -13,12 +13,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.generation.generate import Sampling, generate
-from pipeline.generation.packed_weights import LEAST_STEPS, has_bf16_blocks, packed_weights
+from pipeline.generation.packed_weights import has_bf16_blocks, packed_weights
 from pipeline.models.architectures import Shape, build_policy
 
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gpt_neox")
 PACKED = "mkldnn._linear_pointwise.default"
+STEPS = 8
+"""From how many on weights are packed here; it takes more where that is to save time."""
 needs_bf16 = pytest.mark.skipif(not has_bf16_blocks(), reason="the processor has no bf16 products")
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.generation.packed_weights.LEAST_STEPS", STEPS)
 
 
 class Operations(TorchDispatchMode):
@@ -84,7 +91,7 @@ def test_the_logits_are_those_of_plain_weights(
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     with torch.no_grad(), computing(model, cast=cast):
         plain = model(input_ids=ids).logits
-        with packed_weights(model, rows=2, steps=LEAST_STEPS), Operations() as done:
+        with packed_weights(model, rows=2, steps=STEPS), Operations() as done:
             packed = model(input_ids=ids).logits
         after = model(input_ids=ids).logits
     assert done.plain == 0 and done.counts[PACKED] >= 9
@@ -100,9 +107,9 @@ def test_generation_reads_packed_weights_where_there_are_many_tokens(
 ) -> None:
     model = policy("llama", tiny_tokenizer())
     with computing(model, cast=cast):
-        answers(model, LEAST_STEPS // 2)  # it is tried once, with the weights as they are
+        answers(model, STEPS // 2)  # it is tried once, with the weights as they are
         # Two batches one after the other.
-        for tokens, expected in ((LEAST_STEPS // 2, True), (LEAST_STEPS // 2 - 1, False)):
+        for tokens, expected in ((STEPS // 2, True), (STEPS // 2 - 1, False)):
             with Operations() as done:
                 answers(model, tokens)
             assert (done.plain == 0, done.counts[PACKED] > 0) == (expected, expected)
@@ -112,14 +119,14 @@ def test_generation_reads_packed_weights_where_there_are_many_tokens(
 @needs_bf16
 def test_the_next_responses_are_of_the_new_weights(tiny_tokenizer: Any) -> None:
     model = policy("llama", tiny_tokenizer()).to(torch.bfloat16)
-    before = answers(model, LEAST_STEPS)
+    before = answers(model, STEPS)
     other = policy("llama", tiny_tokenizer())
     for parameter in other.parameters():
         nn.init.normal_(parameter, std=0.2)
     model.load_state_dict(other.to(torch.bfloat16).state_dict())
-    after = answers(model, LEAST_STEPS)
+    after = answers(model, STEPS)
     assert after != before
-    assert after == answers(other, LEAST_STEPS)
+    assert after == answers(other, STEPS)
 
 
 @needs_bf16
@@ -127,7 +134,7 @@ def test_logprobs_are_those_that_the_model_gives_afterwards(tiny_tokenizer: Any)
     model = policy("llama", tiny_tokenizer())
     prompt = [5, 6, 7]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        sample = answers(model, LEAST_STEPS, temperature=1.0)[0]
+        sample = answers(model, 4 * STEPS, temperature=1.0)[0]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + sample.token_ids])).logits[0]
     logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -144,7 +151,7 @@ def test_a_second_copy_of_large_weights_is_not_made(
     # Under autocast it stands in place of another.
     for cast, packed in ((True, True), (False, False)):
         with computing(model, cast=cast), Operations() as done:
-            answers(model, LEAST_STEPS)
+            answers(model, STEPS)
         assert (done.counts[PACKED] > 0) == packed
 
 
@@ -155,7 +162,7 @@ def test_a_layer_that_the_model_keeps_in_fp32_stays_there(tiny_tokenizer: Any) -
     with (
         torch.no_grad(),
         torch.autocast("cpu", dtype=torch.bfloat16),
-        packed_weights(model, rows=2, steps=LEAST_STEPS),
+        packed_weights(model, rows=2, steps=STEPS),
     ):
         assert model.lm_head(states).dtype == torch.bfloat16
         with torch.autocast("cpu", enabled=False):
@@ -176,15 +183,15 @@ def test_fp32_weights_that_are_laid_out_give_the_same_logits(
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        with packed_weights(model, rows=2, steps=LEAST_STEPS, fp32=True), Operations() as done:
+        with packed_weights(model, rows=2, steps=STEPS, fp32=True), Operations() as done:
             laid_out = model(input_ids=ids).logits
             packed = any("forward" in vars(module) for module in model.modules())
         after = model(input_ids=ids).logits
     assert packed and (done.counts[PACKED] > 0) == (large == 0)
     assert torch.allclose(laid_out, plain, atol=1e-5) and torch.equal(after, plain)
-    plain_answers = answers(model, LEAST_STEPS)
+    plain_answers = answers(model, STEPS)
     monkeypatch.setattr("pipeline.generation.generate.MOST_KEYS", 0)  # as many rows as before
-    wide = answers(model, LEAST_STEPS, wide=True)
+    wide = answers(model, STEPS, wide=True)
     for one, other in zip(plain_answers, wide, strict=True):
         assert one.token_ids == other.token_ids
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -193,7 +200,7 @@ def test_fp32_weights_that_are_laid_out_give_the_same_logits(
 def test_fp32_is_left_alone_where_it_is_not_asked_for(tiny_tokenizer: Any) -> None:
     model = policy("llama", tiny_tokenizer())
     with Operations() as done:
-        answers(model, LEAST_STEPS)
+        answers(model, STEPS)
     assert done.counts[PACKED] == 0 and done.plain > 0
 
 
@@ -211,7 +218,7 @@ def test_what_runs_otherwise_stays_and_an_error_leaves_no_trace(tiny_tokenizer: 
     made.weight = weight
     with (
         pytest.raises(KeyboardInterrupt),
-        packed_weights(model, rows=2, steps=LEAST_STEPS),
+        packed_weights(model, rows=2, steps=STEPS),
     ):
         assert model.lm_head.forward is own
         assert "forward" in vars(model.model.layers[0].mlp.up_proj)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError
@@ -432,7 +432,6 @@ def test_progress_counts_every_text(trained: Any) -> None:
     assert seen == [2, 1]
 
 
-@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(7, 200), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_padding_is_on_the_right_and_masked(rows: list[list[int]]) -> None:
     ids, mask = pad_sequences(rows, pad_id=0)

@@ -82,7 +82,7 @@ def both_ways(model: Any) -> list[torch.Tensor]:
     return [states.detach(), *gradients]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_packed_trees_have_states_and_gradients_of_blocks(
     architecture: str, served: list[str], backward: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

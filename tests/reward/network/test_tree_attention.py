@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError
@@ -123,7 +123,6 @@ ragged_trees = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(rows=ragged_trees)
 def test_any_shape_of_trees_scores_as_rows_do(
     modules: Callable[[str], ScoringModule], rows: list[tuple[list[int], list[list[int]]]]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.records import Ranking, prompt_hash
@@ -231,7 +231,6 @@ def test_ties_of_annotators_and_their_ceiling_are_counted() -> None:
         max_size=12,
     )
 )
-@settings(max_examples=25)
 def test_the_figures_can_be_counted_again_from_the_rows(
     drawn: list[tuple[int, list[int], list[int]]],
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import krippendorff
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
@@ -208,7 +208,6 @@ def test_alpha_of_pairs_does_not_depend_on_which_completion_stands_first():
 RANKS = st.lists(st.integers(1, 4), min_size=4, max_size=4).map(dense_ranks)
 
 
-@settings(max_examples=30)
 @given(tasks=st.lists(st.lists(RANKS, min_size=2, max_size=4), min_size=1, max_size=5))
 def test_figures_lie_in_their_range_and_do_not_know_names(tasks):
     held = [

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import BadRowsError, SourceError
@@ -100,7 +100,6 @@ def label_rows(draw: st.DrawFn) -> LabelRow:
     return LabelRow(stored, given_, annotator, draw(TEXT), mode)
 
 
-@settings(max_examples=60)
 @given(rows=st.lists(label_rows(), min_size=1, max_size=3, unique_by=lambda r: r.assignment.id))
 def test_a_round_trip_is_exact(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trip")
@@ -275,7 +274,6 @@ def test_oasst_messages_a_row_each_are_the_same_as_trees(tmp_path):
 
 
 @given(ranks=st.lists(st.integers(0, 8), min_size=2, max_size=9, unique=True))
-@settings(max_examples=20)
 def test_the_ranks_of_flat_messages_come_back_exactly(tmp_path_factory, ranks):
     folder = tmp_path_factory.mktemp("flat")
     replies = [message(f"answer {place}", "assistant", rank) for place, rank in enumerate(ranks)]

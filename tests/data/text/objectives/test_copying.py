@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.text.objectives.copying import NOTHING, copy_left, copy_on, count_on
@@ -37,7 +37,6 @@ def test_a_mask_at_the_end_says_nothing() -> None:
     assert copy_on(rows(1, MASK), rows(START, 1), MASK).tolist() == [[1, NOTHING]]
 
 
-@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20))
 def test_a_row_that_was_not_spoiled_is_copied_whole(ids: list[int]) -> None:
     assert copy_on(rows(*ids), rows(START, *ids[:-1]), MASK).tolist() == [ids]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.text.objectives.denoising import Noise, infill, permute_sentences, spoil
@@ -12,7 +12,6 @@ from data.text.objectives.denoising import Noise, infill, permute_sentences, spo
 MASK = 999
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     length=st.integers(1, 100),
     infilled=st.sampled_from([0.0, 0.3, 0.9]),

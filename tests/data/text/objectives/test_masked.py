@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.text.objectives.masked import mask_tokens, pair_up
@@ -22,7 +22,6 @@ SENTENCES = (
 )
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     length=st.integers(1, 80),
     special=st.sets(st.integers(0, 79)),
@@ -152,7 +151,6 @@ def test_whole_words_are_chosen_whole() -> None:
         assert 1 <= row.chosen_T.sum() <= 5
 
 
-@settings(max_examples=30, deadline=None)
 @given(length=st.integers(2, 60), documents=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_pair_is_as_long_as_the_row(length: int, documents: int, seed: int) -> None:
     ids, where = np.arange(length), np.arange(length) * documents // length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.text.objectives.span_corruption import (
@@ -18,7 +18,6 @@ SHARES = st.sampled_from([0.1, 0.15, 0.3, 0.5])
 MEANS = st.sampled_from([1.0, 1.5, 3.0, 8.0])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     ids=st.lists(st.integers(0, 50), min_size=2, max_size=120),
     share=SHARES,
@@ -44,7 +43,6 @@ def test_input_and_target_give_the_text_back(
     assert not (np.diff(np.flatnonzero(row.input >= 1000)) == 1).any()  # spans stay apart
 
 
-@settings(max_examples=60, deadline=None)
 @given(row=st.integers(2, 600), share=SHARES, mean=MEANS)
 def test_packed_row_is_exactly_full(row: int, share: float, mean: float) -> None:
     length = raw_length(row, share=share, mean_span=mean)

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.benchmarks.majority import majority_right
@@ -22,7 +22,6 @@ def by_all_subsets(answers: list[str | None], right: str, k: int) -> float:
     return sum(shares) / len(shares)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["1", "2", "3", "4", None]), min_size=1, max_size=8), st.data())
 def test_it_is_the_mean_over_all_subsets(answers: list[str | None], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(answers)))

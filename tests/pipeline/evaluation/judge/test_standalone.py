@@ -163,7 +163,7 @@ def test_tasks_alone_need_no_prompts(stage_folder: Path, tmp_path: Path) -> None
         evaluated(stage_folder, tmp_path / "out", prompts=None)
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.parametrize("architecture", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_an_encoder_decoder_is_judged_and_what_it_has_not_is_told(
     save_pair: Callable[..., Path], tmp_path: Path, architecture: str
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.judge.winrates import outcomes, rate, win_rate
@@ -47,7 +47,6 @@ def test_no_prompts_no_rate() -> None:
     assert won == (0, 0, 0, (None, None, None, 0))
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), a=SCORES)
 def test_the_other_side_has_the_rest(data: st.DataObject, a: list[float]) -> None:
     b = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=len(a), max_size=len(a)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.rl.maths.advantages import (
@@ -67,7 +67,6 @@ def test_the_score_stands_one_past_the_last_token_where_there_is_room() -> None:
 
 
 @given(episodes(), st.floats(-2, 2))
-@settings(max_examples=50)
 def test_undiscounted_returns_do_not_depend_on_the_place_of_the_score(
     sample: Any, score: float
 ) -> None:
@@ -119,7 +118,6 @@ def test_advantages_of_three_tokens_by_hand() -> None:
 
 
 @given(episodes())
-@settings(max_examples=50)
 def test_lambda_1_gives_return_minus_value(sample: Any) -> None:
     rewards, values, mask = sample
     found = generalized_advantages(
@@ -132,7 +130,6 @@ def test_lambda_1_gives_return_minus_value(sample: Any) -> None:
 
 
 @given(episodes(), st.integers(1, 4))
-@settings(max_examples=50)
 def test_padding_changes_nothing(sample: Any, extra: int) -> None:
     rewards, values, mask = sample
     width = rewards.shape[1]
@@ -169,7 +166,6 @@ def test_a_single_token_whitens_to_zero() -> None:
 
 
 @given(episodes(), st.integers(0, 4))
-@settings(max_examples=50)
 def test_moments_of_parts_add_up(sample: Any, cut: int) -> None:
     values, _, mask = sample
     cut = min(cut, len(values))
@@ -208,7 +204,6 @@ def test_the_score_stands_at_the_last_token_that_the_policy_chose() -> None:
 
 
 @given(episodes(), st.data())
-@settings(max_examples=50)
 def test_an_episode_without_what_a_tool_put_there_has_the_same_advantages(
     sample: Any, data: Any
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.rl.maths import losses
@@ -56,7 +56,6 @@ def test_policy_loss_by_hand() -> None:
 
 
 @given(st.integers(0, 500))
-@settings(max_examples=30)
 def test_ratio_1_gives_minus_the_mean_advantage_and_the_policy_gradient(seed: int) -> None:
     rows = batch(seed)
     rows["old"] = rows["new"]
@@ -72,7 +71,6 @@ def test_ratio_1_gives_minus_the_mean_advantage_and_the_policy_gradient(seed: in
 
 
 @given(st.integers(0, 500), st.integers(1, 6))
-@settings(max_examples=30)
 def test_micro_batches_change_neither_loss_nor_gradient(seed: int, size: int) -> None:
     rows = batch(seed)
     count = int(rows["mask"].sum())

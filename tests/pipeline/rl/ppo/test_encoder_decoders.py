@@ -39,8 +39,15 @@ def loaded(folder: Path) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("value", ["separate", "shared"])
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.parametrize(
+    ("architecture", "value"),
+    [
+        ("t5", "separate"),
+        ("bart", "shared"),
+        pytest.param("t5", "shared", marks=pytest.mark.slow),
+        pytest.param("bart", "separate", marks=pytest.mark.slow),
+    ],
+)
 def test_two_updates_leave_models_that_transformers_loads(
     make_pair_ppo: Build, tmp_path: Path, architecture: str, value: str
 ) -> None:

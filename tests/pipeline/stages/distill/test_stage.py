@@ -122,7 +122,7 @@ def test_a_student_of_all_layers_is_the_teacher(
         shallower(teacher, 5, source="t")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_an_interrupted_stage_ends_in_the_same_weights(
     distill: Callable[..., Any], save: Callable[..., str], architecture: str
 ) -> None:

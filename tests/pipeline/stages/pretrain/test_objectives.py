@@ -142,7 +142,9 @@ def test_learns_more_than_frequencies(
     assert metrics["eval/loss"] < metrics["eval/copy_loss"] < metrics["eval/unigram_loss"]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "t5", "bart"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "t5", pytest.param("bart", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_stage_ends_in_the_same_weights(
     pretrain: Callable[..., Any], architecture: str
 ) -> None:

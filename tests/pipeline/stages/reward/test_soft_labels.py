@@ -59,7 +59,7 @@ def trained(make_context: Any, policy: Path, file: Path, name: str) -> tuple[flo
     return metrics["eval/accuracy"], fmean(leads)
 
 
-@pytest.mark.parametrize("what", ["rankings", "preferences"])
+@pytest.mark.parametrize("what", ["rankings", pytest.param("preferences", marks=pytest.mark.slow)])
 def test_the_reward_stage_learns_the_share_of_people(
     rlhf: Any, make_context: Any, save_policy: Any, tiny_tokenizer: Any, run: Path, what: str
 ) -> None:

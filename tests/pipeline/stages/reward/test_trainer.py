@@ -65,7 +65,7 @@ def train(trainer: RankingTrainer) -> list[float]:
     return [trainer.step(number)["train/loss"] for number in range(trainer.total_steps)]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_it_learns_what_separates_the_ranks(checkpoint: Build, architecture: str) -> None:
     training, heldout = split_by_prompt(separable(240), share=0.2, seed=0)
     settings = changed(epochs=4)
