@@ -93,8 +93,7 @@ def test_an_evaluated_run_ends_in_the_weights_of_one_that_is_not(
 ) -> None:
     changes = {"normalize_scores": True, "score_clip": 0.5}
     without, watched = setting("without", **changes), evaluated("watched", **changes)
-    run(without)
-    metrics = run(watched)
+    plain, metrics = run(without), run(watched)
     assert same_weights(watched.folder, without.folder)
     trained = [r for r in timeless(watched.folder / "metrics.jsonl") if "objective/kl" in r]
     assert trained == timeless(without.folder / "metrics.jsonl")
@@ -102,10 +101,8 @@ def test_an_evaluated_run_ends_in_the_weights_of_one_that_is_not(
     assert [row["step"] for row in told] == [0, 2, 4]
     assert told[0]["evaluation/kl"] == pytest.approx(0, abs=1e-5) and told[-1]["evaluation/kl"] != 0
     assert metrics["evaluation/gold"] == told[-1]["evaluation/gold"]
-    assert (
-        "evaluation/scores" not in run(setting("none"))
-        and not (without.folder / "evaluation.jsonl").exists()
-    )
+    assert "evaluation/scores" not in plain
+    assert not (without.folder / "evaluation.jsonl").exists()
 
 
 def test_figures_recount_from_the_rows(whole: Path, evaluated: Build) -> None:
@@ -134,7 +131,8 @@ def test_scores_are_the_terms_as_they_are_and_a_second_reward_judges(
         reward=[{**length, "weight": 2.0, "clip": 0.01, "normalize": True}],
         score_clip=0.01,
         value_start=str(tmp_path / "rm"),
-        evaluate_every=4,
+        episodes=8,
+        evaluate_every=1,
         evaluation_prompts=WORLD,
         evaluation_reward=[length],
     )
@@ -259,7 +257,7 @@ def test_the_turn_of_gold_is_told_and_the_policy_there_is_kept(
 
 
 def test_without_a_second_judge_there_is_no_over_optimisation_to_tell(evaluated: Build) -> None:
-    context = evaluated("alone", evaluation_gold=False)
+    context = evaluated("alone", evaluation_gold=False, episodes=8, evaluate_every=1)
     run(context)
     assert not (context.folder / "over_optimisation.json").exists()
     assert not (context.folder / "best").exists()
