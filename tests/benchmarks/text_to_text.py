@@ -50,7 +50,7 @@ def floors(part: str) -> dict[str, float]:
 def right(run: Path) -> dict[str, float]:
     """Return the share of right answers of a run's checkpoints."""
     found = json.loads((run / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
-    return {name: one["proxy_reward"]["mean"] for name, one in found["checkpoints"].items()}
+    return {name: one["proxy_reward"] for name, one in found["checkpoints"].items()}
 
 
 def main() -> None:
