@@ -54,6 +54,16 @@ class Passage(NamedTuple):
     ids: list[int]
     starts: list[int]
 
+    def space(self, token: int) -> str:
+        """Return the space that a word's token begins with, behind which a call stands."""
+        begin = max(0, self.starts[token])
+        alone = self.starts[token + 1 : token + 2] == [begin + 1]
+        return " " if self.text.startswith(" ", begin) and not alone else ""
+
+    def place(self, token: int) -> int:
+        """Return the character before which a call at a token stands."""
+        return self.starts[token] + len(self.space(token))
+
 
 class Place(NamedTuple):
     """A place for a call: before a token of one of a chunk's passages."""
@@ -142,7 +152,7 @@ class Annotator:
                 for token in range(1, len(passage.ids))
                 if likely[token] > self.settings.opening_probability
                 and passage.starts[token] >= 0
-                and _takes_call(passage.text, passage.starts[token])
+                and _takes_call(passage.text, passage.place(token))
             ]
             best = sorted(allowed, key=lambda token: -likely[token])[: self.settings.places]
             found += [Place(number, token) for token in sorted(best)]
@@ -151,7 +161,8 @@ class Annotator:
     @torch.inference_mode()
     def _opening_probabilities(self, passages: Sequence[Passage]) -> list[list[float]]:
         """Return before each token of each passage the probability of a call's opening."""
-        opening, found = self._ids(OPENS)[0], list[list[float]]()
+        found = list[list[float]]()
+        openings = {space: self._ids(space + OPENS)[0] for space in ("", " ")}
         for start in range(0, len(passages), self.settings.batch_size):
             batch = passages[start : start + self.settings.batch_size]
             befores = [self.read_before(one) for one in batch]
@@ -165,22 +176,28 @@ class Annotator:
             with evaluating(self.caller):
                 made = self.caller(ids_BT.to(device), attention_mask=mask_BT.to(device))
             logits_BTV = made.logits.float()
-            probabilities_BT = (logits_BTV[..., opening] - logits_BTV.logsumexp(-1)).exp()
+            total_BT = logits_BTV.logsumexp(-1)
+            told = {
+                space: (logits_BTV[..., opening] - total_BT).exp().tolist()
+                for space, opening in openings.items()
+            }
             for row, (before, one) in enumerate(zip(befores, batch, strict=True)):
                 # What is told at a token is of the one behind it.
-                first = len(before) - 1
-                found.append(probabilities_BT[row, first : first + len(one.ids)].tolist())
+                found.append(
+                    [told[one.space(i)][row][len(before) - 1 + i] for i in range(len(one.ids))]
+                )
         return found
 
     def candidates(
         self, passages: Sequence[Passage], places: Sequence[Place], seed: int
     ) -> list[Candidate]:
         """Sample calls at places and execute them; the same call at a place counts once."""
-        settings, opening = self.settings, self._ids(OPENS)
+        settings = self.settings
         prompts = [
             [*self.read_before(passage), *passage.ids[: place.token], *opening]
             for place in places
             for passage in [passages[place.passage]]
+            for opening in [self._ids(passage.space(place.token) + OPENS)]
             for _ in range(settings.calls)
         ]
         samples = generate(
@@ -235,12 +252,15 @@ class Annotator:
 
     def _pairs(self, passage: Passage, one: Candidate, call: str) -> list[Pair]:
         """Return what stands before a place, with each number of tokens that follow it."""
-        before, ids = passage.before, passage.ids[: one.place.token]
-        written = self._ids(call) if call else []
+        token = one.place.token
+        before, ids, follow = passage.before, passage.ids[:token], passage.ids[token:]
         inside = self.settings.result == "inside"
+        space = passage.space(token) if inside else ""
+        written = self._ids(space + call) if call else []
         context = [*before, *ids, *written] if inside else [*before, *written, *ids]
-        follow = passage.ids[one.place.token : one.place.token + REACH]
-        return [Pair(context, follow[:size]) for size in range(1, len(follow) + 1)]
+        if space and call:  # what follows begins without its space
+            follow = self._ids(passage.text[passage.place(token) :])
+        return [Pair(context, follow[:size]) for size in range(1, len(follow[:REACH]) + 1)]
 
 
 def weighted_loss(sums: Sequence[float]) -> float:
@@ -302,7 +322,7 @@ def annotate(
         mine = [tried[at] for at in sorted(kept) if tried[at].place.passage == number]
         text = passage.text
         for one in sorted(mine, key=lambda one: -one.place.token):
-            at = passage.starts[one.place.token]
+            at = passage.place(one.place.token)
             text = f"{text[:at]}{one.whole}{text[at:]}"
         rows.append(with_text(passage.record, text) if mine else passage.record)
         annotator.counts["n_annotated"] += bool(mine)
@@ -320,7 +340,7 @@ def _row(passages: Sequence[Passage], one: Candidate, kept: bool) -> dict[str, A
     passage = passages[one.place.passage]
     return {
         "id": passage.record.id,
-        "at": passage.starts[one.place.token],
+        "at": passage.place(one.place.token),
         "tool": one.call.name,
         "call": one.written,
         "result": one.call.result,

@@ -5,9 +5,10 @@ found, calls sampled there and executed; one is kept if its result lowers the lo
 by `gain` against the lesser loss of no call and of the call without its result. The loss is of five
 tokens, weighted 1, .8, .6, .4, .2 and divided by the sum of these.
 
-Departures: calls are written as `<<48/2=24>>`; the probability of the opening is that of its first
-token; each place keeps its best call alone; texts without a call are kept as they are, so that
-where none helps is learned, too; of conversations and pairs the last answer is annotated.
+Departures: calls are written as `<<48/2=24>>`, before a word behind its space, as in GSM8K's
+solutions; the probability of the opening is that of its first token; each place keeps its best call
+alone; texts without a call are kept as they are, so that where none helps is learned, too; of
+conversations and pairs the last answer is annotated.
 
 Leaves `rows.jsonl`, rows as they came with calls in their texts, which `{stage: NAME}` names as a
 source, and `calls.jsonl`: each call with its place, result, gain and whether it was kept.

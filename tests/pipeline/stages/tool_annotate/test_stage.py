@@ -11,11 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, SourceError
+from data.records import Document
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import SourceSettings
 from pipeline.evaluation.benchmarks.loglikelihood import Likelihood, Pair
 from pipeline.generation.generate import Sample
-from pipeline.generation.tools.calls import Asked
+from pipeline.generation.tools.calls import Asked, Call
 from pipeline.stages.tool_annotate import annotate, stage
 from pipeline.stages.tool_annotate import run as running
 from pipeline.stages.tool_annotate.settings import ToolAnnotateSettings
@@ -113,6 +114,24 @@ def test_answers_are_annotated_and_questions_are_not(
     for row in lines(context.folder, "rows.jsonl"):
         question, answer = row["messages"]
         assert "<<" not in question["content"] and "<<2*3=6>>" in answer["content"]
+
+
+def test_a_call_before_a_word_stands_behind_its_space(
+    settings: Callable[..., ToolAnnotateSettings], make_context: Callable[..., Any]
+) -> None:
+    asked = settings(result="inside")
+    made = running.make_annotator(make_context(asked, {"model": asked.model}))
+    passage = made.passage(Document("Who is it? It is  a baker."))
+    words = [i for i in range(1, len(passage.ids)) if passage.space(i)]
+    assert words and all(passage.text[passage.place(i)] != " " for i in words)
+    one = annotate.Candidate(annotate.Place(0, words[0]), "<<2*3=", Call("calculator", {}, "6"))
+    for call, written in (("", ""), (one.whole, " <<2*3=6>>")):
+        pair = made._pairs(passage, one, call)[-1]
+        before = made.tokenizer.decode(pair.context, skip_special_tokens=True)
+        follow = made.tokenizer.decode(pair.continuation)
+        assert before.endswith(passage.text[: passage.starts[words[0]]] + written)
+        assert passage.text[passage.place(words[0]) :].startswith(follow.removeprefix(" "))
+        assert follow.startswith(" ") == (not call)
 
 
 def test_a_prompt_stands_before_each_text_of_the_caller_alone(
