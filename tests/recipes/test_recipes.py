@@ -47,7 +47,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": f"What is {n}?", "completions": ["a number", "no", "eh"], "ranks": [1, 2, 2]}
         for n in range(20)
     ]
-    for name, rows in (("pairs", pairs), ("rankings", rankings)):
+    problems = [
+        {
+            "question": f"What is {n} and 2?",
+            "answer": f"It is <<{n}+2={n + 2}>>{n + 2}.\n#### {n + 2}",
+        }
+        for n in range(20)
+    ]
+    for name, rows in (("pairs", pairs), ("rankings", rankings), ("problems", problems)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
     save_smol(folder / "smol")
@@ -153,6 +160,23 @@ def smollm2_harmless(local: Path) -> list[str]:
     ]
 
 
+def gsm8k_calculator(local: Path) -> list[str]:
+    train, held = rows(local, "problems", skip=4), rows(local, "problems", limit=4)
+    return [
+        f"tokenizer.adopt={local / 'smol'}",
+        f"sft.model={local / 'smol'}",
+        f"sft.train={train}",
+        *("sft.max_steps=2", "sft.max_length=128"),
+        *(f"{stage}.prompts={held}" for stage in ("calculator", "by_head")),
+        *(f"{stage}.tasks.0.source={held[1:-1]}" for stage in ("calculator", "by_head")),
+        *(
+            f"{stage}.{key}=6"
+            for stage in ("calculator", "by_head")
+            for key in ("max_new_tokens", "tasks.0.max_new_tokens")
+        ),
+    ]
+
+
 LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "quickstart": quickstart,
     "quickstart_one_trunk": quickstart,
@@ -166,6 +190,7 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "t5_text_to_text": quickstart,
     "bart_rephrase": quickstart,
     "step_by_step": quickstart,
+    "gsm8k_calculator": gsm8k_calculator,
     "bert_reward": quickstart,
 }
 
@@ -357,7 +382,9 @@ def test_a_recipe_that_extends_a_preset_runs(name: str, local: Path, tmp_path: P
         assert metrics["objective/kl_coefficient"] < 0.15  # the KL is far below its target
 
 
-@pytest.mark.parametrize("name", ["stories_sentiment", "oasst_rankings", "smollm2_harmless"])
+@pytest.mark.parametrize(
+    "name", ["stories_sentiment", "oasst_rankings", "smollm2_harmless", "gsm8k_calculator"]
+)
 def test_a_recipe_runs_through_on_local_files(name: str, local: Path, tmp_path: Path) -> None:
     recipe = loaded(name, local)
     run = tmp_path / "run"
