@@ -31,7 +31,7 @@ from pipeline.contract.settings import (
     external_location,
     is_external,
 )
-from pipeline.contract.sources import ROWS
+from pipeline.contract.sources import RANKED, ROWS
 
 SEQ2SEQ = ("span_corruption", "denoising")
 """Objectives of pretraining that encoder-decoders learn by."""
@@ -70,7 +70,10 @@ class HandOver:
         if source.stage is None:
             return source
         folder = self.folder(source.stage)
-        return None if folder is None else source.with_path(folder / ROWS)
+        if folder is None:
+            return None
+        left = folder / ROWS
+        return source.with_path(left if left.is_file() else folder / RANKED)
 
     def require_present(self, reference: str, provides: str, setting: str) -> None:
         """Refuse a path where nothing is, or a folder that is no checkpoint.

@@ -13,6 +13,8 @@ from pipeline.contract.settings import SourceSettings
 
 Row = TypeVar("Row")
 
+RANKED = "rankings.jsonl"
+"""Rankings that a stage leaves; who imitates learns the best of each."""
 ROWS = "rows.jsonl"
 """What a stage leaves that `stage` of a source names."""
 RANKINGS = "a reward model learns rankings or chosen/rejected pairs"

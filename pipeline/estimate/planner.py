@@ -20,6 +20,7 @@ from pipeline.estimate.model.hardware import Cluster
 from pipeline.estimate.model.sources import SECONDS, Reader
 from pipeline.estimate.stages.annotating import estimate_tool_annotate
 from pipeline.estimate.stages.finetune import estimate_finetune
+from pipeline.estimate.stages.groups import estimate_groups
 from pipeline.estimate.stages.ppo import estimate_ppo
 from pipeline.estimate.stages.preference import estimate_preference
 from pipeline.estimate.stages.reward_model import estimate_reward
@@ -41,6 +42,8 @@ ESTIMATES: dict[str, Callable[[str, Any, Estimator], StageCost]] = {
     "select": estimate_select,
     "dpo": estimate_preference,
     "kto": estimate_preference,
+    "grpo": estimate_groups,
+    "rloo": estimate_groups,
     "ppo": estimate_ppo,
     "evaluate": estimate_evaluate,
 }

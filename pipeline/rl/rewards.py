@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from data.errors import RewardError
-from pipeline.rl.maths.advantages import Moments, end_rule, moments
+from pipeline.rl.maths.advantages import EndRule, Moments, end_rule, moments
 from pipeline.rl.processes import World
 from pipeline.rl.rollout.rollout import Episodes
-from pipeline.rl.settings import Hyperparameters
 from reward.scorer import Facts, Scorer, scores_of
 
 S_co = TypeVar("S_co", covariant=True)
@@ -84,6 +83,30 @@ class Term(NamedTuple, Generic[S_co]):
     normalize: bool = False
 
 
+class Shaping(Protocol):
+    """How the sum of the rewards is shaped: settings of an online method."""
+
+    @property
+    def normalize_scores(self) -> bool:
+        """Whether scores are divided by their running deviation, after their mean is taken off."""
+        ...
+
+    @property
+    def score_clip(self) -> float | None:
+        """What scores are clipped to."""
+        ...
+
+    @property
+    def end_rule(self) -> EndRule:
+        """What a response without an end scores."""
+        ...
+
+    @property
+    def end_penalty(self) -> float:
+        """The figure that this rule takes."""
+        ...
+
+
 @dataclass
 class RewardSum:
     """Rewards, weighted.
@@ -101,7 +124,7 @@ class RewardSum:
     def __post_init__(self) -> None:
         self.term_running = [RunningMoments() for _ in self.terms]
 
-    def drifts(self, hyper: Hyperparameters) -> bool:
+    def drifts(self, hyper: Shaping) -> bool:
         """Tell whether running statistics shape the scores, so that two updates don't compare."""
         return hyper.normalize_scores or any(term.normalize for term in self.terms)
 
@@ -120,7 +143,7 @@ class RewardSum:
         self,
         episodes: Episodes,
         *,
-        hyper: Hyperparameters,
+        hyper: Shaping,
         world: World,
         known: Mapping[int, list[float]] | None = None,
     ) -> Scores:

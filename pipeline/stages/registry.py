@@ -20,6 +20,8 @@ STAGE_MODULES: Mapping[str, str] = {
     "select": "pipeline.stages.select.stage",
     "dpo": "pipeline.stages.dpo.stage",
     "kto": "pipeline.stages.kto.stage",
+    "grpo": "pipeline.stages.grpo.stage",
+    "rloo": "pipeline.stages.rloo.stage",
     "ppo": "pipeline.stages.ppo.stage",
     "evaluate": "pipeline.stages.evaluate.stage",
 }

@@ -29,6 +29,8 @@ DOINGS: Mapping[str, str] = {
     "select": "chosen by in",
     "dpo": "learnt by",
     "kto": "learnt by",
+    "grpo": "sampled on in",
+    "rloo": "sampled on in",
     "ppo": "sampled on in",
 }
 """What the stages of each kind do with their prompts; the name of the stage follows."""

@@ -73,6 +73,7 @@ _ONLINE = (
     Panel("KL to the reference, nats", {"objective/kl": "KL"}),
     Panel("Response length, tokens", {"objective/response_length": "length"}),
 )
+_GROUPS = Panel("Groups of one score", {"objective/equal_groups_share": "share"}, percent=True)
 PANELS: Mapping[str, Sequence[Panel]] = {
     "pretrain": (
         _LOSS,
@@ -88,6 +89,8 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     "reward": (_LOSS, _RANKED),
     "dpo": (_LOSS, _RANKED, _MARGIN),
     "kto": (_LOSS, _MARGIN, Panel("KL to the reference, nats", {"train/kl": "KL"})),
+    "grpo": (*_ONLINE, _GROUPS),
+    "rloo": (*_ONLINE, _GROUPS),
     "ppo": (
         _ONLINE[0],
         Panel("PPO's reward, prompts kept apart", {"evaluation/scores": "kept apart"}),
@@ -102,7 +105,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
 
 def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Return the training curves of a stage; those that it did not log are left out."""
-    x_label = "update" if kind == "ppo" else "step"
+    x_label = "update" if kind in ("ppo", "grpo", "rloo") else "step"
     charts = []
     for panel in PANELS.get(kind, (_LOSS,)):
         curves = [

@@ -16,15 +16,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.contract.resume import ResumeStore, load_state, save_state
 from pipeline.rl.health.doctor import ADVICE, KEPT, SCORE, START_CHECKS, Finding, findings, sentence
-from pipeline.rl.settings import Hyperparameters
+from pipeline.rl.settings import DoctorSettings, Hyperparameters
 
 BEST = "best.pt"
 HELD_OUT = ("evaluation/gold", "evaluation/scores")
 """What tells the best policy where there is one, the better figure first."""
+
+
+class Watched(Protocol):
+    """Settings of a run that the doctor watches."""
+
+    @property
+    def doctor(self) -> DoctorSettings:
+        """Which alarms ring, over how many updates."""
+        ...
+
+    @property
+    def end_rule(self) -> str:
+        """What a response without an end scores; "none" where ends don't matter."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Responses of an update."""
+        ...
 
 
 @dataclass
@@ -37,12 +56,14 @@ class AlarmMonitor:
         ringing: alarms that ring now.
         ended_by: the alarms that ended the run, in words; the state with them is saved before what
             then happens, which a run that is killed meanwhile takes up again.
+        value_warmup: updates that train the value model alone.
     """
 
-    hyper: Hyperparameters
+    hyper: Watched
     history: list[dict[str, float]] = field(default_factory=list)
     ringing: list[str] = field(default_factory=list)
     ended_by: list[str] = field(default_factory=list)
+    value_warmup: int = 0
 
     def observe(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Finding]]:
         """Take in an update; return metrics to log and the alarms that begin to ring."""
@@ -51,7 +72,7 @@ class AlarmMonitor:
             self.history,
             settings=self.hyper.doctor,
             ends_matter=self.hyper.end_rule != "none",
-            value_warmup=self.hyper.value_warmup_updates,
+            value_warmup=self.value_warmup,
             batch_size=self.hyper.batch_size,
         )
         rings = [name for name, finding in by_name.items() if finding.rings]

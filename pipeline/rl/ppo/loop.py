@@ -143,7 +143,7 @@ class Ppo:
 
     def __post_init__(self) -> None:
         self.kl_coefficient = self.hyper.kl_coefficient
-        self.watch = AlarmMonitor(self.hyper)
+        self.watch = AlarmMonitor(self.hyper, value_warmup=self.hyper.value_warmup_updates)
         self.order = Order(len(self.prompts), seed=self.world.seed, purpose="prompts")
 
     @property

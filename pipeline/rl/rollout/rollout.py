@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from torch import nn
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
 from pipeline.generation.tools.toolbox import ToolBox
 from pipeline.models.compile import uncompiled
-from pipeline.rl.learner import Learner
 from pipeline.rl.maths.masking import length_mask, truncate_after_end
 from pipeline.rl.processes import World
 from pipeline.rl.prompts import Order, PreparedPrompt
@@ -37,6 +36,14 @@ class RolloutEngine(Protocol):
         ...
 
 
+class Weights(Protocol):
+    """What is trained, as who samples from it takes it."""
+
+    def full_module(self) -> AbstractContextManager[Any]:
+        """Give what has the model, with all its weights, as `model`."""
+        ...
+
+
 @dataclass(frozen=True)
 class LocalEngine:
     """Samples with the model that is trained, in this process.
@@ -53,7 +60,7 @@ class LocalEngine:
         tools: what responses may call.
     """
 
-    policy: Learner
+    policy: Weights
     sampling: Sampling
     end_ids: Sequence[int]
     pad_id: int

@@ -158,7 +158,7 @@ def trained_against(
         name
         for name, settings in hand.stages.items()
         if name in made
-        and settings.kind in ("ppo", "select")
+        and settings.kind in ("ppo", "grpo", "rloo", "select", "rankings")
         and any(
             field.partition(".")[0] in _judged_by(settings) and judge(target)
             for field, (target, _) in references(settings).items()

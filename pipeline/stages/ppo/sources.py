@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.errors import HandOverError
+from data.errors import HandOverError, SourceError
 from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import PROMPTS, TEXTS, as_it_is
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(
-    context: StageContext[PpoSettings],
+    context: StageContext[Any],
     field: Literal["prompts", "evaluation_prompts"],
     tokenizer: Any,
 ) -> tuple[list[PreparedPrompt], PromptReport]:
@@ -37,7 +37,27 @@ def read_prompts(
     return prompts, report
 
 
-def reads_apart(context: StageContext[PpoSettings]) -> bool:
+def prompts_to_answer(context: StageContext[Any], tokenizer: Any) -> list[PreparedPrompt]:
+    """Return the prompts that a policy learns on, and say what became of the rows.
+
+    Raises:
+        SourceError: none is left, or more were dropped than the settings allow.
+    """
+    settings = context.settings
+    prompts, report = read_prompts(context, "prompts", tokenizer)
+    for line in report.lines():
+        context.say(line)
+    lost = report.dropped.total() - report.dropped["the same prompt again"]
+    if not prompts or lost > settings.max_dropped_share * (lost + len(prompts)):
+        raise SourceError(
+            f"stage {context.name}: {lost} of {lost + len(prompts)} prompts were dropped "
+            f"({'; '.join(report.lines()[1:]) or 'the sources hold none'}); raise "
+            "max_prompt_tokens, set prefix_tokens, or name other sources"
+        )
+    return prompts
+
+
+def reads_apart(context: StageContext[Any]) -> bool:
     """Tell whether the policy is an encoder-decoder, whose encoder alone reads the prompt."""
     from pipeline.models.load import load_config
 

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import HandOverError, RewardError, RolloutError, SourceError
+from data.errors import HandOverError, RewardError, RolloutError
 from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
 from pipeline.stages.ppo.checks import check, check_start
 from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.ppo.sources import pretraining_rows, read_prompts, reads_apart
+from pipeline.stages.ppo.sources import pretraining_rows, prompts_to_answer, reads_apart
 from pipeline.stages.reward_terms import (
     length_warnings,
     load_terms,
@@ -62,7 +62,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         source if settings.tokenizer is None else context.input("tokenizer"),
         trust_remote_code=trust,
     )
-    prompts = _prompts(context, tokenizer)
+    prompts = prompts_to_answer(context, tokenizer)
     for line in [*length_warnings(settings.terms, context.hand), *settings.judged_by_reward]:
         context.say(line)
     ppo = build_ppo(
@@ -127,21 +127,6 @@ def _outlets(context: StageContext[PpoSettings], ppo: Ppo, bar: Progress) -> Out
             1, score=m["objective/scores"], kl=m["objective/kl"], loss=m["loss/policy_avg"]
         ),
     )
-
-
-def _prompts(context: StageContext[PpoSettings], tokenizer: Any) -> list[PreparedPrompt]:
-    settings = context.settings
-    prompts, report = read_prompts(context, "prompts", tokenizer)
-    for line in report.lines():
-        context.say(line)
-    lost = report.dropped.total() - report.dropped["the same prompt again"]
-    if not prompts or lost > settings.max_dropped_share * (lost + len(prompts)):
-        raise SourceError(
-            f"stage {context.name}: {lost} of {lost + len(prompts)} prompts were dropped "
-            f"({'; '.join(report.lines()[1:]) or 'the sources hold none'}); raise "
-            "max_prompt_tokens, set prefix_tokens, or name other sources"
-        )
-    return prompts
 
 
 def _end_ids(settings: PpoSettings, tokenizer: Any) -> list[int]:

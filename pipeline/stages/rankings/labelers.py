@@ -9,11 +9,12 @@ rank through a label service fit behind the same two members.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from data.records import Prompt, Ranking, prompt_hash
+from data.records import Prompt, Ranking, dense_ranks, prompt_hash
+from reward.scorer import Facts, Scorer, scores_of
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,24 @@ class GoldLabeler:
             )
             for item in items
         ]
+
+
+class RewardLabeler:
+    """Rewards, added up: the higher the score of a completion, the better its rank."""
+
+    name = "reward"
+
+    def __init__(self, scorer: Scorer, tokens: Callable[[Unranked], list[int]]) -> None:
+        self.scorer, self.tokens = scorer, tokens
+
+    def rank(self, items: Sequence[Unranked]) -> list[list[int]]:
+        """Return dense ranks for the completions of each item."""
+        texts = [text for item in items for text in item.completions]
+        facts = Facts(
+            rows=[item.meta for item in items for _ in item.completions],
+            tokens=[count for item in items for count in self.tokens(item)],
+            ended=[ended for item in items for ended in item.ended],
+        )
+        asked = [item.prompt for item in items for _ in item.completions]
+        scores = iter(scores_of(self.scorer, asked, texts, facts))
+        return [dense_ranks([-next(scores) for _ in item.completions]) for item in items]

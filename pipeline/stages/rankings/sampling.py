@@ -21,6 +21,7 @@ import torch
 from data.errors import Interrupted, SourceError
 from data.json_lines import append_json_lines, read_json_lines
 from data.records import PromptRow, Ranking, prompt_hash, to_json, to_prompt, to_ranking
+from data.text.chat import response_ids
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, RANKINGS
@@ -36,8 +37,9 @@ from pipeline.models.load import (
 )
 from pipeline.models.seq2seq import asked_ids, has_room, is_encoder_decoder
 from pipeline.models.unused_ids import leave_out_unused
-from pipeline.stages.rankings.labelers import GoldLabeler, Labeler, Unranked
+from pipeline.stages.rankings.labelers import GoldLabeler, Labeler, RewardLabeler, Unranked
 from pipeline.stages.rankings.settings import CHUNK
+from pipeline.stages.reward_terms import load_judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,20 +70,33 @@ def sample_and_rank(context: StageContext[RankingsSettings]) -> dict[str, Any]:
     Raises:
         Interrupted: a signal asked to stop; finished chunks are kept.
     """
-    settings, path = context.settings, context.folder / FILE
-    labeler: Labeler = GoldLabeler(
-        world_seed=settings.prompts[0].world_seed, noise=settings.noise, seed=context.seed
-    )
+    path = context.folder / FILE
+    sampler = make_sampler(context)
+    labeler = _labeler(context, sampler)
 
     def ranked(items: list[Unranked]) -> Iterator[dict[str, Any]]:
         for item, ranks in zip(items, labeler.rank(items), strict=True):
             yield to_json(item.ranked(ranks, labeler.name))
 
-    sampler = make_sampler(context)
     sample(context, sampler, path, ranked)
     metrics = summarise(read_rankings(path))
     require_prompts(context, metrics["n_prompts"])
     return {**metrics, **sampling_metrics(sampler.counts)}
+
+
+def _labeler(context: StageContext[RankingsSettings], sampler: Sampler) -> Labeler:
+    settings = context.settings
+    if settings.reward is None:
+        world_seed = settings.prompts[0].world_seed
+        return GoldLabeler(world_seed=world_seed, noise=settings.noise, seed=context.seed)
+
+    def tokens(item: Unranked) -> list[int]:
+        ends = zip(item.completions, item.ended, strict=True)
+        return [len(response_ids(sampler.tokenizer, text)) + ended for text, ended in ends]
+
+    asked = next(context.read("prompts", settings.prompts, to_prompt, wanted=PROMPTS)).prompt
+    judge = load_judge(context, settings.reward, prompt=asked, batch_size=settings.batch_size)
+    return RewardLabeler(judge, tokens)
 
 
 def sample(

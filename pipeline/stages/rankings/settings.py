@@ -20,6 +20,7 @@ from pipeline.contract.settings import (
 )
 from pipeline.contract.tool_settings import CallsTools
 from pipeline.stages.rankings.people_settings import PeopleSettings
+from pipeline.stages.reward_terms import Reward, RewardTerm, require_steady, reward_terms
 
 MOST_COMPLETIONS = 9
 """Completions that a person can keep apart; InstructGPT: 4 to 9."""
@@ -34,8 +35,13 @@ class RankingsSettings(StageSettings, CallsTools):
 
     kind: Literal["rankings"] = "rankings"
     """Kind of stage."""
-    labeler: Literal["gold", "people", "file"] = "gold"
-    """Who ranks: the embedded world's annotator, people, or nobody, `rankings` holding ranks."""
+    labeler: Literal["gold", "people", "file", "reward"] = "gold"
+    """Who ranks: the embedded world's annotator, people, nobody, `rankings` holding ranks, or a
+    reward model or other rewards, of whose best an sft stage learns (best of n)."""
+    reward: Annotated[Reward | None, Ref("reward")] = Field(
+        None, exclude_if=lambda given: given is None
+    )
+    """With `labeler: reward`: a reward model, or a list of rewards as PPO takes, added up."""
     model: Annotated[str | None, Ref("policy")] = None
     """Checkpoint that answers the prompts."""
     prompts: tuple[SourceSettings, ...] = ()
@@ -71,6 +77,13 @@ class RankingsSettings(StageSettings, CallsTools):
     def _fits_the_labeler(self) -> RankingsSettings:
         if self.people is not None and self.labeler != "people":
             raise ValueError(f"`people` is for labeler: people, this is labeler: {self.labeler}")
+        if (self.labeler == "reward") != bool(self.reward):
+            raise ValueError(
+                "labeler: reward ranks by `reward`; name one"
+                if self.labeler == "reward"
+                else f"`reward` is for labeler: reward, this is labeler: {self.labeler}"
+            )
+        require_steady(self.terms)
         sampled = {"model": self.model, "prompts": self.prompts}
         if self.labeler == "file":
             unused = [name for name, value in sampled.items() if value]
@@ -110,6 +123,11 @@ class RankingsSettings(StageSettings, CallsTools):
             raise ValueError(
                 f"people.needed asks for {asked.needed:g} tasks, limit makes {self.limit} at most"
             )
+
+    @property
+    def terms(self) -> dict[str, RewardTerm]:
+        """The rewards that rank, by the path of what they come from."""
+        return {} if self.reward is None else reward_terms(self.reward)
 
     @property
     def asked(self) -> PeopleSettings:

@@ -5,7 +5,9 @@ pairs of a ranking learnt together. Kept as ranks with ties, never as pairs.
 
 `labeler: gold` samples the completions from `model` and has them ranked by the embedded world's
 annotator; `labeler: people` samples them into `tasks.jsonl` and waits until people have ranked them
-(`rlhf label serve RUN`); `labeler: file` takes rankings or pairs that exist.
+(`rlhf label serve RUN`); `labeler: reward` has them ranked by a reward model or other rewards, so
+that an sft stage that learns `{stage: NAME}` imitates the best of them: rejection sampling, or best
+of n (Nakano et al. 2021; Touvron et al. 2023); `labeler: file` takes rankings or pairs that exist.
 
 Completions of a prompt that read the same are kept once; a prompt with fewer than two is dropped.
 Both are counted. `ended` tells of each completion whether it ended by itself: one that was cut off
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 from pipeline.contract.kind import StageKind
 from pipeline.stages.checks import require_prompts, require_rankings
 from pipeline.stages.rankings.settings import RankingsSettings
+from pipeline.stages.reward_terms import check_rewards
 
 if TYPE_CHECKING:
     from pipeline.contract.context import StageContext
@@ -44,6 +47,7 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     why = "completions are sampled from a language model that writes"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
     require_prompts(hand, settings.prompts)
+    check_rewards(settings.terms, hand)
     if settings.labeler == "people":
         settings.asked.read_guidelines()
         for reference in settings.asked.scored_by:
@@ -68,7 +72,7 @@ KIND = StageKind(
     settings=RankingsSettings,
     run=run,
     check=check,
-    provides=frozenset({"rankings"}),
+    provides=frozenset({"rankings", "rows"}),
     main_metric="n_pairs",
     version=1,
     trains=False,

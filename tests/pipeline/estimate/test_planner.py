@@ -109,6 +109,29 @@ def test_preferences_are_learned_beside_a_reference(tmp_path: Path, large: str) 
     assert kto.parts[1].flops == pytest.approx(2 * kto.parts[2].flops)
 
 
+def test_groups_are_sampled_scored_and_learned(tmp_path: Path, large: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i:0>400}"}) + "\n" for i in range(40)))
+    given = {
+        "policy": large, "reward": [{"rule": "repetition"}], "prompts": [{"path": str(path)}],
+        "episodes": 640, "batch_size": 64, "group_size": 8, "max_new_tokens": 50,
+    }  # fmt: skip
+    grpo, rloo, free = (
+        only(planned(tmp_path, {"made": {"kind": kind, **given, **more}}))
+        for kind, more in (("grpo", {}), ("rloo", {}), ("grpo", {"kl_coefficient": 0}))
+    )
+    assert grpo.steps == rloo.steps == 10
+    assert grpo.parameters == {"policy": 6_738_415_616, "reference": 6_738_415_616}
+    assert free.parameters == {"policy": 6_738_415_616}
+    looked = [[part.name for part in cost.parts] for cost in (grpo, rloo, free)]
+    assert looked[0] == ["sampling", "log-probabilities", "training the policy"]
+    assert looked[1] == ["sampling", *["log-probabilities"] * 2, "training the policy"]
+    assert looked[2] == ["sampling", "training the policy"]
+    assert 150 <= grpo.parts[-1].tokens / 640 <= 160
+    assert grpo.parts[-1].flops == pytest.approx(3 * grpo.parts[1].flops, rel=0.05)
+    assert {"KV cache", "Adam"} <= grpo.phases[0].components.keys()
+
+
 def test_held_out_rows_are_those_of_their_sources(tmp_path: Path, large: str, rows: str) -> None:
     apart = [{"path": rows, "limit": 50}]
     cost = only(planned(tmp_path, {"sft": sft(large, rows, heldout=apart, candidates=1)}))

@@ -63,8 +63,8 @@ RESULT: dict[str, str] = {
         "trust_remote_code"
     ),
     "RankingsSettings": (
-        "kind seed labeler model prompts rankings people limit completions noise max_new_tokens "
-        "temperature top_k top_p bf16 trust_remote_code"
+        "kind seed labeler reward model prompts rankings people limit completions noise "
+        "max_new_tokens temperature top_k top_p bf16 trust_remote_code"
     ),
     "PeopleSettings": (
         "mode strategy scored_by overlap annotators_per_task gold gold_share "
@@ -108,6 +108,19 @@ RESULT: dict[str, str] = {
         "value trunk lora value_start prompts evaluation_prompts "
         "evaluation_reward evaluation_gold max_prompt_tokens end_tokens prefix_tokens "
         "pretraining pretraining_sources pretraining_row_tokens trust_remote_code"
+    ),
+    "GrpoSettings": (
+        "kind seed policy tokenizer reference reward prompts max_prompt_tokens prefix_tokens "
+        "group_size batch_size episodes max_new_tokens temperature kl_coefficient clip loss "
+        "scale_rewards end_rule end_penalty score_clip normalize_scores learning_rate schedule "
+        "final_share warmup_share weight_decay betas epsilon max_gradient_norm bf16 "
+        "trust_remote_code"
+    ),
+    "RlooSettings": (
+        "kind seed policy tokenizer reference reward prompts max_prompt_tokens prefix_tokens "
+        "group_size batch_size episodes max_new_tokens temperature kl_coefficient clip "
+        "end_rule end_penalty score_clip normalize_scores learning_rate schedule final_share "
+        "warmup_share weight_decay betas epsilon max_gradient_norm bf16 trust_remote_code"
     ),
     "AdaptiveKl": ("target horizon"),
     "RolloutSettings": ("engine"),
@@ -178,6 +191,14 @@ SAME: dict[str, str] = {
         "micro_batch_size tokens_per_micro_batch generation_batch_size compile "
         "gradient_checkpointing save_every sample_every sample_count evaluate_every "
         "doctor max_dropped_share tools"
+    ),
+    "GrpoSettings": (
+        "max_dropped_share micro_batch_size generation_batch_size gradient_checkpointing "
+        "save_every sample_every sample_count doctor"
+    ),
+    "RlooSettings": (
+        "max_dropped_share micro_batch_size generation_batch_size gradient_checkpointing "
+        "save_every sample_every sample_count doctor"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
     "EvaluateSettings": (

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.stages.dpo import stage as dpo
+from pipeline.stages.dpo.settings import DpoSettings
+from pipeline.stages.grpo import stage as grpo
+from pipeline.stages.grpo.settings import GrpoSettings
 from pipeline.stages.ppo import stage as ppo
 from pipeline.stages.pretrain import stage as pretrain
 from pipeline.stages.pretrain.settings import PretrainSettings
@@ -99,6 +103,28 @@ def test_by_the_reward_model(
     )  # fmt: skip
     context = make_context(settings, {"model": source})
     assert reward.run(context)["n_truncated"] > 0
+    assert left(context.folder / "model") == untouched(source)
+
+
+def test_by_dpo(untouched: Any, make_context: Any, source: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i}", "chosen": "good", "rejected": "bad"} for i in range(5)]
+    pairs = write(tmp_path / "pairs.jsonl", rows)
+    context = make_context(
+        DpoSettings(model=str(source), train=pairs, heldout_share=0, batch_size=8),
+        {"model": source},
+    )
+    dpo.run(context)
+    assert left(context.folder / "model") == untouched(source)
+
+
+def test_by_grpo(untouched: Any, make_context: Any, source: Path, tmp_path: Path) -> None:
+    settings = GrpoSettings(
+        policy=str(source), prompts=write(tmp_path / "prompts.jsonl", [{"prompt": "say 1"}]),
+        reward=[{"rule": "repetition"}], max_prompt_tokens=20, max_new_tokens=3, group_size=2,
+        batch_size=4, episodes=4,
+    )  # fmt: skip
+    context = make_context(settings, {"policy": source})
+    grpo.run(context)
     assert left(context.folder / "model") == untouched(source)
 
 
