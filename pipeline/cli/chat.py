@@ -269,6 +269,7 @@ class Session:
     def _stream(self, chat_model: ChatModel, ids: list[int]) -> str:
         """Print a reply as it is sampled and return it; Ctrl-C stops it."""
         from pipeline.generation.generate import stream
+        from pipeline.generation.tools.template_form import TemplateForm
 
         tokens = stream(
             chat_model.model,
@@ -279,10 +280,12 @@ class Session:
             tools=chat_model.toolbox,
             say=self._say,
         )
-        reply = ""
+        box = chat_model.toolbox
+        reply, turns = "", box is not None and isinstance(box.form, TemplateForm)
         try:
             for piece, own in _pieces(chat_model.tokenizer, tokens):
-                reply += piece
+                # As turns of its own a call is no part of the answer.
+                reply = "" if turns and not own else reply + piece
                 text = _printable(piece)
                 self.output.write(text if own or not self.output.isatty() else _DIM.format(text))
                 self.output.flush()

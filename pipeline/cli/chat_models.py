@@ -62,6 +62,8 @@ class ChatModel:
         from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
 
         paired = is_encoder_decoder(self.model)
+        if self.toolbox is not None:
+            prompt = self.toolbox.form.told(prompt)
         ids = asked_ids(self.tokenizer, prompt, encoder_decoder=paired)
         if isinstance(prompt, str) and not paired and ids[0] not in self.tokenizer.all_special_ids:
             return document_end_ids(self.tokenizer) + ids

@@ -62,6 +62,13 @@ CorpusOption = Annotated[
         help="What the tool search looks up: a file, a folder or world:PART; repeatable.",
     ),
 ]
+ToolFormOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="inline|template",
+        help="How calls are written: <<1+1=2>>, or as the checkpoint's chat template has them.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the recipe.")]
 
 
@@ -104,22 +111,27 @@ def reading_of(
     return ReadingSettings(corpus=tuple(map(source_of, corpus)), **asked)
 
 
-def tools_of(names: str | None, corpus: list[str] | None) -> Any:
-    """Return the tools that a line of names and a corpus of search stand for, as settings.
+def tools_of(names: str | None, corpus: list[str] | None, form: str | None = None) -> Any:
+    """Return the tools that a line of names, a corpus of search and a form stand for, as settings.
 
     Raises:
-        UsageError: there is a corpus and no search.
+        UsageError: there is a corpus and no search, or a form and no tool.
     """
     from data.errors import UsageError
     from pipeline.contract.tool_settings import SEARCH
 
-    if not corpus:
-        return names
     use = [name for each in (names or "").split(",") if (name := each.strip())]
-    if SEARCH not in use:
-        raise UsageError("--corpus is for the tool search; name it in --tools")
-    use.remove(SEARCH)
-    return {"search": {"corpus": list(map(source_of, corpus))}, **({"use": use} if use else {})}
+    given: dict[str, Any] = {}
+    if form is not None:
+        if not use:
+            raise UsageError("--tool-form is for tools; name them in --tools")
+        given["form"] = form
+    if corpus:
+        if SEARCH not in use:
+            raise UsageError("--corpus is for the tool search; name it in --tools")
+        use.remove(SEARCH)
+        given["search"] = {"corpus": list(map(source_of, corpus))}
+    return {**given, **({"use": use} if use else {})} if given else names
 
 
 def command_line(command: str, argument: Path, options: Mapping[str, object]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -35,6 +35,11 @@ class ToolsSettings(Settings):
     # Left out where it is not given: runs from before there was such a setting go on.
     search: SearchSettings | None = Field(None, exclude_if=lambda given: given is None)
     """The tool `search`, which looks up a corpus, such as {corpus: [{world: corpus}]}."""
+    form: Literal["inline", "template"] = Field(
+        "inline", exclude_if=lambda given: given == "inline"
+    )
+    """How calls are written: `<<48/2=24>>`, or as the checkpoint's chat template writes them, which
+    tells of the tools, too."""
     max_calls: PositiveInt = 8
     """Most calls of a response; those after them are text."""
     max_characters: Annotated[int, Field(ge=20)] = 500
@@ -62,6 +67,20 @@ class ToolsSettings(Settings):
     def names(self) -> list[str]:
         """The names of the tools."""
         return [choice.name for choice in self.use] + ([SEARCH] if self.search else [])
+
+
+def inline_alone(tools: ToolsSettings | None) -> ToolsSettings | None:
+    """Refuse calls in the form of a chat template where calls stand in texts.
+
+    Raises:
+        ValueError: they are in that form.
+    """
+    if tools is not None and tools.form != "inline":
+        raise ValueError(
+            "calls in the form of a chat template are turns of a chat, whose results are learned "
+            "nowhere: leave out `form`"
+        )
+    return tools
 
 
 class CallsTools(Settings):

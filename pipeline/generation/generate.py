@@ -18,7 +18,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
+from itertools import compress, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -85,6 +86,8 @@ class Sample:
         own: whether each token is the model's own; one that a tool's result put there has a
             log-probability of 0. None where all are the model's.
         calls: the calls of tools, in order.
+        given: what each stretch of tokens that is not the model's own is in the response's text;
+            none where that is their own text.
     """
 
     token_ids: list[int]
@@ -92,6 +95,7 @@ class Sample:
     logprobs: list[float]
     own: list[bool] | None = None
     calls: tuple[Call, ...] = ()
+    given: tuple[str, ...] = ()
 
     @property
     def own_ids(self) -> list[int]:
@@ -164,13 +168,15 @@ def generate(
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps, fp32=wide):
             _finish(decoder, advance)
-    by_place = dict(zip(order, map(_sample, decoder.responses, calling.calls), strict=True))
+    samples = map(_sample, decoder.responses, calling.calls, calling.texts)
+    by_place = dict(zip(order, samples, strict=True))
     return [sample for _, sample in sorted(by_place.items())]
 
 
-def _sample(response: Response, calls: Sequence[Call]) -> Sample:
+def _sample(response: Response, calls: Sequence[Call], given: Sequence[str]) -> Sample:
     own = None if all(response.own) else response.own
-    return Sample(response.token_ids, response.ended, response.logprobs, own, tuple(calls))
+    ids, ended, logprobs = response.token_ids, response.ended, response.logprobs
+    return Sample(ids, ended, logprobs, own, tuple(calls), tuple(given))
 
 
 def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:
@@ -246,7 +252,17 @@ def response_text(
     # so reward models read it.
     if isinstance(prompt, str) and not encoder_decoder:
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
+    if sample.given:
+        return "\n".join(filter(None, _stretches(tokenizer, sample)))
     return continuation_text(tokenizer, [], sample.token_ids).strip()
+
+
+def _stretches(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Iterator[str]:
+    """Yield what a model wrote in each of its turns, and what tools gave between them."""
+    given = iter(sample.given)
+    for own, run in groupby(zip(sample.token_ids, sample.own or [], strict=True), itemgetter(1)):
+        ids = [token for token, _ in run]
+        yield continuation_text(tokenizer, [], ids).strip() if own else next(given)
 
 
 def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -20,11 +20,14 @@ from data.records import (
 )
 from data.text.prompt_notes import PromptNotes
 from data.words import counted
+from pipeline.generation.tools.toolbox import told
 from pipeline.models.seq2seq import asked_ids
 from pipeline.rl.processes import derived_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pipeline.contract.tool_settings import ToolsSettings
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def prepare_prompts(
     prefix_tokens: int | None,
     report: PromptReport,
     encoder_decoder: bool = False,
+    tools: ToolsSettings | None = None,
 ) -> list[PreparedPrompt]:
     """Make records into prompts, each distinct one once.
 
@@ -74,6 +78,7 @@ def prepare_prompts(
             documents with fewer tokens are dropped. None drops all documents.
         report: filled in.
         encoder_decoder: whether the policy is one.
+        tools: what responses may call.
     """
     prepared, seen = [], set()
     for record in records:
@@ -85,7 +90,8 @@ def prepare_prompts(
             report.dropped["a document shorter than prefix_tokens, or no prefix_tokens"] += 1
             continue
         try:
-            ids = list(asked_ids(tokenizer, row.prompt, encoder_decoder=encoder_decoder))
+            asked = told(tools, row.prompt)
+            ids = list(asked_ids(tokenizer, asked, encoder_decoder=encoder_decoder))
         except ControlTokenError as error:
             report.dropped[str(error)] += 1
             continue

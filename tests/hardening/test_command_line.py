@@ -276,6 +276,8 @@ EVALUATE = ["eval", "run/sft", "--prompts", "world:eval_prompts", "--limit", "2"
         (["--temperature", "nan"], "temperature"),
         (["--passages", "2"], "--passages is for --retrieve"),
         (["--corpus", "long.txt"], "--corpus is for the tool search; name it in --tools"),
+        (["--tool-form", "template"], "--tool-form is for tools; name them in --tools"),
+        (["--tools", "calculator", "--tool-form", "json"], "'inline' or 'template'"),
         (["--tools", "search"], "tool 'search' needs a corpus: "),
         (["--tools", "search", "--corpus", "empty.txt"], "empty.txt: it is empty"),
         (["--tools", "search", "--corpus", "signs.txt"], "holds no words"),

@@ -72,7 +72,8 @@ class Subject:
             for role, text in zip(("user", "assistant"), turn, strict=True)
             if text is not None
         ]
-        return asked_ids(self.tokenizer, messages, encoder_decoder=paired)
+        prompt = messages if self.tools is None else self.tools.form.told(messages)
+        return asked_ids(self.tokenizer, prompt, encoder_decoder=paired)
 
     def pairs(
         self,

@@ -13,7 +13,7 @@ from data.records import Prompt, PromptRow
 from pipeline.evaluation.benchmarks.settings import TaskSettings
 from pipeline.evaluation.judge.figures import RESAMPLES
 from pipeline.evaluation.judge.sampling import Decoding
-from pipeline.generation.tools.toolbox import ToolBox, toolbox, tools_content
+from pipeline.generation.tools.toolbox import ToolBox, told, toolbox, tools_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,11 +109,11 @@ class Plan:
         self, name: str, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Prompt], list[list[Hit]] | None]:
         """Return the prompts as a checkpoint is given them, and the passages in front of each."""
-        prompts = [row.prompt for row in self.prompts]
+        prompts, tools = [row.prompt for row in self.prompts], self.decodings[name].tools
         if self.retriever is None or name not in self.readers:
-            return prompts, None
+            return [told(tools, prompt) for prompt in prompts], None
         read = [self.retriever.read(prompt, tokenizer) for prompt in prompts]
-        return [prompt for prompt, _ in read], [found for _, found in read]
+        return [told(tools, prompt) for prompt, _ in read], [found for _, found in read]
 
     @property
     def max_new_tokens(self) -> int:
@@ -134,7 +134,13 @@ class Plan:
 
     def toolbox(self, name: str, tokenizer: PreTrainedTokenizerBase) -> ToolBox | None:
         """Return what a checkpoint's responses may call."""
-        return toolbox(self.decodings[name].tools, tokenizer)
+        tools = self.decodings[name].tools
+        if tools is not None and tools.form == "template" and name in self.plain:
+            raise UsageError(
+                f"{name} is asked in plain text, and its chat template tells of tools with "
+                "`form: template`; take it out of `plain`, or set `form: inline` of its tools"
+            )
+        return toolbox(tools, tokenizer)
 
     def tools_content(self, name: str) -> list[Any]:
         """Return what the results of a checkpoint's tools follow from; nothing without tools."""

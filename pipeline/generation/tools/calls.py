@@ -14,6 +14,8 @@ from data.text.inline_calls import CLOSES, GIVES, open_call, tool_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from data.records import Prompt
+
 REACH = 256
 """Tokens that are looked at for the opening of an inline call; a longer one is text."""
 _KEPT = 2**12
@@ -21,10 +23,14 @@ _KEPT = 2**12
 
 
 class Asked(NamedTuple):
-    """A call as it is written: its tool's name, and arguments by name, or in order."""
+    """A call as it is written: its tool's name, and arguments by name, or in order.
+
+    One that can't be read has a `problem`, which is its result.
+    """
 
     name: str
     arguments: Mapping[str, Any] | list[str]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Call:
 class Form(Protocol):
     """How calls and results are written."""
 
+    def told(self, prompt: Prompt) -> Prompt:
+        """Return a prompt as it tells of the tools."""
+        ...
+
     def asked(self, ids: Sequence[int], begin: int, *, ended: bool) -> list[Asked]:
         """Return the calls that the last token completes.
 
@@ -69,6 +79,10 @@ class Form(Protocol):
         Raises:
             ControlTokenError: a result spells a control token that can't be kept as text.
         """
+        ...
+
+    def text(self, calls: Sequence[Call]) -> str | None:
+        """Return what stands for these tokens in the response's text; None for their own text."""
         ...
 
 
@@ -101,6 +115,10 @@ class InlineForm:
         # Encoding behind another text takes longer than most tools.
         self.encoded = lru_cache(_KEPT)(partial(result_ids, tokenizer))
 
+    def told(self, prompt: Prompt) -> Prompt:
+        """Return the prompt as it is: a model has learned of the tools, or reads of them in it."""
+        return prompt
+
     def asked(self, ids: Sequence[int], begin: int, *, ended: bool) -> list[Asked]:
         """Return the call that the last token completes."""
         if ended or not self.gives(ids[-1]):
@@ -118,6 +136,10 @@ class InlineForm:
         """Return the tokens of a result and of what closes the call."""
         (call,) = calls
         return self.encoded(call.result + CLOSES)
+
+    def text(self, calls: Sequence[Call]) -> str | None:
+        """Return None: the tokens are text of the response."""
+        return None
 
 
 def _shows(tokenizer: PreTrainedTokenizerBase, text: str) -> Callable[[int], bool]:

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pipeline.generation.tools.builtin  # noqa: F401  (registers them)
 from data.errors import ControlTokenError, RecipeError, in_words
@@ -22,11 +22,13 @@ from data.sources.source import Source
 from pipeline.contract.tool_settings import SEARCH
 from pipeline.generation.tools.calls import Asked, Call, Form, InlineForm
 from pipeline.generation.tools.registry import TOOLS, ToolError, ToolSpec
-from pipeline.generation.tools.search import search_tool
+from pipeline.generation.tools.search import SPEC, search_tool
+from pipeline.generation.tools.template_form import TemplateForm, tell_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from data.records import Prompt
     from pipeline.contract.tool_settings import ToolsSettings
 
 ERROR = "error: "
@@ -110,6 +112,7 @@ class ToolBox:
         max_calls: int = 8,
         max_characters: int = 500,
         max_seconds: float = 10.0,
+        form: Literal["inline", "template"] = "inline",
     ) -> None:
         """Hold tools.
 
@@ -119,9 +122,17 @@ class ToolBox:
             max_calls: of a response; those after them are text.
             max_characters: of a result; what is more is cut off.
             max_seconds: of a call.
+            form: how calls are written.
+
+        Raises:
+            ModelError: the chat template writes no calls that can be read.
         """
         self.tools = {spec.name: spec for spec in tools}
-        self.form: Form = InlineForm(tokenizer, self.tools)
+        self.form: Form = (
+            InlineForm(tokenizer, self.tools)
+            if form == "inline"
+            else TemplateForm(tokenizer, [spec.schema for spec in tools])
+        )
         self.max_calls, self.max_characters = max_calls, max_characters
         self.max_seconds = max_seconds
 
@@ -148,12 +159,15 @@ class ToolBox:
             max_calls=settings.max_calls,
             max_characters=settings.max_characters,
             max_seconds=settings.max_seconds,
+            form=settings.form,
         )
 
     def call(self, asked: Asked) -> Call:
         """Return a call with its result, whatever comes of it."""
         arguments = asked.arguments
         try:
+            if asked.problem:
+                raise ToolError(asked.problem)
             if asked.name not in self.tools:
                 known = ", ".join(self.tools)
                 raise ToolError(f"no tool is called {asked.name!r:.40}; known: {known}")
@@ -184,6 +198,19 @@ def toolbox(
     return None if settings is None else ToolBox.of(settings, tokenizer, say)
 
 
+def told(settings: ToolsSettings | None, prompt: Prompt) -> Prompt:
+    """Return a prompt as it tells of the tools that settings name.
+
+    Raises:
+        UsageError: it is plain text, and a chat template tells of them.
+    """
+    if settings is None or settings.form == "inline":
+        return prompt
+    named = [find_tool(choice.name, **choice.options) for choice in settings.use]
+    specs = [*named, *([SPEC] if settings.search else [])]
+    return tell_tools(prompt, [spec.schema for spec in specs])
+
+
 def _named(spec: ToolSpec, arguments: list[str]) -> dict[str, Any]:
     """Return the arguments of an inline call by their names."""
     names = [*spec.parameters]
@@ -205,11 +232,14 @@ class Calling:
 
     Attributes:
         calls: those of each response.
+        texts: of each, what stands for the tokens that followed its calls, where that is another
+            text than theirs.
     """
 
     def __init__(self, box: ToolBox | None, count: int) -> None:
         self.box = box
         self.calls: list[list[Call]] = [[] for _ in range(count)]
+        self.texts: list[list[str]] = [[] for _ in range(count)]
         self.begins = [0] * count  # behind the last result of each
 
     def follow(self, place: int, ids: Sequence[int], ended: bool, room: int) -> list[int]:
@@ -238,6 +268,8 @@ class Calling:
             calls[-1] = replace(calls[-1], cut=True)
             follow = follow[:room]
         self.calls[place] += calls
+        text = box.form.text(calls)
+        self.texts[place] += [] if text is None else [text]
         self.begins[place] = len(ids) + len(follow)
         return follow
 

@@ -33,6 +33,7 @@ def read_prompts(
         prefix_tokens=settings.prefix_tokens,
         report=report,
         encoder_decoder=reads_apart(context),
+        tools=settings.tools,
     )
     return prompts, report
 

@@ -26,7 +26,7 @@ from data.text.prompt_notes import PromptNotes
 from data.words import counted
 from pipeline.contract.sources import PROMPTS, RANKINGS
 from pipeline.generation.generate import Sample, Sampling, generate, response_text
-from pipeline.generation.tools.toolbox import ToolBox, toolbox
+from pipeline.generation.tools.toolbox import ToolBox, told, toolbox
 from pipeline.models.load import (
     context_length,
     eos_ids,
@@ -248,8 +248,9 @@ def _prompts(
         chosen = drawn(chosen, settings.limit, context.seed)
     limit = context_length(sampler.model)
     paired = is_encoder_decoder(sampler.model)
+    asked = [(row, told(settings.tools, row.prompt)) for row in chosen]
     encoded = [
-        (row, asked_ids(sampler.tokenizer, row.prompt, encoder_decoder=paired)) for row in chosen
+        (row, asked_ids(sampler.tokenizer, prompt, encoder_decoder=paired)) for row, prompt in asked
     ]
     for line in PromptNotes.of(sampler.tokenizer, (row.prompt for row in chosen)).lines():
         context.say(line)

@@ -168,7 +168,7 @@ def _answer(
     import torch
 
     from pipeline.generation.generate import Sampling, generate, response_text
-    from pipeline.generation.tools.toolbox import toolbox
+    from pipeline.generation.tools.toolbox import told, toolbox
     from pipeline.models.load import eos_ids, load_policy, load_tokenizer, pick_device
     from pipeline.models.seq2seq import asked_ids, is_encoder_decoder
     from pipeline.models.unused_ids import leave_out_unused
@@ -178,7 +178,8 @@ def _answer(
     device = pick_device()
     model = leave_out_unused(load_policy(folder), tokenizer).to(device)
     paired = is_encoder_decoder(model)
-    encoded = [asked_ids(tokenizer, prompt, encoder_decoder=paired) for prompt in prompts]
+    asked = [told(settings.tools, prompt) for prompt in prompts]
+    encoded = [asked_ids(tokenizer, prompt, encoder_decoder=paired) for prompt in asked]
     samples = generate(
         model,
         encoded,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.contract.settings import (
     NonNegativeInt,
@@ -16,7 +16,7 @@ from pipeline.contract.settings import (
     Share,
     SourceSettings,
 )
-from pipeline.contract.tool_settings import CallsTools, ToolsSettings
+from pipeline.contract.tool_settings import CallsTools, ToolsSettings, inline_alone
 from pipeline.training.settings import TrainingSettings
 
 DropoutShare = Annotated[Number, Field(ge=0, lt=1)]
@@ -75,7 +75,9 @@ class SftSettings(TrainingSettings, CallsTools):
     save_every: Annotated[NonNegativeInt, SameResult()] = 200
     """Steps between two resume states; 0 saves at candidates and when told to stop."""
 
-    tools: Annotated[ToolsSettings | None, SameResult(where="calls_no_tools")] = None
+    tools: Annotated[
+        ToolsSettings | None, SameResult(where="calls_no_tools"), AfterValidator(inline_alone)
+    ] = None
     """Tools whose results in answers are not learned: sampling with them puts these there."""
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.contract.settings import (
     Number,
@@ -16,7 +16,7 @@ from pipeline.contract.settings import (
     SourceSettings,
     StageSettings,
 )
-from pipeline.contract.tool_settings import ToolChoice, ToolsSettings
+from pipeline.contract.tool_settings import ToolChoice, ToolsSettings, inline_alone
 
 CHUNK = 32
 """Texts that are annotated from one seed; another number gives other calls."""
@@ -35,7 +35,9 @@ class ToolAnnotateSettings(StageSettings):
     """Checkpoint of the same tokenizer that writes the calls; `model` when not given."""
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     """Sources of texts, or of conversations or pairs, whose last answers are annotated then."""
-    tools: ToolsSettings = ToolsSettings(use=(ToolChoice(name="calculator"),))
+    tools: Annotated[ToolsSettings, AfterValidator(inline_alone)] = ToolsSettings(
+        use=(ToolChoice(name="calculator"),)
+    )
     """Tools that are called."""
     prompt: str | None = None
     """Few-shot prompt before each text, which stands in it for `{text}`; a caller that has learned

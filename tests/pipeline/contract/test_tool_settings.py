@@ -65,6 +65,7 @@ def test_names_and_mappings_say_the_same() -> None:
         ([], "at least 1 item"),
         ({"max_calls": 3}, "no tool is named; name one in `use`, or a corpus in `search`"),
         ({"use": ["search"], "search": {"corpus": [{"world": "corpus"}]}}, "'search' is named tw"),
+        ({"use": ["calculator"], "form": "json"}, "'inline' or 'template'"),
         ({"search": {"corpus": []}}, "at least 1 item"),
         ({"search": {"passages": 2}}, "search.corpus"),
         ({"use": ["calculator"], "max_calls": 0}, "greater than 0"),

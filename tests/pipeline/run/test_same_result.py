@@ -149,7 +149,7 @@ RESULT: dict[str, str] = {
         "instruction direct_instruction"
     ),
     "LmEvalSettings": "kind name task folder shots draws limit chat",
-    "ToolsSettings": "use search max_calls max_characters max_seconds",
+    "ToolsSettings": "use search form max_calls max_characters max_seconds",
     "ToolChoice": "name options",
 }
 """Fields that change the result, by class of settings."""

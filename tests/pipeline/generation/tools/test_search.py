@@ -67,3 +67,5 @@ def test_a_command_line_names_its_corpus() -> None:
     assert made.names == ["calculator", "search"] and made.search
     assert made.search.corpus[0].world == "corpus" and made.search.passages == 1
     assert tools_of("calculator", None) == "calculator"
+    made = ToolsSettings.model_validate(tools_of("calculator", None, "template"))
+    assert made.names == ["calculator"] and made.form == "template"

@@ -176,6 +176,8 @@ def test_what_cannot_be_annotated_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=r"shows no text to annotate; write \{text\}"):
         settings(prompt="Put calls into this.")
+    with pytest.raises(ValidationError, match="leave out `form`"):
+        settings(tools={"use": ["calculator"], "form": "template"})
     with pytest.raises(ValidationError, match="tool 'calculator' is named twice"):
         settings(tools=["calculator", "calculator"])
     hand = HandOver("annotate", {}, lambda _: None)
