@@ -169,8 +169,7 @@ def generate(
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps, fp32=wide):
             _finish(decoder, advance)
     samples = map(_sample, decoder.responses, calling.calls, calling.texts)
-    by_place = dict(zip(order, samples, strict=True))
-    return [sample for _, sample in sorted(by_place.items())]
+    return [sample for _, sample in sorted(zip(order, samples, strict=True))]
 
 
 def _sample(response: Response, calls: Sequence[Call], given: Sequence[str]) -> Sample:
@@ -253,16 +252,17 @@ def response_text(
     if isinstance(prompt, str) and not encoder_decoder:
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
     if sample.given:
-        return "\n".join(filter(None, _stretches(tokenizer, sample)))
+        return turns_text(tokenizer, sample)
     return continuation_text(tokenizer, [], sample.token_ids).strip()
 
 
-def _stretches(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Iterator[str]:
-    """Yield what a model wrote in each of its turns, and what tools gave between them."""
-    given = iter(sample.given)
+def turns_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
+    """Return what a model wrote in each of its turns, and between them what its tools gave."""
+    given, texts = iter(sample.given), list[str]()
     for own, run in groupby(zip(sample.token_ids, sample.own or [], strict=True), itemgetter(1)):
         ids = [token for token, _ in run]
-        yield continuation_text(tokenizer, [], ids).strip() if own else next(given)
+        texts.append(continuation_text(tokenizer, [], ids).strip() if own else next(given))
+    return "\n".join(filter(None, texts))
 
 
 def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:

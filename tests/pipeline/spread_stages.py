@@ -35,6 +35,28 @@ COMPILED = {"compiled": ("pretrain", "reward", "ppo", *ADAPTERS), "compiled_fsdp
 """Stages with a setting `compile`, with whole and with sharded weights, by mode."""
 
 
+class Often:
+    """A form of calls that every second response makes with its second token, whatever it is."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def asked(self, ids: Any, begin: int, *, ended: bool) -> Any:
+        from pipeline.generation.tools.calls import Asked
+
+        calls = len(ids) == 2 and ids[0] % 2 and not ended
+        return [Asked("calculator", ["6*7"])] if calls else []
+
+    def clean(self, result: str) -> str:
+        return result
+
+    def answer(self, calls: Any) -> list[int]:
+        return [70, 71]
+
+    def text(self, calls: Any) -> None:
+        return None
+
+
 def settings_of(stage: str, inputs: Path) -> Any:
     """Return a stage's settings: gradient accumulation, uneven rows, uneven last batches."""
     from pipeline.stages.ppo.settings import PpoSettings
@@ -78,7 +100,7 @@ def settings_of(stage: str, inputs: Path) -> Any:
         # Tokens cut the episodes of two processes into unlike numbers of pieces.
         "ppo": {"value": "separate", "tokens_per_micro_batch": 60, **evaluated},
         # What is reused leaves the values to be computed alone, also where weights are sharded.
-        "shared": {"value": "shared", "reuse_logprobs": True},
+        "shared": {"value": "shared", "reuse_logprobs": True, "tools": ["calculator"]},
         "variant": {
             "value": "separate", "score_position": "past_last", "early_stop_kl": 9.0, "epochs": 2,
             "whiten_advantages": "minibatch", "gradient_checkpointing": True, "adaptive_kl": None,
@@ -86,7 +108,10 @@ def settings_of(stage: str, inputs: Path) -> Any:
             "max_new_tokens": 60, "end_tokens": tuple(ascii_letters + digits), "sample_count": 8,
         },
         "trunk": {"value": "shared", **trunk},
-        "read": {"value": "reward", "reuse_logprobs": True, **trunk, **evaluated},
+        "read": {
+            "value": "reward", "reuse_logprobs": True, **trunk, **evaluated,
+            "tools": ["calculator"],
+        },
     }  # fmt: skip
     model = str(inputs / "attached" / "model") if stage == "read" else reward
     common: dict[str, Any] = {
@@ -212,7 +237,10 @@ def main(folder: Path, modes: list[str]) -> None:
     from accelerate.utils import gather_object
     from torch._dynamo.utils import counters
 
+    from pipeline.generation.tools import toolbox
+
     datasets.disable_progress_bars()
+    toolbox.InlineForm = Often  # type: ignore[attr-defined]
     state = PartialState(cpu=True)
     rank, size = state.process_index, state.num_processes
     seen, more = watch_modules(), watch_pieces()

@@ -143,6 +143,13 @@ def test_a_state_goes_on_on_another_number_of_processes(runs: Path, mode: str, s
     require_same(runs / "alone-1" / stage, elsewhere)
 
 
+@pytest.mark.parametrize("stage", ["shared", "read"])
+def test_processes_count_the_calls_of_all(runs: Path, stage: str) -> None:
+    rows = rows_of(runs / "ddp-2" / stage)
+    calls = [row["objective/calls"] for row in rows if "objective/calls" in row]
+    assert len(calls) == 3 and all(0 < one < 1 for one in calls)
+
+
 def test_no_response_has_as_many_tokens_as_it_may_where_the_score_stands_past_the_last(
     runs: Path,
 ) -> None:

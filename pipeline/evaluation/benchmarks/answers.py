@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -12,7 +13,7 @@ from data.errors import UsageError
 from data.text.continuation import continuation_text
 from data.text.prompting import document_end_ids
 from pipeline.evaluation.benchmarks.asking import Subject
-from pipeline.generation.generate import Sampling, generate
+from pipeline.generation.generate import Sampling, generate, turns_text
 from pipeline.models.load import context_length, eos_ids
 from pipeline.models.seq2seq import has_room, is_encoder_decoder
 
@@ -23,11 +24,19 @@ GREEDY = 0.0
 
 
 class Answer(NamedTuple):
-    """What was written: its text without special tokens, its tokens, and whether it ended."""
+    """What was written.
+
+    Attributes:
+        text: without special tokens.
+        tokens: how many.
+        ended: whether it ended.
+        calls: those of tools; None where none may be called.
+    """
 
     text: str
     tokens: int
     ended: bool
+    calls: list[dict[str, Any]] | None = None
 
 
 def write_answers(
@@ -80,10 +89,14 @@ def write_answers(
         )
     answers, alone = [], alone or is_encoder_decoder(subject.model)
     for ids, sample in zip(prompts, samples, strict=True):
-        text = continuation_text(tokenizer, [] if alone else ids, sample.token_ids)
+        if sample.given:
+            text = turns_text(tokenizer, sample)
+        else:
+            text = continuation_text(tokenizer, [] if alone else ids, sample.token_ids)
         ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-        answers.append(Answer(text[: min(ends, default=len(text))], len(sample.token_ids),
-                              sample.ended))  # fmt: skip
+        text = text[: min(ends, default=len(text))]
+        calls = None if subject.tools is None else [*map(asdict, sample.calls)]
+        answers.append(Answer(text, len(sample.token_ids), sample.ended, calls))
     return answers
 
 

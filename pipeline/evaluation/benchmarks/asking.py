@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.records import Message
+from data.records import Message, Prompt
 from data.text.chat import render_input, response_ids
 from data.text.prompting import QUESTIONS, Example, Form, few_shot_prompt, plain_ids
 from pipeline.contract.console import Progress
@@ -72,8 +72,11 @@ class Subject:
             for role, text in zip(("user", "assistant"), turn, strict=True)
             if text is not None
         ]
-        prompt = messages if self.tools is None else self.tools.form.told(messages)
-        return asked_ids(self.tokenizer, prompt, encoder_decoder=paired)
+        return asked_ids(self.tokenizer, self.told(messages), encoder_decoder=paired)
+
+    def told(self, prompt: Prompt) -> Prompt:
+        """Return a prompt as it tells of the tools."""
+        return prompt if self.tools is None else self.tools.form.told(prompt)
 
     def pairs(
         self,

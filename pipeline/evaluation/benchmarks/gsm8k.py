@@ -129,6 +129,7 @@ def _answered(
         kept.append({
             "responses": texts,
             "ended": [each.ended for each in written],
+            **({} if subject.tools is None else {"calls": [each.calls for each in written]}),
             "readings": {name: found[name] for name in read},
             **({"slips": [slips(text) for text in texts]} if marked else {}),
             "first_tokens": subject.opening(prompt),

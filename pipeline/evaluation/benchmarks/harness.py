@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from data.errors import UsageError
+from data.records import Message, template_input
 from data.text.chat import front_ids
 from pipeline.evaluation.benchmarks.answers import write_answers
 from pipeline.evaluation.benchmarks.asking import Subject
@@ -47,6 +48,8 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
                 "an encoder-decoder; leave them out, or name another checkpoint"
             )
         self.subject, self.label, self.tokenizer = subject, label, subject.tokenizer
+        self.calls: dict[str, list[list[dict[str, Any]]]] = {}
+        """Of the responses to each context."""
         self.front = front_ids(subject.tokenizer)
         self.longest = context_length(subject.model) or _LONGEST
         # A context comes with each of its continuations.
@@ -82,9 +85,12 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Return a chat as the template's text; without a new turn its last one is gone on with."""
+        told = self.subject.told(cast(list[Message], chat_history))
+        turns, tools = template_input(cast(list[Message], told))
         return str(
             self.tokenizer.apply_chat_template(
-                chat_history,
+                turns,
+                tools=tools,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
@@ -150,6 +156,7 @@ class LiveModel(TemplateLM):  # type: ignore[misc]
             )  # fmt: skip
             for place, answer in zip(places, answers, strict=True):
                 texts[place] = answer.text
+                self.calls.setdefault(requests[place].args[0], []).append(answer.calls or [])
         return texts
 
     def _asked_for(self, given: dict[str, Any]) -> tuple[Sampling, list[str]]:

@@ -67,8 +67,9 @@ def ask(task: LmEvalSettings, prepared: Mapping[str, Any], subject: Subject) -> 
 
     from pipeline.evaluation.benchmarks.harness import LiveModel
 
-    model = LiveModel(subject, task.called)
+    model, tools = LiveModel(subject, task.called), subject.tools
     for draw in range(task.draws):
+        model.calls.clear()
         for one in prepared.values():
             if task.shots is not None:
                 one.set_config(key="num_fewshot", value=task.shots)
@@ -95,6 +96,7 @@ def ask(task: LmEvalSettings, prepared: Mapping[str, Any], subject: Subject) -> 
                 yield {
                     **({} if len(prepared) == 1 else {"task": f"{task.called}:{name}"}),
                     **_row(one, sample, draw),
+                    **({"calls": model.calls.get(sample["arguments"][0][0], [])} if tools else {}),
                     "first_tokens": subject.opening(model.tok_encode(sample["arguments"][0][0])),
                 }
 

@@ -52,7 +52,10 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
     from data.world.annotator import GoldAnnotator
 
     annotator = GoldAnnotator(task.world_seed)
-    prompts = [prompt_ids(subject.tokenizer, row.prompt, plain=subject.plain) for row in prepared]
+    prompts = [
+        prompt_ids(subject.tokenizer, subject.told(row.prompt), plain=subject.plain)
+        for row in prepared
+    ]
     sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=GREEDY)
     answers = write_answers(subject, prompts, sampling=sampling, label=task.called)
     likely = _likelihoods(task, prepared, subject)
@@ -64,6 +67,7 @@ def ask(task: WorldFactsSettings, prepared: list[PromptRow], subject: Subject) -
             "question": plain_prompt(row.prompt).strip(),
             "about": row.meta["kind"],
             "response": answer.text.strip(),
+            **({} if answer.calls is None else {"calls": answer.calls}),
             "assessment": asdict(annotator.assess(row.prompt, answer.text.strip())),
             "first_tokens": subject.opening(ids),
             **({LIKELIHOOD: likely[index]} if index in likely else {}),

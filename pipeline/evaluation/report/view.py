@@ -22,6 +22,8 @@ FIGURES = (
     ("KL to the reference", "kl_to_reference", "number", "nats a response, on own samples"),
     ("Response length", "mean_length", "short", "tokens"),
     ("Ends by itself", "ended_share", "percent", "responses with an end of sequence"),
+    ("Calls of tools", "calls_per_response", "short", "a response"),
+    ("Calls that fail", "failed_call_share", "percent", "of all calls"),
     ("Repetition", "repetition", "percent", "three-word runs seen before in the response"),
     ("Distinct-1", "distinct_1", "number", "different words over all words"),
     ("Distinct-2", "distinct_2", "number", "different pairs of words over all pairs"),

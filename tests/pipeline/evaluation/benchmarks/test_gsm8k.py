@@ -30,6 +30,18 @@ def settings(tmp_path: Path, **changes: Any) -> Gsm8kSettings:
     return Gsm8kSettings.model_validate({"source": {"path": str(problems(tmp_path))}, **changes})
 
 
+def test_rows_tell_the_calls_of_each_response(
+    tmp_path: Path, subject: Callable[..., Subject], calling: Subject
+) -> None:
+    task = settings(tmp_path, samples=2, max_new_tokens=6, temperature=1.0)
+    prepared = gsm8k.prepare(task, lambda line: None)
+    rows: list[dict[str, Any]] = [dict(row) for row in gsm8k.ask(task, prepared, calling)]
+    call = {"name": "calculator", "arguments": {"expression": "6*7"}, "result": "42"}
+    calls = [one for row in rows for one in row["calls"]]
+    assert len(calls) == 6 and [{**call, "error": False, "cut": False}] in calls
+    assert "calls" not in next(iter(gsm8k.ask(task, prepared, subject())))
+
+
 def test_three_readings_stand_side_by_side_and_majorities_are_counted(
     tmp_path: Path, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,12 @@ def test_the_three_kinds_of_requests_are_answered_as_hflm_does(
         ours.generate_until(requests("generate_until", ("Who?", {"max_gen_toks": 64})))
 
 
+def test_rows_tell_the_calls_of_responses(folder: Path, calling: Subject) -> None:
+    rows = asked(settings(folder, "written", limit=2), calling)
+    assert all(len(row["calls"]) == 1 for row in rows)
+    assert {call["result"] for row in rows for calls in row["calls"] for call in calls} == {"42"}
+
+
 def test_every_prompt_has_its_own_bos(subject: Callable[..., Subject]) -> None:
     from tokenizers.processors import TemplateProcessing
 

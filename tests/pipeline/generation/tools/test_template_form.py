@@ -11,7 +11,7 @@ import torch
 from data.errors import ModelError, UsageError
 from data.text.chat import render_prompt
 from pipeline.contract.tool_settings import ToolsSettings
-from pipeline.generation.generate import Sample, Sampling, generate, response_text
+from pipeline.generation.generate import Sampling, generate, response_text
 from pipeline.generation.tools.calls import Call
 from pipeline.generation.tools.toolbox import ToolBox, find_tool, told
 

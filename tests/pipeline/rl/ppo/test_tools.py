@@ -34,6 +34,9 @@ class Often:
     def answer(self, calls: Sequence[Call]) -> list[int]:
         return RESULT
 
+    def text(self, calls: Sequence[Call]) -> None:
+        return None
+
 
 @pytest.fixture
 def calling(make_ppo: Build) -> Build:
