@@ -88,6 +88,8 @@ class Sample:
         calls: the calls of tools, in order.
         given: what each stretch of tokens that is not the model's own is in the response's text;
             none where that is their own text.
+        alone: whether the response is a text of its own, as an encoder-decoder's are, and goes on
+            from no prompt.
     """
 
     token_ids: list[int]
@@ -96,6 +98,7 @@ class Sample:
     own: list[bool] | None = None
     calls: tuple[Call, ...] = ()
     given: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def own_ids(self) -> list[int]:
@@ -168,14 +171,22 @@ def generate(
         )
         with packed_weights(model, rows=decoder.slots, steps=decoder.most_steps, fp32=wide):
             _finish(decoder, advance)
-    samples = map(_sample, decoder.responses, calling.calls, calling.texts)
+    samples = map(partial(_sample, model), decoder.responses, calling.calls, calling.texts)
     return [sample for _, sample in sorted(zip(order, samples, strict=True))]
 
 
-def _sample(response: Response, calls: Sequence[Call], given: Sequence[str]) -> Sample:
-    own = None if all(response.own) else response.own
-    ids, ended, logprobs = response.token_ids, response.ended, response.logprobs
-    return Sample(ids, ended, logprobs, own, tuple(calls), tuple(given))
+def _sample(
+    model: PreTrainedModel, response: Response, calls: Sequence[Call], given: Sequence[str]
+) -> Sample:
+    return Sample(
+        response.token_ids,
+        response.ended,
+        response.logprobs,
+        None if all(response.own) else response.own,
+        tuple(calls),
+        tuple(given),
+        is_encoder_decoder(model),
+    )
 
 
 def _finish(decoder: Decoder, advance: Callable[[int], None] | None) -> None:
@@ -239,17 +250,14 @@ def response_text(
     prompt: Prompt,
     prompt_ids: Sequence[int],
     sample: Sample,
-    *,
-    encoder_decoder: bool = False,
 ) -> str:
     """Return a response's text without special tokens.
 
-    Of a chat it has no white space around it, and of an encoder-decoder, whose responses are texts
-    of their own.
+    Of a chat it has no white space around it, nor where it is a text of its own.
     """
     # What goes on from plain text keeps the space before its first word: so rankings have it, and
     # so reward models read it.
-    if isinstance(prompt, str) and not encoder_decoder:
+    if isinstance(prompt, str) and not sample.alone:
         return continuation_text(tokenizer, prompt_ids, sample.token_ids)
     if sample.given:
         return turns_text(tokenizer, sample)

@@ -240,7 +240,7 @@ def main(folder: Path, modes: list[str]) -> None:
     from pipeline.generation.tools import toolbox
 
     datasets.disable_progress_bars()
-    toolbox.InlineForm = Often  # type: ignore[attr-defined]
+    toolbox.InlineForm = Often  # type: ignore[assignment, attr-defined]
     state = PartialState(cpu=True)
     rank, size = state.process_index, state.num_processes
     seen, more = watch_modules(), watch_pieces()

@@ -13,7 +13,7 @@ from data.errors import UsageError
 from data.text.continuation import continuation_text
 from data.text.prompting import document_end_ids
 from pipeline.evaluation.benchmarks.asking import Subject
-from pipeline.generation.generate import Sampling, generate, turns_text
+from pipeline.generation.generate import Sample, Sampling, generate, turns_text
 from pipeline.models.load import context_length, eos_ids
 from pipeline.models.seq2seq import has_room, is_encoder_decoder
 
@@ -87,17 +87,20 @@ def write_answers(
             advance=bar.advance,
             say=subject.say,
         )
-    answers, alone = [], alone or is_encoder_decoder(subject.model)
+    answers = []
     for ids, sample in zip(prompts, samples, strict=True):
-        if sample.given:
-            text = turns_text(tokenizer, sample)
-        else:
-            text = continuation_text(tokenizer, [] if alone else ids, sample.token_ids)
+        text = _text(tokenizer, [] if alone else ids, sample)
         ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
         text = text[: min(ends, default=len(text))]
         calls = None if subject.tools is None else [*map(asdict, sample.calls)]
         answers.append(Answer(text, len(sample.token_ids), sample.ended, calls))
     return answers
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], sample: Sample) -> str:
+    if sample.given:
+        return turns_text(tokenizer, sample)
+    return continuation_text(tokenizer, [] if sample.alone else ids, sample.token_ids)
 
 
 def _fitting(

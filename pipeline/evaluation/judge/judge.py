@@ -261,7 +261,7 @@ def _answer(plan: Plan, workspace: EvaluationWorkspace, name: str) -> dict[str, 
         "own": [sample.own for sample in samples],
         "calls": [[*map(asdict, sample.calls)] for sample in samples],
         "texts": [
-            response_text(tokenizer, prompt, ids, sample, encoder_decoder=paired)
+            response_text(tokenizer, prompt, ids, sample)
             for prompt, ids, sample in zip(asked, prompts, samples, strict=True)
         ],
         "ended": [sample.ended for sample in samples],

@@ -99,7 +99,6 @@ def _own_rows(ppo: Ppo, held_out: HeldOut) -> list[Row]:
         tokenizer=ppo.tokenizer,
         end_ids=ppo.later_end_ids,
         end_after=hyper.end_after,
-        encoder_decoder=ppo.encoder_decoder,
     )
     proxy_B = ppo.rewards.unshaped(episodes, world=world)
     gold_B = None if held_out.judge is None else held_out.judge.unshaped(episodes, world=world)

@@ -56,7 +56,6 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import RewardError
 from pipeline.contract.resume import ResumeStore, load_state, restore_rng, rng_state, save_state
-from pipeline.models.seq2seq import is_encoder_decoder
 from pipeline.rl.health.best_policy import AlarmMonitor
 from pipeline.rl.health.doctor import ENTROPY_SHARE
 from pipeline.rl.health.invariants import check_reference, check_rollout
@@ -152,11 +151,6 @@ class Ppo:
         policy: Policy = self.world.unwrapped(self.optimization.policy.module)
         return policy
 
-    @property
-    def encoder_decoder(self) -> bool:
-        """Whether the policy is one, as the reference is."""
-        return is_encoder_decoder(self.reference.model)
-
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -231,7 +225,6 @@ def _roll_out(ppo: Ppo) -> Episodes:
         world=ppo.world,
         end_ids=ppo.later_end_ids,
         end_after=ppo.hyper.end_after,
-        encoder_decoder=ppo.encoder_decoder,
     )
 
 

@@ -142,7 +142,6 @@ def roll_out(
     world: World,
     end_ids: Sequence[int] = (),
     end_after: int = 0,
-    encoder_decoder: bool = False,
 ) -> Episodes:
     """Sample this process's share of an update's episodes.
 
@@ -158,7 +157,6 @@ def roll_out(
         world: the processes.
         end_ids: tokens that end a response from `end_after` on, beside those the engine knows.
         end_after: first position at which one of them counts.
-        encoder_decoder: whether the policy is one, whose responses are texts of their own.
     """
     share = episodes // world.size
     start = share * world.rank
@@ -171,7 +169,6 @@ def roll_out(
         tokenizer=tokenizer,
         end_ids=end_ids,
         end_after=end_after,
-        encoder_decoder=encoder_decoder,
     )
 
 
@@ -185,7 +182,6 @@ def respond(
     tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int] = (),
     end_after: int = 0,
-    encoder_decoder: bool = False,
 ) -> Episodes:
     """Sample a response to each of this process's prompts.
 
@@ -198,7 +194,6 @@ def respond(
         tokenizer: the policy's.
         end_ids: as in `roll_out`.
         end_after: likewise.
-        encoder_decoder: likewise.
     """
     # The random numbers of an episode depend on its place in the global batch, not on how many
     # processes share it: each passes over those of the episodes before its own.
@@ -207,7 +202,7 @@ def respond(
     if end_ids:
         samples = _cut(samples, end_ids=end_ids, start=end_after)
     texts = [
-        response_text(tokenizer, asked.prompt, asked.ids, sample, encoder_decoder=encoder_decoder)
+        response_text(tokenizer, asked.prompt, asked.ids, sample)
         for asked, sample in zip(chosen, samples, strict=True)
     ]
     return Episodes(chosen, samples, texts)

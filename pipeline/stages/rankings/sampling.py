@@ -296,14 +296,10 @@ def _sample_chunk(
         advance=advance,
         say=context.say,
     )
-    paired = is_encoder_decoder(sampler.model)
     items: list[Unranked] = []
     for place, (row, ids) in enumerate(chunk):
         mine = samples[place * each : (place + 1) * each]
-        texts = [
-            response_text(sampler.tokenizer, row.prompt, ids, sample, encoder_decoder=paired)
-            for sample in mine
-        ]
+        texts = [response_text(sampler.tokenizer, row.prompt, ids, sample) for sample in mine]
         item = _distinct(row, mine, texts, sampler, name=f"{context.name}/{number * CHUNK + place}")
         if item is not None:
             items.append(item)

@@ -193,8 +193,7 @@ def _answer(
         say=context.say,
     )
     texts = [
-        response_text(tokenizer, *asked, encoder_decoder=paired)
-        for asked in zip(prompts, encoded, samples, strict=True)
+        response_text(tokenizer, *asked) for asked in zip(prompts, encoded, samples, strict=True)
     ]
     return texts, samples
 

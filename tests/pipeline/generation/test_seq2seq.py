@@ -127,10 +127,9 @@ def test_a_response_may_stop_early_and_has_the_decoders_positions(
 def test_a_response_is_a_text_of_its_own(tiny_pair: Callable[..., Any]) -> None:
     _, tokenizer = tiny_pair("t5")
     ids = tokenizer(" Mara.")["input_ids"]
-    sample = Sample(ids, True, [0.0] * len(ids))
+    sample = Sample(ids, True, [0.0] * len(ids), alone=True)
     for prompt in ("Who?", chat("Who?")):
-        told = response_text(tokenizer, prompt, [3, 4], sample, encoder_decoder=True)
-        assert told == "Mara."
+        assert response_text(tokenizer, prompt, [3, 4], sample) == "Mara."
 
 
 def test_a_model_without_a_fitting_memory_is_refused(
