@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.records import Conversation, Document, PromptRow, Ranking, Record, chat
+from pipeline.contract.tool_settings import ToolsSettings
 from pipeline.rl.pretraining_mix import PretrainingRows, text_rows
 from pipeline.rl.processes import World
 from pipeline.rl.prompts import Order, PromptReport, prepare_prompts
@@ -140,3 +141,21 @@ def test_prompts_that_spell_control_tokens_are_counted_and_open_no_turn(
     assert report.lines()[0] == "3 prompts"
     assert report.lines()[1].startswith("2 prompts spell control tokens")
     assert "private-use" in report.lines()[2]
+
+
+def test_a_template_that_calls_tools_tells_of_them_in_each_prompt(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson if tools else '' }}" + tokenizer.chat_template
+    tools = ToolsSettings.model_validate({"use": ["calculator"], "form": "template"})
+    (found,) = prepare_prompts(
+        [PromptRow(prompt=chat("What is 3 + 4?"), id="a")],
+        tokenizer=tokenizer,
+        max_tokens=900,
+        prefix_tokens=None,
+        report=PromptReport(),
+        tools=tools,
+    )
+    assert '"name": "calculator"' in tokenizer.decode(found.ids)
+    assert found.prompt == chat("What is 3 + 4?")  # what rewards read
