@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from data.errors import ArtifactError, SourceError, StorageError
 from data.extras import RETRIEVAL, require_packages
 from data.json_lines import read_json_lines, write_json_lines
@@ -69,20 +67,14 @@ class Index:
         """Return at most `count` passages that share words with a query, the best first."""
         known = self._scores.vocab_dict
         ids = sorted({known[word] for word in words_of(query) if word in known})
-        if not ids or count < 1:
+        if not ids:
             return []
-        scores_P = self._scores.get_scores_from_ids(ids)
-        # All that reach the count-th score, so that ties go by their place and not by chance.
-        least = 0.0
-        if count < len(scores_P):
-            least = np.partition(scores_P, -count)[-count]
-        (places,) = np.nonzero(scores_P >= max(least, np.finfo(scores_P.dtype).tiny))
-        best = places[np.argsort(-scores_P[places], kind="stable")][:count].tolist()
-        return [
-            Hit(text, where, float(scores_P[place]))
-            for place in best
-            for text, where in [self.passages[place]]
-        ]
+        scores_P, found = self._scores.get_scores_from_ids(ids), list[Hit]()
+        # So few times the best of all takes less than to part them, and ties go by their place.
+        while len(found) < count and scores_P[best := int(scores_P.argmax())] > 0:
+            found.append(Hit(*self.passages[best], float(scores_P[best])))
+            scores_P[best] = 0
+        return found
 
 
 def open_index(
