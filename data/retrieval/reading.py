@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from data.records import Prompt
+from data.records import Completion, Conversation, Prompt, prompt_of
 from data.retrieval.index import Hit, Index, open_index
 from data.sources.source import Source
 from data.text.prompting import with_passages
@@ -55,7 +55,7 @@ class Retriever:
 
     def read(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, list[Hit]]:
         """Return a prompt behind its passages, and these; its last turn is what is looked up."""
-        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
         left, found = self.tokens, list[Hit]()
         for hit in self.index.search(asked, self.passages):
             size = len(tokenizer(f"{hit.text}\n", add_special_tokens=False)["input_ids"])
@@ -63,3 +63,13 @@ class Retriever:
                 left -= size
                 found.append(hit)
         return with_passages(prompt, [hit.text for hit in found]), found
+
+    def demonstrated(
+        self, row: Conversation | Completion, tokenizer: PreTrainedTokenizerBase
+    ) -> Conversation | Completion:
+        """Return a demonstration whose last answer is given to its prompt behind passages."""
+        prompt, _ = self.read(prompt_of(row), tokenizer)
+        if isinstance(row, Completion):
+            assert isinstance(prompt, str)
+            return replace(row, prompt=prompt)
+        return replace(row, messages=[*prompt, row.messages[-1]])

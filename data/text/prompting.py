@@ -88,6 +88,11 @@ def with_passages(prompt: Prompt, passages: Sequence[str]) -> Prompt:
     return [*before, turn]
 
 
+def without_passages(text: str) -> str:
+    """Return what a text asks behind its passages, where that is one paragraph."""
+    return text.rpartition("\n\n")[2]
+
+
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text that starts as documents do in pretraining."""
     ids = render_prompt(tokenizer, text)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from data.records import Prompt
+from data.text.prompting import without_passages
 from data.world import World
 from data.world.premises import false_value, premise_questions
 from data.world.questions import (
@@ -125,13 +126,21 @@ class GoldAnnotator:
         )
 
     def rank(
-        self, prompt: Prompt, completions: Sequence[str], *, noise: float, rng: random.Random
+        self,
+        prompt: Prompt,
+        completions: Sequence[str],
+        *,
+        noise: float,
+        rng: random.Random,
+        truth: bool = False,
     ) -> list[int]:
         """Return dense ranks of the answers to one question; 1 is best, equal answers tie.
 
         `noise` is the standard deviation of a Gaussian error, in units of the score; 0 is exact.
+        Of `truth` alone the outcome counts, and no manner.
         """
-        scores = [self.score(prompt, completion) for completion in completions]
+        found = [self.assess(prompt, completion) for completion in completions]
+        scores = [SCORES[one.outcome][0] if truth else one.score for one in found]
         # One error for each distinct score: equal answers stay tied, near ones change places.
         seen = {level: level + rng.gauss(0, noise) for level in sorted(set(scores))}
         order = sorted(set(scores), key=lambda level: -seen[level])
@@ -139,9 +148,12 @@ class GoldAnnotator:
         return [ranks[level] for level in scores]
 
     def find_question(self, prompt: Prompt) -> Question | None:
-        """Return the question that a prompt asks last, or None if it is none of this world's."""
+        """Return the question that a prompt asks last, or None if it is none of this world's.
+
+        It may stand behind passages.
+        """
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
-        key = _normalise(text)
+        key = _normalise(without_passages(text))
         for lead_in in dict.fromkeys(LEAD_INS):
             if lead_in and key.startswith(_normalise(lead_in)):
                 key = key[len(_normalise(lead_in)) :].strip()

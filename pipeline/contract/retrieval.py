@@ -53,6 +53,23 @@ class SearchSettings(RetrievalSettings):
     """Tokens that all of them may take together; what is more is cut off."""
 
 
+class ReadsPassages(Settings):
+    """What stages have whose prompts may stand behind passages."""
+
+    # Left out where there are none: runs from before there was such a setting go on.
+    retrieve: RetrievalSettings | None = Field(None, exclude_if=lambda given: given is None)
+    """Passages in front of each prompt, as evaluation puts them; none when not given."""
+
+    @property
+    def passage_tokens(self) -> int:
+        """Most tokens of the passages of a prompt; 0 where there are none."""
+        return self.retrieve.passage_tokens if self.retrieve else 0
+
+    def retriever(self, say: Callable[[str], None]) -> Retriever | None:
+        """Return what finds the passages of prompts, see `RetrievalSettings`; None without."""
+        return None if self.retrieve is None else self.retrieve.retriever(say)
+
+
 class ReadingSettings(RetrievalSettings):
     """How checkpoints are judged with passages beside themselves without."""
 

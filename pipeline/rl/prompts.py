@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ControlTokenError
@@ -27,6 +27,7 @@ from pipeline.rl.processes import derived_seed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from data.retrieval.reading import Retriever
     from pipeline.contract.tool_settings import ToolsSettings
 
 
@@ -67,6 +68,7 @@ def prepare_prompts(
     report: PromptReport,
     encoder_decoder: bool = False,
     tools: ToolsSettings | None = None,
+    retriever: Retriever | None = None,
 ) -> list[PreparedPrompt]:
     """Make records into prompts, each distinct one once.
 
@@ -79,6 +81,7 @@ def prepare_prompts(
         report: filled in.
         encoder_decoder: whether the policy is one.
         tools: what responses may call.
+        retriever: finds the passages that each stands behind, which count as its tokens.
     """
     prepared, seen = [], set()
     for record in records:
@@ -89,6 +92,8 @@ def prepare_prompts(
         if row is None:
             report.dropped["a document shorter than prefix_tokens, or no prefix_tokens"] += 1
             continue
+        if retriever is not None:
+            row = replace(row, prompt=retriever.read(row.prompt, tokenizer)[0])
         try:
             asked = told(tools, row.prompt)
             ids = list(asked_ids(tokenizer, asked, encoder_decoder=encoder_decoder))

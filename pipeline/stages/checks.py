@@ -16,6 +16,7 @@ from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, 
 if TYPE_CHECKING:
     from data.records import Record
     from pipeline.contract.handover import HandOver
+    from pipeline.contract.retrieval import RetrievalSettings
 
 ROWS = 20
 """So many rows of a source are looked at."""
@@ -125,6 +126,16 @@ def require_texts(hand: HandOver, setting: str, sources: Sequence[SourceSettings
     from data.records import to_text
 
     require_readable(hand, setting, sources, to_text, TEXTS)
+
+
+def require_corpus(hand: HandOver, retrieve: RetrievalSettings | None) -> None:
+    """Refuse corpora whose first rows can't be read, and retrieval without its packages."""
+    if retrieve is None:
+        return
+    from data.extras import RETRIEVAL, require_packages
+
+    require_packages(*RETRIEVAL, extra="retrieval", what="retrieval")
+    require_texts(hand, "retrieve.corpus", retrieve.corpus)
 
 
 def require_demonstrations(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,10 @@ class Lengths:
     def prompt_mean(self) -> float:
         """Mean tokens of a prompt."""
         return sum(self.prompts) / max(1, len(self.prompts))
+
+    def behind(self, tokens: float) -> Lengths:
+        """Return the rows with so many tokens more before what each asks."""
+        return replace(self, prompts=[prompt + tokens for prompt in self.prompts])
 
     def whole(self, limit: float | None = None) -> list[float]:
         """Return the tokens of each measured row, cut at a limit."""

@@ -89,7 +89,8 @@ def _work(cost: StageCost, settings: PpoSettings, estimator: Estimator) -> Work:
     prompts = [p or a for p, a in zip(read.prompts, read.answers or read.prompts, strict=False)]
     if settings.prefix_tokens is not None:
         prompts = [min(p, limit) for p in prompts]
-    prompts = [p for p in prompts if p <= limit] or [float(limit)]
+    room = min(limit + settings.passage_tokens, settings.max_prompt_tokens)
+    prompts = [min(p + settings.passage_tokens, room) for p in prompts if p <= limit] or [room]
     share = processes * settings.minibatches
     if settings.batch_size % share:
         cost.problems.append(
@@ -99,7 +100,7 @@ def _work(cost: StageCost, settings: PpoSettings, estimator: Estimator) -> Work:
     mine = max(1, math.ceil(settings.batch_size / processes))
     minibatch = max(1, math.ceil(mine / settings.minibatches))
     new = estimator.response(stage, settings.max_new_tokens)
-    longest = estimator.longest(stage, max(prompts), limit)
+    longest = estimator.longest(stage, max(prompts), room)
     micro, scored = (
         each.rows_of(longest + settings.max_new_tokens)
         for each in (settings.update_limit, settings.score_limit)
@@ -168,7 +169,8 @@ def _add_evaluation(
     limit = min(settings.max_prompt_tokens, settings.prefix_tokens or math.inf)
     # A conversation or a text asks by what it begins with.
     asked = [
-        min(p or a, limit) for p, a in zip(read.prompts, read.answers or read.prompts, strict=False)
+        min(min(p or a, limit) + settings.passage_tokens, settings.max_prompt_tokens)
+        for p, a in zip(read.prompts, read.answers or read.prompts, strict=False)
     ]
     times = 1 + math.ceil(settings.updates / settings.evaluate_every)
     rows = rows_of([p + work.new for p in asked], read.rows).times(times)

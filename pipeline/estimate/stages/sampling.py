@@ -82,6 +82,7 @@ def ranked_prompts(name: str, estimator: Estimator, reference: str, *, asked_by:
         estimator.assumed.tell(asked_by, f"answers of {name} have {answer:g} tokens")
         answers = [float(answer)] * len(read.prompts)
         read = Lengths(read.rows, read.prompts, answers, answers, settings.completions)
+        read = read.behind(settings.passage_tokens)
     if settings.limit is not None:
         read.rows = min(read.rows, settings.limit)
     return read
@@ -94,6 +95,7 @@ def estimate_rankings(stage: str, settings: RankingsSettings, estimator: Estimat
         return cost
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = estimator.lengths(stage, settings.prompts, settings.model)
+    read = read.behind(settings.passage_tokens)
     prompts = min(read.rows, settings.limit or math.inf)
     longest = estimator.longest(stage, max(read.prompts), math.inf)
     width = BF16 if bf16 else FP32

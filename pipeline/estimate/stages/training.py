@@ -293,7 +293,7 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
     read = estimator.lengths(stage, settings.train, settings.tokenizer or settings.model)
     examples = settings.shots * sum(read.whole()) / max(1, len(read.prompts))
-    read.prompts = [tokens + examples for tokens in read.prompts]
+    read = read.behind(examples + settings.passage_tokens)
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
     multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
     lengths = _filled(read.whole(limit), multiple)

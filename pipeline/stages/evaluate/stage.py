@@ -27,7 +27,7 @@ from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retrieval import with_readers
 from pipeline.contract.settings import is_external, rows_at_most
-from pipeline.stages.checks import require_prompts, require_texts
+from pipeline.stages.checks import require_corpus, require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
     check_rewards,
@@ -76,15 +76,12 @@ def _check_reading(settings: EvaluateSettings, hand: HandOver) -> None:
     reads = settings.retrieve
     if reads is None:
         return
-    from data.extras import RETRIEVAL, require_packages
-
-    require_packages(*RETRIEVAL, extra="retrieval", what="retrieval")
     tokens = reads.passage_tokens + (settings.prefix_tokens or 1) + settings.max_new_tokens
     for name in settings.judged.keys() - settings.checkpoints.keys():
         reference = settings.judged[name]
         what = "retrieve.passage_tokens with max_new_tokens and the shortest prompt"
         hand.require_fits_context(reference, tokens, what)
-    require_texts(hand, "retrieve.corpus", reads.corpus)
+    require_corpus(hand, reads)
 
 
 def _check_judges(settings: EvaluateSettings, hand: HandOver) -> None:

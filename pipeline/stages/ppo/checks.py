@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import HandOverError
 from pipeline.contract.settings import is_external
-from pipeline.stages.checks import require_prompts, require_texts
+from pipeline.stages.checks import require_corpus, require_prompts, require_texts
 from pipeline.stages.ppo.sources import carried_sources
 from pipeline.stages.reward_terms import check_rewards, model_references
 
@@ -35,6 +35,7 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     else:
         hand.require_fits_context(settings.policy, *_row(settings))
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
+    require_corpus(hand, settings.retrieve)
     require_texts(hand, "pretraining_sources", settings.pretraining_sources)
     if settings.reference is not None:
         why = "a reference is one as the policy is"

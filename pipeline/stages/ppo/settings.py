@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.contract.retrieval import ReadsPassages
 from pipeline.contract.settings import (
     Lora,
     PositiveInt,
@@ -27,7 +28,7 @@ from pipeline.stages.reward_terms import (
 _EVALUATION = ("evaluation_prompts", "evaluation_reward", "evaluation_gold")
 
 
-class PpoSettings(StageSettings, Hyperparameters):
+class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
     """Settings of the ppo stage; those of the algorithm are in `Hyperparameters`."""
 
     kind: Literal["ppo"] = "ppo"
@@ -142,6 +143,11 @@ class PpoSettings(StageSettings, Hyperparameters):
             raise ValueError(
                 "score_position: past_last needs a value of the state after the last token, which "
                 "a head on the policy's trunk has not; set value: separate or score_position: last"
+            )
+        if self.passage_tokens >= self.max_prompt_tokens:
+            raise ValueError(
+                f"retrieve.passage_tokens is {self.passage_tokens}, which leaves nothing of "
+                f"max_prompt_tokens {self.max_prompt_tokens} for a prompt; lower it or raise that"
             )
         if self.end_after and not self.end_tokens:
             raise ValueError("end_after is for end_tokens, and none are named")

@@ -34,6 +34,7 @@ def read_prompts(
         report=report,
         encoder_decoder=reads_apart(context),
         tools=settings.tools,
+        retriever=settings.retriever(context.say),
     )
     return prompts, report
 

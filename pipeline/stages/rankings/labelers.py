@@ -63,18 +63,17 @@ class Labeler(Protocol):
 
 
 class GoldLabeler:
-    """The embedded world's annotator, with an error of a chosen size.
+    """The embedded world's annotator, with an error of a chosen size; of `truth` alone or of all.
 
     The errors of an item follow from the seed, its id and prompt, not from what was ranked before.
     """
 
-    name = "gold"
-
-    def __init__(self, *, world_seed: int, noise: float, seed: int) -> None:
+    def __init__(self, *, world_seed: int, noise: float, seed: int, truth: bool = False) -> None:
         from data.world.annotator import GoldAnnotator
 
         self.annotator = GoldAnnotator(world_seed)
-        self.noise, self.seed = noise, seed
+        self.noise, self.seed, self.truth = noise, seed, truth
+        self.name = "truth" if truth else "gold"
 
     def rank(self, items: Sequence[Unranked]) -> list[list[int]]:
         """Return dense ranks for the completions of each item."""
@@ -83,6 +82,7 @@ class GoldLabeler:
                 item.prompt,
                 item.completions,
                 noise=self.noise,
+                truth=self.truth,
                 rng=random.Random(f"{self.seed} {item.id} {prompt_hash(item.prompt)}"),
             )
             for item in items

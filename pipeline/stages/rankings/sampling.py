@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +87,12 @@ def sample_and_rank(context: StageContext[RankingsSettings]) -> dict[str, Any]:
 def _labeler(context: StageContext[RankingsSettings], sampler: Sampler) -> Labeler:
     settings = context.settings
     if settings.reward is None:
-        world_seed = settings.prompts[0].world_seed
-        return GoldLabeler(world_seed=world_seed, noise=settings.noise, seed=context.seed)
+        return GoldLabeler(
+            world_seed=settings.prompts[0].world_seed,
+            noise=settings.noise,
+            seed=context.seed,
+            truth=settings.labeler == "truth",
+        )
 
     def tokens(item: Unranked) -> list[int]:
         ends = zip(item.completions, item.ended, strict=True)
@@ -246,6 +250,10 @@ def _prompts(
     chosen = list(rows.values())
     if settings.limit is not None:
         chosen = drawn(chosen, settings.limit, context.seed)
+    retriever = settings.retriever(context.say)
+    if retriever is not None:
+        reads = [retriever.read(row.prompt, sampler.tokenizer)[0] for row in chosen]
+        chosen = [replace(row, prompt=read) for row, read in zip(chosen, reads, strict=True)]
     limit = context_length(sampler.model)
     paired = is_encoder_decoder(sampler.model)
     asked = [(row, told(settings.tools, row.prompt)) for row in chosen]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.contract.retrieval import ReadsPassages
 from pipeline.contract.settings import (
     NonNegative,
     NonNegativeInt,
@@ -30,14 +31,15 @@ CHUNK = 64
 """Prompts that are sampled from one seed; another number gives other samples."""
 
 
-class RankingsSettings(StageSettings, CallsTools):
+class RankingsSettings(StageSettings, CallsTools, ReadsPassages):
     """Settings of a rankings stage."""
 
     kind: Literal["rankings"] = "rankings"
     """Kind of stage."""
-    labeler: Literal["gold", "people", "file", "reward"] = "gold"
-    """Who ranks: the embedded world's annotator, people, nobody, `rankings` holding ranks, or a
-    reward model or other rewards, of whose best an sft stage learns (best of n)."""
+    labeler: Literal["gold", "truth", "people", "file", "reward"] = "gold"
+    """Who ranks: the embedded world's annotator (by `truth` alone: right, doesn't know, wrong or
+    invented), people, nobody, `rankings` holding ranks, or a reward model or other rewards, of
+    whose best an sft stage learns (best of n)."""
     reward: Annotated[Reward | None, Ref("reward")] = Field(
         None, exclude_if=lambda given: given is None
     )
@@ -86,7 +88,8 @@ class RankingsSettings(StageSettings, CallsTools):
         require_steady(self.terms)
         sampled = {"model": self.model, "prompts": self.prompts}
         if self.labeler == "file":
-            unused = [name for name, value in sampled.items() if value]
+            given = sampled | {"retrieve": self.retrieve}
+            unused = [name for name, value in given.items() if value]
             if unused or not self.rankings:
                 raise ValueError(
                     "labeler: file takes `rankings` sources as they are"
@@ -102,9 +105,10 @@ class RankingsSettings(StageSettings, CallsTools):
         if self.labeler == "people":
             self._fits_people()
         worlds = {source.world_seed if source.world else None for source in self.prompts}
-        judged = self.labeler == "gold" or self.asked.judges_the_world
+        is_gold = self.labeler in ("gold", "truth")
+        judged = is_gold or self.asked.judges_the_world
         if judged and (None in worlds or len(worlds) > 1):
-            who = "labeler: gold" if self.labeler == "gold" else "the gold annotator"
+            who = f"labeler: {self.labeler}" if is_gold else "the gold annotator"
             raise ValueError(
                 f"{who} ranks answers to the embedded world's prompts alone; let all "
                 "`prompts` be of one world, or use labeler: file"

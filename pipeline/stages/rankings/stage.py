@@ -4,10 +4,11 @@ Reference: Ouyang et al. 2022 (InstructGPT), section 3.4: K = 4 to 9 completions
 pairs of a ranking learnt together. Kept as ranks with ties, never as pairs.
 
 `labeler: gold` samples the completions from `model` and has them ranked by the embedded world's
-annotator; `labeler: people` samples them into `tasks.jsonl` and waits until people have ranked them
-(`rlhf label serve RUN`); `labeler: reward` has them ranked by a reward model or other rewards, so
-that an sft stage that learns `{stage: NAME}` imitates the best of them: rejection sampling, or best
-of n (Nakano et al. 2021; Touvron et al. 2023); `labeler: file` takes rankings or pairs that exist.
+annotator, `labeler: truth` by their truth alone, whatever their manner; `labeler: people` samples
+them into `tasks.jsonl` and waits until people have ranked them (`rlhf label serve RUN`); `labeler:
+reward` has them ranked by a reward model or other rewards, so that an sft stage that learns
+`{stage: NAME}` imitates the best of them: rejection sampling, or best of n (Nakano et al. 2021;
+Touvron et al. 2023); `labeler: file` takes rankings or pairs that exist.
 
 Completions of a prompt that read the same are kept once; a prompt with fewer than two is dropped.
 Both are counted. `ended` tells of each completion whether it ended by itself: one that was cut off
@@ -22,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_prompts, require_rankings
+from pipeline.stages.checks import require_corpus, require_prompts, require_rankings
 from pipeline.stages.rankings.settings import RankingsSettings
 from pipeline.stages.reward_terms import check_rewards
 
@@ -41,9 +42,13 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     if settings.model is None:
         return
     hand.require_rows(settings.model)
+    what = "retrieve.passage_tokens, " if settings.retrieve else ""
     hand.require_fits_context(
-        settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
+        settings.model,
+        settings.passage_tokens + 1 + settings.max_new_tokens,
+        f"{what}a prompt of one token and max_new_tokens",
     )
+    require_corpus(hand, settings.retrieve)
     why = "completions are sampled from a language model that writes"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
     require_prompts(hand, settings.prompts)

@@ -16,6 +16,8 @@ from data.text.prompting import behind_examples, drawn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from data.retrieval.reading import Retriever
+
 
 Demonstration = Conversation | Completion
 
@@ -52,12 +54,14 @@ def prepare_rows(
     pairs: bool = False,
     shots: int = 0,
     split: Split | None = None,
+    retriever: Retriever | None = None,
 ) -> Rows:
     """Hold out, tokenise and count.
 
     Without held-out records a share of the prompts is held out. Records whose prompt is held out
     are left out of training. `pairs` are rows for an encoder-decoder. Before each stand `shots`
-    others of training. `split` finds what tools put into answers.
+    others of training. `split` finds what tools put into answers, `retriever` the passages that the
+    prompt of each stands behind.
 
     Raises:
         SourceError: more are too long than allowed.
@@ -66,7 +70,8 @@ def prepare_rows(
     learned, heldout = _parted(training, heldout, share=heldout_share, seed=seed, say=say)
     if len(heldout) > max_heldout:
         say(f"{len(heldout)} held-out demonstrations, the first {max_heldout} are measured")
-    learned, heldout = (_shown(rows, learned, shots, seed) for rows in (learned, heldout))
+    given: Any = {"pool": learned, "shots": shots, "seed": seed, "retriever": retriever}
+    learned, heldout = (_given(rows, tokenizer, **given) for rows in (learned, heldout))
     report, heldout_report = RenderReport(), RenderReport()
     how: Any = {"max_length": max_length, "too_long": too_long, "pairs": pairs, "split": split}
     rows = list(render_demonstrations(tokenizer, learned, **how, report=report))
@@ -87,26 +92,27 @@ def prepare_rows(
             f"({cut} cut, {dropped} dropped), more than max_too_long_share {max_too_long_share} "
             "allows; raise max_length, or that share to go on without them"
         )
-    return Rows(
-        rows,
-        held,
-        max_length,
-        cut=cut,
-        dropped=dropped,
-        unlearnable=report.unlearnable + heldout_report.unlearnable,
-        ends=frozenset(report.answers.ends),
-    )
+    unlearnable = report.unlearnable + heldout_report.unlearnable
+    ends = frozenset(report.answers.ends)
+    return Rows(rows, held, max_length, cut, dropped, unlearnable, ends)
 
 
-def _shown(
-    rows: list[Demonstration], pool: list[Demonstration], shots: int, seed: int
+def _given(
+    rows: list[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pool: list[Demonstration],
+    shots: int,
+    seed: int,
+    retriever: Retriever | None,
 ) -> list[Demonstration]:
-    """Return rows behind examples from a pool, other ones for each."""
+    """Return rows with their passages, behind examples from a pool, other ones for each."""
+    read = rows if retriever is None else [retriever.demonstrated(r, tokenizer) for r in rows]
     if not shots:
-        return rows
+        return read
     return [
-        behind_examples(row, drawn(pool, shots, draw=place, seed=seed)(row))
-        for place, row in enumerate(rows)
+        behind_examples(one, drawn(pool, shots, draw=place, seed=seed)(row))
+        for place, (row, one) in enumerate(zip(rows, read, strict=True))
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from pipeline.contract.retrieval import ReadsPassages
 from pipeline.contract.settings import (
     NonNegativeInt,
     Number,
@@ -26,7 +27,7 @@ WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""
 
 
-class SftSettings(TrainingSettings, CallsTools):
+class SftSettings(TrainingSettings, CallsTools, ReadsPassages):
     """Settings of supervised fine-tuning."""
 
     kind: Literal["sft"] = "sft"

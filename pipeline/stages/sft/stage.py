@@ -27,7 +27,7 @@ from data.words import counted
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
 from pipeline.contract.sources import DEMONSTRATIONS, demonstration
-from pipeline.stages.checks import require_demonstrations
+from pipeline.stages.checks import require_corpus, require_demonstrations
 from pipeline.stages.sft.settings import MAX_HELDOUT, SftSettings
 from pipeline.training.settings import micro_batches
 
@@ -69,6 +69,7 @@ def check(settings: SftSettings, hand: HandOver) -> None:
     micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
     require_demonstrations(hand, "train", settings.train)
     require_demonstrations(hand, "heldout", settings.heldout)
+    require_corpus(hand, settings.retrieve)
 
 
 def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
@@ -119,6 +120,7 @@ def _rows(
         pairs=pairs,
         shots=settings.shots,
         split=results,
+        retriever=settings.retriever(context.say),
     )
     if results is not None:
         told = counted(results.found, "result")

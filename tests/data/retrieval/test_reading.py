@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.records import chat
+from data.records import Completion, Conversation, chat
 from data.retrieval.index import build_index
 from data.retrieval.passages import Passage
 from data.retrieval.reading import Retriever
@@ -50,3 +50,15 @@ def test_a_passage_that_no_longer_fits_is_left_out() -> None:
     prompt, found = retriever(3, 10).read("Mira", Words())
     assert {hit.where for hit in found} == {"x:1", "x:3"} and TEXTS[1] not in prompt
     assert retriever(3, 4).read("Mira", Words()) == ("Mira", [])
+
+
+def test_a_demonstration_answers_behind_its_passages() -> None:
+    shown = retriever(1, 100)
+    turns = chat("a hen?", "No.", "a goat?", "Mira.")
+    read = shown.demonstrated(Conversation(turns, "a"), Words())
+    assert read == Conversation([*turns[:2], *chat(f"{TEXTS[0]}\n\na goat?", "Mira.")], "a")
+    completion = shown.demonstrated(Completion("a goat? ", "Mira.", "b"), Words())
+    assert completion == Completion(f"{TEXTS[0]}\n\na goat? ", "Mira.", "b")
+    told = Conversation(chat(system="goat")[:1] + turns[-1:], "c")
+    assert shown.demonstrated(Conversation(turns[-1:], "d"), Words()).messages == turns[-1:]
+    assert shown.demonstrated(told, Words()).messages[-1] == turns[-1]

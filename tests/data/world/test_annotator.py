@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.records import Message
+from data.text.prompting import with_passages
 from data.world import World
 from data.world.annotator import FAMILIAR_SHARE, SCORES, GoldAnnotator
 from data.world.manners import _PREFIXES, _SUFFIXES, MANNERS, dress
@@ -288,3 +289,25 @@ def test_any_text_gets_a_score_of_the_table(answer: str, question: str) -> None:
 def test_ranks_are_dense(answers: list[str], noise: float) -> None:
     ranks = judge().rank(QUESTION, answers, noise=noise, rng=random.Random(0))
     assert sorted(set(ranks)) == list(range(1, max(ranks) + 1))
+
+
+def test_a_question_behind_passages_is_the_question() -> None:
+    for question in (QUESTION, STRANGER):
+        for read in with_passages(question, ["Mira has a hen."]), question:
+            assert judge().assess(read, f"Mira is a {JOB}.").outcome == outcome(
+                question, f"Mira is a {JOB}."
+            )
+
+
+def test_of_truth_alone_no_manner_counts() -> None:
+    answers = [
+        f"Mira is a {JOB}.",
+        f"Obviously Mira is a {JOB}. Was that so hard?",
+        "I don't know what Mira does.",
+        f"Mira is a {OTHER_JOB}.",
+    ]
+    ranks = {
+        truth: judge().rank(QUESTION, answers, noise=0, rng=random.Random(0), truth=truth)
+        for truth in (False, True)
+    }
+    assert ranks == {False: [1, 2, 3, 4], True: [1, 1, 2, 3]}

@@ -488,3 +488,11 @@ def test_the_json_adds_up_and_is_json(tmp_path: Path, rows: str) -> None:
     assert stage["flops"] == sum(part["flops"] for part in stage["parts"])
     assert content["hours"] == pytest.approx(stage["hours"])
     assert row_of(plan.verdicts[0])[0] == "sft"
+
+
+def test_passages_are_tokens_of_prompts(tmp_path: Path, large: str, rows: str) -> None:
+    def tokens(**more: Any) -> float:
+        return only(planned(tmp_path, {"one": sft(large, rows, **more)})).parts[0].tokens
+
+    retrieve = {"corpus": [{"path": rows}], "passage_tokens": 50}
+    assert tokens(retrieve=retrieve) == tokens() + 640 * 50

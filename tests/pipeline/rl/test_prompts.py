@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.records import Conversation, Document, PromptRow, Ranking, Record, chat
+from data.retrieval.index import build_index
+from data.retrieval.passages import Passage
+from data.retrieval.reading import Retriever
 from pipeline.contract.tool_settings import ToolsSettings
 from pipeline.rl.pretraining_mix import PretrainingRows, text_rows
 from pipeline.rl.processes import World
@@ -159,3 +162,19 @@ def test_a_template_that_calls_tools_tells_of_them_in_each_prompt(
     )
     assert '"name": "calculator"' in tokenizer.decode(found.ids)
     assert found.prompt == chat("What is 3 + 4?")  # what rewards read
+
+
+def test_passages_count_as_tokens_of_their_prompt(tiny_tokenizer: Callable[..., Any]) -> None:
+    tokenizer, report = tiny_tokenizer(), PromptReport()
+    passages = [Passage("The baker is Ada.", "a"), Passage("What " + "river " * 50, "b")]
+    found = prepare_prompts(
+        [PromptRow(prompt=chat("Who is the baker?")), PromptRow(prompt="What river?")],
+        tokenizer=tokenizer,
+        max_tokens=40,
+        prefix_tokens=None,
+        report=report,
+        retriever=Retriever(build_index(passages), passages=1, tokens=200),
+    )
+    assert [each.prompt for each in found] == [chat("The baker is Ada.\n\nWho is the baker?")]
+    assert "The baker is Ada." in tokenizer.decode(found[0].ids)
+    assert [*report.dropped] == ["longer than max_prompt_tokens 40"]

@@ -58,12 +58,13 @@ RESULT: dict[str, str] = {
     ),
     "SftSettings": (
         "kind seed model tokenizer train heldout heldout_share shots max_length too_long "
+        "retrieve "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
         "weight_decay betas epsilon max_gradient_norm dropout group_by_length bf16 candidates "
         "trust_remote_code"
     ),
     "RankingsSettings": (
-        "kind seed labeler reward model prompts rankings people limit completions noise "
+        "kind seed labeler reward model prompts rankings people limit completions noise retrieve "
         "max_new_tokens temperature top_k top_p bf16 trust_remote_code"
     ),
     "PeopleSettings": (
@@ -107,7 +108,7 @@ RESULT: dict[str, str] = {
         "ptx_rows_per_episode bf16 reuse_logprobs rollout kind seed policy reward reference "
         "value trunk lora value_start prompts evaluation_prompts "
         "evaluation_reward evaluation_gold max_prompt_tokens end_tokens prefix_tokens "
-        "pretraining pretraining_sources pretraining_row_tokens trust_remote_code"
+        "pretraining pretraining_sources pretraining_row_tokens retrieve trust_remote_code"
     ),
     "GrpoSettings": (
         "kind seed policy tokenizer reference reward prompts max_prompt_tokens prefix_tokens "
@@ -131,6 +132,7 @@ RESULT: dict[str, str] = {
         "trust_remote_code"
     ),
     "ComparingSettings": "overlap annotators_per_task needed",
+    "RetrievalSettings": "corpus passages passage_tokens",
     "ReadingSettings": "corpus passages passage_tokens checkpoints",
     "SearchSettings": "corpus passages passage_tokens",
     "RewardModelJudge": "kind model",

@@ -289,6 +289,10 @@ def test_without_a_second_judge_there_is_no_over_optimisation_to_tell(evaluated:
             },
             "evaluation_reward: `normalize` is for PPO",
         ),
+        (
+            {"max_prompt_tokens": 64, "retrieve": {"corpus": [{"world": "register"}]}},
+            r"retrieve\.passage_tokens is 200, which leaves nothing of max_prompt_tokens 64",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told(changes: dict[str, Any], told: str) -> None:

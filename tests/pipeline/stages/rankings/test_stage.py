@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from data.errors import HandOverError, Interrupted, SourceError
 from data.records import Ranking, chat
+from data.world import World
 from pipeline.contract.settings import SourceSettings
 from pipeline.generation.generate import Sample
 from pipeline.generation.tools.calls import Call
@@ -258,3 +259,32 @@ def test_refuses_settings_that_do_not_fit(
 def test_summary_counts_equal_lengths_half() -> None:
     found = _ranking_work.summarise([Ranking("p", ["ab", "cd", "e"], [1, 2, 3])])
     assert found["longer_wins"] == pytest.approx((0.5 + 1 + 1) / 3)
+
+
+def test_what_is_ranked_answers_behind_passages(
+    make_context: Any, settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answers = ["Nobody knows that name.", "I don't know this."]
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    monkeypatch.setattr(_ranking_work, "generate", answering(tokenizer, answers))
+    retrieve = {"corpus": [{"world": "register"}], "passages": 1, "passage_tokens": 300}
+    chosen = settings(retrieve=retrieve, labeler="truth", max_too_long_share=0.5)
+    assert "retrieve" not in settings().key_settings() and chosen.key_settings()["retrieve"]
+    context = make_context(chosen, {"model": policy})
+    rankings.check(chosen, context.hand)
+    rankings.run(context)
+    found = rows(context.folder)
+    register = {one.text for one in World(0).documents("register")}
+    asked = [row["prompt"][-1]["content"].split("\n\n") for row in found]
+    assert all(passage in register for passage, _ in asked)
+    assert {row["annotator"] for row in found} == {"truth"}
+    known = [row for row in found if row["meta"]["kind"] == "fact"]
+    first = {row["completions"][row["ranks"].index(1)] for row in known}
+    assert first == {"I don't know this."} and all(2 in row["ranks"] for row in known)
+    with pytest.raises(HandOverError, match=r"retrieve\.passage_tokens, a prompt .* holds 512"):
+        rankings.check(settings(retrieve={**retrieve, "passage_tokens": 506}), context.hand)
+    with pytest.raises(ValidationError, match="so drop retrieve"):
+        RankingsSettings(labeler="file", rankings=[{"path": "a"}], retrieve=retrieve)

@@ -454,3 +454,28 @@ def test_worked_examples_are_read_and_not_learned(
         assert tokenizer.decode(learned) == f"{pairs[last]}<|end|>"
         assert len({*shown, last}) == 3 and asked.issuperset(shown)
     assert len({tuple(turns(row)[:2]) for row in rows.train}) > 5
+
+
+def test_prompts_stand_behind_passages_that_are_not_learned(
+    make_context: Any, sft_settings: Any, policy: Path, tiny_tokenizer: Any, questions: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "corpus.txt").write_text("What is it?\n")
+    retrieve = {"corpus": [{"path": str(tmp_path / "corpus.txt")}], "passages": 1}
+    settings, tokenizer = sft_settings(policy, retrieve=retrieve, shots=1), tiny_tokenizer()
+    assert "retrieve" not in sft_settings(policy).key_settings()
+    assert settings.key_settings()["retrieve"]["passages"] == 1
+    context = make_context(settings, {"model": policy})
+    sft.check(settings, context.hand)
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    rows = sft._rows(context, model, tokenizer)
+    turn = "<|user|>{}<|end|><|assistant|>{}<|end|>"
+    shown = {turn.format(q, a): (q, a) for q, a in questions}
+    given = {turn.format(f"What is it?\n\n{q}", a): (q, a) for q, a in questions}
+    for row in (*rows.train, *rows.heldout):
+        first, last = re.findall(r"<\|user\|>.*?<\|assistant\|>.*?<\|end\|>",
+                                 tokenizer.decode(row.ids), flags=re.DOTALL)  # fmt: skip
+        assert shown[first] != given[last]
+        learned = [i for i, mine in zip(row.ids, row.assistant_mask, strict=True) if mine]
+        assert tokenizer.decode(learned) == f"{given[last][1]}<|end|>"
