@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from scipy import stats
 
 
@@ -34,6 +35,13 @@ def copy_stages(source: Path, run: Path, stages: Sequence[str]) -> None:
     for stage in stages:
         if not (run / stage).exists():
             shutil.copytree(source / stage, run / stage)
+
+
+def shared_stages(source: Path, run: Path, stages: Sequence[str]) -> list[str]:
+    """Copy finished stages as `copy_stages` does, and return the options that keep their seeds."""
+    copy_stages(source, run, stages)
+    own = yaml.safe_load((source / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
+    return [part for stage in stages for part in ("--set", f"{stage}.seed={own}")]
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-from over_seeds import copy_stages, in_words, rlhf_run
+from over_seeds import in_words, rlhf_run, shared_stages
 
 SHARED = ("tokenizer", "base", "sft", "rankings", "rankings_heldout")
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -88,9 +87,7 @@ def run_seed(run: Path, seed: str, share: Path | None) -> Report:
     """Run what is missing of the quickstart of a seed, and return its report."""
     options = ["--seed", seed]
     if share is not None:
-        copy_stages(share, run, SHARED)
-        own = yaml.safe_load((share / "recipe.yaml").read_text(encoding="utf-8"))["seed"]
-        options += [part for stage in SHARED for part in ("--set", f"{stage}.seed={own}")]
+        options += shared_stages(share, run, SHARED)
     rlhf_run(RECIPE, run, *options)
     told = run / "report" / "report.json"
     report: Report = json.loads(told.read_text(encoding="utf-8"))

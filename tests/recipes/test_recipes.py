@@ -180,6 +180,7 @@ def gsm8k_calculator(local: Path) -> list[str]:
 LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "quickstart": quickstart,
     "quickstart_one_trunk": quickstart,
+    "quickstart_truthful": quickstart,
     "stories_sentiment": stories_sentiment,
     "oasst_rankings": oasst_rankings,
     "smollm2_harmless": smollm2_harmless,
