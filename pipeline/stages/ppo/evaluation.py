@@ -11,7 +11,7 @@ from data.json_lines import read_json_lines, read_json_object
 from data.sources.split import opening
 from data.storage import write_atomically
 from data.words import counted
-from pipeline.stages.ppo.sources import read_prompts
+from pipeline.stages.ppo.sources import read_prompts, stands_behind
 from pipeline.stages.reward_terms import load_terms
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def _prompts(
     context: StageContext[PpoSettings], tokenizer: Any, trained_on: Sequence[PreparedPrompt]
 ) -> list[PreparedPrompt]:
     """Return the prompts whose opening, letter case and spacing aside, PPO does not sample on."""
-    read, report = read_prompts(context, "evaluation_prompts", tokenizer)
+    behind = stands_behind(context)
+    read, report = read_prompts(context, "evaluation_prompts", tokenizer, **behind)
     seen = {opening(each.prompt) for each in trained_on}
     prompts = [each for each in read if opening(each.prompt) not in seen]
     shared = len(read) - len(prompts)

@@ -20,8 +20,16 @@ def read_prompts(
     context: StageContext[Any],
     field: Literal["prompts", "evaluation_prompts"],
     tokenizer: Any,
+    **behind: Any,
 ) -> tuple[list[PreparedPrompt], PromptReport]:
-    """Return the prompts of a setting as the policy takes them, and what became of the rows."""
+    """Return the prompts of a setting as the policy takes them, and what became of the rows.
+
+    Args:
+        context: of the stage.
+        field: the setting.
+        tokenizer: of the policy.
+        behind: what prompts stand behind, see `prepare_prompts`.
+    """
     from pipeline.rl.prompts import PromptReport, prepare_prompts
 
     settings, report = context.settings, PromptReport()
@@ -33,20 +41,27 @@ def read_prompts(
         prefix_tokens=settings.prefix_tokens,
         report=report,
         encoder_decoder=reads_apart(context),
-        tools=settings.tools,
-        retriever=settings.retriever(context.say),
+        **behind,
     )
     return prompts, report
 
 
-def prompts_to_answer(context: StageContext[Any], tokenizer: Any) -> list[PreparedPrompt]:
+def stands_behind(context: StageContext[PpoSettings]) -> dict[str, Any]:
+    """Return what prompts of PPO stand behind, see `prepare_prompts`."""
+    settings = context.settings
+    return {"tools": settings.tools, "retriever": settings.retriever(context.say)}
+
+
+def prompts_to_answer(
+    context: StageContext[Any], tokenizer: Any, **behind: Any
+) -> list[PreparedPrompt]:
     """Return the prompts that a policy learns on, and say what became of the rows.
 
     Raises:
         SourceError: none is left, or more were dropped than the settings allow.
     """
     settings = context.settings
-    prompts, report = read_prompts(context, "prompts", tokenizer)
+    prompts, report = read_prompts(context, "prompts", tokenizer, **behind)
     for line in report.lines():
         context.say(line)
     lost = report.dropped.total() - report.dropped["the same prompt again"]

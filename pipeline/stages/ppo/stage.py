@@ -25,7 +25,12 @@ from pipeline.contract.kind import StageKind
 from pipeline.stages.ppo.checks import check, check_start
 from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.ppo.sources import pretraining_rows, prompts_to_answer, reads_apart
+from pipeline.stages.ppo.sources import (
+    pretraining_rows,
+    prompts_to_answer,
+    reads_apart,
+    stands_behind,
+)
 from pipeline.stages.reward_terms import (
     length_warnings,
     load_terms,
@@ -62,7 +67,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         source if settings.tokenizer is None else context.input("tokenizer"),
         trust_remote_code=trust,
     )
-    prompts = prompts_to_answer(context, tokenizer)
+    prompts = prompts_to_answer(context, tokenizer, **stands_behind(context))
     for line in [*length_warnings(settings.terms, context.hand), *settings.judged_by_reward]:
         context.say(line)
     ppo = build_ppo(
