@@ -37,6 +37,8 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_CALL = re.compile(r"<<[^<>\r\n]*=(?P<result>[^<>=\r\n]*)>>(?P<shown>(?=[-$]?\.?\d))?")
+"""A tool's call, and whether a number stands right behind it, as a rule its result once more."""
 _WORDS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
@@ -63,7 +65,8 @@ def read_number(text: str) -> Fraction | None:
 
     It stands behind `####`, in the last `\boxed{}`, behind the last "answer is" or "answer:", or
     is the last number of the text. Signs, currencies, commas between thousands, powers of ten,
-    fractions, mixed numbers and a full stop behind are read; units and per cent are left out.
+    fractions, mixed numbers and a full stop behind are read; units and per cent are left out. Of a
+    call of a tool the result alone is read.
 
     >>> read_number("That makes $1,200.00 in all."), read_number("#### -1 1/2 miles")
     (Fraction(1200, 1), Fraction(-3, 2))
@@ -81,6 +84,7 @@ def read_number(text: str) -> Fraction | None:
 
 def _plain(text: str) -> str:
     """Return a text with its signs and fractions as ASCII, and without marks of type."""
+    text = _CALL.sub(lambda call: "" if call["shown"] is not None else call["result"], text)
     text = re.sub(r"[−–]", "-", text)
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r" \1/\2", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)

@@ -50,6 +50,10 @@ from pipeline.evaluation.benchmarks.numbers import read_flexible, read_number, r
         ("0.50", "1/2"),
         ("x2 = 9", "9"),
         ("10.", "10"),
+        ("The answer is <<13+6-4=15>>15.", "15"),
+        ("The answer is <<48/2=24>> apples.", "24"),
+        ("The answer is $<<2*3=6>>6", "6"),
+        ("The answer is <<48/2=error: no such thing>>7.", "7"),
     ],
 )
 def test_a_number_is_read_as_a_person_does(text: str, value: str) -> None:
