@@ -28,7 +28,7 @@ from pipeline.stages.dpo.pairs import Pairs, Rounds, total_steps
 from pipeline.training.trl import TrlHost, trainer_arguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from pipeline.contract.context import StageContext
     from pipeline.stages.dpo.settings import DpoSettings, PreferenceSettings
@@ -121,6 +121,40 @@ class PreferenceTrainer(TrlHost):
         return dict(sums)
 
 
+def build_on_pairs(
+    trainer: type[PreferenceTrainer],
+    arguments: type[TrainingArguments],
+    context: StageContext[Any],
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Learned,
+    shape: tuple[int, int],
+    data_collator: Any = None,
+    **loss: Any,
+) -> PreferenceTrainer:
+    """Return a trainer on pairs; `loss` are the arguments of TRL's that one loss alone has."""
+    return trainer(
+        context=context,
+        rows=rows,
+        model=model,
+        reference=reference,
+        processing_class=tokenizer,
+        data_collator=data_collator,
+        args=trainer_arguments(
+            arguments,
+            context,
+            shape,
+            activation_checkpointing=context.settings.gradient_checkpointing,
+            remove_unused_columns=False,
+            num_train_epochs=1,
+            max_length=None,
+            beta=context.settings.beta,
+            **loss,
+        ),
+    )
+
+
 class DpoTrainer(PreferenceTrainer, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on pairs of rankings."""
 
@@ -135,22 +169,7 @@ def build_trainer(
 ) -> PreferenceTrainer:
     """Return a trainer that is ready to train or to resume."""
     settings = context.settings
-    return DpoTrainer(
-        context=context,
-        rows=rows,
-        model=model,
-        reference=reference,
-        processing_class=tokenizer,
-        args=trainer_arguments(
-            DPOConfig,
-            context,
-            shape,
-            activation_checkpointing=settings.gradient_checkpointing,
-            remove_unused_columns=False,
-            num_train_epochs=1,
-            max_length=None,
-            beta=settings.beta,
-            loss_type=[settings.loss],
-            label_smoothing=settings.label_smoothing,
-        ),
-    )
+    return build_on_pairs(
+        DpoTrainer, DPOConfig, context, model, reference, tokenizer, rows, shape,
+        loss_type=[settings.loss], label_smoothing=settings.label_smoothing,
+    )  # fmt: skip

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from pipeline.stages.dpo.trainer import Learned, PreferenceTrainer
-from pipeline.training.trl import trainer_arguments
+from pipeline.stages.dpo.trainer import Learned, PreferenceTrainer, build_on_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,23 +62,9 @@ def build_trainer(
 ) -> PreferenceTrainer:
     """Return a trainer that is ready to train or to resume."""
     settings = context.settings
-    return KtoTrainer(
-        context=context,
-        rows=rows,
-        model=model,
-        reference=reference,
-        processing_class=tokenizer,
+    return build_on_pairs(
+        KtoTrainer, KTOConfig, context, model, reference, tokenizer, rows, shape,
         data_collator=UnpairedCollator(int(tokenizer.pad_token_id)),
-        args=trainer_arguments(
-            KTOConfig,
-            context,
-            shape,
-            activation_checkpointing=settings.gradient_checkpointing,
-            remove_unused_columns=False,
-            num_train_epochs=1,
-            max_length=None,
-            beta=settings.beta,
-            desirable_weight=settings.desirable_weight,
-            undesirable_weight=settings.undesirable_weight,
-        ),
-    )
+        desirable_weight=settings.desirable_weight,
+        undesirable_weight=settings.undesirable_weight,
+    )  # fmt: skip
