@@ -128,6 +128,17 @@ def require_texts(hand: HandOver, setting: str, sources: Sequence[SourceSettings
     require_readable(hand, setting, sources, to_text, TEXTS)
 
 
+def require_reference(
+    hand: HandOver, policy: str, reference: str | None, *, encoder_decoder: bool = False
+) -> None:
+    """Refuse a reference that is no such model as the policy, or reads other tokens."""
+    if reference is None:
+        return
+    why = "a reference is one as the policy is"
+    hand.require_writer(reference, "reference", why, encoder_decoder=encoder_decoder)
+    hand.require_same_tokenizer(policy, reference)
+
+
 def require_corpus(hand: HandOver, retrieve: RetrievalSettings | None) -> None:
     """Refuse corpora whose first rows can't be read, and retrieval without its packages."""
     if retrieve is None:

@@ -21,7 +21,7 @@ from data.errors import SourceError
 from data.words import counted
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import external_location, is_external, references
-from pipeline.stages.checks import require_rankings
+from pipeline.stages.checks import require_rankings, require_reference
 from pipeline.stages.dpo.settings import DpoSettings, PreferenceSettings
 from pipeline.stages.reward.rows import rankings_source, read_rows
 from pipeline.training.settings import micro_batches
@@ -51,9 +51,7 @@ def check(settings: PreferenceSettings, hand: HandOver) -> None:
         settings.model, "model", "causal", way_out="name another model",
         trust=settings.trust_remote_code,
     )  # fmt: skip
-    if settings.reference is not None:
-        hand.require_writer(settings.reference, "reference", "a reference is one as the policy is")
-        hand.require_same_tokenizer(settings.model, settings.reference)
+    require_reference(hand, settings.model, settings.reference)
     micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
     for field, sources in (("train", settings.train), ("heldout", settings.heldout)):
         require_rankings(hand, field, sources)

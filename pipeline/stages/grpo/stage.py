@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_prompts
+from pipeline.stages.checks import require_prompts, require_reference
 from pipeline.stages.grpo.settings import GroupSettings, GrpoSettings
 from pipeline.stages.ppo.sources import prompts_to_answer
 from pipeline.stages.reward_terms import check_rewards, length_warnings, load_terms
@@ -48,9 +48,7 @@ def check(settings: GroupSettings, hand: HandOver) -> None:
         settings.policy, "policy", "causal", way_out="name another policy",
         trust=settings.trust_remote_code,
     )  # fmt: skip
-    if settings.reference is not None:
-        hand.require_writer(settings.reference, "reference", "a reference is one as the policy is")
-        hand.require_same_tokenizer(settings.policy, settings.reference)
+    require_reference(hand, settings.policy, settings.reference)
     tokens = settings.max_prompt_tokens + settings.max_new_tokens
     hand.require_fits_context(settings.policy, tokens, "max_prompt_tokens + max_new_tokens")
     micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import HandOverError
 from pipeline.contract.settings import is_external
-from pipeline.stages.checks import require_corpus, require_prompts, require_texts
+from pipeline.stages.checks import require_corpus, require_prompts, require_reference, require_texts
 from pipeline.stages.ppo.sources import carried_sources
 from pipeline.stages.reward_terms import check_rewards, model_references
 
@@ -37,10 +37,7 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
     require_corpus(hand, settings.retrieve)
     require_texts(hand, "pretraining_sources", settings.pretraining_sources)
-    if settings.reference is not None:
-        why = "a reference is one as the policy is"
-        hand.require_writer(settings.reference, "reference", why, encoder_decoder=pair)
-        hand.require_same_tokenizer(settings.policy, settings.reference)
+    require_reference(hand, settings.policy, settings.reference, encoder_decoder=pair)
     if settings.pretraining is not None:
         carried_sources(settings, hand)
     if settings.ptx_coefficient > 0:
