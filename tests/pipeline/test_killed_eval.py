@@ -57,7 +57,7 @@ def test_killed_thrice_it_leaves_the_same_files(
     finish(tmp_path, "whole")
     parts = ready(tmp_path, "whole")
     assert parts >= 8
-    for share in (0.1, 0.4, 0.8):  # of the parts, after which it is killed
+    for share in (0.1, 0.3, 0.6):  # of the parts, after which it is killed
         process = start(tmp_path, "cut")
         while ready(tmp_path, "cut") <= share * parts:
             assert process.poll() is None, "it ended before it was killed"
