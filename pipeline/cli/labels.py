@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data.words import counted
+from pipeline.cli.label_work import prepare, start
 from pipeline.cli.options import QuietOption
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ label = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+label.command()(start)
+label.command()(prepare)
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 DatabaseOption = Annotated[

@@ -25,11 +25,13 @@ class StopFlag:
         signum: the signal that came.
         file: a file that says the same, to a process that another one started.
         tells: whether a signal is answered at once, on stderr.
+        waits: whether a stage may wait for people; else it stops where it would.
     """
 
     signum: int | None = None
     file: Path | None = None
     tells: bool = True
+    waits: bool = True
 
     @property
     def asked(self) -> bool:

@@ -110,6 +110,7 @@ def execute(
     selection: Selection | None = None,
     launch: LaunchSettings | None = None,
     console: Console | None = None,
+    stop: StopFlag | None = None,
 ) -> Outcome:
     """Run a recipe in a run folder.
 
@@ -119,12 +120,14 @@ def execute(
         selection: which stages; all when not given.
         launch: number of processes; the recipe's when not given.
         console: where it speaks.
+        stop: what a signal sets.
 
     Raises:
         Interrupted: a signal asked to stop; what was done is saved.
         RlhfError: a stage failed or something does not fit.
     """
-    run = Run(recipe, folder, launch or recipe.top.launch, console or Console(), StopFlag())
+    console, stop = console or Console(), stop or StopFlag()
+    run = Run(recipe, folder, launch or recipe.top.launch, console, stop)
     planner = Planner(recipe, folder, selection)
     with locked(folder), run.stop.installed():
         await_orphans(folder)

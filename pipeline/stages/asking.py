@@ -70,7 +70,7 @@ def wait_for_labels(
         work: lets annotators that are no people label; returns how many labels they gave.
 
     Raises:
-        Interrupted: a signal asked to stop.
+        Interrupted: a signal asked to stop, or the stage may not wait.
         StoreDownError: the database was deleted meanwhile.
     """
     from data.labels.campaign.campaigns import Campaigns
@@ -78,6 +78,11 @@ def wait_for_labels(
     campaigns = Campaigns(database)
     progress = campaigns.progress(campaign.id)
     needed = _needed(context, asked, progress.tasks)
+    if progress.complete < needed and not context.stop.waits:
+        raise Interrupted(
+            f"stage {context.name} has made the {counted(progress.tasks, 'task')} of campaign "
+            f"{campaign.name}; {progress.complete} of {needed} are labelled"
+        )
     told_at = -TOLD_SECONDS
     with context.progress(needed, "labelled", done=progress.complete, unit="tasks") as bar:
         seen = progress.complete

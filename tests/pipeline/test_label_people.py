@@ -7,6 +7,7 @@ answer mixed up between the page and the file would show in the rankings.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -327,6 +328,42 @@ def three_callers(rlhf: Command, running: Start, run: str, waits: tuple[str, ...
                 person.close()
             assert process.process.exitcode == 0, process.log.read_text()
     return done
+
+
+@pytest.mark.timeout(900)
+def test_one_command_makes_tasks_serves_them_and_goes_on(
+    tiny_recipe: Path, rlhf: Command, running: Start
+) -> None:
+    import httpx
+
+    folder, run = tiny_recipe.parent, "runs/waiting"
+    (folder / "waiting.yaml").write_text(WAITING % ", needed: 4")
+    (folder / "rules.md").write_text("# Short is good")
+    told(rlhf, "run", "waiting.yaml", "--until", "base")
+    made = told(rlhf, "label", "prepare", run)
+    assert "stage rankings has made the 12 tasks of campaign rankings-" in made
+    assert told(rlhf, "label", "tasks", run).splitlines()[1].split("\t")[2] == "12"
+    assert not (folder / run / "labels" / "server.json").exists()
+    start = ("label", "start", run, "--people", "Ann, Ben", "--port", "0", "--until", "rankings")
+    with running(*start) as process:
+        links = [process.line(rf"{name}\t(http://127\.0\.0\.1:\S+)")[1] for name in ("Ann", "Ben")]
+        people = [Caller(link, shortest) for link in links]
+        with contextlib.suppress(httpx.TransportError):  # the pages go as the command ends
+            all_work(people, process)
+        for person in people:
+            person.close()
+        process.process.join()
+        assert process.process.exitcode == 0, process.log.read_text()
+    who = {row["meta"]["_label"]["annotator"]["name"] for row in rankings_of(folder / run)}
+    assert who == {"Ann", "Ben"}
+    assert not (folder / run / "labels" / "server.json").exists()
+    assert not (folder / run / "reward").exists()
+
+
+def test_a_run_that_asks_nobody_is_told(finished: Path, rlhf: Command) -> None:
+    for command in ("prepare", "start"):
+        refused = rlhf("label", command, finished)
+        assert refused.code == 2 and "has no stage that asks people" in refused.err
 
 
 QUICKSTART = (
