@@ -104,6 +104,10 @@ class CampaignSettings:
         qualification_share: share of their pairs that must be ordered as the gold ranks.
         lease_seconds: how long a task stays with an annotator who does not submit.
         seed: of orders and choices.
+        answers: to each message of a live conversation; 0 where tasks are given out instead.
+        most_turns: messages of one conversation.
+        all_turns: messages of all conversations together; 0 is no bound.
+        all_tokens: sampled tokens after which no message is taken; 0 is no bound.
     """
 
     mode: Mode = "rate_and_rank"
@@ -116,6 +120,15 @@ class CampaignSettings:
     qualification_share: float = 0.7
     lease_seconds: float = 1800.0
     seed: int = 0
+    answers: int = 0
+    most_turns: int = 6
+    all_turns: int = 0
+    all_tokens: int = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether people write the prompts, and a worker answers them."""
+        return self.answers > 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data.records import Message
 from data.sources.values import RowDropped, RowError, as_text
@@ -50,6 +50,17 @@ def as_transcript(value: object, column: str) -> list[Message]:
         else:
             turns.append({"role": role, "content": words.strip()})
     return turns
+
+
+def to_transcript(turns: Sequence[Message]) -> str | None:
+    """Return turns as a transcript; None where it would be read as other turns, or none."""
+    speakers = {"user": "Human", "assistant": "Assistant"}
+    if any(turn["role"] not in speakers for turn in turns):
+        return None
+    text = "".join(f"\n\n{speakers[turn['role']]}: {turn['content'].strip()}" for turn in turns)
+    said = [(turn["role"], turn["content"].strip()) for turn in turns]
+    read = [(turn["role"], turn["content"]) for turn in as_transcript(text, "text")]
+    return text if read == said else None
 
 
 def shared_turns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -215,6 +215,7 @@ def import_file(
     format: str,
     max_bad_share: float,
     hub_split: str,
+    columns: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Store the labels of a file or hub data set, and return what to tell of it.
 
@@ -226,6 +227,7 @@ def import_file(
         format: of the file, or "auto".
         max_bad_share: share of malformed rows above which nothing is stored.
         hub_split: of a hub data set.
+        columns: of a plain table.
 
     Raises:
         SourceError: the file can't be read or holds no labels.
@@ -245,6 +247,7 @@ def import_file(
             format=format,
             max_bad_share=max_bad_share,
             hub_split=hub_split,
+            columns=columns,
             report=report,
         )
     ]

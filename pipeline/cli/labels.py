@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data.words import counted
+from pipeline.cli.converse import converse
 from pipeline.cli.label_work import prepare, start
 from pipeline.cli.options import QuietOption
 
@@ -27,6 +28,7 @@ label = typer.Typer(
 
 label.command()(start)
 label.command()(prepare)
+label.command()(converse)
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 DatabaseOption = Annotated[
@@ -70,6 +72,7 @@ def serve(
 ) -> None:
     """Serve the tasks of a run to people's browsers until Ctrl-C."""
     from data.extras import PAGES, STORE, require_packages
+    from data.labels.live.protocol import worker_file
     from data.labels.web.address import server_file
     from pipeline.cli.label_store import find_campaign, first_invite, opened
 
@@ -78,14 +81,9 @@ def serve(
     from data.labels.web.server import serve as serve_pages
 
     front = Front(
-        host=host,
-        port=port,
-        url=url,
-        allowed_hosts=allowed_host or [],
-        certificate=certificate,
-        key=key,
-        behind_proxy=behind_proxy,
-    )
+        host=host, port=port, url=url, allowed_hosts=allowed_host or [], certificate=certificate,
+        key=key, behind_proxy=behind_proxy,
+    )  # fmt: skip
     with opened(run, database, create=True) as store:
         names = [find_campaign(store, name).name for name in campaign or ()]
 
@@ -102,6 +100,7 @@ def serve(
             campaigns=names or None,
             idle_hours=idle_hours,
             address_file=server_file(run),
+            worker_file=worker_file(run),
             on_ready=ready,
         )
 
@@ -207,8 +206,8 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     what: Annotated[
-        Literal["rankings", "preferences", "ties", "unpaired", "csv"],
-        typer.Option(help="Lossless rankings, TRL preferences, ties, KTO rows, a spreadsheet."),
+        Literal["rankings", "preferences", "hh", "ties", "unpaired", "csv"],
+        typer.Option(help="Lossless rankings, TRL preferences, HH dialogues, ties, KTO rows, CSV."),
     ] = "rankings",
     consolidation: Annotated[
         Literal["per_annotator", "majority", "soft"],
@@ -278,12 +277,19 @@ def bring_in(
     format: Annotated[
         str, typer.Option(help="labels, rankings, preference, hh, oasst, or auto.")
     ] = "auto",
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="prompt=Q,a=A,b=B,winner=W", help="Of a table; see RESEARCHERS.md."),
+    ] = None,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1)] = 0.01,
     split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
     database: DatabaseOption = None,
 ) -> None:
-    """Bring in our own exports, rankings, pairs, HH dialogues or OASST messages."""
+    """Bring in our own exports, rankings, pairs, HH dialogues, OASST messages or tables."""
+    from data.labels.exchange.tables import parse_columns
     from pipeline.cli.label_store import import_file, opened
+
+    table = None if columns is None else parse_columns(columns)
 
     def readable() -> None:
         from data.labels.exchange.importing import read_labels, require_names
@@ -295,6 +301,7 @@ def bring_in(
             format=format,
             max_bad_share=max_bad_share,
             hub_split=split,
+            columns=table,
         ):
             name = campaign or one.row.campaign
             require_names(source, campaign=name, annotator=one.annotator.name)
@@ -308,6 +315,7 @@ def bring_in(
             format=format,
             max_bad_share=max_bad_share,
             hub_split=split,
+            columns=table,
         )
     for line in lines:
         typer.echo(line)

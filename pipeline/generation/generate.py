@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.text.continuation import continuation_text
-from pipeline.generation.decoder import Decoder, Response
+from pipeline.generation.decoder import Decoder, Follow, Response
 from pipeline.generation.packed_weights import packed_weights
 from pipeline.generation.seq2seq import decoder_for
 from pipeline.generation.tools.calls import Call
@@ -152,7 +152,7 @@ def generate(
         return []
     limits = _limits(model, prompts, sampling.max_new_tokens)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
-    uniforms_NT = _uniforms(len(prompts), sampling, generator)
+    uniforms_NT = uniforms(len(prompts), sampling, generator)
     order, calling = _longest_first(prompts), Calling(tools, len(prompts))
     with evaluating(model):
         decoder = decoder_for(model)(
@@ -222,27 +222,58 @@ def stream(
         ModelError: the prompt is empty or fills the model's context, or the model can't be sampled
             from.
     """
-    model.eval()
     limits = _limits(model, [prompt], sampling.max_new_tokens)
     # No number is drawn for a token that the context has no room for.
     drawn = replace(sampling, max_new_tokens=limits[0])
-    decoder = decoder_for(model)(
+    decoder, _ = decoding(
         model,
         [prompt],
-        limits=limits,
-        draw=partial(_draw, sampling=drawn, model=model),
-        uniforms_NT=_uniforms(1, drawn, generator),
+        sampling=drawn,
+        uniforms_NT=uniforms(1, drawn, generator),
         eos_token_ids=eos_token_ids,
         pad_token_id=0,
-        slots=1,
-        memory=fitting_memory(model, length=_longest([prompt], limits), say=say),
         follow=None if tools is None else Calling(tools, 1).follow,
+        say=say,
     )
     while not decoder.done:
         decoder.step()
         response = decoder.responses[0]
         if not response.ended:
             yield Token(response.token_ids[-1], response.own[-1])
+
+
+def decoding(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    uniforms_NT: Tensor,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    follow: Follow | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Decoder, list[int]]:
+    """Return what decodes prompts together, a token a step, and which prompt each response is to.
+
+    Raises:
+        ModelError: a prompt is empty or fills the model's context, or the model can't be sampled
+            from.
+    """
+    model.eval()
+    limits, order = _limits(model, prompts, sampling.max_new_tokens), _longest_first(prompts)
+    decoder = decoder_for(model)(
+        model,
+        [prompts[i] for i in order],
+        limits=[limits[i] for i in order],
+        draw=partial(_draw, sampling=sampling, model=model),
+        uniforms_NT=uniforms_NT[order],
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        slots=len(prompts),
+        memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
+        follow=follow,
+    )
+    return decoder, order
 
 
 def response_text(
@@ -273,7 +304,7 @@ def turns_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
     return "\n".join(filter(None, texts))
 
 
-def _uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+def uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """Draw a number for each token that each of the prompts may get."""
     return torch.rand(
         (count, sampling.max_new_tokens),

@@ -59,6 +59,7 @@ def wait_for_labels(
     campaign: Campaign,
     *,
     work: Callable[[], int] = lambda: 0,
+    needed: int | None = None,
 ) -> Progress:
     """Return once enough tasks have all their labels, or the campaign is closed.
 
@@ -68,6 +69,7 @@ def wait_for_labels(
         database: where the campaign is.
         campaign: what is labelled.
         work: lets annotators that are no people label; returns how many labels they gave.
+        needed: how many are enough, where it does not follow from the tasks there are.
 
     Raises:
         Interrupted: a signal asked to stop, or the stage may not wait.
@@ -77,7 +79,8 @@ def wait_for_labels(
 
     campaigns = Campaigns(database)
     progress = campaigns.progress(campaign.id)
-    needed = _needed(context, asked, progress.tasks)
+    if needed is None:
+        needed = _needed(context, asked, progress.tasks)
     if progress.complete < needed and not context.stop.waits:
         raise Interrupted(
             f"stage {context.name} has made the {counted(progress.tasks, 'task')} of campaign "

@@ -80,7 +80,7 @@ def main() -> None:
         places = torch.arange(asked.max_new_tokens, dtype=torch.float64) / PLACES
         return torch.arange(count)[:, None] + places
 
-    sampling._draw, sampling._uniforms = drawn, numbers  # type: ignore[assignment]
+    sampling._draw, sampling.uniforms = drawn, numbers  # type: ignore[assignment]
     run = partial(
         sampling.generate,
         model,

@@ -17,12 +17,16 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
+import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -597,3 +601,50 @@ def finished(finished_run: Path, tmp_path: Path) -> Path:
 def tiny_recipe(tmp_path: Path) -> Path:
     """Return the path of `tiny.yaml` in `tmp_path`, with what it reads; nothing has run."""
     return write_tiny_recipe(tmp_path)
+
+
+class Running:
+    """A command in a process of its own, and what it has said so far."""
+
+    def __init__(self, process: Any, log: Path) -> None:
+        self.process, self.log = process, log
+
+    def over(self) -> bool:
+        return self.process.exitcode is not None
+
+    def interrupt(self) -> int:
+        """Send what Ctrl-C sends, and return the exit code."""
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.join()
+        return int(self.process.exitcode)
+
+    def line(self, pattern: str) -> re.Match[str]:
+        """Return the first line that matches, once it is there."""
+        while True:
+            over, said = self.over(), self.log.read_text()
+            if found := re.search(pattern, said):
+                return found
+            assert not over, f"no line {pattern!r} in:\n{said}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def running(
+    fork: Callable[..., Any], tmp_path: Path
+) -> Callable[..., AbstractContextManager[Running]]:
+    """Return what runs a command as long as a block takes: with running(*arguments) as process."""
+    logs = (tmp_path / f"log-{number}" for number in itertools.count())
+
+    @contextmanager
+    def start(*arguments: str) -> Iterator[Running]:
+        log = next(logs)
+        log.touch()
+        process = fork(Path(sys.executable).with_name("rlhf"), *arguments, log=log)
+        begun = Running(process, log)
+        try:
+            yield begun
+        finally:
+            if not begun.over():
+                begun.interrupt()
+
+    return start

@@ -8,16 +8,13 @@ answer mixed up between the page and the file would show in the rankings.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,10 +25,10 @@ from data.records import Ranking, chat, dense_ranks
 
 pytestmark = pytest.mark.first
 
-RLHF = str(Path(sys.executable).with_name("rlhf"))
 ROOT = Path(__file__).parents[2]
 NAMES = ("Ann", "Ben", "Cleo")
 Command = Callable[..., Any]
+Start = Callable[..., AbstractContextManager[Any]]
 Prefer = Callable[[str, list[str]], list[int]]
 """Gives dense ranks for the answers to a prompt, as the page shows both."""
 
@@ -178,54 +175,6 @@ class Typist:
         self.browser.close()
 
 
-class Running:
-    """A command in a process of its own, and what it has said so far."""
-
-    def __init__(self, process: Any, log: Path) -> None:
-        self.process, self.log = process, log
-
-    def over(self) -> bool:
-        return self.process.exitcode is not None
-
-    def interrupt(self) -> int:
-        """Send what Ctrl-C sends, and return the exit code."""
-        os.kill(self.process.pid, signal.SIGINT)
-        self.process.join()
-        return int(self.process.exitcode)
-
-    def line(self, pattern: str) -> re.Match[str]:
-        """Return the first line that matches, once it is there."""
-        while True:
-            over, said = self.over(), self.log.read_text()
-            if found := re.search(pattern, said):
-                return found
-            assert not over, f"no line {pattern!r} in:\n{said}"
-            time.sleep(0.1)
-
-
-Start = Callable[..., AbstractContextManager[Running]]
-
-
-@pytest.fixture
-def running(fork: Callable[..., Any], tmp_path: Path) -> Start:
-    """Return what runs a command as long as a block takes: with running(*arguments) as process."""
-    logs = (tmp_path / f"log-{number}" for number in itertools.count())
-
-    @contextmanager
-    def start(*arguments: str) -> Iterator[Running]:
-        log = next(logs)
-        log.touch()
-        process = fork(RLHF, *arguments, log=log)
-        begun = Running(process, log)
-        try:
-            yield begun
-        finally:
-            if not begun.over():
-                begun.interrupt()
-
-    return start
-
-
 def told(rlhf: Command, *arguments: str) -> str:
     """Return what a short command says, which runs in this process."""
     done = rlhf(*arguments)
@@ -233,7 +182,7 @@ def told(rlhf: Command, *arguments: str) -> str:
     return str(done.out)
 
 
-def all_work(people: list[Any], process: Running) -> list[int]:
+def all_work(people: list[Any], process: Any) -> list[int]:
     """Let people work in turn until the recipe is through; return how much each did."""
     done = [0] * len(people)
     while not process.over():
@@ -360,9 +309,9 @@ def test_one_command_makes_tasks_serves_them_and_goes_on(
     assert not (folder / run / "reward").exists()
 
 
-def test_a_run_that_asks_nobody_is_told(finished: Path, rlhf: Command) -> None:
+def test_a_run_that_asks_nobody_is_told(tmp_path: Path, rlhf: Command) -> None:
     for command in ("prepare", "start"):
-        refused = rlhf("label", command, finished)
+        refused = rlhf("label", command, tmp_path)
         assert refused.code == 2 and "has no stage that asks people" in refused.err
 
 

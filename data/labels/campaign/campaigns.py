@@ -19,6 +19,8 @@ from data.labels.store.database import Database, free_ids, kept_id, new_id
 
 IMPORT = "import"
 """Who creates the campaigns of labels that are brought in."""
+MOST_ANSWERS = 4
+"""To a message of a live conversation, which people read while they wait."""
 _BATCH = 200
 """Tasks stored in one transaction: annotators never wait long behind a large import."""
 
@@ -318,6 +320,24 @@ def _check(settings: CampaignSettings) -> None:
         raise UsageError(f"qualification_tasks is {settings.qualification_tasks}; 0 or more")
     if not (settings.lease_seconds > 0 and math.isfinite(settings.lease_seconds)):
         raise UsageError(f"lease_seconds is {settings.lease_seconds}; more than 0")
+    if settings.live:
+        _check_live(settings)
+
+
+def _check_live(settings: CampaignSettings) -> None:
+    if not 2 <= settings.answers <= MOST_ANSWERS:
+        raise UsageError(f"answers is {settings.answers}; each message gets 2 to {MOST_ANSWERS}")
+    if problem := size_problem(completions=settings.answers, mode=settings.mode):
+        raise UsageError(f"answers is {settings.answers}: {problem}")
+    for name, least in (("most_turns", 1), ("all_turns", 0), ("all_tokens", 0)):
+        if getattr(settings, name) < least:
+            raise UsageError(f"{name} is {getattr(settings, name)}; {least} or more")
+    for name in ("gold_share", "repeat_share", "qualification_tasks"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"{name} is {getattr(settings, name)}, but live conversations have no tasks that "
+                "somebody knows the answer of; leave it out"
+            )
 
 
 def _same(name: str, old: CampaignSettings, new: CampaignSettings) -> None:

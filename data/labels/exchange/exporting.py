@@ -4,6 +4,7 @@
 |---------------|-------------------------------|-------------------------------------------------|
 | `rankings`    | rankings.jsonl                | the reward stage; `rlhf label import`           |
 | `preferences` | preferences/{train,test}.jsonl| TRL's reward and DPO trainers                   |
+| `hh`          | hh/{train,test}.jsonl         | readers of Human:/Assistant: dialogues          |
 | `ties`        | ties.jsonl                    | losses that use ties; any reader of rankings    |
 | `unpaired`    | unpaired/{train,test}.jsonl   | TRL's KTO trainer                               |
 | `csv`         | labels.csv                    | a spreadsheet: one line a label and completion  |
@@ -30,12 +31,13 @@ from data.labels.exchange.consolidation import Consolidation, Judged, consolidat
 from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id, to_ranking
 from data.labels.exchange.training_rows import Margin, preference_rows, tied_pairs, unpaired_rows
 from data.labels.records import AnnotatorKind, LabelRow, Purpose, prompt_text
-from data.records import Ranking, to_json
+from data.records import Prompt, Ranking, to_json
+from data.sources.shared import to_transcript
 from data.sources.split import is_heldout
 from data.storage import storage_errors, write_atomically
 from data.words import counted
 
-What = Literal["rankings", "preferences", "ties", "unpaired", "csv"]
+What = Literal["rankings", "preferences", "hh", "ties", "unpaired", "csv"]
 
 CSV_COLUMNS = (
     "label_id",
@@ -204,16 +206,18 @@ def rankings_of(
 def _split_rows(
     judged: list[Judged], settings: ExportSettings, left_out: Counter[str]
 ) -> dict[str, list[str]]:
-    if settings.what == "preferences":
+    if settings.what in ("preferences", "hh"):
         rows = preference_rows(
             judged,
-            implicit=settings.implicit,
+            implicit=settings.implicit or settings.what == "hh",
             margin=settings.margin,
             soft=settings.consolidation == "soft",
             left_out=left_out,
         )
     else:
         rows = unpaired_rows(judged, left_out=left_out)
+    if settings.what == "hh":
+        rows = _transcripts(rows, left_out)
     parts: dict[str, list[str]] = {f"{settings.what}/train.jsonl": []}
     if settings.heldout > 0:
         parts[f"{settings.what}/test.jsonl"] = []
@@ -221,6 +225,18 @@ def _split_rows(
         held = is_heldout(prompt, share=settings.heldout, seed=settings.seed)
         parts[f"{settings.what}/{'test' if held else 'train'}.jsonl"].append(_line(row))
     return parts
+
+
+def _transcripts(
+    rows: Iterable[tuple[Prompt, dict[str, Any]]], left_out: Counter[str]
+) -> Iterator[tuple[Prompt, dict[str, Any]]]:
+    """Yield preference rows with their dialogues as Anthropic's HH data have them."""
+    for prompt, row in rows:
+        pair = {side: to_transcript(row[side]) for side in ("chosen", "rejected")}
+        if None in pair.values():
+            left_out["pairs that no Human:/Assistant: dialogue can hold"] += 1
+        else:
+            yield prompt, row | pair
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Labels from files or the hub: our own exports, rankings, pairs, HH dialogues, OASST messages.
+"""Labels from files or the hub: our own exports, rankings, pairs, HH dialogues, OASST, tables.
 
 Our own exports come back exactly, with ids, orders and times. What other files hold becomes labels
 of an annotator of kind `imported`, with mode `rank`, since nobody was asked for ratings or a
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from data.errors import BadRowsError, LabelError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
+from data.labels.exchange.tables import ranking_rows
 from data.labels.names import plain_name
 from data.labels.records import (
     Annotator,
@@ -74,6 +75,7 @@ def read_labels(
     format: str = "auto",
     max_bad_share: float = 0.01,
     hub_split: str = "train",
+    columns: Mapping[str, str] | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[ImportedLabel]:
     """Yield the labels of a file, folder, glob or hub data set.
@@ -89,6 +91,7 @@ def read_labels(
         format: one of `FORMATS`, or "auto" to tell it of each row.
         max_bad_share: share of malformed rows above which reading ends in an error.
         hub_split: of a hub data set, or of a folder that holds several.
+        columns: of a plain table of pairs, by our names; see `data.labels.exchange.tables`.
         report: where the counts go.
 
     Raises:
@@ -98,7 +101,8 @@ def read_labels(
     if format != "auto" and format not in FORMATS:
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
-    reading = _Reading(_Foreign(when=when, campaign=campaign, annotator=annotator), format, report)
+    foreign = _Foreign(when=when, campaign=campaign, annotator=annotator)
+    reading = _Reading(foreign, format, report, columns)
     hub = source.removeprefix(HUB) if source.startswith(HUB) else None
     path = source if hub is None else None
     for place, raw in located_rows(Source(path=path, hub=hub, hub_split=hub_split), report):
@@ -141,8 +145,14 @@ class _Foreign(NamedTuple):
 class _Reading:
     """The reading of one source: its format, the messages met so far, and what was of no use."""
 
-    def __init__(self, foreign: _Foreign, format: str, report: ReadReport) -> None:
-        self.foreign, self.format, self.report = foreign, format, report
+    def __init__(
+        self,
+        foreign: _Foreign,
+        format: str,
+        report: ReadReport,
+        columns: Mapping[str, str] | None,
+    ) -> None:
+        self.foreign, self.format, self.report, self.columns = foreign, format, report, columns
         self.forest = Forest()
 
     def counted(self, where: str, rows: Iterator[LabelRow]) -> Iterator[ImportedLabel]:
@@ -164,6 +174,9 @@ class _Reading:
         """Yield the labels of a row; a message of OASST is kept until all are there."""
         if raw.value is None:
             raise RowError(raw.problem)
+        if self.columns:
+            yield from self._of_table(raw.value, raw.where.rpartition("/")[2])
+            return
         auto = self.format == "auto"
         name = _format_of(raw) if auto else self.format
         how = "told from its columns" if auto else "given"
@@ -182,6 +195,15 @@ class _Reading:
             if record.probabilities:
                 self.report.notes["a soft label came in by its ranks alone"] += 1
             yield _foreign_row(record, self.foreign, f"{where}:0")
+
+    def _of_table(self, row: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
+        """Yield a label for each judgement in a table's row."""
+        assert self.columns is not None
+        made = ranking_rows(row, self.columns, self.report.dropped)
+        for number, ranking in enumerate(made):
+            record = convert(ranking, "rankings", default_id=where, format_named=True)
+            assert isinstance(record, Ranking)
+            yield _foreign_row(record, self.foreign, f"{where}:{number}")
 
     def of_tree(self, tree: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
         """Yield a label for each ranking of a tree."""

@@ -243,6 +243,71 @@ drafts = sa.Table(
     _time("updated_at"),
 )
 
+# A live conversation; what it says stands in its turns.
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    _id(),
+    _to("campaigns.id", "campaign_id", index=True),
+    _to("annotators.id", "annotator_id"),
+    _time("started_at"),
+    _time("ended_at", nullable=True),
+    sa.Index(
+        "one_open_conversation",
+        "annotator_id",
+        "campaign_id",
+        unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
+    ),
+)
+
+# A message and what came of it: waiting for answers until `answered_at` is there. Then it has an
+# assignment with the answers to rank; or `only`, where all were the same; or `failure`.
+turns = sa.Table(
+    "turns",
+    metadata,
+    _id(),
+    _to("conversations.id", "conversation_id"),
+    sa.Column("number", sa.Integer, nullable=False),
+    _text("submission_key"),
+    _text("text"),
+    _time("asked_at"),
+    _time("answered_at", nullable=True),
+    _to("assignments.id", "assignment_id", nullable=True, unique=True),
+    _text("only", nullable=True),
+    _text("failure", nullable=True),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.UniqueConstraint("conversation_id", "number"),
+    sa.UniqueConstraint("conversation_id", "submission_key"),
+    sa.CheckConstraint("number >= 1", name="number"),
+    sa.Index(
+        "ix_turns_waiting",
+        "asked_at",
+        sqlite_where=sa.text("answered_at IS NULL"),
+        postgresql_where=sa.text("answered_at IS NULL"),
+    ),
+)
+
+# What is suggested to begin a conversation with.
+openings = sa.Table(
+    "openings",
+    metadata,
+    sa.Column("campaign_id", sa.String(32), sa.ForeignKey("campaigns.id"), primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    _text("text"),
+)
+
+# A message that is not sent yet.
+message_drafts = sa.Table(
+    "message_drafts",
+    metadata,
+    sa.Column("annotator_id", sa.String(32), sa.ForeignKey("annotators.id"), primary_key=True),
+    sa.Column("campaign_id", sa.String(32), sa.ForeignKey("campaigns.id"), primary_key=True),
+    _text("text"),
+    _time("updated_at"),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

@@ -24,10 +24,12 @@ from data.errors import (
     StoreDownError,
 )
 from data.labels.campaign.accounts import IDLE_HOURS
+from data.labels.live.relay import Relay
 from data.labels.store.database import Database
 from data.labels.web import views_admin as admin
 from data.labels.web import views_entry as entry
 from data.labels.web import views_label as label
+from data.labels.web import views_live as live
 from data.labels.web.pages import STATIC, render
 from data.labels.web.security import LOOPBACK, Shield
 from data.labels.web.sessions import BUSY, RETRY_AFTER, Handler, Needs, Visit, endpoint
@@ -53,6 +55,7 @@ def create_app(
     secure: bool = False,
     allowed_hosts: Sequence[str] = LOOPBACK,
     idle_hours: float = IDLE_HOURS,
+    relay: Relay | None = None,
 ) -> Starlette:
     """Return the pages for annotators and admins as an ASGI application.
 
@@ -64,6 +67,7 @@ def create_app(
         secure: whether browsers come by https, here or at a proxy before it.
         allowed_hosts: names under which it may be asked for, without ports.
         idle_hours: after which a browser that does not come is signed out.
+        relay: to the worker that answers live conversations.
     """
     app = Starlette(
         routes=_routes(),
@@ -72,7 +76,9 @@ def create_app(
     # Around the page of an error of ours too, which Starlette sends from outside its middleware.
     guarded = app.build_middleware_stack()
     app.middleware_stack = Shield(guarded, secure=secure, allowed_hosts=allowed_hosts)
-    app.state.site = Site(database, names=campaigns, secure=secure, idle_hours=idle_hours)
+    app.state.site = Site(
+        database, names=campaigns, secure=secure, idle_hours=idle_hours, relay=relay
+    )
     return app
 
 
@@ -94,6 +100,11 @@ def _routes() -> list[BaseRoute]:
         _post("/c/{campaign}/guidelines", label.accept_guidelines),
         _get("/c/{campaign}/mine", label.mine),
         _get("/c/{campaign}/end", label.end),
+        _get("/c/{campaign}/talk", live.talk),
+        _post("/c/{campaign}/talk", live.write),
+        _post("/c/{campaign}/talk/draft", live.save_draft),
+        _post("/c/{campaign}/talk/end", live.end),
+        _get("/c/{campaign}/talk/{turn}", live.look),
         _get("/t/{assignment}", label.task),
         _post("/t/{assignment}/draft", label.save_draft),
         _post("/t/{assignment}/submit", label.submit),

@@ -21,6 +21,8 @@ import uvicorn
 
 from data.errors import UsageError
 from data.labels.campaign.accounts import IDLE_HOURS
+from data.labels.live.conversations import Conversations
+from data.labels.live.relay import Relay
 from data.labels.store.database import Database
 from data.labels.store.private import make_folder
 from data.labels.web.app import LOG, create_app
@@ -38,6 +40,7 @@ def serve(
     campaigns: Sequence[str] | None = None,
     idle_hours: float = IDLE_HOURS,
     address_file: Path | None = None,
+    worker_file: Path | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -48,6 +51,7 @@ def serve(
         campaigns: names of those to serve; None serves all.
         idle_hours: after which a browser that does not come is signed out.
         address_file: where the address is written while it is served.
+        worker_file: where a worker that answers live conversations writes its own.
         on_ready: called with the address once browsers can come.
 
     Raises:
@@ -55,14 +59,20 @@ def serve(
     """
     front = front or Front()
     load_templates()
+    relay = None if worker_file is None else Relay(Conversations(database), worker_file)
     app = create_app(
         database,
         campaigns=campaigns,
         secure=front.secure,
         allowed_hosts=front.names,
         idle_hours=idle_hours,
+        relay=relay,
     )
-    with bound(front.host, front.port) as listening, _sparing_logs():
+    with (
+        bound(front.host, front.port) as listening,
+        _sparing_logs(),
+        relay.running() if relay else contextlib.nullcontext(),
+    ):
         address = front.address(listening.getsockname()[1])
         config = uvicorn.Config(app, proxy_headers=front.behind_proxy, **UVICORN)
         with _announced(address_file, address):

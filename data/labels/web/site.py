@@ -13,6 +13,8 @@ from data.labels.campaign.accounts import IDLE_HOURS, Accounts
 from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
 from data.labels.campaign.submissions import Submissions
+from data.labels.live.conversations import Conversations
+from data.labels.live.relay import Relay
 from data.labels.records import Campaign, Progress
 from data.labels.store.database import CONNECTIONS, Database
 from data.labels.web.limits import Limit
@@ -23,7 +25,7 @@ _PROGRESS_SECONDS = 5.0
 
 @dataclass
 class Limits:
-    """How often one may try; `sign_in` by address and by name, `submit` and `draft` by annotator.
+    """How often one may try; `sign_in` by address and by name, what stands below by annotator.
 
     Only invites that are refused count, so that a class that starts together is let in.
     """
@@ -32,6 +34,7 @@ class Limits:
     sign_in: Limit = field(default_factory=lambda: Limit(10, 10))
     submit: Limit = field(default_factory=lambda: Limit(30, 60))
     draft: Limit = field(default_factory=lambda: Limit(60, 120))
+    look: Limit = field(default_factory=lambda: Limit(120, 600))
 
 
 class Site:
@@ -42,6 +45,7 @@ class Site:
         names: of the campaigns served; None serves all.
         secure: whether browsers come by https.
         idle_hours: after which a browser that does not come is signed out.
+        relay: to the worker that answers live conversations.
         clock: seconds that only go up.
     """
 
@@ -52,6 +56,7 @@ class Site:
         names: Sequence[str] | None,
         secure: bool,
         idle_hours: float = IDLE_HOURS,
+        relay: Relay | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.database = database
@@ -62,6 +67,8 @@ class Site:
         self.store = Campaigns(database)
         self.queue = Queue(database)
         self.submissions = Submissions(database)
+        self.live = Conversations(database)
+        self.relay = relay
         self.limits = Limits()
         # As many as there are connections: more would only get in each other's way.
         self.threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="page")

@@ -25,6 +25,7 @@ from data.labels.web.sessions import Visit
 EXPORTS: dict[What, str] = {
     "rankings": "Rankings, all there is; what the reward stage and the import read",
     "preferences": "Preference pairs for TRL",
+    "hh": "Preference pairs as Human:/Assistant: dialogues",
     "ties": "Ties",
     "unpaired": "Unpaired rows for KTO",
     "csv": "Spreadsheet",

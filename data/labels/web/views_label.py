@@ -28,6 +28,8 @@ def go_on(visit: Visit) -> Response:
     accepted = consent.accepted_version(visit.site.database, visit.me.id, campaign.id)
     if accepted < campaign.guidelines_version:
         return RedirectResponse(f"/c/{campaign.id}/guidelines", 303)
+    if campaign.settings.live:
+        return RedirectResponse(f"/c/{campaign.id}/talk", 303)
     assignment = visit.site.queue.next(visit.me.id, campaign.id)
     if assignment is not None:
         return RedirectResponse(f"/t/{assignment.id}", 303)

@@ -69,7 +69,7 @@ def ask_people(context: StageContext[RankingsSettings]) -> dict[str, Any]:
         progress = wait_for_labels(
             context, asked, database, campaign, work=lambda: workers.turn(context.should_stop)
         )
-        labels, rankings = _write(context, database, campaign)
+        labels, rankings = write_rankings(context, database, campaign)
     metrics = summarise(rankings)
     return {
         **metrics,
@@ -230,10 +230,14 @@ def _gold_task(ranking: Ranking) -> NewTask:
     )
 
 
-def _write(
+def write_rankings(
     context: StageContext[RankingsSettings], database: Database, campaign: Campaign
 ) -> tuple[list[LabelRow], list[Ranking]]:
-    """Write `rankings.jsonl`; return the labels and the rankings that they make."""
+    """Write `rankings.jsonl`; return the labels and the rankings that they make.
+
+    Raises:
+        SourceError: there are no labels.
+    """
     from data.labels.campaign.label_filter import labels_of
     from data.labels.campaign.submissions import Submissions
     from data.labels.exchange.exporting import rankings_of

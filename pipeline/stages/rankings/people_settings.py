@@ -77,6 +77,19 @@ AnnotatorSettings = Annotated[
 ]
 
 
+class ConversationSettings(Settings):
+    """Live conversations: people write the prompts, and go on with the answer they rank best."""
+
+    against: Annotated[str | None, Ref("policy")] = None
+    """A second checkpoint, which writes half of the answers; `model` writes all when not given."""
+    most_turns: PositiveInt = 6
+    """Messages of one conversation."""
+    all_turns: NonNegativeInt = 0
+    """Messages of all conversations together; 0 is no bound."""
+    all_tokens: NonNegativeInt = 0
+    """Sampled tokens after which no message is taken; 0 is no bound."""
+
+
 class PeopleSettings(AskingSettings):
     """How people are asked to rank."""
 
@@ -105,6 +118,8 @@ class PeopleSettings(AskingSettings):
     """Name of the campaign; the stage's when not given."""
     annotators: tuple[AnnotatorSettings, ...] = ()
     """Annotators that are no people, who label while the stage waits."""
+    conversations: ConversationSettings | None = Field(None, exclude_if=lambda given: given is None)
+    """People write, `model` gives each message `completions` answers; `prompts` are suggested."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> PeopleSettings:
@@ -130,7 +145,34 @@ class PeopleSettings(AskingSettings):
         for name in (*names, *kinds):
             if (*names, *kinds).count(name) > 1:
                 raise ValueError(f"two annotators are '{name}'; a judge can have another `name`")
+        self._fits_conversations()
         return self
+
+    def _fits_conversations(self) -> None:
+        if self.conversations is None:
+            return
+        tasks = ("gold", "repeat_share", "annotators", "scored_by")
+        if unused := [name for name in tasks if getattr(self, name)]:
+            raise ValueError(
+                f"conversations have no tasks made beforehand, so drop {' and '.join(unused)}"
+            )
+        if self.needed <= 1 and not self.conversations.all_turns:
+            raise ValueError(
+                "needed is a number of messages with conversations, such as 200, or a share of "
+                "conversations.all_turns"
+            )
+        if self.needed > 1 and 0 < self.conversations.all_turns < self.needed:
+            raise ValueError(
+                f"needed asks for {self.needed:g} messages, conversations.all_turns takes "
+                f"{self.conversations.all_turns}"
+            )
+
+    @property
+    def messages_needed(self) -> int:
+        """Messages of conversations whose answers need to be ranked."""
+        assert self.conversations is not None
+        share = self.needed if self.needed <= 1 else 0
+        return max(1, round(share * self.conversations.all_turns or self.needed))
 
     def recorded_settings(self) -> dict[str, Any]:
         """Return the settings that labels or annotators follow from, as JSON."""

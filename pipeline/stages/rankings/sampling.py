@@ -211,7 +211,12 @@ def copy_rankings(context: StageContext[RankingsSettings]) -> dict[str, Any]:
 
 def make_sampler(context: StageContext[RankingsSettings]) -> Sampler:
     """Load the model that answers, and its tokenizer."""
-    settings, source, device = context.settings, context.input("model"), pick_device()
+    return load_sampler(context, context.input("model"))
+
+
+def load_sampler(context: StageContext[RankingsSettings], source: str | Path) -> Sampler:
+    """Load a checkpoint, and its tokenizer."""
+    settings, device = context.settings, pick_device()
     tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     half = resolve_bf16(settings.bf16, device)
     model = load_policy(

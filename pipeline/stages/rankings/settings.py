@@ -27,6 +27,8 @@ MOST_COMPLETIONS = 9
 """Completions that a person can keep apart; InstructGPT: 4 to 9."""
 
 
+MOST_ANSWERS = 4
+"""Answers to a message that people wait for; as the label store has it."""
 CHUNK = 64
 """Prompts that are sampled from one seed; another number gives other samples."""
 
@@ -123,7 +125,15 @@ class RankingsSettings(StageSettings, CallsTools, ReadsPassages):
             )
         if asked.mode == "pairs" and self.completions != 2:
             raise ValueError(f"people.mode: pairs compares 2 completions, not {self.completions}")
-        if self.limit is not None and asked.needed > max(1, self.limit):
+        if asked.conversations is not None:
+            if self.completions > MOST_ANSWERS:
+                raise ValueError(
+                    f"people wait for 2 to {MOST_ANSWERS} answers in a conversation; "
+                    f"lower completions, now {self.completions}"
+                )
+            if self.tools or self.retrieve:
+                raise ValueError("answers in conversations have neither tools nor retrieve")
+        elif self.limit is not None and asked.needed > max(1, self.limit):
             raise ValueError(
                 f"people.needed asks for {asked.needed:g} tasks, limit makes {self.limit} at most"
             )

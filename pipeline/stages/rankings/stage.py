@@ -51,6 +51,11 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     require_corpus(hand, settings.retrieve)
     why = "completions are sampled from a language model that writes"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
+    talks = settings.asked.conversations
+    if talks is not None and talks.against is not None:
+        hand.require_rows(talks.against)
+        field = "people.conversations.against"
+        hand.require_writer(talks.against, field, why, encoder_decoder=True)
     require_prompts(hand, settings.prompts)
     check_rewards(settings.terms, hand)
     if settings.labeler == "people":
@@ -65,6 +70,10 @@ def run(context: StageContext[RankingsSettings]) -> dict[str, float | int | str]
 
     if context.settings.labeler == "file":
         return copy_rankings(context)
+    if context.settings.asked.conversations is not None:
+        from pipeline.stages.rankings.conversations import ask_in_conversations
+
+        return ask_in_conversations(context)
     if context.settings.labeler == "people":
         from pipeline.stages.rankings.people import ask_people
 

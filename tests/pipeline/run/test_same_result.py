@@ -70,8 +70,9 @@ RESULT: dict[str, str] = {
     "PeopleSettings": (
         "mode strategy scored_by overlap annotators_per_task gold gold_share "
         "repeat_share qualification_tasks qualification_share needed consolidation campaign "
-        "annotators"
+        "annotators conversations"
     ),
+    "ConversationSettings": ("against most_turns all_turns all_tokens"),
     "GoldAnnotatorSettings": ("kind noise"),
     "SimulatedPoolSettings": ("kind pool flip quality"),
     "JudgeSettings": ("kind name url model max_calls max_tokens max_answer_tokens temperature"),

@@ -68,7 +68,7 @@ def test_a_majority_is_read_as_one_ranking_a_task(rows, tmp_path):
     assert records[0].probabilities[0] == [0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("what", ["rankings", "preferences", "ties", "unpaired", "csv"])
+@pytest.mark.parametrize("what", ["rankings", "preferences", "hh", "ties", "unpaired", "csv"])
 @pytest.mark.parametrize("consolidation", ["per_annotator", "majority", "soft"])
 def test_blind_exports_name_no_policy(rows, what, consolidation):
     parts, _ = export_parts(rows, ExportSettings(what, consolidation=consolidation, blind=True))
@@ -101,6 +101,25 @@ def test_preference_rows_are_what_trl_takes(rows):
     for row, other in zip(implicit, found, strict=True):
         assert "prompt" not in row
         assert maybe_extract_prompt(row) == {k: other[k] for k in ("prompt", "chosen", "rejected")}
+
+
+def test_dialogues_are_read_back_as_the_pairs_they_are(rows, label, tmp_path):
+    said = [("user", "Tea?"), ("assistant", "Yes."), ("user", "Now?")]
+    talk = [{"role": role, "content": text} for role, text in said]
+    inside = label("w", "ann", [1, 2], prompt=chat("Say\n\nHuman: Hi"))
+    done = export_labels([*rows, label("v", "ann", [2, 1], prompt=talk), inside],
+                         ExportSettings("hh"), folder=tmp_path)  # fmt: skip
+    assert done.files == {"hh/train.jsonl": 7}
+    assert done.left_out["pairs that no Human:/Assistant: dialogue can hold"] == 1
+    records = list(read(Source(path=str(tmp_path / "hh" / "train.jsonl"))))
+    first, last = records[0], records[-1]
+    assert (first.prompt, first.completions) == (chat("Tea?"), ["Yes.", "No, thanks."])
+    assert (last.prompt, last.completions) == (talk, ["v answer 1", "v answer 0"])
+    row = json.loads((tmp_path / "hh" / "train.jsonl").read_text().splitlines()[-1])
+    assert (
+        row["chosen"]
+        == "\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Now?\n\nAssistant: v answer 1"
+    )
 
 
 @pytest.mark.parametrize(

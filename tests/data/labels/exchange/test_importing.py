@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import BadRowsError, SourceError
+from data.errors import BadRowsError, SourceError, UsageError
 from data.labels.exchange.exporting import ExportSettings, export_parts
 from data.labels.exchange.importing import read_labels
 from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id
+from data.labels.exchange.tables import parse_columns
 from data.labels.records import (
     FLAGS,
     Annotator,
@@ -367,3 +368,141 @@ def test_soft_labels_come_in_by_their_ranks_and_that_is_told(tmp_path: Path) -> 
     assert "a soft label came in by its ranks alone (1 time)" in report.lines()
     with pytest.raises(SourceError, match="hold no labels"):
         imported(tmp_path, [{"prompt": "Hi", "completion": "Hello.", "label": True}])
+
+
+TABLE = """\
+question,left,right,better,who,note
+Tea?,Yes.,No.,left,ann,x
+Tea?,Yes.,No.,B,bob,
+Tea?,Yes.,No.,Tie,cy,
+Coffee?,Black.,Milk.,2,,
+Cake?,Yes.,No.,,ann,
+"""
+MAPPED = "prompt=question, a=left,b=right,winner=better,annotator=who"
+
+
+def test_a_plain_table_of_pairs(tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    report, columns = ReadReport(), parse_columns(MAPPED)
+    source = str(tmp_path / "t.csv")
+    found = [*read_labels(source, when=WHEN, columns=columns, report=report)]
+    said = [
+        (one.annotator.name, dict(zip(one.task.completions, one.submission.ranks, strict=True)))
+        for one in found
+    ]
+    assert said == [
+        ("ann", {"Yes.": 1, "No.": 2}),
+        ("bob", {"Yes.": 2, "No.": 1}),
+        ("cy", {"Yes.": 1, "No.": 1}),
+        ("imported", {"Black.": 2, "Milk.": 1}),
+    ]
+    assert len({one.task.key for one in found}) == 2
+    assert report.dropped == {"nothing was said of the answers": 1}
+    (tmp_path / "t.csv").write_text(TABLE.replace("Tie", "neither"))
+    with pytest.raises(BadRowsError, match="column 'better' says 'neither'; it is one of left"):
+        [*read_labels(source, when=WHEN, columns=columns)]
+    with pytest.raises(BadRowsError, match="there is no column 'q'; there are question, left"):
+        [*read_labels(source, when=WHEN, columns=columns | {"prompt": "q"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prompt=q,a=l,b=r", "winner is missing"),
+        ("prompt=q,a=l,b=r,winer=w", "'winer=w' is no NAME=COLUMN.*Did you mean 'winner'"),
+        ("prompt=q,a=l,a=r,winner=w", "'a=r' is no NAME=COLUMN, once"),
+        ("prompt", "'prompt' is no NAME=COLUMN"),
+    ],
+)
+def test_columns_that_make_no_sense_are_told(text, told):
+    with pytest.raises(UsageError, match=told):
+        parse_columns(text)
+
+
+def told(path: Path, content: Any, columns: str) -> tuple[list[tuple[str, dict[str, int]]], dict]:
+    """Return who ranked which answer how, and what was left out."""
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    report = ReadReport()
+    found = read_labels(str(path), when=WHEN, columns=parse_columns(columns), report=report)
+    ranks = [
+        (one.annotator.name, dict(zip(one.task.completions, one.submission.ranks, strict=True)))
+        for one in found
+    ]
+    return ranks, dict(report.dropped)
+
+
+def test_argilla_s_flat_export_without_drafts(tmp_path):
+    # As argilla 2.8 writes it by to_list(flatten=True).
+    first = {
+        "id": "1", "status": "completed", "_server_id": None, "instruction": "Tea?",
+        "response-1": "Yes.", "response-2": "No.", "response-3": "Hm.",
+        "order.responses": [
+            [{"value": "response-2", "rank": 1}, {"value": "response-1", "rank": 2},
+             {"value": "response-3", "rank": 2}],
+            [{"value": "response-1", "rank": 1}, {"value": "response-2", "rank": 2},
+             {"value": "response-3", "rank": 3}],
+        ],
+        "order.responses.users": ["u-1", "u-2"],
+        "order.responses.status": ["submitted", "draft"],
+        "why.responses": ["since"], "why.responses.users": ["u-1"],
+        "why.responses.status": ["submitted"], "order.suggestion": None,
+    }  # fmt: skip
+    mapped = "prompt=instruction,a=response-1,b=response-2,c=response-3,winner=order"
+    nobody = {**first, "id": "2", **{key: None for key in first if ".responses" in key}}
+    ranks, dropped = told(tmp_path / "a.json", [first, nobody], mapped)
+    assert ranks == [("u-1", {"Yes.": 2, "No.": 1, "Hm.": 2})]
+    assert dropped == {"a response that is a draft or discarded": 1}
+    pair = {
+        "instruction": "Tea?", "response-1": "Yes.", "response-2": "No.",
+        "best.responses": ["response-1", "tie"], "best.responses.users": ["u-1", "u-2"],
+        "best.responses.status": ["submitted", "submitted"],
+    }  # fmt: skip
+    mapped = "prompt=instruction,a=response-1,b=response-2,winner=best"
+    ranks, _ = told(tmp_path / "b.json", [pair], mapped)
+    assert ranks == [("u-1", {"Yes.": 1, "No.": 2}), ("u-2", {"Yes.": 1, "No.": 1})]
+    nested = {"fields": {"instruction": "Tea?"}, "responses": {"best": [{"value": "a"}]}}
+    with pytest.raises(BadRowsError, match="does not tell drafts from what was submitted"):
+        told(tmp_path / "c.json", [nested], mapped)
+
+
+# As label-studio-sdk 2.1 writes them.
+PAIRWISE = {
+    "id": 1, "data": {"prompt": "Tea?", "answer1": "Yes.", "answer2": "No."},
+    "annotations": [
+        {"id": 7, "completed_by": {"id": 3, "email": "ann@x.org"}, "was_cancelled": False,
+         "result": [{"from_name": "best", "to_name": "l,r", "type": "pairwise",
+                     "value": {"selected": "left"}}]},
+        {"id": 8, "completed_by": 4, "was_cancelled": True, "result": []},
+        {"id": 9, "completed_by": 4, "was_cancelled": False,
+         "result": [{"from_name": "best", "value": {"selected": "right"}}]},
+        {"id": 10, "completed_by": 5, "was_cancelled": False, "result": []},
+    ],
+}  # fmt: skip
+PAIRWISE_CSV = """\
+"annotation_id","annotator","answer1","answer2","best","id","prompt"
+7,"ann@x.org","Yes.","No.","[{""selected"":""left""}]",1,"Tea?"
+9,"4","Yes.","No.","[{""selected"":""right""}]",1,"Tea?"
+"""
+RANKER_MIN = {
+    "prompt": "Tea?", "items": [{"id": "A", "body": "Yes."}, {"id": "B", "body": "No."}],
+    "id": 2, "rank": [{"ranker": {"rank": ["B", "A"]}}], "annotator": 3, "annotation_id": 10,
+}  # fmt: skip
+
+
+def test_label_studio_s_exports_without_what_was_cancelled(tmp_path):
+    said = [("ann@x.org", {"Yes.": 1, "No.": 2}), ("4", {"Yes.": 2, "No.": 1})]
+    mapped = "prompt=prompt,a=answer1,b=answer2,winner=best"
+    ranks, dropped = told(tmp_path / "t.json", [PAIRWISE], mapped)
+    assert ranks == said
+    assert dropped == {
+        "an annotation that was cancelled": 1,
+        "nothing was said of the answers": 1,
+    }
+    assert told(tmp_path / "t.csv", PAIRWISE_CSV, mapped + ",annotator=annotator")[0] == said
+    mapped = "prompt=prompt,answers=items,winner=rank"
+    for name, row in (("r.json", RANKER_MIN), ("s.json", {**RANKER_MIN, "items": "[]"})):
+        if name == "r.json":
+            assert told(tmp_path / name, [row], mapped)[0] == [("3", {"Yes.": 2, "No.": 1})]
+        else:
+            with pytest.raises(BadRowsError, match="says 'b'"):
+                told(tmp_path / name, [row], mapped)

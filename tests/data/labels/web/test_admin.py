@@ -127,7 +127,7 @@ def test_exports_offer_what_the_command_does(
         ann.send(ann.task("/"), "submit", tiers=[1, 2, 3], ratings=[7, 4, 1])
     page = root.get(base).text
     assert page.count('name="margin"') == page.count('name="implicit"') == 1
-    assert page.count('name="heldout"') == 2
+    assert page.count('name="heldout"') == 3
 
     def sent(what: str, **fields: str) -> Any:
         return root.form(base, f"{base}/exports/{what}", **fields)

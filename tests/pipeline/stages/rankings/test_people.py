@@ -18,7 +18,10 @@ from data.labels.annotators.gold import GoldJudge
 from data.labels.annotators.working import work_through
 from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
-from data.labels.records import AnnotatorKind
+from data.labels.campaign.submissions import Submissions
+from data.labels.live.conversations import Conversations
+from data.labels.live.relay import Relay
+from data.labels.records import AnnotatorKind, Submission
 from data.labels.store.database import Database, open_database
 from data.records import Ranking, chat
 from pipeline.stages.rankings import stage as rankings
@@ -261,10 +264,57 @@ def test_annotators_that_are_no_people_label_while_it_waits(
     assert kinds.count("gold") == metrics["n_tasks"] and set(kinds) == {"gold", "simulated"}
 
 
+def talk(run: Path, messages: int) -> None:
+    """Talk as Ada at the newest campaign of a run, and rank what is answered."""
+    while not (run / "labels" / "worker.json").exists():
+        time.sleep(0.01)
+    database = open_database(str(run / "labels" / "labels.sqlite"))
+    live, ada = Conversations(database), Accounts(database).add("Ada", "person").id
+    campaign = Campaigns(database).list()[-1].id
+    text, given = live.openings(campaign, "any", 1)[0], ""
+    with Relay(live, run / "labels" / "worker.json").running() as relay:
+        for number in range(messages):
+            live.write(ada, campaign, f"the key of message {number}", text)
+            relay.wake()
+            while not given:
+                now = live.current(ada, campaign)
+                assert now is not None and now.last is not None
+                given = now.last.assignment_id
+                time.sleep(0.01)
+            Submissions(database).submit(given, ada, Submission(f"key {number}", [2, 1]))
+            text, given = "And now?", ""
+    database.close()
+
+
+def test_people_talk_and_go_on_with_the_best_answer(
+    make_context: Any, settings: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.labels.live.relay._RETRY_SECONDS", 0.02)
+    asked = {"needed": 3, "conversations": {"most_turns": 2, "against": str(policy)}}
+    both = {"model": policy, "people.conversations.against": policy}
+    ada = threading.Thread(target=talk, args=(tmp_path, 3))
+    ada.start()
+    context = make_context(settings(asked, completions=2), both)
+    metrics = rankings.run(context)
+    ada.join()
+    assert (metrics["n_rankings"], metrics["n_conversations"]) == (3, 2)
+    first, second, third = rows(context.folder)
+    assert second["prompt"][:-1] == [
+        *first["prompt"],
+        {"role": "assistant", "content": first["completions"][1]},
+    ]
+    assert third["prompt"] == [{"role": "user", "content": "And now?"}]
+    assert not (tmp_path / "labels" / "worker.json").exists()
+    again = make_context(settings(asked, completions=2), both)
+    assert rankings.run(again)["n_rankings"] == 3  # without anybody there
+
+
 def test_the_key_holds_what_the_labels_follow_from(settings: Any) -> None:
     plain = settings().key_settings()
     assert settings({"poll_seconds": 9, "lease_minutes": 5}).key_settings() == plain
     assert settings({"needed": 0.5}).key_settings() != plain
+    assert "conversations" not in plain["people"]
+    assert settings({"needed": 5, "conversations": {}}).key_settings() != plain
     gold = RankingsSettings(model="./m", prompts=[{"world": "rm_prompts"}])
     assert "people" not in gold.key_settings()
     bare = RankingsSettings(**{**gold.model_dump(), "labeler": "people"})
@@ -278,6 +328,19 @@ def test_the_key_holds_what_the_labels_follow_from(settings: Any) -> None:
         ({"people": {"gold_share": 0.1}}, "need `gold`"),
         ({"people": {"mode": "pairs"}}, "compares 2 completions"),
         ({"completions": 10}, "2 to 9 completions"),
+        ({"people": {"conversations": {}}}, "needed is a number of messages"),
+        (
+            {"people": {"needed": 9, "conversations": {"all_turns": 8}}},
+            "needed asks for 9 messages, conversations.all_turns takes 8",
+        ),
+        (
+            {"people": {"needed": 9, "conversations": {}, "repeat_share": 0.1}},
+            "so drop repeat_share",
+        ),
+        (
+            {"completions": 5, "people": {"needed": 9, "conversations": {}}},
+            "people wait for 2 to 4 answers",
+        ),
         ({"limit": 3, "people": {"needed": 5}}, "limit makes 3 at most"),
         ({"people": {"strategy": "disagreement", "scored_by": ["./a"]}}, "needs 2 reward models"),
         ({"people": {"database": "postgresql://me:secret@host/db"}}, "write env:NAME"),

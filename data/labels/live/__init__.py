@@ -1,0 +1,1 @@
+"""Live conversations: people write, a worker's models answer, people rank."""
