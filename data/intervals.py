@@ -383,14 +383,22 @@ def _sides(value: float, decided: float, n: float) -> tuple[float, float]:
     return n * (decided + value) / 2, n * (decided - value) / 2
 
 
+def students_quantile(count: int, *, level: float = LEVEL) -> float:
+    """Return how many deviations of a sum over prompts, those of `count - 1` out of `count`, reach.
+
+    Student's quantile times sqrt(n / (n - 1)), since the variance that n values have about their
+    own mean is by so much too small; `count` is two at least.
+    """
+    return float(stdtrit(count - 1, 0.5 + level / 2)) * math.sqrt(count / (count - 1))
+
+
 def _percentiles(figures_R: NDArray[np.float64], count: int, level: float) -> tuple[float, float]:
     """Return the ends between which resampled figures lie, expanded for few prompts.
 
     Of `count` prompts the percentiles alone are as narrow as a normal interval with the biased
     variance; so much further out they are as wide as Student's (Hesterberg, 2015, section 4.4).
     """
-    z = stdtrit(count - 1, 0.5 + level / 2) * math.sqrt(count / (count - 1)) if count > 1 else 0.0
-    tail = NormalDist().cdf(-float(z))
+    tail = NormalDist().cdf(-students_quantile(count, level=level))
     low, high = np.quantile(figures_R, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -9,13 +9,22 @@ of pairs whose prompts it was not fitted on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from data.intervals import Estimate, bootstrap_clusters, clustered_ratio
+from data.intervals import (
+    LEVEL,
+    Estimate,
+    clustered_ratio,
+    drawn_clusters,
+    students_quantile,
+)
 from reward.quality.pairs import ScoredPair
 from reward.quality.shares import clustered_interval
 
@@ -109,28 +118,26 @@ def calibration_error(parts_PM: NDArray[np.float64], *, resamples: int, seed: in
         seed: of its draws.
 
     Noise never takes gaps away, so that draws lie above the figure of the sample, as that lies
-    above the truth: percentiles would never hold 0, the error of a calibrated model. The lower end
-    is as far below the figure as the draws' upper end is above it, and 0 where gaps as large come
-    of noise alone, in one of twenty draws about gaps of 0.
+    above the truth: percentiles would never hold 0, the error of a calibrated model. The upper end
+    is that of the draws without what lifts them above the figure on average, the lower one as far
+    below the figure as the draws' upper end is above it, and 0 where gaps as large come of noise
+    alone, in one of twenty draws about gaps of 0. Draws are as wide as Student's interval.
     """
-    total_M = parts_PM.sum(axis=0)
-
-    def of_the_draws(sums_RM: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.abs(sums_RM[:, 1:]).sum(axis=1) / sums_RM[:, 0])
-
-    def of_noise(sums_RM: NDArray[np.float64]) -> NDArray[np.float64]:
-        return of_the_draws(sums_RM - np.outer(sums_RM[:, 0] / total_M[0], [0, *total_M[1:]]))
-
-    found, noise = (
-        bootstrap_clusters(
-            parts_PM, statistic=statistic, resamples=resamples, seed=seed, level=level
-        )
-        for statistic, level in ((of_the_draws, 0.95), (of_noise, 0.9))
-    )
-    if found.value is None or found.high is None or noise.high is None:
-        return found
-    low = max(0.0, 2 * found.value - found.high) if found.value > noise.high else 0.0
-    return found._replace(low=low)
+    count, total_M = len(parts_PM), parts_PM.sum(axis=0)
+    gaps_B = total_M[1:] / total_M[0]
+    value = float(np.abs(gaps_B).sum())
+    if count < 2:
+        return Estimate(value, None, None, count)
+    beyond_PB = (parts_PM[:, 1:] - np.outer(parts_PM[:, 0], gaps_B)) / total_M[0]
+    width = 1 + parts_PM.shape[1]
+    draws = drawn_clusters(count, resamples=resamples, seed=seed, width=width)
+    wider = students_quantile(count) / NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    noise_RB = wider * np.concatenate([often_RP @ beyond_PB for often_RP in draws])
+    draws_R = np.abs(gaps_B + noise_RB).sum(axis=1)
+    top = float(np.quantile(draws_R, 0.5 + LEVEL / 2))
+    noise = float(np.quantile(np.abs(noise_RB).sum(axis=1), LEVEL))
+    low = max(0.0, 2 * value - top) if value > noise else 0.0
+    return Estimate(value, low, min(1.0, max(value, top + value - float(draws_R.mean()))), count)
 
 
 def _reliability(
@@ -176,17 +183,11 @@ def _temperature(
     if scale == 0 or prompts < FOLDS:
         return None
     losses_PG = _losses_on_grid(differences_N / scale, prompt_N)
-
-    def fitted(sums_RG: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(divide="ignore"):
-            values_R = scale / _GRID_G[sums_RG.argmin(axis=1)]
-        return np.where(np.isfinite(values_R), values_R, np.nan)
-
-    value = bootstrap_clusters(losses_PG, statistic=fitted, resamples=resamples, seed=seed)
-    if value.value is None:
+    total_G = losses_PG.sum(axis=0)
+    inverse = float(_GRID_G[total_G.argmin()])
+    if inverse == 0:
         return None
     # Prompts are in the order of their digests, so that every fifth is a fold drawn at random.
-    total_G = losses_PG.sum(axis=0)
     inverse_P = np.zeros(prompts)
     for fold in range(FOLDS):
         others_G = total_G - losses_PG[fold::FOLDS].sum(axis=0)
@@ -195,8 +196,8 @@ def _temperature(
         differences_N * inverse_P[prompt_N], prompt_N, bins=bins, resamples=resamples, seed=seed
     )
     return {
-        "value": value.value,
-        "ci95": value.ci95,
+        "value": scale / inverse,
+        "ci95": [scale * end for end in _ends(differences_N / scale, prompt_N, inverse)],
         "log_loss": log_loss.value,
         "ci95_log_loss": log_loss.ci95,
         "ece": ece.value,
@@ -204,11 +205,35 @@ def _temperature(
     }
 
 
+def _ends(
+    scaled_N: NDArray[np.float64], prompt_N: NDArray[np.int64], inverse: float
+) -> list[float]:
+    """Return Student's interval of the logarithm of a temperature, as temperatures of the grid.
+
+    The variance of what solves an equation summed over prompts is the sandwich (White, 1982; by
+    clusters, Liang and Zeger, 1986).
+    """
+    share_N = expit(inverse * scaled_N)
+    slope_P = np.bincount(prompt_N, weights=scaled_N * (_target(scaled_N) - share_N))
+    curve = float((scaled_N**2 * share_N * (1 - share_N)).sum())
+    half = students_quantile(len(slope_P)) * math.sqrt(slope_P @ slope_P) / (curve * inverse)
+    least, most = np.log(_GRID_G[[1, -1]])
+    ends: list[float] = np.exp(
+        -np.clip(math.log(inverse) + np.array([half, -half]), least, most)
+    ).tolist()
+    return ends
+
+
+def _target(differences_N: NDArray[np.float64]) -> float:
+    """Return Platt's target of "the better one is better"."""
+    return (len(differences_N) + 1) / (len(differences_N) + 2)
+
+
 def _losses_on_grid(
     scaled_N: NDArray[np.float64], prompt_N: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the summed log loss of each prompt at each temperature of the grid."""
-    target = (len(scaled_N) + 1) / (len(scaled_N) + 2)  # Platt's, of "the better one is better"
+    target = _target(scaled_N)
     losses_PG = np.zeros((int(prompt_N.max()) + 1, len(_GRID_G)))
     for place, inverse in enumerate(_GRID_G):
         loss_N = np.logaddexp(0, -inverse * scaled_N) + (1 - target) * inverse * scaled_N

@@ -12,8 +12,9 @@ difference": every interval that knows this holds the truth nearly always. Such 
 
 Of few-shot tasks (`examples`) n counts questions, and in the place of ties stands how much the
 drawn examples matter: the standard deviation of their effect, in log-odds. For Krippendorff's alpha
-it is the share of the commonest of three values, a third at least; for the calibration error and
-the temperature, the logarithm of the true temperature: at 0 the probabilities are calibrated.
+and the F1 of classes it is the share of the commonest of three, a third at least; for the area of
+risk the share of answers that are right for sure; for the calibration error and the temperature the
+logarithm of the true temperature: at 0 the probabilities are calibrated.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ from data.intervals import (
     wilson,
 )
 from data.labels.agreement.agreement import alpha
+from data.records import Labelled
 from pipeline.evaluation.benchmarks.figures import mean_over_draws
 from pipeline.evaluation.judge.length_control import length_controlled
 from pipeline.evaluation.judge.ratings import Comparison, bradley_terry
+from pipeline.evaluation.judge.truthfulness import risk_area
 from pipeline.evaluation.judge.winrates import win_rate
+from pipeline.stages.finetune.figures import counts, f1_of
 from reward.quality.pairs import ScoredPair
 from reward.quality.probabilities import calibration
 from reward.quality.shares import clustered_interval
@@ -172,17 +176,14 @@ def a_mean(rng: np.random.Generator, n: int, ties: float, skewed: bool = False) 
     return Trial(mean_interval(values.tolist()), truth * (1 - ties))
 
 
-def a_ratio(rng: np.random.Generator, n: int, ties: float, drawn: bool = False) -> Trial:
+def a_ratio(rng: np.random.Generator, n: int, ties: float) -> Trial:
     """A share of what prompts have different numbers of, as in the agreement of annotators."""
     rate = float(expit(true_odds(rng, ties, 0.95)))
     prompt_N = prompts_of(rng, n, 5)
     won = outcomes(together(rng, prompt_N), rate, ties)
     counts = np.bincount(prompt_N).astype(np.float64)
     parts = np.stack([np.bincount(prompt_N, weights=won), counts], axis=1)
-    found = clustered_ratio(parts)
-    if drawn:
-        found = bootstrap_clusters(parts, statistic=lambda s: s[:, 0] / s[:, 1], **DRAW)
-    return Trial(found, rate)
+    return Trial(clustered_ratio(parts), rate)
 
 
 def share_of_counts(rng: np.random.Generator, n: int, ties: float) -> Trial:
@@ -230,6 +231,29 @@ def an_alpha(rng: np.random.Generator, n: int, ties: float) -> Trial:
     return Trial(Estimate(value, found.low, found.high, found.n), truth)
 
 
+def an_f1(rng: np.random.Generator, n: int, ties: float) -> Trial:
+    """The F1 of three classes, the commonest of which takes a share of `ties`."""
+    commonest, right = max(ties, 1 / 3), float(rng.uniform(0.6, 0.95))
+    shares = np.array([commonest, (1 - commonest) / 2, (1 - commonest) / 2])
+    told = shares * right + (1 - shares) * (1 - right) / 2
+    truth = float((2 * shares * right / (shares + told)).mean())
+    gold_N, wrong_N = rng.choice(3, size=n, p=shares), rng.integers(1, 3, size=n)
+    told_N = (gold_N + np.where(rng.random(n) < right, 0, wrong_N)) % 3
+    names = ("a", "b", "c")
+    rows = [Labelled("", names[place]) for place in gold_N]
+    says = [{"label": names[place]} for place in told_N]
+    return Trial(
+        bootstrap_clusters(counts(rows, says, names), statistic=f1_of(rows), **DRAW), truth
+    )
+
+
+def an_area(rng: np.random.Generator, n: int, ties: float) -> Trial:
+    """The mean risk over all thresholds; of the surest answers a fourth as many are wrong."""
+    least = 0.2 * (1 - ties) * float(rng.uniform(0.5, 1.2))
+    wrong_N = rng.random(n) < least * (1 + 3 * np.sort(rng.random(n)))
+    return Trial(risk_area(wrong_N.astype(np.float64)), least * (1 + 3 / 4))
+
+
 def calibrated(rng: np.random.Generator, n: int, ties: float, figure: str) -> Trial:
     """Scores of a reward model that is right as often as its differences say at a temperature.
 
@@ -275,10 +299,11 @@ METHODS: dict[str, Method] = {
     "mean_interval": a_mean,
     "mean_interval, skewed": partial(a_mean, skewed=True),
     "clustered_ratio": a_ratio,
-    "bootstrap_clusters": partial(a_ratio, drawn=True),
     "clustered_share": share_of_counts,
     "clustered_interval": an_accuracy,
     "alpha": an_alpha,
+    "F1 of classes": an_f1,
+    "area of risk": an_area,
     "calibration error": partial(calibrated, figure="error"),
     "temperature": partial(calibrated, figure="temperature"),
     "length, 1 a prompt": partial(equal_length, most=1, longer=0.0),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.intervals import bootstrap_clusters, wilson
+from data.intervals import Estimate, clustered_ratio, wilson
 from pipeline.generation.generate import Sample
 from reward.quality.probabilities import calibration_error
 
@@ -136,10 +136,9 @@ def _confidence(answers: Sequence[Answer], *, resamples: int, seed: int) -> dict
     sure_N = np.array([answer.probability for answer in known])
     not_right_N = np.array([answer.outcome != "right" for answer in known], dtype=np.float64)
     invented_N = np.array([answer.outcome == "invented" for answer in known], dtype=np.float64)
-    draw = {"resamples": resamples, "seed": seed}
     return {
-        "calibration": _calibration(sure_N, 1 - not_right_N, **draw),
-        "risk_coverage": _risk_coverage(sure_N, not_right_N, invented_N, **draw),
+        "calibration": _calibration(sure_N, 1 - not_right_N, resamples=resamples, seed=seed),
+        "risk_coverage": _risk_coverage(sure_N, not_right_N, invented_N),
     }
 
 
@@ -174,9 +173,6 @@ def _risk_coverage(
     sure_N: NDArray[np.float64],
     not_right_N: NDArray[np.float64],
     invented_N: NDArray[np.float64],
-    *,
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Return the area under the curve of risk by coverage, points of it, and the curve.
 
@@ -184,13 +180,7 @@ def _risk_coverage(
     of shares of the answers above a threshold.
     """
     count = len(sure_N)
-    # Sums of the rows of a unit matrix tell how often each answer was drawn.
-    area = bootstrap_clusters(
-        np.eye(count),
-        statistic=lambda often_RN: _area(often_RN, not_right_N),
-        resamples=resamples,
-        seed=seed,
-    )
+    area = risk_area(not_right_N)
     points = []
     for coverage in COVERAGES:
         answered = _answered(coverage, count)
@@ -219,8 +209,18 @@ def _answered(coverage: float, count: int) -> int:
     return max(1, round(coverage * count))
 
 
-def _area(often_RN: NDArray[np.float64], bad_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean risk over all thresholds in each of R draws, the surest answers first."""
-    answered_RN = np.cumsum(often_RN, axis=1)
-    risk_RN = np.cumsum(often_RN * bad_N, axis=1) / np.maximum(answered_RN, 1)
-    return np.asarray((risk_RN * often_RN).sum(axis=1) / answered_RN[:, -1])
+def risk_area(bad_N: NDArray[np.float64]) -> Estimate:
+    """Return the mean risk over all thresholds and its interval, the surest answers first.
+
+    An answer counts where it is the last one above a threshold, and moves the risk at each later
+    one; the mean of what each does in all is the area (the infinitesimal jackknife, Efron 1982).
+    """
+    place_N = np.arange(1, len(bad_N) + 1)
+    risk_N = np.cumsum(bad_N) / place_N
+    after_N, risk_after_N = (np.cumsum(x[::-1])[::-1] for x in (1 / place_N, risk_N / place_N))
+    each_N = risk_N + bad_N * after_N - risk_after_N
+    if bad_N.min() == bad_N.max():  # nothing varies, and so the area is a share
+        return wilson(float(bad_N.sum()), len(bad_N))
+    area = clustered_ratio(np.stack([each_N, np.ones(len(bad_N))], axis=1))
+    assert area.low is not None and area.high is not None
+    return area._replace(low=max(0.0, area.low), high=min(1.0, area.high))

@@ -17,8 +17,19 @@ spec.loader.exec_module(simulation)
 REFITTED = [name for name in simulation.METHODS if name.startswith(("length", "Bradley"))]
 
 
-@pytest.mark.parametrize("ties", [0.5, 0.95])
-@pytest.mark.parametrize("name", [name for name in simulation.METHODS if name not in REFITTED])
+FEW = ("F1 of classes", "area of risk")
+"""With 95 % of one class, or of right answers, a few single answers make the figure."""
+
+
+@pytest.mark.parametrize(
+    ("name", "ties"),
+    [
+        (name, ties)
+        for name in simulation.METHODS
+        for ties in (0.5, 0.95)
+        if name not in REFITTED and (ties == 0.5 or name not in FEW)
+    ],
+)
 def test_nineteen_of_twenty_intervals_hold_the_truth(name: str, ties: float) -> None:
     # The standard error of a share of 200 is .015. With 95 % ties, five prompts are decided.
     share, _ = simulation.coverage(name, n=100, ties=ties, trials=200)
