@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from functools import partial
 from typing import Any, Protocol, TextIO
 
 PLAIN_SECONDS = 10.0
+_COUNTED = re.compile(r".*  .+: (\d+(?:/\d+)?) .+?, [\d.]+/s(?:, ([\d:]+) left)?")
+"""A line of progress, behind the time of a log."""
 
 
 class Progress(Protocol):
@@ -68,6 +71,21 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted_in(line: str) -> tuple[str, float | None] | None:
+    """Return what a plain line of progress has counted, as 12/30, and the seconds left.
+
+    >>> counted_in("  ppo: 12/30 updates, 0.3/s, 1:02 left score 0.5")
+    ('12/30', 62.0)
+    """
+    found = _COUNTED.match(line)
+    if found is None:
+        return None
+    left = 0.0
+    for part in (found[2] or "").split(":"):
+        left = 60 * left + float(part or 0)
+    return found[1], left if found[2] else None
 
 
 class Console:

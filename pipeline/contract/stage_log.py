@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
+from data.errors import StorageError
 from data.storage import open_file, storage_errors
-from pipeline.contract.console import Console
+from pipeline.contract.console import Console, counted_in
 
 _OWN = ("transformers", "datasets", "huggingface_hub")
 """Libraries whose loggers keep their records from the root logger."""
+
+_TAIL = 20_000
+"""Bytes of a log's end in which its last progress is looked for."""
 
 
 class _Timed(logging.Formatter):
@@ -98,3 +103,18 @@ def append(log: Path, text: str) -> None:
         handler.setFormatter(_Timed())
         handler.note(text)
         handler.close()
+
+
+def progress_of(stage: str, log: Path) -> tuple[str, float | None] | None:
+    """Return what a stage at work has counted last, as 12/30, and the seconds that were left.
+
+    None where it has said nothing since it began; a stage says it every ten seconds.
+    """
+    with contextlib.suppress(OSError, StorageError), open(log, "rb", opener=open_file) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        for line in reversed(file.read().decode(errors="replace").splitlines()):
+            if f" {stage} (" in line:
+                return None
+            if (found := counted_in(line)) is not None:
+                return found
+    return None

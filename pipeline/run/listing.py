@@ -11,7 +11,7 @@ from pipeline.contract.settings import external_location, is_external
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner
 from pipeline.run.runner import RESOLVED
-from pipeline.run.standing import DAMAGED, holder, standing
+from pipeline.run.standing import DAMAGED, holder, in_units, standing
 from pipeline.stages.evaluate.settings import EvaluateSettings
 
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
@@ -103,11 +103,7 @@ def _age(artifact: Artifact) -> str:
     created = artifact.manifest.get("created")
     if created is None:
         return "-"
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+    return in_units((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds())
 
 
 def _size(count: float) -> str:

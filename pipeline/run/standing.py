@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.errors import ArtifactError, StorageError, one_line
 from data.storage import open_file
+from pipeline.contract.stage_log import progress_of
 from pipeline.run.planning import Planner
 from pipeline.run.unfinished import attempt_in
 
@@ -52,12 +53,28 @@ def unfinished_state(run: Path, stage: str, held: tuple[str, str] | None) -> str
         held: what `holder` returned.
     """
     if held is not None and held[1] == stage:
-        return f"running, process {held[0]}"
+        return f"running, {_so_far(run, stage)}process {held[0]}"
     folder = run / stage
     attempt = attempt_in(folder)
     if attempt is not None and attempt.step is not None:
         return f"cut off, resumes at step {attempt.step}"
     return "not finished" if folder.is_dir() and os.listdir(folder) else "not run"
+
+
+def _so_far(run: Path, stage: str) -> str:
+    found = progress_of(stage, run / stage / "stage.log")
+    if found is None:
+        return ""
+    count, left = found
+    return f"{count}, " if left is None else f"{count}, {in_units(left)} left, "
+
+
+def in_units(seconds: float) -> str:
+    """Return a time in its largest unit, 40 s or 3 h."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
 
 
 def standing(planner: Planner, stage: str, held: tuple[str, str] | None = None) -> str | None:

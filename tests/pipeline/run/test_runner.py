@@ -509,6 +509,33 @@ def test_listing_names_the_process_that_runs_a_stage(recipe_file: Path) -> None:
     assert "running" not in str(list_run(run))
 
 
+def test_listing_tells_how_far_a_stage_at_work_is(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = recipe_file.parent / "run", []
+    monkeypatch.setattr("pipeline.contract.console.PLAIN_SECONDS", 0)
+
+    def count(context: Any) -> dict[str, Any]:
+        with context.progress(30, "a: counting") as bar:
+            seen.append(list_run(run)[0][2])
+            bar.advance(12, loss=0.5)
+            seen.append(list_run(run)[0][2])
+        context.console.say("  something else")
+        with context.progress(None, "reading", unit="texts") as bar:
+            bar.advance(7)
+            seen.append(list_run(run)[0][2])
+        raise Interrupted("stopped")
+
+    kind = sys.modules["count_stage"].KIND
+    monkeypatch.setattr(sys.modules["count_stage"], "KIND", dataclasses.replace(kind, run=count))
+    process = f"process {os.getpid()}"
+    told = [f"running, {process}", f"running, 12/30, 0 s left, {process}", f"running, 7, {process}"]
+    for _ in range(2):  # begun again, what it had counted before is no progress
+        with pytest.raises(Interrupted):
+            go(recipe_file, until="a")
+    assert seen == told * 2
+
+
 def test_a_process_that_was_killed_is_not_running(recipe_file: Path) -> None:
     with pytest.raises(Interrupted):
         go(recipe_file, "b.fail=signal")
