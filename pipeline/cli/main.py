@@ -33,6 +33,7 @@ from pipeline.cli.tokenizer import tokenizer
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
+    from pipeline.run.planning import Selection
     from pipeline.run.runner import Outcome
 
 app = typer.Typer(
@@ -81,6 +82,10 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Run the selected stages even if up to date.")
     ] = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option("--reuse", metavar="RUN", help="Take over its stages that would be the same."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would run, and why; change nothing.")
     ] = False,
@@ -92,31 +97,55 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a recipe; done stages are skipped, cut off ones go on."""
-    from data.errors import Interrupted
-    from pipeline.contract.console import Console
-    from pipeline.contract.settings import LaunchSettings
+    from pipeline.run.listing import run_folder
     from pipeline.run.planning import Planner, Selection
-    from pipeline.run.runner import execute, plan
+    from pipeline.run.runner import plan
 
     load_plugins(plugin)
     checked = _recipe(recipe, overrides, seed)
     folder = out or Path("runs") / checked.name
     selection = Selection(start=start, until=until, only=only, force=force)
+    others = [run_folder(place) for place in reuse or ()]
     if dry_run:
-        for step in plan(Planner(checked, folder, selection)):
+        for step in plan(Planner(checked, folder, selection, others)):
             typer.echo(f"{step.stage}: {step.action}{f' ({step.reason})' if step.reason else ''}")
         return
-    launch = checked.top.launch
-    if processes is not None:
-        launch = LaunchSettings(processes=processes, config=launch.config)
-    console = Console(quiet=quiet)
     # Without --force, which would begin done stages again.
     same = command_line("run", recipe, {
         "--out": out, "--set": overrides, "--seed": seed, "--from": start, "--until": until,
-        "--only": only, "--processes": processes, "--plugin": plugin, "--quiet": quiet,
+        "--only": only, "--reuse": reuse, "--processes": processes, "--plugin": plugin,
+        "--quiet": quiet,
     })  # fmt: skip
+    _execute(checked, folder, selection, others, processes=processes, quiet=quiet, same=same)
+
+
+def _execute(
+    recipe: Recipe,
+    folder: Path,
+    selection: Selection,
+    reuse: list[Path],
+    *,
+    processes: int | None,
+    quiet: bool,
+    same: str,
+) -> None:
+    """Run a recipe; where it is stopped, tell the same command again."""
+    from data.errors import Interrupted
+    from pipeline.contract.console import Console
+    from pipeline.run.runner import execute
+
+    launch = recipe.top.launch
+    if processes is not None:
+        launch = launch.model_copy(update={"processes": processes})
     try:
-        outcome = execute(checked, folder, selection=selection, launch=launch, console=console)
+        outcome = execute(
+            recipe,
+            folder,
+            selection=selection,
+            reuse=reuse,
+            launch=launch,
+            console=Console(quiet=quiet),
+        )
     except (Interrupted, KeyboardInterrupt) as stopped:
         reason = str(stopped) or "stopped at once"
         raise Interrupted(f"{reason}; to go on: {same}") from stopped

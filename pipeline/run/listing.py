@@ -17,16 +17,25 @@ from pipeline.stages.evaluate.settings import EvaluateSettings
 COLUMNS = ("stage", "kind", "state", "age", "size", "parents", "metric")
 
 
+def run_folder(run: Path) -> Path:
+    """Return a run's folder.
+
+    Raises:
+        ArtifactError: the folder is no run.
+    """
+    if not (run / RESOLVED).is_file():
+        why = f"it has no {RESOLVED}" if run.is_dir() else "no such folder"
+        raise ArtifactError(f"{run} is no run folder: {why}; name runs/<recipe>")
+    return run
+
+
 def load_run(run: Path) -> Planner:
     """Return the planner of a run, by the recipe that it was started with.
 
     Raises:
         ArtifactError: the folder is no run.
     """
-    path = run / RESOLVED
-    if not path.is_file():
-        why = f"it has no {RESOLVED}" if run.is_dir() else "no such folder"
-        raise ArtifactError(f"{run} is no run folder: {why}; name runs/<recipe>")
+    path = run_folder(run) / RESOLVED
     try:
         recipe = load_recipe(path)
     except RecipeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ from pipeline.recipe.load import Recipe
 from pipeline.run.changes import changes, why_changed
 from pipeline.run.unfinished import Attempt, attempt_in
 
-Action = Literal["up to date", "run", "resume", "not selected"]
+Action = Literal["up to date", "run", "resume", "reuse", "not selected"]
 
 
 @dataclass(frozen=True)
@@ -178,19 +178,28 @@ class Planner:
         folder: the run folder.
         selected: the stages that the command asks for, in order.
         force: whether they run even when they are up to date.
+        reuse: folders of other runs, whose stages of equal keys are taken over.
+        taken: stages that are to be taken over, as they stand there.
         stale: stages whose artifact, if there is one, is not the one that later stages will read.
         artifact: returns what a stage left, None where it has not finished.
         verified: the same, all its files looked at.
         inputs: `stage_inputs` of a stage. All are looked up once, until `look_again`.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, selection: Selection | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        selection: Selection | None = None,
+        reuse: Sequence[Path] = (),
+    ) -> None:
         selection = selection or Selection()
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.reuse = recipe, folder, reuse
+        self.taken: dict[str, Artifact] = {}
         self.selected = selection.stages(recipe)
         self.force = selection.force
         self.stale: set[str] = set()
-        self.artifact = cache(lambda stage: find(folder / stage))
+        self.artifact = cache(lambda stage: self.taken.get(stage) or find(folder / stage))
         self.verified = cache(
             lambda stage: (published := self.artifact(stage)) and verify(published)
         )
@@ -256,19 +265,28 @@ class Planner:
 
     def _decide(self, stage: str, key: Mapping[str, Any]) -> Step:
         artifact = self.artifact(stage)
-        if artifact is None:
-            return self._unfinished(stage, key)
+        other = None if artifact is None else self._other_than(stage, key, artifact)
+        if artifact is not None and other is None:
+            return Step(stage, "up to date", "nothing it depends on changed", key)
+        for run in self.reuse:
+            there = find(run / stage)
+            if there and there.name == stage and self._other_than(stage, key, there) is None:
+                self.taken[stage] = there
+                self.artifact.cache_clear()
+                self.verified.cache_clear()
+                return Step(stage, "reuse", f"taken over from {run}", key)
+        return self._unfinished(stage, key) if other is None else Step(stage, "run", other, key)
+
+    def _other_than(self, stage: str, key: Mapping[str, Any], artifact: Artifact) -> str | None:
+        """Tell why an artifact is not what a stage of this key leaves; None where it is."""
         before = self._inputs_of(artifact)
         beside = (artifact.manifest.get("beside", {}), beside_result(self.recipe.stages[stage]))
         if key_digest(key) not in (artifact.manifest["key"], key_digest(before)):
-            return Step(stage, "run", why_changed(before, key, beside=beside), key)
+            return why_changed(before, key, beside=beside)
         # Settings beside the key that the result does follow from with this stage's model.
         names = artifact.manifest.get("follows_from", ())
         others = changes(*({n: part[n] for n in names if n in part} for part in beside))
-        if others:
-            reason = f"{'; '.join(others)}: it changes the result with this model"
-            return Step(stage, "run", reason, key)
-        return Step(stage, "up to date", "nothing it depends on changed", key)
+        return f"{'; '.join(others)}: it changes the result with this model" if others else None
 
     def why_outdated(self, stage: str) -> str | None:
         """Tell why a finished stage no longer fits the recipe, its sources or its parents.
@@ -368,6 +386,13 @@ class Planner:
 
     def _unselected(self, stage: str) -> Step:
         needed = any(stage in self.recipe.parents(other) for other in self.selected)
+        order = list(self.recipe.stages)
+        earlier = order.index(stage) < order.index(self.selected[0])
+        ready = all(self.artifact(parent) for parent in self.recipe.parents(stage))
+        if self.reuse and earlier and ready and self.artifact(stage) is None:
+            step = self.decide(stage)
+            if step.action == "reuse":
+                return step
         if needed and self.artifact(stage) is None:
             raise ArtifactError(
                 f"stage {stage} has not finished in {self.folder}, and a selected stage needs it; "

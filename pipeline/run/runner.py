@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from pipeline.run.checking import check_stages
 from pipeline.run.execution import Run, run_stage
 from pipeline.run.planning import Planner, Selection, Step
 from pipeline.run.standing import DAMAGED, LOCK, holder, lock_text, not_done
-from pipeline.run.unfinished import Attempt
+from pipeline.run.unfinished import Attempt, take_over
 from pipeline.run.worker_lifetime import await_orphans
 
 RESOLVED = "recipe.yaml"
@@ -80,7 +80,7 @@ def plan(planner: Planner, launch: LaunchSettings | None = None) -> list[Step]:
     steps = planner.plan()
     check_stages(planner, launch)
     for step in steps:
-        if step.action in ("up to date", "not selected") and step.reason:
+        if step.action in ("up to date", "reuse", "not selected") and step.reason:
             planner.verified(step.stage)
     return steps
 
@@ -108,6 +108,7 @@ def execute(
     folder: Path,
     *,
     selection: Selection | None = None,
+    reuse: Sequence[Path] = (),
     launch: LaunchSettings | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
@@ -118,6 +119,7 @@ def execute(
         recipe: the recipe.
         folder: the run folder.
         selection: which stages; all when not given.
+        reuse: folders of other runs, whose stages of equal keys are taken over.
         launch: number of processes; the recipe's when not given.
         console: where it speaks.
         stop: what a signal sets.
@@ -128,11 +130,13 @@ def execute(
     """
     console, stop = console or Console(), stop or StopFlag()
     run = Run(recipe, folder, launch or recipe.top.launch, console, stop)
-    planner = Planner(recipe, folder, selection)
+    planner = Planner(recipe, folder, selection, reuse)
     with locked(folder), run.stop.installed():
         await_orphans(folder)
         steps = plan(planner, run.launch)
         write_atomically(folder / RESOLVED, recipe.to_yaml())
+        for step in steps:  # before others run, since nothing they leave is what these follow from
+            _take_over(run, planner, step)
         try:
             for step in steps:
                 if run.stop.asked:
@@ -150,6 +154,7 @@ def _carry_out(run: Run, planner: Planner, step: Step) -> None:
     """Do what was decided of a stage whose turn has come."""
     if step.action == "up to date":
         run.console.say(f"{step.stage}: up to date")
+    _take_over(run, planner, step)
     if step.key is None or step.action not in ("run", "resume"):
         return
     run.console.begin(f"{step.stage} ({run.recipe.stages[step.stage].kind}): {step.reason}")
@@ -170,6 +175,18 @@ def _carry_out(run: Run, planner: Planner, step: Step) -> None:
     value = artifact.metrics.get(metric)
     shown = f", {metric} {value:.4g}" if isinstance(value, (int, float)) else ""
     run.console.say(f"{step.stage}: done in {time.monotonic() - started:.1f} s{shown}")
+
+
+def _take_over(run: Run, planner: Planner, step: Step) -> None:
+    """Take a finished stage over from another run, if that was decided and is not done."""
+    if step.action != "reuse" or step.stage not in planner.taken or step.key is None:
+        return
+    artifact = planner.verified(step.stage)
+    assert artifact is not None, f"{step.stage} was found to be finished"
+    take_over(artifact, planner.attempt(step.stage, step.key), keep=run.recipe.path)
+    del planner.taken[step.stage]
+    planner.look_again()
+    run.console.say(f"{step.stage}: {step.reason}")
 
 
 @contextmanager

@@ -27,8 +27,8 @@ from pydantic import BaseModel, JsonValue
 
 from data.errors import ArtifactError
 from data.json_lines import read_json_object
-from data.storage import storage_errors, sync_folder, write_atomically
-from pipeline.contract.artifacts import MANIFEST
+from data.storage import storage_errors, sync_folder, sync_tree, write_atomically
+from pipeline.contract.artifacts import MANIFEST, SCRATCH, Artifact
 from pipeline.contract.resume import read_manifest, states_of
 
 PLACE = ".unfinished"
@@ -214,6 +214,35 @@ def prepare_folder(attempt: Attempt, *, anew: bool = False) -> None:
             _remove(path)
         (folder / "work").mkdir()
         write_atomically(folder / "work" / _KEY, attempt.digest)
+
+
+def take_over(artifact: Artifact, attempt: Attempt, *, keep: Path) -> None:
+    """Make another run's artifact that of a stage: files are linked, or copied from another disk.
+
+    Files of a finished stage are never written again, so that neither run can change the other's.
+
+    Args:
+        artifact: what an attempt of the same key has left.
+        attempt: that of this run.
+        keep: as in `remove_unfinished`.
+    """
+    folder = attempt.folder
+    prepare_folder(attempt, anew=True)
+    with storage_errors(folder):
+        # Cut off here, the folder is no attempt's to go on in, which would write into the links.
+        (folder / "work" / _KEY).unlink()
+        for name in artifact.manifest["files"]:
+            place, source = folder / name, (artifact.folder / name).resolve()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, place)
+            except OSError:  # another file system, or one without hard links
+                shutil.copy2(source, place)
+        sync_tree(folder, leave_out=SCRATCH)
+        manifest = (artifact.folder / MANIFEST).read_text(encoding="utf-8")
+        write_atomically(folder / MANIFEST, manifest)
+        shutil.rmtree(folder / "work")
+    remove_unfinished(folder, keep=keep)
 
 
 def remove_unfinished(folder: Path, *, keep: Path) -> None:

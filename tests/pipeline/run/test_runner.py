@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -163,6 +164,102 @@ def test_a_parent_that_gives_the_same_again_leaves_its_children(recipe_file: Pat
     RUNS.clear()
     go(recipe_file, "b.text='y '")
     assert RUNS == ["b@0"]
+
+
+def other(path: Path, *overrides: str, reuse: bool = True, **selection: Any) -> Path:
+    """Run the recipe into another folder, with what the first one has done."""
+    run = path.parent / "other"
+    execute(
+        load_recipe(path, overrides),
+        run,
+        selection=Selection(**selection),
+        reuse=[path.parent / "run"] if reuse else (),
+        console=QUIET,
+    )
+    return run
+
+
+def test_another_runs_stages_of_equal_keys_are_taken_over(recipe_file: Path) -> None:
+    go(recipe_file)
+    RUNS.clear()
+    run, first = other(recipe_file, "c.text=w"), recipe_file.parent / "run"
+    assert RUNS == ["c@0"]
+    assert (run / "c/model/out.txt").read_text() == "xyw"
+    for stage, links in (("a", 2), ("b", 2), ("c", 1)):
+        assert (run / stage / "model" / "out.txt").stat().st_nlink == links
+    assert [row[2] for row in list_run(run)] == ["done"] * 3
+    # What changes here changes nothing there; nor is anything left to do here.
+    other(recipe_file, "b.text=v", "c.text=w", reuse=False)
+    other(recipe_file, "b.text=v", "c.text=w", reuse=False)
+    assert RUNS == ["c@0", "b@0", "c@0"]
+    assert (first / "b/model/out.txt").read_text() == "xy"
+    assert [row[2] for row in list_run(first)] == ["done"] * 3
+
+
+def test_what_is_taken_over_is_copied_where_no_link_can_be(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+    RUNS.clear()
+
+    def other_disk(*places: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_disk)
+    run = other(recipe_file)
+    assert RUNS == []
+    assert (run / "c/model/out.txt").read_text() == "xyz"
+    assert (run / "c/model/out.txt").stat().st_nlink == 1
+    assert [row[2] for row in list_run(run)] == ["done"] * 3
+
+
+def test_taking_over_that_was_cut_off_leaves_the_other_run_alone(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(recipe_file)
+    link = os.link
+
+    def killed(source: Path, place: Path) -> None:
+        link(source, place)
+        if place.name == "out.txt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other(recipe_file)
+    there = recipe_file.parent / "run/a/model/out.txt"
+    assert there.stat().st_nlink == 2
+    RUNS.clear()
+    other(recipe_file, reuse=False, until="a")
+    assert RUNS == ["a@0"]
+    assert there.stat().st_nlink == 1
+
+
+def test_a_run_from_a_stage_on_takes_over_what_it_needs(recipe_file: Path) -> None:
+    go(recipe_file, until="b")
+    RUNS.clear()
+    recipe = load_recipe(recipe_file, ["c.text=w"])
+    planner = Planner(recipe, recipe_file.parent / "other", reuse=[recipe_file.parent / "run"])
+    assert [(step.stage, step.action) for step in plan(planner)] == [
+        ("a", "reuse"),
+        ("b", "reuse"),
+        ("c", "run"),
+    ]
+    assert not planner.folder.exists()
+    run = other(recipe_file, "c.text=w", start="c")
+    assert RUNS == ["c@0"]
+    assert [row[2] for row in list_run(run)] == ["done"] * 3
+    changed = load_recipe(recipe_file, ["b.text=v"])
+    with pytest.raises(ArtifactError, match="stage b has not finished"):
+        plan(Planner(changed, recipe_file.parent / "third", Selection(start="c"), [run]))
+
+
+def test_damage_of_another_runs_stage_is_told(recipe_file: Path) -> None:
+    go(recipe_file)
+    (recipe_file.parent / "run/a/model/out.txt").write_text("edited")
+    with pytest.raises(ArtifactError, match=r"run/a/model/out\.txt is damaged"):
+        other(recipe_file)
 
 
 def test_a_changed_source_file_runs_its_stage(recipe_file: Path, rows: Path) -> None:
