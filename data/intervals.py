@@ -299,6 +299,21 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     return Estimate(mean, *_skewed_ends(mean, numbers - mean, level), count)
 
 
+def over_seeds(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Return a mean over few runs that differ by their seed, and its interval (Student's t).
+
+    As everybody reports it: of five values no skewness can be told. Without ends of one run.
+    """
+    count, numbers = len(values), np.asarray(values, dtype=np.float64)
+    if count == 0:
+        return Estimate(None, None, None, 0)
+    mean = float(numbers.mean())
+    if count == 1:
+        return Estimate(mean, None, None, 1)
+    half = students_quantile(count, level=level) * float(numbers.std()) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, count)
+
+
 def clustered_ratio(parts_P2: NDArray[np.float64], *, level: float = LEVEL) -> Estimate:
     """Return the sum of one count over the sum of another, and its interval over prompts.
 

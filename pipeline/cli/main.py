@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import signal
@@ -33,8 +34,8 @@ from pipeline.cli.tokenizer import tokenizer
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
-    from pipeline.run.planning import Selection
     from pipeline.run.runner import Outcome
+    from pipeline.run.seeds import Turn
 
 app = typer.Typer(
     help="From a text corpus to an assistant: pretraining, SFT, ranking reward model, PPO.",
@@ -74,6 +75,10 @@ def run(
     out: OutOption = None,
     overrides: SetOption = None,
     seed: SeedOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0-4", help="A run a seed; stages before --from have the first one."),
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="First stage; earlier ones are used as they are.")
     ] = None,
@@ -98,42 +103,65 @@ def run(
 ) -> None:
     """Run a recipe; done stages are skipped, cut off ones go on."""
     from pipeline.run.listing import run_folder
-    from pipeline.run.planning import Planner, Selection
-    from pipeline.run.runner import plan
+    from pipeline.run.planning import Selection
+    from pipeline.run.seeds import Turn, report_seeds, turns
 
     load_plugins(plugin)
-    checked = _recipe(recipe, overrides, seed)
-    folder = out or Path("runs") / checked.name
-    selection = Selection(start=start, until=until, only=only, force=force)
     others = [run_folder(place) for place in reuse or ()]
+    if seeds is None:
+        checked = _recipe(recipe, overrides, seed)
+        selection = Selection(start=start, until=until, only=only, force=force)
+        todo = [Turn(checked, out or Path("runs") / checked.name, selection, others)]
+    else:
+        _refuse_beside("--seeds", {"--seed": seed, "--only": only, "--force": force or None})
+        changed = functools.partial(_changed, recipe, overrides or [])
+        todo = turns(changed, seeds, out=out, start=start, until=until, reuse=others)
     if dry_run:
-        for step in plan(Planner(checked, folder, selection, others)):
-            typer.echo(f"{step.stage}: {step.action}{f' ({step.reason})' if step.reason else ''}")
+        _show_plans(todo)
         return
     # Without --force, which would begin done stages again.
     same = command_line("run", recipe, {
-        "--out": out, "--set": overrides, "--seed": seed, "--from": start, "--until": until,
-        "--only": only, "--reuse": reuse, "--processes": processes, "--plugin": plugin,
-        "--quiet": quiet,
+        "--out": out, "--set": overrides, "--seed": seed, "--seeds": seeds, "--from": start,
+        "--until": until, "--only": only, "--reuse": reuse, "--processes": processes,
+        "--plugin": plugin, "--quiet": quiet,
     })  # fmt: skip
-    _execute(checked, folder, selection, others, processes=processes, quiet=quiet, same=same)
+    for turn in todo:
+        _execute(turn, processes=processes, quiet=quiet, same=same)
+    if seeds is not None:
+        typer.echo(f"All seeds: {report_seeds(todo)}")
 
 
-def _execute(
-    recipe: Recipe,
-    folder: Path,
-    selection: Selection,
-    reuse: list[Path],
-    *,
-    processes: int | None,
-    quiet: bool,
-    same: str,
-) -> None:
-    """Run a recipe; where it is stopped, tell the same command again."""
+def _changed(path: Path, overrides: list[str], more: list[str]) -> Recipe:
+    return _recipe(path, [*overrides, *more])
+
+
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    from data.errors import UsageError
+
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise UsageError(f"{option} does not go with {' and '.join(given)}; give one of them")
+
+
+def _show_plans(todo: list[Turn]) -> None:
+    """Print what each run would do; of several, the name of its folder before each stage."""
+    from pipeline.run.planning import Planner
+    from pipeline.run.runner import plan
+
+    for turn in todo:
+        run = f"{turn.folder.name}/" if len(todo) > 1 else ""
+        for step in plan(Planner(*turn)):
+            reason = f" ({step.reason})" if step.reason else ""
+            typer.echo(f"{run}{step.stage}: {step.action}{reason}")
+
+
+def _execute(turn: Turn, *, processes: int | None, quiet: bool, same: str) -> None:
+    """Carry out a run; where it is stopped, tell the same command again."""
     from data.errors import Interrupted
     from pipeline.contract.console import Console
     from pipeline.run.runner import execute
 
+    recipe, folder, selection, reuse = turn
     launch = recipe.top.launch
     if processes is not None:
         launch = launch.model_copy(update={"processes": processes})

@@ -24,6 +24,7 @@ class StageKind:
         provides: what later stages may refer to it for.
         main_metric: key of the final metric that `rlhf ls` shows.
         version: raised when the code changes what the same settings give.
+        seeded: whether its result hangs on the seed.
         trains: whether it keeps resume states and may be launched on many processes.
     """
 
@@ -34,4 +35,5 @@ class StageKind:
     provides: frozenset[str]
     main_metric: str
     version: int = 1
+    seeded: bool = True
     trains: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -50,6 +50,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def differing(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the settings that several recipes do not share, each with its value in every one."""
+    flat = [_flat(recipe) for recipe in recipes]
+    names = list(dict.fromkeys(name for one in flat for name in one))
+    values = {name: [one.get(name) for one in flat] for name in names}
+    return {name: given for name, given in values.items() if any(v != given[0] for v in given)}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy import stats
+
+from data import intervals
 
 
 def rlhf_run(recipe: Path, run: Path, *options: str) -> None:
@@ -46,11 +45,10 @@ def shared_stages(source: Path, run: Path, stages: Sequence[str]) -> list[str]:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Return a mean and its 95 % interval over seeds (Student's t); no width of one seed."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return mean, mean, mean
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    found = intervals.over_seeds(values)
+    assert found.value is not None, "there are no seeds"
+    low, high = found.ci95 or [found.value] * 2
+    return found.value, low, high
 
 
 def in_words(values: Sequence[float]) -> str:

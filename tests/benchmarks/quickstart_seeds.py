@@ -2,27 +2,25 @@
 
     python tests/benchmarks/quickstart_seeds.py runs/seeds 0 1 2 3 4 [--share runs/quickstart]
 
-runs `recipes/quickstart.yaml` once a seed into `runs/seeds/<seed>/` (what is done of a run is not
-repeated) and prints every figure that is promised, a column a seed, and its mean with the 95 %
-interval over seeds (Student's t); a figure out of its bounds is marked with `!`. All of them come
-from `report/report.json`, whose verdicts stand below.
+runs `recipes/quickstart.yaml` once a seed into `runs/seeds/<seed>/` (`rlhf run --seeds`, whose page
+of all figures is `runs/seeds/index.html`) and prints every figure that is promised, a column a
+seed, and its mean with the 95 % interval over seeds (Student's t); a figure out of its bounds is
+marked with `!`. All of them come from `report/report.json`, whose verdicts stand below.
 
-`--share` takes tokenizer, base model, SFT and rankings of a run, for every seed the same: the
-intervals are then over reward model and PPO alone, for less than half the work, and the seconds
-those of both.
+`--share` takes tokenizer, base model, SFT and rankings of a run of the first seed, for every seed
+the same (`--from reward --reuse RUN`): the intervals are then over reward model and PPO alone, for
+less than half the work, and the seconds those of both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from over_seeds import in_words, rlhf_run, shared_stages
+from over_seeds import in_words, report_of, rlhf_run
 
-SHARED = ("tokenizer", "base", "sft", "rankings", "rankings_heldout")
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 Report = dict[str, Any]
 
@@ -83,24 +81,15 @@ PROMISES: list[tuple[str, Callable[[Report], float], Callable[[float], bool]]] =
 ]
 
 
-def run_seed(run: Path, seed: str, share: Path | None) -> Report:
-    """Run what is missing of the quickstart of a seed, and return its report."""
-    options = ["--seed", seed]
-    if share is not None:
-        options += shared_stages(share, run, SHARED)
-    rlhf_run(RECIPE, run, *options)
-    told = run / "report" / "report.json"
-    report: Report = json.loads(told.read_text(encoding="utf-8"))
-    return report
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("seeds", nargs="+")
     parser.add_argument("--share", type=Path)
     given = parser.parse_args()
-    reports = [run_seed(given.out / seed, seed, given.share) for seed in given.seeds]
+    shared = [] if given.share is None else ["--from", "reward", "--reuse", str(given.share)]
+    rlhf_run(RECIPE, given.out, "--seeds", ",".join(given.seeds), *shared)
+    reports = [report_of(given.out / seed) for seed in given.seeds]
     print("| figure | " + " | ".join(given.seeds) + " | all |")
     print("|---|" + "---|" * (len(reports) + 1))
     for name, figure, holds in PROMISES:

@@ -17,6 +17,7 @@ from data.intervals import (
     effective_score,
     mean_interval,
     mean_or_share,
+    over_seeds,
     paired_difference,
     paired_outcomes,
     paired_score,
@@ -195,6 +196,13 @@ def test_the_true_difference_lies_within_19_of_20_intervals(
     spread = np.sqrt((wins + losses - (wins - losses) ** 2) / n)
     typical = paired_outcomes(round(wins * n), round(losses * n), n, resamples=400, seed=0)
     assert typical.high - typical.low <= 2 * 1.96 * spread + 8 / n
+
+
+def test_a_mean_over_seeds_has_students_interval() -> None:
+    # Deviations -1, 0, 1 of three: the error is 1 / sqrt(3), Student's quantile of 2 is 4.3027.
+    assert over_seeds([1.0, 2.0, 3.0])[:3] == pytest.approx([2, 2 - 2.4841, 2 + 2.4841], abs=1e-4)
+    assert over_seeds([2.0]) == (2.0, None, None, 1)
+    assert over_seeds([]) == (None, None, None, 0)
 
 
 def test_marks_that_mostly_agree_are_paired_outcomes() -> None:

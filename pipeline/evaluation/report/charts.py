@@ -123,6 +123,27 @@ def stage_charts(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
+def runs_charts(
+    kind: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, int]
+) -> list[Chart]:
+    """Return the curves of a stage in several runs over each other, a chart a metric."""
+    x_label = "update" if kind in ("ppo", "grpo", "rloo") else "step"
+    charts = []
+    for panel in PANELS.get(kind, (_LOSS,)):
+        for key, label in panel.metrics.items():
+            curves = [
+                Curve(run, *values, colour=colours[run], dots=sparse)
+                for run, rows in runs.items()
+                for values, sparse in [_series(rows, _logged(rows, key, panel.instead))]
+                if values[0]
+            ]
+            if curves:
+                title = f"{panel.title}, {label}" if len(panel.metrics) > 1 else panel.title
+                svg = line_plot(curves, x_label=x_label, percent=panel.percent)
+                charts.append(Chart(title, svg, [(curve.label, curve.colour) for curve in curves]))
+    return charts
+
+
 def _logged(rows: Sequence[Mapping[str, Any]], key: str, instead: Mapping[str, str]) -> str:
     """Return a metric, or what stands for it in runs that did not log it."""
     return key if any(_is_number(row.get(key)) for row in rows) else instead.get(key, key)

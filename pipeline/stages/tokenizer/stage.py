@@ -212,5 +212,6 @@ KIND = StageKind(
     provides=frozenset({"tokenizer"}),
     main_metric="vocab_size",
     version=1,
+    seeded=False,
     trains=False,
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from typer.testing import CliRunner
 
 import data.storage
 import pipeline.run.runner
@@ -32,6 +33,7 @@ from data.errors import (
     StorageError,
     UsageError,
 )
+from pipeline.cli.main import app
 from pipeline.contract.console import Console
 from pipeline.contract.context import StageContext
 from pipeline.contract.kind import StageKind
@@ -588,6 +590,69 @@ def test_a_report_that_was_not_made_after_the_last_stage_is_made_by_the_next_run
     manifest = json.loads((recipe_file.parent / "run/c/manifest.json").read_text())
     assert report["stages"]["c"]["digest"] == manifest["digest"]
     assert "made_before" not in report
+
+
+def seeds(*words: str) -> Any:
+    return CliRunner().invoke(app, ["run", "three.yaml", "--out", "all", *words, "--quiet"])
+
+
+@pytest.mark.usefixtures("reports")
+def test_seeds_share_the_stages_before_the_first_that_differs(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    done = seeds("--seeds", "3-4,9", "--from", "c")
+    assert done.stdout == "All seeds: all/index.html\n"
+    assert RUNS == ["a@0", "b@0", "c@0", "c@0", "c@0"]
+    assert [Path("all", seed, "b/model/out.txt").stat().st_nlink for seed in "349"] == [3] * 3
+    told = json.loads(Path("all/report.json").read_text())
+    assert {name: run["seed"] for name, run in told["runs"].items()} == {"3": 3, "4": 4, "9": 9}
+    assert [row["figure"] for row in told["figures"]] == [f"{s}: eval/loss" for s in "abc"]
+    assert told["figures"][2]["values"] == [0.5] * 3
+    assert told["figures"][2]["ci95_over_seeds"] == [0.5, 0.5]
+    assert json.loads(Path("all/9/c/manifest.json").read_text())["seed"] == 9
+    RUNS.clear()
+    assert seeds("--seeds", "3-4,9", "--from", "c").exit_code == 0
+    assert RUNS == []
+
+
+@pytest.mark.usefixtures("reports")
+def test_of_seeds_what_draws_nothing_is_made_once(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    planned = seeds("--seeds", "0,1", "--dry-run").stdout.splitlines()
+    assert planned[0] == "0/a: run (has not run yet)" and len(planned) == 6
+    assert not Path("all").exists()
+    kind = dataclasses.replace(sys.modules["count_stage"].KIND, seeded=False)
+    monkeypatch.setattr(sys.modules["count_stage"], "KIND", kind)
+    seeds("--seeds", "0,1", "--until", "b")
+    assert RUNS == ["a@0", "b@0"]
+    monkeypatch.setattr(sys.modules["count_stage"], "KIND", dataclasses.replace(kind, seeded=True))
+    RUNS.clear()
+    seeds("--seeds", "0,1")
+    assert RUNS == ["c@0", "a@0", "b@0", "c@0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["4-2"], "4-2 is no range of at most 100 seeds"),
+        (["0-1000"], "0-1000 is no range"),
+        (["first"], "'first' names no seeds; write 0-4 or 0,3,7"),
+        (["0,"], "'' names no seeds"),
+        (["0-1", "--only", "c"], "--seeds does not go with --only"),
+        (["0-1", "--seed", "0", "--force"], "--seeds does not go with --seed and --force"),
+        (["0-1", "--from", "d"], "--from d: three.yaml has no such stage"),
+    ],
+)
+def test_seeds_that_can_not_be_are_refused(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], why: str
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    refused = seeds("--seeds", *words)
+    assert isinstance(refused.exception, UsageError) and why in str(refused.exception)
+    assert RUNS == []
 
 
 def test_listing_names_the_process_that_runs_a_stage(recipe_file: Path) -> None:

@@ -46,6 +46,28 @@ def test_what_the_temperature_does_is_told_of_prompts_it_was_not_fitted_on() -> 
     assert temperature["value"] == pytest.approx(1 / math.log(right / wrong), rel=0.03)
 
 
+def test_the_temperatures_interval_by_hand() -> None:
+    # 40 prompts right by 2 and 10 wrong by 2: what each adds to the slope of the log loss, over
+    # its curvature, is how far it moves 1 / T.
+    rows = [ScoredPair(f"{i:02}", 2.0 * (i < 40), 2.0 * (i >= 40), 1, 1) for i in range(50)]
+    found = calibration(rows)["temperature"]
+    value, target = found["value"], 51 / 52
+    share = 1 / (1 + math.exp(-2 / value))
+    slopes = 40 * (2 * (target - share)) ** 2 + 10 * (2 * (target - (1 - share))) ** 2
+    deviation = math.sqrt(50 / 49 * slopes) / (50 * 4 * share * (1 - share)) * value
+    half = 2.0096 * deviation  # Student's quantile of 49
+    assert found["ci95"] == pytest.approx(
+        [value * math.exp(-half), value * math.exp(half)], rel=1e-3
+    )
+
+
+def test_a_temperature_that_hardly_anything_is_known_of_has_a_wide_interval() -> None:
+    # Six of eleven right: nearly chance, so that any high temperature would do.
+    rows = [ScoredPair(f"{i:02}", float(i % 2 == 0), float(i % 2), 1, 1) for i in range(11)]
+    low, high = calibration(rows)["temperature"]["ci95"]
+    assert 0.01 <= low < 1 and high == pytest.approx(100)
+
+
 def test_scores_that_tell_nothing_have_no_temperature() -> None:
     wrong = [ScoredPair(str(i), 0.0, 1.0, 1, 1) for i in range(20)]
     equal = [ScoredPair(str(i), 1.0, 1.0, 1, 1) for i in range(20)]

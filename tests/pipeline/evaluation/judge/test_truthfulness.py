@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation.judge.truthfulness import COVERAGES, probability, truthfulness
+from pipeline.evaluation.judge.truthfulness import COVERAGES, probability, risk_area, truthfulness
 from pipeline.generation.generate import Sample
 
 DRAW = {"resamples": 200, "seed": 0}
@@ -74,6 +74,22 @@ def test_calibration_and_risk_by_hand() -> None:
     assert [point["invented"] for point in risk["points"]] == pytest.approx([1 / 2, 1 / 3, 1 / 4])
     assert [point["threshold"] for point in risk["points"]] == [0.85, 0.75, 0.15]
     assert risk["curve"][-1] == [1.0, 0.5] and len(risk["curve"]) == 20
+
+
+def test_the_area_of_risk_has_the_interval_of_its_jackknife() -> None:
+    # How far the area moves as one of 40 answers is left out; all of one outcome still vary.
+    wrong = np.random.default_rng(1).random(40) < np.linspace(0.1, 0.7, 40)
+    found = risk_area(wrong.astype(float))
+
+    def area(marks: np.ndarray) -> float:
+        return float(np.mean(np.cumsum(marks) / np.arange(1, len(marks) + 1)))
+
+    assert found.value == pytest.approx(area(wrong))
+    left_out = [area(np.delete(wrong, place)) for place in range(40)]
+    deviation = np.sqrt(39 / 40 * np.sum((left_out - np.mean(left_out)) ** 2))
+    assert found.high - found.low == pytest.approx(2 * 2.02 * deviation, rel=0.15)
+    none = risk_area(np.zeros(40))
+    assert none.value == none.low == 0 < none.high < 0.1
 
 
 def test_one_who_knows_what_it_knows_gains_by_abstaining() -> None:
