@@ -52,13 +52,13 @@ def _page(folder: Path) -> Path:
     return renew_report(load_run(folder))
 
 
-def _as_judged(a: str, b: str, context: typer.Context) -> dict[str, Any]:
-    """Return the figures of two checkpoints that were evaluated before; nothing is computed."""
+def _as_judged(places: list[str], context: typer.Context) -> list[dict[str, Any]]:
+    """Return what evaluations of before say of each place against the last; nothing is computed."""
     from data.errors import UsageError
     from pipeline.evaluation.report.comparison import judged_samples
     from pipeline.run.listing import evaluation_in
 
-    beside = ("a", "b", "seed", "quiet", "as_json")
+    beside = ("places", "out", "seed", "quiet", "as_json")
     asked = {name: value for name, value in context.params.items() if name not in beside}
     given = [
         f"--{name.replace('_', '-')}"
@@ -70,20 +70,66 @@ def _as_judged(a: str, b: str, context: typer.Context) -> dict[str, Any]:
             f"nothing is answered anew without --prompts, as {' and '.join(given)} would have "
             "it; name some"
         )
-    names = [Path(place).resolve().name for place in (a, b)]
-    names = [a, b] if names[0] == names[1] else names
-    return judged_samples(names[0], evaluation_in(a), names[1], evaluation_in(b))
+    names = _names(places)
+    *others, last = ((names[place], evaluation_in(place)) for place in places)
+    return [judged_samples(*other, *last) for other in others]
+
+
+def _names(places: list[str]) -> dict[str, str]:
+    """Return what each place is called: its folder, or the place where two folders are alike."""
+    names = [Path(place).resolve().name for place in places]
+    return dict(zip(places, names if len({*names}) == len(places) else places, strict=True))
+
+
+def _judged_anew(a: str, b: str, context: typer.Context) -> dict[str, Any]:
+    """Return what judges say of two checkpoints' answers to prompts that are named."""
+    from data.errors import UsageError
+    from pipeline.cli.checkpoints import evaluated, named, weighted
+    from pipeline.cli.options import source_of
+    from pipeline.contract.console import Console
+    from pipeline.evaluation.judge.settings import LlmJudge
+    from pipeline.evaluation.judge.standalone import Request
+    from pipeline.recipe.answers import parse_answers
+    from pipeline.recipe.judges import parse_judges
+    from pipeline.run.listing import last_policy
+
+    asked = context.params
+    judges = parse_judges(asked["judge"] or [])
+    if asked["out"] is None and any(isinstance(one, LlmJudge) for one in judges.values()):
+        raise UsageError(
+            "what a language model says is kept in --out, so that it is not asked twice; name a "
+            "folder"
+        )
+    request = Request(
+        checkpoints=named([last_policy(place) for place in (b, a)]),
+        prompts=source_of(asked["prompts"]),
+        rewards=weighted(asked["reward"] or []),
+        judges=judges,
+        limit=asked["limit"],
+        answers=parse_answers(asked),
+        seed=asked["seed"],
+    )
+    console = Console(quiet=True, beside=None if asked["quiet"] else sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        return evaluated(request, asked["out"] or Path(scratch), console)
 
 
 def compare(
     context: typer.Context,
-    a: Annotated[str, typer.Argument(help="Checkpoint, or the folder of a run or evaluation.")],
-    b: Annotated[str, typer.Argument(help="What it is compared with.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B ...",
+            help="Checkpoints, or folders of runs or evaluations; each is compared with the last.",
+        ),
+    ],
     prompts: Annotated[
         str | None,
         typer.Option(help="Both answer these; of runs, their evaluations' own where they agree."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to keep what was judged.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page of runs, or to keep what was judged.")
+    ] = None,
     reward: RewardOption = None,
     judge: JudgeOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
@@ -99,38 +145,46 @@ def compare(
 ) -> None:
     """Print how often A's answers are judged better than B's; runs stand for their last policy."""
     from data.errors import UsageError
-    from pipeline.cli.checkpoints import evaluated, named, weighted
-    from pipeline.cli.options import source_of
-    from pipeline.contract.console import Console
-    from pipeline.evaluation.judge.settings import LlmJudge
-    from pipeline.evaluation.judge.standalone import Request
     from pipeline.evaluation.report.comparison import comparison, comparison_lines
-    from pipeline.recipe.answers import parse_answers
-    from pipeline.recipe.judges import parse_judges
-    from pipeline.run.listing import last_policy
 
+    if len(places) < 2 or (prompts is not None and len(places) > 2):
+        raise UsageError("name two to compare on --prompts, or two or more that were judged before")
     if prompts is None:
-        results = _as_judged(a, b, context)
+        found = [comparison(results) for results in _as_judged(places, context)]
     else:
-        judges = parse_judges(judge or [])
-        if out is None and any(isinstance(one, LlmJudge) for one in judges.values()):
-            raise UsageError(
-                "what a language model says is kept in --out, so that it is not asked twice; name "
-                "a folder"
-            )
-        answers = parse_answers(context.params)
-        places = [last_policy(place) for place in (b, a)]
-        with tempfile.TemporaryDirectory() as scratch:
-            request = Request(
-                checkpoints=named(places),
-                prompts=source_of(prompts),
-                rewards=weighted(reward or []),
-                judges=judges,
-                limit=limit,
-                answers=answers,
-                seed=seed,
-            )
-            console = Console(quiet=True, beside=None if quiet else sys.stderr)
-            results = evaluated(request, out or Path(scratch), console)
-    found = comparison(results)
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(comparison_lines(found)))
+        found = [comparison(_judged_anew(*places, context))]
+    settings, page = _runs_beside(places, found, None if prompts else out)
+    if as_json:
+        told = found[0] if len(found) == 1 else {"comparisons": found, "settings": settings}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo("\n\n".join("\n".join(comparison_lines(one)) for one in found))
+    for name, values in settings.items():
+        typer.echo(f"{name}: {', '.join(map(str, values))}")
+    if page is not None:
+        typer.echo(f"The page: {page}")
+
+
+def _runs_beside(
+    places: list[str], found: list[dict[str, Any]], out: Path | None
+) -> tuple[dict[str, list[Any]], Path | None]:
+    """Return what was set otherwise in runs, and their page, if a folder is named for it."""
+    import yaml
+
+    from data.errors import UsageError
+    from pipeline.evaluation.report.comparison import comparison_lines
+    from pipeline.evaluation.report.side_by_side import write_side_by_side
+    from pipeline.run.changes import differing
+    from pipeline.run.runner import RESOLVED
+
+    recipes = [Path(place) / RESOLVED for place in places]
+    if not all(path.is_file() for path in recipes):
+        if out is not None:
+            raise UsageError("--out takes the page of runs; what was judged is kept of --prompts")
+        return {}, None
+    settings = differing([yaml.safe_load(path.read_text(encoding="utf-8")) for path in recipes])
+    if out is None:
+        return settings, None
+    paired = [{**one, "lines": comparison_lines(one)} for one in found]
+    runs = {name: Path(place) for place, name in _names(places).items()}
+    return settings, write_side_by_side(out, runs, settings=settings, paired=paired)

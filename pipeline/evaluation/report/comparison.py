@@ -64,12 +64,15 @@ def judged_samples(a: str, folder_a: Path | None, b: str, folder_b: Path | None)
 
 
 def comparison(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the verdict, win rates and mean lengths of two checkpoints, and who judged."""
+    """Return verdict, win rates, paired differences and lengths of two checkpoints, and judges."""
     b, a = results["checkpoints"]
     lengths = {name: results["checkpoints"][name]["mean_length"] for name in (a, b)}
     return {
         "verdict": verdict(results),
         "win_rates": [rate for rate in results["win_rates"] if (rate["a"], rate["b"]) == (a, b)],
+        "differences": [
+            row for row in results.get("differences", ()) if (row["a"], row["b"]) == (a, b)
+        ],
         "mean_length": lengths,
         "judges": results["judges"],
     }
@@ -94,6 +97,12 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
         *table,
         "",
         f"{counted(n, 'prompt')}; mean length in tokens: {lengths}",
+        *(
+            f"{row['measure'].replace('_', ' ')}: {row['difference']:+.3f} "
+            f"[{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
+            for row in found["differences"]
+            if row["ci95"] and row["measure"] != "mean_length"
+        ),
         *judge_lines(found),
     ]
 

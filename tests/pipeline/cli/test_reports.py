@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.contract import console
 from pipeline.evaluation.judge.figures import figures
+from pipeline.evaluation.report.report import write_evaluation_report
 from reward.learned.model import RewardModel
 
 SAMPLING = {"max_new_tokens": 8, "temperature": 1.0}
@@ -90,6 +91,38 @@ def test_two_evaluations_of_the_same_prompts_are_compared_as_they_are(
     ]  # fmt: skip
 
 
+def test_runs_are_compared_with_the_last_one_and_what_was_set_otherwise_is_told(
+    rlhf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, gold, kl in (("a", 0.9, 0.1), ("b", 0.2, 0.1), ("base", 0.2, 0.05)):
+        run = tmp_path / name
+        run.mkdir()
+        judged(run / "evaluate", gold)
+        settings = f"{{kind: ppo, kl_coefficient: {kl}, episodes: 8}}"
+        (run / "recipe.yaml").write_text(f"name: quick\nstages: {{ppo: {settings}}}\n")
+        write_evaluation_report(run / "evaluate")
+        (run / "evaluate/index.html").unlink()
+        (run / "report").mkdir()
+        (run / "evaluate/report.json").rename(run / "report/report.json")
+    monkeypatch.setattr("pipeline.run.listing.evaluation_in", lambda place: Path(place, "evaluate"))
+    result = rlhf("compare", "a", "b", "base", "--out", "page")
+    assert result.code == 0
+    assert "a is better than base: 100.0 %" in result.out
+    assert "b is not shown to be better or worse than base: 50.0 %" in result.out
+    assert "gold reward: +0.700 [+0.700, +0.700]" in result.out
+    assert result.out.endswith(
+        "stages.ppo.kl_coefficient: 0.1, 0.1, 0.05\nThe page: page/index.html\n"
+    )
+    told = json.loads((tmp_path / "page/report.json").read_text())
+    assert told["settings"] == {"stages.ppo.kl_coefficient": [0.1, 0.1, 0.05]}
+    assert [one["win_rates"][0]["rate"] for one in told["paired"]] == [1.0, 0.5]
+    (row,) = [row for row in told["figures"] if row["figure"] == "ppo: Gold reward"]
+    assert row["values"] == pytest.approx([0.9, 0.2, 0.2])
+    assert "b is not shown to be better" in (tmp_path / "page/index.html").read_text()
+    found = json.loads(rlhf("compare", "a", "b", "base", "--json").out)
+    assert len(found["comparisons"]) == 2 and found["settings"] == told["settings"]
+
+
 @pytest.mark.parametrize(
     ("gold", "changes", "said"),
     [
@@ -142,6 +175,11 @@ def test_what_would_do_nothing_is_refused(rlhf: Callable[..., Any], tmp_path: Pa
     result = rlhf("compare", "new", "old", "--judge", "x=rm", "--limit", 3)
     assert result.code == 2
     assert "answered anew without --prompts, as --judge and --limit would have it" in result.err
+    result = rlhf("compare", "new", "old", "--out", "page")
+    assert result.code == 2 and "--out takes the page of runs" in result.err
+    assert "name two to compare" in rlhf("compare", "new").err
+    result = rlhf("compare", "new", "old", "third", "--prompts", "ask.jsonl")
+    assert result.code == 2 and "name two to compare" in result.err
     judge = "x={kind: llm, url: http://127.0.0.1:9/v1, model: wise}"
     result = rlhf("compare", "new", "old", "--prompts", "ask.jsonl", "--judge", judge)
     assert result.code == 2 and "kept in --out, so that it is not asked twice" in result.err
