@@ -31,6 +31,7 @@ from pipeline.cli.reports import compare, report
 from pipeline.cli.scaling import scaling
 from pipeline.cli.shipped import copy, recipes
 from pipeline.cli.tokenizer import tokenizer
+from pipeline.cli.watch import watch
 
 if TYPE_CHECKING:
     from pipeline.recipe.load import Recipe
@@ -317,6 +318,7 @@ def list_stages(
     RichConsole().print(table)
 
 
+app.command()(watch)
 app.command()(recipes)
 app.command()(copy)
 app.command(name="eval")(evaluate)

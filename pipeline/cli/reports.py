@@ -152,7 +152,7 @@ def compare(
     if prompts is None:
         found = [comparison(results) for results in _as_judged(places, context)]
     else:
-        found = [comparison(_judged_anew(*places, context))]
+        found = [comparison(_judged_anew(places[0], places[1], context))]
     settings, page = _runs_beside(places, found, None if prompts else out)
     if as_json:
         told = found[0] if len(found) == 1 else {"comparisons": found, "settings": settings}

@@ -222,8 +222,8 @@ def _mark_report(folder: Path, stage: str) -> None:
     )
 
 
-def _outcome(planner: Planner) -> Outcome:
-    states = not_done(planner)
+def _outcome(planner: Planner, held: tuple[str, str] | None = None) -> Outcome:
+    states = not_done(planner, held)
     undamaged = [s for s in planner.recipe.stages if not states.get(s, "").startswith(DAMAGED)]
     left = {stage: planner.artifact(stage) for stage in undamaged}
     return Outcome({stage: a for stage, a in left.items() if a is not None}, states)
@@ -239,10 +239,12 @@ def _report(run: Run, outcome: Outcome) -> None:
         run.console.say(f"report: {write_report(run.folder, run.recipe.name, *outcome)}")
 
 
-def renew_report(planner: Planner) -> Path:
+def renew_report(planner: Planner, *, at_work: bool = False) -> Path:
     """Write the report of a run anew, of what is there; return its page.
 
-    Of a run that is at work the report stays as it is.
+    Args:
+        planner: of the run.
+        at_work: also while a process works in it; its report else stays as it is.
 
     Raises:
         ArtifactError: there is nothing to report.
@@ -250,9 +252,10 @@ def renew_report(planner: Planner) -> Path:
     from pipeline.evaluation.report.report import write_report
 
     page = planner.folder / "report" / "index.html"
-    if holder(planner.folder) is not None and page.is_file():
+    held = holder(planner.folder)
+    if held is not None and page.is_file() and not at_work:
         return page
-    outcome = _outcome(planner)
+    outcome = _outcome(planner, held if at_work else None)
     if not outcome.artifacts:
         raise ArtifactError(f"{planner.folder} has no finished stage to report; run it first")
     return write_report(planner.folder, planner.recipe.name, *outcome)

@@ -98,9 +98,14 @@ def standing(planner: Planner, stage: str, held: tuple[str, str] | None = None) 
     return None if reason is None else f"outdated: {reason}"
 
 
-def not_done(planner: Planner) -> dict[str, str]:
-    """Return how each stage stands that is not done, in the recipe's order."""
+def not_done(planner: Planner, held: tuple[str, str] | None = None) -> dict[str, str]:
+    """Return how each stage stands that is not done, in the recipe's order.
+
+    Args:
+        planner: of the recipe as it is now.
+        held: what `holder` returned.
+    """
     # Of what was planned nothing runs any more: what is there is judged as it is.
     planner.stale.clear()
-    states = {stage: standing(planner, stage) for stage in planner.recipe.stages}
+    states = {stage: standing(planner, stage, held) for stage in planner.recipe.stages}
     return {stage: state for stage, state in states.items() if state is not None}

@@ -144,6 +144,18 @@ def runs_charts(
     return charts
 
 
+def stage_figures(kind: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the last value of each metric that is plotted of a stage, by its name in the plots."""
+    found = {}
+    for panel in PANELS.get(kind, (_LOSS,)):
+        for key, label in panel.metrics.items():
+            _, values = _series(rows, _logged(rows, key, panel.instead))[0]
+            if values:
+                several = len(panel.metrics) > 1
+                found[f"{panel.title}, {label}" if several else panel.title] = values[-1]
+    return found
+
+
 def _logged(rows: Sequence[Mapping[str, Any]], key: str, instead: Mapping[str, str]) -> str:
     """Return a metric, or what stands for it in runs that did not log it."""
     return key if any(_is_number(row.get(key)) for row in rows) else instead.get(key, key)

@@ -698,6 +698,59 @@ def test_listing_tells_how_far_a_stage_at_work_is(
     assert seen == told * 2
 
 
+@pytest.mark.usefixtures("reports")
+def test_watching_shows_what_the_stage_at_work_has_logged(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shown = recipe_file.parent / "run", []
+
+    def watched(*words: str) -> str:
+        return CliRunner().invoke(app, ["watch", str(run), *words], catch_exceptions=False).stdout
+
+    def write(name: str, *rows: dict[str, Any], rest: str = "") -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (run / "b" / name).write_text(lines + rest)
+
+    def seen() -> None:
+        told = {"update": 2, "alarm": "kl", "told": "KL of 9\x1b[2J", "threshold": 5}
+        write("doctor.jsonl", {**told, "cause": "a high rate", "remedy": "a lower one"})
+        asked = [{"role": "user", "content": "Why?"}]
+        write("samples.jsonl", *({"prompt": asked, "response": f"So {i}.", "score": i / 4}
+                                 for i in range(5)), rest='{"prompt": ')  # fmt: skip
+        shown.append(watched("--html"))
+
+    monkeypatch.setitem(DURING, "b", seen)
+    go(recipe_file, until="b")
+    (text,) = shown
+    assert text.splitlines()[:3] == [
+        "a\tcount\tdone",
+        f"b\tcount\trunning, process {os.getpid()}",
+        "c\tcount\tnot run",
+    ]
+    assert "Loss, training 0.333" in text
+    assert "alarm at update 2: KL of 9" in text and "\x1b" not in text
+    assert "So 1." not in text and text.endswith("> Why?\n  So 4. (1.00)\n")
+    assert watched().splitlines()[1:] == ["b\tcount\tdone", "c\tcount\tnot run", "",
+                                          "no process works in it"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("reports")
+def test_the_report_of_a_run_at_work_says_so(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = recipe_file.parent / "run", []
+
+    def seen() -> None:
+        CliRunner().invoke(app, ["watch", str(run), "--html"], catch_exceptions=False)
+        told.append(report_of(recipe_file))
+
+    monkeypatch.setitem(DURING, "c", seen)
+    go(recipe_file)
+    states = {"c": f"running, process {os.getpid()}"}
+    assert told[0]["not_done"] == states and [*told[0]["stages"]] == ["a", "b"]
+    assert report_of(recipe_file)["not_done"] == {}
+
+
 def test_a_process_that_was_killed_is_not_running(recipe_file: Path) -> None:
     with pytest.raises(Interrupted):
         go(recipe_file, "b.fail=signal")
