@@ -11,6 +11,11 @@ from pipeline.contract.settings import PositiveInt, PositiveNumber, SameResult, 
 
 SEARCH = "search"
 """The tool that looks up a corpus."""
+NO_TURNS = (
+    "is an encoder-decoder, whose decoder writes no turns of a chat, and with `form: template` "
+    "calls and results are such turns; set `form: inline` of its tools"
+)
+"""Ends the sentence that refuses such a checkpoint."""
 
 
 class ToolChoice(Settings):

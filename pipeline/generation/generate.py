@@ -27,10 +27,12 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.text.continuation import continuation_text
+from pipeline.contract.tool_settings import NO_TURNS
 from pipeline.generation.decoder import Decoder, Follow, Response
 from pipeline.generation.packed_weights import packed_weights
 from pipeline.generation.seq2seq import decoder_for
 from pipeline.generation.tools.calls import Call
+from pipeline.generation.tools.template_form import TemplateForm
 from pipeline.generation.tools.toolbox import Calling, ToolBox
 from pipeline.generation.trial import fitting_memory
 from pipeline.models.batches import MOST_LOGITS
@@ -150,7 +152,7 @@ def generate(
     """
     if not prompts:
         return []
-    limits = _limits(model, prompts, sampling.max_new_tokens)
+    limits = _limits(model, prompts, sampling.max_new_tokens, tools)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = uniforms(len(prompts), sampling, generator)
     order, calling = _longest_first(prompts), Calling(tools, len(prompts))
@@ -222,7 +224,7 @@ def stream(
         ModelError: the prompt is empty or fills the model's context, or the model can't be sampled
             from.
     """
-    limits = _limits(model, [prompt], sampling.max_new_tokens)
+    limits = _limits(model, [prompt], sampling.max_new_tokens, tools)
     # No number is drawn for a token that the context has no room for.
     drawn = replace(sampling, max_new_tokens=limits[0])
     decoder, _ = decoding(
@@ -314,8 +316,15 @@ def uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tens
     )
 
 
-def _limits(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+def _limits(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    tools: ToolBox | None = None,
+) -> list[int]:
     """Return how many tokens each prompt's response may have."""
+    if tools is not None and isinstance(tools.form, TemplateForm) and is_encoder_decoder(model):
+        raise ModelError(f"{model.name_or_path or 'the model'} {NO_TURNS}")
     context = context_length(model)
     limits = []
     for place, prompt in enumerate(prompts):

@@ -12,11 +12,13 @@ from data.errors import BadRowsError, HandOverError, SourceError
 from data.storage import expand
 from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, other_rows
+from pipeline.contract.tool_settings import NO_TURNS
 
 if TYPE_CHECKING:
     from data.records import Record
     from pipeline.contract.handover import HandOver
-    from pipeline.contract.retrieval import RetrievalSettings
+    from pipeline.contract.retrieval import ReadsPassages, RetrievalSettings
+    from pipeline.contract.tool_settings import ToolsSettings
 
 ROWS = 20
 """So many rows of a source are looked at."""
@@ -137,6 +139,26 @@ def require_reference(
     why = "a reference is one as the policy is"
     hand.require_writer(reference, "reference", why, encoder_decoder=encoder_decoder)
     hand.require_same_tokenizer(policy, reference)
+
+
+def require_caller(hand: HandOver, reference: str, tools: ToolsSettings | None) -> None:
+    """Refuse an encoder-decoder where calls are turns of a chat.
+
+    Raises:
+        HandOverError: naming it.
+    """
+    if tools is not None and tools.form == "template" and hand.encoder_decoder(reference):
+        raise HandOverError(f"stage {hand.name}: {reference} {NO_TURNS}")
+
+
+def require_room(hand: HandOver, reference: str, reads: ReadsPassages, new: int) -> None:
+    """Refuse a checkpoint whose context holds no prompt behind its passages with a response."""
+    what = "retrieve.passage_tokens, " if reads.retrieve else ""
+    hand.require_fits_context(
+        reference,
+        reads.passage_tokens + 1 + new,
+        f"{what}a prompt of one token and max_new_tokens",
+    )
 
 
 def require_corpus(hand: HandOver, retrieve: RetrievalSettings | None) -> None:

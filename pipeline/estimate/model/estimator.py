@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from pipeline.stages.reward_terms import RewardTerm, model_references
 
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
+    from pipeline.contract.tool_settings import ToolsSettings
     from pipeline.recipe.load import Recipe
 
 
@@ -78,6 +80,22 @@ class Estimator:
         """Return the rows of sources in tokens of a checkpoint's tokenizer."""
         key, count = self.checkpoints.counter(reference, stage=stage)
         return self.reader.measure(stage, sources, count, key=key, heldout=heldout)
+
+    def prompts(
+        self,
+        stage: str,
+        sources: Sequence[SourceSettings],
+        reference: str,
+        tools: ToolsSettings | None,
+        *,
+        heldout: bool = False,
+    ) -> Lengths:
+        """Return prompts as `lengths` does, behind what their template tells of tools."""
+        from pipeline.generation.tools.toolbox import told_schemas
+
+        _, count = self.checkpoints.counter(reference, stage=stage)
+        told = sum(count(json.dumps(schema)) for schema in told_schemas(tools))
+        return self.lengths(stage, sources, reference, heldout=heldout).behind(told)
 
     def longest(self, stage: str, measured: float, limit: float) -> int:
         """Return the tokens of the longest row: as given, as found among the measured, capped."""

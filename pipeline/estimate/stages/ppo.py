@@ -84,7 +84,7 @@ def _parameters(actors: Actors) -> dict[str, int]:
 
 def _work(cost: StageCost, settings: PpoSettings, estimator: Estimator) -> Work:
     stage, processes = cost.stage, cost.layout.processes
-    read = estimator.lengths(stage, settings.prompts, settings.policy)
+    read = estimator.prompts(stage, settings.prompts, settings.policy, settings.tools)
     limit = min(settings.max_prompt_tokens, settings.prefix_tokens or math.inf)
     prompts = [p or a for p, a in zip(read.prompts, read.answers or read.prompts, strict=False)]
     if settings.prefix_tokens is not None:
@@ -165,7 +165,7 @@ def _add_evaluation(
 ) -> None:
     """Add the evaluations on held-out prompts: sampling, judges, policy and reference."""
     prompts = settings.evaluation_prompts
-    read = estimator.lengths(cost.stage, prompts, settings.policy, heldout=True)
+    read = estimator.prompts(cost.stage, prompts, settings.policy, settings.tools, heldout=True)
     limit = min(settings.max_prompt_tokens, settings.prefix_tokens or math.inf)
     # A conversation or a text asks by what it begins with.
     asked = [

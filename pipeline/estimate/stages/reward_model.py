@@ -146,6 +146,7 @@ def _demonstrations(
     """Return the demonstrations, which are scored once for the bias."""
     sources, reference = settings.demonstrations, settings.tokenizer or settings.model
     read = estimator.lengths(stage, sources, reference, heldout=True)
+    read = read.behind(settings.passage_tokens)
     return rows_of(read.whole(limit), min(read.rows, rows_at_most(sources, MAX_DEMONSTRATIONS)))
 
 

@@ -94,7 +94,7 @@ def estimate_rankings(stage: str, settings: RankingsSettings, estimator: Estimat
     if settings.model is None:
         return cost
     shape, bf16 = estimator.shape(settings.model, stage), estimator.bf16(settings.bf16)
-    read = estimator.lengths(stage, settings.prompts, settings.model)
+    read = estimator.prompts(stage, settings.prompts, settings.model, settings.tools)
     read = read.behind(settings.passage_tokens)
     prompts = min(read.rows, settings.limit or math.inf)
     longest = estimator.longest(stage, max(read.prompts), math.inf)
@@ -128,7 +128,8 @@ def estimate_select(stage: str, settings: SelectSettings, estimator: Estimator) 
     if candidates is None:
         candidates = 2
         estimator.assumed.tell(stage, f"{settings.model} is taken to hold 2 candidates")
-    read = estimator.lengths(stage, settings.prompts, settings.model)
+    read = estimator.prompts(stage, settings.prompts, settings.model, settings.tools)
+    read = read.behind(settings.passage_tokens)
     prompts = min(read.rows, rows_at_most(settings.prompts, MAX_PROMPTS))
     longest = estimator.longest(stage, max(read.prompts), math.inf)
     new = estimator.response(stage, settings.max_new_tokens)
@@ -161,7 +162,7 @@ def estimate_evaluate(stage: str, settings: EvaluateSettings, estimator: Estimat
     cost = estimator.cost(stage)
     bf16 = estimator.bf16(settings.bf16)
     measured_to = settings.checkpoints[settings.measured_to]
-    read = estimator.lengths(stage, settings.prompts, measured_to)
+    read = estimator.prompts(stage, settings.prompts, measured_to, settings.tools)
     prompts = min(read.rows, settings.limit or math.inf)
     asked = [min(p or a, settings.prefix_tokens or math.inf) for p, a in _pairs(read)]
     longest = estimator.longest(stage, max(asked), math.inf)

@@ -8,9 +8,10 @@ keys of its JSON hold name and arguments, where its turn ends. So no list of mod
     [TOOL_CALLS] [{"name": "calculator", "arguments": {...}, "id": ...}]      Mistral
     [TOOL_CALLS]calculator[ARGS]{...}                                         Mistral, later
 
-Calls are executed when the model has ended its turn. What the template then writes up to the
-assistant's next turn, the results in it, is put behind as tokens, encoded from the token that ends
-the turn on: the tokens before stay those that the model drew.
+Calls are executed when the model has ended its turn; one in a thought (`<think>...</think>`) is
+text, as vLLM's and TRL's readers have it. What the template then writes up to the assistant's next
+turn, the results in it, is put behind as tokens, encoded from the token that ends the turn on: the
+tokens before stay those that the model drew.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NAME, _KEY, _VALUE, _RESULT = "zebra_stripes", "quagga", "Okapi7", "Bongo9"
+_THOUGHT, _THOUGHT_KEYS = "Kudu5", ("reasoning_content", "thinking")
 _SCHEMA = {
     "type": "function",
     "function": {
@@ -54,6 +56,9 @@ class _Shape(NamedTuple):
         start: characters of the trial before the assistant's turn.
         end: the token that ends the turn.
         several: whether a turn may hold several calls.
+        thought: what stands before and behind what the model thinks, such as `<think>` and
+            `</think>`; empty where the template writes no thoughts.
+        thinks: whether the template begins to think for the model.
     """
 
     opening: str
@@ -64,6 +69,8 @@ class _Shape(NamedTuple):
     start: int
     end: str
     several: bool
+    thought: tuple[str, str] = ("", "")
+    thinks: bool = False
 
 
 def tell_tools(prompt: Prompt, schemas: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -111,6 +118,7 @@ class TemplateForm:
         text = str(decode(list(ids[begin:]), skip_special_tokens=not shape.opening))
         if not shape.opening:
             return _read(text, 0, shape)[0] if _begins_call(text, shape) else []
+        text = _said(text, shape)
         found, at = list[Asked](), text.find(shape.opening)
         while at >= 0:
             calls, at = _read(text, at + len(shape.opening), shape)
@@ -131,6 +139,15 @@ class TemplateForm:
     def text(self, calls: Sequence[Call]) -> str:
         """Return what stands for these tokens where a response is read as text."""
         return "\n".join(call.result for call in calls)
+
+
+def _said(text: str, shape: _Shape) -> str:
+    """Return what follows the thoughts of a turn; nothing where they do not end."""
+    opens, closes = shape.thought
+    if not closes:
+        return text
+    _, ended, said = text.rpartition(closes)
+    return said if ended or not (shape.thinks or opens in text) else ""
 
 
 def _begins_call(text: str, shape: _Shape) -> bool:
@@ -200,13 +217,18 @@ def _shape(tokenizer: PreTrainedTokenizerBase) -> _Shape:
         several = True
     except ModelError:
         several = False
-    return shape._replace(start=start, end=end, several=several)
+    thought = _thought(tokenizer, start, shape.opening)
+    thinks = bool(thought[0]) and prompt.rstrip().endswith(thought[0])
+    return shape._replace(start=start, end=end, several=several, thought=thought, thinks=thinks)
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, names: Sequence[str], results: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    results: Sequence[str],
+    **turn: str,
 ) -> Rendering:
-    """Render the trial with calls of these tools, and their results."""
+    """Render the trial with calls of these tools in a turn, and their results."""
     ids = [f"call{number:05}" for number in range(len(names))]  # nine letters and digits
     arguments = {_KEY: _VALUE}
     calls = [
@@ -218,8 +240,19 @@ def _rendered(
         for one, name, result in zip(ids, names, results, strict=False)
     ]
     user = {"role": "user", "content": "Count.", "tools": [_SCHEMA]}
-    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    called = {"role": "assistant", "content": "", "tool_calls": calls, **turn}
     return render(tokenizer, [user, called, *given], answer_next=bool(results))
+
+
+def _thought(tokenizer: PreTrainedTokenizerBase, start: int, opening: str) -> tuple[str, str]:
+    """Return what a template writes before and behind the thoughts of a turn with a call."""
+    for key in _THOUGHT_KEYS if opening else ():
+        text = _rendered(tokenizer, [_NAME], [], **{key: _THOUGHT}).text[start:]
+        before, thought, behind = text.partition(_THOUGHT)
+        closes = behind.partition(opening)[0].strip()
+        if thought and before.strip() and closes:
+            return before.strip(), closes
+    return "", ""
 
 
 def _turn_start(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: Rendering) -> int:

@@ -198,17 +198,22 @@ def toolbox(
     return None if settings is None else ToolBox.of(settings, tokenizer, say)
 
 
+def told_schemas(settings: ToolsSettings | None) -> list[dict[str, Any]]:
+    """Return what a chat template is told of the tools that settings name; else nothing."""
+    if settings is None or settings.form == "inline":
+        return []
+    named = [find_tool(choice.name, **choice.options) for choice in settings.use]
+    return [spec.schema for spec in (*named, *([SPEC] if settings.search else []))]
+
+
 def told(settings: ToolsSettings | None, prompt: Prompt) -> Prompt:
     """Return a prompt as it tells of the tools that settings name.
 
     Raises:
         UsageError: it is plain text, and a chat template tells of them.
     """
-    if settings is None or settings.form == "inline":
-        return prompt
-    named = [find_tool(choice.name, **choice.options) for choice in settings.use]
-    specs = [*named, *([SPEC] if settings.search else [])]
-    return tell_tools(prompt, [spec.schema for spec in specs])
+    schemas = told_schemas(settings)
+    return tell_tools(prompt, schemas) if schemas else prompt
 
 
 def _named(spec: ToolSpec, arguments: list[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retrieval import with_readers
 from pipeline.contract.settings import is_external, rows_at_most
-from pipeline.stages.checks import require_corpus, require_prompts, require_texts
+from pipeline.stages.checks import require_caller, require_corpus, require_prompts, require_texts
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
     check_rewards,
@@ -62,6 +62,7 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
         )
         why = "checkpoints that answer are language models that write"
         hand.require_writer(reference, f"checkpoints.{name}", why, encoder_decoder=True)
+        require_caller(hand, reference, settings.tools)
     check_rewards(settings.terms, hand)
     _check_judges(settings, hand)
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from data.errors import HandOverError
 from pipeline.contract.settings import is_external
-from pipeline.stages.checks import require_corpus, require_prompts, require_reference, require_texts
+from pipeline.stages.checks import (
+    require_caller,
+    require_corpus,
+    require_prompts,
+    require_reference,
+    require_texts,
+)
 from pipeline.stages.ppo.sources import carried_sources
 from pipeline.stages.reward_terms import check_rewards, model_references
 
@@ -35,6 +41,7 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     else:
         hand.require_fits_context(settings.policy, *_row(settings))
     require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
+    require_caller(hand, settings.policy, settings.tools)
     require_corpus(hand, settings.retrieve)
     require_texts(hand, "pretraining_sources", settings.pretraining_sources)
     require_reference(hand, settings.policy, settings.reference, encoder_decoder=pair)

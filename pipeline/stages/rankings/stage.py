@@ -23,7 +23,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_corpus, require_prompts, require_rankings
+from pipeline.stages.checks import (
+    require_caller,
+    require_corpus,
+    require_prompts,
+    require_rankings,
+    require_room,
+)
 from pipeline.stages.rankings.settings import RankingsSettings
 from pipeline.stages.reward_terms import check_rewards
 
@@ -42,15 +48,11 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     if settings.model is None:
         return
     hand.require_rows(settings.model)
-    what = "retrieve.passage_tokens, " if settings.retrieve else ""
-    hand.require_fits_context(
-        settings.model,
-        settings.passage_tokens + 1 + settings.max_new_tokens,
-        f"{what}a prompt of one token and max_new_tokens",
-    )
+    require_room(hand, settings.model, settings, settings.max_new_tokens)
     require_corpus(hand, settings.retrieve)
     why = "completions are sampled from a language model that writes"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
+    require_caller(hand, settings.model, settings.tools)
     talks = settings.asked.conversations
     if talks is not None and talks.against is not None:
         hand.require_rows(talks.against)

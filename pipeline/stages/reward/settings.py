@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from pipeline.contract.retrieval import ReadsPassages, RetrievalSettings
 from pipeline.contract.settings import (
     Lora,
     NonNegative,
@@ -23,7 +24,7 @@ MAX_DEMONSTRATIONS = 500
 """Demonstrations scored for the bias, unless a `limit` of each source asks for more."""
 
 
-class RewardSettings(TrainingSettings):
+class RewardSettings(TrainingSettings, ReadsPassages):
     """Settings of a reward stage."""
 
     kind: Literal["reward"] = "reward"
@@ -44,6 +45,8 @@ class RewardSettings(TrainingSettings):
     """Rankings, noise-free if possible, that the reported quality is taken from."""
     demonstrations: tuple[SourceSettings, ...] = ()
     """Held-out demonstrations that shall score 0 on average; none, no bias."""
+    retrieve: RetrievalSettings | None = Field(None, exclude_if=lambda given: given is None)
+    """Passages in front of the demonstrations' prompts; those of rankings have theirs already."""
     max_length: PositiveInt | None = None
     """Longest prompt with response, tokens; the model's own limit when not given."""
     max_truncated_share: Annotated[Share, SameResult()] = 0.05
@@ -78,4 +81,6 @@ class RewardSettings(TrainingSettings):
             raise ValueError(
                 "nothing is held out: set heldout_share above 0, or give heldout or eval_rankings"
             )
+        if self.retrieve is not None and not self.demonstrations:
+            raise ValueError("`retrieve` is for `demonstrations`, and none are named; drop it")
         return self

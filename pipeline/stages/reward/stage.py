@@ -37,11 +37,13 @@ from pipeline.contract.settings import (
     rows_at_most,
 )
 from pipeline.contract.sources import DEMONSTRATIONS, demonstration
-from pipeline.stages.checks import require_demonstrations, require_rankings
+from pipeline.stages.checks import require_corpus, require_demonstrations, require_rankings
 from pipeline.stages.reward.rows import RankingRows, rankings_source, read_rows, report_rows
 from pipeline.stages.reward.settings import MAX_DEMONSTRATIONS, RewardSettings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from data.records import Prompt, Ranking
     from pipeline.contract.context import StageContext
     from pipeline.contract.handover import HandOver
@@ -75,6 +77,7 @@ def check(settings: RewardSettings, hand: HandOver) -> None:
     for field, sources in (("train", settings.train), ("heldout", settings.heldout)):
         require_rankings(hand, field, sources)
     require_demonstrations(hand, "demonstrations", settings.demonstrations)
+    require_corpus(hand, settings.retrieve)
     for field, (target, mark) in references(settings).items():
         if mark.provides == "rankings" and is_external(target):
             source = rankings_source(external_location(target))
@@ -166,7 +169,7 @@ def _judge(
     from reward.quality.length_rule import verdict
     from reward.quality.pairs import pair_rows
 
-    shown = _demonstrations(context)
+    shown = _demonstrations(context, model.tokenizer)
     raw = trainer.score([model.encoder.encode(*parts) for parts in shown], exact=True)
     calibration = demonstration_bias(raw)
     model.set_bias(calibration.bias)
@@ -209,13 +212,19 @@ def _scored(
     return [ScoredRanking(r, [next(scores) + model.bias for _ in r.completions]) for r in rankings]
 
 
-def _demonstrations(context: StageContext[RewardSettings]) -> list[tuple[Prompt, str]]:
-    """Return the prompts and responses that the bias is taken from."""
+def _demonstrations(
+    context: StageContext[RewardSettings], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[Prompt, str]]:
+    """Return the prompts and responses that the bias is taken from, prompts behind passages."""
     from reward.quality.calibration import demonstration_parts
 
     sources = context.settings.demonstrations
-    rows = context.read("demonstrations", sources, demonstration, wanted=DEMONSTRATIONS)
-    return [*map(demonstration_parts, islice(rows, rows_at_most(sources, MAX_DEMONSTRATIONS)))]
+    read = context.read("demonstrations", sources, demonstration, wanted=DEMONSTRATIONS)
+    rows = [*islice(read, rows_at_most(sources, MAX_DEMONSTRATIONS))]
+    retriever = context.settings.retriever(context.say)
+    if retriever is not None:
+        rows = [retriever.demonstrated(row, tokenizer) for row in rows]
+    return [*map(demonstration_parts, rows)]
 
 
 def _save(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.contract.retrieval import ReadsPassages
 from pipeline.contract.settings import (
     NonNegative,
     PositiveInt,
@@ -26,7 +27,7 @@ MAX_PROMPTS = 256
 """Prompts that are answered, unless a `limit` of each source asks for more."""
 
 
-class SelectSettings(StageSettings, CallsTools):
+class SelectSettings(StageSettings, CallsTools, ReadsPassages):
     """Settings of a select stage."""
 
     kind: Literal["select"] = "select"

@@ -24,7 +24,7 @@ from data.storage import expand, storage_errors, write_atomically
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import is_external, rows_at_most
 from pipeline.contract.sources import PROMPTS
-from pipeline.stages.checks import require_prompts
+from pipeline.stages.checks import require_caller, require_corpus, require_prompts, require_room
 from pipeline.stages.reward_terms import (
     check_rewards,
     load_judge,
@@ -64,9 +64,9 @@ def check(settings: SelectSettings, hand: HandOver) -> None:
             )
     why = "candidates are language models that write"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
-    hand.require_fits_context(
-        settings.model, settings.max_new_tokens + 1, "a prompt of one token and max_new_tokens"
-    )
+    require_caller(hand, settings.model, settings.tools)
+    require_room(hand, settings.model, settings, settings.max_new_tokens)
+    require_corpus(hand, settings.retrieve)
     require_prompts(hand, settings.prompts)
 
 
@@ -97,8 +97,7 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     source = expand(context.input("model"))
     candidates = _candidates(_artifact_folder(source), settings.model, context.name)
     prompts = _prompts(context)
-    asked = [row.prompt for row in prompts]
-    _tell_notes(context, next(iter(candidates.values())), asked)
+    asked = _asked(context, next(iter(candidates.values())), prompts)
     scorer = load_judge(context, settings.reward, prompt=asked[0], batch_size=settings.batch_size)
     scores: dict[str, list[float]] = {}
     total = len(candidates) * len(prompts)
@@ -124,14 +123,20 @@ def run(context: StageContext[SelectSettings]) -> dict[str, float | int | str]:
     return {"selected": winner, "eval/mean_score": mean, "n_prompts": len(prompts)}
 
 
-def _tell_notes(
-    context: StageContext[SelectSettings], folder: Path, prompts: Sequence[Prompt]
-) -> None:
+def _asked(
+    context: StageContext[SelectSettings], folder: Path, rows: Sequence[PromptRow]
+) -> list[Prompt]:
+    """Return prompts behind their passages, and say what is of note in them."""
     from data.text.prompt_notes import PromptNotes
     from pipeline.models.load import load_tokenizer
 
-    for line in PromptNotes.of(load_tokenizer(folder), prompts).lines():
+    tokenizer, prompts = load_tokenizer(folder), [row.prompt for row in rows]
+    retriever = context.settings.retriever(context.say)
+    if retriever is not None:
+        prompts = [retriever.read(prompt, tokenizer)[0] for prompt in prompts]
+    for line in PromptNotes.of(tokenizer, prompts).lines():
         context.say(line)
+    return prompts
 
 
 def _truncated(scorer: Scorer) -> int:

@@ -496,3 +496,27 @@ def test_passages_are_tokens_of_prompts(tmp_path: Path, large: str, rows: str) -
 
     retrieve = {"corpus": [{"path": rows}], "passage_tokens": 50}
     assert tokens(retrieve=retrieve) == tokens() + 640 * 50
+
+
+@pytest.mark.parametrize("kind", ["rankings", "select", "evaluate", "ppo"])
+def test_passages_and_what_a_template_tells_of_tools_are_tokens_of_prompts(
+    tmp_path: Path, large: str, rows: str, kind: str
+) -> None:
+    stages: dict[str, dict[str, Any]] = {
+        "rankings": {"model": large, "labeler": "people"},
+        "select": {"model": large, "reward": large},
+        "evaluate": {"checkpoints": {"sft": large}},
+        "ppo": {"policy": large, "reward": large, "episodes": 640, "batch_size": 64},
+    }
+
+    def work(**more: Any) -> float:
+        stage = {"kind": kind, "prompts": [{"path": rows}], **stages[kind], **more}
+        cost = only(planned(tmp_path, {"one": stage}))
+        return next(part.flops for part in cost.parts if "sampling" in part.name)
+
+    inline, told = (
+        work(tools={"use": ["calculator"], "form": form}) for form in ("inline", "template")
+    )
+    assert inline == work() < told
+    if kind != "evaluate":  # whose checkpoints read a second time
+        assert work(retrieve={"corpus": [{"path": rows}], "passage_tokens": 50}) > inline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from data.errors import ModelError
 from data.records import chat
 from pipeline.generation import trial
 from pipeline.generation.generate import Sample, Sampling, generate, response_text, stream
+from pipeline.generation.tools.template_form import TemplateForm
 from pipeline.models.seq2seq import decoder_opening
 
 BOTH = ["t5", "bart"]
@@ -47,6 +49,12 @@ def by_transformers(model: Any, prompts: list[list[int]], new: int) -> list[list
         forced_eos_token_id=None,
     )[:, opening:].tolist()
     return [ids[: ids.index(END) + 1] if END in ids else ids for ids in rows]
+
+
+def test_calls_in_the_form_of_a_template_are_refused(policies: dict[str, Any]) -> None:
+    form = object.__new__(TemplateForm)  # of which none is made without a template
+    with pytest.raises(ModelError, match=r"writes no turns of a chat.* set `form: inline`"):
+        sampled(policies["t5"], PROMPTS, tools=SimpleNamespace(form=form))
 
 
 @pytest.mark.parametrize("architecture", BOTH)

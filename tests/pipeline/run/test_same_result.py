@@ -78,7 +78,7 @@ RESULT: dict[str, str] = {
     "JudgeSettings": ("kind name url model max_calls max_tokens max_answer_tokens temperature"),
     "RewardSettings": (
         "kind seed model tokenizer rankings train heldout_share heldout eval_rankings "
-        "demonstrations max_length ties margin epochs prompts_per_step "
+        "demonstrations retrieve max_length ties margin epochs prompts_per_step "
         "learning_rate schedule final_share warmup_share weight_decay betas epsilon "
         "max_gradient_norm bf16 lora trust_remote_code"
     ),
@@ -95,7 +95,7 @@ RESULT: dict[str, str] = {
         "epsilon max_gradient_norm bf16 trust_remote_code"
     ),
     "Lora": ("rank alpha targets"),
-    "SelectSettings": ("kind seed model reward prompts max_new_tokens temperature"),
+    "SelectSettings": ("kind seed model reward prompts retrieve max_new_tokens temperature"),
     "RewardTerm": (
         "model models combine coefficient rule function options url normalize clip weight"
     ),

@@ -59,6 +59,12 @@ THINKS = TAGS.replace("<|assistant|>{% endif %}", "<|assistant|>\n<think>\n{% en
     "{{ m.content }}{% for", "\n{{ m.content }}{% for"
 )
 """As reasoning models, for which the template begins to think."""
+THOUGHTS = TAGS.replace(
+    "<|{{ m.role }}|>",
+    "<|{{ m.role }}|>{% if m.reasoning_content %}<think>\n"
+    "{{ m.reasoning_content }}\n</think>\n{% endif %}",
+)
+"""As reasoning models, which begin to think by themselves."""
 FORMS = {
     "tags": (TAGS, '<call>\n{"name": "calculator", "arguments": {"expression": "6*7"}}\n</call>'),
     "bare": (BARE, '{"name": "calculator", "parameters": {"expression": "6*7"}}'),
@@ -147,6 +153,17 @@ def test_calls_of_a_turn_are_answered_together(box: Callable[..., Any]) -> None:
     # Where the template takes one call a turn, one is executed.
     one = FORMS["bare"][1]
     assert len(calls_of(box(BARE), f"{one}; {one}")) == 1
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_call_in_a_thought_is_text(box: Callable[..., Any], begins: bool) -> None:
+    opens = "" if begins else "<think>"
+    made = box(THOUGHTS.replace(NEXT, NEXT.replace("|>{%", "|><think>{%")) if begins else THOUGHTS)
+    one = FORMS["tags"][1]
+    assert calls_of(made, f"{opens}Shall I write {one}?</think>No.") == []
+    assert calls_of(made, f"{opens}I would write {one}") == []  # the thought does not end
+    assert [call.result for call in calls_of(made, f"{opens}Or {one}.</think>{one}")] == ["42"]
+    assert len(calls_of(made, one)) == (0 if begins else 1)
 
 
 def test_a_result_that_spells_control_tokens_stays_text(box: Callable[..., Any]) -> None:

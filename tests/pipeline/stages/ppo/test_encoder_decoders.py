@@ -69,6 +69,10 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     [
         ({"trunk": "shared"}, "trunk: shared is for causal policies"),
         ({"rollout": {"engine": "vllm"}}, "rollout.engine: vllm is for causal policies"),
+        (
+            {"tools": {"use": ["calculator"], "form": "template"}},
+            "writes no turns of a chat",
+        ),
         ({"ptx_coefficient": 1.0, "pretraining_sources": [{"path": "a.txt"}]}, "ptx_coefficient"),
         ({"max_prompt_tokens": 65}, "max_prompt_tokens is 65 tokens, the context of"),
         ({"max_prompt_tokens": 64, "max_new_tokens": 64}, "max_new_tokens + 1 is 65 tokens"),

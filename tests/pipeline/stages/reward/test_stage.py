@@ -75,6 +75,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     make_context: Callable[..., Any],
     policy: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     scored_pair: Callable[..., Any],
 ) -> None:
@@ -84,9 +85,13 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     demonstrations = tmp_path / "demonstrations.jsonl"
     lines = [{"messages": [*chat("hi"), {"role": "assistant", "content": w}]} for w in "abcd"]
     demonstrations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    book = tmp_path / "book.txt"
+    book.write_text("hi and good day")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = settings_of(
-        policy, rankings, epochs=5, demonstrations=({"path": str(demonstrations)},)
-    )
+        policy, rankings, epochs=5, demonstrations=({"path": str(demonstrations)},),
+        retrieve={"corpus": [{"path": str(book)}]},
+    )  # fmt: skip
     context = make_context(settings, {"model": policy})
     context.console = Console()
     metrics: dict[str, Any] = run(context)
@@ -129,6 +134,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     scores = model.score([p["prompt"] for p in some], [p["better"] for p in some])
     assert scores == pytest.approx([p["better_score"] for p in some], abs=1e-5)
     shown = read_lines(context.folder / "demonstrations.jsonl")
+    assert all(row["prompt"][-1]["content"].startswith(book.read_text()) for row in shown)
     recounted_bias = demonstration_bias([row["score_without_bias"] for row in shown])
     assert model.bias == metrics["reward_bias"] == recounted_bias.bias != 0
     assert quality["bias"] == {
@@ -138,7 +144,7 @@ def test_it_learns_and_leaves_model_quality_and_pairs(
     loaded = model.score([row["prompt"] for row in shown], [row["response"] for row in shown])
     without = [row["score_without_bias"] for row in shown]
     assert loaded == pytest.approx([model.bias + score for score in without], abs=1e-5)
-    demonstrated = model.score([chat("hi")] * 4, list("abcd"))
+    demonstrated = model.score([row["prompt"] for row in shown], list("abcd"))
     assert sum(demonstrated) == pytest.approx(0, abs=1e-4)
     logged = read_lines(context.folder / "metrics.jsonl")
     assert [row["step"] for row in logged] == list(range(1, metrics["steps"] + 1))

@@ -86,6 +86,30 @@ def test_the_calls_of_responses_are_told(
     assert [row["calls"] for row in rows] == [[]] * 18  # untrained, none calls
 
 
+def test_candidates_answer_behind_passages(
+    make_context: Callable[..., Any],
+    sft: Path,
+    scorer: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    book = tmp_path / "book.txt"
+    book.write_text("what is 3 ? a number .")
+    retrieve = {"corpus": [{"path": str(book)}], "passages": 1, "passage_tokens": 40}
+    settings = settings_of(sft, scorer, prompts, retrieve=retrieve)
+    assert "retrieve" not in settings_of(sft, scorer, prompts).key_settings()
+    context = make_context(settings, {"model": sft, "reward": scorer})
+    check(settings, context.hand)
+    run(context)
+    rows = [json.loads(line) for line in read(context.folder / "samples.jsonl")]
+    assert {row["prompt"][-1]["content"].split("\n\n")[0] for row in rows} == {book.read_text()}
+    wide = settings_of(sft, scorer, prompts, retrieve={**retrieve, "passage_tokens": 10_000})
+    with pytest.raises(HandOverError, match=r"retrieve\.passage_tokens, a prompt of one token"):
+        check(wide, context.hand)
+
+
 def test_it_gives_the_same_twice(
     make_context: Callable[..., Any], sft: Path, scorer: Path, prompts: Path, tmp_path: Path
 ) -> None:
