@@ -5,16 +5,18 @@ best policy, a new reward model is trained on all of them, and then a new policy
 2020 did the same with summaries.
 
 `rounds: {times: 2, stages: [rankings, reward, ppo]}` is short for writing the stages `rankings_2`,
-`reward_2` and `ppo_2` after the first three. They are the stages they are named after, but
+`reward_2` and `ppo_2` after the first three; without a reward model the loop is `[rankings, dpo]`.
+They are the stages they are named after, but
 
 - a rankings stage samples from the policy of the round before;
-- a reward stage learns its own round's rankings and those of all rounds before;
+- what learns from rankings (reward, dpo, kto) learns those of its own round and of all before;
 - whatever else names a stage of `stages` means that of its own round, in a rankings stage (which
   begins a round) that of the round before;
 - a rankings stage has a seed of its own: the one it is named after has, plus the round, minus one.
 
 All else stays: where PPO starts from `sft`, it starts from there in each round, as InstructGPT's
-did. What a recipe says under `rankings_2`, or `--set rankings_2.limit=100`, changes that alone.
+did. What a recipe says under `rankings_2`, or `--set rankings_2.limit=100`, changes that alone:
+`dpo_2: {model: dpo}` goes on from the first round's policy.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from pipeline.contract.settings import Settings, references
 from pipeline.recipe.files import keys_of, merge
 from pipeline.stages.registry import stage_kind
 
+LEARN_RANKINGS = ("reward", "dpo", "kto")
+LEAVE_POLICIES = ("ppo", "grpo", "rloo", "dpo", "kto")
+
 
 class RoundsSettings(Settings):
     """Stages that are run several times, each time on what the former time made."""
@@ -38,7 +43,8 @@ class RoundsSettings(Settings):
     times: Annotated[int, Field(ge=1, le=9)]
     """Rounds in all; 1 runs the stages once."""
     stages: tuple[str, ...] = ("rankings", "reward", "ppo")
-    """Names of the stages: one or more of kind rankings, and one of kind ppo."""
+    """Names of the stages: one or more of kind rankings, and one whose policy learns (ppo, grpo,
+    rloo, dpo or kto)."""
 
     @field_validator("stages")
     @classmethod
@@ -103,12 +109,12 @@ def _check(rounds: RoundsSettings, stages: Mapping[str, Any]) -> str:
                 f"rounds.stages: no stage is named '{stage}'.{nearest(stage, stages)}"
             )
         kinds[stage] = stages[stage].get("kind")
-    policies = [stage for stage, kind in kinds.items() if kind == "ppo"]
+    policies = [stage for stage, kind in kinds.items() if kind in LEAVE_POLICIES]
     ranked = [stage for stage, kind in kinds.items() if kind == "rankings"]
     if len(policies) != 1 or not ranked:
         raise RecipeError(
-            "rounds.stages: a round has one stage of kind ppo and a stage of kind rankings, this "
-            f"has {', '.join(f'{stage} ({kind})' for stage, kind in kinds.items())}"
+            f"rounds.stages: a round has one stage of kind {', '.join(LEAVE_POLICIES)} and a stage "
+            f"of kind rankings, this has {', '.join(f'{s} ({kind})' for s, kind in kinds.items())}"
         )
     for stage in ranked:
         if stages[stage].get("labeler") == "file":
@@ -136,13 +142,13 @@ def _copy(
         seed = content.get("seed", 0) if own is None else own
         if isinstance(seed, int):
             made["seed"] = seed + number - 1
-    if kind == "reward":
+    if kind in LEARN_RANKINGS:
         made["rankings"] = _all_rankings(rounds, stages[stage].get("rankings"), number)
     return made
 
 
 def _all_rankings(rounds: RoundsSettings, named: Any, number: int) -> Any:
-    """Return the rankings of this and all rounds before of what the first reward stage names."""
+    """Return the rankings of this and all rounds before of what a first round's stage names."""
     first = [named] if isinstance(named, str) else list(named or ())
     if not any(target in rounds.stages for target in first):
         return named

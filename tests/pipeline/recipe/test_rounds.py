@@ -72,6 +72,15 @@ def test_each_round_follows_the_one_before(loaded: Any) -> None:
     assert seeds == [5, 6, 7, 5]
 
 
+def test_rounds_of_dpo_need_no_reward_model(loaded: Any) -> None:
+    dpo = {"kind": "dpo", "model": "sft", "rankings": "rankings"}
+    recipe = loaded(dpo=dpo, rounds={"times": 2, "stages": ["rankings", "dpo"]})
+    assert list(recipe.stages)[-2:] == ["rankings_2", "dpo_2"]
+    assert of(recipe, "rankings_2").model == "dpo"
+    second = of(recipe, "dpo_2")
+    assert (second.rankings, second.model) == (("rankings", "rankings_2"), "sft")
+
+
 def test_a_copy_may_differ(loaded: Any) -> None:
     recipe = loaded(
         "reward.epochs=2",
@@ -113,7 +122,7 @@ def test_what_names_a_round_may_stand_outside(loaded: Any) -> None:
     ("rounds", "told"),
     [
         ({"times": 2, "stages": ["rankings", "rewards", "ppo"]}, "Did you mean 'reward'"),
-        ({"times": 2, "stages": ["rankings", "reward"]}, "one stage of kind ppo"),
+        ({"times": 2, "stages": ["rankings", "reward"]}, "one stage of kind ppo, grpo"),
         ({"times": 2, "stages": ["reward", "ppo"]}, "a stage of kind rankings"),
         ({"times": 2, "stages": ["known", "reward", "ppo"]}, "the same in each round"),
         ({"times": 2, "stages": ["ppo", "ppo"]}, "each stage of a round once"),
@@ -153,6 +162,22 @@ stages:
      max_prompt_tokens: 64, max_new_tokens: 6, episodes: 16, batch_size: 8, minibatches: 2,
      epochs: 1, temperature: 1.0, save_every: 0, learning_rate: 1e-3}
 """
+TINY_DPO_LOOP = """\
+name: dpo_loop
+rounds: {times: 2, stages: [rankings, dpo]}
+stages:
+  tok: {kind: tokenizer, train: [{path: text.txt}, {path: chats.jsonl}], vocab_size: 300}
+  base:
+    {kind: pretrain, tokenizer: tok, train: [{path: text.txt, format: text_lines}],
+     heldout_share: 0.2, hidden_size: 16, layers: 1, heads: 2, context_length: 32, positions: 256,
+     steps: 4, batch_size: 2, evaluate_every: 0, save_every: 0}
+  rankings:
+    {kind: rankings, model: base, prompts: [{world: rm_prompts}], limit: 12, completions: 3,
+     max_new_tokens: 16}
+  dpo:
+    {kind: dpo, model: base, rankings: rankings, batch_size: 4, learning_rate: 1e-3, ties: half,
+     save_every: 0}
+"""
 
 
 def test_two_rounds_run_and_are_up_to_date(tiny_recipe: Path, rlhf: Any) -> None:
@@ -181,3 +206,17 @@ def test_two_rounds_run_and_are_up_to_date(tiny_recipe: Path, rlhf: Any) -> None
         "rankings_2",
     ]
     assert {line.split("\t")[-1] for line in listed[1:]} == {"done"}
+
+
+@pytest.mark.slow
+def test_two_rounds_of_dpo_run(tiny_recipe: Path, rlhf: Any) -> None:
+    path = tiny_recipe.with_name("dpo_loop.yaml")
+    path.write_text(TINY_DPO_LOOP)
+    run = rlhf("run", path)
+    assert run.code == 0, run.err
+    folder = tiny_recipe.parent / "runs" / "dpo_loop"
+    parents = {
+        name: set(json.loads((folder / name / "manifest.json").read_text())["parents"])
+        for name in ("rankings_2", "dpo_2")
+    }
+    assert parents == {"rankings_2": {"dpo"}, "dpo_2": {"base", "rankings", "rankings_2"}}
