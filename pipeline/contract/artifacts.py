@@ -85,6 +85,7 @@ class _Manifest(BaseModel):
     seed: int | None = None
     processes: int | None = None
     seconds: float | None = None
+    processor_seconds: float | None = None
     peak_rss_mb: float | None = None
     device: str | None = None
 

@@ -189,7 +189,7 @@ def _barrier() -> None:
 
 
 def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]:
-    """Run a stage in this process; return its metrics, peak memory and device."""
+    """Run a stage in this process; return its metrics, what it took, and its device."""
     from accelerate.utils import set_seed
 
     from pipeline.models.load import pick_device
@@ -199,6 +199,7 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
     give_back_memory()
     reset_peak_memory()
     set_seed(context.seed)
+    before = time.process_time()
     try:
         with space_errors(context.folder):
             metrics = kind.run(context)
@@ -207,6 +208,7 @@ def run_in_process(recipe: Recipe, context: StageContext[Any]) -> dict[str, Any]
     return {
         "metrics": metrics,
         "follows_from": sorted(context.follows_from),
+        "processor_seconds": round(time.process_time() - before, 2),
         "peak_rss_mb": peak_memory_mb(),
         "device": _device_name(pick_device()),
     }

@@ -153,6 +153,7 @@ def _stage(artifact: Artifact) -> dict[str, Any]:
     return {
         "kind": artifact.kind,
         "seconds": manifest.get("seconds"),
+        "processor_seconds": manifest.get("processor_seconds"),
         "peak_rss_mb": manifest.get("peak_rss_mb"),
         "metrics": dict(artifact.metrics),
         "main_metric": manifest.get("main_metric"),

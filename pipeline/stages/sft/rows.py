@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import ModelError, SourceError
@@ -12,6 +12,7 @@ from data.sources.split import is_heldout, opening
 from data.text.answers import Split
 from data.text.chat import Rendered, RenderReport, render_demonstrations
 from data.text.prompting import behind_examples, drawn
+from pipeline.rl.prompts import Order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ class Rows:
     """Tokenised demonstrations of at most `max_length`, and how many were cut and dropped.
 
     `unlearnable` are those without an answer that can be learned, `ends` the tokens that end the
-    answers of chats.
+    answers of chats, `texts` the rows of `train` that are raw text.
     """
 
     train: list[Rendered]
@@ -37,6 +38,7 @@ class Rows:
     dropped: int = 0
     unlearnable: int = 0
     ends: frozenset[int] = frozenset()
+    texts: int = 0
 
 
 def prepare_rows(
@@ -95,6 +97,18 @@ def prepare_rows(
     unlearnable = report.unlearnable + heldout_report.unlearnable
     ends = frozenset(report.answers.ends)
     return Rows(rows, held, max_length, cut, dropped, unlearnable, ends)
+
+
+def with_texts(rows: Rows, texts: Sequence[Sequence[int]], *, share: float, seed: int) -> Rows:
+    """Return rows with so many of raw text among them, drawn by the seed, that they are a share.
+
+    Where there are too few of them they come again.
+    """
+    count = round(len(rows.train) * share / (1 - share))
+    order = Order(len(texts), seed=seed, purpose="pretraining")
+    rows_of_text = [[*texts[order[place]]] for place in range(count)]
+    learned = [Rendered(ids, [True] * len(ids)) for ids in rows_of_text]
+    return replace(rows, train=[*rows.train, *learned], texts=count)
 
 
 def _given(

@@ -14,6 +14,7 @@ from pipeline.contract.settings import (
     PositiveNumber,
     Ref,
     SameResult,
+    Settings,
     Share,
     SourceSettings,
 )
@@ -25,6 +26,17 @@ MAX_HELDOUT = 2000
 """Held-out demonstrations that are measured, unless a `limit` of each source asks for more."""
 WIDTHS = 8
 """Multiple that `row_multiple` fills rows up to."""
+
+
+class TextShareSettings(Settings):
+    """Raw text among the demonstrations: the model keeps what it read before."""
+
+    train: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Where the text comes from."""
+    share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Share of an epoch's rows that are text (InstructGPT, before PPO: 0.1)."""
+    row_tokens: PositiveInt = 256
+    """Tokens of a row of text, at most; all of them are learned."""
 
 
 class SftSettings(TrainingSettings, CallsTools, ReadsPassages):
@@ -45,6 +57,8 @@ class SftSettings(TrainingSettings, CallsTools, ReadsPassages):
     # Left out where there are none: runs from before there was such a setting go on.
     shots: NonNegativeInt = Field(0, exclude_if=lambda given: given == 0)
     """Other demonstrations before each as worked examples, drawn anew for each, not learned."""
+    pretraining: TextShareSettings | None = Field(None, exclude_if=lambda given: given is None)
+    """Raw text among the demonstrations; none when not given."""
     max_length: PositiveInt | None = None
     """Longest demonstration, tokens; the model's context when not given."""
     too_long: Literal["cut", "drop"] = "cut"

@@ -8,7 +8,9 @@ TRL's SFTTrainer trains. Departures from it, each told in `trainer.py`: rows com
 the loss on the assistant's tokens alone; batches are of rows of similar length, in an order that
 depends on seed and epoch alone; resume states are atomic; the held-out loss is the mean over
 tokens. Of an encoder-decoder a prompt goes to the encoder and its response, which is learned, to
-the decoder; every answer of a conversation is a row. With `tools` the results of calls in answers
+the decoder; every answer of a conversation is a row. With `pretraining` rows of raw text, all of
+which is learned, stand among the demonstrations, as in InstructGPT's fine-tuning before PPO; the
+held-out loss is that of demonstrations. With `tools` the results of calls in answers
 (`24>>` of `<<48/2=24>>`) are not learned, since sampling puts them there. Departures from the
 paper: the best candidate is the one of lowest held-out loss, until a `select` stage names another.
 
@@ -26,8 +28,8 @@ from data.errors import HandOverError, RecipeError, SourceError
 from data.words import counted
 from pipeline.contract.kind import StageKind
 from pipeline.contract.settings import rows_at_most
-from pipeline.contract.sources import DEMONSTRATIONS, demonstration
-from pipeline.stages.checks import require_corpus, require_demonstrations
+from pipeline.contract.sources import DEMONSTRATIONS, TEXTS, as_it_is, demonstration
+from pipeline.stages.checks import require_corpus, require_demonstrations, require_texts
 from pipeline.stages.sft.settings import MAX_HELDOUT, SftSettings
 from pipeline.training.settings import micro_batches
 
@@ -62,6 +64,11 @@ def check(settings: SftSettings, hand: HandOver) -> None:
             f"stage {hand.name}: tools are not for the fine-tuning of an encoder-decoder "
             f"({settings.model}), which would learn their results, too; leave out `tools`"
         )
+    if paired and settings.pretraining is not None:
+        raise HandOverError(
+            f"stage {hand.name}: pretraining is not for an encoder-decoder ({settings.model}), "
+            "which writes answers to what it reads; leave out `pretraining`"
+        )
     hand.require_class(
         settings.model, "model", "seq2seq" if paired else "causal", way_out="name another model",
         trust=settings.trust_remote_code,
@@ -70,6 +77,8 @@ def check(settings: SftSettings, hand: HandOver) -> None:
     require_demonstrations(hand, "train", settings.train)
     require_demonstrations(hand, "heldout", settings.heldout)
     require_corpus(hand, settings.retrieve)
+    if settings.pretraining is not None:
+        require_texts(hand, "pretraining.train", settings.pretraining.train)
 
 
 def run(context: StageContext[SftSettings]) -> dict[str, float | int | str]:
@@ -132,7 +141,27 @@ def _rows(
             f"stage {context.name}: {settings.candidates} candidates but nothing held out to "
             "choose by; set heldout or heldout_share"
         )
-    return rows
+    return _among_texts(context, rows, tokenizer)
+
+
+def _among_texts(
+    context: StageContext[SftSettings], rows: Rows, tokenizer: PreTrainedTokenizerBase
+) -> Rows:
+    """Return rows with those of `pretraining` among them."""
+    from pipeline.rl.pretraining_mix import text_rows
+    from pipeline.stages.sft.rows import with_texts
+
+    given = context.settings.pretraining
+    if given is None:
+        return rows
+    texts = text_rows(
+        context.read("pretraining.train", given.train, as_it_is, wanted=TEXTS),
+        tokenizer=tokenizer,
+        row_tokens=min(given.row_tokens, rows.max_length),
+    )
+    mixed = with_texts(rows, texts, share=given.share, seed=context.seed)
+    context.say(f"{mixed.texts:,} rows of raw text among them, drawn from {len(texts):,}")
+    return mixed
 
 
 def _results(settings: SftSettings) -> Results | None:
@@ -191,6 +220,8 @@ def _publish(
         "n_dropped": rows.dropped,
         "n_unlearnable": rows.unlearnable,
     }
+    if rows.texts:
+        metrics["n_texts"] = rows.texts
     if best.loss is not None:
         metrics["eval/loss"] = best.loss
     return {key: value for key, value in metrics.items() if value is not None}
