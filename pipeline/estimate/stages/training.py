@@ -297,10 +297,16 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     limit = settings.max_length or context_of(estimator, settings.model) or math.inf
     multiple = row_multiple(settings, limit, bf16=bf16, on_cpu=estimator.on_cpu)
     lengths = _filled(read.whole(limit), multiple)
-    longest = estimator.longest(stage, max(lengths), limit)
+    texts = _text_lengths(stage, settings, estimator, limit)
+    longest = estimator.longest(stage, max([*lengths, *texts]), limit)
     count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
     share = min(1.0, sum(read.answers) / max(1.0, sum(lengths)))
     rows = rows_of(lengths, count)
+    if settings.pretraining is not None:
+        mixed = settings.pretraining.share
+        text = rows_of(texts, count * mixed / (1 - mixed))
+        share = (share * rows.tokens + text.tokens) / (rows.tokens + text.tokens)
+        rows += text
     if settings.packing:
         longest = int(limit) if math.isfinite(limit) else longest
         rows = Rows(math.ceil(rows.tokens / longest), rows.tokens, rows.squares)
@@ -341,6 +347,22 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     )
     _add_heldout(cost, settings, estimator, read, limit, at_once=micro)
     return cost
+
+
+def _text_lengths(
+    stage: str, settings: SftSettings, estimator: Estimator, limit: float
+) -> list[float]:
+    """Return the tokens of the rows that the measured texts among demonstrations are cut into."""
+    given = settings.pretraining
+    if given is None:
+        return []
+    most = min(given.row_tokens, limit)
+    found: list[float] = []
+    for length in estimator.lengths(
+        stage, given.train, settings.tokenizer or settings.model
+    ).whole():
+        found += [most] * int(length // most) + [length % most] * (length % most > 1)
+    return found
 
 
 def _filled(lengths: list[float], multiple: int | None) -> list[float]:

@@ -269,22 +269,23 @@ def risk_coverage(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int])
 def checkpoints_against_kl(
     checkpoints: Mapping[str, Mapping[str, Any]], judge: str, colours: Mapping[str, int]
 ) -> Chart | None:
-    """Return a judge's mean reward of each checkpoint against its KL to the reference.
+    """Return a judge's mean reward of each checkpoint over the square root of its KL, as Gao et al.
 
     Checkpoints prompted without the chat template are left out: their KL compares other inputs.
     """
     points = [
-        Point(name, f["kl_to_reference"], f[f"{judge}_reward"], low, high, colours[name])
+        Point(name, root, f[f"{judge}_reward"], low, high, colours[name])
         for name, f in checkpoints.items()
         if not f.get("plain_prompts")
         and f.get("kl_to_reference") is not None
         and f.get(f"{judge}_reward") is not None
         for low, high in [f[f"{judge}_reward_ci95"]]
+        for root in [math.sqrt(max(0.0, f["kl_to_reference"]))]
     ]
     if len(points) < 2:
         return None
     svg = point_plot(
-        points, x_label="KL to the reference, nats a response", y_label=f"{judge} reward"
+        points, x_label="square root of KL to the reference", y_label=f"{judge} reward"
     )
     note = "On the evaluation's prompts, with 95 % intervals."
     return Chart(f"{judge.capitalize()} reward against KL, by checkpoint", svg, (), note)

@@ -119,8 +119,17 @@ class GroupTrainer(TrlHost):
 
     @contextmanager
     def full_module(self) -> Iterator[Any]:
-        """Give the policy as who samples from it takes it."""
-        yield SimpleNamespace(model=self.accelerator.unwrap_model(self.model))
+        """Give the policy as who samples from it takes it: in the precision of the sampler.
+
+        accelerate computes in bf16 inside of `forward`, and hands out fp32, whoever calls.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        mixed = model.forward
+        model.forward = getattr(model, "_original_forward", mixed)
+        try:
+            yield SimpleNamespace(model=model)
+        finally:
+            model.forward = mixed
 
     def make_order(self) -> Groups:
         """Return the prompts of all updates."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.errors import Interrupted, RewardError
+from pipeline.models.load import bf16_supported
 from pipeline.stages.grpo import stage as grpo
 from pipeline.stages.grpo.settings import GroupSettings, GrpoSettings
 from pipeline.stages.grpo.trainer import Groups
@@ -112,6 +113,16 @@ def test_the_reference_is_the_recipes(
     )
     grpo.run(context)
     assert lines(context)[0]["objective/kl"] > 1e-4
+
+
+@pytest.mark.skipif(not bf16_supported(), reason="no bf16 products here")
+@BOTH
+def test_a_policy_that_is_trained_in_bf16_is_sampled_from(
+    kind: str, make_context: Any, settings: Any, policy: Path
+) -> None:
+    context = make_context(settings(kind, bf16=True, episodes=32), {"policy": policy})
+    STAGES[kind][1](context)
+    assert [row["step"] for row in lines(context)] == [1, 2]
 
 
 def test_a_reward_without_a_number_stops(

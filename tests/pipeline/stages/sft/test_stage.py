@@ -456,6 +456,33 @@ def test_worked_examples_are_read_and_not_learned(
     assert len({tuple(turns(row)[:2]) for row in rows.train}) > 5
 
 
+def test_raw_text_among_demonstrations_is_learned_whole(
+    make_context: Any, sft_settings: Any, policy: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = ["Ada met Bo by the river. " * 3, "Cy has a goat."]
+    (tmp_path / "town.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    given = {"train": [{"path": str(tmp_path / "town.jsonl")}], "share": 0.25, "row_tokens": 16}
+    settings, tokenizer = (
+        sft_settings(policy, pretraining=given, heldout_share=0.25),
+        tiny_tokenizer(),
+    )
+    assert "pretraining" not in sft_settings(policy).key_settings()
+    context = make_context(settings, {"model": policy})
+    sft.check(settings, context.hand)
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    rows, plain = (
+        sft._rows(make_context(chosen, {"model": policy}), model, tokenizer)
+        for chosen in (settings, sft_settings(policy, heldout_share=0.25))
+    )
+    assert rows.train[: -rows.texts] == plain.train and rows.heldout == plain.heldout
+    assert rows.texts == round(len(plain.train) / 3)
+    pieces = [ids[at : at + 16] for text in texts for ids in [tokenizer.encode(text)]
+              for at in range(0, len(ids), 16)]  # fmt: skip
+    for row in rows.train[-rows.texts :]:
+        assert row.ids in pieces and all(row.assistant_mask) and len(row.assistant_mask) > 1
+    assert sft.run(context)["n_texts"] == rows.texts
+
+
 def test_prompts_stand_behind_passages_that_are_not_learned(
     make_context: Any, sft_settings: Any, policy: Path, tiny_tokenizer: Any, questions: Any,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
