@@ -21,7 +21,7 @@ DEFAULT = "default"
 LEFT_OPEN = "needed, and left to what extends this"
 _FILLER = "./left-to-what-extends-this"
 _EITHER = {
-    "reward": ("rankings", "train", None),
+    **dict.fromkeys(("reward", "dpo", "kto"), ("rankings", "train", None)),
     "ppo": ("pretraining", "pretraining_sources", "ptx_coefficient"),
 }
 """Two settings of a kind one of which is needed, always or where the third is set."""

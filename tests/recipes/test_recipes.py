@@ -181,6 +181,7 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "quickstart": quickstart,
     "quickstart_one_trunk": quickstart,
     "quickstart_truthful": quickstart,
+    "ppo_or_dpo": quickstart,
     "stories_sentiment": stories_sentiment,
     "oasst_rankings": oasst_rankings,
     "smollm2_harmless": smollm2_harmless,
@@ -303,6 +304,7 @@ def test_a_recipe_that_extends_the_trl_preset_runs_as_trl_does(local: Path, tmp_
 
 
 PRESETS = ("instructgpt", "nplus", "lmhp")
+OTHER_PRESETS = ("dpo", "kto", "grpo", "rloo")
 
 
 def preset_lines(name: str) -> list[tuple[str, str]]:
@@ -320,11 +322,34 @@ def preset_lines(name: str) -> list[tuple[str, str]]:
     return [(line.strip(), notes.get(number, "")) for number, line in given]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, *OTHER_PRESETS])
 def test_each_value_of_a_preset_has_its_source(name: str) -> None:
     lines = preset_lines(name)
-    assert len(lines) > 15
+    assert len(lines) > (15 if name in PRESETS else 4)
     assert [line for line, note in lines if not note] == []
+
+
+def test_the_presets_beside_ppo_are_those_of_their_papers(local: Path, tmp_path: Path) -> None:
+    smol, ranked, asked = str(local / "smol"), str(local / "rankings.jsonl"), text(local)
+    online = {"policy": smol, "reward": [{"rule": "length"}], "prompts": json.loads(asked)}
+    offline = {"model": smol, "rankings": ranked}
+    found = {}
+    for name in OTHER_PRESETS:
+        path = tmp_path / f"{name}_small.yaml"
+        stage = online if name in ("grpo", "rloo") else offline
+        content = {"extends": str(RECIPES / "base" / f"{name}.yaml"), "stages": {name: stage}}
+        path.write_text(yaml.safe_dump(content))
+        found[name] = load_recipe(path).stages[name].model_dump()
+    # Rafailov et al. 2023, appendix B; Ethayarajh et al. 2024, section 4.1.
+    for name, rate, answers in (("dpo", 1e-6, 128), ("kto", 5e-7, 32)):
+        preference = found[name]
+        told = (preference["beta"], preference["learning_rate"], 2 * preference["batch_size"])
+        assert told == (0.1, rate, answers)
+    # Shao et al. 2024, section 4.2; Ahmadian et al. 2024.
+    for name, sizes, kl in (("grpo", (64, 1024), 0.04), ("rloo", (4, 512), 0.03)):
+        group = found[name]
+        assert (group["group_size"], group["batch_size"]) == sizes
+        assert (group["kl_coefficient"], group["learning_rate"]) == (kl, 1e-6)
 
 
 def preset_recipe(name: str, local: Path, folder: Path, *more: str) -> Recipe:

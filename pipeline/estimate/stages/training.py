@@ -299,14 +299,7 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     lengths = _filled(read.whole(limit), multiple)
     texts = _text_lengths(stage, settings, estimator, limit)
     longest = estimator.longest(stage, max([*lengths, *texts]), limit)
-    count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
-    share = min(1.0, sum(read.answers) / max(1.0, sum(lengths)))
-    rows = rows_of(lengths, count)
-    if settings.pretraining is not None:
-        mixed = settings.pretraining.share
-        text = rows_of(texts, count * mixed / (1 - mixed))
-        share = (share * rows.tokens + text.tokens) / (rows.tokens + text.tokens)
-        rows += text
+    rows, share = _learned_rows(settings, read, lengths, texts)
     if settings.packing:
         longest = int(limit) if math.isfinite(limit) else longest
         rows = Rows(math.ceil(rows.tokens / longest), rows.tokens, rows.squares)
@@ -347,6 +340,19 @@ def estimate_sft(stage: str, settings: SftSettings, estimator: Estimator) -> Sta
     )
     _add_heldout(cost, settings, estimator, read, limit, at_once=micro)
     return cost
+
+
+def _learned_rows(
+    settings: SftSettings, read: Lengths, lengths: list[float], texts: list[float]
+) -> tuple[Rows, float]:
+    """Return an epoch's demonstrations and texts, and the share of their tokens that is learned."""
+    count = read.rows * (1 - (0 if settings.heldout else settings.heldout_share))
+    answers = rows_of(lengths, count)
+    mixed = settings.pretraining.share if settings.pretraining else 0.0
+    text = rows_of(texts, count * mixed / (1 - mixed))
+    share = min(1.0, sum(read.answers) / max(1.0, sum(lengths)))
+    rows = answers + text
+    return rows, (share * answers.tokens + text.tokens) / max(1.0, rows.tokens)
 
 
 def _text_lengths(

@@ -51,13 +51,15 @@ RESULT: dict[str, str] = {
         "kind seed model caller train tools prompt limit opening_probability places calls gain "
         "result max_call_tokens temperature bf16 trust_remote_code"
     ),
+    "TextShareSettings": "train share row_tokens",
     "FinetuneSettings": (
         "kind seed head model tokenizer train heldout heldout_share max_length stride "
         "max_answer_tokens epochs batch_size learning_rate schedule warmup_share final_share "
         "weight_decay betas epsilon max_gradient_norm bf16 trust_remote_code"
     ),
     "SftSettings": (
-        "kind seed model tokenizer train heldout heldout_share shots max_length too_long "
+        "kind seed model tokenizer train heldout heldout_share shots pretraining max_length "
+        "too_long "
         "retrieve "
         "packing epochs max_steps batch_size learning_rate schedule final_share warmup_share "
         "weight_decay betas epsilon max_gradient_norm dropout group_by_length bf16 candidates "
