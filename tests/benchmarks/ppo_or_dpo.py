@@ -6,19 +6,21 @@
 runs `recipes/ppo_or_dpo.yaml` once a seed into `runs/ppo_or_dpo/<seed>/` (what is done there is not
 repeated) and prints a line for each policy: means with 95 % intervals over the seeds (Student's t),
 and how far PPO's gold reward is above each other's, paired by seed. `--share` takes all up to the
-rankings from a finished quickstart, for every seed the same.
+rankings from a finished quickstart, for every seed the same; with `{seed}` in its path, from each
+seed's own, reward model and PPO as well.
 
 Cost is what comes behind the rankings. Seconds are those of a processor, as manifests tell them,
 the reward model's counted for all who use it; the recipe's budgets make them about equal. New
 tokens are those that are sampled to learn from; `--equal tokens` gives all who sample as many
-episodes. With `--trial 1` all are run with the other setting of theirs that was tried (`TRIALS`),
-on seeds that are not shown.
+episodes. `--trial N` runs all with one of the two settings of theirs that were tried (`TRIALS`), on
+seeds that are not shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def figures(run: Path) -> dict[str, list[float]]:
             judged["mean_length"],
             *(judged["shares"][share]["share"] for share in SHARES),
             sum(new_tokens(run, s, recipe[s], one["metrics"]) for s, one in took.items()),
-            sum(one["processor_seconds"] for one in took.values()),
+            sum(one["processor_seconds"] or math.nan for one in took.values()),
             max((one["peak_rss_mb"] for one in took.values()), default=0.0),
         ]
     return found
@@ -97,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("seeds", nargs="+")
-    parser.add_argument("--share", type=Path, required=True)
+    parser.add_argument("--share", required=True)
     parser.add_argument("--trial", type=int, choices=range(len(TRIALS)))
     parser.add_argument("--equal", choices=EQUAL, default="seconds")
     given = parser.parse_args()
@@ -105,13 +107,16 @@ def main() -> None:
     options = [part for change in changes for part in ("--set", change)]
     runs = [given.out / seed for seed in given.seeds]
     for seed, run in zip(given.seeds, runs, strict=True):
-        kept = shared_stages(given.share, run, SHARED)
+        stages = (*SHARED, "reward", "ppo") if "{seed}" in given.share else SHARED
+        kept = shared_stages(Path(given.share.format(seed=seed)), run, stages)
         rlhf_run(RECIPE, run, "--seed", seed, *kept, *options)
     found = [figures(run) for run in runs]
     print("| policy | " + " | ".join(COLUMNS) + " |")
     print("|---" * (1 + len(COLUMNS)) + "|")
     for name in found[0]:
-        cells = map(in_words, zip(*(one[name] for one in found), strict=True))
+        columns = zip(*(one[name] for one in found), strict=True)
+        # Manifests of before tell no seconds of a processor.
+        cells = [in_words([v for v in column if v == v] or [math.nan]) for column in columns]
         print(f"| {name} | " + " | ".join(cells) + " |")
     for name in STAGES:
         if name != "ppo":
