@@ -112,6 +112,9 @@ class TrlHost(Trainer):  # type: ignore[misc]
     `evaluate_every`. A trainer gives `make_order`, and what it logs beside the loss.
     """
 
+    judged_as = "eval/"
+    """Before the names of what `held_out` returns."""
+
     def __init__(self, *, context: StageContext[Any], **kwargs: Any) -> None:
         self.context = context
         self.shown: dict[str, float] = {}
@@ -231,7 +234,8 @@ class TrlHost(Trainer):  # type: ignore[misc]
         self.judged = metrics = self.held_out()
         if metrics:
             step = int(self.state.global_step)
-            self.context.metrics.log(step, {f"eval/{name}": n for name, n in metrics.items()})
+            told = {f"{self.judged_as}{name}": number for name, number in metrics.items()}
+            self.context.metrics.log(step, told)
         told = {f"eval_{name}": number for name, number in metrics.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
         return told

@@ -75,7 +75,39 @@ def estimate_groups(stage: str, settings: GroupSettings, estimator: Estimator) -
         "training the policy", policy, flops=flops, tokens=rows.tokens, passes=passes, bf16=bf16,
         training=True,
     )  # fmt: skip
+    if settings.evaluate_every:
+        scorers = [*judges.values(), *estimator.judges(stage, settings.evaluation_terms).values()]
+        _add_evaluation(cost, settings, policy, scorers, estimator, new=new, limit=limit)
     return cost
+
+
+def _add_evaluation(
+    cost: StageCost,
+    settings: GroupSettings,
+    policy: ModelShape,
+    scorers: list[ModelShape],
+    estimator: Estimator,
+    *,
+    new: float,
+    limit: float,
+) -> None:
+    """Add the evaluations on held-out prompts: sampling, and the judges."""
+    read = estimator.lengths(cost.stage, settings.evaluation_prompts, settings.policy, heldout=True)
+    asked = zip(read.prompts, read.answers or read.prompts, strict=False)
+    prompts = [min(prompt or text, limit) for prompt, text in asked] or [limit]
+    times = math.ceil(settings.updates / settings.evaluate_every)
+    rows = rows_of([prompt + new for prompt in prompts], read.rows * times)
+    mine = math.ceil(read.rows / cost.layout.processes)
+    cost.decode(
+        "evaluations: sampling", policy, rows=rows.count, bf16=estimator.bf16(settings.bf16),
+        batch=min(settings.generation_batch_size, mine), prompt=sum(prompts) / len(prompts),
+        new=new, steps=settings.max_new_tokens,
+    )  # fmt: skip
+    for scorer in scorers:
+        cost.compute(
+            "evaluations: judging", scorer, flops=forward_flops(scorer, rows, positions=0.0),
+            tokens=rows.tokens, passes=times * math.ceil(mine / 64), bf16=False,
+        )  # fmt: skip
 
 
 def _phases(

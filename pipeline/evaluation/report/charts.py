@@ -73,6 +73,10 @@ _ONLINE = (
     Panel("KL to the reference, nats", {"objective/kl": "KL"}),
     Panel("Response length, tokens", {"objective/response_length": "length"}),
 )
+_KEPT_APART = (
+    Panel("Reward, prompts kept apart", {"evaluation/scores": "kept apart"}),
+    Panel("Second judge, prompts kept apart", {"evaluation/gold": "kept apart"}),
+)
 _GROUPS = Panel("Groups of one score", {"objective/equal_groups_share": "share"}, percent=True)
 PANELS: Mapping[str, Sequence[Panel]] = {
     "pretrain": (
@@ -89,12 +93,11 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     "reward": (_LOSS, _RANKED),
     "dpo": (_LOSS, _RANKED, _MARGIN),
     "kto": (_LOSS, _MARGIN, Panel("KL to the reference, nats", {"train/kl": "KL"})),
-    "grpo": (*_ONLINE, _GROUPS),
-    "rloo": (*_ONLINE, _GROUPS),
+    "grpo": (_ONLINE[0], *_KEPT_APART, *_ONLINE[1:], _GROUPS),
+    "rloo": (_ONLINE[0], *_KEPT_APART, *_ONLINE[1:], _GROUPS),
     "ppo": (
         _ONLINE[0],
-        Panel("PPO's reward, prompts kept apart", {"evaluation/scores": "kept apart"}),
-        Panel("Second judge, prompts kept apart", {"evaluation/gold": "kept apart"}),
+        *_KEPT_APART,
         *_ONLINE[1:],
         Panel("Entropy, nats", {"objective/entropy": "entropy"}),
         Panel("Value loss", {"loss/value_avg": "value loss"}),

@@ -16,18 +16,24 @@ as without. It is the policy itself that is judged, not its average (`ema_decay`
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.contract.resume import restore_rng, rng_state
 from pipeline.rl.ppo.experience import Tokens, log_ratio
 from pipeline.rl.ppo.loop import Ppo
+from pipeline.rl.processes import World
 from pipeline.rl.prompts import PreparedPrompt
 from pipeline.rl.rewards import RewardSum
-from pipeline.rl.rollout.rollout import Episodes, respond
+from pipeline.rl.rollout.rollout import Episodes, RolloutEngine, respond
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, object]
 FIGURES = {
@@ -53,7 +59,43 @@ class HeldOut:
     judge: RewardSum | None = None
 
 
-def evaluate(ppo: Ppo, held_out: HeldOut) -> tuple[dict[str, float], list[Row]]:
+@dataclass(frozen=True)
+class Subject:
+    """Who is judged: the policy of an update, as it is trained.
+
+    Attributes:
+        update: its number.
+        engine: samples from it.
+        rewards: what it is paid by.
+        tokenizer: its own.
+        world: the processes.
+        max_new_tokens: longest response.
+        kl: returns log pi - log pi_ref of each response; None where it is not asked for.
+        end_ids: as in `roll_out`.
+        end_after: likewise.
+    """
+
+    update: int
+    engine: RolloutEngine
+    rewards: RewardSum
+    tokenizer: PreTrainedTokenizerBase
+    world: World
+    max_new_tokens: int
+    kl: Callable[[Episodes], torch.Tensor] | None = None
+    end_ids: Sequence[int] = ()
+    end_after: int = 0
+
+    @classmethod
+    def of(cls, ppo: Ppo) -> Subject:
+        """Return the policy of PPO."""
+        hyper = ppo.hyper
+        return cls(
+            ppo.update, ppo.engine, ppo.rewards, ppo.tokenizer, ppo.world, hyper.max_new_tokens,
+            partial(_kl, ppo), ppo.later_end_ids, hyper.end_after,
+        )  # fmt: skip
+
+
+def evaluate(subject: Subject, held_out: HeldOut) -> tuple[dict[str, float], list[Row]]:
     """Judge the policy of now; called on every process, each answers its share of the prompts.
 
     Returns:
@@ -65,7 +107,7 @@ def evaluate(ppo: Ppo, held_out: HeldOut) -> tuple[dict[str, float], list[Row]]:
     """
     started, generators = time.perf_counter(), rng_state()
     try:
-        parts = ppo.world.gather(_own_rows(ppo, held_out))
+        parts = subject.world.gather(_own_rows(subject, held_out))
     finally:  # a reward of the user's may have drawn from them
         restore_rng(generators)
     rows = [row for part in parts for row in part]
@@ -83,36 +125,36 @@ def figures_of(rows: Sequence[Mapping[str, object]]) -> dict[str, float]:
     return figures
 
 
-def _own_rows(ppo: Ppo, held_out: HeldOut) -> list[Row]:
+def _own_rows(subject: Subject, held_out: HeldOut) -> list[Row]:
     """Return the rows of this process's share of the prompts."""
-    world, hyper, count = ppo.world, ppo.hyper, len(held_out.prompts)
+    world, count = subject.world, len(held_out.prompts)
     # As many for every process, since sharded models are called together: the last may answer some
     # of the first prompts once more, which are left out below.
     share = -(-count // world.size)
     start = share * world.rank
     episodes = respond(
-        ppo.engine,
+        subject.engine,
         [held_out.prompts[place % count] for place in range(start, start + share)],
         start=start,
         generator=world.generator("evaluation"),
-        max_new_tokens=hyper.max_new_tokens,
-        tokenizer=ppo.tokenizer,
-        end_ids=ppo.later_end_ids,
-        end_after=hyper.end_after,
+        max_new_tokens=subject.max_new_tokens,
+        tokenizer=subject.tokenizer,
+        end_ids=subject.end_ids,
+        end_after=subject.end_after,
     )
-    proxy_B = ppo.rewards.unshaped(episodes, world=world)
+    proxy_B = subject.rewards.unshaped(episodes, world=world)
     gold_B = None if held_out.judge is None else held_out.judge.unshaped(episodes, world=world)
-    kl_B = _kl(ppo, episodes)
+    kl_B = None if subject.kl is None else subject.kl(episodes)
     return [
         {
-            "update": ppo.update,
+            "update": subject.update,
             "index": start + place,
             "id": asked.id,
             "prompt": asked.prompt,
             "response": episodes.texts[place],
             "n_tokens": len(sample.own_ids),
             "ended": sample.ended,
-            "kl": float(kl_B[place]),
+            "kl": None if kl_B is None else float(kl_B[place]),
             "gold": None if gold_B is None else float(gold_B[place]),
             "proxy": float(proxy_B[place]),
             **({"calls": [*map(asdict, sample.calls)]} if sample.calls else {}),

@@ -11,7 +11,7 @@ from data.errors import Interrupted, TrainingError
 from pipeline.contract.resume import ResumeStore
 from pipeline.rl.health.best_policy import BestPolicy, alarm_lines, alarm_row
 from pipeline.rl.health.doctor import START_CHECKS
-from pipeline.rl.ppo.evaluation import FIGURES, HeldOut, evaluate
+from pipeline.rl.ppo.evaluation import FIGURES, HeldOut, Subject, evaluate
 from pipeline.rl.ppo.loop import Ppo, is_due, load_ppo_state, run_update, save, write_state
 
 
@@ -99,7 +99,7 @@ def _evaluate_if_due(ppo: Ppo, held_out: HeldOut | None, outlets: Outlets) -> No
     """Evaluate the policy of now, unless a part of the run that was cut off has done so."""
     if held_out is None or ppo.evaluated == ppo.update or not is_due(ppo, ppo.hyper.evaluate_every):
         return
-    figures, rows = evaluate(ppo, held_out)
+    figures, rows = evaluate(Subject.of(ppo), held_out)
     outlets.write_evaluation(rows)
     outlets.log(ppo.update, figures)
     ppo.evaluation, ppo.evaluated = figures, ppo.update

@@ -22,6 +22,7 @@ from pipeline.contract.settings import (
     SourceSettings,
 )
 from pipeline.rl.settings import DoctorSettings
+from pipeline.stages.evaluated import EvaluatedSettings
 from pipeline.stages.reward_terms import Reward, RewardTerm, reward_terms
 from pipeline.training.schedule import Schedule
 from pipeline.training.settings import TrainingSettings
@@ -29,7 +30,7 @@ from pipeline.training.settings import TrainingSettings
 Several = Annotated[int, Field(gt=1)]
 
 
-class GroupSettings(TrainingSettings):
+class GroupSettings(TrainingSettings, EvaluatedSettings):
     """What a policy learns from groups of its own answers by, whatever the loss."""
 
     policy: Annotated[str, Ref("policy")]
@@ -126,11 +127,6 @@ class GroupSettings(TrainingSettings):
     def log_every(self) -> int:
         """Updates between two lines of metrics."""
         return 1
-
-    @property
-    def evaluate_every(self) -> int:
-        """Updates between two looks at what is held out: nothing is."""
-        return 0
 
 
 class GrpoSettings(GroupSettings):

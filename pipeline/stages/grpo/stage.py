@@ -7,10 +7,10 @@ rate 1e-6 for 7B, one step an update.
 TRL's GRPOTrainer trains; departures from it stand in `trainer.py`. Departures from the paper: AdamW
 and the schedule of all stages, linear to 0; 16 answers a prompt.
 
-Leaves `model/`, `samples.jsonl` (episodes with their scores, every so many updates) and
-`doctor.jsonl` where an alarm rang. Figures have PPO's names; `objective/kl` is the k3 that the loss
-has, and `objective/equal_groups_share` the share of groups whose answers all score alike, of which
-nothing is learned.
+Leaves `model/`, `samples.jsonl` (episodes with their scores, every so many updates),
+`evaluation.jsonl` with `evaluate_every`, and `doctor.jsonl` where an alarm rang. Figures have PPO's
+names; `objective/kl` is the k3 that the loss has, and `objective/equal_groups_share` the share of
+groups whose answers all score alike, of which nothing is learned.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from data.errors import UsageError
 from pipeline.contract.kind import StageKind
 from pipeline.stages.checks import require_prompts, require_reference
 from pipeline.stages.grpo.settings import GroupSettings, GrpoSettings
+from pipeline.stages.ppo.evaluation import held_out
 from pipeline.stages.ppo.sources import prompts_to_answer
 from pipeline.stages.reward_terms import check_rewards, length_warnings, load_terms
 from pipeline.training.settings import micro_batches
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Build = Callable[..., GroupTrainer]
 
-LOGS = ("samples.jsonl", "doctor.jsonl")
+LOGS = ("samples.jsonl", "doctor.jsonl", "evaluation.jsonl")
 
 
 def check(settings: GroupSettings, hand: HandOver) -> None:
@@ -52,8 +53,10 @@ def check(settings: GroupSettings, hand: HandOver) -> None:
     tokens = settings.max_prompt_tokens + settings.max_new_tokens
     hand.require_fits_context(settings.policy, tokens, "max_prompt_tokens + max_new_tokens")
     micro_batches(settings.batch_size, settings.micro_batch_size, hand.processes)
-    require_prompts(hand, settings.prompts, openings=settings.prefix_tokens is not None)
-    check_rewards(settings.terms, hand)
+    openings = settings.prefix_tokens is not None
+    for field in ("prompts", "evaluation_prompts"):
+        require_prompts(hand, getattr(settings, field), openings=openings, setting=field)
+    check_rewards(settings.terms | settings.evaluation_terms, hand)
 
 
 def run(context: StageContext[GrpoSettings]) -> dict[str, float | int | str]:
@@ -100,9 +103,11 @@ def learn(context: StageContext[Any], build: Build) -> dict[str, float | int | s
         trainer = build(
             context, model, tokenizer, shape, prompts=prompts, reference=reference,
             rewards=RewardSum(rewards),
+            evaluated_on=held_out(context, tokenizer, prompts, pick_device(), batch_size=64),
         )  # fmt: skip
         trainer.run()
-    return {**trainer.last_line, "updates": trainer.total_steps, "prompts": len(prompts)}
+    judged = {f"{trainer.judged_as}{name}": value for name, value in trainer.judged.items()}
+    return {**trainer.last_line, **judged, "updates": trainer.total_steps, "prompts": len(prompts)}
 
 
 KIND = StageKind(

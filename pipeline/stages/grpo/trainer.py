@@ -36,6 +36,7 @@ from pipeline.models.load import eos_ids, require_distinct_pad
 from pipeline.models.unused_ids import leave_out_unused
 from pipeline.rl.health.best_policy import AlarmMonitor, alarm_lines, alarm_row
 from pipeline.rl.health.doctor import ENTROPY_SHARE
+from pipeline.rl.ppo.evaluation import HeldOut, Subject, evaluate
 from pipeline.rl.ppo.metrics import response_metrics
 from pipeline.rl.processes import World
 from pipeline.rl.prompts import Order as PromptOrder
@@ -83,6 +84,8 @@ class Groups(Order):
 class GroupTrainer(TrlHost):
     """What stands before one of TRL's trainers that sample groups of answers."""
 
+    judged_as = "evaluation/"
+
     def __init__(
         self,
         *,
@@ -90,9 +93,10 @@ class GroupTrainer(TrlHost):
         prompts: Sequence[PreparedPrompt],
         rewards: RewardSum,
         reference: PreTrainedModel | None,
+        evaluated_on: HeldOut | None = None,
         **kwargs: Any,
     ) -> None:
-        self.prompts, self.rewards = prompts, rewards
+        self.prompts, self.rewards, self.evaluated_on = prompts, rewards, evaluated_on
         self.watch = AlarmMonitor(context.settings)
         self.episodes: Episodes
         self.scores: Scores
@@ -170,6 +174,22 @@ class GroupTrainer(TrlHost):
         self.scores = self.rewards.score(self.episodes, hyper=settings, world=self.world)
         scores_B1: Tensor = gather(self.scores.final_B.unsqueeze(1))
         return scores_B1
+
+    def held_out(self) -> dict[str, float]:
+        """Return what the rewards and the second judge say of answers to prompts kept apart."""
+        if self.evaluated_on is None:
+            return {}
+        figures, rows = evaluate(
+            Subject(
+                int(self.state.global_step), self.engine, self.rewards, self.processing_class,
+                self.world, self.context.settings.max_new_tokens,
+            ),
+            self.evaluated_on,
+        )  # fmt: skip
+        if self.context.main_process:
+            append_json_lines(self.context.folder / "evaluation.jsonl", rows)
+        own = self.judged_as
+        return {name.removeprefix(own): n for name, n in figures.items() if name.startswith(own)}
 
     # What is told of an update.
 

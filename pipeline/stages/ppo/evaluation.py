@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SourceError
@@ -11,7 +11,7 @@ from data.json_lines import read_json_lines, read_json_object
 from data.sources.split import opening
 from data.storage import write_atomically
 from data.words import counted
-from pipeline.stages.ppo.sources import read_prompts, stands_behind
+from pipeline.stages.ppo.sources import read_prompts
 from pipeline.stages.reward_terms import load_terms
 
 if TYPE_CHECKING:
@@ -43,12 +43,23 @@ class GoldScorer:
 
 
 def held_out(
-    context: StageContext[PpoSettings],
+    context: StageContext[Any],
     tokenizer: Any,
     trained_on: Sequence[PreparedPrompt],
     device: Any,
+    *,
+    behind: Mapping[str, Any] | None = None,
+    **batches: Any,
 ) -> HeldOut | None:
     """Return what the policy is evaluated on, None where it is not.
+
+    Args:
+        context: of the stage, whose settings are `EvaluatedSettings`.
+        tokenizer: of the policy.
+        trained_on: the prompts that are left out.
+        device: where a second judge scores.
+        behind: what prompts stand behind, see `prepare_prompts`.
+        batches: sizes of the judge's, see `load_terms`.
 
     Raises:
         SourceError: no prompt is left.
@@ -57,34 +68,38 @@ def held_out(
 
     if context.settings.evaluate_every == 0:
         return None
-    prompts = _prompts(context, tokenizer, trained_on)
-    return HeldOut(prompts, _judge(context, prompts[0], device))
+    prompts = _prompts(context, tokenizer, trained_on, behind or {})
+    return HeldOut(prompts, _judge(context, prompts[0], device, batches))
 
 
 def _prompts(
-    context: StageContext[PpoSettings], tokenizer: Any, trained_on: Sequence[PreparedPrompt]
+    context: StageContext[Any],
+    tokenizer: Any,
+    trained_on: Sequence[PreparedPrompt],
+    behind: Mapping[str, Any],
 ) -> list[PreparedPrompt]:
-    """Return the prompts whose opening, letter case and spacing aside, PPO does not sample on."""
-    behind = stands_behind(context)
+    """Return the prompts whose opening, letter case and spacing aside, is not trained on."""
+    trained = context.settings.kind.upper()
     read, report = read_prompts(context, "evaluation_prompts", tokenizer, **behind)
     seen = {opening(each.prompt) for each in trained_on}
     prompts = [each for each in read if opening(each.prompt) not in seen]
     shared = len(read) - len(prompts)
     if shared:
-        context.say(f"left out {counted(shared, 'evaluation prompt')}: PPO samples on the same")
+        left = counted(shared, "evaluation prompt")
+        context.say(f"left out {left}: {trained} samples on the same")
     for line in report.lines()[1:]:
         context.say(f"evaluation prompts: {line}")
     if not prompts:
         raise SourceError(
             f"stage {context.name}: evaluation_prompts holds {counted(len(read), 'prompt')} that "
-            f"fit, and PPO samples on {shared} of them; name prompts apart from `prompts`"
+            f"fit, and {trained} samples on {shared} of them; name prompts apart from `prompts`"
         )
     context.say(f"{counted(len(prompts), 'prompt')} held out for evaluations")
     return prompts
 
 
 def _judge(
-    context: StageContext[PpoSettings], asked: PreparedPrompt, device: Any
+    context: StageContext[Any], asked: PreparedPrompt, device: Any, batches: Mapping[str, Any]
 ) -> RewardSum | None:
     from pipeline.rl.rewards import RewardSum, Term
 
@@ -99,8 +114,7 @@ def _judge(
             settings.evaluation_terms,
             prompt=asked.prompt,
             device=device,
-            batch_size=settings.score_limit.rows,
-            batch_tokens=settings.tokens_per_micro_batch,
+            **batches,
         )
     )
 

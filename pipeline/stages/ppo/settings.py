@@ -14,21 +14,18 @@ from pipeline.contract.settings import (
     SameResult,
     Share,
     SourceSettings,
-    StageSettings,
 )
 from pipeline.rl.settings import Hyperparameters
+from pipeline.stages.evaluated import EvaluatedSettings
 from pipeline.stages.reward_terms import (
     Reward,
     RewardTerm,
     model_references,
-    require_steady,
     reward_terms,
 )
 
-_EVALUATION = ("evaluation_prompts", "evaluation_reward", "evaluation_gold")
 
-
-class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
+class PpoSettings(Hyperparameters, EvaluatedSettings, ReadsPassages):
     """Settings of the ppo stage; those of the algorithm are in `Hyperparameters`."""
 
     kind: Literal["ppo"] = "ppo"
@@ -59,13 +56,6 @@ class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
     """Tokens that end a response beside the model's own, such as `<|endoftext|>`."""
     prefix_tokens: PositiveInt | None = None
     """Tokens of a plain text that are its prompt (lm-human-preferences)."""
-    evaluation_prompts: tuple[SourceSettings, ...] = ()
-    """Held-out prompts for `evaluate_every`; those that PPO samples on are left out and counted."""
-    evaluation_reward: Annotated[Reward | None, Ref("reward")] = None
-    """Second judge of the evaluations, trained on nothing that PPO is paid by: a reward model, or a
-    list of rewards, added up; its mean is `evaluation/gold`."""
-    evaluation_gold: bool = False
-    """The embedded world's annotator as that judge; the prompts must all be of one world."""
     pretraining: Annotated[str | None, Ref("policy")] = None
     """Pretrain stage whose sources PPO-ptx draws rows from."""
     pretraining_sources: tuple[SourceSettings, ...] = ()
@@ -102,31 +92,6 @@ class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
         return self
 
     @model_validator(mode="after")
-    def _is_evaluated(self) -> PpoSettings:
-        given = self.changed_among(*_EVALUATION)
-        if self.evaluate_every == 0:
-            if given:
-                raise ValueError(
-                    f"{given[0]} is for evaluations while PPO runs, and evaluate_every is 0; set "
-                    "that above 0"
-                )
-            return self
-        if not self.evaluation_prompts:
-            raise ValueError("evaluate_every is above 0: name the evaluation_prompts")
-        if self.evaluation_gold and self.evaluation_reward is not None:
-            raise ValueError(
-                "`evaluation_gold` and `evaluation_reward` both name the second judge; keep one"
-            )
-        require_steady(self.evaluation_terms, field="evaluation_reward")
-        worlds = {s.world_seed if s.world else None for s in self.evaluation_prompts}
-        if self.evaluation_gold and (None in worlds or len(worlds) > 1):
-            raise ValueError(
-                "evaluation_gold: the annotator judges the embedded world's prompts alone; let all "
-                "`evaluation_prompts` be of one world, or set evaluation_gold: false"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _fits(self) -> PpoSettings:
         given = (self.pretraining is not None) + bool(self.pretraining_sources)
         if self.ptx_coefficient > 0 and given != 1:
@@ -156,8 +121,7 @@ class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
     def applied_settings(self) -> dict[str, Any]:
         """Leave out the doctor unless it decides what is published, and a server there is not.
 
-        Nor is a limit there that is not set, or an evaluation: runs from before there were such go
-        on.
+        Nor is a limit there that is not set: runs from before there were such go on.
         """
         applied = super().applied_settings()
         if self.tokens_per_micro_batch is None:
@@ -169,9 +133,6 @@ class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
             applied["rollout"] = {"engine": self.rollout.engine}
         if self.doctor_only_tells:
             del applied["doctor"]
-        if self.evaluate_every == 0:
-            for name in ("evaluate_every", *_EVALUATION):
-                del applied[name]
         return applied
 
     @property
@@ -191,10 +152,3 @@ class PpoSettings(StageSettings, Hyperparameters, ReadsPassages):
             "tell over-optimisation"
             for model in sorted(paid & judged)
         ]
-
-    @property
-    def evaluation_terms(self) -> dict[str, RewardTerm]:
-        """The rewards that are the second judge of evaluations, by their paths."""
-        if self.evaluation_reward is None:
-            return {}
-        return reward_terms(self.evaluation_reward, field="evaluation_reward")

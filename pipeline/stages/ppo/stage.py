@@ -15,6 +15,7 @@ that judge, unless that is the start.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from pipeline.stages.reward_terms import (
 if TYPE_CHECKING:
     from pipeline.contract.console import Progress
     from pipeline.contract.context import StageContext
+    from pipeline.rl.ppo.evaluation import HeldOut
     from pipeline.rl.ppo.loop import Ppo
     from pipeline.rl.ppo.train import Outlets
     from pipeline.rl.prompts import PreparedPrompt
@@ -86,7 +88,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         scratch=context.folder / "work", say=context.say,
         read_values=settings.value == "reward",
     )  # fmt: skip
-    evaluated_on = held_out(context, tokenizer, prompts, world.device)
+    evaluated_on = _kept_apart(context, tokenizer, prompts, world.device)
     try_saving_models(context, ppo)
     context.resume.track(*_logs(context.folder))
     if restore(ppo, context.resume):
@@ -109,6 +111,21 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
     save_models(ppo, context.folder)
     tell_over_optimisation(context)
     return {**metrics, "updates": ppo.update, "prompts": len(prompts)}
+
+
+def _kept_apart(
+    context: StageContext[PpoSettings],
+    tokenizer: Any,
+    prompts: Sequence[PreparedPrompt],
+    device: Any,
+) -> HeldOut | None:
+    """Return what the policy is evaluated on, None where it is not."""
+    return held_out(
+        context, tokenizer, prompts, device,
+        behind=stands_behind(context),
+        batch_size=context.settings.score_limit.rows,
+        batch_tokens=context.settings.tokens_per_micro_batch,
+    )  # fmt: skip
 
 
 def _logs(folder: Path) -> tuple[Path, Path, Path]:

@@ -114,14 +114,16 @@ RESULT: dict[str, str] = {
         "pretraining pretraining_sources pretraining_row_tokens retrieve trust_remote_code"
     ),
     "GrpoSettings": (
-        "kind seed policy tokenizer reference reward prompts max_prompt_tokens prefix_tokens "
+        "kind seed policy tokenizer reference reward prompts evaluation_prompts "
+        "evaluation_reward evaluation_gold max_prompt_tokens prefix_tokens "
         "group_size batch_size episodes max_new_tokens temperature kl_coefficient clip loss "
         "scale_rewards end_rule end_penalty score_clip normalize_scores learning_rate schedule "
         "final_share warmup_share weight_decay betas epsilon max_gradient_norm bf16 "
         "trust_remote_code"
     ),
     "RlooSettings": (
-        "kind seed policy tokenizer reference reward prompts max_prompt_tokens prefix_tokens "
+        "kind seed policy tokenizer reference reward prompts evaluation_prompts "
+        "evaluation_reward evaluation_gold max_prompt_tokens prefix_tokens "
         "group_size batch_size episodes max_new_tokens temperature kl_coefficient clip "
         "end_rule end_penalty score_clip normalize_scores learning_rate schedule final_share "
         "warmup_share weight_decay betas epsilon max_gradient_norm bf16 trust_remote_code"
@@ -198,12 +200,12 @@ SAME: dict[str, str] = {
         "doctor max_dropped_share tools"
     ),
     "GrpoSettings": (
-        "max_dropped_share micro_batch_size generation_batch_size gradient_checkpointing "
-        "save_every sample_every sample_count doctor"
+        "evaluate_every max_dropped_share micro_batch_size generation_batch_size "
+        "gradient_checkpointing save_every sample_every sample_count doctor"
     ),
     "RlooSettings": (
-        "max_dropped_share micro_batch_size generation_batch_size gradient_checkpointing "
-        "save_every sample_every sample_count doctor"
+        "evaluate_every max_dropped_share micro_batch_size generation_batch_size "
+        "gradient_checkpointing save_every sample_every sample_count doctor"
     ),
     "RolloutSettings": ("url timeout weights max_difference"),
     "EvaluateSettings": (

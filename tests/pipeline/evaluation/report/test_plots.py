@@ -76,7 +76,7 @@ def test_a_stage_gets_the_panels_it_logged() -> None:
     ]
     told = [{"step": i, "evaluation/scores": 1.0, "evaluation/gold": 0.5} for i in (0, 5, 10)]
     assert [chart.title for chart in stage_charts("ppo", told)] == [
-        "PPO's reward, prompts kept apart",
+        "Reward, prompts kept apart",
         "Second judge, prompts kept apart",
     ]
     assert stage_charts("ppo", [{"step": 0, "objective/kl": float("nan")}]) == []

@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KINDS = {"alone": ("dpo", "grpo", "rloo"), "ddp": ("dpo", "grpo", "rloo"), "fsdp": ("dpo",)}
+KINDS = {
+    "alone": ("dpo", "kto", "grpo", "rloo"),
+    "ddp": ("dpo", "kto", "grpo", "rloo"),
+    "fsdp": ("dpo",),
+}
 """Policies whose weights are sharded don't sample."""
 
 
@@ -20,16 +24,20 @@ def settings_of(kind: str, inputs: Path) -> Any:
     """Return a stage's settings, with gradient accumulation."""
     from pipeline.stages.dpo.settings import DpoSettings
     from pipeline.stages.grpo.settings import GrpoSettings
+    from pipeline.stages.kto.settings import KtoSettings
     from pipeline.stages.rloo.settings import RlooSettings
 
     common: dict[str, Any] = {
         "learning_rate": 3e-3, "epsilon": 1e-5, "batch_size": 8, "micro_batch_size": 2,
         "save_every": 0, "bf16": False,
     }  # fmt: skip
-    if kind == "dpo":
-        return DpoSettings(
+    if kind in ("dpo", "kto"):
+        # KTO's KL is of a pass and the mean over processes: after a first step, in which it is 0,
+        # two processes rightly part from one.
+        learns, epochs = (DpoSettings, 1.0) if kind == "dpo" else (KtoSettings, 0.25)
+        return learns(
             model=str(inputs / "policy"), train=[{"path": str(inputs / "rankings.jsonl")}],
-            heldout_share=0.2, log_every=1, evaluate_every=2, **common,
+            heldout_share=0.2, log_every=1, evaluate_every=2, epochs=epochs, **common,
         )  # fmt: skip
     made: type[GrpoSettings | RlooSettings] = GrpoSettings if kind == "grpo" else RlooSettings
     return made(

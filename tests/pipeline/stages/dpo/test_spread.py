@@ -39,7 +39,8 @@ def runs(
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("ddp", "dpo"), ("ddp", "grpo"), ("ddp", "rloo"), ("fsdp", "dpo")]
+    ("mode", "kind"),
+    [("ddp", "dpo"), ("ddp", "kto"), ("ddp", "grpo"), ("ddp", "rloo"), ("fsdp", "dpo")],
 )
 def test_two_processes_give_the_weights_of_one(runs: Path, mode: str, kind: str) -> None:
     alone, together = (

@@ -115,6 +115,36 @@ def test_the_reference_is_the_recipes(
     assert lines(context)[0]["objective/kl"] > 1e-4
 
 
+@BOTH
+def test_prompts_kept_apart_are_judged_and_training_goes_on_as_without(
+    kind: str, make_context: Any, settings: Any, policy: Path, tmp_path: Path
+) -> None:
+    apart = tmp_path / "apart.jsonl"
+    apart.write_text("".join(json.dumps({"prompt": f"say {n}"}) + "\n" for n in range(5, 9)))
+    judged = {
+        "evaluate_every": 2, "evaluation_prompts": [{"path": str(apart)}],
+        "evaluation_reward": [{"rule": "length", "options": {"target": 2}}],
+    }  # fmt: skip
+    plain, watched = (
+        make_context(settings(kind, episodes=16 * 3, **more), {"policy": policy}, tmp_path / name)
+        for name, more in (("plain", {}), ("watched", judged))
+    )
+    assert plain.settings.key_settings().keys() == settings(kind).key_settings().keys()
+    STAGES[kind][1](plain)
+    told = STAGES[kind][1](watched)
+    assert same(plain, watched)
+    figures = [row for row in lines(watched) if "evaluation/scores" in row]
+    assert [row["step"] for row in figures] == [2, 3]
+    assert told["evaluation/gold"] == figures[-1]["evaluation/gold"]
+    rows = lines(watched, "evaluation.jsonl")
+    # One of the four is among those that are trained on.
+    assert [(row["update"], row["prompt"]) for row in rows] == [
+        (update, f"say {n}") for update in (2, 3) for n in (6, 7, 8)
+    ]
+    assert figures[0]["evaluation/gold"] == pytest.approx(sum(row["gold"] for row in rows[:3]) / 3)
+    assert not any("evaluation/scores" in row for row in lines(plain))
+
+
 @pytest.mark.skipif(not bf16_supported(), reason="no bf16 products here")
 @BOTH
 def test_a_policy_that_is_trained_in_bf16_is_sampled_from(
