@@ -256,13 +256,10 @@ def run_as_rank(recipe: Recipe, stage: str, folder: Path, digest: str, *, quiet:
 
 
 def _run_as_rank(recipe: Recipe, attempt: Attempt, *, quiet: bool) -> None:
-    import torch
-    from accelerate import PartialState
+    from pipeline.training.accelerator import join_processes
 
-    from pipeline.training.accelerator import take_over_sharding
-
-    take_over_sharding()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    settings = recipe.stages[attempt.stage]
+    state = join_processes(max_norm=getattr(settings, "max_gradient_norm", None))
     rank, folder = state.process_index, attempt.folder
     stop = StopFlag(file=folder / "work" / STOP, tells=False)
     console = Console(quiet=quiet, rank=rank)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -58,6 +58,24 @@ def take_over_sharding() -> bool:
     return SHARD in os.environ
 
 
+def join_processes(*, max_norm: float | None) -> PartialState:
+    """Join the processes of a launch and return accelerate's state of them.
+
+    Args:
+        max_norm: that a stage clips gradients to, for DeepSpeed, which clips by itself.
+
+    Raises:
+        UsageError: the configuration asks for what can't be done here.
+    """
+    take_over_sharding()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        _require_deepspeed()
+        os.environ["ACCELERATE_GRADIENT_CLIPPING"] = str(max_norm or 0.0)
+        if not torch.cuda.is_available():
+            return PartialState(backend="gloo")  # accelerate knows of none for it on processors
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def make_accelerator(*, bf16: bool) -> TrainingAccelerator:
     """Return the accelerator of this process.
 
@@ -70,24 +88,26 @@ def make_accelerator(*, bf16: bool) -> TrainingAccelerator:
     from accelerate.state import AcceleratorState
 
     take_over_sharding()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        _require_deepspeed()
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = TrainingAccelerator(mixed_precision="bf16" if bf16 else "no")
     if accelerator.deepspeed:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
         # accelerate refuses to go without where no data loader is prepared.
         engine = accelerator.state.deepspeed_plugin.deepspeed_config
         engine["train_micro_batch_size_per_gpu"] = 1
+        # Else transformers would load sharded weights, whatever `zero3_init_flag` says.
+        unset_hf_deepspeed_config()
     return accelerator
 
 
 def _require_deepspeed() -> None:
     from importlib.util import find_spec
 
-    if not torch.cuda.is_available() or find_spec("deepspeed") is None:
+    if find_spec("deepspeed") is None:
         raise UsageError(
-            "launch.config asks for DeepSpeed, which needs GPUs and the package deepspeed; "
-            "use an FSDP2 configuration, such as recipes/launch/fsdp2.yaml"
+            "launch.config asks for DeepSpeed, and the package deepspeed is not installed; install "
+            "it, or use an FSDP2 configuration, such as recipes/launch/fsdp2.yaml"
         )
 
 
@@ -195,7 +215,7 @@ class TrainingAccelerator(Accelerator):  # type: ignore[misc]
 
     def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, Any]:
         """Return the `gathered` weights under the bare module's names."""
-        if self.deepspeed:
+        if self.deepspeed and self.state.deepspeed_plugin.zero_stage == 3:
             weights: dict[str, Any] = super().get_state_dict(model, unwrap)
             return weights
         return gathered_state(self.unwrap_model(model))

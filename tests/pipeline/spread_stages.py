@@ -6,7 +6,8 @@ environment. A mode is "ddp" or "fsdp" (one process: "alone"). Each stage runs i
 Then every stage goes on, in `<stage>-elsewhere`, from the state that another number of processes
 left half-way, where ELSEWHERE names it: one process from that of two sharded ones (or two, where
 there are adapters), all others from that of one. In the modes "compiled" (DDP, where there are
-several) and "compiled_fsdp" the stages that can be compiled are, and none goes on elsewhere.
+several) and "compiled_fsdp" the stages that can be compiled are, and none goes on elsewhere. A mode
+"zero2" or "zero3", alone, is DeepSpeed, under which stages go on from a state of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ ELSEWHERE = {
     "alone": (*STAGES[:-1], *ADAPTERS),
     "fsdp": STAGES[:-1],
     "ddp": ("pretrain", "ppo", *ADAPTERS),
+    "zero2": STAGES[:3],
+    "zero3": STAGES[:3],
 }
 """What goes on, by mode; of whole weights those of which a loop of their own takes the state up."""
 COMPILED = {"compiled": ("pretrain", "reward", "ppo", *ADAPTERS), "compiled_fsdp": ("pretrain",)}
@@ -192,7 +195,7 @@ def watch_modules() -> list[dict[str, Any]]:
                 )
                 everyones = sum(p.numel() for p in thing.parameters())
                 seen.append({"class": type(thing).__name__, "parameters": kinds,
-                             "share": own / everyones})  # fmt: skip
+                             "share": own / max(1, everyones)})  # fmt: skip
         return prepared
 
     TrainingAccelerator.prepare = noting  # type: ignore[method-assign]
@@ -233,15 +236,20 @@ def main(folder: Path, modes: list[str]) -> None:
 
     torch.set_num_threads(1)
     import datasets
-    from accelerate import PartialState
     from accelerate.utils import gather_object
     from torch._dynamo.utils import counters
 
     from pipeline.generation.tools import toolbox
+    from pipeline.training.accelerator import join_processes
 
     datasets.disable_progress_bars()
     toolbox.InlineForm = Often  # type: ignore[assignment, attr-defined]
-    state = PartialState(cpu=True)
+    deepspeed = modes[0].startswith("zero")
+    if deepspeed:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = modes[0][-1]
+        os.environ["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] = "true"
+    state = join_processes(max_norm=0.5)
     rank, size = state.process_index, state.num_processes
     seen, more = watch_modules(), watch_pieces()
     for mode in modes:
@@ -252,6 +260,7 @@ def main(folder: Path, modes: list[str]) -> None:
         own = folder / f"{mode}-{size}"
         seen.clear()
         stages = COMPILED.get(mode, STAGES if mode == "fsdp" else STAGES + ADAPTERS)
+        stages = STAGES[:3] if deepspeed else stages
         more.clear()
         for stage in stages:
             torch.compiler.reset()  # each stage has a process of its own where a recipe runs
@@ -266,7 +275,7 @@ def main(folder: Path, modes: list[str]) -> None:
             (own / "facts.json").write_text(json.dumps(facts))
         for stage in ELSEWHERE[mode]:
             another = "ddp-2" if stage in ADAPTERS else "fsdp-2"
-            other = folder / (another if size == 1 else "alone-1")
+            other = own if deepspeed else folder / (another if size == 1 else "alone-1")
             wait_for(other / "facts.json")
             target = own / f"{stage}-elsewhere"
             target.mkdir(exist_ok=True)

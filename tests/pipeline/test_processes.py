@@ -219,6 +219,18 @@ def test_compiled_layers_give_the_figures_of_plain_ones_on_one_process_and_on_tw
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_deepspeed_gives_the_figures_of_one_process(
+    runs: Path, spread_out: Callable[..., Any], zero: str
+) -> None:
+    pytest.importorskip("deepspeed")
+    spread_out(runs, 2, SCRIPT, runs, zero, environment={"DS_ACCELERATOR": "cpu"})()
+    for stage in STAGES[:3]:
+        require_same(runs / "alone-1" / stage, runs / f"{zero}-2" / stage)
+        require_same(runs / "alone-1" / stage, runs / f"{zero}-2" / f"{stage}-elsewhere")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(4000)
 def test_four_processes_give_the_figures_of_one(runs: Path, spread_out: Callable[..., Any]) -> None:
     spread_out(runs, 4, SCRIPT, runs, "fsdp", "ddp")()

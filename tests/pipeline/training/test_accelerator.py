@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.training.accelerator import (
     filled,
     hollow_copy,
     is_sharded,
+    join_processes,
     make_accelerator,
     take_over_sharding,
 )
@@ -59,11 +61,11 @@ def test_other_kinds_of_fsdp_are_refused(
         make_accelerator(bf16=False)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for no GPU")
-def test_deepspeed_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="it is installed")
+def test_deepspeed_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UsageError, match="needs GPUs"):
-        make_accelerator(bf16=False)
+    with pytest.raises(UsageError, match="deepspeed is not installed; install it"):
+        join_processes(max_norm=1.0)
 
 
 def test_ppo_refuses_deepspeed() -> None:
