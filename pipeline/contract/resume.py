@@ -299,7 +299,7 @@ def rng_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state()]  # of this process's own
     return state
 
 
@@ -316,4 +316,6 @@ def restore_rng(state: dict[str, Any]) -> None:
     )
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # States of before have one for each GPU there was, which may be more than there are now.
+        own = min(torch.cuda.current_device(), len(state["cuda"]) - 1)
+        torch.cuda.set_rng_state(state["cuda"][own])

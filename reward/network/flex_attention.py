@@ -41,7 +41,11 @@ def block_mask(tree_T: Tensor, branch_T: Tensor, positions_T: Tensor) -> BlockMa
         return (tree_T[query] == tree_T[key]) & same & (positions_T[key] <= positions_T[query])
 
     size = len(tree_T)
-    make = torch.compile(create_block_mask) if _compiles(tree_T.device) else create_block_mask
+    make = (
+        torch.compile(create_block_mask, dynamic=True)
+        if _compiles(tree_T.device)
+        else create_block_mask
+    )
     made: BlockMask = make(sees, None, None, size, size, device=tree_T.device)
     return made
 

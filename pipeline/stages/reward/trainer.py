@@ -17,6 +17,7 @@ batch counts prompts that are comparable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from data.errors import SourceError
 from pipeline.contract.resume import load_state, save_state
+from pipeline.models.compile import uncompiled
 from pipeline.models.load import resolve_bf16
 from pipeline.stages.reward.settings import RewardSettings
 from pipeline.training.accelerator import TrainingAccelerator, make_accelerator
@@ -173,8 +175,9 @@ class RankingTrainer:
         for start in range(0, len(batches), world):
             chosen = batches[min(start + rank, len(batches) - 1)]
             trees = [[sequences[i] for i in tree] for tree in chosen]
-            # What is compiled is compiled for training; without gradients it would be once more.
-            with torch.compiler.set_stance("force_eager"):
+            # What is compiled is compiled for training; without gradients it would be once more. On
+            # GPUs attention within trees is compiled always: as written it would hold all scores.
+            with uncompiled() if self.accelerator.device.type == "cpu" else nullcontext():
                 scores = self._forward(trees, as_trees=as_trees, exact=exact).tolist()
             if start + rank < len(batches):
                 scored += zip([i for tree in chosen for i in tree], scores, strict=True)
