@@ -130,8 +130,8 @@ def peer(given: argparse.Namespace, loaded: Any, *, greedy: bool, seed: int) -> 
         mask = [[0] * n + [1] * (width - n) for n in padding]
         with torch.no_grad():
             made = model.generate(
-                torch.tensor(rows),
-                attention_mask=torch.tensor(mask),
+                torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
                 max_new_tokens=given.response,
                 eos_token_id=ends,
                 pad_token_id=pad,
@@ -145,16 +145,20 @@ def peer(given: argparse.Namespace, loaded: Any, *, greedy: bool, seed: int) -> 
 
 def next_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0, -1].float()  # type: ignore[no-any-return]
+        return model(torch.tensor([tokens], device=model.device)).logits[0, -1].float()  # type: ignore[no-any-return]
 
 
 def compare_greedy(given: argparse.Namespace, loaded: Any) -> list[float]:
     """Return the gaps, in logits, where rounding decided; stop where anything else differs."""
+    exact = copy.deepcopy(loaded[0]).float() if given.bf16 else None
+    sides = [run(given, loaded, greedy=True, seed=0) for run in (ours, peer)]
+    return ties(loaded, sides[0], sides[1], exact=exact)
+
+
+def ties(loaded: Any, mine: Answers, theirs: Answers, *, exact: Any = None) -> list[float]:
+    """Return the gaps where answers part, by the logits of a model, which `exact` may bound."""
     model, prompts = loaded[0], loaded[1]
-    exact = copy.deepcopy(model).float() if given.bf16 else None
-    ties = []
-    mine = ours(given, loaded, greedy=True, seed=0)
-    theirs = peer(given, loaded, greedy=True, seed=0)
+    found = []
     for place, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a == b:
             continue
@@ -170,8 +174,8 @@ def compare_greedy(given: argparse.Namespace, loaded: Any) -> list[float]:
                 f"greedy tokens of prompt {place} differ by {gap:.2g} of a logit, "
                 f"above {allowed:.2g}"
             )
-        ties.append(gap)
-    return ties
+        found.append(gap)
+    return found
 
 
 def timed(call: Callable[[], Answers]) -> dict[str, float]:
@@ -221,10 +225,10 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
     loaded = load(given)
-    ties = compare_greedy(given, loaded)
+    gaps = compare_greedy(given, loaded)
     print(
-        f"greedy tokens equal; {len(ties)} of {given.prompts} responses decided by rounding"
-        + (f", at {max(ties):.2g} of a logit or less" if ties else ""),
+        f"greedy tokens equal; {len(gaps)} of {given.prompts} responses decided by rounding"
+        + (f", at {max(gaps):.2g} of a logit or less" if gaps else ""),
         flush=True,
     )
     sides = {"ours": ours, "generate": peer}

@@ -118,16 +118,16 @@ def summary(runs: list[dict[str, Any]], episodes: int) -> dict[str, float]:
     }
 
 
-def save_tiny(folder: Path) -> Path:
-    """Save the tiny policy and a tokenizer of one word a token."""
+def save_tiny(folder: Path, shape: dict[str, Any] = TINY) -> Path:
+    """Save a random policy, the tiny one or of a shape, and a tokenizer of one word a token."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**TINY)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
     words = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
-    words |= {f"w{number}": number for number in range(3, TINY["vocab_size"])}
+    words |= {f"w{number}": number for number in range(3, shape["vocab_size"])}
     by_word = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     by_word.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
