@@ -25,6 +25,11 @@ ADAM = 2 * FP32
 LOGITS_IN_LOSS = 3
 """fp32 tensors of the logits' size alive in the backward pass of cross-entropy: the kept
 log-probabilities, their gradient, and the gradient of the logits."""
+SCORED_TOKENS, SCORED_COLUMNS = 4096, 32_768
+"""A piece of TRL's head for log-probabilities: tokens, and words of the vocabulary."""
+SCORED_COPIES = 8.25
+"""fp32 tensors of a piece's size alive in its backward pass by torch's operations: the piece, its
+logits, scaled, as log-probabilities and probabilities, the gradient, and what is added to it."""
 LOGITS_IN_POLICY = 2
 """Tensors of the logits' size and precision in the backward pass of PPO's log-probability: the
 logits and their gradient."""
@@ -181,6 +186,19 @@ def cache_bytes(shape: ModelShape, *, rows: int, tokens: int, key: int, value: i
     `key` and `value` are bytes of an element: under autocast rotary keys are fp32.
     """
     return float(shape.layers * rows * tokens * shape.key_width * (key + value))
+
+
+def scored_bytes(shape: ModelShape, *, positions: float, on_cpu: bool, bf16: bool) -> float:
+    """Return the bytes of TRL's head that makes log-probabilities in pieces, in its backward pass.
+
+    On an accelerator one buffer, of so many columns whatever the vocabulary; on a processor, which
+    gives memory to those alone that are written to, what torch's operations keep beside it.
+    """
+    tokens = min(positions, SCORED_TOKENS)
+    if not on_cpu:
+        return tokens * SCORED_COLUMNS * (BF16 if bf16 else FP32)
+    copies = SCORED_COPIES - (0.5 if bf16 else 0.0)
+    return tokens * min(shape.vocabulary, SCORED_COLUMNS) * FP32 * copies
 
 
 def logit_bytes(shape: ModelShape, *, positions: float, copies: float, width: int = FP32) -> float:

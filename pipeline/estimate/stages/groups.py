@@ -11,12 +11,11 @@ from pipeline.estimate.model.flops import forward_flops, training_flops
 from pipeline.estimate.model.memory import (
     BF16,
     FP32,
-    LOGITS_IN_LOSS,
     cast_bytes,
     decoding_memory,
-    logit_bytes,
+    scored_bytes,
 )
-from pipeline.estimate.stages.training import LOGITS_AT_ONCE, shared_rows, training_phases
+from pipeline.estimate.stages.training import shared_rows, training_phases
 
 if TYPE_CHECKING:
     from pipeline.estimate.model.shapes import ModelShape
@@ -51,6 +50,7 @@ def estimate_groups(stage: str, settings: GroupSettings, estimator: Estimator) -
         cost, settings, policy, rows=micro, mine=mine, prompt=round(longest), bf16=bf16,
         frozen=float(sum(cost.parameters.values()) - policy.parameters),
         share=1.0 if estimator.on_cpu else new / (new + sum(prompts) / len(prompts)),
+        on_cpu=estimator.on_cpu,
     )  # fmt: skip
     rows = rows_of([p + new for p in prompts], settings.batch_size * settings.updates)
     positions = rows.tokens if estimator.on_cpu else rows.count * new
@@ -120,18 +120,18 @@ def _phases(
     prompt: int,
     frozen: float,
     share: float,
+    on_cpu: bool,
     bf16: bool,
 ) -> list[Phase]:
     """Return the memory of a step and of sampling, all models being there the whole time."""
     length = prompt + settings.max_new_tokens
-    at_once = min(rows * length * share, LOGITS_AT_ONCE / policy.vocabulary)
     phases = training_phases(
         policy,
         cost.layout,
         parameters=policy.parameters,
         rows=rows,
         length=length,
-        logits=logit_bytes(policy, positions=at_once, copies=LOGITS_IN_LOSS),
+        logits=scored_bytes(policy, positions=rows * length * share, on_cpu=on_cpu, bf16=bf16),
         accumulating=rows < mine,
         bf16=bf16,
         checkpointed=settings.gradient_checkpointing,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from pipeline.estimate.model.costs import StageCost
 from pipeline.estimate.model.estimator import Estimator, rows_of
 from pipeline.estimate.model.flops import Rows, forward_flops, training_flops
-from pipeline.estimate.model.memory import LOGITS_IN_LOSS, logit_bytes
+from pipeline.estimate.model.memory import scored_bytes
 from pipeline.estimate.model.shapes import ModelShape
 from pipeline.estimate.model.sources import Lengths
 from pipeline.estimate.stages.reward_model import ranking_rows, referred_rankings
 from pipeline.estimate.stages.training import (
-    LOGITS_AT_ONCE,
     context_of,
     looks,
     shared_rows,
@@ -47,7 +46,7 @@ def estimate_preference(
     mine = shared_rows(cost, settings.batch_size)
     micro = min(settings.micro_batch_size or mine, mine)
     scored = 1.0 if estimator.on_cpu else sum(read.answers) / max(1.0, sum(lengths))
-    at_once = min(2 * micro * longest * scored, LOGITS_AT_ONCE / shape.vocabulary)
+    positions = 2 * micro * longest * scored
     cost.parameters = {stage: shape.parameters, "reference": reference.parameters}
     cost.phases = training_phases(
         shape,
@@ -55,7 +54,7 @@ def estimate_preference(
         parameters=shape.parameters,
         rows=2 * micro,
         length=longest,
-        logits=logit_bytes(shape, positions=at_once, copies=LOGITS_IN_LOSS),
+        logits=scored_bytes(shape, positions=positions, on_cpu=estimator.on_cpu, bf16=bf16),
         accumulating=micro < mine,
         bf16=bf16,
         checkpointed=settings.gradient_checkpointing,
