@@ -21,6 +21,7 @@ from data.records import (
     Tagged,
 )
 from data.world.answers import answer_core
+from data.world.closed_book import CLOSED_BOOK, closed_book
 from data.world.corpus import write_corpus
 from data.world.labelled import LABELLED_PARTS, labelled_records
 from data.world.lists import write_lists
@@ -58,6 +59,7 @@ PARTS = (
     "text_tasks_heldout",
     "rephrasing",
     "rephrasing_heldout",
+    *CLOSED_BOOK,
     *SUMS,
     *(f"{part}{held}" for part in LABELLED_PARTS for held in ("", "_heldout")),
 )
@@ -164,6 +166,8 @@ class World:
             return self.instructions(part)
         if part in ROWS:
             return Tasks(self.seed, held=part.endswith("_heldout")).rows(part)
+        if part in CLOSED_BOOK:
+            return closed_book(self.town, self.pool, part)
         if part in SUMS:
             return sums_part(self.seed, part)
         if part.removesuffix("_heldout") in LABELLED_PARTS:

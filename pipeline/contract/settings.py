@@ -124,8 +124,8 @@ class SourceSettings(Settings):
     hub_files: str | tuple[str, ...] | None = None
     """Files of the hub data set to read, such as "harmless-base/train.jsonl.gz"."""
     world: str | None = None
-    """Part of the embedded world: corpus, register, lists, tongue, instructions, sums, text_tasks;
-    with labels statements, passages, names ..."""
+    """Part of the embedded world: corpus, register, lists, tongue, instructions, sums, text_tasks,
+    closed_book; with labels statements, passages, names ..."""
     world_seed: int = 0
     """Seed of the embedded world."""
     stage: Annotated[str | None, Ref("rows")] = Field(None, exclude_if=lambda given: given is None)
