@@ -1,6 +1,6 @@
 """GRPO sampled by our decoder beside TRL's own generation, in one trainer, and where time goes.
 
-    python tests/benchmarks/grpo_generation.py --model runs/quickstart/sft [--bf16] [--episodes 128]
+    python tests/benchmarks/grpo_generation.py --model runs/quickstart/sft/model [--bf16]
 
 Updates of a grpo stage from a checkpoint of ours, on the embedded world's prompts, paid by the
 length of the answer. The sides take turns, an update each; the first of each warms up and is not
