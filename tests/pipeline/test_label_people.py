@@ -21,6 +21,12 @@ from typing import Any
 
 import pytest
 
+from data.labels.campaign.accounts import Accounts
+from data.labels.campaign.campaigns import Campaigns
+from data.labels.campaign.queue import Queue
+from data.labels.campaign.submissions import Submissions
+from data.labels.records import Submission
+from data.labels.store.database import open_database
 from data.records import Ranking, chat, dense_ranks
 
 pytestmark = pytest.mark.first
@@ -279,6 +285,43 @@ def three_callers(rlhf: Command, running: Start, run: str, waits: tuple[str, ...
     return done
 
 
+def test_tasks_are_prepared_and_what_is_labelled_is_gone_on_with(
+    finished: Path, rlhf: Command
+) -> None:
+    recipe = finished.parents[1] / "tiny.yaml"
+    recipe.write_text(
+        recipe.read_text() + "  asked: {kind: rankings, labeler: people, model: sft, limit: 3, "
+        "completions: 2, max_new_tokens: 6, prompts: [{path: prompts.jsonl}]}\n"
+    )
+    told(rlhf, "run", "tiny.yaml", "--until", "ppo")
+    made = told(rlhf, "label", "prepare", "runs/tiny")
+    assert "stage asked has made the" in made and "0 of" in made
+    label_one(finished)
+    told(rlhf, "label", "tasks", "runs/tiny", "--close", "asked")
+    up = {"address": "http://127.0.0.1:9", "pid": os.getpid()}  # as a server that runs says
+    (finished / "labels" / "server.json").write_text(json.dumps(up))
+    out = told(rlhf, "label", "start", "runs/tiny", "--people", "Ann, Ben")
+    found = re.findall(r"(\w+)\thttp://127\.0\.0\.1:9/invite/\S+", out)
+    assert found == ["Ann", "Ben"]
+    assert len((finished / "asked" / "rankings.jsonl").read_text().splitlines()) == 1
+    assert "all that runs/tiny asks people is labelled" in told(
+        rlhf, "label", "prepare", "runs/tiny"
+    )
+
+
+def label_one(run: Path) -> None:
+    """Label the next task of a run as somebody does."""
+    database = open_database(str(run / "labels" / "labels.sqlite"))
+    [campaign] = Campaigns(database).list()
+    cleo = Accounts(database).add("Cleo", "person").id
+    given = Queue(database).next(cleo, campaign.id)
+    assert given is not None
+    said = Submission("the key of a page", [1, 2], ratings=[5, 4])
+    Submissions(database).submit(given.id, cleo, said)
+    database.close()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_command_makes_tasks_serves_them_and_goes_on(
     tiny_recipe: Path, rlhf: Command, running: Start

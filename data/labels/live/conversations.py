@@ -393,6 +393,7 @@ def _goes_on(last: Turn | None) -> bool:
 _READ = (
     sa.select(
         tables.turns,
+        _talk.ended_at,
         _given.state.label("given_state"),
         _given.shown,
         _task.completions,
@@ -411,7 +412,7 @@ _READ = (
 def _read(row: Any) -> Turn:
     answer = row.only
     if row.answered_at is None:
-        state: State = "asked"
+        state: State = "asked" if row.ended_at is None else "failed"  # nobody waits any more
     elif row.failure is not None:
         state = "failed"
     elif row.only is not None:

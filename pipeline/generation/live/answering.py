@@ -22,6 +22,7 @@ from data.labels.live.conversations import Answers
 from data.text.continuation import continuation_text
 from pipeline.generation.decoder import Decoder
 from pipeline.generation.generate import Sampling, decoding, uniforms
+from pipeline.generation.trial import fitting_memory
 from pipeline.models.load import context_length, eos_ids
 from pipeline.models.seq2seq import asked_ids, is_encoder_decoder, response_room
 
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
     from data.records import Message
 
-MOST_BATCHES = 4
+MOST_BATCHES = 8
 """Batches at a time; messages that come then wait for one to end, and begin together."""
 TRIES = 3
 """How often an answer is sampled that says what another one says."""
+TRIED = 1024
+"""Tokens of a conversation up to which the decoder's memory is tried before anybody asks."""
 LEAST_ROOM = 8
 """Tokens of an answer that the context must leave room for."""
 FULL = "the conversation has become too long for the model: begin another one"
@@ -105,6 +108,9 @@ class Answerer:
         self.sampling = sampling
         self._waiting: deque[Reply] = deque()
         self._batches: list[Batch] = []
+        for speaker in speakers:  # tried now, and not while somebody waits
+            longest = context_length(speaker.model) or TRIED
+            fitting_memory(speaker.model, length=min(longest, TRIED))
 
     @property
     def busy(self) -> bool:
@@ -137,8 +143,11 @@ class Answerer:
             batch.replies = [one for one in batch.replies if one.turn_id not in turns]
         self._batches = [batch for batch in self._batches if batch.replies]
 
-    def step(self) -> dict[str, list[str] | Answers]:
+    def step(self, *, tell: bool = True) -> dict[str, list[str] | Answers]:
         """Sample a token of everything that is being answered.
+
+        Args:
+            tell: of every message; else of those alone whose first word or last one came.
 
         Returns:
             By message what it was answered: so far, or to the end.
@@ -151,9 +160,13 @@ class Answerer:
             for _, decoder, _ in batch.decoders:
                 if not decoder.done:
                     decoder.step()
-            self._read(batch)
+            begun = {reply.turn_id for reply in batch.replies if any(reply.texts)}
+            self._read(batch, tell)
             for reply in batch.replies:
-                told[reply.turn_id] = list(reply.texts) if reply.missing else self._whole(reply)
+                if not reply.missing:
+                    told[reply.turn_id] = self._whole(reply)
+                elif tell or (reply.turn_id not in begun and any(reply.texts)):
+                    told[reply.turn_id] = list(reply.texts)
             batch.replies = [reply for reply in batch.replies if reply.missing]
         self._batches = [batch for batch in self._batches if batch.replies]
         return told
@@ -186,12 +199,13 @@ class Answerer:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
         return uniforms(1, self.sampling, torch.Generator().manual_seed(seed))
 
-    def _read(self, batch: Batch) -> None:
-        """Note what was answered so far, and what has ended."""
+    def _read(self, batch: Batch, tell: bool) -> None:
+        """Note what has ended, and what was answered so far where that is told."""
         for speaker, decoder, whose in batch.decoders:
             running = {row.place for row in decoder.rows} | set(decoder.waiting)
             for row, (reply, place) in enumerate(whose):
-                if place not in reply.missing:
+                known = row in running and not tell and reply.texts[place]
+                if known or place not in reply.missing:
                     continue
                 response = decoder.responses[row]
                 text = continuation_text(speaker.tokenizer, [], response.token_ids).strip()

@@ -71,7 +71,7 @@ class AnswerService:
             while not self._stopping.is_set():
                 self._listen(taken, 0.0 if self.answerer.busy else _IDLE_SECONDS)
                 if self.answerer.busy:
-                    self._tell(self.answerer.step())
+                    self._tell(self.answerer.step(tell=self._is_time()))
         except Exception as error:
             self.error = error  # for the thread that waits for it
 
@@ -114,16 +114,20 @@ class AnswerService:
             self._tell({turn_id: refused})
 
     def _tell(self, told: Mapping[str, list[str] | Answers]) -> None:
-        now = time.monotonic()
-        is_time = now - self._told_at >= _TOLD_SECONDS
         for turn_id, said in told.items():
             if isinstance(said, Answers):
                 self.answered += 1
                 self._send(turn_id, {"turn": turn_id, "done": dataclasses.asdict(said)})
-            elif is_time:
+            else:
                 self._send(turn_id, {"turn": turn_id, "texts": said})
-        if is_time:
+
+    def _is_time(self) -> bool:
+        """Tell whether the next words are due."""
+        now = time.monotonic()
+        due = now - self._told_at >= _TOLD_SECONDS
+        if due:
             self._told_at = now
+        return due
 
     def _send(self, turn_id: str, message: Mapping[str, Any]) -> None:
         for channel, asked in [*self._channels.items()]:

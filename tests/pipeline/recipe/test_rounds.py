@@ -96,6 +96,18 @@ def test_a_copy_may_differ(loaded: Any) -> None:
     assert recipe.parents("rankings_2") == ["ppo", "reward", "known"]
 
 
+def test_people_talk_with_the_policy_of_the_round_before(loaded: Any) -> None:
+    talks = {"completions": 2, "people": {"needed": 9, "conversations": {"against": "sft"}}}
+    recipe = loaded(
+        rankings=LOOP["stages"]["rankings"] | talks,
+        rankings_3={"people": {"conversations": {"against": "ppo"}}},
+    )
+    found = [of(recipe, f"rankings{number}") for number in ("", "_2", "_3")]
+    assert [one.model for one in found] == ["sft", "ppo", "ppo_2"]
+    assert [one.people.conversations.against for one in found] == ["sft", "sft", "ppo"]
+    assert recipe.parents("rankings_3") == ["ppo_2", "ppo"]
+
+
 def test_one_round_is_the_recipe_as_it_stands(loaded: Any) -> None:
     recipe = loaded("rounds.times=1")
     assert list(recipe.stages) == list(LOOP["stages"])

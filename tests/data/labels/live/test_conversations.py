@@ -131,8 +131,11 @@ def test_a_conversation_ends_by_its_length_by_a_skip_and_by_hand(talk: Any) -> N
     ada.live.answer(ada.live.asked()[0].turn_id, Answers([], [], [], failure="no room"))
     assert (ada.last.state, ada.last.failure) == ("failed", "no room")
     assert begins_anew()
+    waits = ada.last.id
     ada.live.end(ada.ada, ada.campaign.id)  # nobody waits for that answer any more
     assert ada.live.asked() == [] and ada.last is None
+    assert ada.live.turn(waits, ada.ada).state == "failed"
+    assert not ada.live.answer(waits, Answers(["a", "b"], ["sft", "sft"], [True, True]))
     assert begins_anew() and len(ended) == 5
 
 
