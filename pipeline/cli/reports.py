@@ -53,9 +53,12 @@ def _page(folder: Path) -> Path:
 
 
 def _as_judged(places: list[str], context: typer.Context) -> list[dict[str, Any]]:
-    """Return what evaluations of before say of each place against the last; nothing is computed."""
+    """Return what evaluations of before say of each place against the last; nothing is computed.
+
+    Runs that were not judged alike are refused, but for their page, which has more to show.
+    """
     from data.errors import UsageError
-    from pipeline.evaluation.report.comparison import judged_samples
+    from pipeline.evaluation.report.comparison import comparison, judged_samples
     from pipeline.run.listing import evaluation_in
 
     beside = ("places", "out", "seed", "quiet", "as_json")
@@ -72,7 +75,15 @@ def _as_judged(places: list[str], context: typer.Context) -> list[dict[str, Any]
         )
     names = _names(places)
     *others, last = ((names[place], evaluation_in(place)) for place in places)
-    return [judged_samples(*other, *last) for other in others]
+    found: list[dict[str, Any]] = []
+    for other in others:
+        try:
+            found.append(comparison(judged_samples(*other, *last)))
+        except UsageError as error:
+            if context.params["out"] is None:
+                raise
+            found.append({"not_compared": str(error)})
+    return found
 
 
 def _names(places: list[str]) -> dict[str, str]:
@@ -150,7 +161,7 @@ def compare(
     if len(places) < 2 or (prompts is not None and len(places) > 2):
         raise UsageError("name two to compare on --prompts, or two or more that were judged before")
     if prompts is None:
-        found = [comparison(results) for results in _as_judged(places, context)]
+        found = _as_judged(places, context)
     else:
         found = [comparison(_judged_anew(places[0], places[1], context))]
     settings, page = _runs_beside(places, found, None if prompts else out)

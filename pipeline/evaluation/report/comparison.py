@@ -79,7 +79,9 @@ def comparison(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return the verdict and the table of a comparison, for the console."""
+    """Return the verdict and the table of a comparison, for the console, or why there is none."""
+    if "not_compared" in found:
+        return [found["not_compared"]]
     rows = [_COLUMNS, *(_cells(rate) for rate in found["win_rates"])]
     widths = [max(len(row[place]) for row in rows) for place in range(len(_COLUMNS))]
     table = [

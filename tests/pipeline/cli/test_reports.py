@@ -121,6 +121,12 @@ def test_runs_are_compared_with_the_last_one_and_what_was_set_otherwise_is_told(
     assert "b is not shown to be better" in (tmp_path / "page/index.html").read_text()
     found = json.loads(rlhf("compare", "a", "b", "base", "--json").out)
     assert len(found["comparisons"]) == 2 and found["settings"] == told["settings"]
+    (tmp_path / "b/evaluate/samples.jsonl").write_text("")
+    assert "b was judged on other prompts" in rlhf("compare", "a", "b", "base").err
+    result = rlhf("compare", "a", "b", "base", "--out", "page")
+    assert result.code == 0 and "a is better than base" in result.out
+    assert "b was judged on other prompts than base" in result.out
+    assert "b was judged on other prompts" in (tmp_path / "page/index.html").read_text()
 
 
 @pytest.mark.parametrize(
