@@ -193,6 +193,7 @@ LOCAL: dict[str, Callable[[Path], list[str]]] = {
     "bart_rephrase": quickstart,
     "step_by_step": quickstart,
     "gsm8k_calculator": gsm8k_calculator,
+    "toolformer": quickstart,
     "bert_reward": quickstart,
 }
 
