@@ -155,11 +155,12 @@ def tree_kernels(work: Work) -> Figures:
     ]
     wanted = tree_attention._both_ways(packed, wide)
     low = [tensor.bfloat16() for tensor in wide]
-    found = Figures({"trial": str(tree_attention.works(device, heads, shared, width))})
+    found = Figures()
     ways = {"flex": packed._replace(rule=packed.made_rule()), "blocks": packed}
     # A processor has no kernel backwards; torch's plain computation of it is let through.
     plain = patch("torch.nn.attention.flex_attention._validate_device")
     with plain if work.device == "cpu" else nullcontext():
+        found["trial"] = str(tree_attention.works(device, heads, shared, width))
         for name, way in ways.items():
             call = partial(tree_attention._both_ways, way, low)
             apart = max(gap(a.float(), b) for a, b in zip(call(), wanted, strict=True))

@@ -328,3 +328,22 @@ def test_a_killed_process_ends_the_run_which_goes_on_on_one(tmp_path: Path, reci
         assert (other[name] - tensor).abs().max() < 1e-5, name
     rows = (run / "base" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_launch_under_deepspeed_ends_in_the_weights_of_one_process(
+    tmp_path: Path, recipe: Path, stage: int
+) -> None:
+    pytest.importorskip("deepspeed")
+    config = f"launch.config=recipes/launch/deepspeed_zero{stage}.yaml"
+    ways = {"one": [], "two": ["--set", "launch.processes=2", "--set", config]}
+    shorter = ["--set", "base.steps=10", "--set", "base.max_gradient_norm=0.5"]
+    for name, more in ways.items():
+        done = typed("run", str(recipe), "--out", str(tmp_path / name), *shorter, *more)
+        said, _ = done.communicate()
+        assert done.returncode == 0, said
+    one, two = (load_file(tmp_path / n / "base" / "model" / "model.safetensors") for n in ways)
+    for name, tensor in one.items():
+        assert (two[name] - tensor).abs().max() < 1e-5, name
