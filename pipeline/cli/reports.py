@@ -73,6 +73,8 @@ def _as_judged(places: list[str], context: typer.Context) -> list[dict[str, Any]
             f"nothing is answered anew without --prompts, as {' and '.join(given)} would have "
             "it; name some"
         )
+    if len({Path(place).resolve() for place in places}) < len(places):
+        raise UsageError(f"{', '.join(places)}: one is named twice; name each once")
     names = _names(places)
     *others, last = ((names[place], evaluation_in(place)) for place in places)
     found: list[dict[str, Any]] = []

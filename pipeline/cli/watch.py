@@ -20,7 +20,9 @@ _REPORT_SECONDS = 30.0
 
 def watch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=86400, help="Seconds between two looks.")
+    ] = 2.0,
     html: Annotated[
         bool, typer.Option("--html", help="Write its report twice a minute, too.")
     ] = False,

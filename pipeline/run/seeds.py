@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,18 +69,34 @@ def turns(
     order = list(first.stages)
     early = order[: order.index(start)] if start else []
     shared = [stage for stage in order if stage in early or not first.kind(stage).seeded]
-    kept = [f"{stage}.seed={first.seed(stage)}" for stage in shared]
     folder = out or Path("runs") / f"{first.name}_seeds"
     runs = [folder / str(number) for number in numbers]
     return [
         Turn(
-            load([f"seed={number}", *kept]),
+            _seeded(load, number, {stage: first.seed(stage) for stage in shared}),
             run,
             Selection(until=until),
             [*reuse, *(runs[:1] if run != runs[0] else ())],
         )
         for number, run in zip(numbers, runs, strict=True)
     ]
+
+
+def _seeded(load: Callable[[list[str]], Recipe], number: int, kept: Mapping[str, int]) -> Recipe:
+    """Return the recipe with a seed, of which some stages have one of their own."""
+    own, changes = load([f"seed={number}"]), [f"seed={number}", *_seeds(kept)]
+    recipe = load(changes)
+    # The stages of later rounds are copies of the first one's, with what was said of that.
+    copied = {
+        stage: own.seed(stage)
+        for stage in recipe.stages
+        if stage not in kept and recipe.seed(stage) != own.seed(stage)
+    }
+    return load([*changes, *_seeds(copied)]) if copied else recipe
+
+
+def _seeds(stages: Mapping[str, int]) -> list[str]:
+    return [f"stages.{stage}.seed={seed}" for stage, seed in stages.items()]
 
 
 def report_seeds(runs: Sequence[Turn]) -> Path:

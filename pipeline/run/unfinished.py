@@ -28,7 +28,7 @@ from pydantic import BaseModel, JsonValue
 from data.errors import ArtifactError
 from data.json_lines import read_json_object
 from data.storage import storage_errors, sync_folder, sync_tree, write_atomically
-from pipeline.contract.artifacts import MANIFEST, SCRATCH, Artifact
+from pipeline.contract.artifacts import MANIFEST, SCRATCH, Artifact, find
 from pipeline.contract.resume import read_manifest, states_of
 
 PLACE = ".unfinished"
@@ -225,8 +225,15 @@ def take_over(artifact: Artifact, attempt: Attempt, *, keep: Path) -> None:
         artifact: what an attempt of the same key has left.
         attempt: that of this run.
         keep: as in `remove_unfinished`.
+
+    Raises:
+        ArtifactError: a run that works there began the stage anew meanwhile.
     """
     folder = attempt.folder
+    changed = ArtifactError(
+        f"{artifact.folder} changed while it was taken over; wait for the run that works there, "
+        "or leave it out of --reuse"
+    )
     prepare_folder(attempt, anew=True)
     with storage_errors(folder):
         # Cut off here, the folder is no attempt's to go on in, which would write into the links.
@@ -236,11 +243,14 @@ def take_over(artifact: Artifact, attempt: Attempt, *, keep: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, place)
+            except FileNotFoundError as error:
+                raise changed from error
             except OSError:  # another file system, or one without hard links
                 shutil.copy2(source, place)
+        if find(artifact.folder) != artifact:
+            raise changed
         sync_tree(folder, leave_out=SCRATCH)
-        manifest = (artifact.folder / MANIFEST).read_text(encoding="utf-8")
-        write_atomically(folder / MANIFEST, manifest)
+        write_atomically(folder / MANIFEST, json.dumps(artifact.manifest, indent=2) + "\n")
         shutil.rmtree(folder / "work")
     remove_unfinished(folder, keep=keep)
 

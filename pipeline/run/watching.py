@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.errors import ArtifactError
 from data.storage import open_file
 from pipeline.evaluation.report.charts import stage_figures
 from pipeline.run.listing import list_run, load_run
@@ -38,7 +39,7 @@ def look(run: Path) -> Look:
     """Return how a run stands now.
 
     Raises:
-        ArtifactError: the folder is no run.
+        ArtifactError: the folder is no run, or a log in it is damaged.
     """
     rows, held = list_run(run), holder(run)
     if held is None:
@@ -63,4 +64,7 @@ def _last_rows(log: Path) -> list[dict[str, Any]]:
             *lines, _ = file.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[bool(skipped) :]]
+    try:
+        return [json.loads(line) for line in lines[bool(skipped) :]]
+    except ValueError as error:
+        raise ArtifactError(f"{log} is damaged: a line of it is no JSON ({error})") from error

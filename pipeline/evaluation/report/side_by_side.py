@@ -85,7 +85,7 @@ def side_by_side(
         ArtifactError: a run has no report.
     """
     reports = {name: _report(folder) for name, folder in runs.items()}
-    found = {name: {f.name: f for f in figures_of(report)} for name, report in reports.items()}
+    found = {name: _figures(runs[name], report) for name, report in reports.items()}
     rows = []
     for name in dict.fromkeys(name for mine in found.values() for name in mine):
         mine = [figures.get(name) for figures in found.values()]
@@ -101,10 +101,7 @@ def side_by_side(
             row |= {"mean": mean.value, "ci95_over_seeds": mean.ci95}
         rows.append(row)
     return {
-        "runs": {
-            name: {key: report[key] for key in ("recipe", "seed", "created", "verdict", "not_done")}
-            for name, report in reports.items()
-        },
+        "runs": {name: _head(report) for name, report in reports.items()},
         "seeds": seeds,
         "settings": dict(settings or {}),
         "paired": list(paired),
@@ -117,6 +114,21 @@ def _report(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder} has no report yet; make it with: rlhf report {folder}")
     return read_json_object(path)
+
+
+def _head(report: Report) -> dict[str, Any]:
+    return {key: report[key] for key in ("recipe", "seed", "created", "verdict", "not_done")}
+
+
+def _figures(folder: Path, report: Report) -> dict[str, Figure]:
+    try:
+        _head(report)
+        return {figure.name: figure for figure in figures_of(report)}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / 'report' / PAGES[0]} is of another version or was edited "
+            f"({type(error).__name__}: {error}); make it anew with: rlhf report {folder}"
+        ) from error
 
 
 def write_side_by_side(out: Path, runs: Mapping[str, Path], **told: Any) -> Path:

@@ -184,6 +184,8 @@ def test_what_would_do_nothing_is_refused(rlhf: Callable[..., Any], tmp_path: Pa
     result = rlhf("compare", "new", "old", "--out", "page")
     assert result.code == 2 and "--out takes the page of runs" in result.err
     assert "name two to compare" in rlhf("compare", "new").err
+    result = rlhf("compare", "new", "old", "./old/")
+    assert result.code == 2 and "new, old, ./old/: one is named twice" in result.err
     result = rlhf("compare", "new", "old", "third", "--prompts", "ask.jsonl")
     assert result.code == 2 and "name two to compare" in result.err
     judge = "x={kind: llm, url: http://127.0.0.1:9/v1, model: wise}"

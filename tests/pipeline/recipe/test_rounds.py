@@ -11,6 +11,7 @@ import yaml
 
 from data.errors import RecipeError
 from pipeline.recipe.load import Recipe, load_recipe
+from pipeline.run.seeds import turns
 
 LOOP: dict[str, Any] = {
     "seed": 5,
@@ -79,6 +80,24 @@ def test_rounds_of_dpo_need_no_reward_model(loaded: Any) -> None:
     assert of(recipe, "rankings_2").model == "dpo"
     second = of(recipe, "dpo_2")
     assert (second.rankings, second.model) == (("rankings", "rankings_2"), "sft")
+
+
+def test_seeds_differ_in_later_rounds_of_stages_that_the_first_one_shares(loaded: Any) -> None:
+    runs = turns(
+        lambda changes: loaded(*changes), "3,8", out=None, start="ppo", until=None, reuse=()
+    )
+    first, second = ({s: t.recipe.seed(s) for s in t.recipe.stages} for t in runs)
+    shared = {"tok": 3, "sft": 3, "known": 3, "rankings": 3, "reward": 3}
+    rounds = {
+        "rankings_2": 4,
+        "reward_2": 3,
+        "ppo_2": 3,
+        "rankings_3": 5,
+        "reward_3": 3,
+        "ppo_3": 3,
+    }
+    assert first == {**shared, "ppo": 3, **rounds}
+    assert second == {**shared, "ppo": 8, **{stage: seed + 5 for stage, seed in rounds.items()}}
 
 
 def test_a_copy_may_differ(loaded: Any) -> None:

@@ -238,6 +238,27 @@ def test_taking_over_that_was_cut_off_leaves_the_other_run_alone(
     assert there.stat().st_nlink == 1
 
 
+@pytest.mark.parametrize("gone", ["a/manifest.json", "a/model/out.txt"])
+def test_a_stage_that_begins_anew_while_it_is_taken_over_is_refused(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    go(recipe_file)
+    link = os.link
+
+    def begun(source: Path, place: Path) -> None:
+        (recipe_file.parent / "run" / gone).unlink(missing_ok=True)
+        link(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", begun)
+        with pytest.raises(ArtifactError, match="run/a changed while it was taken over"):
+            other(recipe_file)
+    assert not (recipe_file.parent / "other/a/manifest.json").exists()
+    RUNS.clear()
+    other(recipe_file, reuse=False, until="a")
+    assert RUNS == ["a@0"]
+
+
 def test_a_run_from_a_stage_on_takes_over_what_it_needs(recipe_file: Path) -> None:
     go(recipe_file, until="b")
     RUNS.clear()
@@ -718,6 +739,9 @@ def test_watching_shows_what_the_stage_at_work_has_logged(
         write("samples.jsonl", *({"prompt": asked, "response": f"So {i}.", "score": i / 4}
                                  for i in range(5)), rest='{"prompt": ')  # fmt: skip
         shown.append(watched("--html"))
+        write("samples.jsonl", rest="{\n")
+        with pytest.raises(ArtifactError, match=r"b/samples.jsonl is damaged"):
+            watched()
 
     monkeypatch.setitem(DURING, "b", seen)
     go(recipe_file, until="b")

@@ -98,6 +98,16 @@ def test_a_run_without_a_report_is_told(runs: dict[str, Path], tmp_path: Path) -
         write_side_by_side(tmp_path / "all", {**runs, "none": tmp_path / "none"})
 
 
+@pytest.mark.parametrize("edited", [{"tasks": None}, {"checkpoints": {"ppo": 3}}])
+def test_a_report_of_another_version_is_told(
+    runs: dict[str, Path], tmp_path: Path, edited: dict[str, Any]
+) -> None:
+    runs["old"] = write(tmp_path / "old", report(0.9, 3.0, **edited))
+    with pytest.raises(ArtifactError, match=r"old.*was edited.*rlhf report .*old"):
+        write_side_by_side(tmp_path / "all", runs)
+    assert not (tmp_path / "all").exists()
+
+
 def test_figures_that_one_run_lacks_are_left_empty(runs: dict[str, Path], tmp_path: Path) -> None:
     runs["2"] = write(tmp_path / "2", report(0.9, 3.0, tasks=[], not_done={"ppo": "not run"}))
     page = write_side_by_side(tmp_path / "all", runs, seeds=True)
