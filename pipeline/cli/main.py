@@ -114,7 +114,10 @@ def run(
         selection = Selection(start=start, until=until, only=only, force=force)
         todo = [Turn(checked, out or Path("runs") / checked.name, selection, others)]
     else:
-        _refuse_beside("--seeds", {"--seed": seed, "--only": only, "--force": force or None})
+        given = [one for one in overrides or () if one.partition("=")[0] == "seed"]
+        _refuse_beside("--seeds", {
+            "--seed": seed, "--set seed": given or None, "--only": only, "--force": force or None,
+        })  # fmt: skip
         changed = functools.partial(_changed, recipe, overrides or [])
         todo = turns(changed, seeds, out=out, start=start, until=until, reuse=others)
     if dry_run:

@@ -66,6 +66,19 @@ def ranking_rows(
     Raises:
         RowError: a column is missing, or what was said names none of the answers.
     """
+    try:
+        yield from _ranking_rows(row, columns, dropped)
+    except RowError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RowError(
+            f"it is no row of a plain table, of Argilla or of Label Studio ({error!r:.100})"
+        ) from error
+
+
+def _ranking_rows(
+    row: Mapping[str, Any], columns: Mapping[str, str], dropped: Counter[str]
+) -> Iterator[dict[str, Any]]:
     for said in _judgements(row, columns, dropped):
         for ours, theirs in columns.items():
             if theirs not in said and ours != "annotator":

@@ -419,6 +419,29 @@ def test_columns_that_make_no_sense_are_told(text, told):
         parse_columns(text)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"annotations": None, "data": {"q": "x", "a": "1", "b": "2"}},
+        {"annotations": ["no"], "data": {"q": "x", "a": "1", "b": "2"}},
+        {"annotations": [{"result": [{"value": 1}]}], "data": {"q": "x", "a": "1", "b": "2"}},
+        {"w.responses": ["a", "b"], "w.responses.users": ["u"], "w.responses.status": []},
+        {"q": "x", "a": "1", "b": "2", "w": [{"ranker": ["a", "b"]}]},
+        {"q": "x", "a": "1", "b": "2", "w": [{"selected": ["left"]}]},
+        {"q": "x", "a": "1", "b": "2", "w": [{"rank": 1}, {"rank": 2}]},
+        {
+            "q": "x",
+            "a": "1",
+            "b": "2",
+            "w": [{"value": "a", "rank": 1}, {"value": "b", "rank": ""}],
+        },
+    ],
+)
+def test_rows_that_are_no_export_of_another_tool_are_told(tmp_path, damaged):
+    with pytest.raises(BadRowsError, match="it is no row of a plain table, of Argilla or of Label"):
+        told(tmp_path / "rows.json", [damaged], "prompt=q,a=a,b=b,winner=w")
+
+
 def told(path: Path, content: Any, columns: str) -> tuple[list[tuple[str, dict[str, int]]], dict]:
     """Return who ranked which answer how, and what was left out."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))
