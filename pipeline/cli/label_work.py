@@ -88,6 +88,8 @@ def start(
 
 
 def _require_asking(run: Path, stages: Mapping[str, object]) -> Mapping[str, object]:
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder; name the one that `rlhf run` works in")
     if not stages:
         raise UsageError(
             f"{run} has no stage that asks people; run a recipe with `labeler: people` first, as "

@@ -151,12 +151,17 @@ def _show_plans(todo: list[Turn]) -> None:
     """Print what each run would do; of several, the name of its folder before each stage."""
     from pipeline.run.planning import Planner
     from pipeline.run.runner import plan
+    from pipeline.run.seeds import same_stages
 
+    first, *others = todo
     for turn in todo:
-        run = f"{turn.folder.name}/" if len(todo) > 1 else ""
+        run = f"{turn.folder.name}/" if others else ""
+        shared = () if turn is first else same_stages(turn.recipe, first.recipe)
         for step in plan(Planner(*turn)):
-            reason = f" ({step.reason})" if step.reason else ""
-            typer.echo(f"{run}{step.stage}: {step.action}{reason}")
+            action, reason = step.action, step.reason
+            if action in ("run", "resume") and step.stage in shared:
+                action, reason = "reuse", f"of {first.folder}, which runs before"
+            typer.echo(f"{run}{step.stage}: {action}{f' ({reason})' if reason else ''}")
 
 
 def _execute(turn: Turn, *, processes: int | None, quiet: bool, same: str) -> None:

@@ -99,6 +99,16 @@ def _seeds(stages: Mapping[str, int]) -> list[str]:
     return [f"stages.{stage}.seed={seed}" for stage, seed in stages.items()]
 
 
+def same_stages(recipe: Recipe, first: Recipe) -> set[str]:
+    """Return the stages of a recipe that follow from the same as those of the first run's."""
+    same: set[str] = set()
+    for stage, settings in recipe.stages.items():
+        alike = settings.key_settings() == first.stages[stage].key_settings()
+        if alike and recipe.seed(stage) == first.seed(stage) and same >= {*recipe.parents(stage)}:
+            same.add(stage)
+    return same
+
+
 def report_seeds(runs: Sequence[Turn]) -> Path:
     """Write the page of runs that differ by their seed beside their folders; return its path."""
     from pipeline.evaluation.report.side_by_side import write_side_by_side

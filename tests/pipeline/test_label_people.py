@@ -356,6 +356,8 @@ def test_a_run_that_asks_nobody_is_told(tmp_path: Path, rlhf: Command) -> None:
     for command in ("prepare", "start"):
         refused = rlhf("label", command, tmp_path)
         assert refused.code == 2 and "has no stage that asks people" in refused.err
+        refused = rlhf("label", command, tmp_path / "nowhere")
+        assert refused.code == 2 and "no such run folder" in refused.err
 
 
 QUICKSTART = (

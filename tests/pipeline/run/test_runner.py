@@ -622,6 +622,13 @@ def test_seeds_share_the_stages_before_the_first_that_differs(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(recipe_file.parent)
+    planned = seeds("--seeds", "3-4", "--from", "c", "--dry-run").stdout.splitlines()
+    assert planned[0] == "3/a: run (has not run yet)"
+    assert planned[3:] == [
+        "4/a: reuse (of all/3, which runs before)",
+        "4/b: reuse (of all/3, which runs before)",
+        "4/c: run (b runs before it)",
+    ]
     done = seeds("--seeds", "3-4,9", "--from", "c")
     assert done.stdout == "All seeds: all/index.html\n"
     assert RUNS == ["a@0", "b@0", "c@0", "c@0", "c@0"]
