@@ -114,10 +114,7 @@ def run(
         selection = Selection(start=start, until=until, only=only, force=force)
         todo = [Turn(checked, out or Path("runs") / checked.name, selection, others)]
     else:
-        given = [one for one in overrides or () if one.partition("=")[0] == "seed"]
-        _refuse_beside("--seeds", {
-            "--seed": seed, "--set seed": given or None, "--only": only, "--force": force or None,
-        })  # fmt: skip
+        _refuse_beside_seeds(overrides, {"--seed": seed, "--only": only, "--force": force or None})
         changed = functools.partial(_changed, recipe, overrides or [])
         todo = turns(changed, seeds, out=out, start=start, until=until, reuse=others)
     if dry_run:
@@ -139,12 +136,13 @@ def _changed(path: Path, overrides: list[str], more: list[str]) -> Recipe:
     return _recipe(path, [*overrides, *more])
 
 
-def _refuse_beside(option: str, others: dict[str, object]) -> None:
+def _refuse_beside_seeds(overrides: list[str] | None, others: dict[str, object]) -> None:
     from data.errors import UsageError
 
     given = [name for name, value in others.items() if value is not None]
+    given += [f"--set {one}" for one in overrides or () if one.partition("=")[0] == "seed"]
     if given:
-        raise UsageError(f"{option} does not go with {' and '.join(given)}; give one of them")
+        raise UsageError(f"--seeds does not go with {' and '.join(given)}; give one of them")
 
 
 def _show_plans(todo: list[Turn]) -> None:

@@ -671,7 +671,7 @@ def test_of_seeds_what_draws_nothing_is_made_once(
         (["0,"], "'' names no seeds"),
         (["0-1", "--only", "c"], "--seeds does not go with --only"),
         (["0-1", "--seed", "0", "--force"], "--seeds does not go with --seed and --force"),
-        (["0-1", "--set", "seed=3"], "--seeds does not go with --set seed"),
+        (["0-1", "--set", "seed=3"], "--seeds does not go with --set seed=3; give one"),
         (["0-1", "--from", "d"], "--from d: three.yaml has no such stage"),
     ],
 )
