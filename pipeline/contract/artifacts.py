@@ -127,11 +127,19 @@ class Artifact:
 def require_writable_place(folder: Path) -> None:
     """Refuse a folder that can't be: itself or one above it is a file, or its name is too long.
 
+    Or one in a finished stage, which would no longer be what its manifest says.
+
     Raises:
         StorageError: names it.
     """
     with storage_errors(folder):
         require_short_names(folder)
+        place = folder.absolute()
+        for path in (place, *place.parents):
+            if all((path / name).is_file() for name in (MANIFEST, "stage.log")):
+                raise StorageError(
+                    f"{folder} is in a finished stage, {path}; choose another with --out"
+                )
         for path in (folder, *folder.parents):
             if path.is_dir():
                 return

@@ -15,6 +15,7 @@ from data.errors import ArtifactError
 from data.intervals import over_seeds
 from data.json_lines import read_json_object
 from data.storage import require_file_place, storage_errors, write_atomically
+from pipeline.contract.artifacts import require_writable_place
 from pipeline.evaluation.report import view
 from pipeline.evaluation.report.charts import runs_charts
 from pipeline.evaluation.report.collect import read_metrics
@@ -143,6 +144,7 @@ def write_side_by_side(out: Path, runs: Mapping[str, Path], **told: Any) -> Path
         ArtifactError: a run has no report.
         StorageError: the folder can't be written.
     """
+    require_writable_place(out)
     report = side_by_side(runs, **told)
     page = _page(report, runs)
     with storage_errors(out):

@@ -9,7 +9,14 @@ import pytest
 
 from data.errors import ArtifactError, StorageError
 from data.storage import write_atomically
-from pipeline.contract.artifacts import MANIFEST, Artifact, find, publish, verify
+from pipeline.contract.artifacts import (
+    MANIFEST,
+    Artifact,
+    find,
+    publish,
+    require_writable_place,
+    verify,
+)
 
 
 def make(folder: Path, text: str = "weights", log: str = "1\n") -> Artifact:
@@ -35,6 +42,16 @@ def test_a_published_folder_is_found_and_verified(tmp_path: Path) -> None:
     assert verify(found).digest == made.digest
     assert found.size == len("weights") + 2
     assert found.metrics == {"eval/loss": 1.0}
+
+
+def test_nothing_is_put_into_a_finished_stage(tmp_path: Path) -> None:
+    made = make(tmp_path / "base")
+    require_writable_place(tmp_path / "base" / "new")  # some other program's manifest.json
+    (made.folder / "stage.log").touch()
+    for place in ("base", "base/model", "base/new/run"):
+        with pytest.raises(StorageError, match=f"{place} is in a finished stage, .*base; choose"):
+            require_writable_place(tmp_path / place)
+    require_writable_place(tmp_path / "other")
 
 
 def test_the_digest_is_of_content_and_leaves_records_out(tmp_path: Path) -> None:
