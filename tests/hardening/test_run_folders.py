@@ -383,6 +383,17 @@ ADDRESSES = {
 }  # fmt: skip
 
 
+def test_the_address_of_a_server_whose_number_another_process_has_now(tmp_path: Path) -> None:
+    from data.labels.web.address import announcement, read_address, server_file
+
+    server_file(tmp_path).parent.mkdir()
+    told = announcement("http://127.0.0.1:1")
+    server_file(tmp_path).write_text(told)
+    assert read_address(tmp_path) == "http://127.0.0.1:1"
+    server_file(tmp_path).write_text(json.dumps({**json.loads(told), "born": 1e9}))
+    assert read_address(tmp_path) is None
+
+
 @pytest.mark.parametrize("content", ADDRESSES.values(), ids=ADDRESSES)
 def test_an_address_that_no_server_wrote(tmp_path: Path, content: str) -> None:
     from data.labels.web.address import read_address

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from pathlib import Path
+
+import psutil
 
 from data.errors import ArtifactError, UsageError
 from data.json_lines import read_json_object
@@ -13,6 +16,8 @@ from data.json_lines import read_json_object
 _NAME = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.?"
 _LONGEST = 253
 """Characters of a name."""
+_SAME_MOMENT = 1.0
+"""Seconds; a correction of the clock moves what the system tells of a process's beginning."""
 HOST = rf"(?:{_NAME}|\[[0-9a-f:.]+\])"
 URL = re.compile(rf"(https?)://({HOST})(?::(\d{{1,5}}))?/?", re.ASCII | re.IGNORECASE)
 
@@ -20,6 +25,12 @@ URL = re.compile(rf"(https?)://({HOST})(?::(\d{{1,5}}))?/?", re.ASCII | re.IGNOR
 def server_file(run: Path) -> Path:
     """Return the file that the server keeps its address in."""
     return run / "labels" / "server.json"
+
+
+def announcement(address: str) -> str:
+    """Return what this process, which serves at an address, writes into `server_file`."""
+    born = psutil.Process().create_time()
+    return json.dumps({"address": address, "pid": os.getpid(), "born": born})
 
 
 def read_address(run: Path) -> str | None:
@@ -30,7 +41,9 @@ def read_address(run: Path) -> str | None:
         return None
     address, process = written.get("address"), written.get("pid")
     # Not isinstance: `true` is an int to it, and would be the first process of all.
-    return address if type(address) is str and type(process) is int and _alive(process) else None
+    if type(address) is not str or type(process) is not int:
+        return None
+    return address if _alive(process, written.get("born")) else None
 
 
 def checked_url(url: str) -> str:
@@ -66,14 +79,16 @@ def as_sent(host: str) -> str:
     return f"[{ipaddress.ip_address(host[1:-1])}]" if host.startswith("[") else host
 
 
-def _alive(process: int) -> bool:
-    """Tell whether a process is there; one that was killed could not remove its file."""
+def _alive(process: int, born: object) -> bool:
+    """Tell whether a process is there; one that was killed could not remove its file.
+
+    Its number may be another's by now, which was born at another moment.
+    """
     if not 0 < process < 2**31:  # any other names groups of processes, or none
         return False
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        since = psutil.Process(process).create_time()
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
+    # Not told by servers of earlier versions.
+    return born is None or (type(born) is float and abs(since - born) < _SAME_MOMENT)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import logging
-import os
 import resource
 import signal
 import socket
@@ -25,6 +23,7 @@ from data.labels.live.conversations import Conversations
 from data.labels.live.relay import Relay
 from data.labels.store.database import Database
 from data.labels.store.private import make_folder
+from data.labels.web.address import announcement
 from data.labels.web.app import LOG, create_app
 from data.labels.web.connections import BACKLOG, MOST, Listening, Protocol, Sparing
 from data.labels.web.front import Front, resolved
@@ -195,7 +194,7 @@ def _announced(path: Path | None, address: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    body = json.dumps({"address": address, "pid": os.getpid()})
+    body = announcement(address)
     make_folder(path.parent)
     write_atomically(path, body + "\n")
     with storage_errors(path):
