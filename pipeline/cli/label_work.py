@@ -65,6 +65,8 @@ def start(
     from data.extras import PAGES, STORE, require_packages
     from data.labels.names import clean_name
     from pipeline.cli.label_store import people_stages
+    from pipeline.run.listing import load_run
+    from pipeline.run.planning import Selection
 
     require_packages(*STORE, *PAGES)
     from data.labels.campaign.accounts import require_hours
@@ -72,6 +74,7 @@ def start(
     require_hours(hours)
     load_plugins(plugin)
     _require_asking(run, people_stages(run))
+    Selection(until=until).stages(load_run(run).recipe)  # refused before anybody is invited
     names = [clean_name(name) for name in people.split(",") if name.strip()]
     with _served(run, port) as address:
         for name, link in _links(run, names, hours, address):

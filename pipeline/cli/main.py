@@ -310,6 +310,7 @@ def list_stages(
     """List the stages of a run: state, age, size, parents, main metric."""
     from rich.console import Console as RichConsole
     from rich.table import Table
+    from rich.text import Text
 
     from pipeline.run.listing import COLUMNS, list_run
 
@@ -320,7 +321,7 @@ def list_stages(
         return
     table = Table(*COLUMNS, box=None, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # what is quoted is no markup
     RichConsole().print(table)
 
 

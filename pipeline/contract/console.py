@@ -154,11 +154,11 @@ def _rich_bar(unit: str, stream: TextIO | None) -> Any:
             return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
 
     return rp.Progress(
-        rp.TextColumn("  {task.description}"),
+        rp.TextColumn("  {task.description}", markup=False),
         rp.BarColumn(bar_width=28),
         rp.MofNCompleteColumn(),
         Rate(),
         rp.TimeRemainingColumn(),
-        rp.TextColumn("{task.fields[info]}"),
+        rp.TextColumn("{task.fields[info]}", markup=False),
         console=RichConsole(file=stream) if stream else None,
     )

@@ -360,6 +360,14 @@ def test_a_run_that_asks_nobody_is_told(tmp_path: Path, rlhf: Command) -> None:
         assert refused.code == 2 and "no such run folder" in refused.err
 
 
+def test_nobody_is_invited_to_what_can_not_go_on(tmp_path: Path, rlhf: Command) -> None:
+    asks = "{kind: rankings, labeler: people, model: ./base, prompts: [{world: rm_prompts}]}"
+    (tmp_path / "recipe.yaml").write_text(f"name: r\nstages:\n  pairs: {asks}\n")
+    refused = rlhf("label", "start", tmp_path, "--people", "Ada", "--until", "pears")
+    assert refused.code == 2 and "--until pears" in refused.err and "pairs" in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 QUICKSTART = (
     "--set", "rankings.labeler=people",
     "--set", "rankings.people={overlap: 0.2, annotators_per_task: 3, poll_seconds: 0.5}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.main import list_stages
 from pipeline.cli.watch import watch
 from pipeline.run.watching import Look
 
@@ -39,3 +40,14 @@ def test_a_run_is_shown_until_its_process_ends(monkeypatch: pytest.MonkeyPatch) 
     assert "running, 2/30, 42 s left, process 4711" in shown
     assert "KL to the reference, nats 0.500" in shown and "Why [bold]?" in shown
     assert "no process works in it" in shown and next(looks, None) is None
+
+
+def test_stages_are_listed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = "outdated: instruction: None -> '[/b]'"
+    rows = [("sft", "sft", state, "2 d", "1 kB", "-", "eval/loss 1.2")]
+    screen = Terminal()
+    monkeypatch.setattr("pipeline.run.listing.list_run", lambda run: rows)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    list_stages(Path("run"))
+    assert state in screen.getvalue()
