@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pipeline.run.watching import Look
 
 _REPORT_SECONDS = 30.0
+_WIDE = 100
+"""Columns of a terminal that has room for all that is told of a stage."""
+_FIRST = 3
+"""What is told of a stage where there is less: its name, kind and state."""
 
 
 def watch(
@@ -67,14 +72,15 @@ def _page(now: Look) -> RenderableType:
 
     from pipeline.run.listing import COLUMNS
 
-    table = Table(*COLUMNS, box=None, header_style="bold")
+    shown = len(COLUMNS) if shutil.get_terminal_size().columns >= _WIDE else _FIRST
+    table = Table(*COLUMNS[:shown], box=None, header_style="bold")
     for row in now.rows:
-        table.add_row(*map(Text, row), style="bold" if row[0] == now.stage else None)
+        table.add_row(*map(Text, row[:shown]), style="bold" if row[0] == now.stage else None)
     return Group(table, *map(Text, _told(now)))
 
 
 def _lines(now: Look) -> list[str]:
-    return ["\t".join(row[:3]) for row in now.rows] + [*_told(now)]
+    return ["\t".join(row[:_FIRST]) for row in now.rows] + [*_told(now)]
 
 
 def _told(now: Look) -> Iterator[str]:

@@ -48,14 +48,18 @@ def look(run: Path) -> Look:
     if stage not in stages:
         return Look(rows, stage, {}, [], [])
     logged, alarms, samples = (
-        _last_rows(run / stage / name)
-        for name in ("metrics.jsonl", "doctor.jsonl", "samples.jsonl")
+        _last_rows(run / stage / name, *keys)
+        for name, *keys in (
+            ("metrics.jsonl",),
+            ("doctor.jsonl", "update", "told"),
+            ("samples.jsonl", "prompt", "response"),
+        )
     )
     told = [f"update {row['update']}: {row['told']}" for row in alarms[: -SAMPLES - 1 : -1]]
     return Look(rows, stage, stage_figures(stages[stage].kind, logged), told, samples[-SAMPLES:])
 
 
-def _last_rows(log: Path) -> list[dict[str, Any]]:
+def _last_rows(log: Path, *keys: str) -> list[dict[str, Any]]:
     """Return the whole rows at the end of a log that may be written to."""
     try:
         with open(log, "rb", opener=open_file) as file:
@@ -65,6 +69,10 @@ def _last_rows(log: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     try:
-        return [json.loads(line) for line in lines[bool(skipped) :]]
-    except ValueError as error:
-        raise ArtifactError(f"{log} is damaged: a line of it is no JSON ({error})") from error
+        rows = [json.loads(line) for line in lines[bool(skipped) :]]
+        whole = all(isinstance(row, dict) and row.keys() >= {*keys} for row in rows)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ArtifactError(f"{log} is damaged: a line of it is no row that a stage writes")
+    return rows

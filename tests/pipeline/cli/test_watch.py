@@ -42,6 +42,16 @@ def test_a_run_is_shown_until_its_process_ends(monkeypatch: pytest.MonkeyPatch) 
     assert "no process works in it" in shown and next(looks, None) is None
 
 
+def test_a_narrow_terminal_shows_the_state_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("pipeline.run.watching.look", lambda run: at(None, 3))
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    watch(Path("run"), every=3.0, html=False)
+    shown = screen.getvalue()
+    assert "ppo" in shown and "done" in shown and "metric" not in shown
+
+
 def test_stages_are_listed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     state = "outdated: instruction: None -> '[/b]'"
     rows = [("sft", "sft", state, "2 d", "1 kB", "-", "eval/loss 1.2")]

@@ -747,9 +747,10 @@ def test_watching_shows_what_the_stage_at_work_has_logged(
         write("samples.jsonl", *({"prompt": asked, "response": f"So {i}.", "score": i / 4}
                                  for i in range(5)), rest='{"prompt": ')  # fmt: skip
         shown.append(watched("--html"))
-        write("samples.jsonl", rest="{\n")
-        with pytest.raises(ArtifactError, match=r"b/samples.jsonl is damaged"):
-            watched()
+        for damaged in ("{\n", "[1]\n", '{"response": "So."}\n'):
+            write("samples.jsonl", rest=damaged)
+            with pytest.raises(ArtifactError, match=r"b/samples.jsonl is damaged"):
+                watched()
 
     monkeypatch.setitem(DURING, "b", seen)
     go(recipe_file, until="b")
