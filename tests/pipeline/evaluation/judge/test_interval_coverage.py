@@ -17,8 +17,8 @@ spec.loader.exec_module(simulation)
 REFITTED = [name for name in simulation.METHODS if name.startswith(("length", "Bradley"))]
 
 
-FEW = ("F1 of classes", "area of risk")
-"""With 95 % of one class, or of right answers, a few single answers make the figure."""
+ONCE = ("F1 of classes", "area of risk", "calibration error", "temperature")
+"""At .95 a few single answers make the figure of the first two; the others have no ties."""
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ FEW = ("F1 of classes", "area of risk")
         (name, ties)
         for name in simulation.METHODS
         for ties in (0.5, 0.95)
-        if name not in REFITTED and (ties == 0.5 or name not in FEW)
+        if name not in REFITTED and (ties == 0.5 or name not in ONCE)
     ],
 )
 def test_nineteen_of_twenty_intervals_hold_the_truth(name: str, ties: float) -> None:
