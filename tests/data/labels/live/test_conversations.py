@@ -185,7 +185,7 @@ def test_a_draft_and_openings_are_kept_for_whoever_they_are_of(talk: Any) -> Non
     assert drawn != ada.live.openings(ada.campaign.id, "another")
 
 
-NO_SENSE = [
+NO_SENSE: list[tuple[dict[str, Any], str]] = [
     ({"answers": 1}, "each message gets 2 to 4"),
     ({"answers": 5}, "each message gets 2 to 4"),
     ({"answers": 3, "mode": "pairs"}, "mode pairs compares 2 completions"),
