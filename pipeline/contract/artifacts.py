@@ -137,9 +137,8 @@ def require_writable_place(folder: Path) -> None:
         place = folder.absolute()
         for path in (place, *place.parents):
             if all((path / name).is_file() for name in (MANIFEST, "stage.log")):
-                raise StorageError(
-                    f"{folder} is in a finished stage, {path}; choose another with --out"
-                )
+                what = "a finished stage" if path == place else f"in a finished stage, {path}"
+                raise StorageError(f"{folder} is {what}; choose another with --out")
         for path in (folder, *folder.parents):
             if path.is_dir():
                 return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
-from pipeline.contract.artifacts import MANIFEST, require_writable_place
+from pipeline.contract.artifacts import require_writable_place
 from pipeline.contract.console import Console
 from pipeline.contract.handover import local_checkpoint
 from pipeline.contract.retrieval import ReadingSettings, with_readers
@@ -123,8 +123,6 @@ def evaluate_checkpoints(
         RlhfError: a checkpoint or source can't be read.
     """
     console = console or Console()
-    if (out / MANIFEST).is_file():
-        raise UsageError(f"{out} is a finished stage; choose another folder with --out")
     require_writable_place(out)
     workspace = EvaluationWorkspace(out, out / CACHE, console, stop_if_asked)
     check_tasks(request.tasks)

@@ -142,7 +142,7 @@ class AnswerService:
 
     def _drop(self, channel: Channel) -> None:
         """Let a server go; what nobody else asked for is sampled no further."""
-        gone = self._channels.pop(channel) or set()
+        gone = self._channels.pop(channel, None) or set()  # it may be gone already
         channel.close()
         for others in self._channels.values():
             gone -= others or set()

@@ -48,7 +48,9 @@ def test_nothing_is_put_into_a_finished_stage(tmp_path: Path) -> None:
     made = make(tmp_path / "base")
     require_writable_place(tmp_path / "base" / "new")  # some other program's manifest.json
     (made.folder / "stage.log").touch()
-    for place in ("base", "base/model", "base/new/run"):
+    with pytest.raises(StorageError, match="base is a finished stage; choose"):
+        require_writable_place(tmp_path / "base")
+    for place in ("base/model", "base/new/run"):
         with pytest.raises(StorageError, match=f"{place} is in a finished stage, .*base; choose"):
             require_writable_place(tmp_path / place)
     require_writable_place(tmp_path / "other")
