@@ -90,7 +90,7 @@ class Annotator(threading.Thread):
             pairs = task["mode"] == "pairs"
             sheet |= {"tiers": [None] * count if pairs else tiers, "ratings": [None] * count}
             sheet |= {"choice": self.rng.choice([-2, 1])} if pairs else {}
-            time.sleep(self.rng.expovariate(2))  # reads
+            time.sleep(1 + self.rng.expovariate(1))  # reads; the server takes no more a minute
             self.send(f"{task['base']}/submit", task["csrf"], sheet)
             self.ranked[task["base"].rpartition("/")[2]] = sheet
             return
