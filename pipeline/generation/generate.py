@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,18 +155,18 @@ def generate(
     limits = _limits(model, prompts, sampling.max_new_tokens, tools)
     # Drawn for all prompts at once: a prompt's numbers do not depend on how batches are cut.
     uniforms_NT = uniforms(len(prompts), sampling, generator)
-    order, calling = _longest_first(prompts), Calling(tools, len(prompts))
+    calling = Calling(tools, len(prompts))
     with evaluating(model):
-        decoder = decoder_for(model)(
+        decoder, order = _decoding(
             model,
-            [prompts[i] for i in order],
-            limits=[limits[i] for i in order],
-            draw=partial(_draw, sampling=sampling, model=model),
-            uniforms_NT=uniforms_NT[order],
+            prompts,
+            limits,
+            sampling=sampling,
+            uniforms_NT=uniforms_NT,
             eos_token_ids=eos_token_ids,
             pad_token_id=pad_token_id,
             slots=_rows(model, _longest(prompts, limits), batch_size) if wide else batch_size,
-            memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
+            say=say,
             stop=stop,
             follow=None if tools is None else calling.follow,
             prefill=batch_size if wide else None,
@@ -262,18 +262,40 @@ def decoding(
             from.
     """
     model.eval()
-    limits, order = _limits(model, prompts, sampling.max_new_tokens), _longest_first(prompts)
+    return _decoding(
+        model,
+        prompts,
+        _limits(model, prompts, sampling.max_new_tokens),
+        sampling=sampling,
+        uniforms_NT=uniforms_NT,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        slots=len(prompts),
+        say=say,
+        follow=follow,
+    )
+
+
+def _decoding(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    limits: Sequence[int],
+    *,
+    sampling: Sampling,
+    uniforms_NT: Tensor,
+    say: Callable[[str], None] | None,
+    **how: Any,
+) -> tuple[Decoder, list[int]]:
+    """Return what `decoding` does, of responses of at most so many tokens; `how` is a decoder's."""
+    order = _longest_first(prompts)
     decoder = decoder_for(model)(
         model,
         [prompts[i] for i in order],
         limits=[limits[i] for i in order],
         draw=partial(_draw, sampling=sampling, model=model),
         uniforms_NT=uniforms_NT[order],
-        eos_token_ids=eos_token_ids,
-        pad_token_id=pad_token_id,
-        slots=len(prompts),
         memory=fitting_memory(model, length=_longest(prompts, limits), say=say),
-        follow=follow,
+        **how,
     )
     return decoder, order
 

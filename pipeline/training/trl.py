@@ -234,8 +234,8 @@ class TrlHost(Trainer):  # type: ignore[misc]
         self.judged = metrics = self.held_out()
         if metrics:
             step = int(self.state.global_step)
-            told = {f"{self.judged_as}{name}": number for name, number in metrics.items()}
-            self.context.metrics.log(step, told)
+            line = {f"{self.judged_as}{name}": number for name, number in metrics.items()}
+            self.context.metrics.log(step, line)
         told = {f"eval_{name}": number for name, number in metrics.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
         return told

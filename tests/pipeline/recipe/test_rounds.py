@@ -172,42 +172,40 @@ def test_a_mistake_is_told_where_it_was_made(loaded: Any) -> None:
         loaded(reward_2={"epohs": 2})
 
 
-TINY_LOOP = """\
-name: loop
-rounds: {times: 2}
+TINY_BASE = """\
 stages:
   tok: {kind: tokenizer, train: [{path: text.txt}, {path: chats.jsonl}], vocab_size: 300}
   base:
     {kind: pretrain, tokenizer: tok, train: [{path: text.txt, format: text_lines}],
      heldout_share: 0.2, hidden_size: 16, layers: 1, heads: 2, context_length: 32, positions: 256,
      steps: 4, batch_size: 2, evaluate_every: 0, save_every: 0}
-  rankings:
-    {kind: rankings, labeler: people, model: base, prompts: [{world: rm_prompts}], limit: 12,
-     completions: 3, max_new_tokens: 16,
-     people: {mode: rank, overlap: 0.0, annotators: [{kind: simulated, pool: 1, flip: 0.0}]}}
-  reward:
-    {kind: reward, model: base, rankings: rankings, heldout_share: 0.4, prompts_per_step: 4,
-     learning_rate: 1e-3, save_every: 0}
-  ppo:
-    {kind: ppo, policy: base, reward: reward, prompts: [{path: prompts.jsonl}],
-     max_prompt_tokens: 64, max_new_tokens: 6, episodes: 16, batch_size: 8, minibatches: 2,
-     epochs: 1, temperature: 1.0, save_every: 0, learning_rate: 1e-3}
 """
-TINY_DPO_LOOP = """\
-name: dpo_loop
-rounds: {times: 2, stages: [rankings, dpo]}
-stages:
-  tok: {kind: tokenizer, train: [{path: text.txt}, {path: chats.jsonl}], vocab_size: 300}
-  base:
-    {kind: pretrain, tokenizer: tok, train: [{path: text.txt, format: text_lines}],
-     heldout_share: 0.2, hidden_size: 16, layers: 1, heads: 2, context_length: 32, positions: 256,
-     steps: 4, batch_size: 2, evaluate_every: 0, save_every: 0}
+TINY_LOOP = f"""\
+name: loop
+rounds: {{times: 2}}
+{TINY_BASE}\
   rankings:
-    {kind: rankings, model: base, prompts: [{world: rm_prompts}], limit: 12, completions: 3,
-     max_new_tokens: 16}
+    {{kind: rankings, labeler: people, model: base, prompts: [{{world: rm_prompts}}], limit: 12,
+     completions: 3, max_new_tokens: 16,
+     people: {{mode: rank, overlap: 0.0, annotators: [{{kind: simulated, pool: 1, flip: 0.0}}]}}}}
+  reward:
+    {{kind: reward, model: base, rankings: rankings, heldout_share: 0.4, prompts_per_step: 4,
+     learning_rate: 1e-3, save_every: 0}}
+  ppo:
+    {{kind: ppo, policy: base, reward: reward, prompts: [{{path: prompts.jsonl}}],
+     max_prompt_tokens: 64, max_new_tokens: 6, episodes: 16, batch_size: 8, minibatches: 2,
+     epochs: 1, temperature: 1.0, save_every: 0, learning_rate: 1e-3}}
+"""
+TINY_DPO_LOOP = f"""\
+name: dpo_loop
+rounds: {{times: 2, stages: [rankings, dpo]}}
+{TINY_BASE}\
+  rankings:
+    {{kind: rankings, model: base, prompts: [{{world: rm_prompts}}], limit: 12, completions: 3,
+     max_new_tokens: 16}}
   dpo:
-    {kind: dpo, model: base, rankings: rankings, batch_size: 4, learning_rate: 1e-3, ties: half,
-     save_every: 0}
+    {{kind: dpo, model: base, rankings: rankings, batch_size: 4, learning_rate: 1e-3, ties: half,
+     save_every: 0}}
 """
 
 
