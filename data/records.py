@@ -313,6 +313,26 @@ def with_instruction(record: Record, instruction: str) -> Record:
     raise TypeError(f"a {type(record).__name__} asks nothing")
 
 
+def as_chat(record: Record) -> Record:
+    """Return a record whose plain prompt is a turn of the user; spaces around texts go.
+
+    Raises:
+        TypeError: it asks nothing.
+    """
+    if isinstance(record, (Document, Labelled, Extract, Tagged)):
+        raise TypeError(f"a {type(record).__name__} asks nothing")
+    if isinstance(record, Completion):
+        turns = chat(record.prompt.strip(), record.completion.strip())
+        return Conversation(messages=turns, id=record.id)
+    if isinstance(record, Conversation) or not isinstance(record.prompt, str):
+        return record
+    prompt = chat(record.prompt.strip())
+    if isinstance(record, Ranking):
+        stripped = [text.strip() for text in record.completions]
+        return replace(record, prompt=prompt, completions=stripped)
+    return replace(record, prompt=prompt)
+
+
 def _with_line(turns: list[Message], line: str) -> list[Message]:
     last: Message = {**turns[-1], "content": f"{turns[-1]['content']}\n{line}"}
     return [*turns[:-1], last]

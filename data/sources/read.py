@@ -17,13 +17,14 @@ from functools import lru_cache
 from typing import Any
 
 from data.errors import BadRowsError, SourceError, in_words, nearest
-from data.records import Record, with_instruction
+from data.records import Record, as_chat, with_instruction
 from data.sources.converting import convert
 from data.sources.files import RawRow, raw_rows
 from data.sources.folders import find_files
 from data.sources.formats import detect, map_columns, unused
 from data.sources.hub import hub_rows
 from data.sources.source import Source
+from data.sources.split import of_part
 from data.sources.values import RowDropped, RowError, listed
 from data.words import counted
 
@@ -150,14 +151,17 @@ def _window(
     check: Callable[[], object] = bool,
 ) -> Iterator[tuple[str, Record]]:
     """Yield the records from `skip` on, at most `limit`; an empty source is an error."""
-    seen = given = 0
+    seen = given = others = 0
     for where, record in records:
+        if not of_part(record, source.part, share=source.heldout_share):
+            others += 1
+            continue
         seen += 1
         if seen <= source.skip:
             continue
         given += 1
         report.records += 1
-        yield where, _instructed(record, source)
+        yield where, _changed(record, source)
         if given == source.limit:
             break
     check()
@@ -165,18 +169,25 @@ def _window(
         why = "it holds no usable rows"
         if seen:
             why = f"skip is {source.skip} and it holds {seen} records"
+        elif others:
+            why = (
+                f"none of its {counted(others, 'record')} is of part: {source.part} "
+                f"(heldout_share {source.heldout_share:g}); change that share"
+            )
         lost = [f"{count} dropped: {what}" for what, count in report.dropped.items()]
         raise SourceError(f"nothing to read in {source.place}: {'; '.join([why, *lost])}")
 
 
-def _instructed(record: Record, source: Source) -> Record:
-    if source.instruction is None:
-        return record
+def _changed(record: Record, source: Source) -> Record:
+    """Return a record as the source asks for it: as turns of a chat, with its instruction."""
+    setting = "chat"
     try:
-        return with_instruction(record, source.instruction)
+        record = as_chat(record) if source.chat else record
+        setting = "instruction"
+        return with_instruction(record, source.instruction) if source.instruction else record
     except TypeError as error:
         raise SourceError(
-            f"{source.place}: {error}; `instruction` is for rows that do, leave it out"
+            f"{source.place}: {error}; `{setting}` is for rows that do, leave it out"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from data.errors import SourceError
 from data.sources.formats import check_format
@@ -27,6 +28,9 @@ class Source:
         limit: at most so many records.
         skip: pass over so many records at the start.
         instruction: line put below what each record asks.
+        chat: make plain prompts turns of the user.
+        part: "train" or "heldout", a side of the split by what records ask; all where it is None.
+        heldout_share: of the prompts that the split holds out.
         max_bad_share: share of malformed rows above which reading ends in an error.
 
     Raises:
@@ -46,6 +50,9 @@ class Source:
     limit: int | None = None
     skip: int = 0
     instruction: str | None = None
+    chat: bool = False
+    part: Literal["train", "heldout"] | None = None
+    heldout_share: float = 0.05
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 
 from data.errors import SourceError
-from data.records import Prompt, Ranking, prompt_hash
+from data.records import Document, Prompt, Ranking, Record, prompt_hash, prompt_of
 
 
 def opening(prompt: Prompt) -> str:
@@ -40,6 +40,21 @@ def is_heldout(prompt: Prompt, *, share: float, seed: int = 0) -> bool:
 def is_heldout_text(text: str, *, share: float) -> bool:
     """Tell whether a text of a corpus is among the held-out share."""
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
+
+
+def of_part(record: Record, part: str | None, *, share: float) -> bool:
+    """Tell whether a record is on a side, "train" or "heldout"; on both where `part` is None.
+
+    The side follows from what it asks, of a document from its text, and from nothing else: rows
+    that ask the same are on the same side in every file.
+    """
+    if part is None:
+        return True
+    if isinstance(record, Document):
+        out = is_heldout_text(record.text, share=share)
+    else:
+        out = is_heldout(prompt_of(record), share=share)
+    return out == (part == "heldout")
 
 
 def split_by_prompt(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_TEMPLATE",
+    "LINES_TEMPLATE",
     "RenderReport",
     "Rendered",
     "front_ids",
@@ -61,6 +62,21 @@ DEFAULT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 """One turn is `<|user|>text<|end|>`; the assistant's text and its `<|end|>` are marked."""
+
+LINES_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
+    "{{- raise_exception('unknown role ' + message['role']) -}}"
+    "{%- endif -%}"
+    "{{- message['role'] | capitalize + ':\n' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] -}}{%- endif -%}"
+    "{{- '\n\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'Assistant:\n' -}}{%- endif -%}"
+)
+"""For models that have no tokens for turns: `User:`, a line break, text; the end is their eos."""
 
 _PROBE = "a"
 

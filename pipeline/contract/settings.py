@@ -108,6 +108,10 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
+HELDOUT = 0.05
+"""Share that a source holds out where it names a part and no share."""
+
+
 class SourceSettings(Settings):
     """One source of rows: a local path, a hub data set, or a part of the embedded world."""
 
@@ -141,6 +145,14 @@ class SourceSettings(Settings):
     # Left out where it is not given: runs from before there was such a setting go on.
     instruction: str | None = Field(None, min_length=1, exclude_if=lambda given: given is None)
     """Line put below what each row asks, such as "Let's think step by step."."""
+    chat: bool = Field(False, exclude_if=lambda given: given is False)
+    """Make plain prompts turns of the user, which go through the chat template."""
+    part: Literal["train", "heldout"] | None = Field(None, exclude_if=lambda given: given is None)
+    """Side of a split by what rows ask, the same in every file and stage; all when not given."""
+    heldout_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        HELDOUT, exclude_if=lambda given: given == HELDOUT
+    )
+    """With `part`: share of the prompts (of documents, of the texts) that is held out."""
     max_bad_share: Annotated[Share, SameResult()] = 0.01
     """Share of malformed rows above which the stage stops."""
 
@@ -153,6 +165,8 @@ class SourceSettings(Settings):
                 f"a source names exactly one of {', '.join(origins)}; this one names "
                 f"{named or 'none'}"
             )
+        if self.part is None and self.changed_among("heldout_share"):
+            raise ValueError("heldout_share is for `part: train` or `part: heldout`; name one")
         return self
 
     def source(self) -> Source:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from data.text.objectives import ObjectiveName
 from pipeline.contract.settings import Ref, SourceSettings, StageSettings
 
+LINES = "lines"
+"""Stands for a chat template of plain words."""
 MIN_FREQUENCY = 2
 """Occurrences that a merge needs."""
 
@@ -27,7 +29,8 @@ class TokenizerSettings(StageSettings):
     special_tokens: tuple[str, ...] = ()
     """Further special tokens, beside those for padding, documents and chat turns."""
     chat_template: str | None = None
-    """File with a Jinja chat template; ours (or the adopted one's) when not given."""
+    """File with a Jinja chat template; `lines` for one of plain words, for models that have no
+    tokens for turns; ours (or the adopted one's) when not given."""
     adopt: Annotated[str | None, Ref("tokenizer")] = None
     """Take over the tokenizer of this checkpoint: a folder, .gguf file, hub id, or stage."""
     pad_token: str | None = None

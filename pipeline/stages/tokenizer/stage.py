@@ -24,7 +24,7 @@ from data.storage import expand
 from pipeline.contract.kind import StageKind
 from pipeline.contract.sources import TEXTS
 from pipeline.stages.checks import require_texts
-from pipeline.stages.tokenizer.settings import MIN_FREQUENCY, TokenizerSettings
+from pipeline.stages.tokenizer.settings import LINES, MIN_FREQUENCY, TokenizerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,10 +43,11 @@ def check(settings: TokenizerSettings, hand: HandOver) -> None:
         RecipeError: the template's file is missing.
         HandOverError: pad equals end-of-sequence and the recipe gives no `pad_token`.
     """
-    if settings.chat_template is not None and not expand(settings.chat_template).is_file():
+    given = settings.chat_template
+    if given not in (None, LINES) and not expand(str(given)).is_file():
         raise RecipeError(
             f"stage {hand.name}: chat_template: {settings.chat_template}: no such file; give the "
-            "path of a Jinja template, or leave it out for ours"
+            "path of a Jinja template or `lines`, or leave it out for ours"
         )
     require_texts(hand, "train", settings.train)
     if settings.adopt is None or settings.pad_token is not None:
@@ -188,8 +189,12 @@ def _adopt(context: StageContext[TokenizerSettings]) -> Any:
 
 
 def _template(settings: TokenizerSettings) -> str | None:
+    from data.text.chat import LINES_TEMPLATE
+
     if settings.chat_template is None:
         return None
+    if settings.chat_template == LINES:
+        return LINES_TEMPLATE
     try:
         return expand(settings.chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -154,6 +154,43 @@ def test_skip_and_limit_cut_a_window_of_records(tmp_path):
         list(read(Source(path=file, skip=9)))
 
 
+def test_the_parts_of_a_source_are_all_of_it_and_share_nothing(tmp_path):
+    rows = [{"prompt": f"p{i % 40}", "completion": f"c{i}"} for i in range(80)]
+    path = write(tmp_path / "a.jsonl", json_lines(rows))
+    sides = [
+        without_ids(read(Source(path=path, part=part, heldout_share=0.3)))
+        for part in ("train", "heldout")
+    ]
+    asked = [{record.prompt for record in side} for side in sides]
+    assert not asked[0] & asked[1] and min(map(len, asked)) > 3
+    assert sorted(record.completion for side in sides for record in side) == sorted(
+        row["completion"] for row in rows
+    )
+    first = next(read(Source(path=path, part="heldout", heldout_share=0.3, limit=1)))
+    assert first.completion == sides[1][0].completion
+
+
+def test_a_part_that_nothing_is_of_is_told(tmp_path):
+    path = write(tmp_path / "a.jsonl", json_lines(PAIRS))
+    told = r"none of its 5 records is of part: heldout \(heldout_share 1e-06\); change that share"
+    with pytest.raises(SourceError, match=told):
+        list(read(Source(path=path, part="heldout", heldout_share=1e-6)))
+
+
+def test_plain_prompts_become_chats_where_a_source_says_so(tmp_path):
+    rows = [
+        {"prompt": "Why? ", "completion": " So."},
+        {"prompt": "Why?", "chosen": "So.", "rejected": " No."},
+    ]
+    paths = [write(tmp_path / f"{i}.jsonl", json_lines([row])) for i, row in enumerate(rows)]
+    (answered,), (ranked,) = (without_ids(read(Source(path=path, chat=True))) for path in paths)
+    assert answered == Conversation(chat("Why?", "So."))
+    assert (ranked.prompt, ranked.completions) == (chat("Why?"), ["So.", "No."])
+    text = write(tmp_path / "a.txt", "Once.")
+    with pytest.raises(SourceError, match="`chat` is for rows that do, leave it out"):
+        list(read(Source(path=text, chat=True)))
+
+
 def test_reading_does_not_go_past_the_limit(tmp_path):
     file = write(tmp_path / "a.jsonl", json_lines(PAIRS) + "no json\n" * 50)
     report = ReadReport()

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import SourceError
-from data.records import Ranking, chat
-from data.sources.split import is_heldout, opening, split_by_prompt, split_value
+from data.records import Completion, Conversation, Document, PromptRow, Ranking, chat
+from data.sources.split import is_heldout, of_part, opening, split_by_prompt, split_value
 
 PROMPTS = [f"question {number}" for number in range(1000)]
 
@@ -64,3 +64,23 @@ def test_too_few_prompts_to_split_are_refused() -> None:
     with pytest.raises(SourceError, match="1 prompts"):
         split_by_prompt([Ranking("a", ["a", "b"], [1, 2])], share=0.5, seed=0)
     assert split_by_prompt([Ranking("a", ["a", "b"], [1, 2])], share=0, seed=0)[1] == []
+
+
+def test_what_asks_the_same_is_of_one_part_in_every_form() -> None:
+    for number in range(100):
+        asked = f"Question {number}"
+        rows = (
+            Completion(asked, " an answer"),
+            Conversation([*chat(asked), {"role": "assistant", "content": "an answer"}]),
+            Ranking(chat(asked), ["a", "b"], [1, 2]),
+            PromptRow(asked.upper()),
+        )
+        sides = [{of_part(row, part, share=0.3) for row in rows} for part in ("train", "heldout")]
+        assert sides in ([{True}, {False}], [{False}, {True}])
+        assert of_part(rows[0], None, share=0.3)
+
+
+def test_a_document_is_of_one_part_by_its_text() -> None:
+    texts = [Document(f"text {number}") for number in range(1000)]
+    out = sum(of_part(text, "heldout", share=0.2) for text in texts)
+    assert 150 < out < 250 and out + sum(of_part(t, "train", share=0.2) for t in texts) == 1000

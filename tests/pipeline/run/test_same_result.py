@@ -28,7 +28,7 @@ RESULT: dict[str, str] = {
     ),
     "SourceSettings": (
         "path hub hub_name hub_split hub_revision hub_files world world_seed format columns "
-        "limit skip instruction stage"
+        "limit skip instruction stage chat part heldout_share"
     ),
     "PretrainSettings": (
         "kind seed train heldout heldout_share tokenizer model objective masking spans noise "

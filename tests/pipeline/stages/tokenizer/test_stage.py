@@ -11,6 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from data.errors import HandOverError, ModelError, RecipeError
+from data.records import chat
+from data.text.chat import render_conversation, render_prompt
 from pipeline.contract.handover import HandOver
 from pipeline.contract.settings import SourceSettings
 from pipeline.stages.tokenizer.settings import TokenizerSettings
@@ -90,6 +92,26 @@ def test_a_template_from_a_file(
     path.unlink()
     with pytest.raises(RecipeError, match=r"mine.jinja: no such file"):
         check(settings, HandOver("tokenizer", {"tokenizer": settings}, lambda _: None))
+
+
+def test_lines_are_a_template_of_plain_words(
+    make_context: Callable[..., Any], save_policy: Any, tiny_tokenizer: Any
+) -> None:
+    model = save_policy(tiny_tokenizer(chat=False))
+    settings = TokenizerSettings(adopt=str(model), chat_template="lines")
+    check(settings, HandOver("tokenizer", {"tokenizer": settings}, lambda _: None))
+    context = make_context(settings, {"adopt": model})
+    run(context)
+    tokenizer = _loaded(context)
+    turns = [*chat("Hi", "Hello.", "So?"), {"role": "assistant", "content": "No."}]
+    ids, mask = render_conversation(tokenizer, turns)
+    end = "<|endoftext|>"
+    told = f"User:\nHi\n\nAssistant:\nHello.{end}\n\nUser:\nSo?\n\nAssistant:\nNo.{end}"
+    assert tokenizer.decode(ids).rstrip("\n") == told
+    learned = [token for token, own in zip(ids, mask, strict=True) if own]
+    assert tokenizer.decode(learned) == f"Hello.{end}No.{end}"
+    asked = tokenizer.decode(render_prompt(tokenizer, turns[:-1]))
+    assert told.startswith(asked) and asked.endswith("Assistant:\n")
 
 
 def test_adopts_a_checkpoints_tokenizer_unchanged(
