@@ -21,8 +21,9 @@ Mode = Literal["rate_and_rank", "rank", "pairs"]
 """Ratings and flags before ranks (InstructGPT); ranks alone; two answers and a strength."""
 Strategy = Literal["random", "disagreement", "small_gap"]
 """Which task is next: any; where reward models disagree; where the best two score alike."""
-Purpose = Literal["qualification", "label", "gold", "repeat"]
-"""Why a task was given; annotators are not told the last three apart."""
+Purpose = Literal["qualification", "label", "gold", "repeat", "adjudication"]
+"""Why a task was given; annotators are not told label, gold and repeat apart. An adjudication is an
+admin's word on a task in place of all its labels, which stay."""
 Role = Literal["annotator", "admin"]
 AnnotatorKind = Literal["person", "gold", "simulated", "judge", "imported"]
 
@@ -133,7 +134,13 @@ class CampaignSettings:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A stored campaign; `guidelines_version` counts from 1."""
+    """A stored campaign.
+
+    Attributes:
+        name: by which commands and recipes find it.
+        guidelines_version: counts from 1.
+        title: in the researcher's words; "" where none was given.
+    """
 
     id: str
     name: str
@@ -141,6 +148,12 @@ class Campaign:
     guidelines: str
     guidelines_version: int
     closed: bool = False
+    title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What pages call it."""
+        return self.title or self.name
 
 
 @dataclass(frozen=True)

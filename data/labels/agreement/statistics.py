@@ -3,7 +3,7 @@
 Which labels enter which figure: agreement, tau, places, lengths, ties and ratings take tasks given
 to be labelled (`purpose` "label"), accuracy takes gold tasks, self-consistency takes repeats; the
 qualification, which gives feedback, enters none but the count and the time. Only last revisions
-count.
+count, and of an adjudicated task what the annotators said.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class LabelStatistics:
         annotators: the most labels first.
         n_tasks: tasks of the campaign, labelled or not, gold ones apart; None where not known.
         kinds: whose labels these are; empty for everybody's.
+        adjudicated: tasks that an admin decided; no figure counts what was said there.
     """
 
     campaign: str
@@ -90,6 +91,7 @@ class LabelStatistics:
     annotators: list[AnnotatorStatistics]
     n_tasks: int | None = None
     kinds: tuple[AnnotatorKind, ...] = ()
+    adjudicated: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object; no value is NaN."""
@@ -115,7 +117,9 @@ def label_statistics(
         n_tasks: tasks of the campaign, labelled or not.
         seed: of the turns of pairs.
     """
-    labels = labels_of(rows, purposes=None, kinds=kinds)
+    everything = labels_of(rows, purposes=None)
+    adjudicated = sum(row.assignment.purpose == "adjudication" for row in everything)
+    labels = labels_of(everything, purposes=None, kinds=kinds, adjudicated=False)
     skipped = [skip for skip in skips if kinds is None or skip.annotator.kind in kinds]
     tasks = _task_ranks(_of(labels, "label"))
     everybody = _group(labels, skipped, tasks, None)
@@ -147,6 +151,7 @@ def label_statistics(
         annotators=sorted(each, key=lambda one: (-one.group.labels, one.name, one.id)),
         n_tasks=n_tasks,
         kinds=tuple(kinds or ()),
+        adjudicated=adjudicated,
     )
 
 

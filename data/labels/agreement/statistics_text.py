@@ -96,7 +96,11 @@ def summary(statistics: LabelStatistics) -> str:
         f"{counted(len(statistics.annotators), 'annotator')}; "
         f"{counted(statistics.overlapping, 'task')} labelled by several"
     )
-    return line if n_tasks is None else f"{line}; {counted(n_tasks, 'task')} in all"
+    if n_tasks is not None:
+        line += f"; {counted(n_tasks, 'task')} in all"
+    if statistics.adjudicated:
+        line += f"; {statistics.adjudicated:,} adjudicated, which no figure here counts"
+    return line
 
 
 def _rests_on(one: Figure) -> str:

@@ -50,7 +50,7 @@ _POOL = (
         _task.campaign_id == _CAMPAIGN,
         _task.gold.is_(False),
         _FREE_SLOT,
-        ~_given_before(_ANNOTATOR, "label"),
+        ~_given_before(_ANNOTATOR, "label", "adjudication"),
     )
     .order_by(_task.place, _task.id)
     .limit(POOL)

@@ -40,17 +40,17 @@ _WHO = sa.select(tables.annotators).where(
 )
 _WHAT = sa.select(tables.campaigns).where(tables.campaigns.c.id == _CAMPAIGN)
 _TASK = sa.select(*rows.TASK).where(_task.id == sa.bindparam("task"))
+# An adjudication is nobody's task: it is made, and made anew, on the pages of admins.
+_OWN = sa.and_(
+    _given.id == _ID, _given.annotator_id == _ANNOTATOR, _given.purpose != "adjudication"
+)
 _MINE = (
     sa.select(tables.assignments, tables.campaigns.c.settings)
     .join(tables.campaigns, tables.campaigns.c.id == _given.campaign_id)
-    .where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
+    .where(_OWN)
     .with_for_update(of=tables.assignments)
 )
-_GIVEN = (
-    sa.select(*rows.ASSIGNMENT)
-    .select_from(rows.joined())
-    .where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
-)
+_GIVEN = sa.select(*rows.ASSIGNMENT).select_from(rows.joined()).where(_OWN)
 _ANYBODYS = sa.select(*rows.ASSIGNMENT).select_from(rows.joined()).where(_given.id == _ID)
 _STATE = sa.select(_given.state).where(_given.id == _ID, _given.annotator_id == _ANNOTATOR)
 _IS_LATE = sa.and_(

@@ -108,9 +108,15 @@ class Recording:
                 _given.purpose == row.assignment.purpose,
             )
         ).one_or_none()
+        if (
+            known is None
+            and row.assignment.purpose == "adjudication"
+            and stands(connection, task_id)
+        ):
+            return False  # what an admin said here stays
         if known is None:
             assignment_id = self._assignment(connection, campaign_id, task_id, annotator_id, row)
-        elif known.state != "done":
+        elif known.state not in ("done", "adjudicated"):
             # It is in front of that very person: what they say there counts.
             return False
         else:
@@ -156,7 +162,7 @@ class Recording:
                 campaign_id=campaign_id,
                 annotator_id=annotator_id,
                 purpose=given.purpose,
-                state="done",
+                state="adjudicated" if given.purpose == "adjudication" else "done",
                 takes_slot=given.purpose == "label",
                 shown=given.order,
                 strategy=given.strategy,
@@ -175,6 +181,13 @@ class Recording:
                 .values(slots_left=left, done=_task.done + 1)
             )
         return assignment_id
+
+
+def stands(connection: sa.Connection, task_id: str) -> str | None:
+    """Return the assignment of a task's adjudication, None where none stands."""
+    return connection.scalar(
+        sa.select(_given.id).where(_given.task_id == task_id, _given.state == "adjudicated")
+    )
 
 
 def _check(row: LabelRow) -> None:

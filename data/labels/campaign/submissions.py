@@ -200,9 +200,12 @@ class Submissions:
     ) -> Iterator[LabelRow]:
         """Yield the labels of a campaign in the order they came in, as of one moment.
 
-        Gold tasks, repeats and the qualification are among them: see `assignment.purpose`.
+        Gold tasks, repeats, the qualification and adjudications that stand are among them: see
+        `assignment.purpose`.
         """
-        query = _label_rows(last=revisions == "last").where(_given.campaign_id == campaign_id)
+        query = _label_rows(last=revisions == "last").where(
+            _given.campaign_id == campaign_id, _given.state != "withdrawn"
+        )
         query = query.order_by(_label.created_at, _label.id)
         with self.database.read() as connection:
             result = connection.execution_options(yield_per=_CHUNK).execute(query)
@@ -213,7 +216,11 @@ class Submissions:
         """Return the annotator's own last labels, newest first, each in its last revision."""
         query = (
             _label_rows(last=True)
-            .where(_given.annotator_id == annotator_id, _given.campaign_id == campaign_id)
+            .where(
+                _given.annotator_id == annotator_id,
+                _given.campaign_id == campaign_id,
+                _given.purpose != "adjudication",  # is corrected where it was made
+            )
             .order_by(_given.ended_at.desc(), _given.id)
             .limit(limit)
         )

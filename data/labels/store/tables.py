@@ -2,8 +2,9 @@
 
 `migrations/` makes them; a test compares the two. What must never happen is refused by the
 database itself and not only by our code: a task with more takers than wanted (`slots_left >= 0`),
-two open tasks in front of one annotator (`one_open_assignment`), two equal revisions, a label or an
-audit entry that is changed or deleted (triggers, in the migration).
+two open tasks in front of one annotator (`one_open_assignment`), two adjudications of one task
+(`one_adjudication`), two equal revisions, a label or an audit entry that is changed or deleted
+(triggers, in the migration).
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ campaigns = sa.Table(
     metadata,
     _id(),
     _text("name", unique=True),
+    # In the researcher's words, for people to read.
+    _text("title", nullable=True),
     _json("settings"),
     sa.Column("guidelines_version", sa.Integer, nullable=False),
     sa.Column("closed", sa.Boolean, nullable=False),
@@ -86,6 +89,8 @@ guidelines = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True),
     _text("body"),
     _time("created_at"),
+    # The admin who wrote it on the page; none where a recipe or a command gave it.
+    _text("edited_by", nullable=True),
 )
 
 tasks = sa.Table(
@@ -189,7 +194,8 @@ assignments = sa.Table(
     _to("campaigns.id", "campaign_id"),
     _to("annotators.id", "annotator_id"),
     sa.Column("purpose", sa.String(16), nullable=False),
-    # open, done, skipped, or returned (given back, or its lease ran out)
+    # open, done, skipped, or returned (given back, or its lease ran out); of an adjudication
+    # adjudicated, or withdrawn (taken back, or another admin's took its place)
     sa.Column("state", sa.String(16), nullable=False),
     # Whether it takes (or, returned, took) one of the task's slots.
     sa.Column("takes_slot", sa.Boolean, nullable=False),
@@ -213,6 +219,13 @@ assignments = sa.Table(
         unique=True,
         sqlite_where=sa.text("state = 'open'"),
         postgresql_where=sa.text("state = 'open'"),
+    ),
+    sa.Index(
+        "one_adjudication",
+        "task_id",
+        unique=True,
+        sqlite_where=sa.text("state = 'adjudicated'"),
+        postgresql_where=sa.text("state = 'adjudicated'"),
     ),
 )
 

@@ -95,7 +95,7 @@ def gold_agreement(database: Database, annotator_id: str, campaign_id: str) -> G
         .where(
             _given.annotator_id == annotator_id,
             _given.campaign_id == campaign_id,
-            _given.purpose != "qualification",
+            _given.purpose.not_in(("qualification", "adjudication")),
         )
         .order_by(_label.created_at, _label.id)
     )

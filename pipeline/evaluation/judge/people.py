@@ -110,6 +110,7 @@ def people_judge(
             _write_down(folder / FILE, [*earlier, campaign.name], pairs)
             people.wait(database, campaign)
             labels, progress = _labels(database, pairs), _progress(database, campaign, pairs)
+            own = _labels(database, pairs, adjudicated=False)
             not_taken = _not_taken(database, earlier, pairs)
         for name, count in not_taken.items():
             say(
@@ -129,11 +130,13 @@ def people_judge(
             "campaign": campaign.name,
             "labelled": len({row.assignment.task.new.key for row in labels}),
             **progress,
-            "labels": len(labels),
-            "annotators": len({row.annotator.id for row in labels}),
+            "labels": len(own),
+            "annotators": len({row.annotator.id for row in own}),
+            "adjudicated": sum(row.assignment.purpose == "adjudication" for row in labels),
             "same_answers": len(same),
             "labels_not_taken": sum(not_taken.values()),
-            **people_figures(judgements, seed=seed),
+            # People agree by what they said themselves, whatever an admin made of it.
+            **people_figures(_judgements(pairs, same, own), seed=seed),
         }
         return Judged(judgements, told)
 
@@ -234,24 +237,32 @@ def _write_down(path: Path, campaigns: Sequence[str], pairs: Mapping[str, _Pair]
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def _labels(database: Database, pairs: Mapping[str, _Pair]) -> list[LabelRow]:
-    """Return what people said of these pairs, in whichever campaign they were asked."""
+def _labels(
+    database: Database, pairs: Mapping[str, _Pair], *, adjudicated: bool = True
+) -> list[LabelRow]:
+    """Return what people said of these pairs, in whichever campaign they were asked.
+
+    With `adjudicated` an admin's word takes the place of what annotators said.
+    """
     from data.labels.campaign.campaigns import Campaigns
 
     return [
         row
         for campaign in Campaigns(database).list()
         if campaign.name.startswith(CAMPAIGN)
-        for row in _labels_in(database, campaign)
+        for row in _labels_in(database, campaign, adjudicated=adjudicated)
         if _is_of(row, pairs)
     ]
 
 
-def _labels_in(database: Database, campaign: Campaign) -> list[LabelRow]:
+def _labels_in(
+    database: Database, campaign: Campaign, *, adjudicated: bool = True
+) -> list[LabelRow]:
     from data.labels.campaign.label_filter import labels_of
     from data.labels.campaign.submissions import Submissions
 
-    return labels_of(Submissions(database).labels(campaign.id), kinds=KINDS)
+    rows = Submissions(database).labels(campaign.id)
+    return labels_of(rows, kinds=KINDS, adjudicated=adjudicated)
 
 
 def _is_of(row: LabelRow, pairs: Mapping[str, _Pair]) -> bool:

@@ -1,0 +1,1 @@
+"""Looking at labels, and an admin's word in place of them."""
