@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from data.errors import LabelError, UsageError
+from data.errors import LabelConflictError, LabelError, UsageError
 from data.labels.campaign import active_selection
 from data.labels.records import Campaign, CampaignSettings, NewTask, Progress, size_problem
 from data.labels.store import tables
@@ -19,6 +19,8 @@ from data.labels.store.database import Database, free_ids, kept_id, new_id
 
 IMPORT = "import"
 """Who creates the campaigns of labels that are brought in."""
+LONGEST_TITLE = 100
+"""Characters of what pages call a campaign."""
 MOST_ANSWERS = 4
 """To a message of a live conversation, which people read while they wait."""
 _BATCH = 200
@@ -51,10 +53,12 @@ class Campaigns:
         *,
         by: str = "system",
         wanted_id: str = "",
+        title: str = "",
     ) -> Campaign:
         """Store a campaign, or return the one that is there with the same settings.
 
-        Changed guidelines become a new version; labels keep the version they were given under.
+        Changed guidelines become a new version; labels keep the version they were given under. What
+        an admin made of them on the page stays as long as `guidelines` are what they were.
 
         Args:
             name: of the campaign.
@@ -62,39 +66,107 @@ class Campaigns:
             guidelines: what annotators read first.
             by: who creates it, for the audit log.
             wanted_id: that of another database, taken where it is free.
+            title: of a new campaign; one that is there keeps its own.
 
         Raises:
-            UsageError: settings that make no sense, or other ones than it was begun with.
+            UsageError: settings or a title that make no sense, or other settings than it was begun
+                with.
         """
         _check(settings)
+        new = Campaign("", name, settings, guidelines, guidelines_version=1, title=_title(title))
         try:
-            return self._create(name, settings, guidelines, by, wanted_id)
+            return self._create(new, by, wanted_id)
         except sa.exc.IntegrityError:
             # Somebody else created it just now, so that now it is found.
-            return self._create(name, settings, guidelines, by, wanted_id)
+            return self._create(new, by, wanted_id)
 
-    def _create(
-        self, name: str, settings: CampaignSettings, guidelines: str, by: str, wanted_id: str
-    ) -> Campaign:
+    def _create(self, new: Campaign, by: str, wanted_id: str) -> Campaign:
         with self.database.write() as connection:
             by_name = _BY_NAME.with_for_update(of=tables.campaigns)
-            row = connection.execute(by_name, {"value": name}).one_or_none()
+            row = connection.execute(by_name, {"value": new.name}).one_or_none()
             if row is None:
                 campaign_id = kept_id(connection, tables.campaigns, wanted_id)
-                campaign = Campaign(campaign_id, name, settings, guidelines, guidelines_version=1)
-                return self._insert(connection, campaign, by)
-            _same(name, CampaignSettings(**row.settings), settings)
+                return self._insert(connection, dataclasses.replace(new, id=campaign_id), by)
+            _same(new.name, CampaignSettings(**row.settings), new.settings)
             campaign = _campaign(row)
-            if campaign.guidelines == guidelines:
+            if new.guidelines in (campaign.guidelines, _given_guidelines(connection, campaign.id)):
                 return campaign
-            version = campaign.guidelines_version + 1
-            self._guidelines(connection, campaign.id, version, guidelines, by)
+            return self._next_guidelines(connection, campaign, new.guidelines, by)
+
+    def set_title(self, campaign_id: str, title: str, *, by: str) -> None:
+        """Call a campaign something else on the pages; "" is by its name.
+
+        Raises:
+            UsageError: it is no title.
+        """
+        title = _title(title)
+        with self.database.write() as connection:
             connection.execute(
                 tables.campaigns.update()
-                .where(tables.campaigns.c.id == campaign.id)
-                .values(guidelines_version=version)
+                .where(tables.campaigns.c.id == campaign_id)
+                .values(title=title or None)
             )
-            return dataclasses.replace(campaign, guidelines=guidelines, guidelines_version=version)
+            self.audit.write(connection, by, "title", campaign_id, title=title)
+
+    def edit_guidelines(self, campaign_id: str, body: str, *, version: int, by: str) -> Campaign:
+        """Store other guidelines of a campaign that has no label yet, as a new version.
+
+        Args:
+            campaign_id: of which.
+            body: Markdown.
+            version: that was edited.
+            by: id of the admin.
+
+        Raises:
+            LabelConflictError: a label is there, or another admin was faster.
+            LabelError: there is no such campaign.
+        """
+        body = body.replace("\r\n", "\n").strip()
+        with self.database.write() as connection:
+            row = connection.execute(
+                _BY_ID.with_for_update(of=tables.campaigns), {"value": campaign_id}
+            ).one_or_none()
+            if row is None:
+                raise LabelError(f"there is no campaign {campaign_id}")
+            campaign = _campaign(row)
+            if body == campaign.guidelines.strip():
+                return campaign
+            if has_labels(connection, campaign_id):
+                raise LabelConflictError(
+                    "the first label is given, so the guidelines stay as they are here: labels "
+                    "before and after would follow different ones. Close this campaign and begin "
+                    "another one; or give its recipe or command other guidelines, which everybody "
+                    "then accepts anew, and each label tells its version"
+                )
+            if campaign.guidelines_version != version:
+                raise LabelConflictError(
+                    "the guidelines were changed meanwhile, to version "
+                    f"{campaign.guidelines_version}: copy your text, load the page again and put "
+                    "it in there"
+                )
+            return self._next_guidelines(connection, campaign, body, by, edited_by=by)
+
+    def has_labels(self, campaign_id: str) -> bool:
+        """Tell whether anybody has labelled anything of a campaign."""
+        with self.database.look() as connection:
+            return has_labels(connection, campaign_id)
+
+    def _next_guidelines(
+        self,
+        connection: sa.Connection,
+        campaign: Campaign,
+        body: str,
+        by: str,
+        edited_by: str | None = None,
+    ) -> Campaign:
+        version = campaign.guidelines_version + 1
+        self._guidelines(connection, campaign.id, version, body, by, edited_by)
+        connection.execute(
+            tables.campaigns.update()
+            .where(tables.campaigns.c.id == campaign.id)
+            .values(guidelines_version=version)
+        )
+        return dataclasses.replace(campaign, guidelines=body, guidelines_version=version)
 
     def get(self, name: str) -> Campaign | None:
         """Return the campaign of this name."""
@@ -212,6 +284,7 @@ class Campaigns:
             tables.campaigns.insert().values(
                 id=campaign.id,
                 name=campaign.name,
+                title=campaign.title or None,
                 settings=dataclasses.asdict(campaign.settings),
                 guidelines_version=1,
                 closed=False,
@@ -223,11 +296,21 @@ class Campaigns:
         return campaign
 
     def _guidelines(
-        self, connection: sa.Connection, campaign_id: str, version: int, body: str, by: str
+        self,
+        connection: sa.Connection,
+        campaign_id: str,
+        version: int,
+        body: str,
+        by: str,
+        edited_by: str | None = None,
     ) -> None:
         connection.execute(
             tables.guidelines.insert().values(
-                campaign_id=campaign_id, version=version, body=body, created_at=self.database.now()
+                campaign_id=campaign_id,
+                version=version,
+                body=body,
+                created_at=self.database.now(),
+                edited_by=edited_by,
             )
         )
         self.audit.write(connection, by, "guidelines", campaign_id, version=version)
@@ -301,7 +384,32 @@ def _campaign(row: Any) -> Campaign:
         guidelines=row.guidelines,
         guidelines_version=row.guidelines_version,
         closed=row.closed,
+        title=row.title or "",
     )
+
+
+def has_labels(connection: sa.Connection, campaign_id: str) -> bool:
+    """Tell whether anybody has labelled anything of a campaign."""
+    given = tables.assignments.c
+    query = sa.select(given.id).where(given.campaign_id == campaign_id, given.state == "done")
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _given_guidelines(connection: sa.Connection, campaign_id: str) -> str | None:
+    """Return the last guidelines that a recipe or a command gave, and no admin on the page."""
+    one = tables.guidelines.c
+    query = sa.select(one.body).where(one.campaign_id == campaign_id, one.edited_by.is_(None))
+    return connection.scalar(query.order_by(one.version.desc()).limit(1))
+
+
+def _title(title: str) -> str:
+    title = " ".join(title.split())
+    if len(title) > LONGEST_TITLE or not title.isprintable():
+        raise UsageError(
+            f"a title has up to {LONGEST_TITLE} printable characters, this one has "
+            f"{len(title)}: {title[:LONGEST_TITLE]!r}"
+        )
+    return title
 
 
 def _check(settings: CampaignSettings) -> None:

@@ -30,6 +30,7 @@ from data.labels.web import views_admin as admin
 from data.labels.web import views_entry as entry
 from data.labels.web import views_label as label
 from data.labels.web import views_live as live
+from data.labels.web import views_review as review
 from data.labels.web.pages import STATIC, render
 from data.labels.web.security import LOOPBACK, Shield
 from data.labels.web.sessions import BUSY, RETRY_AFTER, Handler, Needs, Visit, endpoint
@@ -127,6 +128,13 @@ def _admin_routes() -> list[BaseRoute]:
         _get(f"{one}/giveaways", admin.giveaways, "admin"),
         _post(f"{one}/exports/{{what}}", admin.export, "admin"),
         _post(f"{one}/close", admin.close, "admin"),
+        _get(f"{one}/wording", review.wording, "admin"),
+        _post(f"{one}/title", review.set_title, "admin"),
+        _post(f"{one}/guidelines", review.edit_guidelines, "admin"),
+        _get(f"{one}/comparisons", review.comparisons, "admin"),
+        _get(f"{one}/comparisons/{{task}}", review.comparison, "admin"),
+        _post(f"{one}/comparisons/{{task}}/adjudicate", review.adjudicate, "admin"),
+        _post(f"{one}/comparisons/{{task}}/undo", review.undo, "admin"),
         _get("/admin/annotators", admin.annotators, "admin"),
         _post("/admin/annotators/{annotator}/sign-out", admin.sign_out, "admin"),
         _post("/admin/annotators/{annotator}/remove-password", admin.remove_password, "admin"),

@@ -28,6 +28,8 @@ BUSY = "the labels can't be reached or kept just now: your draft is kept, try ag
 RETRY_AFTER = {"retry-after": "5"}
 _THREAD_SECONDS = 5.0
 """How long a request waits for a thread."""
+MOST_FIELDS = 200
+"""Of a form: nine answers with a rank, a rating and all flags each are the most."""
 _LONGEST_PART = 64
 """Characters; ids and tokens have fewer, and no index of PostgreSQL takes thousands."""
 
@@ -78,6 +80,10 @@ class Visit:
     def field(self, name: str) -> str:
         """Return a field of the form that was sent, or ""; status 400 where it holds no text."""
         return _fields(self.body).get(name, "")
+
+    def query(self, name: str) -> str:
+        """Return what the address says behind its "?", or ""."""
+        return str(self.request.query_params.get(name, ""))
 
     def campaign(self) -> Campaign:
         """Return the campaign that the address names, if it is served here."""
@@ -146,7 +152,9 @@ async def _read(request: Request) -> bytes:
 def _fields(body: bytes) -> dict[str, str]:
     try:
         text = body.decode("ascii")
-        fields = dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50))
+        fields = dict(
+            parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
+        )
     except ValueError:
         raise HTTPException(400, "the form can't be read") from None
     refuse_nul(text, *fields, *fields.values())

@@ -15,7 +15,7 @@ from data.labels.web import consent, own
 from data.labels.web.forms import from_submission, read_sheet, to_submission
 from data.labels.web.pages import render
 from data.labels.web.sessions import Visit, hold
-from data.records import turn_text
+from data.records import Prompt, turn_text
 
 _SAID = ("tiers", "ratings", "flags", "choice", "comment")
 """What a correction may change of a label."""
@@ -193,6 +193,13 @@ def find_own(visit: Visit, assignment: Assignment) -> LabelRow:
     raise NotYoursError("there is no such label among your last ones")
 
 
+def turns_of(prompt: Prompt) -> list[dict[str, str]]:
+    """Return a prompt as turns to show; a plain one is the user's."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{"role": turn["role"], "content": turn_text(turn)} for turn in prompt]
+
+
 def _given(visit: Visit) -> tuple[Assignment, Campaign]:
     assignment = visit.site.queue.assignment(visit.part("assignment"), visit.me.id)
     if assignment is None:
@@ -218,10 +225,6 @@ def _page(
     `sent` is the label behind a correction that is not sent yet.
     """
     new, mode = assignment.task.new, campaign.settings.mode
-    if isinstance(new.prompt, str):
-        turns = [{"role": "user", "content": new.prompt}]
-    else:
-        turns = [{"role": turn["role"], "content": turn_text(turn)} for turn in new.prompt]
     qualifying = assignment.purpose == "qualification"
     status = visit.site.queue.qualification(visit.me.id, campaign.id) if qualifying else None
     return render(
@@ -230,7 +233,7 @@ def _page(
         campaign=campaign,
         assignment_id=assignment.id,
         mode=mode,
-        turns=turns,
+        turns=turns_of(new.prompt),
         chat=not isinstance(new.prompt, str),
         answers=[new.completions[index] for index in assignment.order],
         sheet=sheet,

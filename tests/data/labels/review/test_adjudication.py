@@ -177,16 +177,15 @@ def test_it_is_no_work_of_an_annotator(room: Room) -> None:
     assert own.pace(room.database, room.root, room.id).done == 0
     assert room.submissions.mine(room.root, room.id, 20) == []
     with room.database.read() as connection:
-        query = sa.select(tables.assignments.c.id).where(
-            tables.assignments.c.state == "adjudicated"
-        )
-        place = str(connection.scalar(query))
+        given = tables.assignments.c
+        place = connection.scalar(sa.select(given.id).where(given.state == "adjudicated"))
+    assert place is not None
     assert room.queue.given(place, room.root) is None
     with pytest.raises(NotYoursError):
         room.submissions.submit(place, room.root, Submission("other", [1, 2]))
     # Who decided a task has seen what others said of it, and does not label it.
-    given = room.queue.next(room.root, room.id)
-    assert given is not None and given.task.new.key == "t1"
+    next_one = room.queue.next(room.root, room.id)
+    assert next_one is not None and next_one.task.new.key == "t1"
 
 
 def test_an_export_of_everything_brings_both_into_another_database(
