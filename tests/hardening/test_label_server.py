@@ -146,7 +146,7 @@ def test_no_text_in_a_header(app: Any, name: bytes, text: bytes) -> None:
         (b"name=\xed\xa0\x80", 400),
         (b"\0", 400),
         (b"name\0=a", 400),
-        (b"&".join([b"a=b"] * 60), 400),
+        (b"&".join([b"a=b"] * 260), 400),
         (b"x" * 70_000, 413),
     ],
 )
