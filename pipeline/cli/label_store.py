@@ -216,6 +216,8 @@ def import_file(
     max_bad_share: float,
     hub_split: str,
     columns: Mapping[str, str] | None = None,
+    items: str | None = None,
+    unconfirmed: bool = False,
 ) -> list[str]:
     """Store the labels of a file or hub data set, and return what to tell of it.
 
@@ -227,7 +229,9 @@ def import_file(
         format: of the file, or "auto".
         max_bad_share: share of malformed rows above which nothing is stored.
         hub_split: of a hub data set.
-        columns: of a plain table.
+        columns: of a table.
+        items: what the table's rows were said of.
+        unconfirmed: of a table, take responses that may be drafts, too.
 
     Raises:
         SourceError: the file can't be read or holds no labels.
@@ -248,6 +252,8 @@ def import_file(
             max_bad_share=max_bad_share,
             hub_split=hub_split,
             columns=columns,
+            items=items,
+            unconfirmed=unconfirmed,
             report=report,
         )
     ]

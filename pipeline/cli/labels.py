@@ -281,14 +281,23 @@ def bring_in(
         str | None,
         typer.Option(metavar="prompt=Q,a=A,b=B,winner=W", help="Of a table; see RESEARCHERS.md."),
     ] = None,
+    items: Annotated[
+        str | None, typer.Option(help="What a table's rows were said of, joined by an id (Potato).")
+    ] = None,
+    unconfirmed: Annotated[
+        bool, typer.Option("--unconfirmed", help="Argilla's responses that may be drafts, too.")
+    ] = False,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1)] = 0.01,
     split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
     database: DatabaseOption = None,
 ) -> None:
     """Bring in our own exports, rankings, pairs, HH dialogues, OASST messages or tables."""
-    from data.labels.exchange.tables import parse_columns
+    from data.errors import UsageError
+    from data.labels.exchange.tables.columns import parse_columns
     from pipeline.cli.label_store import import_file, opened
 
+    if columns is None and (items is not None or unconfirmed):
+        raise UsageError(f"{'--items' if items else '--unconfirmed'} goes with --columns")
     table = None if columns is None else parse_columns(columns)
 
     def readable() -> None:
@@ -302,6 +311,8 @@ def bring_in(
             max_bad_share=max_bad_share,
             hub_split=split,
             columns=table,
+            items=items,
+            unconfirmed=unconfirmed,
         ):
             name = campaign or one.row.campaign
             require_names(source, campaign=name, annotator=one.annotator.name)
@@ -316,6 +327,8 @@ def bring_in(
             max_bad_share=max_bad_share,
             hub_split=split,
             columns=table,
+            items=items,
+            unconfirmed=unconfirmed,
         )
     for line in lines:
         typer.echo(line)

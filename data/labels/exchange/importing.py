@@ -10,15 +10,17 @@ file has them, the better one always comes first.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import BadRowsError, LabelError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
-from data.labels.exchange.tables import ranking_rows
+from data.labels.exchange.tables.rows import TableReader
 from data.labels.names import plain_name
 from data.labels.records import (
     Annotator,
@@ -76,6 +78,8 @@ def read_labels(
     max_bad_share: float = 0.01,
     hub_split: str = "train",
     columns: Mapping[str, str] | None = None,
+    items: str | None = None,
+    unconfirmed: bool = False,
     report: ReadReport | None = None,
 ) -> Iterator[ImportedLabel]:
     """Yield the labels of a file, folder, glob or hub data set.
@@ -91,7 +95,9 @@ def read_labels(
         format: one of `FORMATS`, or "auto" to tell it of each row.
         max_bad_share: share of malformed rows above which reading ends in an error.
         hub_split: of a hub data set, or of a folder that holds several.
-        columns: of a plain table of pairs, by our names; see `data.labels.exchange.tables`.
+        columns: of a table, by our names; see `data.labels.exchange.tables`.
+        items: file that holds what the rows of a table were said of, joined by an id.
+        unconfirmed: take responses of Argilla, too, that its file does not tell from drafts.
         report: where the counts go.
 
     Raises:
@@ -102,7 +108,11 @@ def read_labels(
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
     foreign = _Foreign(when=when, campaign=campaign, annotator=annotator)
-    reading = _Reading(foreign, format, report, columns)
+    table = None
+    if columns is not None:
+        table = TableReader(source, columns, report, items=items, unconfirmed=unconfirmed)
+        source = _answered(source)
+    reading = _Reading(foreign, format, report, table)
     hub = source.removeprefix(HUB) if source.startswith(HUB) else None
     path = source if hub is None else None
     for place, raw in located_rows(Source(path=path, hub=hub, hub_split=hub_split), report):
@@ -116,9 +126,17 @@ def read_labels(
             f"{report.bad} of {report.rows} rows are malformed, max_bad_share allows "
             f"{max_bad_share:.2%}: {'; '.join(report.first_bad)}"
         )
+    if table is not None:
+        table.check()
     if not report.records:
         dropped = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
         raise SourceError(f"no labels in {source}{': ' + dropped if dropped else ''}")
+
+
+def _answered(source: str) -> str:
+    """Return which files of a folder hold answers: of Potato's folder, those of its annotators."""
+    pattern = Path(source) / "*" / "user_state.json"
+    return str(pattern) if glob.glob(str(pattern)) else source
 
 
 def require_names(source: str, *, campaign: str, annotator: str) -> None:
@@ -150,9 +168,9 @@ class _Reading:
         foreign: _Foreign,
         format: str,
         report: ReadReport,
-        columns: Mapping[str, str] | None,
+        table: TableReader | None,
     ) -> None:
-        self.foreign, self.format, self.report, self.columns = foreign, format, report, columns
+        self.foreign, self.format, self.report, self.table = foreign, format, report, table
         self.forest = Forest()
 
     def counted(self, where: str, rows: Iterator[LabelRow]) -> Iterator[ImportedLabel]:
@@ -174,8 +192,9 @@ class _Reading:
         """Yield the labels of a row; a message of OASST is kept until all are there."""
         if raw.value is None:
             raise RowError(raw.problem)
-        if self.columns:
-            yield from self._of_table(raw.value, raw.where.rpartition("/")[2])
+        if self.table is not None:
+            self.report.formats.setdefault(place, "a table (--columns)")
+            yield from self._of_table(self.table, raw.value, raw.where.rpartition("/")[2])
             return
         auto = self.format == "auto"
         name = _format_of(raw) if auto else self.format
@@ -196,14 +215,19 @@ class _Reading:
                 self.report.notes["a soft label came in by its ranks alone"] += 1
             yield _foreign_row(record, self.foreign, f"{where}:0")
 
-    def _of_table(self, row: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
+    def _of_table(
+        self, table: TableReader, row: Mapping[str, Any], where: str
+    ) -> Iterator[LabelRow]:
         """Yield a label for each judgement in a table's row."""
-        assert self.columns is not None
-        made = ranking_rows(row, self.columns, self.report.dropped)
-        for number, ranking in enumerate(made):
-            record = convert(ranking, "rankings", default_id=where, format_named=True)
-            assert isinstance(record, Ranking)
-            yield _foreign_row(record, self.foreign, f"{where}:{number}")
+        for number, ranking in enumerate(table.rows(row)):
+            # Exports of other tools grow at any place: the same judgement is on another line then.
+            which = f"{ranking.get('id', f'{where}:{number}')}:{','.join(table.questions)}"
+            try:
+                record = convert(ranking, "rankings", default_id=where, format_named=True)
+                assert isinstance(record, Ranking)
+                yield _foreign_row(record, self.foreign, which)
+            except RowDropped as reason:
+                self.report.dropped[str(reason)] += 1
 
     def of_tree(self, tree: Mapping[str, Any], where: str) -> Iterator[LabelRow]:
         """Yield a label for each ranking of a tree."""

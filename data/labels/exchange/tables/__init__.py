@@ -1,0 +1,1 @@
+"""Tables of answers and what was said of them, plain ones and those that other tools write."""

@@ -1,0 +1,206 @@
+"""Rows of tables as rows of rankings.
+
+`--columns` tells which column holds the prompt, the answers, what was said and who said it
+(`columns`); rows of other tools become plain ones, a row for each judgement that counts
+(`judgements`); what was said becomes ranks (`ranks`). What was asked may stand in a file of its
+own, as Potato's does: rows are joined to its items by their id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import factorial
+from typing import Any
+
+from data.errors import SourceError, nearest
+from data.labels.exchange.tables.columns import LETTERS, SAID
+from data.labels.exchange.tables.judgements import WHICH, WHO, Row, judgements, value_of
+from data.labels.exchange.tables.ranks import Answers, ranks_of
+from data.sources.read import ReadReport, located_rows
+from data.sources.source import Source
+from data.sources.values import RowDropped, RowError, as_text, listed
+
+LISTED = (
+    "a ranking of Argilla's is a list of names, taken from the best on: its client drops the ranks "
+    "of answers given on its pages, see RESEARCHERS.md"
+)
+_CHANCE = 200
+"""So many times less likely than not is it that rankings stand in the order of the columns."""
+
+
+class TableReader:
+    """Reads rows as rankings, and remembers what can't be told from one row."""
+
+    def __init__(
+        self,
+        source: str,
+        columns: Mapping[str, str],
+        report: ReadReport,
+        *,
+        items: str | None = None,
+        unconfirmed: bool = False,
+    ) -> None:
+        """Read the items, if there are any.
+
+        Args:
+            source: where the rows are from, for errors.
+            columns: as `parse_columns` gives them.
+            report: where what is left out is counted.
+            items: a file, folder or glob of rows with an id, joined to those that are read.
+            unconfirmed: take responses of Argilla that the file does not tell from drafts.
+
+        Raises:
+            SourceError: the items can't be read, or two have one id.
+        """
+        self.source, self.columns, self.report = source, columns, report
+        self.unconfirmed = unconfirmed
+        self.questions = [columns[name] for name in SAID if name in columns]
+        self.place = items
+        self.items = None if items is None else _items(items, columns.get("id", "id"))
+        self._orders: Counter[tuple[int, ...]] = Counter()
+        self._met: dict[str, None] = {}
+
+    def rows(self, row: Row) -> Iterator[dict[str, Any]]:
+        """Yield what was said in a row as rows of rankings.
+
+        Raises:
+            RowError: a column is missing, or what was said names none of the answers.
+        """
+        try:
+            yield from self._rows(row)
+        except RowError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RowError(
+                "it is no row of a plain table, of Argilla, Label Studio or Potato "
+                f"({error!r:.100})"
+            ) from error
+
+    def check(self) -> None:
+        """Refuse what only all rows together tell, once they are read.
+
+        Raises:
+            SourceError: a column is empty or not there; or all rankings stand in the order of the
+                columns, as no annotators would put them, since their ranks got lost on the way.
+        """
+        answers = [self.columns[one] for one in LETTERS if one in self.columns]
+        asked = [*answers, *([] if self.report.records else self.questions)]
+        unmet = [name for name in asked if name not in self._met]
+        if self._met and unmet:
+            raise SourceError(
+                f"{self.source}: no row holds anything in '{unmet[0]}'; there are "
+                f"{listed(self._met)}.{nearest(unmet[0], self._met)}"
+            )
+        if len(self._orders) != 1:
+            return
+        ((order, count),) = self._orders.items()
+        if list(order) == sorted(order) and factorial(len(order)) ** count >= _CHANCE:
+            raise SourceError(
+                f"{self.source}: all {count} rankings of '{self.columns['winner']}' stand in the "
+                "order of the columns: Argilla's client drops the ranks of answers given on its "
+                "pages; fetch the records from its REST API "
+                "(api/v1/datasets/ID/records?include=responses), which keeps them, and import that"
+            )
+
+    def _rows(self, row: Row) -> Iterator[dict[str, Any]]:
+        dropped = self.report.dropped
+        for whole in _unfolded(row, self.columns):
+            for said in judgements(whole, self.columns, self.report, unconfirmed=self.unconfirmed):
+                self._met |= dict.fromkeys(
+                    part
+                    for name, value in said.items()
+                    if name != WHICH and value is not None
+                    for part in (name, name.partition(".")[0])
+                )
+                joined = self._joined(said)
+                answers = Answers(joined, self.columns)
+                try:
+                    ranks = ranks_of(joined, answers, self.columns)
+                except RowDropped as reason:
+                    dropped[str(reason)] += 1
+                    continue
+                self._remember(row, said, answers)
+                who = said.get(self.columns.get(WHO, WHO))
+                which = said.get(WHICH, said.get("instance_id"))
+                yield {
+                    **({} if which is None else {"id": f"{which}"}),
+                    "prompt": value_of(joined, self.columns["prompt"]),
+                    "completions": answers.texts,
+                    "ranks": ranks,
+                    **({} if who in (None, "") else {"annotator": _name(who)}),
+                }
+
+    def _joined(self, said: Row) -> Row:
+        if self.items is None:
+            if "instance_id" in said and self.columns["prompt"] not in said:
+                raise RowError(
+                    "Potato's files hold answers alone; give its data file, which holds what was "
+                    "asked, by --items"
+                )
+            return said
+        own = self.columns.get("id", "id")
+        column = own if own in said else "instance_id"
+        if column not in said:
+            raise RowError(f"there is no column '{own}' by which it belongs to an item")
+        item = self.items.get(str(said[column]))
+        if item is None:
+            raise RowError(
+                f"column '{column}' says {str(said[column])[:40]!r}, no item of {self.place}"
+            )
+        return {**item, **said}
+
+    def _remember(self, row: Row, said: Row, answers: Answers) -> None:
+        """Count a ranking of Argilla's that is a list of names."""
+        column = self.columns.get("winner", "")
+        value = said.get(column)
+        if "responses" not in row and f"{column}.responses" not in row:
+            return
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            self.report.notes[LISTED] += 1
+            known = [one for one in value if one not in answers.absent]
+            self._orders[tuple(answers.place(one, column) for one in known)] += 1
+
+
+def _items(place: str, column: str) -> dict[str, Row]:
+    items: dict[str, Row] = {}
+    for _, raw in located_rows(Source(path=place), ReadReport()):
+        if raw.value is None:
+            raise SourceError(f"--items: {raw.where}: {raw.problem}")
+        if column not in raw.value:
+            raise SourceError(
+                f"--items: {raw.where}: there is no column '{column}'; name that of the ids, as "
+                "in --columns ...,id=COLUMN"
+            )
+        name = str(raw.value[column])
+        if name in items:
+            raise SourceError(f"--items: {raw.where}: a second item has the id {name[:40]!r}")
+        items[name] = raw.value
+    return items
+
+
+def _unfolded(row: Row, columns: Mapping[str, str]) -> Iterator[Row]:
+    """Yield the rows that stand in one: a table by columns, or records by their id."""
+    values = list(row.values())
+    asked = row.get(columns["prompt"])
+    if isinstance(asked, list) and not any(_is_turn(one) for one in asked):
+        sizes = {len(value) if isinstance(value, list) else None for value in values}
+        if sizes == {len(asked)}:
+            for place in range(len(asked)):
+                yield {name: value[place] for name, value in row.items()}
+            return
+    if values and all(isinstance(one, Mapping) and "fields" in one for one in values):
+        yield from values
+        return
+    yield row
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("content" in value or "role" in value)
+
+
+def _name(who: Any) -> str:
+    """Return an annotator's name, of Label Studio's accounts the address."""
+    if isinstance(who, Mapping):
+        who = who.get("email") or who.get("username") or who.get("id")
+    return as_text(str(who), "annotator")
