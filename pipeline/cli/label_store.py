@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -211,52 +211,27 @@ def import_file(
     source: str,
     *,
     campaign: str | None,
-    annotator: str,
-    format: str,
-    max_bad_share: float,
-    hub_split: str,
-    columns: Mapping[str, str] | None = None,
-    items: str | None = None,
-    unconfirmed: bool = False,
+    read: Callable[..., Iterator[ImportedLabel]],
 ) -> list[str]:
     """Store the labels of a file or hub data set, and return what to tell of it.
 
     Args:
         database: where to.
-        source: file, folder or glob; `hub:ID` is a data set of the hub.
+        source: file, folder, glob, or `hub:ID`.
         campaign: name of the campaign they go to; what the file says when not given.
-        annotator: who gave labels whose file names nobody.
-        format: of the file, or "auto".
-        max_bad_share: share of malformed rows above which nothing is stored.
-        hub_split: of a hub data set.
-        columns: of a table.
-        items: what the table's rows were said of.
-        unconfirmed: of a table, take responses that may be drafts, too.
+        read: `read_labels` of the source, with all that was asked.
 
     Raises:
         SourceError: the file can't be read or holds no labels.
         UsageError: a campaign of that name asks in another mode.
     """
-    from data.labels.exchange.importing import read_labels, require_names
+    from data.labels.exchange.importing import require_names
     from data.sources.read import ReadReport
 
     report = ReadReport()
+    name = campaign or Path(source).stem or "imported"
     # Read to its end before anything is stored: a file that is bad halfway leaves nothing behind.
-    labels = [
-        *read_labels(
-            source,
-            when=database.now(),
-            campaign=campaign or Path(source).stem or "imported",
-            annotator=annotator,
-            format=format,
-            max_bad_share=max_bad_share,
-            hub_split=hub_split,
-            columns=columns,
-            items=items,
-            unconfirmed=unconfirmed,
-            report=report,
-        )
-    ]
+    labels = [*read(when=database.now(), campaign=name, report=report)]
     by_campaign: dict[str, list[ImportedLabel]] = {}
     for one in labels:
         name = campaign or one.row.campaign

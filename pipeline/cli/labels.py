@@ -6,9 +6,10 @@ Nothing of the label store is imported before a command runs.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +19,7 @@ from pipeline.cli.label_work import prepare, start
 from pipeline.cli.options import QuietOption
 
 if TYPE_CHECKING:
+    from data.labels.exchange.importing import ImportedLabel
     from data.labels.records import Role
 
 label = typer.Typer(
@@ -293,43 +295,32 @@ def bring_in(
 ) -> None:
     """Bring in our own exports, rankings, pairs, HH dialogues, OASST messages or tables."""
     from data.errors import UsageError
-    from data.labels.exchange.tables.columns import parse_columns
+    from data.labels.exchange.tables.columns import Table, parse_columns
     from pipeline.cli.label_store import import_file, opened
 
     if columns is None and (items is not None or unconfirmed):
         raise UsageError(f"{'--items' if items else '--unconfirmed'} goes with --columns")
-    table = None if columns is None else parse_columns(columns)
+    table = None if columns is None else Table(parse_columns(columns), items, unconfirmed)
+
+    def read(**rest: Any) -> Iterator[ImportedLabel]:
+        from data.labels.exchange.importing import read_labels
+
+        asked: dict[str, Any] = {
+            "format": format,
+            "max_bad_share": max_bad_share,
+            "hub_split": split,
+        }
+        return read_labels(source, annotator=annotator, table=table, **asked, **rest)
 
     def readable() -> None:
-        from data.labels.exchange.importing import read_labels, require_names
+        from data.labels.exchange.importing import require_names
 
-        for one in read_labels(
-            source,
-            when=datetime.now(UTC),
-            annotator=annotator,
-            format=format,
-            max_bad_share=max_bad_share,
-            hub_split=split,
-            columns=table,
-            items=items,
-            unconfirmed=unconfirmed,
-        ):
+        for one in read(when=datetime.now(UTC)):
             name = campaign or one.row.campaign
             require_names(source, campaign=name, annotator=one.annotator.name)
 
     with opened(run, database, create=True, before=readable) as store:
-        lines = import_file(
-            store,
-            source,
-            campaign=campaign,
-            annotator=annotator,
-            format=format,
-            max_bad_share=max_bad_share,
-            hub_split=split,
-            columns=table,
-            items=items,
-            unconfirmed=unconfirmed,
-        )
+        lines = import_file(store, source, campaign=campaign, read=read)
     for line in lines:
         typer.echo(line)
 

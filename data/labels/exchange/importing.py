@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from data.errors import BadRowsError, LabelError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
+from data.labels.exchange.tables.columns import Table
 from data.labels.exchange.tables.rows import TableReader
 from data.labels.names import plain_name
 from data.labels.records import (
@@ -77,9 +78,7 @@ def read_labels(
     format: str = "auto",
     max_bad_share: float = 0.01,
     hub_split: str = "train",
-    columns: Mapping[str, str] | None = None,
-    items: str | None = None,
-    unconfirmed: bool = False,
+    table: Table | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[ImportedLabel]:
     """Yield the labels of a file, folder, glob or hub data set.
@@ -95,9 +94,7 @@ def read_labels(
         format: one of `FORMATS`, or "auto" to tell it of each row.
         max_bad_share: share of malformed rows above which reading ends in an error.
         hub_split: of a hub data set, or of a folder that holds several.
-        columns: of a table, by our names; see `data.labels.exchange.tables`.
-        items: file that holds what the rows of a table were said of, joined by an id.
-        unconfirmed: take responses of Argilla, too, that its file does not tell from drafts.
+        table: what is told of a table's columns.
         report: where the counts go.
 
     Raises:
@@ -108,13 +105,10 @@ def read_labels(
         raise SourceError(f"unknown format '{format}' of labels; known: auto, {', '.join(FORMATS)}")
     report = ReadReport() if report is None else report
     foreign = _Foreign(when=when, campaign=campaign, annotator=annotator)
-    table = None
-    if columns is not None:
-        table = TableReader(source, columns, report, items=items, unconfirmed=unconfirmed)
-        source = _answered(source)
-    reading = _Reading(foreign, format, report, table)
+    reader = None if table is None else TableReader(source, table, report)
+    reading = _Reading(foreign, format, report, reader)
     hub = source.removeprefix(HUB) if source.startswith(HUB) else None
-    path = source if hub is None else None
+    path = (source if table is None else _answered(source)) if hub is None else None
     for place, raw in located_rows(Source(path=path, hub=hub, hub_split=hub_split), report):
         report.rows += 1
         yield from reading.counted(raw.where, reading.labels(place, raw))
@@ -126,8 +120,8 @@ def read_labels(
             f"{report.bad} of {report.rows} rows are malformed, max_bad_share allows "
             f"{max_bad_share:.2%}: {'; '.join(report.first_bad)}"
         )
-    if table is not None:
-        table.check()
+    if reader is not None:
+        reader.check()
     if not report.records:
         dropped = "; ".join(f"{count} dropped: {why}" for why, count in report.dropped.items())
         raise SourceError(f"no labels in {source}{': ' + dropped if dropped else ''}")

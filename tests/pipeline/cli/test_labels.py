@@ -105,6 +105,33 @@ def test_pairs_of_elsewhere_become_a_campaign(rlhf: Any, run: Path, tmp_path: Pa
     assert clash.code == 2 and "nothing.jsonl" in clash.err
 
 
+WRITTEN = Path(__file__).parents[2] / "data" / "labels" / "exchange" / "written"
+
+
+def test_answers_given_in_potato_are_joined_to_its_items(rlhf: Any, run: Path) -> None:
+    columns = ("--columns", "prompt=text,answers=responses,likert=strength,middle=0")
+    items = ("--items", WRITTEN / "potato" / "items.jsonl")
+    place = (run, WRITTEN / "potato" / "answers", "--campaign", "potato")
+    told = rlhf("label", "import", *place, *columns, *items)
+    assert "campaign potato: 4 new labels of 4" in told.out and told.code == 0
+    again = (run, WRITTEN / "potato" / "annotations.csv", "--campaign", "potato")
+    assert "0 new labels of 4" in rlhf("label", "import", *again, *columns, *items).out
+    for option in (items, ("--unconfirmed",)):
+        refused = rlhf("label", "import", *place, *option)
+        assert refused.code == 2 and f"{option[0]} goes with --columns" in refused.err
+    refused = rlhf("label", "import", *place, *columns, "--items", "nowhere.jsonl")
+    assert refused.code == 2 and "no such file: nowhere.jsonl" in refused.err
+
+
+def test_nested_answers_are_taken_unconfirmed_where_asked_for(rlhf: Any, run: Path) -> None:
+    place = (run, WRITTEN / "argilla" / "nested.json", "--campaign", "argilla")
+    columns = ("--columns", "prompt=instruction,a=response-1,b=response-2,winner=best")
+    told = rlhf("label", "import", *place, *columns)
+    assert "campaign argilla: 1 new label of 1" in told.out
+    assert "dropped 7 rows: a response that the file does not tell from a draft" in told.out
+    assert "6 new labels of 7" in rlhf("label", "import", *place, *columns, "--unconfirmed").out
+
+
 def test_pairs_of_three_are_refused_wherever_they_come_from(
     rlhf: Any, run: Path, tmp_path: Path
 ) -> None:

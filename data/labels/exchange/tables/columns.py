@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from data.errors import UsageError, nearest
 
@@ -32,6 +33,21 @@ NO_COLUMNS = (MIDDLE, BUCKETS)
 SAID = ("winner", BEST, WORST, LIKERT, *RATINGS, *RANKS)
 """Columns that hold what was said of the answers."""
 _WAYS = "winner, best (and worst), likert and middle, rating_a ..., or rank_a ..."
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is told of a table.
+
+    Attributes:
+        columns: theirs, by our names, as `parse_columns` gives them.
+        items: a file, folder or glob of what its rows were said of, joined by an id.
+        unconfirmed: take responses of Argilla, too, that a file does not tell from drafts.
+    """
+
+    columns: Mapping[str, str]
+    items: str | None = None
+    unconfirmed: bool = False
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from math import factorial
 from typing import Any
 
 from data.errors import SourceError, nearest
-from data.labels.exchange.tables.columns import LETTERS, SAID
+from data.labels.exchange.tables.columns import LETTERS, SAID, Table
 from data.labels.exchange.tables.judgements import WHICH, WHO, Row, judgements, value_of
 from data.labels.exchange.tables.ranks import Answers, ranks_of
 from data.sources.read import ReadReport, located_rows
@@ -32,32 +32,21 @@ _CHANCE = 200
 class TableReader:
     """Reads rows as rankings, and remembers what can't be told from one row."""
 
-    def __init__(
-        self,
-        source: str,
-        columns: Mapping[str, str],
-        report: ReadReport,
-        *,
-        items: str | None = None,
-        unconfirmed: bool = False,
-    ) -> None:
+    def __init__(self, source: str, table: Table, report: ReadReport) -> None:
         """Read the items, if there are any.
 
         Args:
             source: where the rows are from, for errors.
-            columns: as `parse_columns` gives them.
+            table: what is told of them.
             report: where what is left out is counted.
-            items: a file, folder or glob of rows with an id, joined to those that are read.
-            unconfirmed: take responses of Argilla that the file does not tell from drafts.
 
         Raises:
             SourceError: the items can't be read, or two have one id.
         """
-        self.source, self.columns, self.report = source, columns, report
-        self.unconfirmed = unconfirmed
+        self.source, self.table, self.report = source, table, report
+        self.columns = columns = table.columns
         self.questions = [columns[name] for name in SAID if name in columns]
-        self.place = items
-        self.items = None if items is None else _items(items, columns.get("id", "id"))
+        self.items = None if table.items is None else _items(table.items, columns.get("id", "id"))
         self._orders: Counter[tuple[int, ...]] = Counter()
         self._met: dict[str, None] = {}
 
@@ -106,7 +95,9 @@ class TableReader:
     def _rows(self, row: Row) -> Iterator[dict[str, Any]]:
         dropped = self.report.dropped
         for whole in _unfolded(row, self.columns):
-            for said in judgements(whole, self.columns, self.report, unconfirmed=self.unconfirmed):
+            for said in judgements(
+                whole, self.columns, self.report, unconfirmed=self.table.unconfirmed
+            ):
                 self._met |= dict.fromkeys(
                     part
                     for name, value in said.items()
@@ -146,7 +137,7 @@ class TableReader:
         item = self.items.get(str(said[column]))
         if item is None:
             raise RowError(
-                f"column '{column}' says {str(said[column])[:40]!r}, no item of {self.place}"
+                f"column '{column}' says {str(said[column])[:40]!r}, no item of {self.table.items}"
             )
         return {**item, **said}
 

@@ -15,7 +15,7 @@ from data.errors import BadRowsError, SourceError, UsageError
 from data.labels.exchange.exporting import ExportSettings, export_parts
 from data.labels.exchange.importing import read_labels
 from data.labels.exchange.rankings_file import LABEL, VOTES, completion_id
-from data.labels.exchange.tables.columns import parse_columns
+from data.labels.exchange.tables.columns import Table, parse_columns
 from data.labels.records import (
     FLAGS,
     Annotator,
@@ -385,7 +385,7 @@ def test_a_plain_table_of_pairs(tmp_path):
     (tmp_path / "t.csv").write_text(TABLE)
     report, columns = ReadReport(), parse_columns(MAPPED)
     source = str(tmp_path / "t.csv")
-    found = [*read_labels(source, when=WHEN, columns=columns, report=report)]
+    found = [*read_labels(source, when=WHEN, table=Table(columns), report=report)]
     said = [
         (one.annotator.name, dict(zip(one.task.completions, one.submission.ranks, strict=True)))
         for one in found
@@ -400,9 +400,9 @@ def test_a_plain_table_of_pairs(tmp_path):
     assert report.dropped == {"nothing was said of the answers": 1}
     (tmp_path / "t.csv").write_text(TABLE.replace("Tie", "someone"))
     with pytest.raises(BadRowsError, match="column 'better' says 'someone'; it is one of left"):
-        [*read_labels(source, when=WHEN, columns=columns)]
+        [*read_labels(source, when=WHEN, table=Table(columns))]
     with pytest.raises(BadRowsError, match="there is no column 'q'; there are question, left"):
-        [*read_labels(source, when=WHEN, columns=columns | {"prompt": "q"})]
+        [*read_labels(source, when=WHEN, table=Table(columns | {"prompt": "q"}))]
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def told(path: Path, content: Any, columns: str) -> tuple[list[tuple[str, dict[s
     """Return who ranked which answer how, and what was left out."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     report = ReadReport()
-    found = read_labels(str(path), when=WHEN, columns=parse_columns(columns), report=report)
+    found = read_labels(str(path), when=WHEN, table=Table(parse_columns(columns)), report=report)
     ranks = [
         (one.annotator.name, dict(zip(one.task.completions, one.submission.ranks, strict=True)))
         for one in found

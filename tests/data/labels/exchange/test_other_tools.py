@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.errors import BadRowsError, RlhfError, SourceError, UsageError
 from data.labels.exchange.importing import read_labels
-from data.labels.exchange.tables.columns import parse_columns
+from data.labels.exchange.tables.columns import Table, parse_columns
 from data.sources.read import ReadReport
 
 WRITTEN = Path(__file__).parent / "written"
@@ -33,7 +33,7 @@ def read(source: Path, columns: str, **settings: Any) -> tuple[list[Said], ReadR
     """Return who ranked which answer how, and what was told of the rest."""
     report = ReadReport()
     found = read_labels(
-        str(source), when=WHEN, columns=parse_columns(columns), report=report, **settings
+        str(source), when=WHEN, table=Table(parse_columns(columns), **settings), report=report
     )
     said = [
         (one.annotator.name, dict(zip(one.task.completions, one.submission.ranks, strict=True)))
@@ -187,7 +187,7 @@ def test_an_export_that_has_grown_adds_what_is_new(tmp_path: Path) -> None:
     for name, content in (("one.json", rows), ("two.json", [newest, *rows])):
         (tmp_path / name).write_text(json.dumps(content))
         found = read_labels(
-            str(tmp_path / name), when=WHEN, columns=parse_columns(f"{PAIR},winner=pref")
+            str(tmp_path / name), when=WHEN, table=Table(parse_columns(f"{PAIR},winner=pref"))
         )
         keys.append({one.submission.key for one in found})
     assert keys[0] < keys[1] and len(keys[1] - keys[0]) == 1
