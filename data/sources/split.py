@@ -39,7 +39,12 @@ def is_heldout(prompt: Prompt, *, share: float, seed: int = 0) -> bool:
 
 def is_heldout_text(text: str, *, share: float) -> bool:
     """Tell whether a text of a corpus is among the held-out share."""
-    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
+    return text_value(text) < share
+
+
+def text_value(text: str) -> float:
+    """Return a number in [0, 1) that is spread evenly over texts; those below a share go out."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) / 2.0**32
 
 
 def of_part(record: Record, part: str | None, *, share: float) -> bool:

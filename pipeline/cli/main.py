@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.checkpoints import chat, evaluate, score
+from pipeline.cli.init import init
 from pipeline.cli.labels import label
 from pipeline.cli.options import (
     AssumeOption,
@@ -326,6 +327,7 @@ def list_stages(
 
 
 app.command()(watch)
+app.command()(init)
 app.command()(recipes)
 app.command()(copy)
 app.command(name="eval")(evaluate)

@@ -82,11 +82,13 @@ def load_plugins(paths: list[Path] | None, expected: list[str] | None = None) ->
 
 
 def source_of(text: str) -> SourceSettings:
-    """Return the source that a file, or `world:PART`, names."""
+    """Return the source that a file, `world:PART` or `hub:ID` names."""
     from pipeline.contract.settings import SourceSettings
 
     if text.startswith("world:"):
         return SourceSettings(world=text.removeprefix("world:"))
+    if text.startswith("hub:"):
+        return SourceSettings(hub=text.removeprefix("hub:"))
     return SourceSettings(path=text)
 
 

@@ -103,7 +103,7 @@ def test_lines_are_a_template_of_plain_words(
     context = make_context(settings, {"adopt": model})
     run(context)
     tokenizer = _loaded(context)
-    turns = [*chat("Hi", "Hello.", "So?"), {"role": "assistant", "content": "No."}]
+    turns = chat("Hi", "Hello.", "So?", "No.")
     ids, mask = render_conversation(tokenizer, turns)
     end = "<|endoftext|>"
     told = f"User:\nHi\n\nAssistant:\nHello.{end}\n\nUser:\nSo?\n\nAssistant:\nNo.{end}"
