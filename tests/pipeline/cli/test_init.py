@@ -88,8 +88,7 @@ def test_values_that_are_no_defaults_tell_why(
                 line.strip().startswith("# ") for line in behind
             ), told[place]
     ppo = stages_of(tmp_path / "mine.yaml")["ppo"]
-    trained = sum("heldout" not in str(source) for source in ppo["prompts"])
-    assert trained == len(ppo["prompts"]) == 1
+    assert [source["part"] for source in ppo["prompts"]] == ["train"]
     # 64 prompts less those that are held out, eight times each.
     assert 8 * 40 <= ppo["episodes"] <= 8 * 64
 
