@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.errors import ModelError
+from data.errors import ModelError, RecipeError
 from pipeline.models.compile import require_compiler
 from pipeline.training.accelerator import TrainingAccelerator, make_accelerator
 from pipeline.training.corpus import ChunkOrder, chunk_batch
@@ -32,6 +32,7 @@ from pipeline.training.objectives.rows import (
     grouped,
     spread_rows,
 )
+from pipeline.training.optimizer import build_adafactor
 from pipeline.training.settings import HELDOUT_CHUNKS, LmSettings
 from pipeline.training.stepping import Stepping
 
@@ -118,6 +119,16 @@ class LmTrainer(Stepping):
             require_compiler(self.accelerator.device)
         self._spread(compiled=settings.compile)
         self.order = ChunkOrder(len(self.train), seed=self.seed)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.settings.optimizer == "adamw":
+            return super()._optimizer()
+        if self.accelerator.deepspeed or self.accelerator.sharded:
+            raise RecipeError(
+                "optimizer adafactor looks at rows and columns of whole matrices, and "
+                "launch.config shards weights; set optimizer: adamw, or launch without sharding"
+            )
+        return build_adafactor(self.model, self.settings)
 
     def _documents(self) -> Documents:
         documents = find_documents(self.model, self.train.about.context_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,33 @@ from pipeline.training.settings import TrainingSettings
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     """Return AdamW that decays matrices alone: no bias, gain of a norm, or other vector."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        groups,
+        _groups(model, settings.weight_decay),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
         fused=True,
     )
+
+
+def build_adafactor(model: nn.Module, settings: TrainingSettings) -> torch.optim.Adafactor:
+    """Return Adafactor (Shazeer and Stern 2018), which decays the same as AdamW does.
+
+    A tensor's step is the learning rate times the root of its mean square (1e-3 at least), and
+    no rate goes beyond one over the root of the steps done. In place of a second moment a weight
+    it keeps one a row and one a column, and no first one.
+    """
+    return torch.optim.Adafactor(
+        _groups(model, settings.weight_decay), lr=settings.learning_rate, foreach=False
+    )
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def set_learning_rate(

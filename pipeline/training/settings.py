@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,8 @@ class LmSettings(TrainingSettings):
 
     context_length: Annotated[int, Field(ge=2)] = 512
     """Tokens of a chunk; a model from scratch has as many positions, or `positions`."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor steps in shares of a matrix's own size, as T5 wants it (learning_rate: 0.01)."""
     attend_across_documents: bool = True
     """Whether a token sees the documents before its own in the chunk; false is slower."""
     steps: PositiveInt | None = None
@@ -75,7 +77,18 @@ class LmSettings(TrainingSettings):
         lengths = [k for k in ("steps", "epochs", "tokens") if getattr(self, k) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{' and '.join(lengths)} contradict; give one of them")
+        unused = self.changed_among("betas", "epsilon")
+        if self.optimizer == "adafactor" and unused:
+            raise ValueError(f"`{unused[0]}` is AdamW's, adafactor has none; leave it out")
         return self
+
+    def applied_settings(self) -> dict[str, Any]:
+        """Return all settings that apply, as JSON; the seed apart."""
+        applied = super().applied_settings()
+        # So that what was done before there was a choice stays up to date.
+        for name in ("optimizer",) if self.optimizer == "adamw" else ("betas", "epsilon"):
+            del applied[name]
+        return applied
 
     def total_steps(self, chunks: int) -> int:
         """Return the number of steps on a corpus of so many chunks."""

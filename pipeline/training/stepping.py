@@ -64,9 +64,13 @@ class Stepping(ABC):
         self.micro_batch_size = micro_batch_size or batch_size
         self.total_steps = total_steps
         self.bf16 = resolve_bf16(self.settings.bf16, self.accelerator.device)
-        self._unprepared = build_optimizer(self.model, self.settings)
+        self._unprepared = self._optimizer()
         self.model.train()
         use_short_attention(self.model, self.accelerator.device)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the bare model."""
+        return build_optimizer(self.model, self.settings)
 
     def _spread(self, *, compiled: bool = False) -> None:
         """Spread model and optimiser over the processes."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.stages.pretrain.settings import PretrainSettings
     from pipeline.stages.sft.settings import SftSettings
 
+_MOMENTS = {"adamw": float(ADAM), "adafactor": 0.0}
+"""Bytes a parameter of an optimiser's state; Adafactor's are a number a row and one a column."""
 LOGITS_AT_ONCE = 64 * 2**20
 """Logits that a head which works in pieces holds at once."""
 
@@ -53,11 +55,11 @@ def training_phases(
     head: bool = True,
     frozen: float = 0,
     tree: Tree | None = None,
+    moments: float = ADAM,
 ) -> list[Phase]:
     """Return the memory where the backward pass begins, where it ends, and in the optimiser's step.
 
-    Gradients come into being as activations go, so that a step of one micro-batch never holds all
-    of both; with several, the gradients of those before are there from the start.
+    Gradients come as activations go, so that a step of one micro-batch never holds all of both.
 
     Args:
         shape: the model.
@@ -73,10 +75,12 @@ def training_phases(
         head: whether the output head is used.
         frozen: further parameters, not trained.
         tree: `rows` are trees as large as this one, packed without padding.
+        moments: bytes a parameter that the optimiser keeps.
     """
     sizes: dict[str, Any] = {"rows": rows, "length": length, "bf16": bf16, "masked": masked}
     activations, block = _of_blocks(shape, checkpointed=checkpointed, tree=tree, **sizes)
-    resident = _states(shape, layout, parameters=parameters, frozen=frozen, bf16=bf16)
+    states: dict[str, Any] = {"parameters": parameters, "frozen": frozen, "moments": moments}
+    resident = _states(shape, layout, **states, bf16=bf16)
     casts = cast_bytes(shape, bf16=bf16, head=head) if layout.sharding != "fsdp2" else 0.0
     gradients = layout.gradients(parameters)
     # The head's gradient is the first; buckets of DDP are there from the start.
@@ -88,14 +92,13 @@ def training_phases(
         "bf16 copies": casts,
         "logits": logits,
     }
-    tokens = rows * (length if tree is None else tree.tokens)
-    working = working_bytes(shape, tokens=tokens, bf16=bf16)
-    steps = {**resident, "gradients": gradients}
+    each = length if tree is None else tree.tokens
+    working = working_bytes(shape, tokens=rows * each, bf16=bf16)
     return [
         Phase("backward begins", begins),
         one_block(begins, activations + (block if checkpointed else 0.0)),
         Phase("backward ends", {**resident, "gradients": gradients, "activations": working}),
-        Phase("optimiser step", steps),
+        Phase("optimiser step", {**resident, "gradients": gradients}),
     ]
 
 
@@ -122,12 +125,18 @@ def first_gradient(shape: ModelShape, layout: Layout, head: bool) -> float:
 
 
 def _states(
-    shape: ModelShape, layout: Layout, *, parameters: float, frozen: float, bf16: bool
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    parameters: float,
+    frozen: float,
+    moments: float,
+    bf16: bool,
 ) -> dict[str, float]:
     """Return what is there all the time: weights, Adam's moments, what sharding gathers."""
     resident = {
         "weights": FP32 * (frozen + layout.share(parameters)),
-        "Adam": ADAM * layout.share(parameters),
+        "Adam": moments * layout.share(parameters),
     }
     if layout.sharding == "fsdp2":
         resident["gathered weights"] = gathered_bytes(shape, bf16=bf16)
@@ -190,6 +199,7 @@ def _of_text(
         checkpointed=settings.gradient_checkpointing,
         masked=not settings.attend_across_documents,
         frozen=0 if teacher is None else teacher.parameters,
+        moments=_MOMENTS[settings.optimizer],
     )
     rows = Rows.alike(cost.steps * settings.batch_size, tokens.read + tokens.written)
     flops = rows.count * _row_flops(shape, tokens, recompute=settings.gradient_checkpointing)

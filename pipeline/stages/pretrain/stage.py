@@ -7,8 +7,9 @@ same each time. `data/text/objectives` says where each departs from its paper.
 
 Text is tokenised once into chunks of one context length on disk, documents set apart by
 `<|endoftext|>` (else the end-of-sequence token), and learned in an order that follows from seed
-and epoch alone. AdamW with betas 0.9, 0.95, weight decay on matrices, gradients clipped at 1,
-cosine after a linear warm-up (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.2).
+and epoch alone. AdamW with betas 0.9, 0.95 (or Adafactor: Shazeer and Stern 2018; Raffel et al.
+2020), weight decay on matrices, gradients clipped at 1, cosine after a linear warm-up (Brown et
+al. 2020, appendix B; Touvron et al. 2023, section 2.2).
 
 Departures: dropout is 0 in every architecture; a batch that reaches beyond an epoch
 is filled from the next; what fills no chunk at the end of the text is left out, and said.

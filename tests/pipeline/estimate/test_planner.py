@@ -77,6 +77,7 @@ def test_a_student_has_some_of_its_teachers_blocks_and_waits_for_it(
     text = {"train": [{"path": rows}], "steps": 10, "context_length": 256}
     small = {"kind": "distill", "teacher": large, **text}
     alone = only(planned(tmp_path, {"base": {"kind": "pretrain", "model": large, **text}}))
+    text["optimizer"] = "adafactor"
     half = only(planned(tmp_path, {"small": small}))
     assert half.parameters["teacher"] == 6_738_415_616
     blocks = 6_738_415_616 - 2 * 32000 * 4096  # and a few norms
@@ -88,6 +89,14 @@ def test_a_student_has_some_of_its_teachers_blocks_and_waits_for_it(
     assert training.flops < 0.6 * alone.parts[0].flops
     kept = 4 * (half.parameters["small"] + half.parameters["teacher"])
     assert half.phases[0].components["weights"] == pytest.approx(kept)
+
+
+def test_adafactor_keeps_no_moment_a_weight(tmp_path: Path, large: str, rows: str) -> None:
+    base = {"kind": "pretrain", "model": large, "train": [{"path": rows}], "steps": 10}
+    plain = only(planned(tmp_path, {"base": base}))
+    lean = only(planned(tmp_path, {"base": {**base, "optimizer": "adafactor"}}))
+    spared = plain.phases[0].total - lean.phases[0].total
+    assert spared == pytest.approx(8 * 6_738_415_616)
 
 
 def test_preferences_are_learned_beside_a_reference(tmp_path: Path, large: str) -> None:

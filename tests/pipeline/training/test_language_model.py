@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data.errors import ModelError, RecipeError, TrainingError
 from data.sources.split import is_heldout_text
 from data.text.packing import PackedShards, write_shards
+from pipeline.training.accelerator import TrainingAccelerator
 from pipeline.training.corpus import ChunkOrder, chunk_batch
 from pipeline.training.language_model import LmTrainer
 from pipeline.training.objectives.causal import (
@@ -182,6 +183,28 @@ def test_a_short_chunk_is_filled_up_and_not_predicted(tmp_path: Path) -> None:
     batch = chunk_batch([short[0], short[1]], apart=None)
     assert batch.tokens_BT.tolist() == [[7, 8, 9, 10], [11, 12, 0, 0]]
     assert batch.targets_BT.tolist() == [[8, 9, 10, IGNORED], [12, IGNORED, IGNORED, IGNORED]]
+
+
+def test_adafactor_steps_in_shares_of_a_matrix(make_trainer: Callable[..., LmTrainer]) -> None:
+    trainer = make_trainer(optimizer="adafactor", learning_rate=1e-2, weight_decay=0.0)
+    with torch.no_grad():
+        trainer.model.get_output_embeddings().weight.mul_(20)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(0)
+    for name, p in trainer.model.named_parameters():
+        if p.ndim > 1:
+            old, new = before[name], p.detach()
+            moved = (new - old).square().mean().sqrt() / old.square().mean().sqrt()
+            # The step's own size is clipped at 1, and is less where a matrix has unused rows.
+            assert 1e-3 < float(moved) <= 1.01e-2, name
+
+
+def test_adafactor_refuses_sharded_weights(
+    make_trainer: Callable[..., LmTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingAccelerator, "sharded", property(lambda _: True))
+    with pytest.raises(RecipeError, match=r"launch.config shards weights; set optimizer: adamw"):
+        make_trainer(optimizer="adafactor")
 
 
 @pytest.mark.parametrize("attend", [True, False])

@@ -143,12 +143,18 @@ def test_learns_more_than_frequencies(
 
 
 @pytest.mark.parametrize(
-    "architecture", ["bert", "t5", pytest.param("bart", marks=pytest.mark.slow)]
+    ("architecture", "optimizer"),
+    [
+        ("bert", "adamw"),
+        ("t5", "adafactor"),
+        pytest.param("bart", "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_stage_ends_in_the_same_weights(
-    pretrain: Callable[..., Any], architecture: str
+    pretrain: Callable[..., Any], architecture: str, optimizer: str
 ) -> None:
-    options = {"steps": 30, "log_every": 3, "evaluate_every": 4}  # more than an epoch
+    options: dict[str, Any] = {"log_every": 3, "evaluate_every": 4, "optimizer": optimizer}
+    options["steps"] = 30  # more than an epoch
     whole = pretrain(architecture, "whole", **options)
     expected = run(whole)
     with pytest.raises(Interrupted):
@@ -244,6 +250,7 @@ def test_pairs_of_sentences_are_learned_with_a_head_of_their_own(
             {"objective": "span_corruption", "architecture": "t5", "initializer_range": 0.1},
             "not for t5",
         ),
+        ({"optimizer": "adafactor", "betas": [0.9, 0.99]}, "`betas` is AdamW's"),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -262,6 +269,10 @@ def test_keys_of_causal_stages_hold_nothing_new(corpus: SourceSettings) -> None:
     )
     assert masked.key_settings()["masking"]["share"] == 0.15
     assert "noise" not in masked.key_settings()
+    assert "optimizer" not in masked.key_settings() and "betas" in masked.key_settings()
+    relative = PretrainSettings(train=[corpus], tokenizer="tok", optimizer="adafactor")
+    assert relative.key_settings()["optimizer"] == "adafactor"
+    assert not {"betas", "epsilon"} & set(relative.key_settings())
 
 
 class TestFit:
