@@ -40,6 +40,9 @@ def converse(
     guidelines: Annotated[
         Path | None, typer.Option(help="What people read first; Markdown.")
     ] = None,
+    title: Annotated[
+        str, typer.Option(help="What the pages call a new campaign, in your words.")
+    ] = "",
     turns: Annotated[int, typer.Option(min=1, help="Messages of one conversation.")] = 6,
     all_turns: Annotated[int, typer.Option(min=0, help="Messages in all; 0 is no bound.")] = 0,
     all_tokens: Annotated[
@@ -70,7 +73,7 @@ def converse(
     names = _checkpoints(run, model or [])
     suggested = _openings(openings)
     with opened(run, database, create=True) as store:
-        _campaign(store, campaign, settings, suggested, guidelines)
+        _campaign(store, campaign, settings, suggested, guidelines, title)
         _answer(run, _speakers(names, trust_remote_code), sampling, campaign)
 
 
@@ -112,6 +115,7 @@ def _campaign(
     settings: CampaignSettings,
     openings: Sequence[str],
     guidelines: Path | None,
+    title: str,
 ) -> None:
     """Store the campaign, or find it with the same settings."""
     from data.labels.campaign.campaigns import Campaigns
@@ -125,7 +129,7 @@ def _campaign(
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "no UTF-8 text"
             raise UsageError(f"--guidelines {guidelines} can't be read: {reason}") from None
-    made = Campaigns(store).create(name, settings, body, by="command")
+    made = Campaigns(store).create(name, settings, body, by="command", title=title)
     if openings:
         Conversations(store).suggest(made.id, openings)
 

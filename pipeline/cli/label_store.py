@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FIRST_ADMIN = "admin"
 """Name of whoever uses the first link that `serve` prints."""
 FIRST_HOURS = 24.0
+_LISTED = 8
+"""Campaigns that are named beside the one that is taken."""
 TASK_COLUMNS = ("campaign", "mode", "tasks", "complete", "labels", "wanted", "annotators", "state")
 
 
@@ -163,14 +166,62 @@ def find_campaign(database: Database, name: str | None) -> Campaign:
     return matching[0]
 
 
-def others_line(database: Database, taken: Campaign) -> str | None:
-    """Return which campaigns a command leaves aside that named none; None where there is one."""
+def take_campaign(
+    run: Path, database: Database, name: str | None, *, recipe_may_fail: bool = False
+) -> tuple[Campaign, str | None]:
+    """Return the campaign that a command means, and what to tell of the choice.
+
+    Where none is named it is that of the last rankings stage of the run that asks people, else that
+    of an evaluation, else as `find_campaign` has it.
+
+    Args:
+        run: whose stages.
+        database: where the campaigns are.
+        name: as the command line names it.
+        recipe_may_fail: whether to do without a recipe that can't be read.
+
+    Raises:
+        UsageError: there is none, or several begin so.
+        ArtifactError: the run's recipe can't be read.
+    """
     from data.labels.campaign.campaigns import Campaigns
 
-    names = [one.name for one in Campaigns(database).list() if one.id != taken.id]
-    if not names:
-        return None
-    return f"of campaign {taken.name}; --campaign takes another: {', '.join(names)}"
+    if name is not None:
+        return find_campaign(database, name), None
+    taken, stage = find_campaign(database, None), ""
+    store = Campaigns(database)
+    campaigns, imported = store.list(), store.imported()
+    try:
+        asking = people_stages(run)
+    except ArtifactError:
+        if not recipe_may_fail:
+            raise
+        asking = {}
+    for one, settings in sorted(asking.items(), key=lambda item: _is_rankings(item[1])):
+        made = [c for c in campaigns if c.id not in imported and _made_by(one, settings, c.name)]
+        if made:
+            taken, stage = made[-1], one
+    others = [one.name for one in campaigns if one.id != taken.id]
+    if not others:
+        return taken, None
+    whose = f", which stage {stage} asks in" if stage else ""
+    listed = ", ".join(others[:_LISTED]) + (" ..." if len(others) > _LISTED else "")
+    return taken, f"of campaign {taken.name}{whose}; --campaign takes another: {listed}"
+
+
+def _is_rankings(settings: RankingsSettings | EvaluateSettings) -> bool:
+    return isinstance(settings, RankingsSettings)
+
+
+def _made_by(stage: str, settings: RankingsSettings | EvaluateSettings, campaign: str) -> bool:
+    """Tell whether a stage made a campaign, by its name, which ends in a digest."""
+    from pipeline.evaluation.judge.people import CAMPAIGN
+
+    if isinstance(settings, RankingsSettings):
+        begins = f"{settings.asked.campaign or stage}-"
+    else:
+        begins = CAMPAIGN
+    return re.fullmatch(re.escape(begins) + "[0-9a-f]{8}", campaign) is not None
 
 
 def campaign_rows(database: Database) -> Iterator[tuple[str, ...]]:

@@ -39,7 +39,7 @@ DatabaseOption = Annotated[
 ]
 CampaignOption = Annotated[
     str | None,
-    typer.Option("--campaign", help="Campaign; the newest of this run when not given."),
+    typer.Option("--campaign", help="Campaign; that of the run's stage when not given."),
 ]
 KindOption = Annotated[
     list[str] | None,
@@ -179,7 +179,7 @@ def stats(
 ) -> None:
     """Tell how well the annotators agree with each other, with gold and with themselves."""
     from data.extras import FIGURES, require_packages
-    from pipeline.cli.label_store import find_campaign, kinds_of, opened, others_line
+    from pipeline.cli.label_store import kinds_of, opened, take_campaign
 
     require_packages(*FIGURES)
     with opened(run, database) as store:
@@ -188,8 +188,8 @@ def stats(
         from data.labels.campaign.campaigns import Campaigns
         from data.labels.campaign.submissions import Submissions
 
-        stored, submissions = find_campaign(store, campaign), Submissions(store)
-        others = None if campaign else others_line(store, stored)
+        submissions = Submissions(store)
+        stored, others = take_campaign(run, store, campaign, recipe_may_fail=database is not None)
         figures = label_statistics(
             submissions.labels(stored.id),
             submissions.skips(stored.id),
@@ -237,7 +237,7 @@ def export(
     database: DatabaseOption = None,
 ) -> None:
     """Write labels as files."""
-    from pipeline.cli.label_store import find_campaign, kinds_of, opened, others_line
+    from pipeline.cli.label_store import kinds_of, opened, take_campaign
 
     with opened(run, database) as store:
         from data.labels.campaign.label_filter import TRAINING
@@ -256,8 +256,7 @@ def export(
             kinds=kinds_of(kind),
             revisions=revisions,
         )
-        stored = find_campaign(store, campaign)
-        others = None if campaign else others_line(store, stored)
+        stored, others = take_campaign(run, store, campaign, recipe_may_fail=database is not None)
         rows = Submissions(store).labels(stored.id, revisions=revisions)
         exported = export_labels(rows, settings, folder=out)
     if others:

@@ -60,6 +60,8 @@ def wait_for_labels(
     *,
     work: Callable[[], int] = lambda: 0,
     needed: int | None = None,
+    unit: str = "task",
+    made: str = "",
 ) -> Progress:
     """Return once enough tasks have all their labels, or the campaign is closed.
 
@@ -70,6 +72,8 @@ def wait_for_labels(
         campaign: what is labelled.
         work: lets annotators that are no people label; returns how many labels they gave.
         needed: how many are enough, where it does not follow from the tasks there are.
+        unit: what is labelled, for people to read.
+        made: what the stage has done so far, where that is not to make tasks.
 
     Raises:
         Interrupted: a signal asked to stop, or the stage may not wait.
@@ -81,17 +85,17 @@ def wait_for_labels(
     progress = campaigns.progress(campaign.id)
     if needed is None:
         needed = _needed(context, asked, progress.tasks)
-    if progress.complete < needed and not context.stop.waits:
+    if progress.complete < needed and not context.stop.waits and not campaign.closed:
+        made = made or f"has made the {counted(progress.tasks, 'task')} of campaign {campaign.name}"
         raise Interrupted(
-            f"stage {context.name} has made the {counted(progress.tasks, 'task')} of campaign "
-            f"{campaign.name}; {progress.complete} of {needed} are labelled"
+            f"stage {context.name} {made}; {progress.complete} of {counted(needed, unit)} labelled"
         )
     told_at = -TOLD_SECONDS
-    with context.progress(needed, "labelled", done=progress.complete, unit="tasks") as bar:
+    with context.progress(needed, "labelled", done=progress.complete, unit=f"{unit}s") as bar:
         seen = progress.complete
         while progress.complete < needed:
             if time.monotonic() - told_at >= TOLD_SECONDS:
-                _tell(context, database, campaign, progress, needed)
+                _tell(context, database, campaign, progress, counted(needed, unit))
                 told_at = time.monotonic()
             worked = work()
             database.require_there()
@@ -101,12 +105,12 @@ def wait_for_labels(
             known = campaigns.by_id(campaign.id)
             if known is not None and known.closed:
                 context.say(
-                    f"campaign {campaign.name} is closed at {seen} of {counted(needed, 'task')}"
+                    f"campaign {campaign.name} is closed at {seen} of {counted(needed, unit)}"
                 )
                 break
             if seen < needed and not worked:
                 _sleep(context, asked.poll_seconds)
-            _stop_if_asked(context, progress, needed)
+            _stop_if_asked(context, progress, counted(needed, unit))
     return progress
 
 
@@ -125,7 +129,7 @@ def _tell(
     database: Database,
     campaign: Campaign,
     progress: Progress,
-    needed: int,
+    needed: str,
 ) -> None:
     from data.labels.campaign.submissions import Submissions
 
@@ -135,7 +139,7 @@ def _tell(
     skips = Submissions(database).skipped_by(campaign.id)
     who = ", ".join(f"{count} by {name}" for name, count in skips.items())
     context.say(
-        f"waiting for labels {where}: {progress.complete} of {counted(needed, 'task')}, "
+        f"waiting for labels {where}: {progress.complete} of {needed}, "
         f"{counted(progress.labels, 'label')} by {counted(progress.annotators, 'annotator')} "
         f"(campaign {campaign.name}" + (f"; skipped: {who})" if skips else ")")
     )
@@ -147,9 +151,9 @@ def _sleep(context: StageContext[Any], seconds: float) -> None:
         time.sleep(min(_NAP, left))
 
 
-def _stop_if_asked(context: StageContext[Any], progress: Progress, needed: int) -> None:
+def _stop_if_asked(context: StageContext[Any], progress: Progress, needed: str) -> None:
     if context.should_stop():
         raise Interrupted(
             f"stage {context.name} stopped waiting at {progress.complete} of "
-            f"{counted(needed, 'task')}, all labels are kept"
+            f"{needed}, all labels are kept"
         )

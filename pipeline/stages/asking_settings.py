@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from data.errors import RecipeError
 from data.storage import expand
 from pipeline.contract.settings import PositiveInt, PositiveNumber, SameResult, Settings, Share
 
+LONGEST_TITLE = 100
+"""Characters of a campaign's title."""
 ENVIRONMENT = "env:"
 """Begins a `database` that is the name of an environment variable."""
 
@@ -27,6 +29,8 @@ class AskingSettings(Settings):
     """Tasks that need all their labels before the recipe goes on: a share to 1, or a number."""
     guidelines: Annotated[str | None, SameResult()] = None
     """File of the guidelines, Markdown; people read them first."""
+    title: Annotated[str | None, Field(max_length=LONGEST_TITLE), SameResult()] = None
+    """What the pages call a new campaign, in your words; later they change it themselves."""
     database: Annotated[str | None, SameResult()] = None
     """Where labels are kept: a PostgreSQL address, `env:NAME` of one, or a file; RUN/labels."""
     poll_seconds: Annotated[PositiveNumber, SameResult()] = 2.0

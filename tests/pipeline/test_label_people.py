@@ -25,7 +25,7 @@ from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
 from data.labels.campaign.submissions import Submissions
-from data.labels.records import Submission
+from data.labels.records import CampaignSettings, Submission
 from data.labels.store.database import open_database
 from data.records import Ranking, chat, dense_ranks
 
@@ -307,6 +307,37 @@ def test_tasks_are_prepared_and_what_is_labelled_is_gone_on_with(
     assert "all that runs/tiny asks people is labelled" in told(
         rlhf, "label", "prepare", "runs/tiny"
     )
+
+
+def test_conversations_have_no_tasks_and_are_the_campaign_that_is_meant(
+    finished: Path, rlhf: Command
+) -> None:
+    recipe, folder = finished.parents[1] / "tiny.yaml", finished.parents[1]
+    (folder / "openings.jsonl").write_text('{"prompt": "Hello?"}\n{"prompt": "Why?"}\n')
+    recipe.write_text(
+        recipe.read_text() + "  talks: {kind: rankings, labeler: people, model: sft, "
+        "completions: 2, max_new_tokens: 6, prompts: [{path: openings.jsonl}], "
+        "people: {mode: pairs, needed: 4, conversations: {most_turns: 2}}}\n"
+    )
+    told(rlhf, "run", "tiny.yaml", "--until", "ppo")
+    made = told(rlhf, "label", "prepare", "runs/tiny")
+    assert "stage talks has live conversations in campaign talks-" in made
+    assert "2 openings to begin with and up to 2 messages a conversation" in made
+    assert "0 of 4 messages labelled" in made and "0 tasks" not in made
+    assert "rlhf label start runs/tiny --people" in made
+
+    # What was made beside the stage's campaign, and later, is not what is meant.
+    with contextlib.closing(open_database(str(finished / "labels" / "labels.sqlite"))) as database:
+        Campaigns(database).create("later", CampaignSettings(), "")
+        (own, _) = Campaigns(database).list()
+    (folder / "pairs.jsonl").write_text('{"prompt": "P", "chosen": "yes", "rejected": "no"}\n')
+    told(rlhf, "label", "import", "runs/tiny", "pairs.jsonl")
+    stats = rlhf("label", "stats", "runs/tiny")
+    assert stats.out.startswith(f"{own.name}: no labels of its 0 tasks")
+    choice = f"of campaign {own.name}, which stage talks asks in; --campaign takes another: "
+    assert stats.err == f"{choice}later, pairs\n"
+    named = rlhf("label", "stats", "runs/tiny", "--campaign", "pairs")
+    assert named.out.startswith("pairs: 1 label") and named.err == ""
 
 
 def label_one(run: Path) -> None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 
 from data.labels.campaign.qualification import agreed_pairs
+from data.labels.records import Campaign
 from data.labels.store import tables
 from data.labels.store.database import Database
 
@@ -45,6 +46,24 @@ _LAST = (
     .limit(_PACE_OF)
 )
 
+# What is free, less what this annotator had of it, and what they have open.
+_HAD = sa.and_(
+    _given.annotator_id == sa.bindparam("annotator"),
+    _given.campaign_id == sa.bindparam("campaign"),
+    _given.purpose == "label",
+)
+_FREE = _task.slots_left > sa.literal_column("0")  # as in the index of free tasks
+_LEFT = sa.select(
+    sa.select(sa.func.count())
+    .where(_task.campaign_id == sa.bindparam("campaign"), _task.gold.is_(False), _FREE)
+    .scalar_subquery(),
+    sa.select(sa.func.count())
+    .select_from(tables.assignments.join(tables.tasks, _given.task_id == _task.id))
+    .where(_HAD, _FREE)
+    .scalar_subquery(),
+    sa.select(sa.func.count()).where(_HAD, _given.state == "open").scalar_subquery(),
+)
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -78,6 +97,21 @@ def pace(database: Database, annotator_id: str, campaign_id: str) -> Pace:
         done, today = connection.execute(_COUNTED, where | {"day": day}).one()
         seconds = connection.execute(_LAST, where).scalars().all()
     return Pace(done, int(today), statistics.median(seconds) if seconds else None)
+
+
+def share(database: Database, annotator_id: str, campaign: Campaign, pace: Pace) -> int | None:
+    """Return how many tasks an annotator did and may still do, as long as nobody else does them.
+
+    None where there is no such number to tell: a live conversation has no tasks beforehand, and a
+    number that does not go down would tell that the last task was gold, or a repeat.
+    """
+    settings = campaign.settings
+    if settings.live or settings.gold_share or settings.repeat_share:
+        return None
+    where = {"annotator": annotator_id, "campaign": campaign.id}
+    with database.look() as connection:
+        free, had, now_open = connection.execute(_LEFT, where).one()
+    return int(pace.done + (0 if campaign.closed else free - had) + now_open)
 
 
 def gold_agreement(database: Database, annotator_id: str, campaign_id: str) -> Gold:

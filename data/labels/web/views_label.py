@@ -225,6 +225,7 @@ def _page(
     `sent` is the label behind a correction that is not sent yet.
     """
     new, mode = assignment.task.new, campaign.settings.mode
+    pace = own.pace(visit.site.database, visit.me.id, campaign.id)
     qualifying = assignment.purpose == "qualification"
     status = visit.site.queue.qualification(visit.me.id, campaign.id) if qualifying else None
     return render(
@@ -243,6 +244,6 @@ def _page(
         strengths=STRENGTHS,
         skip_reasons=SKIP_REASONS,
         qualification=status,
-        pace=own.pace(visit.site.database, visit.me.id, campaign.id),
-        progress=visit.site.progress(campaign.id),
+        pace=pace,
+        share=own.share(visit.site.database, visit.me.id, campaign, pace),
     )

@@ -54,6 +54,7 @@ class People:
         overlap: share of the pairs that several people compare.
         annotators_per_task: how many compare each of those.
         guidelines: what they read first.
+        title: what the pages call it.
         wait: returns once enough is labelled; without it, what is there is taken.
     """
 
@@ -62,6 +63,7 @@ class People:
     overlap: float = CampaignSettings.overlap
     annotators_per_task: int = 2
     guidelines: str = ""
+    title: str = ""
     wait: Callable[[Database, Campaign], None] = lambda database, campaign: None
 
 
@@ -202,7 +204,9 @@ def _ask(database: Database, people: People, pairs: Mapping[str, _Pair], seed: i
         seed=seed,
     )
     name = CAMPAIGN + _digest([asdict(settings), sorted(pairs)])[:8]
-    campaign = campaigns.create(name, settings, people.guidelines, by="evaluation")
+    campaign = campaigns.create(
+        name, settings, people.guidelines, by="evaluation", title=people.title
+    )
     there = {
         row.assignment.task.new.key for row in _labels(database, pairs) if row.campaign != name
     }

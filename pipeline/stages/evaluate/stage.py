@@ -196,6 +196,7 @@ def _pair_judges(context: StageContext[EvaluateSettings]) -> dict[str, PairJudge
         overlap=asked.overlap,
         annotators_per_task=asked.annotators_per_task,
         guidelines=asked.read_guidelines(),
+        title=asked.title or "",
         wait=wait,
     )
     judge = people_judge(people, folder=context.folder, seed=context.seed, say=context.say)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data.errors import StageFailedError
@@ -18,6 +19,7 @@ from data.extras import FIGURES, STORE, require_packages
 from data.labels.live.protocol import worker_file
 from data.labels.records import Campaign, CampaignSettings, Progress
 from data.records import PromptRow, to_prompt
+from data.words import counted
 from pipeline.contract.sources import PROMPTS
 from pipeline.generation.generate import Sampling
 from pipeline.generation.live.answering import Answerer, Speaker
@@ -67,9 +69,15 @@ def _served(
     sampling = Sampling(
         settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
     )
-    needed = settings.asked.messages_needed
+    wait = partial(
+        wait_for_labels,
+        *(context, settings.asked, database, campaign),
+        needed=settings.asked.messages_needed,
+        unit="message",
+        made=_made(context, campaign),
+    )
     if not context.stop.waits:
-        return wait_for_labels(context, settings.asked, database, campaign, needed=needed)
+        return wait()
     service = AnswerService(
         Answerer([*_speakers(context)], sampling), worker_file(context.folder.parent)
     )
@@ -80,9 +88,17 @@ def _served(
         return 0
 
     with service.running():
-        return wait_for_labels(
-            context, settings.asked, database, campaign, work=work, needed=needed
-        )
+        return wait(work=work)
+
+
+def _made(context: StageContext[RankingsSettings], campaign: Campaign) -> str:
+    """Return what there is before anybody came, which is no tasks."""
+    return (
+        f"has live conversations in campaign {campaign.name}, so no tasks are made beforehand: "
+        f"people write, with {counted(len(_openings(context)), 'opening')} to begin with and up to "
+        f"{counted(campaign.settings.most_turns, 'message')} a conversation, and are answered "
+        "while they wait"
+    )
 
 
 def _speakers(context: StageContext[RankingsSettings]) -> Iterator[Speaker]:
@@ -132,7 +148,9 @@ def _campaign(context: StageContext[RankingsSettings], database: Database) -> Ca
     if known is not None:
         live = dataclasses.replace(live, lease_seconds=known.settings.lease_seconds)
     guidelines = asked.read_guidelines()
-    campaign = Campaigns(database).create(name, live, guidelines, by=f"stage {context.name}")
+    campaign = Campaigns(database).create(
+        name, live, guidelines, by=f"stage {context.name}", title=asked.title or ""
+    )
     Conversations(database).suggest(campaign.id, _openings(context))
     return campaign
 

@@ -179,7 +179,13 @@ def _campaign(
         minutes = known.settings.lease_seconds / 60
         context.say(f"campaign {name} keeps the {minutes:g} lease_minutes it was begun with")
         settings = dataclasses.replace(settings, lease_seconds=known.settings.lease_seconds)
-    campaign = campaigns.create(name, settings, asked.read_guidelines(), by=f"stage {context.name}")
+    campaign = campaigns.create(
+        name,
+        settings,
+        asked.read_guidelines(),
+        by=f"stage {context.name}",
+        title=asked.title or "",
+    )
     campaigns.add_tasks(campaign.id, [*tasks, *gold])
     return campaign
 

@@ -11,7 +11,10 @@ function digit(value) {
   if (mode === "pairs") {
     if (value >= 1 && value <= 7) choose(value - 4);
   } else if (state.sheet.phase === "rate") {
-    if (value >= 1 && value <= 7) rate(state.current, value);
+    if (value >= 1 && value <= 7) {
+      rate(state.current, value);
+      if (state.current < count - 1) focusCard(state.current + 1);
+    }
   } else if (value === 0) {
     setTier(state.current, null);
   } else if (value <= count) {
@@ -27,7 +30,10 @@ const keys = {
   r: () => setPhase(state.sheet.phase === "rate" ? "rank" : "rate"),
   f: toggleFlags,
   o: () => cards[state.current].querySelector(".fold")?.click(),
-  u: undo,
+  u: () => {
+    undo();
+    focusCard(state.current);
+  },
   s: () => openDialog("skip"),
   c: () => {
     document.querySelector(".comment").open = true;

@@ -28,9 +28,9 @@ export const state = { sheet: begin(), current: 0, leaving: false };
 const past = root.dataset.sent ? [snapshot(JSON.parse(root.dataset.sent))] : [];
 const watchers = [];
 
-// What undo brings back; words and time go on.
-function snapshot(sheet) {
-  return JSON.stringify({ ...sheet, comment: undefined, seconds: undefined });
+// What undo brings back, and the answer that was current then; words and time go on.
+function snapshot(sheet, current = 0) {
+  return JSON.stringify([{ ...sheet, comment: undefined, seconds: undefined }, current]);
 }
 
 export const onChange = (watch) => watchers.push(watch);
@@ -49,7 +49,7 @@ export const missing = () => ({
 });
 
 export function change(what, said) {
-  past.push(snapshot(state.sheet));
+  past.push(snapshot(state.sheet, state.current));
   if (past.length > 200) past.shift();
   what(state.sheet);
   changed();
@@ -58,7 +58,9 @@ export function change(what, said) {
 
 export function undo() {
   if (!past.length) return say("Nothing to undo");
-  state.sheet = { ...state.sheet, ...JSON.parse(past.pop()) };
+  const [sheet, current] = JSON.parse(past.pop());
+  state.sheet = { ...state.sheet, ...sheet };
+  state.current = current;
   changed();
   return say("Undone");
 }

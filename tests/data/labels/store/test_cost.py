@@ -47,6 +47,7 @@ def steps(database: Database) -> dict[str, Callable[[], Any]]:
         "draft": lambda: submissions.save_draft(open_now(), ada, {}),
         "submit": lambda: submissions.submit(open_now(), ada, Submission("k", [1, 2])),
         "pace": lambda: own.pace(database, ada, campaign.id),
+        "share": lambda: own.share(database, ada, campaign, own.Pace(0, 0, None)),
     }
 
 
@@ -62,6 +63,7 @@ def test_a_task_takes_few_statements(database: Database, steps: dict[str, Any]) 
     assert counted["draft"] <= again + 4
     assert counted["submit"] <= again + 6
     assert counted["pace"] <= 2
+    assert counted["share"] == 1
 
 
 def test_no_hot_statement_reads_a_whole_table(database: Database, steps: dict[str, Any]) -> None:

@@ -117,7 +117,8 @@ def test_a_task_by_keyboard_alone(
 ) -> None:
     come_in()
     press = page.keyboard.press
-    for key in ["6", "f", "Space", "Escape", "j", "2", "j", "5"]:
+    # A rating leads on to the next answer; `k` goes back, to flag A.
+    for key in ["6", "k", "f", "Space", "Escape", "j", "2", "1", "u", "5"]:
         press(key)
     assert page.text_content("#state-0") == "rated 6, 1 flag"
     assert page.is_enabled("#submit")
@@ -221,7 +222,7 @@ def test_nothing_is_lost_when_the_server_does_not_answer(
     page.route("**/draft", lambda route: route.abort())
     page.route("**/submit", lambda route: route.abort())
     press = page.keyboard.press
-    for key in ["7", "j", "6", "j", "5", "r", "1", "j", "2", "j", "3"]:
+    for key in ["7", "6", "5", "r", "1", "j", "2", "j", "3"]:
         press(key)
     press("Enter")
     page.wait_for_selector("#message:has-text('Nothing is lost')")
@@ -295,6 +296,9 @@ def test_a_task_by_tap_alone_on_a_dark_tablet(
             page.tap(button)
     page.wait_for_selector("#task[data-phase]")
     assert page.evaluate("[innerWidth, matchMedia('(pointer: coarse)').matches]") == [820, True]
+    # No hints for keys that are not there.
+    assert not any(one.is_visible() for one in page.locator("kbd").all())
+    assert page.is_hidden("#help-open") and page.is_visible("#skip-open")
     assert _fits(page)
     for selector in ("body", ".top", ".turn", ".answer", ".board"):
         assert _darkness(page, selector) < 64, selector

@@ -317,6 +317,45 @@ def test_own_figures_move_in_batches_that_do_not_tell_gold(
     assert "100 %" in ann.get(f"/c/{mixed.id}/mine").text
 
 
+def test_the_header_counts_ones_own_share(
+    ann: Any, browser: Callable[[], Any], invite: Callable[..., str], database: Database,
+    make_tasks: Any, campaign: Campaign,
+) -> None:  # fmt: skip
+    def header(one: Any) -> str:
+        found = re.search(r"<span>you: (\d+ of \d+)</span>", one.follow("/c/" + place).text)
+        return found[1] if found else ""
+
+    place = f"{campaign.id}/next"
+    bob = browser()
+    bob.come_in(invite("bob"))
+    bob.form(f"/c/{campaign.id}/guidelines", version="1")
+    assert (header(ann), header(bob)) == ("0 of 3", "0 of 2")  # Ann has one of the three open
+    assert header(ann) == "0 of 2"  # and Bob another
+    rated: dict[str, Any] = {"tiers": [1, 2, 3], "ratings": [7, 4, 1]}
+    ann.send(ann.task(f"/c/{place}"), "submit", **rated)
+    assert (header(ann), header(bob)) == ("1 of 2", "0 of 1")
+    bob.send(bob.task(f"/c/{place}"), "submit", **rated)
+    ann.send(ann.task(f"/c/{place}"), "submit", **rated)
+    assert "You labelled 2 tasks" in ann.follow(f"/c/{place}").text
+
+    # Tasks that several label are each one's once.
+    shared = CampaignSettings(overlap=1.0, annotators_per_task=2)
+    place = f"{Campaigns(database).create('shared', shared, '').id}/next"
+    Campaigns(database).add_tasks(place.partition("/")[0], make_tasks(3))
+    for one in (ann, bob):
+        one.form(f"/c/{place}".replace("next", "guidelines"), version="1")
+    for done in range(3):
+        assert header(ann) == header(bob) == f"{done} of 3"
+        for one in (ann, bob):
+            one.send(one.task(f"/c/{place}"), "submit", **rated)
+    # Where tasks of a known answer are mixed in, a total would tell which they are.
+    mixed = CampaignSettings(overlap=0.0, gold_share=0.5)
+    place = f"{Campaigns(database).create('mixed', mixed, '').id}/next"
+    Campaigns(database).add_tasks(place.partition("/")[0], make_tasks(3))
+    ann.form(f"/c/{place}".replace("next", "guidelines"), version="1")
+    assert header(ann) == "" and "you: 0 done" in ann.follow(f"/c/{place}").text
+
+
 def test_several_campaigns_are_chosen_from(
     ann: Any, campaign: Campaign, database: Database
 ) -> None:
