@@ -28,6 +28,7 @@ from pipeline.cli.options import (
     command_line,
     load_plugins,
 )
+from pipeline.cli.publish import publish
 from pipeline.cli.reports import compare, report
 from pipeline.cli.scaling import scaling
 from pipeline.cli.shipped import copy, recipes
@@ -335,6 +336,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(chat)
 app.command()(score)
+app.command()(publish)
 app.add_typer(label, name="label")
 app.add_typer(scaling, name="scaling")
 app.add_typer(tokenizer, name="tokenizer")

@@ -155,6 +155,10 @@ class SourceSettings(Settings):
     """With `part`: share of the prompts (of documents, of the texts) that is held out."""
     max_bad_share: Annotated[Share, SameResult()] = 0.01
     """Share of malformed rows above which the stage stops."""
+    license: Annotated[str | None, SameResult()] = Field(
+        None, min_length=1, max_length=200, exclude_if=lambda given: given is None
+    )
+    """Licence of the rows, such as "cc-by-4.0", which the card of a published model tells."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSettings:
@@ -178,7 +182,7 @@ class SourceSettings(Settings):
         """
         if self.stage is not None:
             raise SourceError(f"rows of stage {self.stage} are not read here; name a file of them")
-        return Source(**self.model_dump())
+        return Source(**self.model_dump(exclude={"license"}))
 
     def with_path(self, path: Path) -> SourceSettings:
         """Return the source with the file of a stage's rows in its place."""
@@ -281,12 +285,17 @@ def same_result(settings: Settings) -> list[str]:
 def beside_result(settings: StageSettings) -> dict[str, Any]:
     """Return by their dotted places, as JSON, the settings that the result does not follow from."""
     content = put_back(settings.kind, settings.model_dump(mode="json"))
-    return {place: _at(content, place.split(".")) for place in same_result(settings)}
+    found = {place: _at(content, place.split(".")) for place in same_result(settings)}
+    # Settings that are left out where they are not given came later than runs that go on.
+    return {place: value for place, value in found.items() if value is not _LEFT_OUT}
+
+
+_LEFT_OUT = object()
 
 
 def _at(content: Any, keys: Sequence[str]) -> Any:
     for key in keys:
-        content = content[int(key)] if isinstance(content, list) else content[key]
+        content = content[int(key)] if isinstance(content, list) else content.get(key, _LEFT_OUT)
     return content
 
 

@@ -107,7 +107,7 @@ class Encoder:
         ids = list(render_prompt(self.tokenizer, prompt))
         behind = prompt if isinstance(prompt, str) else ""
         ids += response_ids(self.tokenizer, response, behind=behind)
-        return ids + self._end(prompt) if ended else ids
+        return ids + self.end_ids(prompt) if ended else ids
 
     def _whole_chat(
         self, prompt: Sequence[Message], response: str, *, ended: bool
@@ -183,7 +183,8 @@ class Encoder:
             return turn_text(prompt[0])
         return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in prompt)
 
-    def _end(self, prompt: Prompt) -> list[int]:
+    def end_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids behind a finished response to a prompt of this kind."""
         if isinstance(prompt, str):
             return [self._eos()]
         if self._end_of_turn is None:

@@ -121,6 +121,14 @@ def require_weights(folder: Path) -> int:
     return sum(_elements(path) for path in _shards(folder))
 
 
+def weight_names(folder: Path) -> list[str]:
+    """Return the names of the weights in a folder.
+
+    A `ModelError` names the file that is missing, damaged, or not one of this folder.
+    """
+    return [name for path in _shards(folder) for name in _opened(path)]
+
+
 def _shards(folder: Path) -> list[Path]:
     single, index = folder / _WEIGHTS, folder / _INDEX
     if single.is_file():
@@ -153,12 +161,16 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _elements(path: Path) -> int:
+    return sum(math.prod(shape) for shape in _opened(path).values())
+
+
+def _opened(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each of a file's weights, by its name."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path} is no whole safetensors file ({in_words(error)}); download or save it again"
