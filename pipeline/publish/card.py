@@ -73,9 +73,8 @@ def card(
     """
     from huggingface_hub import ModelCardData
 
-    whole = subject.stage.folder / "model" if subject.is_adapter else subject.folder
-    config, base = read_object(whole / "config.json"), _base(ancestors, wishes)
-    data, template = data_of(ancestors), _template(whole)
+    config, base = read_object(subject.whole / "config.json"), _base(ancestors, wishes)
+    data, template = data_of(ancestors), _template(subject.whole)
     manifest = subject.stage.manifest
     metadata = ModelCardData(
         license=wishes.license,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Files:
         return known + sum(len(text.encode()) for text in self.texts.values())
 
 
-def files_of(subject: Subject, *, base: str | None, ends: Iterable[int], pad: int | None) -> Files:
+def files_of(subject: Subject, *, base: str | None, ends: Sequence[int], pad: int | None) -> Files:
     """Return the files to publish.
 
     Args:
@@ -66,11 +66,11 @@ def files_of(subject: Subject, *, base: str | None, ends: Iterable[int], pad: in
         UsageError: an adapter stands on a model that only this machine has.
         ModelError: a small file is damaged.
     """
-    texts: dict[str, str] = {}
+    files, texts = subject.files, dict[str, str]()
     changes: list[str] = []
 
     def mend(name: str, change: Callable[[dict[str, Any]], list[str]]) -> None:
-        content = json.loads(texts[name]) if name in texts else read_object(subject.folder / name)
+        content = json.loads(texts[name]) if name in texts else read_object(files[name][0])
         told = change(content) if content else []
         if told:
             texts[name] = json.dumps(content, indent=2) + "\n"
@@ -78,17 +78,12 @@ def files_of(subject: Subject, *, base: str | None, ends: Iterable[int], pad: in
 
     if subject.is_adapter:
         _name_base(subject, base, mend)
-    for name in subject.files:
+    for name in files:
         if name.endswith(".json") and name not in _NO_SETTINGS and not name.endswith("index.json"):
             mend(name, _take_out_places)
-    ids = sorted(set(ends))
-    if ids and GENERATION in subject.files:
-        mend(GENERATION, lambda content: _end_there(content, ids, pad))
-    kept = {
-        name: (subject.folder / name, known)
-        for name, known in subject.files.items()
-        if name not in texts and name != CARD
-    }
+    if ends and GENERATION in files:
+        mend(GENERATION, lambda content: _end_there(content, ends, pad))
+    kept = {n: file for n, file in files.items() if n not in texts and n != CARD}
     return Files(kept, texts, tuple(changes))
 
 
@@ -131,13 +126,14 @@ def _take_out_places(content: dict[str, Any]) -> list[str]:
     return taken
 
 
-def _end_there(content: dict[str, Any], ids: list[int], pad: int | None) -> list[str]:
+def _end_there(content: dict[str, Any], ids: Sequence[int], pad: int | None) -> list[str]:
     told = []
     given = content.get("eos_token_id")
     known = [given] if isinstance(given, int) else list(given or ())
-    if not set(ids) <= set(known):
-        content["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-        told.append(f"ends answers at {', '.join(map(str, ids))}, as they ended here")
+    both = sorted({*known, *ids})
+    if len(both) > len(known):
+        content["eos_token_id"] = both[0] if len(both) == 1 else both
+        told.append(f"ends answers at {' and '.join(map(str, both))}, as they ended here")
     if content.get("pad_token_id") is None and pad is not None:
         content["pad_token_id"] = pad
         told.append(f"has the tokenizer's padding, {pad}")

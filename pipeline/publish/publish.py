@@ -74,9 +74,8 @@ def _asked(subject: Subject, use: Use) -> tuple[list[int], int | None, str, list
     from reward.learned.encoding import Encoder
     from reward.network.loading import load_tokenizer, quiet_loading
 
-    whole = subject.stage.folder / "model" if subject.is_adapter else subject.folder
     with quiet_loading():
-        tokenizer = load_tokenizer(whole)
+        tokenizer = load_tokenizer(subject.whole)
     odd = []
     if use.sort in ("chat", "seq2seq", "reward") and not tokenizer.chat_template:
         odd.append("It has no chat template: prompts are plain text.")

@@ -18,6 +18,8 @@ from pipeline.run.standing import holder, unfinished_state
 _DEEP = 2
 """Folders between a stage's own and a model's, as in `ppo/best/model`."""
 _MODEL = ("config.json", ADAPTER)
+_OF_WEIGHTS = ("config.json", "generation_config.json", "model.", "model-")
+"""How the names of files begin that belong to a whole model's weights."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,34 @@ class Subject:
         return self.stage.folder / self.part
 
     @property
-    def files(self) -> dict[str, str]:
-        """The sha256 of each file of the model, by its path in the folder, as the stage left it."""
-        before = f"{self.part}/"
-        listed = self.stage.manifest["files"].items()
-        return {
-            name.removeprefix(before): entry["sha256"]
-            for name, entry in listed
-            if name.startswith(before)
-        }
-
-    @property
     def is_adapter(self) -> bool:
         """Whether it is an adapter of peft, without the model below it."""
-        return ADAPTER in self.files
+        return f"{self.part}/{ADAPTER}" in self.stage.manifest["files"]
+
+    @property
+    def whole(self) -> Path:
+        """The folder of the whole model: of an adapter that with it merged."""
+        return self.stage.folder / "model" if self.is_adapter else self.folder
+
+    @property
+    def files(self) -> dict[str, tuple[Path, str]]:
+        """Each file of the model by its path in the published folder, with its sha256.
+
+        An adapter has the tokenizer of the whole model, which its stage left there alone.
+        """
+        found = self._in(self.part)
+        if self.is_adapter:
+            rest = self._in("model").items()
+            found |= {n: file for n, file in rest if not n.startswith(_OF_WEIGHTS)}
+        return found
+
+    def _in(self, part: str) -> dict[str, tuple[Path, str]]:
+        before = f"{part}/"
+        return {
+            name.removeprefix(before): (self.stage.folder / name, entry["sha256"])
+            for name, entry in self.stage.manifest["files"].items()
+            if name.startswith(before)
+        }
 
     def standing(self) -> tuple[list[str], list[str]]:
         """Tell why the stage is outdated, and of which stages that can't be told, in sentences.
@@ -64,6 +80,7 @@ class Subject:
             place = self.stage.folder.parent
             return [], [f"{place} has no {RESOLVED}: whether {self.stage.name} is outdated"]
         unknown: list[str] = []
+        first = ""
         for name in _ancestors(self.run, self.stage.name):
             try:
                 step = self.run.decide(name)
@@ -72,9 +89,8 @@ class Subject:
                 continue
             if step.action != "up to date":
                 self.run.stale.add(name)
-                if name == self.stage.name:
-                    return [step.reason], unknown
-        return [], unknown
+                first = first or f"{name}: {step.reason}"
+        return ([first] if self.stage.name in self.run.stale else []), unknown
 
 
 def _ancestors(run: Planner, stage: str) -> Iterator[str]:

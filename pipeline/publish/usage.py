@@ -75,7 +75,7 @@ def use_of(subject: Subject, ancestors: list[Ancestor]) -> Use:
         ModelError: one of its small files is damaged.
     """
     # An adapter's tokenizer, and what it is for, are those of the merged model beside it.
-    whole = subject.stage.folder / "model" if subject.is_adapter else subject.folder
+    whole = subject.whole
     facts = read_facts(whole, source=str(whole))
     sort = _sort(facts, ancestors)
     # A decoder reads a text's last token, and has a head of its own name.
