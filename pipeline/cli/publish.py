@@ -10,41 +10,47 @@ import typer
 
 from pipeline.cli.options import PluginOption, QuietOption, load_plugins
 
-_HUB = "hub:"
+StageArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STAGE",
+        help="Folder of a finished stage, or of a model in one: ppo/best/model, ppo/adapter.",
+    ),
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="DIR|hub:ORG/NAME", help="New folder, or repository.")
+]
+LicenseOption = Annotated[
+    str | None, typer.Option("--license", metavar="ID", help="Licence, such as apache-2.0.")
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(metavar="[ORG/]NAME", help="What the card calls it; else as the target."),
+]
+AboutOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Intended use, Markdown; else left to be filled in."),
+]
+EvaluationOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--evaluation", metavar="DIR", help="Folder of `rlhf eval` that judged it; repeatable."
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(metavar="ORG/NAME", help="Public name of what it began from, or adapts."),
+]
 
 
 def publish(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            metavar="STAGE",
-            help="Folder of a finished stage, or of a model in one: ppo/best/model, ppo/adapter.",
-        ),
-    ],
-    target: Annotated[
-        str, typer.Argument(metavar="DIR|hub:ORG/NAME", help="New folder, or repository.")
-    ],
-    license_id: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="Licence, such as apache-2.0.")
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="[ORG/]NAME", help="What the card calls it; else as the target."),
-    ] = None,
-    about: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Intended use, Markdown; else left to be filled in."),
-    ] = None,
-    evaluations: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--evaluation", metavar="DIR", help="Folder of `rlhf eval` that judged it; repeatable."
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="ORG/NAME", help="Public name of what it began from, or adapts."),
-    ] = None,
+    stage: StageArgument,
+    target: TargetArgument,
+    license_id: LicenseOption = None,
+    name: NameOption = None,
+    about: AboutOption = None,
+    evaluations: EvaluationOption = None,
+    base: BaseOption = None,
     public: Annotated[
         bool, typer.Option("--public", help="Show a repository to all; else its owner alone.")
     ] = False,
@@ -60,63 +66,45 @@ def publish(
     """Publish a model with a card of how it was made, how good it is and how it is used."""
     from pipeline.contract.console import Console
     from pipeline.publish.card import Wishes
-    from pipeline.publish.folder import require_new_place, write_folder
-    from pipeline.publish.hub import require_repository, upload
-    from pipeline.publish.publish import prepare, told
+    from pipeline.publish.publish import prepare
     from pipeline.publish.subject import find_subject
+    from pipeline.publish.target import parse_target
 
     load_plugins(plugin)
-    repository = target.removeprefix(_HUB) if target.startswith(_HUB) else ""
-    folder = Path(target).expanduser()
-    _require_fitting(target, repository, {"--public": public, "--update": update}, base)
+    place = parse_target(target, public=public, update=update)
+    wishes = Wishes(_fitting(name or place.name), license_id, _base(base), _text_of(about))
     subject = find_subject(stage)
-    if repository:
-        require_repository(repository, update=update)
-    else:
-        require_new_place(folder)
-    called = name or repository or folder.name
-    _require_name(called)
-    wishes = Wishes(called, license_id, base, _text_of(about))
+    place.require_free()
     package = prepare(subject, wishes, evaluations=evaluations or (), outdated=outdated)
-    if repository:
-        message = f"Publish stage {subject.stage.name}, {subject.stage.digest[:16]}"
-        place = upload(package.files, repository, public=public, message=message, quiet=quiet)
-    else:
-        write_folder(package.files, folder)
-        place = str(folder)
+    message = f"Publish stage {subject.stage.name}, {subject.stage.digest[:16]}"
+    where = place.put(package.files, message, quiet=quiet)
     console = Console(quiet=quiet)
-    told(package, place, console)
-    if repository and not (public or update):
-        console.say(
-            "  its owner alone sees it; show it to all on its page, or by --public at first"
-        )
+    for line in package.lines(where):
+        console.say(line)
+    if place.on_hub and not (public or update):
+        console.say("  its owner alone sees it; show it to all on its page, or by --public at once")
     if about is None:
         console.say("  README.md: fill in its intended use, or give it by --about FILE")
 
 
-def _require_fitting(
-    target: str, repository: str, for_hub: dict[str, bool], base: str | None
-) -> None:
+def _fitting(name: str) -> str:
+    """Return a name that can stand in lines of Python and of a shell."""
     from data.errors import UsageError
 
-    given = [option for option, value in for_hub.items() if value]
-    if given and not repository:
-        raise UsageError(f"{given[0]} is for hub:ORG/NAME; leave it out for the folder {target}")
-    if not target.strip() or target == _HUB:
-        raise UsageError(f"'{target}' names no place; write a new folder, or hub:ORG/NAME")
-    if base is not None and base.strip("/").count("/") != 1:
-        raise UsageError(f"--base {base}: write ORG/NAME, as the hub names it")
-
-
-def _require_name(called: str) -> None:
-    from data.errors import UsageError
-
-    # It stands in lines of Python and of a shell.
-    if not re.fullmatch(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+", called):
+    if not re.fullmatch(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+", name):
         raise UsageError(
-            f"{called!a} can't stand in the card's commands; give --name NAME, of letters, digits, "
+            f"{name!a} can't stand in the card's commands; give --name NAME, of letters, digits, "
             "dots, hyphens and underscores"
         )
+    return name
+
+
+def _base(base: str | None) -> str | None:
+    from data.errors import UsageError
+
+    if base is not None and not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", base):
+        raise UsageError(f"--base {base}: write ORG/NAME, as the hub names it")
+    return base
 
 
 def _text_of(about: Path | None) -> str:

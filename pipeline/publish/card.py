@@ -5,6 +5,7 @@ All of it stands in manifests, settings and figures. What they don't tell is lef
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def card(
         adapter=subject.is_adapter, stage=subject.stage.name, kind=subject.stage.kind,
         part=subject.part, about=wishes.about.strip(), tables=tables, ancestors=ancestors,
         data=data, template=template, chats=bool(template) and use.sort != "text",
-        trust=", trust_remote_code=True" if use.own_code else "", end=repr(end),
+        trust=", trust_remote_code=True" if use.own_code else "",
+        end=json.dumps(end, ensure_ascii=False),
         version=manifest.get("versions", {}).get("rlhf-pipeline", ""),
         bias=float(config.get("reward_bias") or 0.0), longest=config.get("reward_max_length"),
         needs=_needs(use, manifest), began=_began(ancestors, wishes), last=_last(subject.stage),

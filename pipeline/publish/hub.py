@@ -76,7 +76,7 @@ def upload(files: Files, name: str, *, public: bool, message: str, quiet: bool =
         StorageError: it can't be reached any more.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if quiet or not sys.stderr.isatty():
         disable_progress_bars()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.errors import ArtifactError
-from pipeline.contract.console import Console
 from pipeline.publish.card import Wishes, card
 from pipeline.publish.figures import tables
 from pipeline.publish.files import CARD, Files, files_of
@@ -29,6 +28,12 @@ class Package:
     files: Files
     use: Use
     notes: tuple[str, ...]
+
+    def lines(self, where: str) -> list[str]:
+        """Return what to tell who published it, and where it is now."""
+        count, size = len(self.files.kept) + len(self.files.texts), self.files.size / 1e6
+        told = f"{where}: {self.use.words}, {count} files, {size:,.1f} MB"
+        return [told, *(f"  {note}" for note in self.notes)]
 
 
 def prepare(
@@ -87,12 +92,3 @@ def _asked(subject: Subject, use: Use) -> tuple[list[int], int | None, str, list
         prompt = [{"role": "user", "content": "a"}] if tokenizer.chat_template else "a"
         end = tokenizer.decode(Encoder(tokenizer, max_length=10**6).end_ids(prompt))  # type: ignore[arg-type]
     return ends, tokenizer.pad_token_id, end, odd
-
-
-def told(package: Package, place: str, console: Console) -> None:
-    """Tell what was published, and what is left to do."""
-    size = package.files.size / 1e6
-    count = len(package.files.kept) + len(package.files.texts)
-    console.say(f"{place}: {package.use.words}, {count} files, {size:,.1f} MB")
-    for note in package.notes:
-        console.say(f"  {note}")

@@ -178,8 +178,8 @@ def test_an_unfinished_an_outdated_and_a_damaged_stage_are_refused(
     with Path("chats.jsonl").open("a") as file:
         file.write('{"prompt": "Who?", "completion": "I."}\n')
     typed = rlhf("publish", "runs/tiny/sft", "out")
-    assert typed.code == 2 and "stage sft of runs/tiny is outdated: tok: source train.1 changed" in typed.err
-    assert "give --outdated" in typed.err
+    assert typed.code == 2 and "give --outdated" in typed.err
+    assert "stage sft of runs/tiny is outdated: tok: source train.1 changed;" in typed.err
     assert rlhf("publish", "runs/tiny/sft", "out1", "--outdated").code == 0
     assert "or its data were changed after it was made" in Path("out1/README.md").read_text()
     # Whose data is gone may still be published: what it read stands in its manifest.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 Build = Callable[..., Any]
-HELLO = [{"role": "user", "content": "Hello!"}]
+HELLO: Any = [{"role": "user", "content": "Hello!"}]
 
 
 def run_card(code: str, folder: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_reward_model_scores_as_it_scores_here(
     folder = as_published(rlhf, make_stage(tmp_path / "run/reward", "reward", model="org/start"))
     score = run_card(code_of(folder), folder)["score"]
     rows = [("hello", " what is it?"), ("a goat", " no.")]
-    asked = [
+    asked: list[Any] = [
         [{"role": "user", "content": p}] if model.tokenizer.chat_template else p for p, _ in rows
     ]
     wanted = RewardModel.load(folder).score(asked, [answer for _, answer in rows])

@@ -162,7 +162,7 @@ RESULT: dict[str, str] = {
 """Fields that change the result, by class of settings."""
 
 SAME: dict[str, str] = {
-    "SourceSettings": ("max_bad_share"),
+    "SourceSettings": "max_bad_share license",
     "PretrainSettings": (
         "micro_batch_size compile gradient_checkpointing log_every evaluate_every save_every"
     ),
