@@ -11,6 +11,7 @@ from pipeline.cli.options import command_line, source_of
 
 if TYPE_CHECKING:
     from pipeline.contract.settings import SourceSettings
+    from pipeline.recipe.draft.draft import Draft
 
 _PLACE = "FILE"
 _WAYS = "A file, folder, glob, world:PART or hub:ID"
@@ -51,9 +52,8 @@ def init(
 ) -> None:
     """Look at your data and model, and write a short recipe that runs on them."""
     from data.errors import UsageError
-    from data.storage import require_file_place, storage_errors, write_atomically
+    from data.storage import require_file_place
     from pipeline.recipe.draft.draft import draft
-    from pipeline.run.checking import check_recipe
 
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{file}: a recipe's name ends in .yaml; name another file")
@@ -69,9 +69,16 @@ def init(
     })  # fmt: skip
     sources = _mapped(named, columns or [])
     made = draft(model, sources, path=file, command=typed)
-    for line in made.told:
-        typer.echo(line)
-    for line in check_recipe(made.recipe, Path("runs") / made.recipe.name):
+    _write(made, file)
+
+
+def _write(made: Draft, file: Path) -> None:
+    """Write a recipe once its stages are known to fit, and tell what is in it and what is next."""
+    from data.storage import storage_errors, write_atomically
+    from pipeline.run.checking import check_recipe
+
+    warnings = check_recipe(made.recipe, Path("runs") / made.recipe.name)
+    for line in (*made.told, *warnings):
         typer.echo(line)
     with storage_errors(file):
         write_atomically(file, made.text)

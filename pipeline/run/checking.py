@@ -17,8 +17,10 @@ from pipeline.run.planning import Planner
 from pipeline.stages.checks import require_texts
 from pipeline.stages.evaluate.readings import judge_warnings, overlap_warning
 from pipeline.stages.evaluate.settings import EvaluateSettings
+from pipeline.stages.grpo.settings import GroupSettings
+from pipeline.stages.grpo.stage import warnings as group_warnings
+from pipeline.stages.ppo.checks import warnings as ppo_warnings
 from pipeline.stages.ppo.settings import PpoSettings
-from pipeline.stages.reward_terms import length_warnings
 
 
 def check_recipe(recipe: Recipe, run: Path, *, absent: Collection[str] = ()) -> list[str]:
@@ -41,7 +43,9 @@ def _warnings(recipe: Recipe, hand: HandOver) -> list[str]:
     """Return what does not stop a stage, and its reader had better know."""
     settings = recipe.stages[hand.name]
     if isinstance(settings, PpoSettings):
-        return [*length_warnings(settings.terms, hand), *settings.judged_by_reward]
+        return ppo_warnings(settings, hand)
+    if isinstance(settings, GroupSettings):
+        return group_warnings(settings, hand)
     if isinstance(settings, EvaluateSettings):
         line = overlap_warning(settings, hand, recipe.seed)
         told = judge_warnings(settings, hand, recipe.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from data.errors import BadRowsError, HandOverError, SourceError
 from data.storage import expand
-from pipeline.contract.settings import SourceSettings
+from pipeline.contract.artifacts import find
+from pipeline.contract.settings import SourceSettings, external_location, is_external
 from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS, other_rows
 from pipeline.contract.tool_settings import NO_TURNS
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """So many rows of a source are looked at."""
+GUESSING = 0.7
+"""Share of the loss of even guesses from which on a start is told of, as of the doctor's
+`random_start`."""
 _BAD_SHARE = 0.5
 """More malformed rows among so few mean another format; fewer may be the only ones."""
 
@@ -139,6 +144,26 @@ def require_reference(
     why = "a reference is one as the policy is"
     hand.require_writer(reference, "reference", why, encoder_decoder=encoder_decoder)
     hand.require_same_tokenizer(policy, reference)
+
+
+def start_warnings(policy: str, hand: HandOver) -> list[str]:
+    """Return a line where a policy's start is little better than guessing, by its stage's figures.
+
+    That of a start made elsewhere is told by the doctor, from its first answers.
+    """
+    made = find(expand(external_location(policy))) if is_external(policy) else hand.finished(policy)
+    facts = hand.facts(policy)
+    if made is None or made.kind not in ("pretrain", "sft") or facts is None:
+        return []
+    loss, tokens = made.metrics.get("eval/loss"), facts.tokenizer_size or facts.vocab_size
+    if loss is None or not tokens or loss < GUESSING * math.log(tokens):
+        return []
+    return [
+        f"warning: {policy}: its held-out loss is {loss:.2f} nats a token, "
+        f"{loss / math.log(tokens):.0%} of that of guessing evenly among {tokens:,} tokens; it "
+        "answers with noise, from which a reward can choose little: train it longer, or name "
+        "another policy"
+    ]
 
 
 def require_caller(hand: HandOver, reference: str, tools: ToolsSettings | None) -> None:

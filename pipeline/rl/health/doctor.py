@@ -9,6 +9,7 @@ the policy that the run started from, from the first batch on: it is told, and e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -55,8 +56,9 @@ THRESHOLDS: Mapping[AlarmName, float] = {
     "repetition": 0.5,
     # Share of different responses over the first update's.
     "identical_responses": 0.25,
-    # Responses from the start on, all without an end, or of one score.
-    "never_ends": 64,
+    # Share of ended responses, of the first START_RESPONSES and of as many since, at best.
+    "never_ends": 0.05,
+    # Responses from the start on, all of one score.
     "equal_scores": 64,
     # Entropy of a token at the start over that of tokens drawn evenly.
     "random_start": 0.7,
@@ -67,6 +69,8 @@ Ziegler et al. 2019 hold 6 nats over 24 tokens, 0.25 a token, and Gao et al. 202
 reward fall at many times that, hence the default there."""
 LENGTH_CORRELATION = 0.5
 """Correlation of score and length inside an update from which on `length_hacking` rings."""
+START_RESPONSES = 64
+"""First responses by which `never_ends` rings: fewer tell too little."""
 VALUE_GRACE = 30
 """Updates of which not one may be better before `dead_value` rings."""
 
@@ -147,7 +151,7 @@ ADVICE: Mapping[str, Advice] = {
         f"look at whether the reward model reads the prompt, {OR_ELSE} raise kl_coefficient",
     ),
     "never_ends": Advice(
-        "the start never learned to end an answer, or none fits max_new_tokens",
+        "the start hardly learned to end an answer, or few fit max_new_tokens",
         f"look at the answers in samples.jsonl, {OR_ELSE} name as policy an sft stage whose "
         "answers end and fit max_new_tokens",
     ),
@@ -345,11 +349,17 @@ CHECKS: Mapping[str, Callable[[History, DoctorSettings], Finding | None]] = {
 
 
 def _never_ends(history: History, responses: int) -> Finding | None:
-    if any(row["objective/ended_share"] > 0 for row in history):
+    rows = math.ceil(START_RESPONSES * len(history) / responses)
+    if len(history) < rows:
         return None
-    limit = THRESHOLDS["never_ends"]
-    words = f"none of the {responses} responses so far ended by itself"
-    return Finding(responses, limit, responses >= limit, words)
+    shares = [row["objective/ended_share"] for row in history]
+    means = [fmean(shares[at : at + rows]) for at in range(len(shares) - rows + 1)]
+    figure, best = means[0], max(means)
+    ended = "none" if figure == 0 else f"{100 * figure:.1f} %"
+    count = rows * responses // len(history)
+    words = f"{ended} of the first {count} responses ended by itself"
+    finding = _below("never_ends", figure, words)
+    return finding._replace(rings=best < finding.threshold)
 
 
 def _equal_scores(history: History, responses: int) -> Finding | None:

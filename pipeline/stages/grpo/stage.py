@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
 from pipeline.contract.kind import StageKind
-from pipeline.stages.checks import require_prompts, require_reference
+from pipeline.stages.checks import require_prompts, require_reference, start_warnings
 from pipeline.stages.grpo.settings import GroupSettings, GrpoSettings
 from pipeline.stages.ppo.evaluation import held_out
 from pipeline.stages.ppo.sources import prompts_to_answer
@@ -59,6 +59,11 @@ def check(settings: GroupSettings, hand: HandOver) -> None:
     check_rewards(settings.terms | settings.evaluation_terms, hand)
 
 
+def warnings(settings: GroupSettings, hand: HandOver) -> list[str]:
+    """Return what does not stop the stage, and its reader had better know."""
+    return [*start_warnings(settings.policy, hand), *length_warnings(settings.terms, hand)]
+
+
 def run(context: StageContext[GrpoSettings]) -> dict[str, float | int | str]:
     """Train and publish; return the final metrics."""
     from pipeline.stages.grpo.trainer import build_trainer
@@ -87,7 +92,7 @@ def learn(context: StageContext[Any], build: Build) -> dict[str, float | int | s
     with quiet_libraries(context.say):
         model, tokenizer = load_start(context, "policy")
         prompts = prompts_to_answer(context, tokenizer)
-        for line in length_warnings(settings.terms, context.hand):
+        for line in warnings(settings, context.hand):
             context.say(line)
         reference = None
         if settings.kl_coefficient:

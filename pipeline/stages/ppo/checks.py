@@ -12,9 +12,10 @@ from pipeline.stages.checks import (
     require_prompts,
     require_reference,
     require_texts,
+    start_warnings,
 )
 from pipeline.stages.ppo.sources import carried_sources
-from pipeline.stages.reward_terms import check_rewards, model_references
+from pipeline.stages.reward_terms import check_rewards, length_warnings, model_references
 
 if TYPE_CHECKING:
     from pipeline.contract.handover import HandOver
@@ -63,6 +64,15 @@ def check(settings: PpoSettings, hand: HandOver) -> None:
     for term in settings.terms.values():
         if term.model is not None:
             _check_trunk(settings, term.model, hand)
+
+
+def warnings(settings: PpoSettings, hand: HandOver) -> list[str]:
+    """Return what does not stop the stage, and its reader had better know."""
+    return [
+        *start_warnings(settings.policy, hand),
+        *length_warnings(settings.terms, hand),
+        *settings.judged_by_reward,
+    ]
 
 
 def _row(settings: PpoSettings) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import HandOverError, RewardError, RolloutError
 from data.json_lines import append_json_lines
 from pipeline.contract.kind import StageKind
-from pipeline.stages.ppo.checks import check, check_start
+from pipeline.stages.ppo.checks import check, check_start, warnings
 from pipeline.stages.ppo.evaluation import BEST, held_out, tell_over_optimisation
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.sources import (
@@ -33,7 +33,6 @@ from pipeline.stages.ppo.sources import (
     stands_behind,
 )
 from pipeline.stages.reward_terms import (
-    length_warnings,
     load_terms,
     model_references,
     reported_name,
@@ -70,7 +69,7 @@ def run(context: StageContext[PpoSettings]) -> dict[str, float | int | str]:
         trust_remote_code=trust,
     )
     prompts = prompts_to_answer(context, tokenizer, **stands_behind(context))
-    for line in [*length_warnings(settings.terms, context.hand), *settings.judged_by_reward]:
+    for line in warnings(settings, context.hand):
         context.say(line)
     ppo = build_ppo(
         policy_source=source,

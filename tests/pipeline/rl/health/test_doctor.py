@@ -74,7 +74,10 @@ UNHEALTHY: dict[str, tuple[list[dict[str, float]], float, str]] = {
 
 
 BAD_STARTS: dict[str, tuple[dict[str, float], str]] = {
-    "never_ends": ({"objective/ended_share": 0.0}, "none of the 64 responses so far ended"),
+    "never_ends": (
+        {"objective/ended_share": 0.0},
+        "none of the first 64 responses ended by itself",
+    ),
     "equal_scores": ({"objective/scores_raw_std": 0.0}, "all 64 responses so far score 0"),
     "random_start": ({"policy/entropy_share": 0.97}, "97 % of the entropy of tokens drawn evenly"),
 }
@@ -95,6 +98,17 @@ def test_a_bad_start_rings_after_the_first_batches_until_it_is_none_any_more(nam
     if name == "equal_scores":
         other = {**history[0], "objective/scores_raw": 1.0}
         assert not ringing([*history, other], batch_size=32)
+
+
+@pytest.mark.parametrize(("share", "told"), [(3 / 64, "4.7 % of the first 64"), (0.06, None)])
+def test_a_start_that_hardly_ever_ends_is_told(share: float, told: str | None) -> None:
+    history = [{**HEALTHY, "objective/ended_share": share}] * 4
+    found = ringing(history, batch_size=16)
+    assert [sentence(name, f).startswith(f"never_ends: {told}") for name, f in found.items()] == (
+        [True] if told else []
+    )
+    recovered = ringing([*history, *[HEALTHY] * 4, *history], batch_size=16)
+    assert "never_ends" not in recovered  # it is of the start
 
 
 def test_every_alarm_has_a_check_advice_and_a_case_here() -> None:

@@ -15,7 +15,6 @@ import yaml
 from data.errors import Interrupted
 from pipeline.contract.context import StageContext
 from pipeline.contract.settings import references
-from pipeline.rl.health.doctor import THRESHOLDS
 from pipeline.run.runner import _report
 from pipeline.stages.ppo.settings import PpoSettings
 from pipeline.stages.ppo.stage import run
@@ -255,8 +254,7 @@ def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
     context: Build, capsys: pytest.CaptureFixture[str], tiny_tokenizer: Build, tiny_policy: Build,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    few = {**THRESHOLDS, "never_ends": 16}
-    monkeypatch.setattr("pipeline.rl.health.doctor.THRESHOLDS", few)
+    monkeypatch.setattr("pipeline.rl.health.doctor.START_RESPONSES", 16)
     tokenizer = tiny_tokenizer()
     tiny_policy(tokenizer, hidden=32).save_pretrained(tmp_path / "untrained")
     tokenizer.save_pretrained(tmp_path / "untrained")
@@ -270,7 +268,7 @@ def test_a_start_that_never_ends_and_is_random_is_told_and_trained_on(
     alarms = {row["alarm"]: row for row in rows(told.folder / "doctor.jsonl")}
     assert alarms["never_ends"]["update"] == alarms["random_start"]["update"] == 1
     said = capsys.readouterr().out
-    assert "never_ends: none of the 16 responses so far ended by itself" in said
+    assert "never_ends: none of the first 16 responses ended by itself" in said
     assert "random_start: a token of the start has 100 %" in said
 
 
