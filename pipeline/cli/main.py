@@ -288,21 +288,36 @@ def plan(
 
 @app.command()
 def show(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe file, a name of `rlhf recipes`, or a kind of stage, such as ppo.",
+            metavar="RECIPE|KIND",
+        ),
+    ],
     overrides: SetOption = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Tell what each setting means and where its value is from."),
     ] = False,
 ) -> None:
-    """Print the resolved recipe with every default."""
-    if explain:
-        from pipeline.recipe.explain import explain as explained
-        from pipeline.recipe.explain import load_explained
+    """Print the resolved recipe with every default, or all settings of a kind of stage."""
+    from data.errors import UsageError
+    from pipeline.recipe.explain import explain as explained
+    from pipeline.recipe.explain import load_explained
+    from pipeline.recipe.kinds import explain_kind, is_kind
+    from pipeline.recipe.shipped import find_file
 
+    if is_kind(str(recipe)) and not find_file(recipe).is_file():
+        if overrides:
+            raise UsageError(
+                f"--set is for a recipe, and {recipe} is a kind of stage; leave it out"
+            )
+        typer.echo(explain_kind(str(recipe)), nl=False)
+    elif explain:
         typer.echo(explained(load_explained(recipe, overrides or ())), nl=False)
-        return
-    typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
+    else:
+        typer.echo(_recipe(recipe, overrides).to_yaml(), nl=False)
 
 
 @app.command(name="ls")

@@ -372,15 +372,16 @@ def _known_keys(model: type[BaseModel], location: Keys) -> list[str]:
         following: list[Any] = []
         for candidate in current:
             if isinstance(key, str) and key in candidate.model_fields:
-                following += _models_in(candidate.model_fields[key].annotation)
+                following += settings_in(candidate.model_fields[key].annotation)
         current = following or current
     return sorted({name for candidate in current for name in candidate.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def settings_in(annotation: Any) -> list[type[Settings]]:
+    """Return the settings that an annotation holds, through lists, mappings and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
+    return [m for part in getattr(annotation, "__args__", ()) for m in settings_in(part)]
 
 
 def _check_references(path: Path, stages: Mapping[str, StageSettings], places: Places) -> None:
