@@ -70,6 +70,7 @@ function written() {
 function showWaiting(said) {
   composer.hidden = true;
   waiting.hidden = false;
+  if (byId("end")) byId("end").textContent = "Wait no longer, and begin another conversation";
   if (said === undefined) return;
   const shown = document.createElement("div");
   shown.className = "turn user";

@@ -15,7 +15,7 @@ from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
 from data.labels.campaign.queue import Queue
 from data.labels.campaign.submissions import Submissions
-from data.labels.records import Campaign, CampaignSettings, LabelRow
+from data.labels.records import Campaign, CampaignSettings, LabelRow, Submission
 from data.labels.store.database import Database, utc_now
 from data.labels.web.app import create_app
 from data.labels.web.server import UVICORN, Server, bound
@@ -271,6 +271,46 @@ def test_a_pair_and_what_an_answer_may_not_do(
     assert row.label.submission.strength == 2
     ann = next(one for one in Accounts(database).list() if one.name == "ann")
     assert Queue(database).next(ann.id, campaign.id) is None
+
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True, ids=["desktop", "phone"])
+def test_an_admin_decides_a_comparison_by_keyboard_on_any_screen(
+    page: Any, address: str, database: Database, make_tasks: Any
+) -> None:
+    asked = CampaignSettings(mode="rank", overlap=0.0)
+    campaign = Campaigns(database).create("looked at", asked, "")
+    (task,) = make_tasks(1, completions=3)
+    task.completions[1] = "unbroken" * 400
+    Campaigns(database).add_tasks(campaign.id, [task])
+    bo = Accounts(database).add("Bo", "person").id
+    given = Queue(database).next(bo, campaign.id)
+    assert given is not None
+    Submissions(database).submit(given.id, bo, Submission("k", [1, 2, 3], comment="see\nhere"))
+
+    page.goto(f"{address}/invite/{Accounts(database).invite('admin', 'root', 1, 'test')[1]}")
+    _press(page, "button.big")
+    page.goto(f"{address}/admin/campaigns/{campaign.id}")
+    for step in ("main a[href$='/comparisons']", ".found a"):
+        assert _fits(page)
+        _press(page, step)
+    assert _fits(page)
+    assert [one.is_checked() for one in page.locator("input[name=tier-0]").all()].count(True) == 1
+    shown = page.locator("input[name=tier-1]:checked")
+    shown.focus()
+    page.keyboard.press("ArrowRight")  # to the next tier; of the last, to the first
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    page.wait_for_selector("text=adjudicated by root")
+    assert _fits(page)
+    rows = _labels(database, campaign)
+    assert [row.assignment.purpose for row in rows] == ["label", "adjudication"]
+    assert rows[1].label.submission.ranks != rows[0].label.submission.ranks
+    _press(page, ".undoing button")
+    page.wait_for_selector("text=counts no more")
+    assert len(_labels(database, campaign)) == 1
 
 
 def _darkness(page: Any, selector: str) -> int:
