@@ -208,8 +208,13 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     what: Annotated[
-        Literal["rankings", "preferences", "hh", "ties", "unpaired", "csv"],
-        typer.Option(help="Lossless rankings, TRL preferences, HH dialogues, ties, KTO rows, CSV."),
+        Literal[
+            "rankings", "preferences", "hh", "ties", "unpaired", "csv", "argilla", "label_studio"
+        ],
+        typer.Option(
+            help="Lossless rankings, TRL preferences, HH dialogues, ties, KTO rows, CSV; or tasks "
+            "and labels for another tool."
+        ),
     ] = "rankings",
     consolidation: Annotated[
         Literal["per_annotator", "majority", "soft"],
@@ -234,35 +239,20 @@ def export(
         typer.Option(help="Of a label that was revised; all for keeping, not for training."),
     ] = "last",
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    users: Annotated[
+        str | None,
+        typer.Option(metavar="Ada=USER,Bo=USER", help="The other tool's, whose labels go along."),
+    ] = None,
     database: DatabaseOption = None,
 ) -> None:
     """Write labels as files."""
-    from pipeline.cli.label_store import kinds_of, opened, take_campaign
+    from pipeline.cli.label_export import write_labels
 
-    with opened(run, database) as store:
-        from data.labels.campaign.label_filter import TRAINING
-        from data.labels.campaign.submissions import Submissions
-        from data.labels.exchange.exporting import ExportSettings, export_labels
-
-        settings = ExportSettings(
-            what,
-            consolidation=consolidation,
-            blind=blind,
-            implicit=implicit,
-            margin=margin,
-            heldout=heldout,
-            seed=seed,
-            purposes=None if every_purpose else TRAINING,
-            kinds=kinds_of(kind),
-            revisions=revisions,
-        )
-        stored, others = take_campaign(run, store, campaign, recipe_may_fail=database is not None)
-        rows = Submissions(store).labels(stored.id, revisions=revisions)
-        exported = export_labels(rows, settings, folder=out)
-    if others:
-        typer.echo(others, err=True)
-    for line in exported.lines():
-        typer.echo(line)
+    write_labels(
+        run, database, campaign, out, what, users=users, every_purpose=every_purpose, kind=kind,
+        consolidation=consolidation, blind=blind, implicit=implicit, margin=margin,
+        heldout=heldout, seed=seed, revisions=revisions,
+    )  # fmt: skip
 
 
 @label.command(name="import")

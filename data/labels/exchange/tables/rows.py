@@ -89,12 +89,13 @@ class TableReader:
                 f"{self.source}: all {count} rankings of '{self.columns['winner']}' stand in the "
                 "order of the columns: Argilla's client drops the ranks of answers given on its "
                 "pages; fetch the records from its REST API "
-                "(api/v1/datasets/ID/records?include=responses), which keeps them, and import that"
+                "(api/v1/datasets/ID/records?include=responses&limit=1000), which keeps them, and "
+                "import that"
             )
 
     def _rows(self, row: Row) -> Iterator[dict[str, Any]]:
         dropped = self.report.dropped
-        for whole in _unfolded(row, self.columns):
+        for whole in _unfolded(row, self.columns, self.report.notes):
             for said in judgements(
                 whole, self.columns, self.report, unconfirmed=self.table.unconfirmed
             ):
@@ -170,8 +171,8 @@ def _items(place: str, column: str) -> dict[str, Row]:
     return items
 
 
-def _unfolded(row: Row, columns: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows that stand in one: a table by columns, or records by their id."""
+def _unfolded(row: Row, columns: Mapping[str, str], notes: Counter[str]) -> Iterator[Row]:
+    """Yield the rows that stand in one: a table by columns, records by their id, a page of them."""
     values = list(row.values())
     asked = row.get(columns["prompt"])
     if isinstance(asked, list) and not any(_is_turn(one) for one in asked):
@@ -183,7 +184,28 @@ def _unfolded(row: Row, columns: Mapping[str, str]) -> Iterator[Row]:
     if values and all(isinstance(one, Mapping) and "fields" in one for one in values):
         yield from values
         return
+    pages = [value for value in values if _is_page(value, columns["prompt"])]
+    if len(pages) == 1 and asked is None:
+        total = row.get("total")
+        if isinstance(total, int) and total > len(pages[0]):
+            notes[f"a page of {len(pages[0]):,} of {total:,} records; fetch the others, too"] += 1
+        yield from pages[0]
+        return
     yield row
+
+
+def _is_page(value: Any, prompt: str) -> bool:
+    """Tell whether a value is a list of rows, as a REST API has them beside their number."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, Mapping) for one in value)
+        and all(prompt in one or _is_record(one) for one in value)
+    )
+
+
+def _is_record(row: Row) -> bool:
+    return any(isinstance(row.get(name), Mapping) for name in ("fields", "data"))
 
 
 def _is_turn(value: Any) -> bool:
