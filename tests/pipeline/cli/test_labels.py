@@ -123,6 +123,37 @@ def test_answers_given_in_potato_are_joined_to_its_items(rlhf: Any, run: Path) -
     assert refused.code == 2 and "no such file: nowhere.jsonl" in refused.err
 
 
+@pytest.mark.parametrize("tool", ["argilla", "label_studio"])
+def test_tasks_and_labels_go_to_another_tool_and_come_back(
+    rlhf: Any, run: Path, tmp_path: Path, tool: str
+) -> None:
+    rows = [
+        {"prompt": f"P{n}", "completions": ["yes", "no"], "ranks": [1, 2], "annotator": "Ada"}
+        for n in range(3)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rlhf("label", "import", run, "own.jsonl")
+    user = "00000000-0000-0000-0000-00000000000a" if tool == "argilla" else "ada@example.org"
+    asked = ("label", "export", run, "--campaign", "own", "--what", tool, "--out", "out")
+    assert rlhf(*asked, "--users", f"Ada={user}").out == f"{tool}/2-answers: 3 rows\n"
+    file = "records.json" if tool == "argilla" else "tasks.json"
+    name = "response-" if tool == "argilla" else "answer"
+    columns = ("--columns", f"prompt=prompt,a={name}1,b={name}2,winner=ranking")
+    place = tmp_path / "out" / tool / "2-answers" / file
+    told = rlhf("label", "import", run, place, "--campaign", "back", *columns)
+    assert "campaign back: 3 new labels of 3" in told.out
+    rlhf("label", "export", run, "--campaign", "back", "--out", "again")
+    lines = (tmp_path / "again" / "rankings.jsonl").read_text().splitlines()
+    back = [json.loads(line) for line in lines]
+    assert {row["meta"]["_label"]["annotator"]["name"] for row in back} == {user}
+    assert all(row["ranks"][row["completions"].index("yes")] == 1 for row in back)
+    for option in (("--margin", "ranks"), ("--heldout", "0.2"), ("--revisions", "all")):
+        refused = rlhf(*asked, *option)
+        assert refused.code == 2 and f"{option[0]} does not go with --what {tool}" in refused.err
+    refused = rlhf("label", "export", run, "--out", "x", "--users", "Ada=1")
+    assert refused.code == 2 and "--users goes with --what argilla or label_studio" in refused.err
+
+
 def test_nested_answers_are_taken_unconfirmed_where_asked_for(rlhf: Any, run: Path) -> None:
     place = (run, WRITTEN / "argilla" / "nested.json", "--campaign", "argilla")
     columns = ("--columns", "prompt=instruction,a=response-1,b=response-2,winner=best")
