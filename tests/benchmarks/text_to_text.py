@@ -21,7 +21,7 @@ from data.world import World
 
 ROOT = Path(__file__).parents[2]
 PARTS = {
-    "t5_text_to_text": {"evaluate": "text_tasks"},
+    "t5_text_to_text": {"evaluate": "text_tasks", "closed_book": "closed_book"},
     "bart_rephrase": {"evaluate": "rephrasing", "closed_book": "closed_book"},
 }
 """By recipe: which part of the world each of its evaluations asks for."""
