@@ -7,8 +7,8 @@ done there is not repeated): as it is, with a share of raw text among the demons
 and with PPO-ptx. Prints of `sft` and `ppo` the perplexity of held-out prose, the town's facts
 told without a question (by likelihood, of four) and with one, gold reward, right answers and
 inventions, and the seconds of a processor that `sft` and `ppo` took; means with 95 % intervals
-over the seeds (Student's t). `--share` takes what a remedy does not change from a finished
-quickstart, for every seed the same.
+over the seeds (Student's t). `--share` is a finished quickstart, whose tokenizer and base model are
+those of every seed; PPO-ptx begins with what the same seed's run as it is has before PPO.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from over_seeds import in_words, report_of, rlhf_run, shared_stages
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 BEFORE_SFT = ("tokenizer", "base")
-BEFORE_PPO = (*BEFORE_SFT, "sft", "rankings", "rankings_heldout", "reward")
+SFT_TO_PPO = ("sft", "rankings", "rankings_heldout", "reward")
+AS_IT_IS = "as it is"
 TEXT = "{{train: [{{world: corpus}}], share: {}, row_tokens: 64}}"
 MIX = ("ppo.pretraining=base", "ppo.pretraining_row_tokens=64")
-REMEDIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "as it is": ((*BEFORE_PPO, "ppo"), ()),
-    **{f"text {s}": (BEFORE_SFT, (f"sft.pretraining={TEXT.format(s)}",)) for s in (0.1, 0.3)},
-    **{f"ptx {c}": (BEFORE_PPO, (*MIX, f"ppo.ptx_coefficient={c}")) for c in (0.1, 0.3, 1.0)},
+REMEDIES: dict[str, tuple[str, ...]] = {
+    AS_IT_IS: (),
+    **{f"text {share}": (f"sft.pretraining={TEXT.format(share)}",) for share in (0.1, 0.3)},
+    **{f"ptx {c}": (*MIX, f"ppo.ptx_coefficient={c}") for c in (0.1, 0.3, 1.0)},
 }
-"""Remedy -> stages that it leaves as they are, and settings."""
+"""Remedy -> settings."""
 FACTS = "evaluate.tasks=[{kind: world_facts, limit: 60}]"
 COLUMNS = ("perplexity", "facts", "asked", "gold", "right", "invented", "seconds")
 
@@ -53,6 +54,22 @@ def figures(run: Path) -> dict[str, list[float]]:
     return found
 
 
+def shared(share: Path, out: Path, seed: str, remedy: str) -> list[str]:
+    """Copy what a remedy does not change; return the options that keep seeds."""
+    run = folder(out, seed, remedy)
+    options = shared_stages(share, run, BEFORE_SFT)
+    if remedy == AS_IT_IS and options[1].endswith(f"={seed}"):
+        return options + shared_stages(share, run, (*SFT_TO_PPO, "ppo"))
+    if remedy.startswith("ptx"):
+        options += shared_stages(folder(out, seed, AS_IT_IS), run, SFT_TO_PPO)
+    return options
+
+
+def folder(out: Path, seed: str, remedy: str) -> Path:
+    """Return the run of a seed and remedy."""
+    return out / seed / remedy.replace(" ", "-")
+
+
 def main() -> None:
     """Run what is asked for, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -64,11 +81,11 @@ def main() -> None:
     print("| remedy | checkpoint | " + " | ".join(COLUMNS) + " |")
     print("|---" * (2 + len(COLUMNS)) + "|")
     for remedy in given.only:
-        kept, changes = REMEDIES[remedy]
-        runs = [given.out / seed / remedy.replace(" ", "-") for seed in given.seeds]
+        runs = [folder(given.out, seed, remedy) for seed in given.seeds]
         for seed, run in zip(given.seeds, runs, strict=True):
-            options = shared_stages(given.share, run, kept)
-            options += [part for change in (*changes, FACTS) for part in ("--set", change)]
+            options = shared(given.share, given.out, seed, remedy)
+            changes = (*REMEDIES[remedy], FACTS)
+            options += [part for change in changes for part in ("--set", change)]
             rlhf_run(RECIPE, run, "--seed", seed, *options)
         found = [figures(run) for run in runs]
         for name in found[0]:

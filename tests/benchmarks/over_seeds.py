@@ -52,5 +52,6 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def in_words(values: Sequence[float]) -> str:
-    """Return a mean and its interval as text."""
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*over_seeds(values))
+    """Return a mean and its interval as text; one seed has none."""
+    mean, low, high = over_seeds(values)
+    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
