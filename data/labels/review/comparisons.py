@@ -95,16 +95,23 @@ class Comparisons:
     def find(self, campaign_id: str, wanted: Wanted, *, page: int = 1) -> Listing:
         """Return a page of what was labelled, what was labelled last first."""
         chosen = _chosen(campaign_id, wanted).subquery()
-        ordered = sa.select(chosen.c.task_id, chosen.c.last_at).order_by(
-            chosen.c.last_at.desc(), chosen.c.task_id
+        # Counted along with the page: to choose is all of the work.
+        found = sa.func.count().over().label("found")
+        ordered = (
+            sa.select(chosen.c.task_id, chosen.c.last_at, found)
+            .order_by(chosen.c.last_at.desc(), chosen.c.task_id)
+            .limit(PAGE)
         )
         with self.database.read() as connection:
-            found = connection.scalar(sa.select(sa.func.count()).select_from(chosen)) or 0
-            pages = max(1, -(-found // PAGE))
-            page = min(max(1, page), pages)
-            ids = connection.execute(ordered.limit(PAGE).offset(PAGE * (page - 1))).all()
+            page = max(1, page)
+            ids = connection.execute(ordered.offset(PAGE * (page - 1))).all()
+            if not ids and page > 1:  # behind the last page
+                count = connection.scalar(sa.select(sa.func.count()).select_from(chosen)) or 0
+                page = max(1, -(-count // PAGE))
+                ids = connection.execute(ordered.offset(PAGE * (page - 1))).all()
             shown = _listed(connection, {row.task_id: row.last_at for row in ids})
-        return Listing(found, page, pages, shown)
+        total = ids[0].found if ids else 0
+        return Listing(total, page, max(1, -(-total // PAGE)), shown)
 
     def neighbours(
         self, campaign_id: str, wanted: Wanted, task_id: str

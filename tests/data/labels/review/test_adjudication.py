@@ -92,7 +92,7 @@ def test_a_word_takes_the_place_of_all_labels_until_it_is_taken_back(room: Room)
     pairs, left_out = export_parts(room.rows(), ExportSettings("preferences"))
     assert (len(pairs["preferences/train.jsonl"]), [*left_out.values()]) == (2, [1])
     table, _ = export_parts(room.rows(), ExportSettings("csv"))
-    assert sum("adjudication" in line for line in table["labels.csv"]) == 2  # a line an answer
+    assert "".join(table["labels.csv"]).count('"adjudication"') == 2  # a line an answer
     parts, _ = export_parts(room.rows(), ExportSettings("rankings"))
     rows = [json.loads(line) for line in parts["rankings.jsonl"]]
     marks = {row["meta"]["_label"]["assignment"]["purpose"] for row in rows if row["id"] == label}
