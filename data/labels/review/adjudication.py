@@ -70,6 +70,11 @@ class Adjudication:
             if problem:
                 raise InvalidLabelError(problem)
             assignment_id, revision = self._take(connection, task, admin_id)
+            if _was_sent(connection, assignment_id, submission.key):
+                raise LabelConflictError(
+                    "this decision was sent before and taken back since: to decide so again, "
+                    "send it once more"
+                )
             label = Label(new_id(), assignment_id, revision, submission, self.database.now())
             values = dataclasses.asdict(submission)
             values["submission_key"] = values.pop("key")
@@ -180,6 +185,13 @@ def _standing(connection: sa.Connection, task_id: str) -> Label | None:
     )
     row = connection.execute(query).one_or_none()
     return None if row is None else rows.label(row)
+
+
+def _was_sent(connection: sa.Connection, assignment_id: str, key: str) -> bool:
+    query = sa.select(_label.id).where(
+        _label.assignment_id == assignment_id, _label.submission_key == key
+    )
+    return connection.execute(query).first() is not None
 
 
 def _require_seen(last: Label | None, seen: str) -> None:

@@ -16,6 +16,9 @@ from data.errors import Interrupted, StoreDownError
 from data.json_lines import read_json_lines
 from data.labels.campaign.accounts import Accounts
 from data.labels.campaign.campaigns import Campaigns
+from data.labels.records import Submission
+from data.labels.review.adjudication import Adjudication
+from data.labels.review.comparisons import Comparisons, Wanted
 from data.labels.store.database import Database, open_database
 from data.labels.web.app import create_app
 from pipeline.evaluation.judge.figures import figures
@@ -208,6 +211,29 @@ def test_from_the_question_to_the_win_rate(
     tasks = json.loads((folder / "out" / "people.json").read_text())["tasks"]
     for row in judgements:
         assert [row["index"]] == [one["index"] for one in tasks[row["task"]]]
+
+
+def test_an_admin_s_word_decides_a_pair_and_agreement_goes_by_the_people(
+    asked: Any, evaluate: Callable[..., dict[str, Any]], folder: Path
+) -> None:
+    database = asked[1]
+    Annotator(database, "Ben").compare(lambda question, shown: -1)
+    before = evaluate()["judges"]["people"]
+    admin = Accounts(database).add("Root", "person").id
+    (campaign,) = Campaigns(database).list()
+    new = {row["response"] for row in read_json_lines(folder / "out" / "samples.jsonl")
+           if row["checkpoint"] == "newpolicy"}  # fmt: skip
+    for one in Comparisons(database).find(campaign.id, Wanted()).shown:
+        task, _ = Comparisons(database).said(campaign.id, one.task_id)
+        ranks = [1 if text in new else 2 for text in task.new.completions]
+        said = Submission(f"the word on {one.task_id}", ranks, strength=3)
+        Adjudication(database).decide(one.task_id, admin, said, instead_of="")
+    report = evaluate()
+    (rate,) = report["win_rates"]
+    assert (rate["a"], rate["rate"], rate["n"], rate["ties"]) == ("newpolicy", 1.0, 6, 0)
+    after = report["judges"]["people"]
+    assert (before.pop("adjudicated"), after.pop("adjudicated")) == (0, 6)
+    assert before == after
 
 
 def test_nothing_tells_whose_an_answer_is(asked: Any, folder: Path) -> None:

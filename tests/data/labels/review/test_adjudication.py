@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,22 @@ def test_a_word_takes_the_place_of_all_labels_until_it_is_taken_back(room: Room)
     # After it was taken back, the same admin may decide again.
     room.decide(room.root, [2, 1], key="again")
     assert room.trained_on()[0] == ("t0", [2, 1]) and len(room.trained_on()) == 3
+
+
+def test_whose_labels_are_asked_for_decides_whether_a_word_is_among_them(
+    label: Callable[..., LabelRow],
+) -> None:
+    by_gold, word = label("t", "gold", [1, 2]), label("t", "root", [2, 1], purpose="adjudication")
+    by_gold = dataclasses.replace(
+        by_gold, annotator=dataclasses.replace(by_gold.annotator, kind="gold")
+    )
+    assert labels_of([by_gold, word]) == [word]
+    assert labels_of([by_gold, word], kinds=["gold"]) == [by_gold]
+    assert labels_of([by_gold, word], adjudicated=False) == [by_gold]
+    for everything in ({"purposes": None}, {"revisions": "all"}):
+        chosen: Any = everything
+        assert labels_of([by_gold, word], **chosen) == [by_gold, word]
+    assert labels_of([by_gold, word], purposes=["gold"]) == []
 
 
 def test_of_two_admins_the_second_is_told_and_a_word_sent_twice_counts_once(room: Room) -> None:

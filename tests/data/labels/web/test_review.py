@@ -121,6 +121,12 @@ def test_a_comparison_is_found_decided_and_taken_back(root: Any, database: Datab
     page = root.get(place).text
     assert "adjudicated by" not in page and "counts no more" in page and "so it is" in page
     assert sorted(made.trained_on()) == [[1, 2, 3], [1, 2, 3], [1, 2, 3], [3, 2, 1]]
+    # Back to the page of before, and the same button again: told, and a new page decides.
+    again = root.post(act, sent)
+    assert again.status_code == 409 and "sent before and taken back since" in again.text
+    assert len(made.trained_on()) == 4
+    assert root.post(act, _filled(again.text)).status_code == 303
+    assert len(made.trained_on()) == 3
     log = root.get("/admin/audit").text
     assert "adjudicate" in log and "undo adjudication" in log
 

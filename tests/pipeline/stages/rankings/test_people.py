@@ -22,6 +22,8 @@ from data.labels.campaign.submissions import Submissions
 from data.labels.live.conversations import Conversations
 from data.labels.live.relay import Relay
 from data.labels.records import AnnotatorKind, Submission
+from data.labels.review.adjudication import Adjudication
+from data.labels.review.comparisons import Comparisons, Wanted
 from data.labels.store.database import Database, open_database
 from data.records import Ranking, chat
 from pipeline.stages.rankings import stage as rankings
@@ -138,6 +140,27 @@ def test_a_majority_makes_one_ranking_of_a_task(
     assert len(found) == metrics["n_tasks"] == metrics["n_rankings"]
     assert metrics["n_labels"] == 3 * len(found)
     assert {row["annotator"] for row in found} == {"majority"}
+
+
+def test_what_an_admin_decided_is_what_the_reward_model_learns(
+    make_context: Any, settings: Any, policy: Path, tmp_path: Path
+) -> None:
+    asked = settings({"overlap": 1.0, "annotators_per_task": 2})
+    with people_at_work(tmp_path, "Ann", "Ben"):
+        rankings.run(make_context(asked, {"model": policy}))
+    with store(tmp_path) as database:
+        (campaign,) = Campaigns(database).list()
+        admin = Accounts(database).add("Root", "person").id
+        one = Comparisons(database).find(campaign.id, Wanted()).shown[0]
+        task, _ = Comparisons(database).said(campaign.id, one.task_id)
+        tied = Submission("the word", [1] * len(task.new.completions))
+        Adjudication(database).decide(one.task_id, admin, tied, instead_of="")
+    context = make_context(asked, {"model": policy})  # begun anew, as --force does
+    metrics = rankings.run(context)
+    found = rows(context.folder)
+    decided = [row for row in found if row["completions"] == task.new.completions]
+    assert [row["ranks"] for row in decided] == [tied.ranks]
+    assert len(found) == metrics["n_labels"] == 2 * metrics["n_tasks"] - 1
 
 
 def test_people_who_differ_hand_on_their_shares(
