@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from data.errors import BadRowsError, LabelError, SourceError, in_words
 from data.labels.exchange.rankings_file import from_row, is_label, own_meta
 from data.labels.exchange.tables.columns import Table
+from data.labels.exchange.tables.judgements import told_by_columns
 from data.labels.exchange.tables.rows import TableReader
 from data.labels.names import plain_name
 from data.labels.records import (
@@ -39,7 +40,7 @@ from data.sources.formats import detect, unused
 from data.sources.oasst import Forest, is_message, is_tree, tree_rankings
 from data.sources.read import SHOWN, ReadReport, located_rows
 from data.sources.source import Source
-from data.sources.values import RowDropped, RowError, as_text
+from data.sources.values import RowDropped, RowError, as_text, listed
 
 FORMATS = {
     "labels": "our own lossless export",
@@ -237,12 +238,23 @@ def _format_of(raw: RawRow) -> str:
         return "oasst"
     try:
         name = detect(raw.value)
-    except SourceError as error:
-        raise SourceError(f"{raw.where}: {error}") from None
-    if name not in FORMATS:
-        known = "; ".join(f"{one}: {what}" for one, what in FORMATS.items())
-        raise SourceError(f"{raw.where}: rows of format {name} hold no labels; known: {known}")
-    return name
+    except SourceError:
+        name = ""
+    if name in FORMATS:
+        return name
+    columns = f"its columns are {listed(raw.value)}"
+    if told := told_by_columns(raw.value):
+        raise SourceError(f"{raw.where}: {told}, see RESEARCHERS.md; {columns}")
+    if not name:
+        raise SourceError(
+            f"{raw.where}: can't tell the format from the columns; a table comes in by --columns "
+            f'"prompt=COLUMN,a=COLUMN,b=COLUMN,winner=COLUMN", see RESEARCHERS.md; {columns}'
+        )
+    known = "; ".join(f"{one}: {what}" for one, what in FORMATS.items())
+    raise SourceError(
+        f"{raw.where}: rows of format {name} hold no labels; known: {known}; a table comes in by "
+        f'--columns "prompt=COLUMN,a=COLUMN,b=COLUMN,winner=COLUMN"'
+    )
 
 
 def _foreign_row(ranking: Ranking, foreign: _Foreign, where: str) -> LabelRow:

@@ -1,8 +1,8 @@
 """Rows of other tools as plain rows, one for each judgement; what is no judgement is counted.
 
 - Argilla 2: rows of `to_list(flatten=True)` and `to_datasets()`, nested ones of `to_list()`,
-  `to_json()` and `to_disk()`, records of its REST API. Drafts and discarded responses are left out,
-  and those that the file does not tell from them.
+  `to_json()` and `to_disk()`, records of its REST API; data sets of Argilla 1. Drafts and
+  discarded responses are left out, and those that the file does not tell from them.
 - Label Studio: tasks of JSON, rows of JSON_MIN, CSV and TSV. Cancelled annotations, drafts and
   predictions are left out.
 - Potato: rows of CSV, TSV and JSON lines, and `user_state.json`.
@@ -60,6 +60,11 @@ def judgements(
         plain = {**silent, **row, **row["fields"], **(row.get("metadata") or {})}
         given = _nested(row["responses"], who)
         yield from _submitted(plain, given, row.get("status"), report, unconfirmed)
+    elif any(_responses(row.get(question)) for question in questions):
+        held = {question: _responses(row.get(question)) for question in questions}
+        yield from _submitted(
+            {**row, **silent}, _nested(held, who), row.get("status"), report, unconfirmed
+        )
     elif isinstance(row.get("data"), Mapping) and "annotations" in row:
         for said in _label_studio(row, who, report.dropped):
             yield {**silent, **said}
@@ -156,6 +161,20 @@ def _nested(responses: Any, who: str) -> list[dict[str, Any]]:
     ]
 
 
+def _responses(value: Any) -> list[Mapping[str, Any]]:
+    """Return the responses in a question's column, as data sets of Argilla 1 on the hub have it."""
+    if isinstance(value, Mapping) and isinstance(value.get("user_id"), list):
+        columns = [one for one in value.items() if isinstance(one[1], list)]
+        value = [
+            dict(zip((name for name, _ in columns), cells, strict=True))
+            for cells in zip(*(held for _, held in columns), strict=True)
+        ]
+    named = isinstance(value, list) and all(
+        isinstance(one, Mapping) and {"value", "user_id"} <= set(one) for one in value
+    )
+    return value if named else []
+
+
 def _label_studio(row: Row, who: str, dropped: Counter[str]) -> Iterator[Row]:
     for _ in row.get("drafts") or []:
         dropped["an annotation that is a draft"] += 1
@@ -181,6 +200,32 @@ def _flattened(labels: Mapping[str, Any], questions: Sequence[str]) -> dict[str,
             flat[f"{scheme}.{label}"] = label if value in _TRUE else value
     said = {one for name in flat for one in (name, name.partition(".")[0])}
     return {**{question: None for question in questions if question not in said}, **flat}
+
+
+def told_by_columns(row: Row) -> str:
+    """Return what a row looks like that `--columns` must tell of, and an example; "" for others."""
+    pair = "prompt=FIELD,a=FIELD,b=FIELD,winner=QUESTION"
+    if any(name.endswith(".responses") for name in row) or {"fields", "responses"} <= set(row):
+        return f'an export of Argilla comes in by --columns "{pair}"'
+    if any(
+        isinstance(row.get(name), list) and row[name] and is_record(row[name][0]) for name in row
+    ):
+        return f'a page of Argilla\'s records comes in by --columns "{pair}"'
+    if {"data", "annotations"} <= set(row) or "annotation_id" in row:
+        return (
+            f'an export of Label Studio comes in by --columns "{pair.replace("QUESTION", "TAG")}"'
+        )
+    if "instance_id" in row or _STATE in row:
+        example = "prompt=text,answers=COLUMN,winner=SCHEME"
+        return f'answers of Potato come in by --items DATA_FILE --columns "{example}"'
+    return ""
+
+
+def is_record(row: Any) -> bool:
+    """Tell whether a value is a record of Argilla or a task of Label Studio."""
+    return isinstance(row, Mapping) and any(
+        isinstance(row.get(name), Mapping) for name in ("fields", "data")
+    )
 
 
 def value_of(row: Row, column: str) -> Any:

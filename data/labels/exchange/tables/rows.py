@@ -15,7 +15,7 @@ from typing import Any
 
 from data.errors import SourceError, nearest
 from data.labels.exchange.tables.columns import LETTERS, SAID, Table
-from data.labels.exchange.tables.judgements import WHICH, WHO, Row, judgements, value_of
+from data.labels.exchange.tables.judgements import WHICH, WHO, Row, is_record, judgements, value_of
 from data.labels.exchange.tables.ranks import Answers, ranks_of
 from data.sources.read import ReadReport, located_rows
 from data.sources.source import Source
@@ -200,12 +200,8 @@ def _is_page(value: Any, prompt: str) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(one, Mapping) for one in value)
-        and all(prompt in one or _is_record(one) for one in value)
+        and all(prompt in one or is_record(one) for one in value)
     )
-
-
-def _is_record(row: Row) -> bool:
-    return any(isinstance(row.get(name), Mapping) for name in ("fields", "data"))
 
 
 def _is_turn(value: Any) -> bool:

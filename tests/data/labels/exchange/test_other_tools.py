@@ -127,6 +127,39 @@ def test_statuses_of_nested_responses_count_whoever_writes_them(tmp_path: Path) 
     assert report.dropped[DRAFT] == 2
 
 
+@pytest.mark.parametrize("rows", [True, False])
+def test_data_sets_of_argilla_1_on_the_hub(rows: bool, tmp_path: Path) -> None:
+    answers = {
+        "user_id": ["u-1", "u-2"],
+        "value": ["response-1", "response-2"],
+        "status": ["submitted", "discarded"],
+    }
+    listed = [
+        dict(zip(answers, cells, strict=True)) for cells in zip(*answers.values(), strict=True)
+    ]
+    row = {"instruction": "Tea?", "response-1": "Yes.", "response-2": "No."}
+    row["best"] = listed if rows else answers  # type: ignore[assignment]
+    said, report = read(wrote(tmp_path, row), f"{FIELDS},winner=best")
+    assert said == [("u-1", {"Yes.": 1, "No.": 2})] and report.dropped == {DRAFT: 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        *((f"argilla/{name}", "Argilla") for name in [*FLAT[:2], "nested.json", "api.json"]),
+        *((f"label_studio/{name}", "Label Studio") for name in ["pairwise.json", "ranker.csv"]),
+        *(
+            (f"potato/{name}", "--items DATA_FILE")
+            for name in ["annotations.csv", "annotations.jsonl"]
+        ),
+    ],
+)
+def test_without_columns_what_to_tell_is_told(place: str, words: str) -> None:
+    with pytest.raises(SourceError) as problem:
+        list(read_labels(str(WRITTEN / place), when=WHEN))
+    assert words in str(problem.value) and '--columns "prompt=' in str(problem.value)
+
+
 def test_names_in_order_are_best_first_and_that_is_told(tmp_path: Path) -> None:
     fields = {"instruction": "Tea?", "response-1": "Yes.", "response-2": "No."}
     row = {
