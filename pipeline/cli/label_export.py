@@ -95,9 +95,10 @@ def _for_tool(
     from data.labels.campaign.label_filter import labels_of
     from data.labels.campaign.submissions import Submissions
     from data.labels.campaign.task_list import tasks_of
-    from data.labels.exchange.for_tools import export_tasks, parse_users
+    from data.labels.exchange.for_tools import export_tasks
+    from data.labels.exchange.tables.columns import parse_users
 
-    named = {} if users is None else parse_users(users, tool)
+    named = {} if users is None else parse_users(users)
     return export_tasks(
         tool,
         tasks_of(store, campaign.id, gold=kept["purposes"] is None),

@@ -278,35 +278,36 @@ def bring_in(
     unconfirmed: Annotated[
         bool, typer.Option("--unconfirmed", help="Argilla's responses that may be drafts, too.")
     ] = False,
+    users: Annotated[
+        str | None, typer.Option(metavar="Ada=USER,Bo=USER", help="Names of a table's annotators.")
+    ] = None,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1)] = 0.01,
     split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
     database: DatabaseOption = None,
 ) -> None:
     """Bring in our own exports, rankings, pairs, HH dialogues, OASST messages or tables."""
     from data.errors import UsageError
-    from data.labels.exchange.tables.columns import Table, parse_columns
+    from data.labels.exchange.tables.columns import Table, parse_columns, parse_users
     from pipeline.cli.label_store import import_file, opened
 
-    if columns is None and (items is not None or unconfirmed):
-        raise UsageError(f"{'--items' if items else '--unconfirmed'} goes with --columns")
-    table = None if columns is None else Table(parse_columns(columns), items, unconfirmed)
+    given = {"--items": items, "--unconfirmed": unconfirmed or None, "--users": users}
+    if columns is None and (alone := [name for name, value in given.items() if value is not None]):
+        raise UsageError(f"{alone[0]} goes with --columns")
+    names = {user: name for name, user in parse_users(users).items()} if users else {}
+    table = None if columns is None else Table(parse_columns(columns), items, unconfirmed, names)
+    asked: dict[str, Any] = {"format": format, "max_bad_share": max_bad_share, "hub_split": split}
 
     def read(**rest: Any) -> Iterator[ImportedLabel]:
         from data.labels.exchange.importing import read_labels
 
-        asked: dict[str, Any] = {
-            "format": format,
-            "max_bad_share": max_bad_share,
-            "hub_split": split,
-        }
         return read_labels(source, annotator=annotator, table=table, **asked, **rest)
 
     def readable() -> None:
         from data.labels.exchange.importing import require_names
 
         for one in read(when=datetime.now(UTC)):
-            name = campaign or one.row.campaign
-            require_names(source, campaign=name, annotator=one.annotator.name)
+            to = campaign or one.row.campaign
+            require_names(source, campaign=to, annotator=one.annotator.name)
 
     with opened(run, database, create=True, before=readable) as store:
         lines = import_file(store, source, campaign=campaign, read=read)

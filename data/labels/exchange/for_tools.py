@@ -39,30 +39,6 @@ QUESTION = "ranking"
 _TITLE = "Which answer is better? Equal ranks are a tie."
 
 
-def parse_users(text: str, tool: Tool) -> dict[str, str]:
-    """Return a tool's users by our annotators' names, of `Ada=USER,Bo=USER`.
-
-    Raises:
-        UsageError: it is no such list, names somebody twice, or an Argilla user by no UUID.
-    """
-    users: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, user = (piece.strip() for piece in part.rpartition("="))
-        if not name or not equals or not user:
-            raise UsageError(f"--users: '{part.strip()}' is no NAME=USER, as in Ada=USER,Bo=USER")
-        if name in users or user in users.values():
-            raise UsageError(f"--users: '{part.strip()}' names somebody a second time")
-        if tool == "argilla":
-            try:
-                user = str(uuid.UUID(user))
-            except ValueError:
-                raise UsageError(
-                    f"--users: '{user}' is no id of an Argilla user, a UUID as `rg.User.id` has it"
-                ) from None
-        users[name] = user
-    return users
-
-
 class _Given(NamedTuple):
     """A task with what was said of it, in the order that the tool shows."""
 
@@ -95,7 +71,7 @@ def export_tasks(
 
     Raises:
         SourceError: there are no tasks.
-        UsageError: a user is none of the annotators.
+        UsageError: a user is none of the annotators, or no user of Argilla.
         StorageError: the folder can't be written.
     """
     labels, users = list(labels), users or {}
@@ -105,6 +81,8 @@ def export_tasks(
             f"--users: nobody called '{unknown[0]}' gave a label; there are {listed(names)}."
             f"{nearest(unknown[0], names)}"
         )
+    if tool == "argilla":
+        _require_ids(users.values())
     left_out: Counter[str] = Counter()
     by_size: dict[int, list[_Given]] = {}
     for given in _given(tasks, labels, left_out):
@@ -124,6 +102,16 @@ def export_tasks(
             write_atomically(path, lines)
         counts[f"{tool}/{size}-answers"] = len(held)
     return Exported(counts, dict(left_out))
+
+
+def _require_ids(users: Iterable[str]) -> None:
+    for user in users:
+        try:
+            uuid.UUID(user)
+        except ValueError:
+            raise UsageError(
+                f"--users: '{user}' is no id of an Argilla user, a UUID as `rg.User.id` has it"
+            ) from None
 
 
 def _given(

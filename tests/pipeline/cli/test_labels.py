@@ -116,7 +116,7 @@ def test_answers_given_in_potato_are_joined_to_its_items(rlhf: Any, run: Path) -
     assert "campaign potato: 4 new labels of 4" in told.out and told.code == 0
     again = (run, WRITTEN / "potato" / "annotations.csv", "--campaign", "potato")
     assert "0 new labels of 4" in rlhf("label", "import", *again, *columns, *items).out
-    for option in (items, ("--unconfirmed",)):
+    for option in (items, ("--unconfirmed",), ("--users", "Ada=1")):
         refused = rlhf("label", "import", *place, *option)
         assert refused.code == 2 and f"{option[0]} goes with --columns" in refused.err
     refused = rlhf("label", "import", *place, *columns, "--items", "nowhere.jsonl")
@@ -140,12 +140,13 @@ def test_tasks_and_labels_go_to_another_tool_and_come_back(
     name = "response-" if tool == "argilla" else "answer"
     columns = ("--columns", f"prompt=prompt,a={name}1,b={name}2,winner=ranking")
     place = tmp_path / "out" / tool / "2-answers" / file
-    told = rlhf("label", "import", run, place, "--campaign", "back", *columns)
+    users = ("--users", f"Ada={user}")
+    told = rlhf("label", "import", run, place, "--campaign", "back", *columns, *users)
     assert "campaign back: 3 new labels of 3" in told.out
     rlhf("label", "export", run, "--campaign", "back", "--out", "again")
     lines = (tmp_path / "again" / "rankings.jsonl").read_text().splitlines()
     back = [json.loads(line) for line in lines]
-    assert {row["meta"]["_label"]["annotator"]["name"] for row in back} == {user}
+    assert {row["meta"]["_label"]["annotator"]["name"] for row in back} == {"Ada"}
     assert all(row["ranks"][row["completions"].index("yes")] == 1 for row in back)
     for option in (("--margin", "ranks"), ("--heldout", "0.2"), ("--revisions", "all")):
         refused = rlhf(*asked, *option)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data.errors import UsageError, nearest
 
@@ -43,11 +43,30 @@ class Table:
         columns: theirs, by our names, as `parse_columns` gives them.
         items: a file, folder or glob of what its rows were said of, joined by an id.
         unconfirmed: take responses of Argilla, too, that a file does not tell from drafts.
+        names: of annotators, by what the table calls them.
     """
 
     columns: Mapping[str, str]
     items: str | None = None
     unconfirmed: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_users(text: str) -> dict[str, str]:
+    """Return another tool's users by our annotators' names, of `Ada=USER,Bo=USER`.
+
+    Raises:
+        UsageError: it is no such list, or names somebody twice.
+    """
+    users: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, user = (piece.strip() for piece in part.rpartition("="))
+        if not name or not equals or not user:
+            raise UsageError(f"--users: '{part.strip()}' is no NAME=USER, as in Ada=USER,Bo=USER")
+        if name in users or user in users.values():
+            raise UsageError(f"--users: '{part.strip()}' names somebody a second time")
+        users[name] = user
+    return users
 
 
 def parse_columns(text: str) -> dict[str, str]:

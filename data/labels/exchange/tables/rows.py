@@ -120,8 +120,15 @@ class TableReader:
                     "prompt": value_of(joined, self.columns["prompt"]),
                     "completions": answers.texts,
                     "ranks": ranks,
-                    **({} if who in (None, "") else {"annotator": _name(who)}),
+                    **({} if who in (None, "") else {"annotator": self._named(who)}),
                 }
+
+    def _named(self, who: Any) -> str:
+        """Return an annotator's name, of Label Studio's accounts the address."""
+        if isinstance(who, Mapping):
+            who = who.get("email") or who.get("username") or who.get("id")
+        name = as_text(str(who), "annotator")
+        return self.table.names.get(name, name)
 
     def _joined(self, said: Row) -> Row:
         if self.items is None:
@@ -206,10 +213,3 @@ def _is_page(value: Any, prompt: str) -> bool:
 
 def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and ("content" in value or "role" in value)
-
-
-def _name(who: Any) -> str:
-    """Return an annotator's name, of Label Studio's accounts the address."""
-    if isinstance(who, Mapping):
-        who = who.get("email") or who.get("username") or who.get("id")
-    return as_text(str(who), "annotator")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from data.errors import SourceError, UsageError
-from data.labels.exchange.for_tools import Tool, export_tasks, parse_users
+from data.labels.exchange.for_tools import Tool, export_tasks
 from data.labels.exchange.importing import read_labels
-from data.labels.exchange.tables.columns import Table, parse_columns
+from data.labels.exchange.tables.columns import Table, parse_columns, parse_users
 from data.labels.exchange.training_rows import as_turns
 from data.labels.records import LabelRow
 from data.records import chat, prompt_hash
@@ -177,14 +177,16 @@ def test_tasks_that_nobody_has_labelled_go_along(rows: list[LabelRow], tmp_path:
         ("Ada=", "'Ada=' is no NAME=USER"),
         (f"Ada={ADA},Ada={BO}", "names somebody a second time"),
         (f"Ada={ADA},Bo={ADA}", "names somebody a second time"),
-        ("Ada=ada", "'ada' is no id of an Argilla user"),
     ],
 )
 def test_users_that_make_no_sense_are_told(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=f"--users: .*{told}"):
-        parse_users(text, "argilla")
+        parse_users(text)
 
 
 def test_a_user_who_is_no_annotator_is_told(rows: list[LabelRow], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nobody called 'Adda' gave a .* Did you mean 'Ada'\?"):
         exported("argilla", rows, tmp_path, {"Adda": ADA})
+    with pytest.raises(UsageError, match="'ada' is no id of an Argilla user, a UUID"):
+        exported("argilla", rows, tmp_path, {"Ada": "ada"})
+    assert not [*tmp_path.iterdir()]

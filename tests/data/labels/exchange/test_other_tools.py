@@ -195,6 +195,11 @@ def test_label_studio_s_pairs_of_every_kind(name: str) -> None:
         assert said[0] == brewed and sorted(said[1:], key=str) == sorted([baked, tied], key=str)
 
 
+def test_annotators_have_the_names_that_are_told() -> None:
+    said, _ = read(STUDIO / "pairwise.csv", f"{PAIR},winner=pref", names={"1": "Ann"})
+    assert [name for name, _ in said] == ["Ann", "2", "Ann"]
+
+
 @pytest.mark.parametrize("name", ["ranker.json", "ranker.min.json", "ranker.csv"])
 def test_label_studio_s_ranker(name: str) -> None:
     said, _ = read(STUDIO / name, "prompt=prompt,answers=items,winner=rank")
