@@ -98,12 +98,16 @@ def side_by_side(
             "ci95": [figure and figure.ci95 for figure in mine],
         }
         if seeds:
-            mean = over_seeds([figure.value for figure in known])
-            row |= {"mean": mean.value, "ci95_over_seeds": mean.ci95}
+            values = [figure.value for figure in known]
+            mean = over_seeds(values)
+            # What is the same in all seeds, such as a shared stage's, tells nothing of others.
+            ends = None if len(set(values)) == 1 else mean.ci95
+            row |= {"mean": mean.value, "ci95_over_seeds": ends}
         rows.append(row)
     return {
         "runs": {name: _head(report) for name, report in reports.items()},
         "seeds": seeds,
+        "shared": _shared(list(reports.values())),
         "settings": dict(settings or {}),
         "paired": list(paired),
         "figures": rows,
@@ -115,6 +119,18 @@ def _report(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder} has no report yet; make it with: rlhf report {folder}")
     return read_json_object(path)
+
+
+def _shared(reports: Sequence[Report]) -> list[str]:
+    """Return the stages of which several runs hold the same files."""
+    first, *others = (report["stages"] for report in reports)
+    return [
+        name
+        for name, stage in first.items()
+        if others
+        and stage.get("digest")
+        and all(name in them and them[name].get("digest") == stage["digest"] for them in others)
+    ]
 
 
 def _head(report: Report) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from data.storage import sha256
 from pipeline.contract.console import Console
+from pipeline.models.load import resolve_bf16
 from pipeline.recipe.load import load_recipe
 from pipeline.run.planning import Planner, Selection
 from pipeline.run.runner import execute, plan
@@ -23,7 +24,7 @@ MODEL = Path("model/model.safetensors")
 # Each was killed in its second step of four; its twin, of the same settings, was not.
 CUT = {"base_cut": "base", "sft_cut": "sft", "reward_cut": "reward", "ppo_cut": "ppo"}
 # The maths of the machine that made the run, see `maths`.
-MATHS = "2.13.0+cpu 37840d6c366bb5a7"
+MATHS = "2.13.0+cpu bf16 37840d6c366bb5a7"
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def weights(stage: str) -> torch.Tensor:
 
 
 def maths(stage: str) -> str:
-    """Return a digest of one step of training in plain torch: other processors round otherwise."""
+    """Return the precision of `bf16: auto`, and a digest of a step of training in plain torch."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(RUN / stage / "model")
@@ -55,7 +56,8 @@ def maths(stage: str) -> str:
     rows = [p.detach().flatten() for p in model.parameters()]
     drawn = torch.multinomial(rows[0].softmax(0), 8, generator=torch.Generator().manual_seed(0))
     content = torch.cat([*rows, drawn.float()]).numpy().tobytes()
-    return f"{torch.__version__} {hashlib.sha256(content).hexdigest()[:16]}"
+    products = "bf16" if resolve_bf16("auto", torch.device("cpu")) else "fp32"
+    return f"{torch.__version__} {products} {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 @pytest.mark.parametrize("recipe", ["older.yaml", "runs/older/recipe.yaml"])

@@ -31,6 +31,7 @@ RESULT: dict[str, str] = {
         "limit skip instruction stage chat part heldout_share"
     ),
     "PretrainSettings": (
+        "optimizer "
         "kind seed train heldout heldout_share tokenizer model objective masking spans noise "
         "architecture hidden_size layers "
         "heads kv_heads intermediate_size tie_embeddings rope_theta initializer_range "
@@ -39,6 +40,7 @@ RESULT: dict[str, str] = {
         "max_gradient_norm bf16 trust_remote_code"
     ),
     "DistillSettings": (
+        "optimizer "
         "kind seed train heldout heldout_share teacher model layers objective masking temperature "
         "soft hard cosine context_length attend_across_documents steps epochs tokens batch_size "
         "learning_rate schedule warmup_share final_share weight_decay betas epsilon "
@@ -178,7 +180,7 @@ SAME: dict[str, str] = {
         "save_every tools"
     ),
     "RankingsSettings": ("batch_size max_too_long_share tools"),
-    "PeopleSettings": ("lease_minutes guidelines database poll_seconds"),
+    "PeopleSettings": ("lease_minutes title guidelines database poll_seconds"),
     "JudgeSettings": ("key_variable concurrency timeout retries"),
     "RewardSettings": (
         "max_truncated_share tokens_per_micro_batch gradient_checkpointing compile "
@@ -211,7 +213,7 @@ SAME: dict[str, str] = {
     "EvaluateSettings": (
         "max_too_long_share batch_size tasks best_of people judges tools retrieve"
     ),
-    "ComparingSettings": "guidelines database poll_seconds",
+    "ComparingSettings": "title guidelines database poll_seconds",
     "HttpJudge": "timeout retries batch_size",
     "LlmJudge": (
         "key_variable max_unparsed_share max_calls max_tokens concurrency timeout retries"

@@ -84,6 +84,24 @@ def test_means_over_seeds_have_students_interval(runs: dict[str, Path], tmp_path
     assert not re.search(r"(?:src|href)=\"http", text)
 
 
+def test_what_all_seeds_share_is_named_and_has_no_interval_over_them(tmp_path: Path) -> None:
+    def content(kl: float, digest: str) -> dict[str, Any]:
+        told = report(0.7, kl)
+        base = {"kind": "pretrain", "main_metric": "eval/perplexity", "digest": "same",
+                "metrics": {"eval/perplexity": 2.5}}  # fmt: skip
+        told["stages"] = {"base": base, "ppo": {**told["stages"]["ppo"], "digest": digest}}
+        return told
+
+    runs = {name: write(tmp_path / name, content(int(name), name)) for name in ("1", "2")}
+    page = write_side_by_side(tmp_path / "all", runs, seeds=True)
+    told = json.loads(page.with_name("report.json").read_text())
+    assert told["shared"] == ["base"] and "The same in every seed: base" in page.read_text()
+    ends = {row["figure"]: row["ci95_over_seeds"] for row in told["figures"]}
+    assert ends["base: eval/perplexity"] is None and ends["ppo: objective/kl"] is not None
+    alone = write_side_by_side(tmp_path / "one", {"1": runs["1"]}, seeds=True)
+    assert json.loads(alone.with_name("report.json").read_text())["shared"] == []
+
+
 @pytest.mark.drawn
 def test_curves_of_runs_lie_over_each_other(runs: dict[str, Path], tmp_path: Path) -> None:
     settings = {"stages.ppo.kl_coefficient": [0.05, None]}
