@@ -30,6 +30,8 @@ from pipeline.publish.usage import Use
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WEIGHTS = (".safetensors",)
+_ANSWER = 64
+"""Tokens of an answer in the lines that show how a model is used; half of a smaller context."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def card(
         part=subject.part, about=wishes.about.strip(), tables=tables, ancestors=ancestors,
         data=data, template=template, chats=bool(template) and use.sort != "text",
         trust=", trust_remote_code=True" if use.own_code else "",
+        tokens=min(_ANSWER, (use.facts.context_length or 2 * _ANSWER) // 2),
         end=json.dumps(end, ensure_ascii=False),
         version=manifest.get("versions", {}).get("rlhf-pipeline", ""),
         bias=float(config.get("reward_bias") or 0.0), longest=config.get("reward_max_length"),
