@@ -143,6 +143,24 @@ def _tell(
         f"{counted(progress.labels, 'label')} by {counted(progress.annotators, 'annotator')} "
         f"(campaign {campaign.name}" + (f"; skipped: {who})" if skips else ")")
     )
+    _tell_of_too_few(context, database, campaign, progress)
+
+
+def _tell_of_too_few(
+    context: StageContext[Any], database: Database, campaign: Campaign, progress: Progress
+) -> None:
+    """Tell where all that is left waits for more people than there are: it would wait for ever."""
+    from data.labels.campaign.people import count_of
+
+    with database.read() as connection:
+        people = count_of(connection)
+    wanted, left = campaign.settings.annotators_per_task, progress.tasks - progress.complete
+    if progress.labelled == progress.tasks and left and 0 < people < wanted:
+        context.say(
+            f"{counted(left, 'task')} wait for people: {wanted} label each "
+            f"(people.annotators_per_task), and {people} may; let in another by `rlhf label invite "
+            f"{context.folder.parent} NAME`, or close the campaign to go on with what is there"
+        )
 
 
 def _sleep(context: StageContext[Any], seconds: float) -> None:

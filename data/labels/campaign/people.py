@@ -66,3 +66,12 @@ def require_other_look(connection: sa.Connection, name: str, now: datetime) -> N
             f"the name {name!r} looks like {other!r}, who is there or invited already: write it "
             "like that for the same person, or choose another"
         )
+
+
+def count_of(connection: sa.Connection) -> int:
+    """Return how many people may label."""
+    who = tables.annotators.c
+    asked = sa.select(sa.func.count()).where(
+        who.kind == "person", who.role == "annotator", who.active.is_(True)
+    )
+    return int(connection.scalar(asked) or 0)

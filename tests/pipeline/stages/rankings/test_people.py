@@ -448,3 +448,19 @@ def test_says_who_skipped_while_it_waits(
     assert "; skipped:" not in waiting[0]
     n_tasks = len([*read_tasks(context.folder / "tasks.jsonl")])
     assert waiting[-1].endswith(f"; skipped: {n_tasks} by shy)")
+
+
+def test_says_that_too_few_people_are_there_for_what_is_left(
+    make_context: Any, settings: Any, policy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pipeline.stages.asking.TOLD_SECONDS", 0.0)
+    asked = settings({"overlap": 1.0, "annotators_per_task": 3})
+    context = make_context(asked, {"model": policy}, stop_after=100)
+    monkeypatch.setattr(type(context), "say", lambda _, text: said.append(text))
+    with people_at_work(tmp_path, "Ann", "Ben"), pytest.raises(Interrupted):
+        rankings.run(context)
+    n_tasks = len([*read_tasks(context.folder / "tasks.jsonl")])
+    assert said[-1].startswith(f"{n_tasks} tasks wait for people: 3 label each")
+    assert f"and 2 may; let in another by `rlhf label invite {tmp_path} NAME`" in said[-1]
+    assert not said[0].startswith(f"{n_tasks} tasks wait")
