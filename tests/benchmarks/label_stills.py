@@ -17,12 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from live_load import RLHF, process
+from live_load import RLHF, process, wait_for_worker
 from playwright.sync_api import sync_playwright
 
 DEVICES: dict[str, dict[str, Any]] = {
@@ -188,10 +187,7 @@ def main() -> None:
         stack.enter_context(up)
 
         def start() -> None:
-            answering = up.enter_context(process(*worker))
-            file = run / "labels" / "worker.json"
-            while not file.exists() or str(answering.pid) not in file.read_text():
-                time.sleep(0.1)
+            wait_for_worker(run, up.enter_context(process(*worker)))
 
         start()
         browser = stack.enter_context(sync_playwright()).chromium.launch(

@@ -125,6 +125,17 @@ def process(*command: str) -> Any:
         started.wait()
 
 
+def wait_for_worker(run: Path, worker: subprocess.Popen[bytes]) -> None:
+    """Return once a worker tells its address; a new one takes that of a killed one away first."""
+    place = run / "labels" / "worker.json"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if str(worker.pid) in place.read_text():
+                return
+        assert worker.poll() is None, "the worker ended"
+        time.sleep(0.05)
+
+
 def centile(values: list[float]) -> dict[str, float]:
     if not values:
         return {}
@@ -164,8 +175,7 @@ def main() -> None:
         worker = ["converse", str(run), *models, "--answers", str(options.answers)]
         stack.enter_context(process("serve", str(run), "--port", "0"))
         answering = stack.enter_context(process(*worker))
-        while not (run / "labels" / "worker.json").exists():
-            time.sleep(0.1)
+        wait_for_worker(run, answering)
         names = [f"person-{n}" for n in range(options.annotators)]
         told = subprocess.check_output([RLHF, "label", "invite", str(run), *names], text=True)
         until = time.monotonic() + options.seconds
@@ -179,8 +189,7 @@ def main() -> None:
             os.kill(answering.pid, signal.SIGKILL)
             down = time.monotonic()
             answering = stack.enter_context(process(*worker))
-            while str(answering.pid) not in (run / "labels" / "worker.json").read_text():
-                time.sleep(0.05)
+            wait_for_worker(run, answering)
             kills.append((down, time.monotonic() + 1.0))
         for person in people:
             person.join()
