@@ -196,6 +196,17 @@ def require_corpus(hand: HandOver, retrieve: RetrievalSettings | None) -> None:
     require_texts(hand, "retrieve.corpus", retrieve.corpus)
 
 
+def require_label_store(hand: HandOver, database: str | None) -> None:
+    """Refuse to ask people where what keeps their labels is not installed, before hours of work."""
+    from data.extras import FIGURES, STORE, require_packages
+
+    if hand.finished(hand.name) is not None:
+        return
+    require_packages(*STORE, *FIGURES)
+    if (database or "").startswith("postgres"):
+        require_packages("psycopg", extra="postgres", what="a PostgreSQL database")
+
+
 def require_demonstrations(hand: HandOver, setting: str, sources: Sequence[SourceSettings]) -> None:
     """Refuse sources whose first rows hold no answer to imitate, see `require_readable`."""
     from data.records import to_demonstration

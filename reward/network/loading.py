@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from data.errors import ModelError, RlhfError, in_words
+from data.extras import require_packages
 from data.network import hub_trouble
 from data.storage import expand
 from reward.network.files import (
@@ -233,12 +234,14 @@ def locate(source: str | Path, what: str) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ModelError: the source is a path and nothing is there.
+        UsageError: what reads .gguf files is not installed.
     """
     text = str(source)
     path = expand(text)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{what} {text}: no such file; give a checkpoint's folder or hub id")
+        require_packages("gguf", extra="gguf", what=f"the .gguf file {text}")
         return str(path.parent), {"gguf_file": path.name}
     if isinstance(source, Path) or text.startswith((".", "/", "~")):
         if not path.is_dir():

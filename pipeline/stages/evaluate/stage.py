@@ -27,7 +27,13 @@ from pipeline.contract.artifacts import cache_of
 from pipeline.contract.kind import StageKind
 from pipeline.contract.retrieval import with_readers
 from pipeline.contract.settings import is_external, rows_at_most
-from pipeline.stages.checks import require_caller, require_corpus, require_prompts, require_texts
+from pipeline.stages.checks import (
+    require_caller,
+    require_corpus,
+    require_label_store,
+    require_prompts,
+    require_texts,
+)
 from pipeline.stages.evaluate.settings import EvaluateSettings
 from pipeline.stages.reward_terms import (
     check_rewards,
@@ -69,6 +75,8 @@ def check(settings: EvaluateSettings, hand: HandOver) -> None:
     require_texts(hand, "perplexity", settings.perplexity)
     _check_reading(settings, hand)
     settings.asked.read_guidelines()
+    if settings.people is not None:
+        require_label_store(hand, settings.people.database)
     _check_tasks(settings, hand)
 
 

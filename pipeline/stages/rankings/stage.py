@@ -26,6 +26,7 @@ from pipeline.contract.kind import StageKind
 from pipeline.stages.checks import (
     require_caller,
     require_corpus,
+    require_label_store,
     require_prompts,
     require_rankings,
     require_room,
@@ -53,6 +54,8 @@ def check(settings: RankingsSettings, hand: HandOver) -> None:
     why = "completions are sampled from a language model that writes"
     hand.require_writer(settings.model, "model", why, encoder_decoder=True)
     require_caller(hand, settings.model, settings.tools)
+    if settings.labeler == "people":
+        require_label_store(hand, settings.asked.database)
     talks = settings.asked.conversations
     if talks is not None and talks.against is not None:
         hand.require_rows(talks.against)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.contract.handover import HandOver
 from pipeline.run import checking
@@ -67,3 +69,43 @@ def test_a_check_of_the_recipe_tells_it_of_each_method(start: Build, settings: A
 
     (line,) = checking._warnings(Recipe, start(EVEN))  # type: ignore[arg-type]
     assert "100% of that of guessing" in line
+
+
+@pytest.mark.parametrize(
+    ("stage", "database", "missing", "told"),
+    [
+        ({"kind": "rankings", "labeler": "people"}, None, "alembic", "rlhf-pipeline[labels]"),
+        ({"kind": "rankings", "labeler": "people"}, "postgresql://x/y", "psycopg", "[postgres]"),
+        (
+            {"kind": "evaluate", "checkpoints": {"a": "./m", "b": "./m"}},
+            None,
+            "alembic",
+            "[labels]",
+        ),
+    ],
+)
+def test_what_people_need_is_asked_before_anything_runs(
+    rlhf: Build, tmp_path: Path, save_policy: Build, tiny_tokenizer: Build,
+    monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any], database: str | None, missing: str,
+    told: str,
+) -> None:  # fmt: skip
+    save_policy(tiny_tokenizer(), tmp_path / "m")
+    people = {} if database is None else {"database": database}
+    prompts = [{"world": "eval_prompts", "limit": 3}]
+    model = {"model": "./m"} if stage["kind"] == "rankings" else {}
+    ask = {**stage, **model, "prompts": prompts, "people": people}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"stages": {"ask": ask}}))
+    assert rlhf("validate", "r.yaml").code == 0
+    there = importlib.util.find_spec
+    monkeypatch.setattr("data.extras.find_spec", lambda n: None if n == missing else there(n))
+    refused = rlhf("validate", "r.yaml")
+    assert (refused.code, told in refused.err, missing in refused.err) == (2, True, True), refused
+
+
+def test_a_gguf_file_names_what_reads_it(
+    rlhf: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("data.extras.find_spec", lambda name: None)
+    refused = rlhf("tokenizer", "show", "a.gguf", "hi")
+    assert (refused.code, "pip install 'rlhf-pipeline[gguf]'" in refused.err) == (2, True)
