@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ def parse_users(text: str) -> dict[str, str]:
         UsageError: it is no such list, or names somebody twice.
     """
     users: dict[str, str] = {}
-    for part in text.split(","):
+    for part in _parts(text):
         name, equals, user = (piece.strip() for piece in part.rpartition("="))
         if not name or not equals or not user:
             raise UsageError(f"--users: '{part.strip()}' is no NAME=USER, as in Ada=USER,Bo=USER")
@@ -76,7 +77,7 @@ def parse_columns(text: str) -> dict[str, str]:
         UsageError: a name is none of `COLUMNS`, given twice or missing, or two ways are mixed.
     """
     found: dict[str, str] = {}
-    for part in text.split(","):
+    for part in _parts(text):
         ours, equals, theirs = (piece.strip() for piece in part.partition("="))
         if not equals or not theirs or ours not in COLUMNS or ours in found:
             raise UsageError(
@@ -89,6 +90,11 @@ def parse_columns(text: str) -> dict[str, str]:
         raise UsageError(f"--columns: {', '.join(missing)} is missing, as in {missing[0]}=COLUMN")
     _require_one_way(found)
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """Return what stands between commas; one within quotes holds commas of its own."""
+    return next(csv.reader([text], skipinitialspace=True), [""])
 
 
 def _require_one_way(found: Mapping[str, str]) -> None:

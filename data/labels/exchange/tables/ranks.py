@@ -37,18 +37,96 @@ from data.sources.values import JsonError, RowDropped, RowError, as_number, json
 NOTHING = "nothing was said of the answers"
 HALF = "not all was said of the answers that was asked"
 """As of an annotator who is not done: the best and not the worst, a rating of some."""
-_TIE = re.compile(
-    r"(tie|tied|ties|draw|same|equal|equally|both|bothbad|neither|no preference|no difference"
-    r"|about the same|the same|hard to tell|can'?t tell|undecided)\b.*",
-    re.DOTALL,
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_TIED = frozenset(
+    [
+        "tie",
+        "ties",
+        "tied",
+        "draw",
+        "same",
+        "equal",
+        "equally",
+        "both",
+        "bothbad",
+        "neither",
+        "identical",
+        "indifferent",
+    ]
 )
-_NOUN = re.compile(
-    r"(?:the )?(?:response|answer|option|completion|candidate|model|output|assistant|choice|reply"
-    r"|item|text|system|version|summary|generation|winner)[\s_#:.-]*(?=\S)"
+_TIES = re.compile(
+    r"=+|(?:there is )?no (?:clear )?(?:preference|difference|winner)|undecided"
+    r"|(?:hard to|can.?t|cannot) (?:tell|say|decide)"
 )
-_BETTER = re.compile(
-    r"\s+(?:response|answer|option|side)?\s*(?:is |was )?(?:\w+ )?(?:better|best|preferred|wins?)$"
+_SILENT = frozenset(["n/a", "na", "nan", "none", "null", "skip", "skipped", "unsure"])
+_FILL = frozenset(
+    [
+        "the",
+        "i",
+        "it",
+        "is",
+        "was",
+        "one",
+        "an",
+        "my",
+        "answer",
+        "response",
+        "option",
+        "completion",
+        "candidate",
+        "model",
+        "output",
+        "assistant",
+        "choice",
+        "reply",
+        "item",
+        "text",
+        "system",
+        "version",
+        "summary",
+        "generation",
+        "message",
+        "winner",
+        "side",
+        "chatbot",
+        "bot",
+        "agent",
+        "better",
+        "best",
+        "preferred",
+        "prefer",
+        "prefers",
+        "wins",
+        "win",
+        "won",
+        "much",
+        "slightly",
+        "significantly",
+        "clearly",
+        "far",
+        "bit",
+        "somewhat",
+        "strongly",
+        "marginally",
+    ]
 )
+"""Words around the name of an answer, as in `I prefer response B` or `model_b wins`."""
+_AGAINST = frozenset(
+    [
+        "worse",
+        "worst",
+        "not",
+        "never",
+        "less",
+        "loses",
+        "lost",
+        "lose",
+        "rejected",
+        "reject",
+        "except",
+    ]
+)
+"""Words after which a name is no longer that of the better one."""
 _PLACES = {
     **{"left": "1", "right": "2", "first": "1", "second": "2", "third": "3", "fourth": "4"},
     **{"1st": "1", "2nd": "2", "3rd": "3", "4th": "4"},
@@ -96,14 +174,10 @@ class Answers:
         text = _WHOLE.sub(r"\1", str(name).strip().lower())
         if not shown and text in self._own:
             return self._own[text]
-        bare = _NOUN.sub("", _BETTER.sub("", text), count=1).strip(" ()[]\"'")
-        for one in (text, bare):
-            one = _PLACES.get(one, one)
-            for known in (self._letters, self._numbers):
-                if one in known:
-                    return known[one]
-        if str(name) in self._texts:
+        if str(name) in self._texts and text not in self._letters:
             return self._texts[str(name)]
+        if len(places := self.named_in(text)) == 1:
+            return places.pop()
         names = dict.fromkeys([*self._own, *self._letters, *self._numbers])
         hint = ""
         if text == "0":
@@ -111,6 +185,30 @@ class Answers:
         raise RowError(
             f"column '{column}' says {text[:40]!r}; it is one of {', '.join(names)}, tie{hint}"
         )
+
+    def named_in(self, text: str) -> set[int]:
+        """Return the answers that a text names, none where it says something else of them."""
+        words = _WORD.findall(text)
+        if text.startswith(("-", "+")) or not _AGAINST.isdisjoint(words):
+            return set()
+        if "than" in words and "better" in words[: words.index("than")]:
+            words = words[: words.index("than")]
+        found = set()
+        for word in words:
+            place = self._place_of(word)
+            if place is not None:
+                found.add(place)
+            elif word not in _FILL:
+                return set()
+        return found
+
+    def any_of(self, words: Sequence[str]) -> bool:
+        """Tell whether one of the words is the name of an answer."""
+        return any(self._place_of(word) is not None for word in words)
+
+    def _place_of(self, word: str) -> int | None:
+        word = _PLACES.get(word, word)
+        return self._letters.get(word, self._numbers.get(word))
 
 
 def ranks_of(row: Row, answers: Answers, columns: Mapping[str, str]) -> list[int]:
@@ -190,12 +288,15 @@ def _winner(row: Row, answers: Answers, columns: Mapping[str, str]) -> list[int]
 
 
 def _one_of(said: Any, answers: Answers, column: str, *, shown: bool = False) -> list[int]:
-    size = len(answers.texts)
+    size, text = len(answers.texts), str(said).strip().lower()
     try:
         first = answers.place(said, column, shown=shown)
     except RowError:
-        if _TIE.fullmatch(str(said).strip().lower()):
+        words = _WORD.findall(text)
+        if _TIES.match(text) or not (_TIED.isdisjoint(words) or answers.any_of(words)):
             return [1] * size
+        if text in _SILENT:
+            raise RowDropped(NOTHING) from None
         raise
     return [1 if place == first else 2 for place in range(size)]
 
@@ -253,7 +354,7 @@ def _said(row: Row, column: str, buckets: str = "") -> Any:
             value = value[name] if isinstance(value, Mapping) and name in value else value
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             value = value[0]
-    if isinstance(value, str) and not value.strip():
+    if (isinstance(value, str) and not value.strip()) or value != value:  # not a number
         return None
     return value
 

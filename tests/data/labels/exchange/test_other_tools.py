@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -305,6 +307,12 @@ TWO, THREE = "prompt=q,a=a,b=b", "prompt=q,a=a,b=b,c=c"
         ("right", [2, 1]),
         ("second", [2, 1]),
         ("B is better", [2, 1]),
+        ("I slightly prefer Response B", [2, 1]),
+        ("B (right)", [2, 1]),
+        ("model_b wins", [2, 1]),
+        ("B is better than A", [2, 1]),
+        ("They are about equal", [1, 1]),
+        ("Can't tell", [1, 1]),
         ("Response B is much better", [2, 1]),
         ("No.", [2, 1]),
         (2, [2, 1]),
@@ -360,6 +368,23 @@ def test_half_of_what_was_asked_is_left_out_and_counted(tmp_path: Path) -> None:
     assert report.dropped == {HALF: 1, NOTHING: 1}
 
 
+@pytest.mark.parametrize("said", [None, "", "N/A", "unsure", float("nan")])
+def test_what_says_nothing_is_left_out_and_counted(said: Any, tmp_path: Path) -> None:
+    rows = [{**PLAIN, "w": said}, {**PLAIN, "w": "a"}]
+    assert read(wrote(tmp_path, *rows), f"{TWO},winner=w")[1].dropped == {NOTHING: 1}
+    if not isinstance(said, str):  # as pandas writes a column of numbers with gaps
+        table = pa.Table.from_pylist([{**PLAIN, "w": said}, {**PLAIN, "w": 1.0}])
+        pq.write_table(table, tmp_path / "rows.parquet")
+        report = read(tmp_path / "rows.parquet", f"{TWO},winner=w")[1]
+        assert report.dropped == {NOTHING: 1} and report.records == 1
+
+
+def test_names_of_columns_may_hold_commas(tmp_path: Path) -> None:
+    asked = "Which is better, A or B?"
+    rows = wrote(tmp_path, {**PLAIN, asked: "b"})
+    assert ranks(rows, f'{TWO}, "winner={asked}"') == [{"Yes.": 2, "No.": 1}]
+
+
 def test_prompts_may_have_fewer_answers_than_others(tmp_path: Path) -> None:
     order = [{"value": name, "rank": rank} for rank, name in enumerate("cba", start=1)]
     rows = [
@@ -377,6 +402,9 @@ def test_prompts_may_have_fewer_answers_than_others(tmp_path: Path) -> None:
     [
         ("winner=w", {"w": "0"}, "column 'w' says '0'; .* (numbers count from 1; write a and b"),
         ("winner=w", {"w": "maybe"}, "column 'w' says 'maybe'; it is one of a, b, c, 1, 2, 3, tie"),
+        ("winner=w", {"w": "B is worse"}, "column 'w' says 'b is worse'; it is one of a, b, c"),
+        ("winner=w", {"w": "A or B"}, "column 'w' says 'a or b'; it is one of a, b, c"),
+        ("winner=w", {"w": "-1"}, "column 'w' says '-1'; it is one of a, b, c"),
         ("winner=w", {"w": "A > B"}, "column 'w' ranks 2 of 3 answers"),
         ("winner=w", {"w": "A > B < C"}, "column 'w' says 'A > B < C', which runs both ways"),
         ("winner=w", {"w": ["a", "a", "b"]}, "column 'w' ranks 2 of 3 answers"),
