@@ -244,6 +244,9 @@ def value_of(row: Row, column: str) -> Any:
         return next(iter(held.values()), None)
     value: Any = row
     for name in column.split("."):
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+            continue
         if not isinstance(value, Mapping) or name not in value:
             known = listed(one for one in row if one != WHICH)
             raise RowError(f"there is no column '{column}'; there are {known}")

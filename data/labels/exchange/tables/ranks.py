@@ -38,94 +38,27 @@ NOTHING = "nothing was said of the answers"
 HALF = "not all was said of the answers that was asked"
 """As of an annotator who is not done: the best and not the worst, a rating of some."""
 _WORD = re.compile(r"[^\W\d_]+|\d+")
-_TIED = frozenset(
-    [
-        "tie",
-        "ties",
-        "tied",
-        "draw",
-        "same",
-        "equal",
-        "equally",
-        "both",
-        "bothbad",
-        "neither",
-        "identical",
-        "indifferent",
-    ]
-)
+_TIED = frozenset((
+    "tie", "ties", "tied", "draw", "same", "equal", "equally", "both", "bothbad", "neither",
+    "identical", "indifferent",
+))  # fmt: skip
 _TIES = re.compile(
     r"=+|(?:there is )?no (?:clear )?(?:preference|difference|winner)|undecided"
     r"|(?:hard to|can.?t|cannot) (?:tell|say|decide)"
 )
-_SILENT = frozenset(["n/a", "na", "nan", "none", "null", "skip", "skipped", "unsure"])
-_FILL = frozenset(
-    [
-        "the",
-        "i",
-        "it",
-        "is",
-        "was",
-        "one",
-        "an",
-        "my",
-        "answer",
-        "response",
-        "option",
-        "completion",
-        "candidate",
-        "model",
-        "output",
-        "assistant",
-        "choice",
-        "reply",
-        "item",
-        "text",
-        "system",
-        "version",
-        "summary",
-        "generation",
-        "message",
-        "winner",
-        "side",
-        "chatbot",
-        "bot",
-        "agent",
-        "better",
-        "best",
-        "preferred",
-        "prefer",
-        "prefers",
-        "wins",
-        "win",
-        "won",
-        "much",
-        "slightly",
-        "significantly",
-        "clearly",
-        "far",
-        "bit",
-        "somewhat",
-        "strongly",
-        "marginally",
-    ]
-)
+_SILENT = frozenset(("n/a", "na", "nan", "none", "null", "skip", "skipped", "unsure"))
+_FILL = frozenset((
+    "the", "i", "it", "is", "was", "one", "an", "my", "answer", "response", "option", "completion",
+    "candidate", "model", "output", "assistant", "choice", "reply", "item", "text", "system",
+    "version", "summary", "generation", "message", "winner", "side", "chatbot", "bot", "agent",
+    "better", "best", "preferred", "prefer", "prefers", "wins", "win", "won", "much", "slightly",
+    "significantly", "clearly", "far", "bit", "somewhat", "strongly", "marginally",
+))  # fmt: skip
 """Words around the name of an answer, as in `I prefer response B` or `model_b wins`."""
-_AGAINST = frozenset(
-    [
-        "worse",
-        "worst",
-        "not",
-        "never",
-        "less",
-        "loses",
-        "lost",
-        "lose",
-        "rejected",
-        "reject",
-        "except",
-    ]
-)
+_AGAINST = frozenset((
+    "worse", "worst", "not", "never", "less", "loses", "lost", "lose", "rejected", "reject",
+    "except",
+))  # fmt: skip
 """Words after which a name is no longer that of the better one."""
 _PLACES = {
     **{"left": "1", "right": "2", "first": "1", "second": "2", "third": "3", "fourth": "4"},
@@ -133,6 +66,10 @@ _PLACES = {
 }
 _WHOLE = re.compile(r"(\d+)\.0")
 _COMPARED = re.compile(r"(>+|<+|=+)")
+
+
+class _Chosen(list[Any]):
+    """The names of several answers that are equally good, as of Label Studio's Choices."""
 
 
 class Answers:
@@ -279,6 +216,9 @@ def _winner(row: Row, answers: Answers, columns: Mapping[str, str]) -> list[int]
         return _one_of(said["selected"], answers, column, shown=True)
     if isinstance(said, Mapping):
         said = [{"value": name, "rank": rank} for name, rank in said.items()]
+    if isinstance(said, _Chosen):
+        chosen = {answers.place(name, column) for name in said}
+        return dense_ranks([place not in chosen for place in range(len(answers.texts))])
     if isinstance(said, list):
         return _ordered(said, answers, column)
     parts = [part.strip() for part in _COMPARED.split(str(said))]
@@ -352,8 +292,8 @@ def _said(row: Row, column: str, buckets: str = "") -> Any:
             return _order_of(value["ranker"], column, buckets)
         for name in ("choices", "rating", "number"):
             value = value[name] if isinstance(value, Mapping) and name in value else value
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-            value = value[0]
+            if name == "choices" and isinstance(value, list):
+                value = value[0] if len(value) == 1 else _Chosen(value)
     if (isinstance(value, str) and not value.strip()) or value != value:  # not a number
         return None
     return value

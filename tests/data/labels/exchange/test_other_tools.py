@@ -352,6 +352,9 @@ def test_winners_by_the_names_that_people_use(
         ("rating_a=x,rating_b=y,rating_c=z", {"x": 4, "y": "4.5", "z": 4}, [2, 1, 2]),
         ("rank_a=x,rank_b=y,rank_c=z", {"x": 4, "y": 1, "z": 4}, [2, 1, 2]),
         ("winner=v.w", {"v": {"w": "c"}}, [2, 2, 1]),
+        ("winner=v.1.w", {"v": [{}, {"w": "c"}]}, [2, 2, 1]),
+        ("winner=w", {"w": {"choices": ["A", "C"]}}, [1, 2, 1]),
+        ("winner=w", {"w": {"choices": ["C"]}}, [2, 2, 1]),
     ],
 )
 def test_what_was_said_of_three(
