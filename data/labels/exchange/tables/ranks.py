@@ -96,6 +96,10 @@ class Answers:
             ]
             self.texts = [held[letter] for letter in self.letters]
             own = {columns[letter]: n for n, letter in enumerate(self.letters)}
+        for name, text in zip(self.letters, self.texts, strict=False):
+            if not isinstance(text, (str, list)):
+                place = columns.get(name, columns.get(ANSWERS))
+                raise RowError(f"column '{place}' holds no text or messages for answer {name}")
         self.absent = {columns[one] for one in LETTERS if one in columns} - set(own)
         self._own = {name.strip().lower(): place for name, place in own.items()}
         self._letters = {letter: place for place, letter in enumerate(self.letters)}

@@ -117,11 +117,18 @@ class TableReader:
                 which = said.get(WHICH, said.get("instance_id"))
                 yield {
                     **({} if which is None else {"id": f"{which}"}),
-                    "prompt": value_of(joined, self.columns["prompt"]),
+                    "prompt": self._prompt(joined),
                     "completions": answers.texts,
                     "ranks": ranks,
                     **({} if who in (None, "") else {"annotator": self._named(who)}),
                 }
+
+    def _prompt(self, row: Row) -> Any:
+        column = self.columns["prompt"]
+        prompt = value_of(row, column)
+        if not prompt or not isinstance(prompt, (str, list)):
+            raise RowError(f"column '{column}' holds nothing that was asked, text or messages")
+        return prompt
 
     def _named(self, who: Any) -> str:
         """Return an annotator's name, of Label Studio's accounts the address."""
@@ -144,9 +151,11 @@ class TableReader:
             raise RowError(f"there is no column '{own}' by which it belongs to an item")
         item = self.items.get(str(said[column]))
         if item is None:
-            raise RowError(
-                f"column '{column}' says {str(said[column])[:40]!r}, no item of {self.table.items}"
-            )
+            hint = ""
+            if str(said[column]).startswith("bws_tuple_"):
+                hint = "; it is a tuple, which BwsTupleGenerator.generate() of potato returns"
+            says = f"column '{column}' says {str(said[column])[:40]!r}"
+            raise RowError(f"{says}, no item of {self.table.items}{hint}")
         return {**item, **said}
 
     def _remember(self, row: Row, said: Row, answers: Answers) -> None:

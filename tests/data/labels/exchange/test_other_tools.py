@@ -284,6 +284,9 @@ def test_potato_s_rows_need_their_items(tmp_path: Path) -> None:
     with pytest.raises(BadRowsError, match=r"'instance_id' says 'tea', no item of .*x\.jsonl"):
         few = wrote(tmp_path, {"id": "cake", "text": "?", "responses": ["a", "b"]}, name="x.jsonl")
         read(POTATO / "annotations.csv", f"{RESPONSES},winner=preference", items=str(few))
+    with pytest.raises(BadRowsError, match="it is a tuple, which BwsTupleGenerator"):
+        columns = "prompt=text,answers=responses,best=quality.best"
+        read(POTATO / "best_worst.csv", columns, **ITEMS)
     twice = wrote(tmp_path, *[{"id": "tea"}] * 2, name="y.jsonl")
     with pytest.raises(SourceError, match=r"--items: .*y\.jsonl:2: a second item has the id 'tea'"):
         read(POTATO / "annotations.csv", f"{RESPONSES},winner=preference", items=str(twice))
@@ -414,6 +417,9 @@ def test_prompts_may_have_fewer_answers_than_others(tmp_path: Path) -> None:
         ("best=x,worst=y", {"x": "a", "y": 1}, "columns 'x' and 'y' name the same answer"),
         ("likert=x,middle=0", {"x": 1}, "column 'x' is a scale between two answers, not 3"),
         ("rank_a=x,rank_b=y,rank_c=z", {"x": 1, "y": "two", "z": 2}, "'y' holds 'two', not a num"),
+        ("winner=w", {"w": "a", "q": None}, "column 'q' holds nothing that was asked"),
+        ("winner=w", {"w": "a", "b": None}, "column 'b' holds no text or messages for answer b"),
+        ("winner=w", {"w": "a", "b": 3}, "column 'b' holds no text or messages for answer b"),
         ("winner=w", {"v": "a"}, "there is no column 'w'; there are q, a, b, c, v"),
     ],
 )
