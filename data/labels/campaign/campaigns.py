@@ -406,7 +406,7 @@ def _title(title: str) -> str:
     title = " ".join(title.split())
     if len(title) > LONGEST_TITLE or not title.isprintable():
         raise UsageError(
-            f"a title has up to {LONGEST_TITLE} printable characters, this one has "
+            f"a title has up to {LONGEST_TITLE} characters, all of which can be seen; this one has "
             f"{len(title)}: {title[:LONGEST_TITLE]!r}"
         )
     return title

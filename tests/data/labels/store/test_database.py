@@ -67,6 +67,13 @@ def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch)
             connection.execute(
                 before.insert().values(**values, role="annotator", active=True, created_at=created)
             )
+        for table, later, values in (
+            (tables.campaigns, "title", {"id": "c", "name": "old", "closed": False,
+             "settings": {}, "guidelines_version": 1}),
+            (tables.guidelines, "edited_by", {"campaign_id": "c", "version": 1, "body": "Be fair"}),
+        ):  # fmt: skip
+            old = sa.table(table.name, *(c for c in map(_bare, table.c) if c.name != later))
+            connection.execute(old.insert().values(**values, created_at=now))
         connection.execute(
             sessions.insert().values(
                 id="s",
@@ -85,6 +92,11 @@ def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch)
     with database.read() as connection:
         looks = {row.id: row.skeleton for row in connection.execute(sa.select(who)).all()}
     assert looks == {"a": "ada", "b": None, "c": None, "j": None}
+    (campaign,) = Campaigns(database).list()
+    assert (campaign.heading, campaign.title, campaign.guidelines) == ("old", "", "Be fair")
+    Campaigns(database).edit_guidelines("c", "Be kind", version=1, by="a")
+    again = Campaigns(database).create("old", CampaignSettings(), "Be fair")
+    assert (again.guidelines, again.guidelines_version) == ("Be kind", 2)
     session = accounts.session("token")
     assert session is not None and session.expires_at - now < timedelta(hours=12, minutes=1)
     for _, name in people:

@@ -258,8 +258,9 @@ def test_a_campaign_has_a_title_in_the_researchers_words(
         ann.get(f"/c/{campaign.id}/guidelines"),
     ):
         assert "Which answer helps?" in page.text and "<script>alert" not in page.text
-    refused = root.form(f"{base}/wording", f"{base}/title", title="x" * 101)
-    assert refused.status_code == 422 and "up to 100 printable characters" in refused.text
+    for bad in ("x" * 101, "\u202egnp.exe"):
+        refused = root.form(f"{base}/wording", f"{base}/title", title=bad)
+        assert refused.status_code == 422 and "up to 100 characters, all of" in refused.text
     assert root.form(f"{base}/wording", f"{base}/title", title="").status_code == 303
     assert campaign.name in ann.follow("/").text
 
