@@ -21,9 +21,11 @@ from data.sources.read import ReadReport, located_rows
 from data.sources.source import Source
 from data.sources.values import RowDropped, RowError, as_text, listed
 
-LISTED = (
-    "a ranking of Argilla's is a list of names, taken from the best on: its client drops the ranks "
-    "of answers given on its pages, see RESEARCHERS.md"
+LISTED = "a ranking of Argilla's is a list of names, taken from the best on"
+LOST = (
+    "Argilla's client drops the ranks of what it reads from a server; fetch the records from the "
+    "REST API (api/v1/datasets/ID/records?include=responses&limit=1000), which keeps them, and "
+    "import that"
 )
 _CHANCE = 200
 """So many times less likely than not is it that rankings stand in the order of the columns."""
@@ -87,10 +89,7 @@ class TableReader:
         if list(order) == sorted(order) and factorial(len(order)) ** count >= _CHANCE:
             raise SourceError(
                 f"{self.source}: all {count} rankings of '{self.columns['winner']}' stand in the "
-                "order of the columns: Argilla's client drops the ranks of answers given on its "
-                "pages; fetch the records from its REST API "
-                "(api/v1/datasets/ID/records?include=responses&limit=1000), which keeps them, and "
-                "import that"
+                f"order of the columns: {LOST}"
             )
 
     def _rows(self, row: Row) -> Iterator[dict[str, Any]]:
@@ -112,7 +111,7 @@ class TableReader:
                 except RowDropped as reason:
                     dropped[str(reason)] += 1
                     continue
-                self._remember(row, said, answers)
+                self._check_names(whole, said, answers)
                 who = said.get(self.columns.get(WHO, WHO))
                 which = said.get(WHICH, said.get("instance_id"))
                 yield {
@@ -158,13 +157,19 @@ class TableReader:
             raise RowError(f"{says}, no item of {self.table.items}{hint}")
         return {**item, **said}
 
-    def _remember(self, row: Row, said: Row, answers: Answers) -> None:
-        """Count a ranking of Argilla's that is a list of names."""
+    def _check_names(self, row: Row, said: Row, answers: Answers) -> None:
+        """Look at a ranking of Argilla's that is a list of names, without ranks.
+
+        Raises:
+            RowError: it was on a server, where it had ranks.
+        """
         column = self.columns.get("winner", "")
         value = said.get(column)
         if "responses" not in row and f"{column}.responses" not in row:
             return
-        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            if row.get("_server_id"):
+                raise RowError(f"'{column}' has names without their ranks: {LOST}")
             self.report.notes[LISTED] += 1
             known = [one for one in value if one not in answers.absent]
             self._orders[tuple(answers.place(one, column) for one in known)] += 1

@@ -98,10 +98,18 @@ def test_argilla_s_rankings_keep_their_ranks_where_the_file_has_them() -> None:
     assert again == [ranking for _, ranking in said]
 
 
-@pytest.mark.parametrize("name", ["flat.json", "flat.parquet", "by_names.json"])
+@pytest.mark.parametrize("name", [*FLAT[:3], *NESTED])
 def test_rankings_that_lost_their_ranks_are_no_labels(name: str) -> None:
+    with pytest.raises(BadRowsError, match="'order' has names without their ranks: Argilla's cl"):
+        read(ARGILLA / name, f"{FIELDS},c=response-3,winner=order", unconfirmed=True)
+
+
+def test_rankings_that_all_stand_in_the_order_of_the_columns_are_no_labels(tmp_path: Path) -> None:
+    rows = json.loads((ARGILLA / "flat.json").read_text())
+    for row in rows:
+        del row["_server_id"]
     with pytest.raises(SourceError, match=r"all 3 rankings of 'order' stand in the order of the"):
-        read(ARGILLA / name, f"{FIELDS},c=response-3,winner=order")
+        read(wrote(tmp_path, *rows), f"{FIELDS},c=response-3,winner=order")
 
 
 @pytest.mark.parametrize("name", NESTED)
@@ -172,7 +180,7 @@ def test_names_in_order_are_best_first_and_that_is_told(tmp_path: Path) -> None:
     }
     said, report = read(wrote(tmp_path, row), f"{FIELDS},winner=order")
     assert said == [("u-1", {"Yes.": 2, "No.": 1})]
-    assert any("its client drops the ranks" in note for note in report.notes)
+    assert any("is a list of names, taken from the best on" in note for note in report.notes)
 
 
 STUDIO = WRITTEN / "label_studio"
