@@ -98,14 +98,15 @@ class TableReader:
             for said in judgements(
                 whole, self.columns, self.report, unconfirmed=self.table.unconfirmed
             ):
+                joined = self._joined(said)
                 self._met |= dict.fromkeys(
                     part
-                    for name, value in said.items()
+                    for name, value in joined.items()
                     if name != WHICH and value is not None
                     for part in (name, name.partition(".")[0])
                 )
-                joined = self._joined(said)
                 answers = Answers(joined, self.columns)
+                self._met |= dict.fromkeys(self.columns.get(one, one) for one in answers.letters)
                 try:
                     ranks = ranks_of(joined, answers, self.columns)
                 except RowDropped as reason:

@@ -393,6 +393,18 @@ def test_what_says_nothing_is_left_out_and_counted(said: Any, tmp_path: Path) ->
         assert report.dropped == {NOTHING: 1} and report.records == 1
 
 
+def test_answers_are_reached_wherever_they_stand(tmp_path: Path) -> None:
+    row = {"q": {"text": "Tea?"}, "c": [{"t": "Yes."}, {"t": "No."}], "w": "b"}
+    found = ranks(wrote(tmp_path, row), "prompt=q.text,a=c.0.t,b=c.1.t,winner=w")
+    assert found == [{"Yes.": 2, "No.": 1}]
+    items = wrote(tmp_path, {**PLAIN, "id": 7}, name="items.jsonl")
+    said = wrote(tmp_path, {"id": "7", "w": "b"}, {"id": 7, "w": "a"})
+    found = ranks(said, f"{TWO},winner=w", items=str(items))
+    assert found == [{"Yes.": 2, "No.": 1}, {"Yes.": 1, "No.": 2}]
+    with pytest.raises(SourceError, match=r"no row holds anything in 'd'; there are q, a, b, c, w"):
+        read(wrote(tmp_path, {**PLAIN, "w": "b", "d": None}), f"{TWO},c=d,winner=w")
+
+
 def test_names_of_columns_may_hold_commas(tmp_path: Path) -> None:
     asked = "Which is better, A or B?"
     rows = wrote(tmp_path, {**PLAIN, asked: "b"})
