@@ -33,7 +33,7 @@ UNSURE = (
 )
 _STATE = "instance_id_to_label_to_value"
 _POTATO = ("labels", "label_annotations")
-_TRUE = (True, "true", "True", "on")
+_TRUE = ("true", "True", "on")
 
 
 def judgements(
@@ -103,7 +103,8 @@ def _submitted(
         elif status != SUBMITTED:
             report.dropped["a response that is a draft or discarded"] += 1
             continue
-        yield {**row, **answers, WHICH: f"record {row.get('external_id') or row.get('id')}"}
+        name = row.get("external_id") or row.get("id")
+        yield {**row, **answers, **({WHICH: f"record {name}"} if name else {})}
 
 
 def _flat(row: Row, questions: Sequence[str], who: str) -> list[dict[str, Any]]:
@@ -197,7 +198,7 @@ def _flattened(labels: Mapping[str, Any], questions: Sequence[str]) -> dict[str,
             flat[scheme] = given
             continue
         for label, value in given.items():
-            flat[f"{scheme}.{label}"] = label if value in _TRUE else value
+            flat[f"{scheme}.{label}"] = label if value is True or value in _TRUE else value
     said = {one for name in flat for one in (name, name.partition(".")[0])}
     return {**{question: None for question in questions if question not in said}, **flat}
 

@@ -170,6 +170,20 @@ def test_without_columns_what_to_tell_is_told(place: str, words: str) -> None:
     assert words in str(problem.value) and '--columns "prompt=' in str(problem.value)
 
 
+def test_records_without_ids_are_labels_each(tmp_path: Path) -> None:
+    row = {
+        "instruction": "Tea?", "response-1": "Yes.", "response-2": "No.",
+        "best.responses": ["response-1"], "best.responses.users": ["u-1"],
+        "best.responses.status": ["submitted"],
+    }  # fmt: skip
+    found = read_labels(
+        str(wrote(tmp_path, row, row)),
+        when=WHEN,
+        table=Table(parse_columns(f"{FIELDS},winner=best")),
+    )
+    assert len({one.submission.key for one in found}) == 2
+
+
 def test_names_in_order_are_best_first_and_that_is_told(tmp_path: Path) -> None:
     fields = {"instruction": "Tea?", "response-1": "Yes.", "response-2": "No."}
     row = {
@@ -284,6 +298,23 @@ def test_the_best_and_the_worst_of_four_are_a_partial_order(name: str) -> None:
         ("ann", {BREW: 1, ask: 2, DRINK: 3, warm: 2}),
     ]
     assert report.dropped == {HALF: 1}  # the best alone
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "expected"),
+    [
+        ({"pick": {"Response B": True}}, "winner=pick", [2, 1]),
+        ({"pick": {"Response B": "true", "Response A": ""}}, "winner=pick", [2, 1]),
+        ({"strength": {"scale_value": 1}}, "likert=strength,middle=0", [2, 1]),
+        ({"strength": {"scale_value": "-0.5"}}, "likert=strength,middle=0", [1, 2]),
+    ],
+)
+def test_labels_of_other_potatoes(
+    labels: Any, columns: str, expected: list[int], tmp_path: Path
+) -> None:
+    row = {"user_id": "ann", "instance_id": "tea", "label_annotations": labels}
+    (found,) = ranks(wrote(tmp_path, row), f"{RESPONSES},{columns}", **ITEMS)
+    assert [found[BREW], found[BUY]] == expected
 
 
 def test_potato_s_rows_need_their_items(tmp_path: Path) -> None:
