@@ -36,7 +36,7 @@ NEEDED: Mapping[Wanted, Sequence[Sequence[str]]] = {
 """Columns that make rows of that, the last way where no other is found by names."""
 _NAMES: Mapping[str, Sequence[str]] = {
     "messages": ("dialogue", "dialog", "turns", *MESSAGE_COLUMNS),
-    "prompt": ("prompt", "question", "ask", "request", "user", "human", "task", "source",
+    "prompt": ("prompt", "question", "ask", "request", "user", "human",
                "frage", "pregunta", "text", *QUESTION_COLUMNS),
     "completion": ("reply", "assistant", "bot", "target", "gold", "groundtruth", "summary",
                    "antwort", "respuesta", "réponse", *ANSWER_COLUMNS),

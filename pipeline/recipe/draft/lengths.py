@@ -55,6 +55,16 @@ def measure(tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]) -> Le
     return lengths
 
 
+def together(parts: Iterable[Lengths]) -> Lengths:
+    """Return the tokens of the rows of several."""
+    all_ = Lengths()
+    for one in parts:
+        all_.rows += one.rows
+        all_.prompts += one.prompts
+        all_.answers += one.answers
+    return all_
+
+
 def _answered(record: Record) -> Iterator[Conversation | Completion]:
     """Yield each answer of a record behind its prompt."""
     if isinstance(record, (Conversation, Completion)):

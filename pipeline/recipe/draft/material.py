@@ -31,7 +31,7 @@ from data.words import counted
 from pipeline.contract.settings import SourceSettings
 from pipeline.contract.sources import DEMONSTRATIONS, PROMPTS, RANKINGS, TEXTS
 
-SAMPLE = 500
+SAMPLE = 300
 """Rows of a source, drawn evenly, whose tokens are counted."""
 SECONDS = 30.0
 """After which the rows of a source are counted no further."""
@@ -66,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Material:
     """A source that was looked at.
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from data.records import to_text
-from pipeline.recipe.draft.lengths import Lengths, beyond, count_texts, limit, measure
+from pipeline.recipe.draft.lengths import Lengths, beyond, count_texts, limit, measure, together
 from pipeline.recipe.draft.material import Material
 from pipeline.recipe.draft.model import Start
 from pipeline.recipe.draft.numbers import episodes, learning_rate, power_of_two, rows_batch
@@ -87,9 +87,10 @@ class Drafting:
     @cached_property
     def lengths(self) -> Mapping[str, Lengths]:
         """Tokens of demonstrations, of what was ranked, and of prompts."""
+        counted = [(one, measure(self.start.tokenizer, one.records)) for one in self.asking]
         groups = {"sft": self.shown, "ranked": self.ranked, "asking": self.asking}
         return {
-            name: measure(self.start.tokenizer, (row for one in group for row in one.records))
+            name: together(lengths for one, lengths in counted if one in group)
             for name, group in groups.items()
         }
 
@@ -342,6 +343,9 @@ def _ppo(d: Drafting) -> Stage | None:
         "episodes": total,
         "batch_size": batch,
     }
+    if over > 0.4:
+        most = Because(round(min(1.0, over + 0.1), 2), "They are that many here.")
+        settings["max_dropped_share"] = most
     micro = power_of_two(PASS_TOKENS / (d.prompt + d.answer), least=1, most=32)
     if micro < 32:
         settings["micro_batch_size"] = Because(micro, "For the memory; it changes no result.")
