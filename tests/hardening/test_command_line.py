@@ -39,6 +39,11 @@ NAMED: list[list[str]] = [
     ["ls", "{}"],
     ["copy", "{}"],
     ["copy", "quickstart", "{}/x"],
+    ["init", "{}", "--sft", "rows.jsonl"],
+    ["init", "{}/x.yaml", "--sft", "rows.jsonl"],
+    ["init", "x.yaml", "--texts", "{}"],
+    ["init", "x.yaml", "--texts", "rows.jsonl", "--columns", "{}"],
+    ["init", "x.yaml", "--model", "./{}", "--texts", "rows.jsonl"],
     ["score", "rule:{}", "rows.jsonl", "--out", "o"],
     ["score", "function:{}", "rows.jsonl", "--out", "o"],
     ["score", "rule:length", "{}", "--out", "o"],
@@ -66,6 +71,8 @@ OF_NOBODY: list[list[str]] = [
     ["score", "~nobody-here/x", "rows.jsonl", "--out", "o"],
     ["score", "rule:length", "~nobody-here/x", "--out", "o"],
     ["chat", "~nobody-here/x"],
+    ["init", "x.yaml", "--model", "~nobody-here/x", "--texts", "rows.jsonl"],
+    ["init", "x.yaml", "--texts", "~nobody-here/x"],
     ["eval", "~nobody-here/x", "--prompts", "world:eval_prompts", "--limit", "1", "--out", "o"],
 ]
 

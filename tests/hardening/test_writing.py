@@ -95,6 +95,7 @@ def test_a_file_is_written_where_none_or_a_file_is(
         pytest.param(["validate", "r.yaml", "--out", "there"], id="validate"),
         pytest.param([*SCORE, "rows.jsonl", "--out", "there/scores"], id="score into it"),
         pytest.param(["copy", "quickstart", "there/mine.yaml"], id="copy into it"),
+        pytest.param(["init", "there/mine.yaml", "--texts", "rows.jsonl"], id="init into it"),
         pytest.param(["ls", "there"], id="ls"),
     ],
 )
