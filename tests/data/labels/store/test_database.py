@@ -67,11 +67,13 @@ def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch)
             connection.execute(
                 before.insert().values(**values, role="annotator", active=True, created_at=created)
             )
-        for table, later, values in (
-            (tables.campaigns, "title", {"id": "c", "name": "old", "closed": False,
-             "settings": {}, "guidelines_version": 1}),
-            (tables.guidelines, "edited_by", {"campaign_id": "c", "version": 1, "body": "Be fair"}),
-        ):  # fmt: skip
+        campaign = {"id": "c", "name": "old", "closed": False, "settings": {}}
+        guidelines = {"campaign_id": "c", "version": 1, "body": "Be fair"}
+        added: list[tuple[sa.Table, str, dict[str, Any]]] = [
+            (tables.campaigns, "title", {**campaign, "guidelines_version": 1}),
+            (tables.guidelines, "edited_by", guidelines),
+        ]
+        for table, later, values in added:
             old = sa.table(table.name, *(c for c in map(_bare, table.c) if c.name != later))
             connection.execute(old.insert().values(**values, created_at=now))
         connection.execute(
@@ -92,8 +94,8 @@ def test_a_database_of_before_goes_on(url: str, monkeypatch: pytest.MonkeyPatch)
     with database.read() as connection:
         looks = {row.id: row.skeleton for row in connection.execute(sa.select(who)).all()}
     assert looks == {"a": "ada", "b": None, "c": None, "j": None}
-    (campaign,) = Campaigns(database).list()
-    assert (campaign.heading, campaign.title, campaign.guidelines) == ("old", "", "Be fair")
+    (kept,) = Campaigns(database).list()
+    assert (kept.heading, kept.title, kept.guidelines) == ("old", "", "Be fair")
     Campaigns(database).edit_guidelines("c", "Be kind", version=1, by="a")
     again = Campaigns(database).create("old", CampaignSettings(), "Be fair")
     assert (again.guidelines, again.guidelines_version) == ("Be kind", 2)
