@@ -172,7 +172,7 @@ def _tokenizer(d: Drafting) -> Stage | None:
     settings: dict[str, Any] = {"kind": "tokenizer", "adopt": d.start.reference}
     if d.start.pad_token is not None:
         own = "pads with its end-of-sequence token" if d.start.ends_with else "has no padding token"
-        why = f"The model {own}; trained so, it would never learn to end. This one is in no text."
+        why = f"The model {own}; trained so, it would never learn to end."
         settings["pad_token"] = Because(d.start.pad_token, why)
     if d.start.lines:
         why = "The model has no chat template: turns are lines of plain words."
