@@ -52,7 +52,8 @@ def tables(subject: Subject, evaluations: Sequence[Path]) -> list[Table]:
         ArtifactError: one can't be read.
     """
     found = [*_of_stage(subject)]
-    content = checkpoint_content(subject.folder)
+    # With an adapter merged a model says what it says with it beside.
+    content = checkpoint_content(subject.whole)
     for artifact in _evaluations(subject):
         results = read_evaluation(artifact.folder)
         names = _named(results, content)
@@ -89,13 +90,15 @@ def _named(results: Results, content: str) -> list[str]:
 
 
 def _of_stage(subject: Subject) -> Iterator[Table]:
-    if subject.part != "model" or not (subject.stage.folder / QUALITY).is_file():
+    whole = subject.whole == subject.stage.folder / "model"
+    if not whole or not (subject.stage.folder / QUALITY).is_file():
         return
     quality = read_json_object(subject.stage.folder / QUALITY)
     try:
         if "head" in quality:
             (row,) = head_rows({"heads": {subject.stage.name: quality}})
-            names = ("F1", *(cell["note"] or "F1 above that" for cell in row["cells"][1:]))
+            _, second, floor, _ = (cell["note"] for cell in row["cells"])
+            names = ("F1", second.capitalize(), f"F1 of {floor}", "F1 above that")
             cells = zip(names, row["cells"], strict=True)
             rows = [(name, cell["value"], cell["ci95"], row["note"]) for name, cell in cells]
         else:

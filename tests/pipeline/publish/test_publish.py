@@ -114,6 +114,39 @@ def test_figures_stand_with_their_intervals(finished: Path, rlhf: Build) -> None
     assert told in Path("out3/README.md").read_text()
 
 
+def test_figures_of_a_head_stand_beside_their_floor(
+    finished: Path, rlhf: Build, make_stage: Build, tmp_path: Path
+) -> None:
+    stage = tmp_path / "run/truth"
+    shutil.copytree(finished / "reward/model", stage / "model")
+    values = {"f1": 0.5, "accuracy": 0.6, "floor_f1": 0.3, "f1_over_floor": 0.2}
+    figures = {n: {"value": v, "ci95": [v - 0.1, v + 0.1]} for n, v in values.items()}
+    quality = {"head": "classify", "n": 20, "labels": ["a", "b"], "figures": figures}
+    (stage / "quality.json").write_text(json.dumps(quality))
+    assert rlhf("publish", make_stage(stage, "finetune", model="org/start"), "out").code == 0
+    card = Path("out/README.md").read_text()
+    assert front(card)["pipeline_tag"] == "text-classification"
+    assert "| F1 | 0.500 | 0.400 to 0.600 | classes, 20 rows |" in card
+    assert "| Accuracy | 60.0 % | 50.0 to 70.0 |" in card
+    assert "| F1 of the commonest class | 0.300 |" in card
+    assert "| F1 above that | +0.200 | +0.100 to +0.300 |" in card
+
+
+def test_the_best_policy_of_ppo_is_published_where_it_is_named(
+    finished: Path, rlhf: Build, make_stage: Build, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "ppo/model", tmp_path / "run/ppo/model")
+    shutil.copytree(finished / "sft/model", tmp_path / "run/ppo/best/model")
+    alarm = {"update": 3, "alarm": "kl", "told": "the KL grew", "cause": "too high a rate"}
+    (tmp_path / "run/ppo/doctor.jsonl").write_text(json.dumps(alarm) + "\n")
+    stage = make_stage(tmp_path / "run/ppo", "ppo", policy="org/start")
+    assert rlhf("publish", stage / "best/model", "out").code == 0
+    assert sha256(Path("out/model.safetensors")) == sha256(finished / "sft/model/model.safetensors")
+    card = Path("out/README.md").read_text()
+    assert "the stage `ppo` (ppo) left, in its `best/model`" in card
+    assert "- At update 3 of its training the KL grew: too high a rate." in card
+
+
 def test_no_place_on_the_machine_goes_along(
     finished: Path, rlhf: Build, make_stage: Build, tmp_path: Path
 ) -> None:
