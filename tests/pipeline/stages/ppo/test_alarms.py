@@ -299,7 +299,7 @@ def test_over_optimisation_of_a_reward_for_length_is_found_with_the_policy_to_ta
     # Paid for 60 characters, while 20 are what is wanted: both rise at first, then they part.
     wanted = {"rule": "length", "options": {"target": 20, "unit": "characters"}}
     running = context(
-        "parts", episodes=16 * 9, learning_rate=1e-3, evaluate_every=1,
+        "parts", episodes=16 * 9, learning_rate=3e-3, evaluate_every=1, bf16=False,
         evaluation_reward=[wanted], evaluation_prompts=[{"path": str(asked)}],
     )  # fmt: skip
     run(running)
