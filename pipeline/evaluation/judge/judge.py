@@ -202,9 +202,10 @@ def _fitting(plan: Plan, workspace: EvaluationWorkspace) -> tuple[Plan, int]:
     lost = len(fits) - len(fitting)
     if lost > plan.max_too_long_share * len(fits) or not fitting:
         raise SourceError(
-            f"{lost} of {len(fits)} prompts leave no room for {plan.max_new_tokens} new "
-            "tokens in some checkpoint's context, more than max_too_long_share allows; lower "
-            f"max_new_tokens{' or passage_tokens' if plan.readers else ''} or raise that share"
+            f"{lost} of {len(fits)} prompts leave no room for {plan.max_new_tokens} new tokens in "
+            f"some checkpoint's context, more than {plan.max_too_long_share:.0%} of them; lower "
+            f"max_new_tokens{' or passage_tokens' if plan.readers else ''}, or raise an evaluate "
+            "stage's max_too_long_share"
         )
     if lost:
         workspace.console.say(f"  {lost} of {len(fits)} prompts left out: too long for the context")
