@@ -59,6 +59,11 @@ class Drafting:
         """All that asks something."""
         return self.of("sft", "pairs", "rankings", "prompts")
 
+    @cached_property
+    def asked(self) -> Mapping[Any, float]:
+        """Each thing that is asked, with its place in the split."""
+        return places(self.asking)
+
     @property
     def shown(self) -> list[Material]:
         """What SFT imitates: demonstrations, else what was ranked best."""
@@ -262,9 +267,7 @@ def _sft(d: Drafting) -> Stage | None:
         why = f"Of {rows:,} demonstrations; the pass with the lowest held-out loss is kept."
         settings |= {"epochs": Because(3, why), "candidates": 3}
     settings["batch_size"] = batch = rows_batch(rows, usual=32, source="InstructGPT: 32")
-    micro = power_of_two(PASS_TOKENS / d.row, least=1, most=batch.value)
-    if micro < batch.value:
-        settings["micro_batch_size"] = Because(micro, "For the memory; it changes no result.")
+    settings |= _micro_batch(d.row, most=batch.value)
     settings["learning_rate"] = d.rate("sft")
     why = "The demonstrations." if d.of("sft") else (
         "No demonstrations were named, so it imitates the answers that were ranked best."
@@ -278,9 +281,19 @@ def _row_limit(most: int, rows: Sequence[int], context: float, *, share: str) ->
     where = ", all the model reads" if most == context else ""
     why = f"Tokens{where}; {100 * over:.1f} % of a sample of rows are longer."
     made: dict[str, Any] = {"max_length": Because(most, why)}
-    if over > 0.03:
-        made[share] = Because(round(min(1.0, 1.5 * over + 0.02), 2), "They are that many here.")
-    return made
+    return made | _allowed(share, over, "They are that many here.")
+
+
+def _allowed(setting: str, over: float, why: str) -> dict[str, Any]:
+    """Return the setting of a share that may be lost, where more are than most defaults allow."""
+    return {setting: Because(round(min(1.0, 1.5 * over + 0.02), 2), why)} if over > 0.03 else {}
+
+
+def _micro_batch(tokens: int, *, most: int) -> dict[str, Any]:
+    """Return the rows of a forward pass, where they are fewer than those of a step."""
+    micro = power_of_two(PASS_TOKENS / tokens, least=1, most=most)
+    why = "For the memory; it changes no result."
+    return {"micro_batch_size": Because(micro, why)} if micro < most else {}
 
 
 def _rankings(d: Drafting) -> Stage | None:
@@ -297,7 +310,8 @@ def _rankings(d: Drafting) -> Stage | None:
 def _reward(d: Drafting) -> Stage | None:
     if not d.ranked:
         return None
-    count = len(places(d.ranked)) - held(d.share, places(d.ranked))
+    asked = places(d.ranked)
+    count = len(asked) - held(d.share, asked)
     settings: dict[str, Any] = {
         "kind": "reward",
         "model": "sft",
@@ -321,9 +335,8 @@ def _reward(d: Drafting) -> Stage | None:
 def _ppo(d: Drafting) -> Stage | None:
     if not d.ranked:
         return None
-    asked = places(d.asking)
     over = beyond(d.lengths["asking"].prompts, d.prompt)
-    count = round((len(asked) - held(d.share, asked)) * (1 - over))
+    count = round((len(d.asked) - held(d.share, d.asked)) * (1 - over))
     many = "" if all(one.whole for one in d.asking) else "at least "
     total, batch = episodes(count, many)
     longer = beyond(d.lengths["sft"].answers, d.answer)
@@ -346,9 +359,7 @@ def _ppo(d: Drafting) -> Stage | None:
     if over > 0.4:
         most = Because(round(min(1.0, over + 0.1), 2), "They are that many here.")
         settings["max_dropped_share"] = most
-    micro = power_of_two(PASS_TOKENS / (d.prompt + d.answer), least=1, most=32)
-    if micro < 32:
-        settings["micro_batch_size"] = Because(micro, "For the memory; it changes no result.")
+    settings |= _micro_batch(d.prompt + d.answer, most=32)
     settings["learning_rate"] = d.rate("ppo")
     return Stage("All that is not set is as in N+ (Huang et al. 2024).", settings)
 
@@ -364,13 +375,11 @@ def _evaluate(d: Drafting) -> Stage | None:
     if d.chats and (d.scratch or d.start.lines):
         settings["plain"] = Because(["base"], "It has never seen the chat template.")
     settings |= {"reference": "sft", "prompts": sides(d.asking, "heldout", d.share)}
-    if held(d.share, places(d.asking)) > _EVALUATED:
+    if held(d.share, d.asked) > _EVALUATED:
         settings["limit"] = _EVALUATED
     over = beyond(d.lengths["asking"].prompts, int(min(d.most - d.answer, 10**9)))
-    if over > 0.03:
-        settings["max_too_long_share"] = Because(
-            round(min(1.0, 1.5 * over + 0.02), 2), "Prompts that leave no room for an answer."
-        )
+    why = "Prompts that leave no room for an answer."
+    settings |= _allowed("max_too_long_share", over, why)
     if d.text_share is not None:
         settings["perplexity"] = sides(d.texts, "heldout", d.text_share)
     if d.ranked:
@@ -399,8 +408,8 @@ def _evaluate_texts(d: Drafting) -> Stage | None:
 def notes(d: Drafting) -> Iterator[str]:
     """Yield lines on what was decided that a user may want otherwise."""
     if d.asking:
-        out = held(d.share, places(d.asking))
-        yield f"held out: {out:,} of {len(places(d.asking)):,} prompts, the same in all stages"
+        out = held(d.share, d.asked)
+        yield f"held out: {out:,} of {len(d.asked):,} prompts, the same in all stages"
     if d.texts:
         part = "none, they are too few" if d.text_share is None else f"{d.text_share:.0%} of them"
         yield f"texts: about {d.text_tokens:,} tokens; held out: {part}"
